@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Every way out of a program passes here, so that every packet is counted under the reason for its verdict. */
+#pragma once
+
+#include <linux/pkt_cls.h>
+
+#include "maps.h"
+
+/*
+ * To the next program on this hook, and then the stack. Not TC_ACT_OK: that would end the chain, and with it any other
+ * tcx program and the qdisc filters (the bandwidth plugin's, say) that come after us.
+ */
+#define TO_STACK TC_ACT_UNSPEC
+
+static __always_inline void count(const struct __sk_buff *skb, enum hook hook, enum reason reason)
+{
+	__u32 key = hook * REASONS + reason;
+	struct counter *counter = bpf_map_lookup_elem(&counters, &key);
+
+	if (counter) {
+		counter->packets++;
+		counter->bytes += skb->len;
+	}
+}
+
+static __always_inline int to_stack(const struct __sk_buff *skb, enum hook hook, enum reason reason)
+{
+	count(skb, hook, reason);
+	return TO_STACK;
+}
+
+static __always_inline int drop(const struct __sk_buff *skb, enum hook hook, enum reason reason)
+{
+	count(skb, hook, reason);
+	return TC_ACT_SHOT;
+}

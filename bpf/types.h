@@ -1,0 +1,197 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * Every struct and enum that BPF programs and the manager share, once. scripts/gen-layout reads them back from BTF and
+ * writes src/dataplane/layout.gen.ts, so nothing here is ever mirrored by hand. The generator understands, and prints:
+ *   __be32        an IPv4 address
+ *   __be16        a number in network byte order (a port, a length, an ethertype)
+ *   net32         the same, 32 bits wide
+ *   struct mac    a MAC address
+ *   an enum       a number, shown by its enumerators' names
+ *   unused        nothing: padding
+ */
+#pragma once
+
+#include <linux/types.h>
+
+typedef __u32 net32;
+
+struct mac {
+	__u8 bytes[6];
+};
+
+/* ---- Headers as on the wire. Naturally aligned within themselves, so the compiler may load whole words. ---- */
+
+struct ether { /* IEEE 802.3 */
+	struct mac dst;
+	struct mac src;
+	__be16 type;
+};
+
+struct ipv4 { /* RFC 791 */
+	__u8 version_ihl;
+	__u8 tos; /* DSCP and ECN, RFC 2474, RFC 3168 */
+	__be16 total_length;
+	__be16 id;
+	__be16 fragment; /* flags and offset */
+	__u8 ttl;
+	__u8 protocol;
+	__be16 checksum; /* RFC 1071: may be summed in either byte order */
+	__be32 src;
+	__be32 dst;
+};
+
+struct udp { /* RFC 768 */
+	__be16 src_port;
+	__be16 dst_port;
+	__be16 length;
+	__be16 checksum;
+};
+
+struct vxlan { /* RFC 7348: one flag bit, the VNI in the upper 24 bits of the second word */
+	net32 flags;
+	net32 vni;
+};
+
+/* What goes before the inner IP header of an encapsulated packet, in order, without gaps. */
+struct outer_header {
+	struct ether ether;
+	struct ipv4 ip;
+	struct udp udp;
+	struct vxlan vxlan;
+	struct ether inner_ether;
+} __attribute__((packed));
+
+#define OUTER_LEN 64 /* sizeof(struct outer_header) */
+#define ENCAP_LEN 50 /* what encapsulation adds to a frame: all of it but one Ethernet header */
+
+/* ---- Configuration: fixed while the programs are loaded, written into .rodata before. ---- */
+
+struct config {
+	__be32 network; /* the cluster network, e.g. 10.42.0.0 */
+	__be32 network_mask;
+	__be32 pod_cidr; /* this node's part of it, e.g. 10.42.3.0 */
+	__be32 pod_cidr_mask;
+	__be32 vtep_ip; /* the address that peers dial: the uplink's */
+	__be16 vxlan_port;
+	struct mac vtep_mac; /* flannel.1's */
+	__u32 vni;
+	__u32 subnet_shift; /* 32 - the length of every node's podCIDR: an address's peer slot is (address - network) >> shift */
+	__u32 uplink_ifindex;
+	__u32 pod_mtu; /* the largest inner IP packet that fits the uplink encapsulated, bytes */
+	__u32 source_port_min; /* the range that outer source ports are hashed into */
+	__u32 source_port_count;
+};
+
+/* ---- Map values ---- */
+
+enum peer_flags {
+	PEER_PRESENT = 1,
+	PEER_BEHIND_NAT = 2, /* publishes public-ip-overwrite: its outer source address says nothing */
+};
+
+/* A node, in the slot of its podCIDR. An all-zero slot is empty. */
+struct peer {
+	struct outer_header header; /* template; lengths, id, tos, source port and checksum are filled in per packet */
+	enum peer_flags flags;
+	__u32 checksum_base; /* one's complement sum of the template's IP header, not folded */
+	__be32 vtep_ip;
+	__be32 next_hop; /* whose MAC the outer frame goes to: vtep_ip itself on one L2, else the gateway */
+};
+
+/* What is known of an underlay address that belongs to a node. */
+enum vtep_flags {
+	VTEP_LOCAL = 1,
+	VTEP_REMOTE = 2,
+};
+
+struct vtep {
+	enum vtep_flags flags;
+};
+
+enum endpoint_flags {
+	ENDPOINT_SLOW = 1, /* policy or an operator wants the kernel path for it */
+};
+
+/* A local pod, in the slot of its address's host part. ifindex 0: the slot is empty. */
+struct endpoint {
+	__u32 ifindex; /* the host side of its veth */
+	enum endpoint_flags flags;
+	struct mac pod_mac; /* these two are the first 12 bytes of a frame to the pod */
+	struct mac host_mac;
+	__u32 mtu; /* of the pod's interface */
+};
+
+/* What the programs themselves keep of an endpoint; apart from struct endpoint, which the manager overwrites whole. */
+struct endpoint_state {
+	__u32 stack_flows; /* entries of stack_flows that name it, never less than there are */
+	__u32 overflow; /* set when stack_flows was full: all of the endpoint's packets go to the stack */
+};
+
+/* A packet's tuple, as the packet carries it. */
+struct flow {
+	__be32 src;
+	__be32 dst;
+	__be16 src_port;
+	__be16 dst_port;
+	__u8 protocol;
+	__u8 unused[3];
+};
+
+/* A flow that conntrack must translate: its packets in the direction of the key belong to the stack. */
+struct stack_flow {
+	__u64 created_ns; /* CLOCK_MONOTONIC */
+};
+
+/* ---- What the programs say ---- */
+
+enum hook {
+	HOOK_FROM_POD,
+	HOOK_FROM_WIRE,
+	HOOK_TO_POD,
+	HOOK_TO_VTEP,
+	HOOKS,
+};
+
+/*
+ * Why a packet took its way; the first word is the verdict: FAST (redirected past the stack), STACK (goes on,
+ * unmodified, on the kernel path) or DROP. Add new reasons at the end of their verdict's block; pinned counters are re-made.
+ */
+enum reason {
+	FAST_LOCAL, /* pod to pod on this node */
+	FAST_ENCAP,
+	FAST_DECAP,
+
+	STACK_NOT_IPV4, /* ARP, IPv6, ... */
+	STACK_NOT_VXLAN, /* from the wire, and not for our VXLAN port and address */
+	STACK_TRUNCATED, /* a header does not fit the packet, or lengths contradict each other */
+	STACK_IP_OPTIONS,
+	STACK_OUTER_FRAGMENT,
+	STACK_OUTER_CHECKSUM, /* an outer UDP checksum that the NIC did not verify */
+	STACK_OTHER_VNI, /* or VXLAN flags that we do not know */
+	STACK_OTHER_MAC, /* the inner frame is not addressed to our VTEP */
+	STACK_OTHER_SOURCE, /* a pod sends from an address that is not its own */
+	STACK_OUTSIDE, /* the other end is no pod: the world, a service, a node */
+	STACK_NO_ENDPOINT, /* an address of this node's podCIDR that no pod has */
+	STACK_NO_PEER, /* an address of the cluster network that no node has */
+	STACK_SLOW, /* the endpoint is marked slow, or its stack_flows overflowed */
+	STACK_TRANSLATED, /* belongs to a flow that conntrack translates */
+	STACK_UNTRANSLATED, /* left the stack as a plain flow */
+	STACK_TTL, /* about to expire: the kernel answers */
+	STACK_TOO_BIG, /* over the path's MTU: the kernel answers or fragments */
+	STACK_NO_ROOM, /* the kernel refused to grow or shrink the packet */
+
+	DROP_UNKNOWN_PEER, /* VXLAN for us from an address that is no node's */
+	DROP_SPOOFED_SOURCE, /* the inner source is not in the podCIDR of the node that sent it */
+	DROP_VXLAN_FROM_POD, /* a pod talks VXLAN to a node */
+	DROP_ECN, /* congestion was marked on a packet whose sender cannot hear of it, RFC 6040 section 4.2 */
+
+	REASONS,
+};
+
+/* Per CPU. The empty arrays take no room: they say in BTF what the map is indexed by. */
+struct counter {
+	__u64 packets; /* skbs: a GSO super-packet counts once */
+	__u64 bytes;
+	enum hook by_hook[0];
+	enum reason by_reason[0];
+};

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+/** Compile bpf/*.bpf.c to build/*.bpf.o, when a source is newer than its object. `--force` compiles always. */
+import { mkdirSync, readdirSync, statSync } from 'node:fs';
+import { join } from 'node:path';
+import { $, which } from 'zx';
+
+$.verbose = false;
+const root = join(import.meta.dirname, '..');
+const sources = join(root, 'bpf');
+const build = join(root, 'build');
+
+const headers = readdirSync(sources).filter((file) => file.endsWith('.h'));
+const newestHeader = Math.max(...headers.map((file) => statSync(join(sources, file)).mtimeMs));
+
+function isStale(source: string, object: string): boolean {
+  const built = statSync(object, { throwIfNoEntry: false });
+  return !built || built.mtimeMs < Math.max(newestHeader, statSync(source).mtimeMs);
+}
+
+async function findClang(): Promise<string> {
+  for (const name of ['clang-19', 'clang']) {
+    const found = await which(name, { nothrow: true });
+    if (found) return found;
+  }
+  console.error('build-bpf: no clang found; run `npm run setup` as root, or install clang-19');
+  process.exit(1);
+}
+
+mkdirSync(build, { recursive: true });
+const stale = readdirSync(sources)
+  .filter((file) => file.endsWith('.bpf.c'))
+  .map((file) => ({ source: join(sources, file), object: join(build, file.replace(/\.c$/, '.o')) }))
+  .filter(({ source, object }) => process.argv.includes('--force') || isStale(source, object));
+
+if (stale.length > 0) {
+  const clang = await findClang();
+  // clang targets BPF here, so it does not look where the host keeps <asm/types.h>.
+  const triplet = process.arch === 'arm64' ? 'aarch64-linux-gnu' : 'x86_64-linux-gnu';
+  const flags = [
+    ...['-O2', '-g', '-target', 'bpf', '-mcpu=v3', '-fno-strict-aliasing'],
+    ...['-Wall', '-Wextra', '-Werror', '-Wno-unused-parameter', `-I/usr/include/${triplet}`],
+  ];
+  for (const { source, object } of stale) {
+    const result = await $({ nothrow: true })`${clang} ${flags} -c ${source} -o ${object}`;
+    if (result.exitCode !== 0) {
+      console.error(`build-bpf: ${source} does not compile:\n${result.stderr}`);
+      process.exit(1);
+    }
+    console.error(`build-bpf: ${object.slice(root.length + 1)}`);
+  }
+}

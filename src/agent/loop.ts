@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+import { setTimeout as sleep } from 'node:timers/promises';
+
+/**
+ * Runs a pass whenever something changed, one at a time and at its own pace: events only mark the state dirty, so a storm
+ * of them costs one pass. Without events a pass runs every `auditMs`, which repairs what drifted unseen.
+ */
+export class Loop {
+  readonly #pass: () => Promise<void>;
+  readonly #settleMs: number;
+  readonly #auditMs: number;
+  #dirty = Promise.withResolvers<void>();
+  /** Resolved by the first pass that starts after the promise was handed out. */
+  #next = Promise.withResolvers<void>();
+
+  /** @param settleMs how long events may gather before a pass takes them all. */
+  constructor(pass: () => Promise<void>, { settleMs, auditMs }: { settleMs: number; auditMs: number }) {
+    this.#pass = pass;
+    this.#settleMs = settleMs;
+    this.#auditMs = auditMs;
+  }
+
+  /** Something changed. */
+  trigger(): void {
+    this.#dirty.resolve();
+  }
+
+  /** Trigger a pass and wait for the end of one that began after this call. */
+  async settled(): Promise<void> {
+    this.trigger();
+    await this.#next.promise;
+  }
+
+  /** Run passes until the signal; each begins as soon as there is a reason. */
+  async run(signal: AbortSignal): Promise<void> {
+    const stopped = new Promise<void>((resolve) => {
+      signal.addEventListener('abort', () => resolve(), { once: true });
+    });
+    while (!signal.aborted) {
+      const waiting = this.#next;
+      this.#next = Promise.withResolvers();
+      this.#dirty = Promise.withResolvers();
+      await this.#pass();
+      waiting.resolve();
+      const audit = new AbortController();
+      await Promise.race([
+        this.#dirty.promise,
+        stopped,
+        sleep(this.#auditMs, undefined, { signal: audit.signal }).catch(() => {}),
+      ]);
+      audit.abort();
+      if (!signal.aborted) await sleep(this.#settleMs);
+    }
+  }
+}

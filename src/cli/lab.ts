@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+import type { Command } from 'commander';
+import { flag } from './options.ts';
+import type { LabStatus } from '../lab/index.ts';
+
+/** `--name` ↔ `RIPSTOP_LAB`, for every lab command. */
+const nameFlag = () => flag('--name <name>', 'the name of the lab').env('RIPSTOP_LAB').default('lab');
+
+export function addLabCommands(program: Command): void {
+  const lab = program.command('lab').description('a cluster of network namespaces on this machine');
+
+  lab
+    .command('up')
+    .description('raise a lab cluster')
+    .option('--nodes <n>', 'how many nodes')
+    .option('--pods <n>', 'how many pods on each')
+    .option('--datapath <path>', 'ripstop, flannel or host, for all nodes or one for each: a,b,c')
+    .option('--mode <mode>', 'cni or boost')
+    .option('--wire <wire>', 'gso: super-packets cross the wire; mtu: packets of MTU size, as on a NIC')
+    .option('--mtu <bytes>', 'MTU of the uplinks')
+    .option('--ipv6', 'dual-stack')
+    .addOption(nameFlag())
+    .action(async (flags: Record<string, string>) => {
+      const { labUp, parseLabOptions } = await import('../lab/index.ts');
+      const options = parseLabOptions(flags);
+      const { showProgress } = await import('./progress.ts');
+      const status = await showProgress(options, (progress) => labUp(options, progress));
+      printStatus(status);
+    });
+
+  lab
+    .command('down')
+    .description('take a lab down, also one that crashed')
+    .addOption(nameFlag())
+    .action(async ({ name }: { name: string }) => {
+      const { labDown } = await import('../lab/index.ts');
+      console.log((await labDown(name)) ? `lab ${name} is down` : `there is no lab ${name}`);
+    });
+
+  lab
+    .command('status')
+    .description('the nodes and pods of a lab')
+    .addOption(nameFlag())
+    .option('-o, --output <format>', 'table or json', 'table')
+    .action(async ({ name, output }: { name: string; output: string }) => {
+      const { labStatus } = await import('../lab/index.ts');
+      const status = labStatus(name);
+      if (output === 'json') console.log(JSON.stringify(status, undefined, 2));
+      else printStatus(status);
+    });
+
+  lab
+    .command('exec')
+    .description('run a command in a node (node1), a pod (node1-pod1) or the underlay')
+    .argument('<target>')
+    .argument('<command...>')
+    .addOption(nameFlag())
+    .passThroughOptions()
+    .action(async (target: string, command: string[], { name }: { name: string }) => {
+      const { labExec } = await import('../lab/index.ts');
+      process.exitCode = await labExec(name, target, command);
+    });
+}
+
+function printStatus(status: LabStatus): void {
+  for (const node of status.nodes) {
+    console.log(`${node.name}  ${node.ip}  ${node.podCIDR}  ${node.datapath}`);
+    for (const pod of node.pods) console.log(`  ${pod.name}  ${pod.ip}`);
+  }
+}

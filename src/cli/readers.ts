@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+/** The commands that only read: pinned maps and links, and what the agent tells of itself. They change nothing. */
+import type { Command } from 'commander';
+import type { AgentStatus } from '../agent/status.ts';
+import { bpffsFlag, outputFlag, runDirFlag } from './options.ts';
+import { type Column, renderTable } from './table.ts';
+
+interface ReaderOptions {
+  readonly bpffs: string;
+  readonly runDir: string;
+  readonly output: 'table' | 'json';
+}
+
+export function addReaderCommands(program: Command): void {
+  const reader = (name: string, description: string): Command =>
+    program
+      .command(name)
+      .description(description)
+      .addOption(bpffsFlag())
+      .addOption(runDirFlag())
+      .addOption(outputFlag());
+
+  reader(
+    'status',
+    'what is attached where, peers and endpoints, the API watch, and who carried the packets',
+  ).action(async (options: ReaderOptions) => {
+    const { readStatus, renderStatus } = await import('./status.ts');
+    const status = await readStatus(options.bpffs, options.runDir);
+    print(options, status, () => renderStatus(status));
+  });
+
+  reader('peers', 'the nodes that this one forwards to, as the BPF map has them').action(
+    async (options: ReaderOptions) => {
+      const { askAgent } = await import('./ask-agent.ts');
+      const { readPeers } = await import('./rows.ts');
+      const agent: AgentStatus | undefined = await askAgent(options.runDir);
+      list(options, readPeers(options.bpffs, agent), [
+        { title: 'NODE', value: (row) => row.node },
+        { title: 'PODCIDR', value: (row) => row.podCidr },
+        { title: 'VTEP', value: (row) => row.vtepIp },
+        { title: 'VTEP MAC', value: (row) => row.vtepMac },
+        { title: 'NEXT HOP', value: (row) => row.nextHop },
+        { title: 'FLAGS', value: (row) => row.flags.join(',') },
+      ]);
+    },
+  );
+
+  reader('endpoints', 'the pods of this node, as the BPF map has them').action(
+    async (options: ReaderOptions) => {
+      const { readEndpoints } = await import('./rows.ts');
+      list(options, await readEndpoints(options.bpffs, options.runDir), [
+        { title: 'IP', value: (row) => row.ip },
+        { title: 'POD', value: (row) => row.pod },
+        { title: 'DEVICE', value: (row) => row.device },
+        { title: 'POD MAC', value: (row) => row.podMac },
+        { title: 'MTU', align: 'right', value: (row) => row.mtu },
+        { title: 'STACK FLOWS', align: 'right', value: (row) => row.stackFlows },
+        { title: 'FLAGS', value: (row) => row.flags.join(',') },
+      ]);
+    },
+  );
+
+  reader('flows', 'the translated flows that take the kernel path').action(async (options: ReaderOptions) => {
+    const { readFlows } = await import('./rows.ts');
+    list(options, readFlows(options.bpffs), [
+      { title: 'PROTOCOL', value: (row) => row.protocol },
+      { title: 'SOURCE', value: (row) => row.source },
+      { title: 'DESTINATION', value: (row) => row.destination },
+      { title: 'AGE', align: 'right', value: (row) => `${row.ageSeconds}s` },
+    ]);
+  });
+
+  reader('stats', 'packets and bytes by hook, verdict and reason').action(async (options: ReaderOptions) => {
+    const { openTables } = await import('../dataplane/tables.ts');
+    const { readCounters } = await import('../dataplane/counters.ts');
+    using tables = openTables(options.bpffs);
+    const rows = readCounters(tables).filter(({ packets }) => packets > 0);
+    list(options, rows, [
+      { title: 'HOOK', value: (row) => row.hook },
+      { title: 'VERDICT', value: (row) => row.verdict },
+      { title: 'REASON', value: (row) => row.reason },
+      { title: 'PACKETS', align: 'right', value: (row) => row.packets },
+      { title: 'BYTES', align: 'right', value: (row) => row.bytes },
+    ]);
+  });
+
+  reader('maps', 'the BPF maps; with NAME, one map entry by entry')
+    .argument('[name]', 'a map')
+    .option('--raw', 'keys and values as bytes')
+    .action(async (name: string | undefined, options: ReaderOptions & { raw?: boolean }) => {
+      const maps = await import('./maps.ts');
+      if (name === undefined) {
+        list(options, maps.listMaps(options.bpffs), [
+          { title: 'MAP', value: (row) => row.name },
+          { title: 'ID', align: 'right', value: (row) => row.id },
+          { title: 'TYPE', value: (row) => row.type },
+          { title: 'KEY', value: (row) => row.key },
+          { title: 'VALUE', value: (row) => row.value },
+          { title: 'USED', align: 'right', value: (row) => row.used },
+          { title: 'MAX', align: 'right', value: (row) => row.maxEntries },
+        ]);
+        return;
+      }
+      list(options, maps.dumpMap(options.bpffs, name, options.raw ?? false), [
+        { title: 'KEY', value: (row) => maps.inline(row.key) },
+        { title: 'VALUE', value: (row) => maps.inline(row.value) },
+      ]);
+    });
+}
+
+function list<Row>(options: ReaderOptions, rows: readonly Row[], columns: readonly Column<Row>[]): void {
+  print(options, rows, () => renderTable(columns, rows));
+}
+
+function print(options: ReaderOptions, value: unknown, table: () => string): void {
+  process.stdout.write(options.output === 'json' ? `${JSON.stringify(value, undefined, 2)}\n` : table());
+}

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+import type { AgentStatus } from '../agent/status.ts';
+import { type Counter, readCounters, type Verdict } from '../dataplane/counters.ts';
+import { openTables, pinPaths } from '../dataplane/tables.ts';
+import { listLinks, parseLinkKey } from '../dataplane/targets.ts';
+import { askAgent } from './ask-agent.ts';
+import { readEndpoints, readPeers } from './rows.ts';
+import { renderTable } from './table.ts';
+
+export interface Status {
+  /** Undefined: no agent runs; the pinned programs forward without one. */
+  readonly agent?: AgentStatus;
+  readonly attached: readonly {
+    readonly hook: string;
+    readonly device: string;
+    readonly programId: number;
+    readonly live: boolean;
+  }[];
+  readonly peers: number;
+  readonly endpoints: number;
+  readonly stackFlows: number;
+  /** Packets by verdict, of what pods and the wire brought. */
+  readonly packets: Readonly<Record<Verdict, number>>;
+  /** Of the packets that could have gone fast: from pods and, VXLAN, from the wire. */
+  readonly fastPercent?: number;
+}
+
+/** Gather everything `ripstop status` tells. @throws RipstopError when nothing is pinned. */
+export async function readStatus(bpffs: string, runDir: string): Promise<Status> {
+  const agent = await askAgent(runDir);
+  using tables = openTables(bpffs);
+  const counters = readCounters(tables);
+  const packets = sumByVerdict(counters.filter(isPodTraffic));
+  const all = packets.fast + packets.stack + packets.drop;
+  return {
+    ...(agent && { agent }),
+    attached: [...listLinks(pinPaths(bpffs).links)]
+      .map(([pin, { ifindex, programId }]) => {
+        const { hook, ifname } = parseLinkKey(pin);
+        return { hook, device: ifname, programId, live: ifindex !== 0 };
+      })
+      .sort((a, b) => a.hook.localeCompare(b.hook) || a.device.localeCompare(b.device)),
+    peers: readPeers(bpffs, agent).length,
+    endpoints: (await readEndpoints(bpffs, runDir)).length,
+    stackFlows: [...tables.stack_flows.keys()].length,
+    packets,
+    ...(all > 0 && { fastPercent: Math.round((packets.fast / all) * 1000) / 10 }),
+  };
+}
+
+/** What pods sent, and what VXLAN brought to them; not the node's own traffic, which only passes by. */
+function isPodTraffic({ hook, reason }: Counter): boolean {
+  return hook === 'from_pod' || (hook === 'from_wire' && reason !== 'not_vxlan' && reason !== 'not_ipv4');
+}
+
+function sumByVerdict(counters: readonly Counter[]): Record<Verdict, number> {
+  const sums: Record<Verdict, number> = { fast: 0, stack: 0, drop: 0 };
+  for (const { verdict, packets } of counters) sums[verdict] += packets;
+  return sums;
+}
+
+/** One screen. */
+export function renderStatus(status: Status): string {
+  const { agent, packets } = status;
+  const lines: [string, string][] = [];
+  if (agent) {
+    lines.push([
+      'node',
+      `${agent.node}, mode ${agent.mode}, ingress ${agent.ingress}, ${agent.ready ? 'ready' : `NOT READY: ${agent.notReady}`}`,
+    ]);
+    if (agent.podCidr) lines.push(['podCIDR', `${agent.podCidr} of ${agent.network}`]);
+    if (agent.uplink) lines.push(['uplink', `${agent.uplink.explanation}, MTU ${agent.uplink.mtu}`]);
+    if (agent.vtep) lines.push(['VTEP', `${agent.vtep.device} ${agent.vtep.mac}`]);
+    lines.push(['API watch', describeWatch(agent)]);
+    lines.push([
+      'passes',
+      `${agent.passes.count}, the last took ${agent.passes.lastDurationMs} ms, ${agent.passes.errors} errors`,
+    ]);
+    for (const { target, error } of agent.passes.lastErrors) lines.push(['ERROR', `${target}: ${error}`]);
+    for (const { node, reason } of agent.alarms) lines.push(['ALARM', `${node}: ${reason}`]);
+  } else {
+    lines.push(['agent', 'not running (what is pinned forwards without it)']);
+  }
+  lines.push(['peers', String(status.peers)]);
+  lines.push(['endpoints', `${status.endpoints}, ${status.stackFlows} translated flows`]);
+  lines.push([
+    'packets',
+    `${packets.fast} fast, ${packets.stack} kernel path, ${packets.drop} dropped` +
+      (status.fastPercent === undefined ? '' : ` (${status.fastPercent} % fast)`),
+  ]);
+  const width = Math.max(...lines.map(([name]) => name.length)) + 2;
+  const head = lines.map(([name, text]) => `${name.padEnd(width)}${text}\n`).join('');
+  const attached = renderTable(
+    [
+      { title: 'HOOK', value: (row) => row.hook },
+      { title: 'DEVICE', value: (row) => row.device },
+      { title: 'PROGRAM', align: 'right', value: (row) => row.programId },
+      { title: 'STATE', value: (row) => (row.live ? 'attached' : 'device gone') },
+    ],
+    status.attached,
+  );
+  return `${head}\n${attached}`;
+}
+
+function describeWatch({ api }: AgentStatus): string {
+  const age =
+    api.lastEventAgeMs === undefined ? '' : `, last event ${Math.round(api.lastEventAgeMs / 1000)} s ago`;
+  if (api.connected) return `alive${api.synced ? '' : ', first list under way'}${age}`;
+  return `NOT CONNECTED${age}${api.lastError === undefined ? '' : `: ${api.lastError}`}`;
+}

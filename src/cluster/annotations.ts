@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+import { RipstopError } from '../errors.ts';
+
+export const DEFAULT_ANNOTATION_PREFIX = 'flannel.alpha.coreos.com';
+
+/** The annotation keys of one address family's half of a lease. */
+export interface FamilyKeys {
+  readonly backendData: string;
+  readonly publicIp: string;
+  /** The user's input: acts as `--public-ip`, must be local to the node. */
+  readonly nodePublicIp: string;
+  /** The user's input: the address to publish in place of the real one, for a node behind NAT. */
+  readonly publicIpOverwrite: string;
+}
+
+/** The keys by which flannel nodes tell each other how to be reached. */
+export interface AnnotationKeys {
+  readonly managed: string;
+  readonly backendType: string;
+  readonly v4: FamilyKeys;
+  readonly v6: FamilyKeys;
+}
+
+/**
+ * The annotation keys under a prefix, joined as flannel's `--kube-annotation-prefix` is: `host.name` gives
+ * `host.name/public-ip`, `host.name/team` gives `host.name/team-public-ip`.
+ * @throws RipstopError when the prefix cannot begin an annotation's key.
+ */
+export function annotationKeys(prefix: string = DEFAULT_ANNOTATION_PREFIX): AnnotationKeys {
+  if (!/^([a-z0-9_-]+\.)+[a-z0-9_-]+(\/([a-z0-9_-]+)?)?$/.test(prefix)) {
+    throw new RipstopError(
+      `annotation prefix "${prefix}" is not of the form host.name or host.name/word; the default is ${DEFAULT_ANNOTATION_PREFIX}`,
+      { exitCode: 2 },
+    );
+  }
+  const withSlash = prefix.includes('/') ? prefix : `${prefix}/`;
+  const start = /[/-]$/.test(withSlash) ? withSlash : `${withSlash}-`;
+  return {
+    managed: `${start}kube-subnet-manager`,
+    backendType: `${start}backend-type`,
+    v4: {
+      backendData: `${start}backend-data`,
+      publicIp: `${start}public-ip`,
+      nodePublicIp: `${start}node-public-ip`,
+      publicIpOverwrite: `${start}public-ip-overwrite`,
+    },
+    v6: {
+      backendData: `${start}backend-v6-data`,
+      publicIp: `${start}public-ipv6`,
+      nodePublicIp: `${start}node-public-ipv6`,
+      publicIpOverwrite: `${start}public-ipv6-overwrite`,
+    },
+  };
+}

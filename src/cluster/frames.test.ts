@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+import { describe, expect, it } from 'vitest';
+import { FrameError, lines, newer, parseFrame, parseListPage } from './frames.ts';
+
+async function* chunked(bytes: Uint8Array, size: number): AsyncGenerator<Uint8Array> {
+  for (let i = 0; i < bytes.length; i += size) yield bytes.subarray(i, i + size);
+}
+
+const collect = (text: string | Uint8Array, size = 1024): Promise<string[]> =>
+  Array.fromAsync(lines(chunked(Buffer.from(text), size), 64));
+
+describe('lines of a stream', () => {
+  it.each([1, 2, 3, 7, 1000])('are the same in chunks of %i bytes', async (size) => {
+    expect(await collect('{"a":"ä€😀"}\n\n{"b":2}\n', size)).toEqual(['{"a":"ä€😀"}', '{"b":2}']);
+  });
+
+  it.each([
+    ['cut off', '{"a":1}\n{"b"', 'in the middle of a frame, after 4 bytes'],
+    ['too long', 'x'.repeat(65), 'longer than 64 bytes'],
+    ['no UTF-8', Uint8Array.of(0x22, 0xff, 0x22, 0x0a), 'no valid UTF-8'],
+  ])('that are %s are a fault', async (_, text, message) => {
+    await expect(collect(text, 5)).rejects.toThrow(message);
+    await expect(collect(text, 5)).rejects.toBeInstanceOf(FrameError);
+  });
+});
+
+describe('a frame', () => {
+  const object = { metadata: { name: 'a', uid: 'u', resourceVersion: '7', annotations: {} }, spec: { x: 1 } };
+
+  it('carries the object whole and its metadata checked', () => {
+    expect(parseFrame(JSON.stringify({ type: 'ADDED', object }))).toEqual({
+      type: 'ADDED',
+      meta: { name: 'a', uid: 'u', resourceVersion: '7' },
+      object,
+    });
+  });
+
+  it('of type ERROR carries the Status', () => {
+    const status = { code: 410, reason: 'Expired', message: 'too old', details: { retryAfterSeconds: 2 } };
+    expect(parseFrame(JSON.stringify({ type: 'ERROR', object: status }))).toEqual({
+      type: 'ERROR',
+      code: 410,
+      message: 'Expired: too old',
+      retryAfterMs: 2000,
+    });
+  });
+
+  it.each([
+    ['{', 'no JSON'],
+    ['null', 'wrong shape'],
+    ['{"type":"ADDED"}', 'object: Invalid input'],
+    ['{"type":"ADDED","object":{"metadata":{"name":"a","resourceVersion":"7"}}}', 'metadata.uid'],
+    [
+      '{"type":"ADDED","object":{"metadata":{"name":"a","uid":"u","resourceVersion":"x"}}}',
+      'no decimal number',
+    ],
+    ['{"type":"ADDED","object":{"metadata":{"name":"a","uid":"u","resourceVersion":7}}}', 'resourceVersion'],
+    ['{"type":"BOOKMARK","object":{}}', 'a bookmark has a wrong shape'],
+    ['{"type":"SURPRISE","object":{}}', 'unknown type "SURPRISE"'],
+  ])('%s is a fault', (line, message) => {
+    expect(() => parseFrame(line)).toThrow(message);
+  });
+});
+
+describe('a page of a list', () => {
+  it('may be empty', () => {
+    const page = { resourceVersion: '5', next: '', objects: [] };
+    expect(parseListPage({ metadata: { resourceVersion: '5' }, items: null })).toEqual(page);
+  });
+
+  it.each([
+    [{}],
+    [{ metadata: { resourceVersion: '5' } }],
+    [{ metadata: { resourceVersion: '5' }, items: [{}] }],
+  ])('%j is a fault', (json) => expect(() => parseListPage(json)).toThrow(FrameError));
+});
+
+it('versions are compared as numbers of any size', () => {
+  expect(newer('10', '9')).toBe(true);
+  expect(newer('9', '9')).toBe(false);
+  expect(newer('18446744073709551615', '18446744073709551614')).toBe(true);
+  expect(newer('1', '')).toBe(true);
+});

@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+import { z } from 'zod';
+
+/** The stream of a watch, or an object in it, is not what the API promises. */
+export class FrameError extends Error {}
+
+/** etcd refuses objects beyond 1.5 MiB; a longer frame is no Kubernetes object. */
+const MAX_FRAME_BYTES = 4 << 20;
+
+/**
+ * Cut a byte stream into lines of valid UTF-8, wherever its chunks begin and end; empty lines are left out.
+ * @throws FrameError when a line is too long, no UTF-8, or cut off by the stream's end.
+ */
+export async function* lines(
+  chunks: AsyncIterable<Uint8Array>,
+  maxBytes = MAX_FRAME_BYTES,
+): AsyncGenerator<string> {
+  const decoder = new TextDecoder('utf-8', { fatal: true });
+  // Pieces are joined once, when their line ends: joining at each chunk would be quadratic for a slow sender.
+  let pieces: Uint8Array[] = [];
+  let size = 0;
+  const take = (last: Uint8Array): string => {
+    const line = pieces.length === 0 ? last : Buffer.concat([...pieces, last]);
+    pieces = [];
+    size = 0;
+    try {
+      return decoder.decode(line);
+    } catch (error) {
+      throw new FrameError('a frame is no valid UTF-8', { cause: error });
+    }
+  };
+  for await (const chunk of chunks) {
+    let start = 0;
+    for (let end = chunk.indexOf(0x0a); end !== -1; end = chunk.indexOf(0x0a, start)) {
+      const line = take(chunk.subarray(start, end));
+      start = end + 1;
+      if (line.trim() !== '') yield line;
+    }
+    if (start < chunk.length) {
+      pieces.push(chunk.subarray(start));
+      size += chunk.length - start;
+    }
+    if (size > maxBytes) throw new FrameError(`a frame is longer than ${maxBytes} bytes`);
+  }
+  if (size > 0) throw new FrameError(`the stream ended in the middle of a frame, after ${size} bytes of it`);
+}
+
+const resourceVersion = z.string().regex(/^\d{1,20}$/, 'no decimal number');
+
+/** What every object has that the reflector looks at. */
+export const objectMetaSchema = z.object({
+  metadata: z.object({
+    name: z.string().min(1).max(253),
+    namespace: z.string().optional(),
+    uid: z.string().min(1).max(128),
+    resourceVersion,
+  }),
+});
+
+export type ObjectMeta = z.infer<typeof objectMetaSchema>['metadata'];
+
+const bookmarkSchema = z.object({ metadata: z.object({ resourceVersion }) });
+const errorSchema = z.object({
+  code: z.number().catch(0),
+  reason: z.string().catch(''),
+  message: z.string().catch(''),
+  details: z
+    .object({ retryAfterSeconds: z.number().nonnegative().optional().catch(undefined) })
+    .nullish()
+    .catch(undefined),
+});
+const frameSchema = z.object({ type: z.string(), object: z.looseObject({}) });
+
+/** One event of a watch. `object` is the whole object, unread but for its metadata. */
+export type Frame =
+  | { readonly type: 'ADDED' | 'MODIFIED' | 'DELETED'; readonly meta: ObjectMeta; readonly object: unknown }
+  | { readonly type: 'BOOKMARK'; readonly resourceVersion: string }
+  | {
+      readonly type: 'ERROR';
+      readonly code: number;
+      readonly message: string;
+      readonly retryAfterMs?: number;
+    };
+
+/** @throws FrameError when the line is no event. */
+export function parseFrame(line: string): Frame {
+  let json: unknown;
+  try {
+    json = JSON.parse(line);
+  } catch (error) {
+    throw new FrameError(`a frame is no JSON: ${JSON.stringify(line.slice(0, 60))}`, { cause: error });
+  }
+  const { type, object } = shape(frameSchema, json, 'a frame');
+  switch (type) {
+    case 'ADDED':
+    case 'MODIFIED':
+    case 'DELETED':
+      return { type, meta: shape(objectMetaSchema, object, `a frame of type ${type}`).metadata, object };
+    case 'BOOKMARK':
+      return { type, resourceVersion: shape(bookmarkSchema, object, 'a bookmark').metadata.resourceVersion };
+    case 'ERROR': {
+      const { code, reason, message, details } = shape(errorSchema, object, 'an ERROR');
+      const seconds = details?.retryAfterSeconds;
+      return {
+        type,
+        code,
+        message: [reason, message].filter((text) => text !== '').join(': '),
+        ...(seconds !== undefined && { retryAfterMs: seconds * 1000 }),
+      };
+    }
+    default:
+      throw new FrameError(`a frame has the unknown type ${JSON.stringify(type.slice(0, 40))}`);
+  }
+}
+
+const listSchema = z.object({
+  metadata: z.object({ resourceVersion, continue: z.string().optional() }),
+  items: z.array(z.unknown()).nullable(),
+});
+
+export interface ListPage {
+  readonly resourceVersion: string;
+  /** Token for the next page; empty on the last. */
+  readonly next: string;
+  readonly objects: readonly { readonly meta: ObjectMeta; readonly object: unknown }[];
+}
+
+/** @throws FrameError when the answer to a list is none. */
+export function parseListPage(json: unknown): ListPage {
+  const { metadata, items } = shape(listSchema, json, 'the list');
+  return {
+    resourceVersion: metadata.resourceVersion,
+    next: metadata.continue ?? '',
+    objects: (items ?? []).map((object) => ({
+      meta: shape(objectMetaSchema, object, 'an object of the list').metadata,
+      object,
+    })),
+  };
+}
+
+function shape<S extends z.ZodType>(schema: S, json: unknown, what: string): z.infer<S> {
+  const parsed = schema.safeParse(json);
+  if (parsed.success) return parsed.data;
+  const issue = parsed.error.issues[0];
+  throw new FrameError(`${what} has a wrong shape: ${issue?.path.join('.') || 'it'}: ${issue?.message}`);
+}
+
+/** Whether `a` is newer than `b`; decimal numbers of any size, which since Kubernetes 1.35 may be compared. */
+export function newer(a: string, b: string): boolean {
+  return BigInt(a) > BigInt(b);
+}

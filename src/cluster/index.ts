@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+export { type AnnotationKeys, annotationKeys, DEFAULT_ANNOTATION_PREFIX } from './annotations.ts';
+export { ApiClient, type ApiClientOptions, ApiError } from './api-client.ts';
+export type { Item } from './item-store.ts';
+export { type NetConf, parseNetConf, readNetConf, type VxlanBackend } from './net-conf.ts';
+export {
+  type LeaseSettings,
+  leaseSettings,
+  type ParsedNode,
+  parseNode,
+  type PeerHalf,
+  type PeerNode,
+} from './node-lease.ts';
+export {
+  fetchOwnNode,
+  type OwnHalf,
+  type OwnLease,
+  type OwnNode,
+  ownPodCidrs,
+  parseOwnNode,
+  publishLease,
+} from './own-lease.ts';
+export { type OwnSubnets, type PeerAlarm, PeerTable, type PeerView } from './peer-table.ts';
+export {
+  type FaultKind,
+  Reflector,
+  type ReflectorHealth,
+  type ReflectorOptions,
+  type ReflectorTiming,
+} from './reflector.ts';

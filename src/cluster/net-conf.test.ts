@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+import { describe, expect, it } from 'vitest';
+import { parseNetConf, readNetConf } from './net-conf.ts';
+
+const parse = (json: unknown) => parseNetConf(JSON.stringify(json));
+
+describe('net-conf.json', () => {
+  it("has flannel's defaults", () => {
+    expect(parse({ Network: '10.42.0.0/16', Backend: { Type: 'vxlan' } })).toEqual({
+      enableIpv4: true,
+      enableIpv6: false,
+      network: { family: 4, base: '10.42.0.0', length: 16 },
+      backend: { type: 'vxlan', vni: 1, port: 8472, directRouting: false, learning: false, gbp: false },
+    });
+  });
+
+  it('matches keys in any case, as Go does, and skips what only etcd mode uses', () => {
+    const text = `{
+      "NETWORK": "10.244.0.0/16", "enableipv6": true, "ipv6network": "fd00::/48", "EnableNFTables": true,
+      "SubnetLen": 24, "SubnetMin": "10.244.1.0",
+      "backend": {"type": "VXLAN", "vni": 4096, "PORT": 4789, "mtu": 1400, "directrouting": true, "GBP": true, "learning": true}
+    }`;
+    expect(parseNetConf(text)).toEqual({
+      enableIpv4: true,
+      enableIpv6: true,
+      network: { family: 4, base: '10.244.0.0', length: 16 },
+      ipv6Network: { family: 6, base: 'fd00::', length: 48 },
+      backend: {
+        type: 'vxlan',
+        vni: 4096,
+        port: 4789,
+        mtu: 1400,
+        directRouting: true,
+        learning: true,
+        gbp: true,
+      },
+    });
+  });
+
+  it('leaves out the network of a family that is off', () => {
+    const conf = parse({
+      EnableIPv4: false,
+      Network: '10.42.0.0/16',
+      EnableIPv6: true,
+      IPv6Network: 'fd00::/48',
+      Backend: { Type: 'vxlan', MTU: 0 },
+    });
+    expect(conf.network).toBeUndefined();
+    expect(conf.ipv6Network?.base).toBe('fd00::');
+    expect(conf.backend.mtu).toBeUndefined();
+  });
+
+  it('names every mistake by its key, all at once', () => {
+    const text = JSON.stringify({
+      Network: '10.42.0.1/16',
+      EnableIPv6: 'yes',
+      Backend: { Type: 'vxlan', VNI: 0x100_0000, Port: '8472', MTU: 100, Learning: 1 },
+    });
+    expect(() => parseNetConf(text, '/etc/net-conf.json')).toThrow(
+      '/etc/net-conf.json: EnableIPv6 "yes" is neither true nor false; ' +
+        'Network "10.42.0.1/16" has host bits set; did you mean 10.42.0.0/16?; ' +
+        'Backend.MTU 100 is too small for IPv4; leave it out to follow the uplink; ' +
+        'Backend.VNI 16777216 is no whole number from 1 to 16777215; ' +
+        'Backend.Port "8472" is no whole number from 1 to 65535; ' +
+        'Backend.Learning 1 is neither true nor false',
+    );
+  });
+
+  it.each([
+    ['{', 'is no JSON'],
+    ['[]', 'the file is not a JSON object'],
+    ['{"Network":"10.42.0.0/16"}', 'Backend.Type is missing; ripstop supports "vxlan"'],
+    ['{"Network":"10.42.0.0/16","Backend":"vxlan"}', 'Backend is not a JSON object'],
+    [
+      '{"Network":"10.42.0.0/16","Backend":{"Type":"wireguard"}}',
+      '"wireguard" is not supported; ripstop supports "vxlan"',
+    ],
+    ['{"Backend":{"Type":"vxlan"}}', 'Network is missing'],
+    ['{"Network":"fd00::/48","Backend":{"Type":"vxlan"}}', 'Network "fd00::/48" is not an IPv4 block'],
+    ['{"Network":7,"Backend":{"Type":"vxlan"}}', 'Network "7" is not a CIDR block'],
+    ['{"EnableIPv4":false,"Backend":{"Type":"vxlan"}}', 'both false'],
+    ['{"Network":"10.42.0.0/16","EnableIPv6":true,"Backend":{"Type":"vxlan"}}', 'IPv6Network is missing'],
+  ])('refuses %s', (text, message) => {
+    expect(() => parseNetConf(text)).toThrow(message);
+  });
+
+  it('says which file could not be read', async () => {
+    await expect(readNetConf('/nonexistent/net-conf.json')).rejects.toThrow(
+      /cannot read the network configuration \/nonexistent\/net-conf.json: ENOENT.*--net-conf/,
+    );
+  });
+});

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+import { readFile } from 'node:fs/promises';
+import { errorText, RipstopError } from '../errors.ts';
+import { type Cidr, type Family, parseCidr } from '../net/ip.ts';
+
+/** flannel's vxlan backend as net-conf.json sets it. */
+export interface VxlanBackend {
+  readonly type: 'vxlan';
+  readonly vni: number;
+  /** UDP destination port of the tunnel. */
+  readonly port: number;
+  /** MTU of the uplink in bytes, when the file overrides what the device says. */
+  readonly mtu?: number;
+  readonly directRouting: boolean;
+  readonly learning: boolean;
+  readonly gbp: boolean;
+}
+
+/** net-conf.json, validated; a network is there whenever its family is enabled. */
+export interface NetConf {
+  readonly enableIpv4: boolean;
+  readonly enableIpv6: boolean;
+  readonly network?: Cidr;
+  readonly ipv6Network?: Cidr;
+  readonly backend: VxlanBackend;
+}
+
+/**
+ * Read and parse net-conf.json.
+ * @throws RipstopError naming the file and every mistake in it.
+ */
+export async function readNetConf(file: string): Promise<NetConf> {
+  let text: string;
+  try {
+    text = await readFile(file, 'utf8');
+  } catch (error) {
+    throw new RipstopError(
+      `cannot read the network configuration ${file}: ${errorText(error)}; mount flannel's ConfigMap there or name it with --net-conf`,
+      { cause: error },
+    );
+  }
+  return parseNetConf(text, file);
+}
+
+/**
+ * Parse net-conf.json's text. Keys match in any case, as Go's decoder has it; keys that only flannel's etcd mode uses
+ * (SubnetLen, SubnetMin, …) are ignored, since with Kubernetes each node's subnet is its podCIDR.
+ * @param source how to name the text in errors.
+ * @throws RipstopError that lists every mistake by its key.
+ */
+export function parseNetConf(text: string, source = 'net-conf.json'): NetConf {
+  let json: unknown;
+  try {
+    json = JSON.parse(text);
+  } catch (error) {
+    throw new RipstopError(`${source} is no JSON: ${errorText(error)}`, { cause: error });
+  }
+  const mistakes: string[] = [];
+  const top = new Fields(json, '', mistakes);
+  const enableIpv4 = top.boolean('EnableIPv4', true);
+  const enableIpv6 = top.boolean('EnableIPv6', false);
+  if (!enableIpv4 && !enableIpv6) mistakes.push('EnableIPv4 and EnableIPv6 are both false; enable one');
+  const network = enableIpv4 ? top.network('Network', 4, '10.42.0.0/16') : undefined;
+  const ipv6Network = enableIpv6 ? top.network('IPv6Network', 6, 'fd00:42::/56') : undefined;
+  const backend = parseBackend(top.get('Backend'), mistakes);
+  if (mistakes.length > 0) throw new RipstopError(`${source}: ${mistakes.join('; ')}`);
+  return {
+    enableIpv4,
+    enableIpv6,
+    ...(network && { network }),
+    ...(ipv6Network && { ipv6Network }),
+    backend,
+  };
+}
+
+function parseBackend(json: unknown, mistakes: string[]): VxlanBackend {
+  const fields = new Fields(json ?? {}, 'Backend.', mistakes);
+  const type = fields.get('Type');
+  if (typeof type !== 'string' || type.toLowerCase() !== 'vxlan') {
+    const what = type === undefined ? 'is missing' : `${JSON.stringify(type)} is not supported`;
+    mistakes.push(`Backend.Type ${what}; ripstop supports "vxlan"`);
+  }
+  const mtu = fields.integer('MTU', 0, 0, 65_535);
+  // 1280 is the least MTU of IPv6 (RFC 8200); below 576 not even IPv4 hosts need agree to receive (RFC 791).
+  if (mtu !== 0 && mtu < 576)
+    mistakes.push(`Backend.MTU ${mtu} is too small for IPv4; leave it out to follow the uplink`);
+  return {
+    type: 'vxlan',
+    vni: fields.integer('VNI', 1, 1, 0xff_ffff),
+    port: fields.integer('Port', 8472, 1, 65_535),
+    ...(mtu !== 0 && { mtu }),
+    directRouting: fields.boolean('DirectRouting', false),
+    learning: fields.boolean('Learning', false),
+    gbp: fields.boolean('GBP', false),
+  };
+}
+
+/** A JSON object read by case-insensitive keys; each mistake is noted with its key's path and reading goes on. */
+class Fields {
+  readonly #values = new Map<string, unknown>();
+  readonly #path: string;
+  readonly #mistakes: string[];
+
+  constructor(json: unknown, path: string, mistakes: string[]) {
+    this.#path = path;
+    this.#mistakes = mistakes;
+    if (typeof json !== 'object' || json === null || Array.isArray(json)) {
+      mistakes.push(`${path === '' ? 'the file' : path.slice(0, -1)} is not a JSON object`);
+      return;
+    }
+    for (const [key, value] of Object.entries(json)) this.#values.set(key.toLowerCase(), value);
+  }
+
+  /** A key's value; `null` counts as left out, as it does in Go. */
+  get(key: string): unknown {
+    return this.#values.get(key.toLowerCase()) ?? undefined;
+  }
+
+  boolean(key: string, fallback: boolean): boolean {
+    const value = this.get(key) ?? fallback;
+    if (typeof value === 'boolean') return value;
+    return this.#mistake(key, `${JSON.stringify(value)} is neither true nor false`, fallback);
+  }
+
+  integer(key: string, fallback: number, least: number, most: number): number {
+    const value = this.get(key) ?? fallback;
+    if (typeof value === 'number' && Number.isInteger(value) && value >= least && value <= most) return value;
+    return this.#mistake(
+      key,
+      `${JSON.stringify(value)} is no whole number from ${least} to ${most}`,
+      fallback,
+    );
+  }
+
+  network(key: string, family: Family, example: string): Cidr | undefined {
+    const value = this.get(key);
+    if (value === undefined)
+      return this.#mistake(key, `is missing; give the cluster's pod network, e.g. ${example}`, undefined);
+    try {
+      const cidr = parseCidr(typeof value === 'string' ? value : JSON.stringify(value));
+      if (cidr.family === family) return cidr;
+      return this.#mistake(key, `${JSON.stringify(value)} is not an IPv${family} block`, undefined);
+    } catch (error) {
+      return this.#mistake(key, errorText(error), undefined);
+    }
+  }
+
+  #mistake<T>(key: string, what: string, fallback: T): T {
+    this.#mistakes.push(`${this.#path}${key} ${what}`);
+    return fallback;
+  }
+}

@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: Apache-2.0
+import ipaddr from 'ipaddr.js';
+import { z } from 'zod';
+import { errorText, RipstopError } from '../errors.ts';
+import {
+  addressFamily,
+  canonicalAddress,
+  type Cidr,
+  cidrContains,
+  cidrCovers,
+  type Family,
+  formatCidr,
+  parseCidr,
+} from '../net/ip.ts';
+import { macToBytes, normalizeMac } from '../net/mac.ts';
+import { type AnnotationKeys, annotationKeys, type FamilyKeys } from './annotations.ts';
+import type { NetConf } from './net-conf.ts';
+
+/** How to reach one address family's pods of a peer. */
+export interface PeerHalf {
+  /** The outer destination: the underlay address that the peer publishes. */
+  readonly vtepIp: string;
+  /** The inner destination MAC: that of the peer's flannel.1. Lower case. */
+  readonly vtepMac: string;
+  readonly podCidr: Cidr;
+  readonly vni: number;
+  /** The peer publishes `public-ip-overwrite`: it sits behind NAT, so its outer source may differ from `vtepIp`. */
+  readonly behindNat: boolean;
+}
+
+/** A node of the cluster as the data plane sees it; it has at least one half. */
+export interface PeerNode {
+  readonly name: string;
+  readonly uid: string;
+  /** When the Node object was created, in ms since 1970. */
+  readonly createdAt: number;
+  readonly podCidrs: readonly Cidr[];
+  readonly v4?: PeerHalf;
+  readonly v6?: PeerHalf;
+}
+
+/** What a Node object means. `ignored` with `warn` is a peer that we cannot speak to, which someone should know. */
+export type ParsedNode = { readonly name: string; readonly uid: string } & (
+  | { readonly kind: 'peer'; readonly peer: PeerNode }
+  | { readonly kind: 'ignored'; readonly reason: string; readonly warn: boolean }
+  | { readonly kind: 'malformed'; readonly reason: string }
+);
+
+/** What a lease must agree with. A family is enabled when its network is there. */
+export interface LeaseSettings {
+  readonly keys: AnnotationKeys;
+  readonly vni: number;
+  readonly network?: Cidr;
+  readonly ipv6Network?: Cidr;
+}
+
+/** @throws RipstopError when the annotation prefix is no such thing. */
+export function leaseSettings(netConf: NetConf, annotationPrefix?: string): LeaseSettings {
+  return {
+    keys: annotationKeys(annotationPrefix),
+    vni: netConf.backend.vni,
+    ...(netConf.network && { network: netConf.network }),
+    ...(netConf.ipv6Network && { ipv6Network: netConf.ipv6Network }),
+  };
+}
+
+/** The few fields of a Node that ripstop reads; zod drops the rest. */
+export const nodeSchema = z.object({
+  metadata: z.object({
+    name: z.string().regex(/^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$/),
+    uid: z.string().min(1).max(128),
+    creationTimestamp: z.iso.datetime({ offset: true }),
+    annotations: z.record(z.string(), z.string()).nullish(),
+  }),
+  spec: z
+    .object({ podCIDR: z.string().nullish(), podCIDRs: z.array(z.string()).max(16).nullish() })
+    .nullish(),
+  status: z
+    .object({
+      addresses: z.array(z.object({ type: z.string(), address: z.string() })).nullish(),
+      conditions: z
+        .array(z.object({ type: z.string(), status: z.string(), reason: z.string().nullish() }))
+        .nullish(),
+    })
+    .nullish(),
+});
+
+export type NodeObject = z.infer<typeof nodeSchema>;
+
+/** flannel wrote no VNI in its early versions; such a node means the cluster's. Unknown members are skipped. */
+const backendDataSchema = z.object({
+  VNI: z.int().min(0).max(0xff_ffff).optional(),
+  VtepMAC: z.string(),
+});
+
+/**
+ * Read a Node object, which anyone who may patch Nodes can write, into what it means for the data plane. Never throws:
+ * whatever is wrong is said in `reason`.
+ */
+export function parseNode(node: unknown, settings: LeaseSettings): ParsedNode {
+  const parsed = nodeSchema.safeParse(node);
+  if (!parsed.success) {
+    return {
+      ...looseIdentity(node),
+      kind: 'malformed',
+      reason: `no valid Node object: ${zodText(parsed.error)}`,
+    };
+  }
+  const { metadata } = parsed.data;
+  const identity = { name: metadata.name, uid: metadata.uid };
+  const annotations = metadata.annotations ?? {};
+  if (annotations[settings.keys.managed] !== 'true') {
+    return {
+      ...identity,
+      kind: 'ignored',
+      reason: `no annotation ${settings.keys.managed}="true"`,
+      warn: false,
+    };
+  }
+  const backendType = annotations[settings.keys.backendType];
+  if (backendType !== 'vxlan') {
+    const what = backendType === undefined ? 'no backend-type' : `backend-type ${quote(backendType)}`;
+    return {
+      ...identity,
+      kind: 'ignored',
+      reason: `${what}; ripstop speaks to vxlan peers only`,
+      warn: true,
+    };
+  }
+  try {
+    const podCidrs = podCidrsOf(parsed.data);
+    const v4 = parseHalf(4, podCidrs, annotations, settings);
+    const v6 = parseHalf(6, podCidrs, annotations, settings);
+    if (!v4 && !v6) {
+      const reason =
+        podCidrs.length === 0
+          ? 'no podCIDR yet'
+          : 'no lease published for an address family that this cluster uses';
+      return { ...identity, kind: 'ignored', reason, warn: true };
+    }
+    const createdAt = Date.parse(metadata.creationTimestamp);
+    const peer = { ...identity, createdAt, podCidrs, ...(v4 && { v4 }), ...(v6 && { v6 }) };
+    return { ...identity, kind: 'peer', peer };
+  } catch (error) {
+    return { ...identity, kind: 'malformed', reason: errorText(error) };
+  }
+}
+
+/**
+ * A Node's podCIDRs, at most one for each family: `spec.podCIDRs`, or `spec.podCIDR` from before dual stack.
+ * @throws RipstopError when one is no canonical CIDR block, or a family has two.
+ */
+export function podCidrsOf(node: NodeObject): Cidr[] {
+  const { podCIDR, podCIDRs } = node.spec ?? {};
+  const texts = podCIDRs?.length ? podCIDRs : podCIDR ? [podCIDR] : [];
+  const cidrs = texts.map((text) => {
+    if (text.length > 64) throw new RipstopError(`podCIDR ${quote(text)} is not a CIDR block`);
+    return parseCidr(text);
+  });
+  if (new Set(cidrs.map((cidr) => cidr.family)).size < cidrs.length) {
+    throw new RipstopError(`two podCIDRs of one family: ${texts.map(quote).join(', ')}`);
+  }
+  return cidrs;
+}
+
+/** The half of one family, or undefined when the family is off here or the node takes no part in it. */
+function parseHalf(
+  family: Family,
+  podCidrs: readonly Cidr[],
+  annotations: Readonly<Record<string, string>>,
+  settings: LeaseSettings,
+): PeerHalf | undefined {
+  const network = family === 4 ? settings.network : settings.ipv6Network;
+  const keys = family === 4 ? settings.keys.v4 : settings.keys.v6;
+  const podCidr = podCidrs.find((cidr) => cidr.family === family);
+  const data = annotations[keys.backendData];
+  const publicIp = annotations[keys.publicIp];
+  const published = (data !== undefined && data !== 'null') || publicIp !== undefined;
+  if (!network || !podCidr || !published) return undefined;
+  if (!cidrCovers(network, podCidr)) {
+    throw new RipstopError(`podCIDR ${formatCidr(podCidr)} is outside Network ${formatCidr(network)}`);
+  }
+  const vtepIp = parsePublicIp(family, keys.publicIp, publicIp);
+  if (cidrContains(podCidr, vtepIp)) {
+    throw new RipstopError(
+      `${keys.publicIp} ${vtepIp} lies in the node's own podCIDR ${formatCidr(podCidr)}`,
+    );
+  }
+  const { vni, vtepMac } = parseBackendData(keys.backendData, data, settings.vni);
+  if (vni !== settings.vni) {
+    throw new RipstopError(`${keys.backendData} has VNI ${vni}, but this cluster's is ${settings.vni}`);
+  }
+  return { vtepIp, vtepMac, podCidr, vni, behindNat: overwriteOf(annotations, keys) !== undefined };
+}
+
+/** What the user asked to publish in place of the real address, if anything. */
+export function overwriteOf(
+  annotations: Readonly<Record<string, string>>,
+  keys: FamilyKeys,
+): string | undefined {
+  return annotations[keys.publicIpOverwrite] || undefined;
+}
+
+/**
+ * A published underlay address, canonical.
+ * @throws RipstopError when it is none of this family, or one that no tunnel can end at.
+ */
+export function parsePublicIp(family: Family, key: string, text: string | undefined): string {
+  if (text === undefined) throw new RipstopError(`${key} is missing`);
+  if (text.length > 64 || addressFamily(text) !== family) {
+    throw new RipstopError(`${key} ${quote(text)} is not an IPv${family} address`);
+  }
+  const range = ipaddr.parse(text).range();
+  // A VTEP at a link-local IPv6 address would need a scope, which annotations cannot carry.
+  const useless: string[] = ['unspecified', 'loopback', 'multicast', 'broadcast', 'ipv4Mapped'];
+  if (useless.includes(range) || (family === 6 && range === 'linkLocal')) {
+    throw new RipstopError(`${key} ${text} is ${range}: no tunnel can end there`);
+  }
+  return canonicalAddress(text);
+}
+
+/** `{"VNI":1,"VtepMAC":"…"}` → its values. @throws RipstopError naming the annotation and what is wrong with it. */
+export function parseBackendData(
+  key: string,
+  text: string | undefined,
+  defaultVni: number,
+): { vni: number; vtepMac: string } {
+  if (text === undefined || text === 'null') throw new RipstopError(`${key} is missing`);
+  const fail = (why: string) => new RipstopError(`${key} ${quote(text)}: ${why}`);
+  if (text.length > 1024) throw fail('longer than 1024 characters');
+  let json: unknown;
+  try {
+    json = JSON.parse(text);
+  } catch {
+    throw fail('no JSON');
+  }
+  const parsed = backendDataSchema.safeParse(json);
+  if (!parsed.success) throw fail(zodText(parsed.error));
+  const vtepMac = normalizeMac(parsed.data.VtepMAC);
+  if (vtepMac === undefined) throw fail('VtepMAC is no MAC address such as 0a:58:0a:2a:00:01');
+  const bytes = macToBytes(vtepMac);
+  if (bytes.every((byte) => byte === 0)) throw fail('VtepMAC is all zero');
+  if (bytes[0]! & 1) throw fail('VtepMAC is a group address');
+  return { vni: parsed.data.VNI ?? defaultVni, vtepMac };
+}
+
+/** A malformed object's name and UID as far as they can be had, so that its last good state is found again. */
+function looseIdentity(node: unknown): { name: string; uid: string } {
+  const schema = z.object({ metadata: z.object({ name: z.string().catch(''), uid: z.string().catch('') }) });
+  const parsed = schema.safeParse(node);
+  const { name, uid } = parsed.success ? parsed.data.metadata : { name: '', uid: '' };
+  return { name: name.slice(0, 253) || '(unnamed)', uid: uid.slice(0, 128) };
+}
+
+/** Foreign text for a log line: quoted, escaped and short. */
+function quote(text: string): string {
+  return JSON.stringify(text.length > 80 ? `${text.slice(0, 80)}…` : text);
+}
+
+function zodText(error: z.ZodError): string {
+  return error.issues
+    .slice(0, 3)
+    .map((issue) =>
+      issue.path.length > 0 ? `${issue.path.join('.').slice(0, 80)}: ${issue.message}` : issue.message,
+    )
+    .join(', ');
+}

@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: Apache-2.0
+import { RipstopError } from '../errors.ts';
+import { addressFamily, type Cidr, cidrCovers, type Family, formatCidr } from '../net/ip.ts';
+import { type AnnotationKeys, type FamilyKeys } from './annotations.ts';
+import { type ApiClient, ApiError } from './api-client.ts';
+import type { NetConf } from './net-conf.ts';
+import {
+  type LeaseSettings,
+  type NodeObject,
+  nodeSchema,
+  overwriteOf,
+  parseBackendData,
+  parsePublicIp,
+  podCidrsOf,
+} from './node-lease.ts';
+
+/** What our own Node object says, trimmed to what publishing and start-up need. */
+export interface OwnNode {
+  readonly name: string;
+  readonly uid: string;
+  /** As in the spec, not yet held against the network; see {@link ownPodCidrs}. */
+  readonly podCidrs: readonly Cidr[];
+  /** The annotations that a lease consists of or is steered by. */
+  readonly annotations: Readonly<Record<string, string>>;
+  /** The VTEP MACs that we published before, to be kept across restarts; undefined when absent or broken. */
+  readonly vtepMac: { readonly v4?: string; readonly v6?: string };
+  /** The user's `node-public-ip`: acts as `--public-ip`, and must be local. */
+  readonly nodePublicIp: { readonly v4?: string; readonly v6?: string };
+  /** The address that the kubelet registered; the uplink is chosen by it unless the user says otherwise. */
+  readonly internalIp: { readonly v4?: string; readonly v6?: string };
+  /** Whether the condition NetworkUnavailable=False with reason FlannelIsUp is there. */
+  readonly flannelIsUp: boolean;
+}
+
+/** Our half of one family, as it is to be published. */
+export interface OwnHalf {
+  readonly publicIp: string;
+  readonly vtepMac: string;
+}
+
+export interface OwnLease {
+  readonly v4?: OwnHalf;
+  readonly v6?: OwnHalf;
+  /** Also set the condition NetworkUnavailable=False: only once the data plane forwards. */
+  readonly flannelIsUp: boolean;
+}
+
+/**
+ * Read our own Node.
+ * @throws RipstopError naming what is wrong in it.
+ */
+export function parseOwnNode(node: unknown, settings: LeaseSettings): OwnNode {
+  const parsed = nodeSchema.safeParse(node);
+  if (!parsed.success) {
+    throw new RipstopError('the API server answered with something that is no Node object', {
+      details: parsed.error.message,
+    });
+  }
+  const { name, uid } = parsed.data.metadata;
+  const all = parsed.data.metadata.annotations ?? {};
+  const annotations: Record<string, string> = {};
+  for (const key of leaseKeys(settings.keys)) {
+    const value = all[key];
+    if (value !== undefined) annotations[key] = value;
+  }
+  const { v4, v6 } = settings.keys;
+  return {
+    name,
+    uid,
+    podCidrs: podCidrsOf(parsed.data),
+    annotations,
+    vtepMac: perFamily(
+      publishedMac(annotations[v4.backendData], settings.vni),
+      publishedMac(annotations[v6.backendData], settings.vni),
+    ),
+    nodePublicIp: perFamily(userIp(4, v4.nodePublicIp, annotations), userIp(6, v6.nodePublicIp, annotations)),
+    internalIp: perFamily(internalIp(4, parsed.data), internalIp(6, parsed.data)),
+    flannelIsUp: isUp(parsed.data),
+  };
+}
+
+/**
+ * The podCIDRs that this node's pods get their addresses from, one for each enabled family.
+ * @throws RipstopError that explains who should have set a missing one, or which setting disagrees.
+ */
+export function ownPodCidrs(own: OwnNode, netConf: NetConf): { v4?: Cidr; v6?: Cidr } {
+  return perFamily(
+    netConf.network && ownPodCidr(own, 4, netConf.network),
+    netConf.ipv6Network && ownPodCidr(own, 6, netConf.ipv6Network),
+  );
+}
+
+function ownPodCidr(own: OwnNode, family: Family, network: Cidr): Cidr {
+  const cidr = own.podCidrs.find((cidr) => cidr.family === family);
+  if (!cidr) {
+    throw new RipstopError(
+      `node ${own.name} has no ${family === 6 ? 'IPv6 ' : ''}podCIDR: kube-controller-manager assigns it when it runs with ` +
+        `--allocate-node-cidrs=true --cluster-cidr=${formatCidr(network)} (kubeadm init --pod-network-cidr=${formatCidr(network)})`,
+    );
+  }
+  if (!cidrCovers(network, cidr)) {
+    throw new RipstopError(
+      `node ${own.name} has podCIDR ${formatCidr(cidr)}, which is outside the network ${formatCidr(network)} of net-conf.json; ` +
+        `make net-conf.json agree with kube-controller-manager's --cluster-cidr`,
+    );
+  }
+  return cidr;
+}
+
+/** VNI and MAC as flannel writes them: compact, keys in this order, for its own parser splits the text. */
+export function formatBackendData(vni: number, vtepMac: string): string {
+  return JSON.stringify({ VNI: vni, VtepMAC: vtepMac });
+}
+
+/** A strategic-merge patch for `nodes/status`. */
+export interface LeasePatch {
+  metadata?: { annotations: Record<string, string | null> };
+  status?: { conditions: Record<string, string>[] };
+}
+
+/**
+ * What must change on our Node for it to show `lease`, or undefined when it already does. A half that we no longer have
+ * is taken back, so that peers stop sending to it; the user's own annotations are never touched.
+ * @param now time stamp of the condition.
+ * @throws RipstopError when the user's `public-ip-overwrite` is no address.
+ */
+export function leasePatch(
+  own: OwnNode,
+  lease: OwnLease,
+  settings: LeaseSettings,
+  now: Date = new Date(),
+): LeasePatch | undefined {
+  const { keys, vni } = settings;
+  const wanted: Record<string, string | null> = {
+    [keys.backendType]: 'vxlan',
+    ...halfAnnotations(4, lease.v4, own, keys.v4, vni),
+    ...halfAnnotations(6, lease.v6, own, keys.v6, vni),
+    [keys.managed]: 'true',
+  };
+  const changed = Object.entries(wanted).filter(([key, value]) => (own.annotations[key] ?? null) !== value);
+  const setCondition = lease.flannelIsUp && !own.flannelIsUp;
+  if (changed.length === 0 && !setCondition) return undefined;
+  return {
+    ...(changed.length > 0 && { metadata: { annotations: Object.fromEntries(changed) } }),
+    ...(setCondition && { status: { conditions: [upCondition(now)] } }),
+  };
+}
+
+/**
+ * Make our Node show `lease`.
+ * @returns whether anything had to be written.
+ * @throws ApiError when the API server refuses.
+ */
+export async function publishLease(
+  client: ApiClient,
+  own: OwnNode,
+  lease: OwnLease,
+  settings: LeaseSettings,
+): Promise<boolean> {
+  const patch = leasePatch(own, lease, settings);
+  if (!patch) return false;
+  await client.request('PATCH', `/api/v1/nodes/${encodeURIComponent(own.name)}/status`, {
+    body: patch,
+    contentType: 'application/strategic-merge-patch+json',
+  });
+  return true;
+}
+
+/**
+ * Fetch our own Node, e.g. at start, before the reflector has synced.
+ * @throws ApiError, with a hint when there is no Node of that name.
+ */
+export async function fetchOwnNode(
+  client: ApiClient,
+  name: string,
+  settings: LeaseSettings,
+): Promise<OwnNode> {
+  try {
+    return parseOwnNode(await client.request('GET', `/api/v1/nodes/${encodeURIComponent(name)}`), settings);
+  } catch (error) {
+    if (!(error instanceof ApiError) || error.status !== 404) throw error;
+    const { status, reason, message } = error;
+    throw new ApiError(
+      `${message}; there is no node named ${name}: give the name that kubectl get nodes shows with --node-name`,
+      {
+        status,
+        reason,
+        cause: error,
+      },
+    );
+  }
+}
+
+function halfAnnotations(
+  family: Family,
+  half: OwnHalf | undefined,
+  own: OwnNode,
+  keys: FamilyKeys,
+  vni: number,
+): Record<string, string | null> {
+  if (!half) return { [keys.backendData]: null, [keys.publicIp]: null };
+  const overwrite = overwriteOf(own.annotations, keys);
+  return {
+    [keys.backendData]: formatBackendData(vni, half.vtepMac),
+    [keys.publicIp]: overwrite ? parsePublicIp(family, keys.publicIpOverwrite, overwrite) : half.publicIp,
+  };
+}
+
+function upCondition(now: Date): Record<string, string> {
+  const time = `${now.toISOString().slice(0, 19)}Z`;
+  return {
+    type: 'NetworkUnavailable',
+    status: 'False',
+    reason: 'FlannelIsUp',
+    message: 'ripstop forwards for this node',
+    lastTransitionTime: time,
+    lastHeartbeatTime: time,
+  };
+}
+
+function internalIp(family: Family, node: NodeObject): string | undefined {
+  const addresses = node.status?.addresses ?? [];
+  return addresses.find(({ type, address }) => type === 'InternalIP' && addressFamily(address) === family)
+    ?.address;
+}
+
+function isUp(node: NodeObject): boolean {
+  const condition = node.status?.conditions?.find(({ type }) => type === 'NetworkUnavailable');
+  return condition?.status === 'False' && condition.reason === 'FlannelIsUp';
+}
+
+function leaseKeys({ managed, backendType, v4, v6 }: AnnotationKeys): string[] {
+  return [managed, backendType, ...Object.values(v4), ...Object.values(v6)];
+}
+
+function publishedMac(data: string | undefined, vni: number): string | undefined {
+  try {
+    return parseBackendData('', data, vni).vtepMac;
+  } catch {
+    return undefined; // It will be published anew.
+  }
+}
+
+function userIp(family: Family, key: string, annotations: Record<string, string>): string | undefined {
+  return annotations[key] ? parsePublicIp(family, key, annotations[key]) : undefined;
+}
+
+function perFamily<T>(v4: T | undefined, v6: T | undefined): { v4?: T; v6?: T } {
+  return { ...(v4 !== undefined && { v4 }), ...(v6 !== undefined && { v6 }) };
+}

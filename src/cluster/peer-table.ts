@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+import { addressToBytes, type Cidr, formatCidr } from '../net/ip.ts';
+import type { ParsedNode, PeerHalf, PeerNode } from './node-lease.ts';
+
+/** Something about a node that a person should look at. */
+export interface PeerAlarm {
+  /** The node's name. */
+  readonly node: string;
+  readonly reason: string;
+}
+
+export interface PeerView {
+  /** The peers to forward to: no two of their podCIDRs overlap. */
+  readonly peers: readonly PeerNode[];
+  readonly alarms: readonly PeerAlarm[];
+}
+
+/** The node that this agent runs on. */
+export interface OwnSubnets {
+  readonly name: string;
+  readonly podCidrs: readonly Cidr[];
+}
+
+/**
+ * From all Nodes to the peers that the data plane may trust.
+ *
+ * Each pass looks at the whole cluster, so the outcome depends on what is there, not on the order in which it came: the
+ * deletion of a conflict's loser changes nothing, that of its winner lets the loser in. The one thing remembered
+ * between passes is each node's last good lease, for the time that its annotations are broken.
+ */
+export class PeerTable {
+  /** By UID: a node that is deleted and made again starts without a past. */
+  #lastGood = new Map<string, PeerNode>();
+
+  /**
+   * @param nodes every Node of the cluster, as {@link parseNode} gave it.
+   * @param own this node: it is no peer of itself, and it never sends its own podCIDR away, whoever claims it.
+   */
+  update(nodes: Iterable<ParsedNode>, own?: OwnSubnets): PeerView {
+    const alarms: PeerAlarm[] = [];
+    const lastGood = new Map<string, PeerNode>();
+    const byName = new Map<string, PeerNode>();
+    for (const node of nodes) {
+      if (node.kind === 'ignored') {
+        if (node.warn) alarms.push({ node: node.name, reason: `skipped: ${node.reason}` });
+        continue;
+      }
+      const good = node.kind === 'peer' ? node.peer : this.#knownGood(node);
+      if (node.kind === 'malformed') alarms.push({ node: node.name, reason: quarantine(node.reason, good) });
+      if (!good) continue;
+      lastGood.set(good.uid, good);
+      if (good.name === own?.name) continue;
+      // One name with two UIDs is a node that was made again: the newer object is the node.
+      const other = byName.get(good.name);
+      if (!other || other.createdAt <= good.createdAt) byName.set(good.name, good);
+    }
+    this.#lastGood = lastGood;
+    const peers = settleClaims([...byName.values()], own, alarms);
+    alarmAboutSharedVteps(peers, alarms);
+    return { peers, alarms };
+  }
+
+  #knownGood(node: ParsedNode): PeerNode | undefined {
+    const good = this.#lastGood.get(node.uid);
+    return good?.name === node.name ? good : undefined;
+  }
+}
+
+function quarantine(reason: string, good: PeerNode | undefined): string {
+  return good
+    ? `quarantined with its last good lease: ${reason}`
+    : `left out, it has no earlier good lease: ${reason}`;
+}
+
+/** Let the older of two nodes that claim the same addresses have them; drop that half of the younger one. */
+function settleClaims(nodes: PeerNode[], own: OwnSubnets | undefined, alarms: PeerAlarm[]): PeerNode[] {
+  const claims = new Claims(
+    nodes.flatMap((node) => halves(node).map((half) => half.podCidr)).concat(own?.podCidrs ?? []),
+  );
+  for (const cidr of own?.podCidrs ?? []) claims.add(cidr, `${own!.name} (this node)`);
+  nodes.sort((a, b) => a.createdAt - b.createdAt || (a.uid < b.uid ? -1 : 1));
+  const peers: PeerNode[] = [];
+  for (const node of nodes) {
+    const refused = new Set<PeerHalf>();
+    for (const half of halves(node)) {
+      const holder = claims.add(half.podCidr, node.name);
+      if (holder === undefined) continue;
+      refused.add(half);
+      const reason = `podCIDR ${formatCidr(half.podCidr)} refused: it overlaps ${formatCidr(holder.cidr)} of ${holder.node}`;
+      alarms.push({ node: node.name, reason });
+    }
+    if (refused.size === 0) peers.push(node);
+    else if (refused.size < halves(node).length) {
+      const { v4, v6, ...rest } = node;
+      peers.push({ ...rest, ...(v4 && !refused.has(v4) && { v4 }), ...(v6 && !refused.has(v6) && { v6 }) });
+    }
+  }
+  return peers;
+}
+
+function halves(node: PeerNode): PeerHalf[] {
+  return [node.v4, node.v6].filter((half) => half !== undefined);
+}
+
+/**
+ * Two live peers at one address or with one MAC break each other's tunnel, but a Node object also outlives its machine
+ * while the address is already another's. Refusing the younger would cut off the machine that is there: only warn.
+ */
+function alarmAboutSharedVteps(peers: readonly PeerNode[], alarms: PeerAlarm[]): void {
+  const holders = new Map<string, string>();
+  for (const node of peers) {
+    for (const half of halves(node)) {
+      for (const [what, value] of [
+        ['public IP', half.vtepIp],
+        ['VTEP MAC', half.vtepMac],
+      ] as const) {
+        const key = `${half.podCidr.family} ${value}`;
+        const holder = holders.get(key);
+        if (holder === undefined) holders.set(key, node.name);
+        else alarms.push({ node: node.name, reason: `${what} ${value} is also that of ${holder}` });
+      }
+    }
+  }
+}
+
+interface Claim {
+  readonly node: string;
+  readonly cidr: Cidr;
+}
+
+/**
+ * Who holds which addresses. As text of ones and zeros, two blocks overlap exactly when one is a prefix of the other;
+ * a cluster has one or two prefix lengths, so a claim costs that many look-ups, not a walk over all others.
+ */
+class Claims {
+  readonly #lengths: readonly number[];
+  /** By a claimed block's bits. */
+  readonly #held = new Map<string, Claim>();
+  /** By the bits of each block, of a length in use, that contains a claimed one. */
+  readonly #within = new Map<string, Claim>();
+
+  constructor(cidrs: readonly Cidr[]) {
+    this.#lengths = [...new Set(cidrs.map((cidr) => cidr.length))];
+  }
+
+  /** Claim a block, or get the claim that is in the way. */
+  add(cidr: Cidr, node: string): Claim | undefined {
+    const bits = bitsOf(cidr);
+    const containing = this.#lengths
+      .filter((length) => length <= cidr.length)
+      .map((length) => key(cidr, bits, length));
+    for (const block of containing) {
+      const holder = this.#held.get(block);
+      if (holder) return holder;
+    }
+    const own = key(cidr, bits, cidr.length);
+    const inside = this.#within.get(own);
+    if (inside) return inside;
+    const claim = { node, cidr };
+    this.#held.set(own, claim);
+    for (const block of containing) this.#within.set(block, claim);
+    return undefined;
+  }
+}
+
+function key(cidr: Cidr, bits: string, length: number): string {
+  return `${cidr.family}:${bits.slice(0, length)}`;
+}
+
+function bitsOf(cidr: Cidr): string {
+  let bits = '';
+  for (const byte of addressToBytes(cidr.base)) bits += byte.toString(2).padStart(8, '0');
+  return bits.slice(0, cidr.length);
+}

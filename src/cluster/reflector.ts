@@ -1,0 +1,375 @@
+// SPDX-License-Identifier: Apache-2.0
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { Logger } from 'pino';
+import { errorText } from '../errors.ts';
+import { type ApiClient, ApiError, type Query } from './api-client.ts';
+import { FrameError, lines, type ObjectMeta, parseFrame, parseListPage } from './frames.ts';
+import { type Item, ItemStore } from './item-store.ts';
+
+/**
+ * A live copy of one resource of the API server, for a daemon that must never lose sight of it for good.
+ *
+ * List once, page by page, then watch from the list's version. When a watch ends, the next one goes on from the last
+ * version seen, so nothing is missed and nothing is listed again. Only when that is impossible or in doubt (410, an
+ * ERROR, a frame that cannot be read) comes a new list, and what is here stays until that list is complete: a fault of
+ * the API server must cost freshness, never state.
+ *
+ * A connection that is open but dead is the worst of faults, since it looks like a quiet cluster. Three limits find it:
+ * TCP keep-alive (about 25 s) when the host is gone, the idle limit when only the server process hangs, and the watch's
+ * own lifetime. A watch that was idle or lived its life is renewed without ado.
+ */
+export class Reflector<T> {
+  readonly #options: ReflectorOptions<T>;
+  readonly #timing: ReflectorTiming;
+  readonly #log: Logger;
+  readonly #store = new ItemStore<T>();
+  readonly #faults: Partial<Record<FaultKind, number>> = {};
+  readonly #stopping = new AbortController();
+  #running: Promise<void> | undefined;
+  #synced = false;
+  #listNext = true;
+  #connected = false;
+  #lastEventAt: number | undefined;
+  #lastError: string | undefined;
+  #relists = 0;
+  #watches = 0;
+  /** Faults since a watch last proved itself; sets the back-off. */
+  #failures = 0;
+
+  constructor(options: ReflectorOptions<T>) {
+    this.#options = options;
+    this.#timing = { ...DEFAULT_TIMING, ...options.timing };
+    this.#log = options.log.child({ reflector: options.path });
+  }
+
+  /** By UID. A live view: read it anew after each `onChange`. Empty until `synced`. */
+  get items(): ReadonlyMap<string, Item<T>> {
+    return this.#store.items;
+  }
+
+  /** Whether a complete list was seen since the start: before that, absence means nothing. */
+  get synced(): boolean {
+    return this.#synced;
+  }
+
+  get health(): ReflectorHealth {
+    return {
+      connected: this.#connected,
+      ...(this.#lastEventAt !== undefined && { lastEventAgeMs: performance.now() - this.#lastEventAt }),
+      ...(this.#lastError !== undefined && { lastError: this.#lastError }),
+      relists: this.#relists,
+      watches: this.#watches,
+      faults: { ...this.#faults },
+    };
+  }
+
+  /** Begin; returns at once, and goes on for ever. */
+  start(): void {
+    this.#running ??= this.#run(this.#stopping.signal);
+  }
+
+  /** End for good; resolves when the last connection is closed. */
+  async stop(): Promise<void> {
+    this.#stopping.abort();
+    await this.#running;
+    this.#connected = false;
+  }
+
+  async #run(signal: AbortSignal): Promise<void> {
+    while (!signal.aborted) {
+      try {
+        if (this.#listNext) await this.#list(signal);
+        await this.#watch(signal);
+      } catch (error) {
+        if (signal.aborted) return;
+        const delayMs = this.#noteFault(classify(error));
+        await sleep(delayMs, undefined, { signal }).catch(() => {});
+      }
+    }
+  }
+
+  /** Get everything anew, and put it in place of what is here only when it is complete. */
+  async #list(signal: AbortSignal): Promise<void> {
+    const { client, path, query, project } = this.#options;
+    const { pageSize, pageDeadlineMs, listDeadlineMs } = this.#timing;
+    const endsAt = performance.now() + listDeadlineMs;
+    const list: { meta: ObjectMeta; value: T }[] = [];
+    let next = '';
+    for (;;) {
+      const leftMs = endsAt - performance.now();
+      if (leftMs <= 0) {
+        throw new ApiError(`GET ${path}: the list was not complete after ${listDeadlineMs / 1000} s`, {
+          reason: 'Deadline',
+        });
+      }
+      const page = parseListPage(
+        await client.request('GET', path, {
+          query: { ...query, limit: pageSize, continue: next || undefined },
+          deadlineMs: Math.min(pageDeadlineMs, leftMs),
+          signal,
+        }),
+      );
+      for (const { meta, object } of page.objects) list.push({ meta, value: project(object) });
+      next = page.next;
+      if (next !== '') continue;
+      const changed = this.#store.replace(list, page.resourceVersion) || !this.#synced;
+      this.#relists++;
+      this.#listNext = false;
+      this.#synced = true;
+      this.#lastEventAt = performance.now();
+      this.#log.debug({ objects: list.length, resourceVersion: page.resourceVersion }, 'listed');
+      if (changed) this.#changed();
+      return;
+    }
+  }
+
+  /** Follow the changes. Returns when the watch is to be renewed, which is no fault. */
+  async #watch(signal: AbortSignal): Promise<void> {
+    const { client, path, query, project } = this.#options;
+    const { watchSecondsMin, watchSecondsMax, watchGraceMs, headerDeadlineMs, idleMs, healthyAfterMs } =
+      this.#timing;
+    // Each node its own time, or all nodes of a cluster would come back to the API server at once.
+    const timeoutSeconds = Math.ceil(watchSecondsMin + Math.random() * (watchSecondsMax - watchSecondsMin));
+    const response = await client.stream(path, {
+      query: {
+        ...query,
+        watch: 1,
+        allowWatchBookmarks: true,
+        resourceVersion: this.#store.resourceVersion,
+        timeoutSeconds,
+      },
+      deadlineMs: headerDeadlineMs,
+      signal,
+    });
+    this.#watches++;
+    this.#connected = true;
+    let proven = false;
+    let renew: 'idle' | 'life' | undefined;
+    const end = (why: 'idle' | 'life'): void => {
+      renew = why;
+      response.destroy();
+    };
+    const idle = setTimeout(end, idleMs, 'idle');
+    const life = setTimeout(end, timeoutSeconds * 1000 + watchGraceMs, 'life');
+    const proof = setTimeout(() => {
+      proven = true;
+      this.#recovered();
+    }, healthyAfterMs);
+    const abort = (): void => void response.destroy();
+    signal.addEventListener('abort', abort, { once: true });
+    try {
+      if (signal.aborted) return;
+      for await (const line of lines(eachChunk(response, () => idle.refresh()))) {
+        const frame = parseFrame(line);
+        this.#lastEventAt = performance.now();
+        if (frame.type === 'ERROR') throw new StreamError(frame.code, frame.message, frame.retryAfterMs);
+        if (frame.type === 'BOOKMARK') this.#store.advance(frame.resourceVersion);
+        else if (this.#store.apply(frame, project)) this.#changed();
+      }
+    } catch (error) {
+      if (renew === undefined && !signal.aborted) throw error;
+    } finally {
+      clearTimeout(idle);
+      clearTimeout(life);
+      clearTimeout(proof);
+      signal.removeEventListener('abort', abort);
+      response.destroy();
+      this.#connected = false;
+    }
+    if (signal.aborted) return;
+    if (renew === 'idle') {
+      this.#count('idle');
+      this.#log.debug({ idleMs }, 'watch was silent, renewing it');
+    } else if (!proven) {
+      throw new ShortWatchError();
+    }
+  }
+
+  /** Count, log and note a fault. @returns how long to wait before the next attempt, in ms. */
+  #noteFault({ kind, text, relist, retryAfterMs }: Fault): number {
+    this.#count(kind);
+    if (relist) this.#listNext = true;
+    const { backoffMinMs, backoffMaxMs, retryAfterMaxMs } = this.#timing;
+    const ceiling = Math.min(backoffMaxMs, backoffMinMs * 2 ** Math.min(this.#failures, 20));
+    const asked = Math.min(retryAfterMs ?? 0, retryAfterMaxMs);
+    const delayMs = Math.max(ceiling * (0.5 + Math.random() / 2), asked * (1 + Math.random() / 10));
+    this.#failures++;
+    // Once for each trouble, not for each attempt.
+    const news = this.#lastError !== text;
+    this.#lastError = text;
+    const fields = {
+      kind,
+      failures: this.#failures,
+      retryInMs: Math.round(delayMs),
+      nextIsList: this.#listNext,
+    };
+    this.#log[news ? 'warn' : 'debug'](fields, `${text}; the last known state stays, retrying`);
+    return delayMs;
+  }
+
+  #recovered(): void {
+    this.#failures = 0;
+    if (this.#lastError === undefined) return;
+    this.#lastError = undefined;
+    this.#log.info('watching again');
+  }
+
+  #changed(): void {
+    try {
+      this.#options.onChange();
+    } catch (error) {
+      this.#log.error({ err: error }, 'onChange failed');
+    }
+  }
+
+  #count(kind: FaultKind): void {
+    this.#faults[kind] = (this.#faults[kind] ?? 0) + 1;
+  }
+}
+
+export interface ReflectorOptions<T> {
+  readonly client: ApiClient;
+  /** The resource's collection, e.g. `/api/v1/nodes`. */
+  readonly path: string;
+  /** Selectors, e.g. `{ fieldSelector: 'spec.nodeName=a' }`. */
+  readonly query?: Query;
+  /** From a whole object, fresh from JSON, to the little that is kept of it. Should not throw: that counts as a fault. */
+  project(this: void, object: unknown): T;
+  /** Something differs in `items`, or they are complete for the first time. Should only take a note. */
+  onChange(this: void): void;
+  readonly log: Logger;
+  readonly timing?: Partial<ReflectorTiming>;
+}
+
+export interface ReflectorTiming {
+  /** Objects in one page of a list. */
+  readonly pageSize: number;
+  readonly pageDeadlineMs: number;
+  /** For all pages together; the API server keeps a list's snapshot for about 5 minutes. */
+  readonly listDeadlineMs: number;
+  /** Until a watch answers. */
+  readonly headerDeadlineMs: number;
+  /** A watch's lifetime, asked for at random between these. */
+  readonly watchSecondsMin: number;
+  readonly watchSecondsMax: number;
+  /** How long past its lifetime a watch may linger. */
+  readonly watchGraceMs: number;
+  /** A watch without a byte for so long is renewed. Bookmarks come once a minute; a quiet cluster renews a little often. */
+  readonly idleMs: number;
+  /** A watch that lived so long proves that all is well. */
+  readonly healthyAfterMs: number;
+  readonly backoffMinMs: number;
+  readonly backoffMaxMs: number;
+  /** A Retry-After beyond this is not believed. */
+  readonly retryAfterMaxMs: number;
+}
+
+/** Together they bring a node back within 60 s of the API server's return: 20 s back-off + 15 s for an attempt under way. */
+const DEFAULT_TIMING: ReflectorTiming = {
+  pageSize: 250,
+  pageDeadlineMs: 30_000,
+  listDeadlineMs: 240_000,
+  headerDeadlineMs: 15_000,
+  watchSecondsMin: 300,
+  watchSecondsMax: 600,
+  watchGraceMs: 15_000,
+  idleMs: 45_000,
+  healthyAfterMs: 5_000,
+  backoffMinMs: 1_000,
+  backoffMaxMs: 20_000,
+  retryAfterMaxMs: 60_000,
+};
+
+/**
+ * `gone` the version to watch from is too old · `frame` garbage, truncated or of a wrong shape · `stream_error` an ERROR in
+ * the stream · `auth` 401, 403 · `status` any other HTTP status · `unreachable` no connection, or it broke · `deadline` no
+ * answer in time · `credentials` they cannot be read · `short_watch` ended at once, without a reason · `idle` silent, renewed
+ */
+export type FaultKind =
+  | 'gone'
+  | 'frame'
+  | 'stream_error'
+  | 'auth'
+  | 'status'
+  | 'unreachable'
+  | 'deadline'
+  | 'credentials'
+  | 'short_watch'
+  | 'idle';
+
+export interface ReflectorHealth {
+  /** A watch is open. */
+  readonly connected: boolean;
+  /** Since the last event, bookmark or list; absent before the first. */
+  readonly lastEventAgeMs?: number;
+  /** The trouble at hand; absent when there is none. */
+  readonly lastError?: string;
+  /** Complete lists so far, the first included. */
+  readonly relists: number;
+  /** Watches opened so far. */
+  readonly watches: number;
+  /** How often each kind of fault was met. */
+  readonly faults: Readonly<Partial<Record<FaultKind, number>>>;
+}
+
+/** An ERROR event, with the code of its Status. */
+class StreamError extends Error {
+  readonly code: number;
+  readonly retryAfterMs: number | undefined;
+
+  constructor(code: number, message: string, retryAfterMs: number | undefined) {
+    super(message);
+    this.code = code;
+    this.retryAfterMs = retryAfterMs;
+  }
+}
+
+class ShortWatchError extends Error {}
+
+async function* eachChunk(chunks: AsyncIterable<Uint8Array>, seen: () => void): AsyncGenerator<Uint8Array> {
+  for await (const chunk of chunks) {
+    seen();
+    yield chunk;
+  }
+}
+
+interface Fault {
+  readonly kind: FaultKind;
+  readonly text: string;
+  /** Whether the version we would go on from is useless or in doubt. */
+  readonly relist: boolean;
+  readonly retryAfterMs?: number | undefined;
+}
+
+function classify(error: unknown): Fault {
+  if (error instanceof StreamError) {
+    const { code, retryAfterMs } = error;
+    const text = `the watch reported ${code} ${errorText(error).slice(0, 300)}`;
+    return { kind: code === 410 ? 'gone' : 'stream_error', text, relist: true, retryAfterMs };
+  }
+  if (error instanceof FrameError)
+    return { kind: 'frame', text: `the API server sent rubbish: ${errorText(error)}`, relist: true };
+  if (error instanceof ShortWatchError) {
+    return { kind: 'short_watch', text: 'the API server ended the watch at once', relist: false };
+  }
+  if (!(error instanceof ApiError)) {
+    // A connection that breaks under a watch is a plain socket error; a `project` that throws is a defect of its caller.
+    const broken = error instanceof Error && 'code' in error;
+    return broken
+      ? { kind: 'unreachable', text: `the watch broke off: ${errorText(error)}`, relist: false }
+      : { kind: 'frame', text: `an object could not be read: ${errorText(error)}`, relist: true };
+  }
+  const { status, reason, retryAfterMs, message: text } = error;
+  if (status === undefined) {
+    if (reason === 'BadAnswer') return { kind: 'frame', text, relist: true };
+    const kind =
+      reason === 'Deadline' ? 'deadline' : reason === 'Credentials' ? 'credentials' : 'unreachable';
+    return { kind, text, relist: false };
+  }
+  if (status === 410) return { kind: 'gone', text, relist: true, retryAfterMs };
+  if (status === 401 || status === 403) return { kind: 'auth', text, relist: false, retryAfterMs };
+  // An overloaded server is not to be loaded with lists. 504 also means: a version that this server has not reached,
+  // which after a restore from a backup it never will.
+  const overloaded = status === 429 || (status >= 500 && status !== 504);
+  return { kind: 'status', text, relist: !overloaded, retryAfterMs };
+}

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+import { mkdtemp, readdir, rm, stat, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { type Attachment, AttachmentStore } from './attachments.ts';
+
+const attachment = (containerId: string, ifname: string): Attachment => ({
+  containerId,
+  ifname,
+  netns: '/run/netns/pod',
+  network: 'cbr0',
+  hostIfname: 'veth01234567',
+  hostIfindex: 7,
+  hostMac: '02:00:00:00:00:01',
+  podMac: '02:00:00:00:00:02',
+  ip: '10.42.1.5',
+});
+
+describe('the attachment store', () => {
+  let dir: string;
+  beforeEach(async () => {
+    dir = join(await mkdtemp(join(tmpdir(), 'ripstop-store-')), 'endpoints');
+  });
+  afterEach(() => rm(join(dir, '..'), { recursive: true }));
+
+  it('remembers across restarts of the agent, in files that only root reads', async () => {
+    const store = new AttachmentStore(dir);
+    await store.put(attachment('c0ffee', 'eth0'));
+    await store.put({ ...attachment('c0ffee', 'eth0'), slow: true, podName: 'web' });
+    expect(await readdir(dir)).toEqual(['c0ffee-eth0.json']);
+    expect((await stat(join(dir, 'c0ffee-eth0.json'))).mode & 0o777).toBe(0o600);
+    expect((await stat(dir)).mode & 0o777).toBe(0o700);
+
+    const restarted = new AttachmentStore(dir);
+    expect(restarted.list()).toEqual(store.list());
+    expect(restarted.get({ containerId: 'c0ffee', ifname: 'eth0' })).toMatchObject({
+      slow: true,
+      podName: 'web',
+    });
+    await restarted.remove({ containerId: 'c0ffee', ifname: 'eth0' });
+    await restarted.remove({ containerId: 'c0ffee', ifname: 'eth0' });
+    expect(new AttachmentStore(dir).list()).toEqual([]);
+  });
+
+  it('does not take one attachment for another, however the names are hyphenated', async () => {
+    const store = new AttachmentStore(dir);
+    await store.put(attachment('a-b', 'c'));
+    await store.put(attachment('a', 'b-c'));
+    expect(new AttachmentStore(dir).list()).toHaveLength(2);
+  });
+
+  it('passes over a write that was never finished, and names a file that is not its own', async () => {
+    await new AttachmentStore(dir).put(attachment('c0ffee', 'eth0'));
+    await writeFile(join(dir, 'dead-eth0.json.tmp'), '{"contai');
+    expect(new AttachmentStore(dir).list()).toHaveLength(1);
+    await writeFile(join(dir, 'bad-eth0.json'), '{}');
+    expect(() => new AttachmentStore(dir)).toThrow(/bad-eth0\.json does not hold an attachment/);
+  });
+});

@@ -1,0 +1,637 @@
+// SPDX-License-Identifier: Apache-2.0
+import { existsSync } from 'node:fs';
+import { mkdtemp, readdir, rm, stat } from 'node:fs/promises';
+import { connect, createServer } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import pino from 'pino';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
+import { buildCni, compileShim } from '../../scripts/build-cni.ts';
+import { ipJson } from '../host/ip.ts';
+import { listLinks } from '../host/links.ts';
+import { ROUTE_PROTOCOL } from '../host/routes.ts';
+import { run, tryRun } from '../host/run.ts';
+import { type Attachment, AttachmentStore } from './attachments.ts';
+import { defaultCniPath, listLeases } from './ipam.ts';
+import type { CniContext } from './ops.ts';
+import { hostVethName } from './pod-network.ts';
+import { type CniServer, createCniServer } from './server.ts';
+import type { CniResult } from './spec.ts';
+
+/**
+ * The plugin as a container runtime meets it: the real shim, the agent's real socket, the real host-local, and a node
+ * and pods that are network namespaces.
+ */
+
+const missing = !process.getuid || process.getuid() !== 0 ? 'needs root' : lacksHostLocal();
+if (missing) console.warn(`skipping the CNI system tests: ${missing}`);
+
+function lacksHostLocal(): string | undefined {
+  const found = defaultCniPath.some((dir) => existsSync(`${dir}/host-local`));
+  return found ? undefined : 'needs host-local (package containernetworking-plugins)';
+}
+
+const prefix = `ripstop-cni-${process.pid}`;
+const gateway = '10.42.1.1';
+const network = 'cbr0';
+
+describe.skipIf(missing)('the CNI plugin', () => {
+  let shim: string;
+  let dir: string;
+  let node: string;
+  let store: AttachmentStore;
+  let context: CniContext | undefined;
+  let server: CniServer;
+  /** What the agent was told to attach and detach, in order. */
+  let told: string[];
+  const pods = new Set<string>();
+
+  beforeAll(async () => {
+    shim = await buildCni();
+  });
+
+  beforeEach(async () => {
+    dir = await mkdtemp(join(tmpdir(), `${prefix}-`));
+    node = await addNamespace('node');
+    await run('sysctl', ['-qw', 'net.ipv4.ip_forward=1'], { netns: node });
+    told = [];
+    store = new AttachmentStore(`${dir}/endpoints`);
+    context = {
+      podCidr: '10.42.1.0/24',
+      clusterNetwork: '10.42.0.0/16',
+      mtu: 1450,
+      dataDir: `${dir}/leases`,
+      store,
+      attach: async (a) => void told.push(`attach ${a.containerId} ${a.ip}`),
+      detach: async (a) => void told.push(`detach ${a.containerId} ${a.ip}`),
+      ready: () => ({ ok: true }),
+      netns: node,
+    };
+    const log = pino({ level: 'silent' });
+    server = await createCniServer({ socketPath: `${dir}/run/cni.sock`, context: () => context, log });
+  });
+
+  const cleanUp = async (): Promise<void> => {
+    for (const name of pods) await tryRun('ip', ['netns', 'del', name]);
+    pods.clear();
+  };
+  afterEach(async () => {
+    await server.close();
+    await cleanUp();
+    await rm(dir, { recursive: true });
+  });
+  afterAll(cleanUp);
+
+  async function addNamespace(name: string): Promise<string> {
+    pods.add(`${prefix}-${name}`);
+    await run('ip', ['netns', 'add', `${prefix}-${name}`]);
+    return `/run/netns/${prefix}-${name}`;
+  }
+
+  interface Answer {
+    exitCode: number;
+    output: Record<string, unknown>;
+  }
+
+  /** Execute the shim as a runtime does. The container is also the name of its namespace. */
+  async function cni(
+    command: string,
+    container: string,
+    overrides: { env?: Record<string, string>; config?: object; stdin?: string; shim?: string } = {},
+  ): Promise<Answer> {
+    const { code, stdout } = await tryRun(overrides.shim ?? shim, [], {
+      env: {
+        CNI_COMMAND: command,
+        CNI_CONTAINERID: container,
+        CNI_IFNAME: 'eth0',
+        CNI_NETNS: `/run/netns/${prefix}-${container}`,
+        CNI_ARGS: `IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=${container}`,
+        RIPSTOP_CNI_SOCKET: `${dir}/run/cni.sock`,
+        ...overrides.env,
+      },
+      stdin:
+        overrides.stdin ??
+        JSON.stringify({ cniVersion: '1.1.0', name: network, type: 'ripstop', ...overrides.config }),
+    });
+    return { exitCode: code, output: stdout === '' ? {} : (JSON.parse(stdout) as Answer['output']) };
+  }
+
+  /** A pod that was added; the test fails if that fails. */
+  async function addPod(container: string): Promise<CniResult> {
+    await addNamespace(container);
+    return add(container);
+  }
+
+  async function add(container: string): Promise<CniResult> {
+    const { exitCode, output } = await cni('ADD', container);
+    expect(output).not.toHaveProperty('msg');
+    expect(exitCode).toBe(0);
+    return output as unknown as CniResult;
+  }
+
+  const del = (container: string, env: Record<string, string> = {}): Promise<Answer> =>
+    cni('DEL', container, { env });
+
+  const ping = (container: string, address: string, ...options: string[]): Promise<string> =>
+    run('ping', ['-c1', '-W2', ...options, address], { netns: `/run/netns/${prefix}-${container}` });
+
+  const leases = async (): Promise<string[]> =>
+    (await listLeases({ network, dataDir: `${dir}/leases` })).map((lease) => lease.containerId).sort();
+
+  /** The node holds nothing of any pod. */
+  async function expectClean(): Promise<void> {
+    const links = [...(await listLinks({ netns: node })).keys()].filter((name) => name.startsWith('veth'));
+    const routes = await ipJson(['-4', 'route'], { netns: node });
+    expect({ links, routes, leases: await leases(), attachments: store.list() }).toEqual({
+      links: [],
+      routes: [],
+      leases: [],
+      attachments: [],
+    });
+    expect(await readdir(`${dir}/endpoints`)).toEqual([]);
+  }
+
+  describe('ADD', () => {
+    it('connects pods to the node and to each other, over the kernel alone', async () => {
+      const a = await addPod('a');
+      const b = await addPod('b');
+      const [ipA, ipB] = [a, b].map((result) => result.ips[0]!.address.replace('/32', ''));
+      await ping('a', gateway);
+      await ping('a', ipB!);
+      await ping('b', ipA!);
+      // The host speaks from the gateway's address, as it would from cni0.
+      const [route] = await ipJson<{ prefsrc: string }>(['route', 'get', ipA!], { netns: node });
+      expect(route!.prefsrc).toBe(gateway);
+      await run('ping', ['-c1', '-W2', ipA!], { netns: node });
+      // A whole packet passes, one byte more is refused at the source.
+      await ping('a', ipB!, '-M', 'do', '-s', String(1450 - 28));
+      await expect(ping('a', ipB!, '-M', 'do', '-s', String(1450 - 27))).rejects.toThrow('exit code 1');
+    });
+
+    it('makes exactly the links, addresses and routes of its design', async () => {
+      const result = await addPod('a');
+      const { hostIfname, hostMac, podMac, hostIfindex } = store.list()[0]!;
+      const pod = `/run/netns/${prefix}-a`;
+      expect(result).toEqual({
+        cniVersion: '1.1.0',
+        interfaces: [
+          { name: hostIfname, mac: hostMac, sandbox: '' },
+          { name: 'eth0', mac: podMac, sandbox: pod },
+        ],
+        ips: [{ interface: 1, address: '10.42.1.2/32', gateway }],
+        routes: [
+          { dst: '10.42.0.0/16', gw: gateway },
+          { dst: '0.0.0.0/0', gw: gateway },
+        ],
+        dns: {},
+      });
+      expect(hostIfname).toMatch(/^veth[0-9a-f]{8}$/);
+
+      const host = (await listLinks({ netns: node })).get(hostIfname)!;
+      expect(host).toMatchObject({ ifindex: hostIfindex, mac: hostMac, mtu: 1450, up: true });
+      // No link-local IPv6 address: nothing announces itself to the pod.
+      expect(host.addresses.map(({ ip, length }) => `${ip}/${length}`)).toEqual([`${gateway}/32`]);
+      const eth0 = (await listLinks({ netns: pod })).get('eth0')!;
+      expect(eth0).toMatchObject({ mac: podMac, mtu: 1450, up: true });
+      expect(eth0.addresses.filter(({ family }) => family === 4)).toMatchObject([
+        { ip: '10.42.1.2', length: 32 },
+      ]);
+
+      expect(await ipJson(['-4', 'route'], { netns: node })).toMatchObject([
+        { dst: '10.42.1.2', dev: hostIfname, scope: 'link', protocol: String(ROUTE_PROTOCOL) },
+      ]);
+      expect(await ipJson(['-4', 'route'], { netns: pod })).toMatchObject([
+        { dst: 'default', gateway, dev: 'eth0' },
+        { dst: '10.42.0.0/16', gateway, dev: 'eth0' },
+        { dst: gateway, dev: 'eth0', scope: 'link' },
+      ]);
+    });
+
+    it('tells the agent before it answers, and remembers which pod it was', async () => {
+      await addPod('a');
+      expect(told).toEqual(['attach a 10.42.1.2']);
+      const [attachment] = new AttachmentStore(`${dir}/endpoints`).list();
+      expect(attachment).toMatchObject({ containerId: 'a', podNamespace: 'default', podName: 'a', network });
+    });
+
+    it('a second time is an error that harms nothing', async () => {
+      await addPod('a');
+      const { exitCode, output } = await cni('ADD', 'a');
+      expect(exitCode).toBe(1);
+      expect(output).toMatchObject({
+        code: 101,
+        msg: expect.stringContaining('has an interface eth0 already'),
+      });
+      // Nor does it help to come with a fresh namespace.
+      const other = await addNamespace('other');
+      const again = await cni('ADD', 'a', { env: { CNI_NETNS: other } });
+      expect(again.output).toMatchObject({
+        code: 101,
+        msg: expect.stringContaining('attached as eth0 already'),
+      });
+      expect(await leases()).toEqual(['a']);
+      await ping('a', gateway);
+      await del('a');
+      await expectClean();
+    });
+
+    it('that fails midway leaves nothing behind, and works when tried again', async () => {
+      await addNamespace('a');
+      const working = context!;
+      const attach = async (): Promise<void> => {
+        throw new Error('the verifier said no');
+      };
+      context = { ...working, attach };
+      const { exitCode, output } = await cni('ADD', 'a');
+      expect(exitCode).toBe(1);
+      expect(output).toMatchObject({ cniVersion: '1.1.0', code: 100, msg: 'the verifier said no' });
+      expect(told).toEqual(['detach a 10.42.1.2']);
+      await expectClean();
+      context = working;
+      await add('a');
+      await ping('a', gateway);
+    });
+
+    it('whose address cannot be set up leaves nothing behind either', async () => {
+      const pod = await addNamespace('a');
+      await run('ip', ['link', 'set', 'lo', 'up'], { netns: pod });
+      await run('ip', ['route', 'add', 'default', 'dev', 'lo'], { netns: pod });
+      const { output } = await cni('ADD', 'a');
+      expect(output).toMatchObject({ code: 100, msg: expect.stringContaining('File exists') });
+      expect(told).toEqual(['detach a 10.42.1.2']);
+      await expectClean();
+    });
+
+    it('says so when all addresses are taken, and recovers after a DEL', async () => {
+      context!.podCidr = '10.42.1.0/29';
+      for (const container of ['p2', 'p3', 'p4', 'p5', 'p6']) await addPod(container);
+      await addNamespace('p7');
+      const { output } = await cni('ADD', 'p7');
+      expect(output).toMatchObject({
+        code: 102,
+        msg: expect.stringContaining('all addresses of 10.42.1.0/29 are taken'),
+      });
+      expect(await leases()).toHaveLength(5);
+      await del('p4');
+      expect((await add('p7')).ips[0]!.address).toBe('10.42.1.4/32');
+    });
+
+    it.each([
+      ['does not exist', '/run/netns/no-such', 'does not exist'],
+      ['is a file', '/etc/hostname', 'cannot enter CNI_NETNS'],
+    ])('refuses a namespace that %s', async (_, path, message) => {
+      const { output } = await cni('ADD', 'a', { env: { CNI_NETNS: path } });
+      expect(output).toMatchObject({ code: 4, msg: expect.stringContaining(message) });
+      await expectClean();
+    });
+
+    it("refuses the node's own namespace", async () => {
+      const { output } = await cni('ADD', 'a', { env: { CNI_NETNS: node } });
+      expect(output).toMatchObject({
+        code: 4,
+        msg: expect.stringContaining("the node's own network namespace"),
+      });
+      await expectClean();
+    });
+  });
+
+  describe('DEL', () => {
+    it('takes everything away, and succeeds again and again', async () => {
+      await addPod('a');
+      for (let i = 0; i < 3; i++) expect(await del('a')).toEqual({ exitCode: 0, output: {} });
+      expect(told).toEqual(['attach a 10.42.1.2', 'detach a 10.42.1.2']);
+      await expectClean();
+    });
+
+    it('succeeds for a container that was never there', async () => {
+      expect(await del('unknown')).toEqual({ exitCode: 0, output: {} });
+    });
+
+    it('needs no namespace: neither its path nor the namespace itself', async () => {
+      await addPod('a');
+      await addPod('b');
+      expect(await del('a', { CNI_NETNS: '' })).toEqual({ exitCode: 0, output: {} });
+      await run('ip', ['netns', 'del', `${prefix}-b`]);
+      expect(await del('b')).toEqual({ exitCode: 0, output: {} });
+      await expectClean();
+    });
+
+    it('releases the address also when the agent cannot detach, and says that it could not', async () => {
+      await addPod('a');
+      context!.detach = async () => {
+        throw new Error('no such map');
+      };
+      expect((await del('a')).output).toMatchObject({ code: 100, msg: 'no such map' });
+      await expectClean();
+    });
+
+    it('finds what an agent left that died in the middle of an ADD', async () => {
+      await addPod('a');
+      await store.remove({ containerId: 'a', ifname: 'eth0' });
+      expect(await del('a')).toEqual({ exitCode: 0, output: {} });
+      await expectClean();
+    });
+  });
+
+  it('20 ADDs and DELs at once: every address is unique, and none is left over', async () => {
+    const containers = Array.from({ length: 20 }, (_, i) => `c${i}`);
+    for (const container of containers) await addNamespace(container);
+    const results = await Promise.all(containers.map(add));
+    const addresses = new Set(results.map((result) => result.ips[0]!.address));
+    expect(addresses.size).toBe(20);
+    expect(store.list()).toHaveLength(20);
+    await Promise.all(containers.flatMap((container) => [del(container), del(container)]));
+    await expectClean();
+  });
+
+  it('ADD and DEL of one container wait for each other', async () => {
+    await addNamespace('a');
+    const entered = Promise.withResolvers<void>();
+    const release = Promise.withResolvers<void>();
+    context!.attach = async (a: Attachment) => {
+      entered.resolve();
+      await release.promise;
+      told.push(`attach ${a.containerId} ${a.ip}`);
+    };
+    const adding = cni('ADD', 'a');
+    await entered.promise;
+    const deleting = del('a');
+    // Another container does not wait.
+    expect(await del('b')).toEqual({ exitCode: 0, output: {} });
+    release.resolve();
+    expect((await adding).exitCode).toBe(0);
+    expect((await deleting).exitCode).toBe(0);
+    expect(told).toEqual(['attach a 10.42.1.2', 'detach a 10.42.1.2']);
+    await expectClean();
+  });
+
+  describe('CHECK', () => {
+    const check = (prevResult: object): Promise<Answer> => cni('CHECK', 'a', { config: { prevResult } });
+
+    it('is content with a pod as ADD made it, and with what later plugins change', async () => {
+      const result = await addPod('a');
+      expect(await check(result)).toEqual({ exitCode: 0, output: {} });
+      const pod = { netns: `/run/netns/${prefix}-a` };
+      await run('ip', ['addr', 'add', '192.0.2.1/32', 'dev', 'eth0'], pod);
+      await run('ip', ['link', 'set', 'eth0', 'mtu', '1400', 'address', '02:00:00:00:00:99'], pod);
+      result.interfaces[1]!.mac = '02:00:00:00:00:99';
+      expect(await check(result)).toEqual({ exitCode: 0, output: {} });
+    });
+
+    it.each([
+      ['the veth is gone', ['link', 'del', 'dev'], 'the pod has no interface eth0'],
+      ['the veth is down', ['link', 'set', 'down', 'dev'], 'is down'],
+      ['the host route is gone', ['route', 'del', '10.42.1.2', 'dev'], 'the host has no route to 10.42.1.2'],
+    ])('finds that %s; DEL then succeeds', async (_, command, message) => {
+      const result = await addPod('a');
+      await run('ip', [...command, hostVethName({ containerId: 'a', ifname: 'eth0' })], { netns: node });
+      expect((await check(result)).output).toMatchObject({
+        code: 103,
+        msg: expect.stringContaining(message),
+      });
+      expect(await del('a')).toEqual({ exitCode: 0, output: {} });
+      await expectClean();
+    });
+
+    it('finds that the address, the lease or the promise is lost', async () => {
+      const result = await addPod('a');
+      const pod = { netns: `/run/netns/${prefix}-a` };
+      await run('ip', ['addr', 'flush', 'dev', 'eth0'], pod);
+      await rm(`${dir}/leases/${network}/10.42.1.2`);
+      const { output } = await check({ ...result, ips: [] });
+      expect(output['msg']).toMatch(
+        /the prevResult has no address 10\.42\.1\.2; .*has lost 10\.42\.1\.2; host-local/,
+      );
+    });
+
+    it('does not know a container that was never added', async () => {
+      await addNamespace('a');
+      expect((await check({})).output).toMatchObject({ code: 3 });
+    });
+  });
+
+  describe('GC', () => {
+    const gc = (...valid: string[]): Promise<Answer> =>
+      cni('GC', '', {
+        config: { 'cni.dev/valid-attachments': valid.map((id) => ({ containerID: id, ifname: 'eth0' })) },
+      });
+
+    it('drops what the runtime does not know, leases without an attachment too, and spares the rest', async () => {
+      for (const container of ['a', 'b', 'c']) await addPod(container);
+      await store.remove({ containerId: 'c', ifname: 'eth0' });
+      expect(await gc('a')).toEqual({ exitCode: 0, output: {} });
+      expect(await leases()).toEqual(['a']);
+      expect(store.list().map(({ containerId }) => containerId)).toEqual(['a']);
+      await ping('a', gateway);
+      await gc();
+      await expectClean();
+    });
+
+    it('spares the attachments of other networks', async () => {
+      await addPod('a');
+      const config = { name: 'other', 'cni.dev/valid-attachments': [] };
+      expect(await cni('GC', '', { config })).toEqual({ exitCode: 0, output: {} });
+      await ping('a', gateway);
+    });
+
+    it('goes on past errors and then tells of them', async () => {
+      for (const container of ['a', 'b']) await addPod(container);
+      context!.detach = async (a) => {
+        if (a.containerId === 'a') throw new Error('no such map');
+      };
+      const { output } = await gc();
+      expect(output).toMatchObject({
+        code: 100,
+        msg: expect.stringMatching(/^1 of 2 .*a\/eth0: no such map/),
+      });
+      await expectClean();
+    });
+  });
+
+  describe('an agent that is not ready', () => {
+    it('STATUS is 50 with the reason, ADD is 11, DEL works all the same', async () => {
+      await addPod('a');
+      expect(await cni('STATUS', '')).toEqual({ exitCode: 0, output: {} });
+      context!.ready = () => ({ ok: false, reason: 'the uplink eth9 is gone' });
+      expect((await cni('STATUS', '')).output).toMatchObject({
+        code: 50,
+        msg: 'the ripstop agent is not ready: the uplink eth9 is gone',
+      });
+      expect((await cni('ADD', 'b')).output).toMatchObject({ code: 11 });
+      expect(await del('a')).toEqual({ exitCode: 0, output: {} });
+      await expectClean();
+    });
+
+    it('without its podCIDR: STATUS is 50, everything else is 11', async () => {
+      context = undefined;
+      expect((await cni('STATUS', '')).output).toMatchObject({ code: 50 });
+      for (const command of ['ADD', 'DEL']) {
+        expect((await cni(command, 'a')).output).toMatchObject({
+          code: 11,
+          msg: expect.stringContaining('does not know its podCIDR yet'),
+        });
+      }
+    });
+  });
+
+  describe('an agent that is away', () => {
+    it.each([
+      ['ADD', 11],
+      ['DEL', 11],
+      ['CHECK', 11],
+      ['GC', 11],
+      ['STATUS', 50],
+    ])('%s is code %i, in the version of the configuration', async (command, code) => {
+      await server.close();
+      const { exitCode, output } = await cni(command, 'a', { config: { cniVersion: '0.4.0' } });
+      expect(exitCode).toBe(1);
+      expect(output).toEqual({
+        cniVersion: '0.4.0',
+        code,
+        msg: expect.stringMatching(/gave no answer at .*cni\.sock: .*; see that the agent runs on this node/),
+      });
+    });
+
+    it('VERSION is answered by the shim', async () => {
+      await server.close();
+      expect(await cni('VERSION', '')).toEqual({
+        exitCode: 0,
+        output: { cniVersion: '1.1.0', supportedVersions: ['0.3.1', '0.4.0', '1.0.0', '1.1.0'] },
+      });
+    });
+
+    it('takes up calls again where its predecessor was killed', async () => {
+      await server.close();
+      expect((await stat(`${dir}/run/cni.sock`)).isSocket()).toBe(true);
+      const log = pino({ level: 'silent' });
+      server = await createCniServer({ socketPath: `${dir}/run/cni.sock`, context: () => context, log });
+      expect((await cni('STATUS', '')).exitCode).toBe(0);
+    });
+
+    it.each([
+      [
+        'dies before it answers',
+        (close: () => void) => close(),
+        'ended the connection before it had answered',
+      ],
+      ['never answers', () => {}, 'took too long to answer'],
+      [
+        'speaks something else',
+        (_: () => void, write: (text: string) => void) => write('HTTP/1.1 400 Bad'),
+        'one release',
+      ],
+    ])('that %s is told from one that refuses', async (_, behave, message) => {
+      const impatient = `${dir}/ripstop-cni`;
+      await compileShim(impatient, ['DEADLINE_MS=300']);
+      const fake = createServer((socket) => {
+        socket.on('error', () => {});
+        socket.once('data', () =>
+          behave(
+            () => socket.destroy(),
+            (text) => socket.write(text),
+          ),
+        );
+      });
+      await new Promise<void>((resolve) => fake.listen(`${dir}/fake.sock`, resolve));
+      const { output } = await cni('ADD', 'a', {
+        shim: impatient,
+        env: { RIPSTOP_CNI_SOCKET: `${dir}/fake.sock` },
+      });
+      expect(output).toMatchObject({ code: 11, msg: expect.stringContaining(message) });
+      fake.close();
+    });
+  });
+
+  describe('the shim', () => {
+    it.each([
+      ['a nested version', '{"prevResult":{"cniVersion":"0.3.1"},"cniVersion":"0.4.0"}', '0.4.0'],
+      [
+        'a version inside a string',
+        String.raw`{"a":"\"cniVersion\":\"0.3.1\"","cniVersion" : "1.1.0"}`,
+        '1.1.0',
+      ],
+      ['a value that is the name', '{"a":"cniVersion","b":"0.3.1"}', '1.0.0'],
+      ['a version that is no text', '{"cniVersion":1,"b":"0.3.1"}', '1.0.0'],
+      ['a version with a quote', String.raw`{"cniVersion":"1\"0"}`, '1.0.0'],
+      ['a version without end', '{"cniVersion":"1.1.0', '1.0.0'],
+      ['a version that ends in a backslash', '{"cniVersion":"1.1.0\\', '1.0.0'],
+      ['an endless version', `{"cniVersion":"${'1'.repeat(16)}"}`, '1.0.0'],
+      ['no input', '', '1.0.0'],
+    ])('is not misled by %s', async (_, stdin, version) => {
+      expect((await cni('VERSION', '', { stdin })).output).toMatchObject({ cniVersion: version });
+    });
+
+    it('writes JSON whatever the path of the socket is', async () => {
+      const path = '/tmp/"\\\t\u007fä';
+      const { output } = await cni('ADD', 'a', { env: { RIPSTOP_CNI_SOCKET: path } });
+      expect(output['msg']).toContain('/tmp/"\\\t\u007f\ufffd\ufffd:');
+      const long = await cni('ADD', 'a', { env: { RIPSTOP_CNI_SOCKET: `/${'x'.repeat(200)}` } });
+      expect(long.output).toMatchObject({
+        code: 4,
+        msg: expect.stringContaining('longer than the 107 bytes'),
+      });
+    });
+
+    it('hands over a configuration of 1 MiB, and refuses one that is longer', async () => {
+      const limit = 1024 * 1024;
+      const start = '{"cniVersion":"1.1.0","name":"cbr0"}';
+      expect((await cni('STATUS', '', { stdin: start.padEnd(limit) })).exitCode).toBe(0);
+      const { output } = await cni('STATUS', '', { stdin: start.padEnd(limit + 1) });
+      expect(output).toMatchObject({ code: 6, msg: expect.stringContaining('longer than 1048576 bytes') });
+    });
+
+    it('passes on the errors of the agent with their codes', async () => {
+      const code = async (answer: Promise<Answer>): Promise<unknown> => (await answer).output['code'];
+      expect(await code(cni('ADD', 'a', { config: { cniVersion: '0.2.0' } }))).toBe(1);
+      expect(await code(cni('ADD', 'a', { config: { ipam: { type: 'dhcp' } } }))).toBe(2);
+      expect(await code(cni('ADD', '../a'))).toBe(4);
+      expect(await code(cni('ADD', 'a', { stdin: '{"cniVersion":"1.0.0"' }))).toBe(6);
+      expect(await code(cni('ADD', 'a', { config: { name: '' } }))).toBe(7);
+    });
+  });
+
+  describe('the socket', () => {
+    it('is for root only', async () => {
+      expect((await stat(`${dir}/run`)).mode & 0o777).toBe(0o700);
+      expect((await stat(`${dir}/run/cni.sock`)).mode & 0o777).toBe(0o600);
+      expect(await readdir(`${dir}/run`)).toEqual(['cni.sock']);
+    });
+
+    it('lets no peer dawdle, and no command take longer than the shim waits', async () => {
+      const socketPath = `${dir}/run/hasty.sock`;
+      const deadlines = { requestDeadlineMs: 100, answerDeadlineMs: 200 };
+      const release = Promise.withResolvers<void>();
+      context!.attach = () => release.promise;
+      const log = pino({ level: 'silent' });
+      const hasty = await createCniServer({ socketPath, context: () => context, log, ...deadlines });
+
+      const socket = connect(socketPath);
+      socket.write('RSC1');
+      const pieces: Buffer[] = [];
+      for await (const piece of socket) pieces.push(piece as Buffer);
+      expect(Buffer.concat(pieces).toString()).toContain('did not arrive in time');
+
+      await addNamespace('a');
+      const env = { RIPSTOP_CNI_SOCKET: socketPath };
+      expect((await cni('ADD', 'a', { env })).output).toMatchObject({
+        code: 11,
+        msg: expect.stringContaining('did not finish within 0.2 s'),
+      });
+      // The DEL that a runtime sends now waits for the ADD, and undoes it.
+      const deleting = del('a', env);
+      release.resolve();
+      expect(await deleting).toEqual({ exitCode: 0, output: {} });
+      await hasty.close();
+      await expectClean();
+    });
+
+    it('answers garbage with an error and goes on', async () => {
+      const socket = connect(`${dir}/run/cni.sock`);
+      socket.end('GET / HTTP/1.1\r\n');
+      const pieces: Buffer[] = [];
+      for await (const piece of socket) pieces.push(piece as Buffer);
+      expect(Buffer.concat(pieces).toString()).toContain('"code":5');
+      expect((await cni('STATUS', '')).exitCode).toBe(0);
+    });
+  });
+});

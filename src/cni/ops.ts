@@ -1,0 +1,251 @@
+// SPDX-License-Identifier: Apache-2.0
+import { stat } from 'node:fs/promises';
+import { errorText, RipstopError } from '../errors.ts';
+import { listLinks } from '../host/links.ts';
+import { addressAt, parseCidr } from '../net/ip.ts';
+import type { Attachment, AttachmentStore } from './attachments.ts';
+import {
+  allocateAddress,
+  checkAddress,
+  defaultDataDir,
+  findHostLocal,
+  listLeases,
+  type Pool,
+  releaseAddress,
+} from './ipam.ts';
+import type {
+  AddCall,
+  Attached,
+  AttachmentId,
+  CheckCall,
+  CniOps,
+  DelCall,
+  GcCall,
+  NetworkCall,
+} from './plugin.ts';
+import { configureVeth, createVeth, deleteVeth, hostVethName, inspectVeth } from './pod-network.ts';
+import { CniCode, CniError } from './spec.ts';
+
+/** What the agent gives the plugin's logic. Asked for anew at every call, so the agent may replace it as it learns. */
+export interface CniContext {
+  /** This node's IPv4 block, e.g. `10.42.1.0/24`; its first address is the pods' gateway. */
+  podCidr: string;
+  /** The cluster's block, e.g. `10.42.0.0/16`. */
+  clusterNetwork: string;
+  /** The pods' MTU in bytes: the uplink's less the tunnel's headers. */
+  mtu: number;
+  /** Directories to search for host-local besides the runtime's CNI_PATH and the usual ones. */
+  cniPath?: readonly string[];
+  /** host-local's directory; its own default, {@link defaultDataDir}, when left out: flannel's leases are there too. */
+  dataDir?: string;
+  store: AttachmentStore;
+  /** Make an endpoint of it: programs, map entries. Packets may flow as soon as the promise resolves. */
+  attach(attachment: Attachment): Promise<void>;
+  /** Undo that; called also after an `attach` that failed, so what is not there must be no error. */
+  detach(attachment: Attachment): Promise<void>;
+  /** Whether pods can be added now, and if not, why. */
+  ready(): { ok: true } | { ok: false; reason: string };
+  /** Path of the node's network namespace; the agent's own when left out. */
+  netns?: string;
+}
+
+/**
+ * The commands' work. An attachment is written to the store before anything that the agent derives from it (routes,
+ * endpoints) is made, and leaves the store first: whenever the agent dies in between, its next start finds a store that
+ * says what should be, and the runtime's DEL, which it sends after a failed ADD, takes away the rest.
+ *
+ * @param context undefined as long as the agent does not know its podCIDR.
+ */
+export function createCniOps(context: () => CniContext | undefined): CniOps {
+  const serialised = keyedMutex();
+  const available = (): CniContext => {
+    const current = context();
+    if (current) return current;
+    throw new CniError(
+      CniCode.tryAgain,
+      'the ripstop agent is still starting: it does not know its podCIDR yet; try again',
+    );
+  };
+  const ops: CniOps = {
+    add: (call) => serialised(call.containerId, () => add(available(), call)),
+    del: (call) => serialised(call.containerId, () => teardown(available(), call)),
+    check: (call) => serialised(call.containerId, () => check(available(), call)),
+    status: (call) => status(context(), call),
+    gc: (call) => gc(available(), call, (stale) => ops.del(stale)),
+  };
+  return ops;
+}
+
+async function add(context: CniContext, call: AddCall): Promise<Attached> {
+  const ready = context.ready();
+  if (!ready.ok) {
+    throw new CniError(CniCode.tryAgain, `the ripstop agent is not ready: ${ready.reason}; try again`);
+  }
+  await refuseDuplicate(context, call);
+  const pool = poolOf(context, call);
+  // Until here nothing is ours to undo: also an address that host-local refuses because there is one already is not.
+  const ip = await allocateAddress(pool, call, call.netns);
+  try {
+    return await connect(context, call, ip);
+  } catch (thrown) {
+    try {
+      await teardown(context, call);
+    } catch (undoing) {
+      throw new CniError(CniCode.failed, `${errorText(thrown)}; and undoing it: ${errorText(undoing)}`, {
+        cause: thrown,
+      });
+    }
+    throw thrown;
+  }
+}
+
+/** Everything of ADD after the address. What it leaves behind when it throws, {@link teardown} finds. */
+async function connect(context: CniContext, call: AddCall, ip: string): Promise<Attached> {
+  const { containerId, ifname, netns, network, podNamespace, podName } = call;
+  const namespaces = { pod: netns, node: context.netns };
+  const hostIfname = hostVethName(call);
+  const gateway = addressAt(parseCidr(context.podCidr), 1);
+  // The cluster's own route stays when a later plugin moves the default route; flannel's pods have it too.
+  const routes = [context.clusterNetwork, '0.0.0.0/0'];
+
+  const veth = await createVeth(hostIfname, ifname, context.mtu, namespaces);
+  const attachment: Attachment = {
+    containerId,
+    ifname,
+    netns,
+    network,
+    hostIfname,
+    ...veth,
+    ip,
+    ...(podNamespace !== undefined && { podNamespace }),
+    ...(podName !== undefined && { podName }),
+  };
+  await context.store.put(attachment);
+  await configureVeth(hostIfname, ifname, { ip, gateway, routes }, namespaces);
+  await context.attach(attachment);
+  return { hostIfname, hostMac: veth.hostMac, podMac: veth.podMac, ip, gateway, routes };
+}
+
+async function refuseDuplicate(context: CniContext, call: AddCall): Promise<void> {
+  await refuseNodeNamespace(context, call.netns);
+  const links = await listLinks({ netns: call.netns }).catch((error: unknown) => {
+    throw new CniError(CniCode.environment, `cannot enter CNI_NETNS ${call.netns}: ${errorText(error)}`);
+  });
+  const what = links.has(call.ifname)
+    ? `the pod has an interface ${call.ifname} already`
+    : context.store.get(call) && `container ${call.containerId} is attached as ${call.ifname} already`;
+  if (what) throw new CniError(CniCode.exists, `${what}; the runtime must call DEL before another ADD`);
+}
+
+/** A pod of the host's network has nothing to be attached to, and its ADD would rewrite the node's own routes. */
+async function refuseNodeNamespace(context: CniContext, netns: string): Promise<void> {
+  const [pod, node] = await Promise.all([
+    stat(netns).catch(() => undefined),
+    stat(context.netns ?? '/proc/self/ns/net'),
+  ]);
+  if (!pod) throw new CniError(CniCode.environment, `CNI_NETNS ${netns} does not exist`);
+  if (pod.ino === node.ino && pod.dev === node.dev) {
+    throw new CniError(CniCode.environment, `CNI_NETNS ${netns} is the node's own network namespace`);
+  }
+}
+
+/**
+ * Take away all there may be of an attachment. Idempotent, and works with nothing but the runtime's names; a step that
+ * fails keeps none of the others from being done.
+ */
+async function teardown(context: CniContext, call: DelCall): Promise<void> {
+  const faults: unknown[] = [];
+  const step = (work: Promise<void>): Promise<unknown> =>
+    work.catch((thrown: unknown) => faults.push(thrown));
+  const attachment = context.store.get(call);
+  await step(context.store.remove(call));
+  if (attachment) await step(context.detach(attachment));
+  await step(deleteVeth(hostVethName(call), context.netns));
+  // Last, so that nobody gets the address while anything still leads to its old owner.
+  await step(releaseAddress(poolOf(context, call), call));
+  if (faults.length === 0) return;
+  const [first] = faults;
+  if (faults.length === 1 && first instanceof RipstopError) throw first;
+  throw new CniError(CniCode.failed, faults.map(errorText).join('; '), { cause: first });
+}
+
+async function check(context: CniContext, call: CheckCall): Promise<void> {
+  const attachment = context.store.get(call);
+  if (!attachment) {
+    throw new CniError(
+      CniCode.unknownContainer,
+      `container ${call.containerId} is not attached as ${call.ifname}`,
+    );
+  }
+  const { ip } = attachment;
+  const promised = call.prevResult.interfaces.find(({ name, sandbox }) => name === call.ifname && sandbox);
+  const faults = await inspectVeth(
+    // A later plugin (tuning) may have changed the MAC address, and has said so in the result.
+    { ...attachment, podMac: promised?.mac },
+    { pod: call.netns, node: context.netns },
+  );
+  if (!promised) faults.unshift(`the prevResult has no interface ${call.ifname}`);
+  if (!call.prevResult.ips.some(({ address }) => address.split('/')[0] === ip)) {
+    faults.unshift(`the prevResult has no address ${ip}`);
+  }
+  await checkAddress(poolOf(context, call), call, call.netns).catch((error: unknown) =>
+    faults.push(errorText(error)),
+  );
+  if (faults.length > 0) throw new CniError(CniCode.drifted, faults.join('; '));
+}
+
+async function status(context: CniContext | undefined, call: NetworkCall): Promise<void> {
+  const ready = context?.ready() ?? { ok: false, reason: 'it does not know its podCIDR yet' };
+  if (!ready.ok) throw new CniError(CniCode.notAvailable, `the ripstop agent is not ready: ${ready.reason}`);
+  await findHostLocal([...call.cniPath, ...(context?.cniPath ?? [])]).catch((error: unknown) => {
+    throw new CniError(CniCode.notAvailable, errorText(error));
+  });
+}
+
+/** Delete what the runtime does not know: attachments, and leases whose attachment was lost. Goes on past errors. */
+async function gc(context: CniContext, call: GcCall, del: (call: DelCall) => Promise<void>): Promise<void> {
+  const { network, cniPath } = call;
+  const key = (id: AttachmentId): string => `${id.containerId}/${id.ifname}`;
+  const valid = new Set(call.validAttachments.map(key));
+  const known = [
+    ...context.store.list().filter((attachment) => attachment.network === network),
+    ...(await listLeases(poolOf(context, call))),
+  ];
+  const stale = new Map(known.filter((id) => !valid.has(key(id))).map((id) => [key(id), id]));
+  const faults: string[] = [];
+  for (const [name, { containerId, ifname }] of stale) {
+    await del({ network, cniPath, containerId, ifname }).catch((error: unknown) =>
+      faults.push(`${name}: ${errorText(error)}`),
+    );
+  }
+  if (faults.length > 0) {
+    throw new CniError(
+      CniCode.failed,
+      `${faults.length} of ${stale.size} stale attachments stay: ${faults[0]}`,
+      {
+        details: faults.join('\n'),
+      },
+    );
+  }
+}
+
+function poolOf(context: CniContext, call: NetworkCall): Pool {
+  const { podCidr, dataDir = defaultDataDir, cniPath = [] } = context;
+  return { network: call.network, podCidr, dataDir, cniPath: [...call.cniPath, ...cniPath] };
+}
+
+/** Runs work of one key in the order of arrival, and of different keys at the same time. */
+function keyedMutex(): <T>(key: string, work: () => Promise<T>) => Promise<T> {
+  const tails = new Map<string, Promise<unknown>>();
+  return (key, work) => {
+    const turn = (tails.get(key) ?? Promise.resolve()).then(work);
+    // Whoever comes next waits for the end, not for success.
+    const tail = turn
+      .catch(() => {})
+      .then(() => {
+        if (tails.get(key) === tail) tails.delete(key);
+      });
+    tails.set(key, tail);
+    return turn;
+  };
+}

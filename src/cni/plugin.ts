@@ -1,0 +1,311 @@
+// SPDX-License-Identifier: Apache-2.0
+import { z } from 'zod';
+import { errorText, RipstopError } from '../errors.ts';
+import type { CniRequest, CniResponse } from './protocol.ts';
+import {
+  CniCode,
+  type CniDns,
+  CniError,
+  type CniResult,
+  type CniVersion,
+  ifnamePattern,
+  namePattern,
+  netnsPattern,
+  supportedVersions,
+  versionAtLeast,
+} from './spec.ts';
+
+/**
+ * The plugin's front: it checks what the container runtime says, calls one of `ops`, and words the answer. It knows the
+ * CNI specification and nothing of links, addresses or BPF; whatever `ops` throws becomes an error of the specification.
+ */
+
+/** The interface of a container that a call is about. */
+export interface AttachmentId {
+  readonly containerId: string;
+  readonly ifname: string;
+}
+
+/** What every call knows of the network. */
+export interface NetworkCall {
+  /** The network's name, e.g. `cbr0`; it is also the name under which host-local keeps its leases. */
+  readonly network: string;
+  /** The directories in which the runtime looks for plugins: absolute, possibly none. */
+  readonly cniPath: readonly string[];
+}
+
+export type DelCall = NetworkCall & AttachmentId;
+
+export interface AddCall extends DelCall {
+  /** Path of the pod's network namespace. */
+  readonly netns: string;
+  readonly podNamespace?: string;
+  readonly podName?: string;
+}
+
+export interface CheckCall extends DelCall {
+  readonly netns: string;
+  /** The result of the whole chain of plugins, as far as CHECK needs it. */
+  readonly prevResult: PrevResult;
+}
+
+export interface GcCall extends NetworkCall {
+  /** What is to stay; everything else of this network goes. */
+  readonly validAttachments: readonly AttachmentId[];
+}
+
+/** What ADD made. */
+export interface Attached {
+  readonly hostIfname: string;
+  readonly hostMac: string;
+  readonly podMac: string;
+  /** The pod's address, without a prefix length. */
+  readonly ip: string;
+  readonly gateway: string;
+  /** Destinations that are routed to the gateway, e.g. `0.0.0.0/0`. */
+  readonly routes: readonly string[];
+}
+
+/** The work behind the commands. Each throws when it fails, a {@link CniError} where the runtime can use the code. */
+export interface CniOps {
+  add(call: AddCall): Promise<Attached>;
+  del(call: DelCall): Promise<void>;
+  check(call: CheckCall): Promise<void>;
+  status(call: NetworkCall): Promise<void>;
+  gc(call: GcCall): Promise<void>;
+}
+
+const Dns = z.object({
+  nameservers: z.array(z.string()).optional(),
+  domain: z.string().optional(),
+  search: z.array(z.string()).optional(),
+  options: z.array(z.string()).optional(),
+});
+
+const PrevResult = z.object({
+  interfaces: z
+    .array(z.object({ name: z.string(), mac: z.string().optional(), sandbox: z.string().optional() }))
+    .default([]),
+  ips: z.array(z.object({ address: z.string(), interface: z.number().optional() })).default([]),
+});
+export type PrevResult = z.infer<typeof PrevResult>;
+
+const containerId = z.string().regex(namePattern);
+const ifname = z.string().regex(ifnamePattern);
+
+/** The network configuration: what matters here; runtimes and other plugins add fields of their own. */
+const NetworkConfig = z.object({
+  name: z.string().regex(namePattern),
+  ipam: z.object({ type: z.string().optional() }).optional(),
+  dns: Dns.optional(),
+  prevResult: PrevResult.optional(),
+  'cni.dev/valid-attachments': z.array(z.object({ containerID: containerId, ifname })).optional(),
+});
+type NetworkConfig = z.infer<typeof NetworkConfig>;
+
+/** Commands by the version of the specification that brought them. */
+const commandSince = {
+  ADD: '0.3.1',
+  DEL: '0.3.1',
+  CHECK: '0.4.0',
+  STATUS: '1.1.0',
+  GC: '1.1.0',
+  VERSION: '0.3.1',
+} as const satisfies Record<string, CniVersion>;
+type Command = keyof typeof commandSince;
+
+/** Answers one execution of the plugin. Never throws: an error is an answer too. */
+export async function dispatch(request: CniRequest, ops: CniOps): Promise<CniResponse> {
+  const config = decodeJson(request.stdin);
+  try {
+    return { exitCode: 0, stdout: Buffer.from(await execute(request.env, config, ops)) };
+  } catch (thrown) {
+    return errorResponse(thrown, config);
+  }
+}
+
+/** The answer that tells the runtime of an error. `config` is whatever came on stdin: the answer echoes its version. */
+export function errorResponse(thrown: unknown, config?: unknown): CniResponse {
+  const code = thrown instanceof CniError ? thrown.code : CniCode.failed;
+  const details = thrown instanceof RipstopError ? thrown.details : undefined;
+  const version = configVersion(config);
+  const cniVersion = version !== undefined && /^[0-9.]{1,15}$/.test(version) ? version : '1.0.0';
+  return { exitCode: 1, stdout: Buffer.from(json({ cniVersion, code, msg: errorText(thrown), details })) };
+}
+
+/** @returns what to print. */
+async function execute(env: CniRequest['env'], input: unknown, ops: CniOps): Promise<string> {
+  const command = parseCommand(env);
+  if (command === 'VERSION') {
+    return json({ cniVersion: configVersion(input) ?? '1.0.0', supportedVersions });
+  }
+  // The order of the checks is that of the reference implementation: environment, version, configuration.
+  const cniPath = (env['CNI_PATH'] ?? '').split(':').filter((dir) => dir.startsWith('/'));
+  const id = command === 'STATUS' || command === 'GC' ? undefined : parseAttachmentId(env, command);
+  const netns = command === 'ADD' || command === 'CHECK' ? parseNetns(env, command) : undefined;
+  const version = parseVersion(input, command);
+  const config = parseConfig(input);
+  const network = { network: config.name, cniPath };
+
+  switch (command) {
+    case 'ADD': {
+      const call = { ...network, ...id!, netns: netns!, ...parsePod(env['CNI_ARGS'] ?? '') };
+      return json(formatResult(await ops.add(call), call, version, config.dns ?? {}));
+    }
+    case 'DEL':
+      await ops.del({ ...network, ...id! });
+      break;
+    case 'CHECK':
+      await ops.check({ ...network, ...id!, netns: netns!, prevResult: required(config, 'prevResult') });
+      break;
+    case 'STATUS':
+      await ops.status(network);
+      break;
+    case 'GC': {
+      // Missing is not empty: taken for empty, it would take down every pod of the node.
+      const valid = required(config, 'cni.dev/valid-attachments');
+      const validAttachments = valid.map((a) => ({ containerId: a.containerID, ifname: a.ifname }));
+      await ops.gc({ ...network, validAttachments });
+    }
+  }
+  // Success without a word: only ADD has a result.
+  return '';
+}
+
+function parseCommand(env: CniRequest['env']): Command {
+  const command = env['CNI_COMMAND'] ?? '';
+  if (Object.hasOwn(commandSince, command)) return command as Command;
+  const commands = Object.keys(commandSince).join(', ');
+  throw new CniError(CniCode.environment, `CNI_COMMAND is ${quote(command)}; it must be one of ${commands}`);
+}
+
+function parseAttachmentId(env: CniRequest['env'], command: Command): AttachmentId {
+  return {
+    containerId: variable(env, 'CNI_CONTAINERID', command, namePattern),
+    ifname: variable(env, 'CNI_IFNAME', command, ifnamePattern),
+  };
+}
+
+function parseNetns(env: CniRequest['env'], command: Command): string {
+  return variable(env, 'CNI_NETNS', command, netnsPattern);
+}
+
+function variable(env: CniRequest['env'], name: string, command: Command, pattern: RegExp): string {
+  const value = env[name] ?? '';
+  if (value === '') throw new CniError(CniCode.environment, `${command} needs ${name}, which is not set`);
+  if (!pattern.test(value)) {
+    throw new CniError(CniCode.environment, `${name} ${quote(value)} does not match ${pattern.source}`);
+  }
+  return value;
+}
+
+/** The pod's name from CNI_ARGS, `KEY=VALUE` pairs joined by `;`. Other keys are for other plugins. */
+function parsePod(args: string): { podNamespace?: string; podName?: string } {
+  const pairs = new Map<string, string>();
+  for (const pair of args.split(';').filter((pair) => pair !== '')) {
+    const at = pair.indexOf('=');
+    if (at < 1)
+      throw new CniError(CniCode.environment, `CNI_ARGS holds ${quote(pair)}, which is not KEY=VALUE`);
+    pairs.set(pair.slice(0, at), pair.slice(at + 1));
+  }
+  const name = (key: string): string | undefined => {
+    const value = pairs.get(key);
+    // RFC 1123 subdomains, as the API server admits them; runtimes without Kubernetes leave the value empty.
+    if (value === undefined || value === '' || /^[a-z0-9][a-z0-9.-]{0,252}$/.test(value)) return value;
+    throw new CniError(
+      CniCode.environment,
+      `CNI_ARGS has ${key}=${quote(value)}, which is no Kubernetes name`,
+    );
+  };
+  const podNamespace = name('K8S_POD_NAMESPACE');
+  const podName = name('K8S_POD_NAME');
+  return { ...(podNamespace && { podNamespace }), ...(podName && { podName }) };
+}
+
+function parseVersion(input: unknown, command: Command): CniVersion {
+  if (typeof input !== 'object' || input === null || Array.isArray(input)) {
+    throw new CniError(CniCode.decode, 'the network configuration on stdin is not a JSON object');
+  }
+  // A configuration without a version is one of 0.1.0, says the specification.
+  const given = configVersion(input) ?? '0.1.0';
+  const version = supportedVersions.find((supported) => supported === given);
+  if (version === undefined) {
+    const versions = supportedVersions.join(', ');
+    throw new CniError(
+      CniCode.incompatibleVersion,
+      `the network configuration's cniVersion ${quote(given)} is not supported; use one of ${versions}`,
+    );
+  }
+  if (!versionAtLeast(version, commandSince[command])) {
+    throw new CniError(
+      CniCode.incompatibleVersion,
+      `the network configuration's cniVersion ${version} has no ${command}; it came with ${commandSince[command]}`,
+    );
+  }
+  return version;
+}
+
+function parseConfig(input: unknown): NetworkConfig {
+  const parsed = NetworkConfig.safeParse(input);
+  if (!parsed.success) {
+    const issues = parsed.error.issues.map((issue) => `${issue.path.join('.')}: ${issue.message}`);
+    throw new CniError(CniCode.config, `the network configuration is wrong at ${issues.join('; ')}`);
+  }
+  const ipam = parsed.data.ipam?.type;
+  if (ipam !== undefined && ipam !== 'host-local') {
+    throw new CniError(
+      CniCode.unsupportedField,
+      `ipam.type ${quote(ipam)} is not supported: ripstop takes addresses from the node's podCIDR with host-local; leave ipam out`,
+    );
+  }
+  return parsed.data;
+}
+
+function required<K extends keyof NetworkConfig>(
+  config: NetworkConfig,
+  key: K,
+): NonNullable<NetworkConfig[K]> {
+  const value = config[key];
+  if (value) return value;
+  throw new CniError(CniCode.config, `the network configuration has no ${key}; the runtime must add it`);
+}
+
+function formatResult(attached: Attached, call: AddCall, cniVersion: CniVersion, dns: CniDns): CniResult {
+  const { hostIfname, hostMac, podMac, ip, gateway, routes } = attached;
+  const version = versionAtLeast(cniVersion, '1.0.0') ? {} : { version: '4' as const };
+  return {
+    cniVersion,
+    // The empty sandbox says "on the host": the bandwidth plugin finds the veth by it.
+    interfaces: [
+      { name: hostIfname, mac: hostMac, sandbox: '' },
+      { name: call.ifname, mac: podMac, sandbox: call.netns },
+    ],
+    // The index of the pod's interface: portmap forwards to the addresses that have one.
+    ips: [{ ...version, interface: 1, address: `${ip}/32`, gateway }],
+    routes: routes.map((dst) => ({ dst, gw: gateway })),
+    dns,
+  };
+}
+
+/** JSON from stdin, or undefined when it is none. */
+function decodeJson(bytes: Uint8Array): unknown {
+  try {
+    return JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(bytes));
+  } catch {
+    return undefined;
+  }
+}
+
+function json(value: object): string {
+  return `${JSON.stringify(value)}\n`;
+}
+
+function configVersion(config: unknown): string | undefined {
+  if (typeof config !== 'object' || config === null || !('cniVersion' in config)) return undefined;
+  return typeof config.cniVersion === 'string' ? config.cniVersion : undefined;
+}
+
+/** Foreign text in a message: quoted, escaped, and not endless. */
+function quote(text: string): string {
+  return JSON.stringify(text.length > 80 ? `${text.slice(0, 80)}…` : text);
+}

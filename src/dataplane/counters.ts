@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+/** The per-CPU counters, summed and named. */
+import { layout } from './layout.gen.ts';
+import type { Tables } from './tables.ts';
+
+export type Verdict = 'fast' | 'stack' | 'drop';
+
+export interface Counter {
+  readonly hook: string;
+  readonly verdict: Verdict;
+  readonly reason: string;
+  readonly packets: number;
+  readonly bytes: number;
+}
+
+/** `FAST_LOCAL` → verdict `fast`, reason `local`: the first word of a reason is its verdict. */
+export function splitReason(enumerator: string): { verdict: Verdict; reason: string } {
+  const [verdict, ...reason] = enumerator.toLowerCase().split('_');
+  return { verdict: verdict as Verdict, reason: reason.join('_') };
+}
+
+const { REASONS, ...reasons } = layout.enums.reason;
+const { HOOKS: _count, ...hooks } = layout.enums.hook;
+
+/** All counters, zero ones too, summed over CPUs, ordered by hook and reason. */
+export function readCounters(tables: Pick<Tables, 'counters'>): Counter[] {
+  const counters: Counter[] = [];
+  for (const [hookName, hook] of Object.entries(hooks)) {
+    for (const [reasonName, reason] of Object.entries(reasons)) {
+      const perCpu = tables.counters.getPerCpu(hook * REASONS + reason) ?? [];
+      counters.push({
+        hook: hookName.replace(/^HOOK_/, '').toLowerCase(),
+        ...splitReason(reasonName),
+        packets: perCpu.reduce((sum, counter) => sum + counter.packets, 0),
+        bytes: perCpu.reduce((sum, counter) => sum + counter.bytes, 0),
+      });
+    }
+  }
+  return counters;
+}

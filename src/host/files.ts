@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+import { chmod, mkdir, open, readFile, rename, rm } from 'node:fs/promises';
+import { dirname } from 'node:path';
+import { errorText, RipstopError } from '../errors.ts';
+
+/** A file's text, or undefined when there is no such file. @throws RipstopError when it cannot be read. */
+export async function readIfThere(path: string): Promise<string | undefined> {
+  try {
+    return await readFile(path, 'utf8');
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined;
+    throw new RipstopError(`cannot read ${path}: ${errorText(error)}`, { cause: error });
+  }
+}
+
+/**
+ * Make a file hold this text, atomically: a reader sees the old or the new one whole, also after a crash. Its directory is
+ * made where it is missing; a file that holds the text already is not written.
+ * @returns whether it was written.
+ * @throws RipstopError when the file system refuses.
+ */
+export async function writeIfDifferent(path: string, text: string, mode = 0o644): Promise<boolean> {
+  if ((await readIfThere(path)) === text) return false;
+  const draft = `${path}.${process.pid}.tmp`;
+  try {
+    await mkdir(dirname(path), { recursive: true });
+    await writeSynced(draft, text, mode);
+    // The umask may have narrowed the mode.
+    await chmod(draft, mode);
+    await rename(draft, path);
+    await using directory = await open(dirname(path), 'r');
+    await directory.sync();
+    return true;
+  } catch (error) {
+    await rm(draft, { force: true }).catch(() => {});
+    throw new RipstopError(`cannot write ${path}: ${errorText(error)}`, { cause: error });
+  }
+}
+
+async function writeSynced(path: string, text: string, mode: number): Promise<void> {
+  await using file = await open(path, 'w', mode);
+  await file.writeFile(text);
+  await file.sync();
+}

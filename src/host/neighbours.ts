@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+import { RipstopError } from '../errors.ts';
+import { canonicalAddress } from '../net/ip.ts';
+import { ipBatch, ipJson, line } from './ip.ts';
+import type { RouteRow } from './routes.ts';
+import { tryRun, type RunOptions } from './run.ts';
+
+/** The kernel's way to an address. */
+export interface NextHop {
+  dev: string;
+  /** The neighbour that gets the frame: the gateway, or the address itself on the same L2. */
+  ip: string;
+  /** Reached without a gateway: on the same L2 as we are. */
+  onLink: boolean;
+  /** The source address that the kernel would choose. */
+  source: string | undefined;
+}
+
+/**
+ * Ask the kernel's own routing (rules, tables and metrics included) for the way to each address, all in one process.
+ * An address without a way, or one of our own, is absent from the answer.
+ * @throws RipstopError when an entry is no address or `ip` cannot run.
+ */
+export async function lookupNextHops(
+  addresses: readonly string[],
+  options: RunOptions = {},
+): Promise<Map<string, NextHop>> {
+  const wanted = new Map(addresses.map((address) => [canonicalAddress(address), address]));
+  if (wanted.size === 0) return new Map();
+  const { code, stdout, stderr } = await tryRun('ip', ['-json', '-details', '-force', '-batch', '-'], {
+    ...options,
+    stdin: [...wanted.keys()].map((address) => `${line`route get ${address}`}\n`).join(''),
+  });
+  // Unreachable addresses make it exit non-zero; without -force's complaint it did not get as far as asking.
+  if (code !== 0 && !stderr.includes('Command failed -:')) {
+    throw new RipstopError(`ip route get failed: ${stderr.trim().split('\n').at(-1) ?? `exit code ${code}`}`);
+  }
+  const hops = new Map<string, NextHop>();
+  // Each answer is a JSON array on a line of its own.
+  for (const answer of stdout.split('\n')) {
+    if (answer.trim() === '') continue;
+    for (const row of JSON.parse(answer) as RouteRow[]) {
+      const address = wanted.get(row.dst);
+      if (address === undefined || row.type !== 'unicast' || row.dev === undefined) continue;
+      const gateway = row.gateway ?? row.via?.host;
+      hops.set(address, {
+        dev: row.dev,
+        ip: gateway ?? row.dst,
+        onLink: gateway === undefined,
+        source: row.prefsrc,
+      });
+    }
+  }
+  return hops;
+}
+
+/** A neighbour (ARP or ND) entry. */
+export interface Neighbour {
+  /** Undefined while unresolved. */
+  mac: string | undefined;
+  /** REACHABLE, STALE, FAILED, PERMANENT, … */
+  state: string;
+  /** The kernel itself keeps it resolved (NTF_EXT_MANAGED, since Linux 5.16). */
+  managed: boolean;
+}
+
+/** The neighbours on a device, both families, by address. */
+export async function listNeighbours(dev: string, options: RunOptions = {}): Promise<Map<string, Neighbour>> {
+  const rows = await ipJson<{ dst: string; lladdr?: string; state?: string[]; managed?: null }>(
+    ['neigh', 'show', 'dev', dev],
+    options,
+  );
+  return new Map(
+    rows.map((row) => [
+      row.dst,
+      { mac: row.lladdr, state: row.state?.[0] ?? 'NONE', managed: row.managed !== undefined },
+    ]),
+  );
+}
+
+/**
+ * Have the kernel resolve these neighbours now and keep them so, for headers that carry their MACs ready-made. Entries that
+ * are managed or permanent already are left alone.
+ * @returns the addresses that were handed over.
+ */
+export async function manageNeighbours(
+  dev: string,
+  addresses: readonly string[],
+  options: RunOptions = {},
+): Promise<string[]> {
+  const present = await listNeighbours(dev, options);
+  const handed = [...new Set(addresses.map(canonicalAddress))].filter((address) => {
+    const entry = present.get(address);
+    return !entry?.managed && entry?.state !== 'PERMANENT';
+  });
+  await ipBatch(
+    handed.map((address) => line`neigh replace ${address} dev ${dev} managed`),
+    options,
+  );
+  return handed;
+}

@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: Apache-2.0
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { describe, expect, it, vi } from 'vitest';
+import { listLinks } from './links.ts';
+import { monitorKernel } from './monitor.ts';
+import { ensureBpffs, isBpffs } from './mount.ts';
+import { listNeighbours, lookupNextHops, manageNeighbours } from './neighbours.ts';
+import { testNetns, testNode, whyNoNetns } from './netns.fixture.ts';
+import { gatherHostFacts, missingRequirements } from './requirements.ts';
+import { run, tryRun } from './run.ts';
+import { ensureSysctls, nodeSysctls, podVethSysctls, readSysctl, vtepSysctls } from './sysctl.ts';
+import { findUplink } from './uplink.ts';
+
+const skip = await whyNoNetns();
+const title = (text: string): string => (skip ? `${text} (skipped: ${skip})` : text);
+
+describe(title('links'), { skip: skip !== undefined }, () => {
+  it('are read with their peers, masters and addresses', async () => {
+    await using node = await testNode();
+    await using pod = await testNetns();
+    await node.ip(
+      `link add vethA type veth peer name eth0 netns ${pod.path}`,
+      'link add cni0 type bridge',
+      'link set vethA master cni0',
+    );
+    const links = await listLinks(node.options);
+    expect([...links.keys()].sort()).toEqual(['cni0', 'eth0', 'lo', 'vethA', 'wire']);
+    expect(links.get('lo')).toMatchObject({ loopback: true, up: true, kind: undefined });
+    expect(links.get('eth0')).toMatchObject({
+      kind: 'veth',
+      peer: { name: 'wire' },
+      up: true,
+      running: true,
+    });
+    const inPod = (await listLinks(pod.options)).get('eth0');
+    expect(links.get('vethA')).toMatchObject({
+      master: 'cni0',
+      up: false,
+      peer: { ifindex: inPod?.ifindex, netnsId: expect.any(Number) as number },
+    });
+    expect(links.get('eth0')?.addresses.filter((one) => one.scope === 'global')).toEqual([
+      { family: 4, ip: '192.168.9.1', length: 24, scope: 'global', primary: true },
+      { family: 6, ip: 'fd09::1', length: 64, scope: 'global', primary: true },
+    ]);
+  });
+});
+
+describe(title('sysctls'), { skip: skip !== undefined }, () => {
+  it('are set in the namespace, told of, and not written twice', async () => {
+    await using node = await testNode();
+    const outside = await readSysctl('net/ipv4/ip_forward');
+    await ensureSysctls([{ path: 'net/ipv4/ip_forward', value: '0', why: 'to begin with' }], node.options);
+    const wanted = [
+      ...nodeSysctls([4, 6], 'eth0'),
+      ...vtepSysctls('eth0'),
+      ...podVethSysctls('wire', [4, 6]),
+    ];
+    const { changed, missing } = await ensureSysctls(wanted, node.options);
+    expect(missing).toEqual([]);
+    expect(changed.find((one) => one.path === 'net/ipv4/ip_forward')).toMatchObject({
+      before: '0',
+      after: '1',
+    });
+    expect(await readSysctl('net/ipv4/ip_forward', node.options)).toBe('1');
+    expect(await readSysctl('net/ipv6/conf/eth0/accept_ra', node.options)).toBe('2');
+    expect(await ensureSysctls(wanted, node.options)).toEqual({ changed: [], missing: [] });
+    expect(await readSysctl('net/ipv4/ip_forward')).toBe(outside);
+  });
+
+  it('that this kernel lacks are reported', async () => {
+    const setting = { path: 'net/ipv4/no_such_thing', value: '1', why: 'a test' };
+    expect(await ensureSysctls([setting])).toEqual({ changed: [], missing: [setting] });
+  });
+
+  it('that the kernel refuses are an error', async () => {
+    await using node = await testNetns();
+    const setting = { path: 'net/ipv4/ip_forward', value: 'maybe', why: 'a test' };
+    await expect(ensureSysctls([setting], node.options)).rejects.toThrow(
+      'cannot set net.ipv4.ip_forward to maybe',
+    );
+  });
+});
+
+describe(title('the uplink'), { skip: skip !== undefined }, () => {
+  it('is found from what the kernel lists', async () => {
+    await using node = await testNode();
+    await node.ip('addr add 10.5.0.1/24 dev wire', 'route add 203.0.113.0/24 via 10.5.0.9');
+    const eth0 = (await listLinks(node.options)).get('eth0');
+    expect(await findUplink({ family: 4 }, node.options)).toEqual({
+      name: 'eth0',
+      ifindex: eth0?.ifindex,
+      mac: eth0?.mac,
+      ip: '192.168.9.1',
+      mtu: 1500,
+      gateway: '192.168.9.254',
+      explanation: 'eth0 (192.168.9.1): it carries the default route',
+    });
+    expect(await findUplink({ family: 6 }, node.options)).toMatchObject({
+      ip: 'fd09::1',
+      gateway: 'fd09::fe',
+    });
+    expect(await findUplink({ family: 4, ifaceCanReach: '203.0.113.7' }, node.options)).toMatchObject({
+      name: 'wire',
+      ip: '10.5.0.1',
+    });
+    await expect(findUplink({ family: 4, iface: 'ens3' }, node.options)).rejects.toThrow(
+      'choose with --iface among wire (10.5.0.1), eth0 (192.168.9.1)',
+    );
+    await node.ip('route del default');
+    await expect(findUplink({ family: 4, ifaceCanReach: '8.8.8.8' }, node.options)).rejects.toThrow(
+      'no route leads to 8.8.8.8',
+    );
+  });
+});
+
+describe(title('the way to a peer'), { skip: skip !== undefined }, () => {
+  it('is on link, through a gateway, or nowhere', async () => {
+    await using node = await testNode();
+    await node.ip('route add unreachable 10.99.0.0/16');
+    const hops = await lookupNextHops(
+      ['192.168.9.2', '8.8.8.8', '10.99.1.1', '192.168.9.1', 'fd09:0::2', '2001:db8::1'],
+      node.options,
+    );
+    expect(Object.fromEntries(hops)).toEqual({
+      '192.168.9.2': { dev: 'eth0', ip: '192.168.9.2', onLink: true, source: '192.168.9.1' },
+      '8.8.8.8': { dev: 'eth0', ip: '192.168.9.254', onLink: false, source: '192.168.9.1' },
+      'fd09:0::2': { dev: 'eth0', ip: 'fd09::2', onLink: true, source: 'fd09::1' },
+      '2001:db8::1': { dev: 'eth0', ip: 'fd09::fe', onLink: false, source: 'fd09::1' },
+    });
+  });
+
+  it('is kept resolved by the kernel on request', async () => {
+    await using node = await testNode();
+    await using peer = await testNetns();
+    await node.ip(`link set wire netns ${peer.path}`);
+    await peer.ip('addr add 192.168.9.254/24 dev wire', 'link set wire up');
+    await node.ip('neigh replace 192.168.9.8 lladdr 02:00:00:00:00:08 dev eth0 nud permanent');
+    const wanted = ['192.168.9.254', '192.168.9.8'];
+    expect(await manageNeighbours('eth0', wanted, node.options)).toEqual(['192.168.9.254']);
+    const mac = (await listLinks(peer.options)).get('wire')?.mac;
+    await vi.waitFor(async () => {
+      const neighbours = await listNeighbours('eth0', node.options);
+      expect(neighbours.get('192.168.9.254')).toEqual({ mac, state: 'REACHABLE', managed: true });
+      expect(neighbours.get('192.168.9.8')).toMatchObject({ mac: '02:00:00:00:00:08', state: 'PERMANENT' });
+    }, 5000);
+    expect(await manageNeighbours('eth0', wanted, node.options)).toEqual([]);
+  });
+});
+
+describe(title('the monitor'), { skip: skip !== undefined }, () => {
+  it('tells of changes until it is stopped, and comes back when it dies', async () => {
+    await using node = await testNode();
+    const onChange = vi.fn<() => void>();
+    const onTrouble = vi.fn<(why: string, retryMs: number) => void>();
+    const monitor = monitorKernel(onChange, { ...node.options, onTrouble });
+    try {
+      const untilItListens = async (): Promise<void> => {
+        onChange.mockClear();
+        for (let mtu = 1300; onChange.mock.calls.length === 0; mtu++) {
+          await node.ip(`link set eth0 mtu ${mtu}`);
+          await sleep(20);
+        }
+      };
+      const provoke = async (command: string): Promise<void> => {
+        onChange.mockClear();
+        await node.ip(command);
+        await vi.waitFor(() => expect(onChange).toHaveBeenCalled(), 1000);
+      };
+      await untilItListens();
+      await provoke('link set eth0 mtu 1450');
+      await provoke('addr add 10.5.0.1/24 dev eth0');
+      await provoke('route add 10.6.0.0/16 via 10.5.0.9');
+      await provoke('neigh replace 10.5.0.9 lladdr 02:00:00:00:00:09 dev eth0');
+
+      // Only the monitor lives in this namespace.
+      onChange.mockClear();
+      const pids = (await run('ip', ['netns', 'pids', node.path.split('/').at(-1)!])).trim();
+      process.kill(Number(pids), 'SIGKILL');
+      await vi.waitFor(() => expect(onTrouble).toHaveBeenCalledWith('ended with SIGKILL', 500), 1000);
+      await vi.waitFor(() => expect(onChange).toHaveBeenCalled(), 3000);
+      await untilItListens();
+      await provoke('link set eth0 mtu 1500');
+    } finally {
+      await monitor.stop();
+    }
+    onChange.mockClear();
+    await node.ip('link set eth0 mtu 1400');
+    await sleep(100);
+    expect(onChange).not.toHaveBeenCalled();
+  });
+
+  it('keeps trying, more and more slowly, when it cannot start', async () => {
+    const onTrouble = vi.fn<(why: string, retryMs: number) => void>();
+    const monitor = monitorKernel(() => {}, { env: { PATH: '/nonexistent' }, onTrouble });
+    await vi.waitFor(
+      () => expect(onTrouble.mock.calls.map(([, retryMs]) => retryMs)).toEqual([500, 1000]),
+      3000,
+    );
+    expect(onTrouble.mock.calls[0]?.[0]).toContain('ENOENT');
+    await monitor.stop();
+  });
+});
+
+describe(title('bpffs'), { skip: skip !== undefined }, () => {
+  it('is mounted where it is missing, once', async () => {
+    const directory = await mkdtemp(join(tmpdir(), 'bpffs-'));
+    const path = join(directory, 'deep', 'bpf');
+    try {
+      expect(await isBpffs(path)).toBe(false);
+      expect(await ensureBpffs(path)).toBe(true);
+      expect(await isBpffs(path)).toBe(true);
+      expect(await ensureBpffs(path)).toBe(false);
+    } finally {
+      await tryRun('umount', [path]);
+      await rm(directory, { recursive: true });
+    }
+  });
+
+  it('says what to do when it cannot be', async () => {
+    await expect(ensureBpffs('/proc/nothing/bpf')).rejects.toThrow(
+      /^there is no BPF file system at \/proc\/nothing\/bpf and none can be mounted \(mkdir .*mount one/,
+    );
+  });
+});
+
+describe(title('this machine'), { skip: skip !== undefined }, () => {
+  it('has what ripstop needs', async () => {
+    expect(missingRequirements(await gatherHostFacts())).toEqual([]);
+  });
+});

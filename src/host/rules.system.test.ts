@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: Apache-2.0
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { describe, expect, it } from 'vitest';
+import { parseCidr } from '../net/ip.ts';
+import { testNetns, whyNoNetns, type TestNetns } from './netns.fixture.ts';
+import { podRouteTarget } from './pod-routes.ts';
+import {
+  ensureRules,
+  listForwardDrops,
+  readForwardCounters,
+  removeRules,
+  type RulesWanted,
+} from './rules.ts';
+import { commandIn } from './run.ts';
+import { ensureSysctls, nodeSysctls } from './sysctl.ts';
+
+const skip = await whyNoNetns();
+const title = (text: string): string => (skip ? `${text} (skipped: ${skip})` : text);
+
+const WANTED: RulesWanted = {
+  networks: [
+    { network: parseCidr('10.42.0.0/16'), podCidr: parseCidr('10.42.1.0/24') },
+    { network: parseCidr('fd00::/48'), podCidr: parseCidr('fd00:0:0:1::/64') },
+  ],
+  masquerade: true,
+};
+
+const POD = '10.42.1.5';
+const POD6 = 'fd00:0:0:1::5';
+const REMOTE_POD = '10.42.2.5';
+const WORLD = '203.0.113.5';
+const WORLD6 = '2001:db8::5';
+
+interface Net extends AsyncDisposable {
+  node: TestNetns;
+  pod: TestNetns;
+  /** Beyond eth0: the world, and in it a remote pod (routed without a tunnel here). */
+  world: TestNetns;
+  /** A neighbour on another interface, outside the cluster network. */
+  lan: TestNetns;
+}
+
+/** A node that routes between a pod of its own, its uplink and a LAN. */
+async function testNet(): Promise<Net> {
+  const stack = new AsyncDisposableStack();
+  const [node, pod, world, lan] = [
+    stack.use(await testNetns()),
+    stack.use(await testNetns()),
+    stack.use(await testNetns()),
+    stack.use(await testNetns()),
+  ];
+  await node.ip(
+    `link add eth0 type veth peer name eth0 netns ${world.path}`,
+    `link add lan0 type veth peer name eth0 netns ${lan.path}`,
+    `link add vethA type veth peer name eth0 netns ${pod.path}`,
+    'addr add 192.168.9.1/24 dev eth0',
+    'addr add fd09::1/64 dev eth0 nodad',
+    'addr add 10.7.0.1/24 dev lan0',
+    'addr add 10.42.1.1/32 dev vethA',
+    'addr add fd00:0:0:1::1/128 dev vethA nodad',
+    'link set eth0 up',
+    'link set lan0 up',
+    'link set vethA up',
+  );
+  await pod.ip(
+    `addr add ${POD}/32 dev eth0`,
+    `addr add ${POD6}/128 dev eth0 nodad`,
+    'link set eth0 up',
+    'route add 10.42.1.1 dev eth0',
+    'route add default via 10.42.1.1',
+    'route add fd00:0:0:1::1 dev eth0',
+    'route add default via fd00:0:0:1::1',
+  );
+  await world.ip(
+    'addr add 192.168.9.254/24 dev eth0',
+    'addr add fd09::fe/64 dev eth0 nodad',
+    `addr add ${WORLD}/32 dev lo`,
+    `addr add ${REMOTE_POD}/32 dev lo`,
+    `addr add ${WORLD6}/128 dev lo`,
+    'link set eth0 up',
+    'route add 10.42.1.0/24 via 192.168.9.1',
+    'route add fd00:0:0:1::/64 via fd09::1',
+  );
+  await lan.ip('addr add 10.7.0.2/24 dev eth0', 'link set eth0 up', 'route add default via 10.7.0.1');
+  await node.ip(
+    'route add default via 192.168.9.254',
+    'route add 10.42.2.0/24 via 192.168.9.254',
+    'route add default via fd09::fe',
+  );
+  await podRouteTarget(node.options).upsert(
+    new Map([
+      [`${POD}/32`, { dev: 'vethA' }],
+      [`${POD6}/128`, { dev: 'vethA' }],
+    ]),
+  );
+  await ensureSysctls(nodeSysctls([4, 6], 'eth0'), node.options);
+  return { node, pod, world, lan, [Symbol.asyncDispose]: () => stack.disposeAsync() };
+}
+
+/** Answer every UDP datagram with the source address that it arrived with. */
+async function mirror(where: TestNetns, ...addresses: string[]): Promise<AsyncDisposable> {
+  const script = `for (const ip of process.argv.slice(1)) {
+    const socket = require('node:dgram').createSocket(ip.includes(':') ? 'udp6' : 'udp4');
+    socket.on('message', (_, from) => socket.send(from.address, from.port, from.address));
+    socket.bind(5555, ip, () => console.log('listening'));
+  }`;
+  const [file, ...args] = commandIn(where.path, process.execPath, ['-e', script, ...addresses]);
+  const child = spawn(file, args, { stdio: ['ignore', 'pipe', 'inherit'] });
+  let listening = 0;
+  while (listening < addresses.length) {
+    const [text] = (await once(child.stdout, 'data')) as [Buffer];
+    listening += text.toString().split('listening').length - 1;
+  }
+  return {
+    [Symbol.asyncDispose]: async () => {
+      const closed = once(child, 'close');
+      child.kill();
+      await closed;
+    },
+  };
+}
+
+/** Send a datagram to a mirror. @returns the source address that the mirror saw, or `nothing` without an answer. */
+async function seenFrom(sender: TestNetns, target: string): Promise<string> {
+  const script = `const socket = require('node:dgram').createSocket(process.argv[1].includes(':') ? 'udp6' : 'udp4');
+    socket.on('message', (text) => { console.log(String(text)); process.exit(); });
+    setTimeout(() => { console.log('nothing'); process.exit(); }, 1500);
+    socket.send('?', 5555, process.argv[1]);`;
+  return (await sender.run(process.execPath, '-e', script, target)).trim();
+}
+
+describe(title('the nft table'), { skip: skip !== undefined }, () => {
+  it('is written once; a second pass writes nothing and keeps its handles', async () => {
+    await using node = await testNetns();
+    expect(await ensureRules(WANTED, node.options)).toBe(true);
+    const before = await node.run('nft', '-a', 'list', 'ruleset');
+    expect(await ensureRules(WANTED, node.options)).toBe(false);
+    expect(await node.run('nft', '-a', 'list', 'ruleset')).toBe(before);
+  });
+
+  it.each([
+    ['a rule was deleted', 'flush chain inet ripstop postrouting'],
+    ['a rule was added', 'insert rule inet ripstop forward drop'],
+    ['a policy was changed', 'chain inet ripstop forward { policy drop; }'],
+    ['a chain was added', 'add chain inet ripstop extra { type filter hook input priority 0; }'],
+    ['it was deleted', 'delete table inet ripstop'],
+    ['everything was flushed', 'flush ruleset'],
+  ])('is put right when %s', async (_, damage) => {
+    await using node = await testNetns();
+    await ensureRules(WANTED, node.options);
+    const good = await node.run('nft', 'list', 'ruleset');
+    await node.run('nft', damage);
+    expect(await ensureRules(WANTED, node.options)).toBe(true);
+    expect(await node.run('nft', 'list', 'ruleset')).toBe(good);
+  });
+
+  it('follows a change of the podCIDR and of --ip-masq', async () => {
+    await using node = await testNetns();
+    await ensureRules(WANTED, node.options);
+    const networks = [{ network: parseCidr('10.42.0.0/16'), podCidr: parseCidr('10.42.9.0/24') }];
+    expect(await ensureRules({ networks, masquerade: true }, node.options)).toBe(true);
+    const moved = await node.run('nft', 'list', 'table', 'inet', 'ripstop');
+    expect(moved).toContain('10.42.9.0/24');
+    expect(moved).not.toContain('10.42.1.0/24');
+    expect(await ensureRules({ networks, masquerade: false }, node.options)).toBe(true);
+    expect(await node.run('nft', 'list', 'table', 'inet', 'ripstop')).not.toContain('masquerade');
+  });
+
+  it("leaves everybody else's tables alone, and goes without a trace", async () => {
+    await using node = await testNetns();
+    await node.run(
+      'nft',
+      'table ip theirs { chain c { type nat hook postrouting priority 100; counter; }; }',
+    );
+    const before = await node.run('nft', '-a', 'list', 'ruleset');
+    await ensureRules(WANTED, node.options);
+    expect(await node.run('nft', '-a', 'list', 'table', 'ip', 'theirs')).toBe(before);
+    await removeRules(node.options);
+    await removeRules(node.options);
+    expect(await node.run('nft', '-a', 'list', 'ruleset')).toBe(before);
+    expect(await readForwardCounters(node.options)).toBeUndefined();
+  });
+
+  it("tells of other people's forward chains that drop by default", async () => {
+    await using node = await testNetns();
+    await ensureRules(WANTED, node.options);
+    expect(await listForwardDrops(node.options)).toEqual([]);
+    await node.run(
+      'nft',
+      'table ip filter { chain FORWARD { type filter hook forward priority 0; policy drop; }; }',
+    );
+    expect(await listForwardDrops(node.options)).toEqual(['ip filter FORWARD']);
+  });
+});
+
+describe(title('packets through the node'), { skip: skip !== undefined }, () => {
+  it('wear the address that flannel would give them', async () => {
+    await using net = await testNet();
+    const { node, pod, world, lan } = net;
+    await using _world = await mirror(world, WORLD, REMOTE_POD, WORLD6);
+    await using _pod = await mirror(pod, POD, POD6);
+
+    // The world routes to pods here, so it can answer whatever address it sees.
+    expect(await seenFrom(pod, WORLD)).toBe(POD);
+
+    await ensureRules(WANTED, node.options);
+    expect({
+      'pod to world': await seenFrom(pod, WORLD),
+      'pod to remote pod': await seenFrom(pod, REMOTE_POD),
+      'world to pod': await seenFrom(world, POD),
+      'lan to pod': await seenFrom(lan, POD),
+      'lan to remote pod': await seenFrom(lan, REMOTE_POD),
+      'pod to world, IPv6': await seenFrom(pod, WORLD6),
+      'world to pod, IPv6': await seenFrom(world, POD6),
+    }).toEqual({
+      'pod to world': '192.168.9.1',
+      'pod to remote pod': POD,
+      'world to pod': '192.168.9.254',
+      'lan to pod': '10.7.0.2',
+      'lan to remote pod': '192.168.9.1',
+      'pod to world, IPv6': 'fd09::1',
+      'world to pod, IPv6': 'fd09::fe',
+    });
+
+    // Every datagram and its answer was forwarded and counted: seven times two.
+    expect((await readForwardCounters(node.options))?.packets).toBe(14);
+  });
+
+  it('that kube-proxy marked are left to kube-proxy', async () => {
+    await using net = await testNet();
+    await using _world = await mirror(net.world, WORLD);
+    await ensureRules(WANTED, net.node.options);
+    await net.node.run(
+      'nft',
+      'table ip kube { chain pre { type filter hook prerouting priority 0; meta mark set 0x4000; }; }',
+    );
+    expect(await seenFrom(net.pod, WORLD)).toBe(POD);
+  });
+
+  it('keep their address without --ip-masq', async () => {
+    await using net = await testNet();
+    await using _world = await mirror(net.world, WORLD);
+    await ensureRules({ ...WANTED, masquerade: false }, net.node.options);
+    expect(await seenFrom(net.pod, WORLD)).toBe(POD);
+  });
+});

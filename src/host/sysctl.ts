@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+import { readFile, writeFile } from 'node:fs/promises';
+import { errorText, RipstopError } from '../errors.ts';
+import type { Family } from '../net/ip.ts';
+import { run, tryRun, type RunOptions } from './run.ts';
+
+/** A kernel setting that must hold. */
+export interface Sysctl {
+  /** Path below /proc/sys, e.g. `net/ipv4/ip_forward` (slashes, since device names may hold dots). */
+  path: string;
+  value: string;
+  /** Set it only where it now has this value. */
+  onlyWhen?: string;
+  /** Why ripstop wants it, for the log and for doctor. */
+  why: string;
+}
+
+export interface SysctlReport {
+  changed: { path: string; before: string; after: string; why: string }[];
+  /** Settings that this kernel does not have (now): a module not loaded, IPv6 off. */
+  missing: Sysctl[];
+}
+
+/** What a node of the kernel path needs, whatever its devices. */
+export function nodeSysctls(families: readonly Family[], uplink: string): Sysctl[] {
+  const settings: Sysctl[] = [
+    {
+      path: 'net/netfilter/nf_conntrack_tcp_be_liberal',
+      value: '1',
+      why: 'conntrack sees flows that leave the fast path only from their middle on, and must not call them INVALID',
+    },
+  ];
+  if (families.includes(4)) {
+    settings.push({ path: 'net/ipv4/ip_forward', value: '1', why: 'the node routes for its pods' });
+  }
+  if (families.includes(6)) {
+    settings.push(
+      {
+        path: `net/ipv6/conf/${uplink}/accept_ra`,
+        value: '2',
+        onlyWhen: '1',
+        why: 'a router by default ignores advertisements, and the node would lose its default route',
+      },
+      { path: 'net/ipv6/conf/all/forwarding', value: '1', why: 'the node routes for its pods' },
+    );
+  }
+  return settings;
+}
+
+/** What the VTEP device needs. */
+export function vtepSysctls(device: string): Sysctl[] {
+  return [
+    {
+      path: `net/ipv4/conf/${device}/rp_filter`,
+      value: '2',
+      why: 'answers may come back through the tunnel while their route is another (DirectRouting, the fast path)',
+    },
+  ];
+}
+
+/** What the host end of a pod's veth needs. */
+export function podVethSysctls(device: string, families: readonly Family[]): Sysctl[] {
+  const settings: Sysctl[] = [];
+  if (families.includes(4)) {
+    settings.push({
+      path: `net/ipv4/conf/${device}/rp_filter`,
+      value: '1',
+      why: 'a pod must not send from an address that is not its own',
+    });
+  }
+  if (families.includes(6)) {
+    settings.push({
+      path: `net/ipv6/conf/${device}/accept_ra`,
+      value: '0',
+      why: 'a pod must not give the node routes',
+    });
+  }
+  return settings;
+}
+
+/**
+ * Make the settings hold, in the given order; those that do already are not written.
+ * @throws RipstopError when the kernel refuses one.
+ */
+export async function ensureSysctls(
+  settings: readonly Sysctl[],
+  options: RunOptions = {},
+): Promise<SysctlReport> {
+  const report: SysctlReport = { changed: [], missing: [] };
+  for (const setting of settings) {
+    const { path, value, onlyWhen, why } = setting;
+    const before = await readSysctl(path, options);
+    if (before === undefined) report.missing.push(setting);
+    else if (before !== value && (onlyWhen === undefined || before === onlyWhen)) {
+      await writeSysctl(path, value, options);
+      report.changed.push({ path, before, after: value, why });
+    }
+  }
+  return report;
+}
+
+/** The value of a setting without its line end, or undefined when this kernel does not have it. */
+export async function readSysctl(path: string, options: RunOptions = {}): Promise<string | undefined> {
+  // /proc/sys/net shows the network namespace of the process that looks, so another one needs a process of its own.
+  if (options.netns) {
+    const { code, stdout } = await tryRun('cat', [`/proc/sys/${path}`], options);
+    return code === 0 ? stdout.trim() : undefined;
+  }
+  try {
+    return (await readFile(`/proc/sys/${path}`, 'utf8')).trim();
+  } catch {
+    return undefined;
+  }
+}
+
+async function writeSysctl(path: string, value: string, options: RunOptions): Promise<void> {
+  const file = `/proc/sys/${path}`;
+  try {
+    if (options.netns) await run('tee', [file], { ...options, stdin: value });
+    else await writeFile(file, value);
+  } catch (error) {
+    throw new RipstopError(
+      `cannot set ${path.replaceAll('/', '.')} to ${value} (${errorText(error)}); the agent must run privileged, with /proc/sys writable`,
+      { cause: error },
+    );
+  }
+}

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+import type { Target } from '../dataplane/target.ts';
+import { formatCidr, type Cidr } from '../net/ip.ts';
+import { bridgeBatch, bridgeJson, ipBatch, ipJson, line } from './ip.ts';
+import { listOwnRoutes, ROUTE_PROTOCOL, routeKey, stillPresent } from './routes.ts';
+import type { RunOptions } from './run.ts';
+
+/*
+ * How the kernel reaches a peer's pods. It routes the peer's podCIDR "via" the base of that very podCIDR, an address that
+ * exists only as the name of the peer's VTEP; the neighbour entry gives that name its MAC, which becomes the inner
+ * destination MAC; and the FDB says at which node that MAC lives. All three are written ahead of traffic, one of each
+ * per peer, so no packet ever waits for a lookup in user space or floods an unknown destination. That is why the order
+ * matters: a route without the other two would black-hole, so it comes last and goes first.
+ */
+
+/** A peer as the kernel path needs it. */
+export interface VtepPeer {
+  podCidr: Cidr;
+  vtepMac: string;
+  /** The address that we dial. */
+  publicIp: string;
+  /** With DirectRouting and the peer on our own L2: the uplink's name; its pods are then routed without a tunnel. */
+  directDev?: string;
+}
+
+/** The route to a peer's pods. */
+export interface PeerRoute {
+  /** The gateway: the peer's podCIDR base, or its public IP with DirectRouting. */
+  via: string;
+  dev: string;
+  /** The gateway need not be covered by a route of its own: always so on the VTEP device. */
+  onlink: boolean;
+}
+
+/** What the three targets of one VTEP device should hold. */
+export interface PeerEntries {
+  /** podCIDR base → VtepMAC. */
+  neighbours: Map<string, string>;
+  /** VtepMAC → public IP. */
+  fdb: Map<string, string>;
+  /** podCIDR → route. */
+  routes: Map<string, PeerRoute>;
+}
+
+/** flannel's three entries of each peer, as the desired values of the targets below. */
+export function peerEntries(peers: Iterable<VtepPeer>, device: string): PeerEntries {
+  const entries: PeerEntries = { neighbours: new Map(), fdb: new Map(), routes: new Map() };
+  for (const { podCidr, vtepMac, publicIp, directDev } of peers) {
+    if (directDev === undefined) {
+      entries.neighbours.set(podCidr.base, vtepMac);
+      entries.fdb.set(vtepMac, publicIp);
+      entries.routes.set(formatCidr(podCidr), { via: podCidr.base, dev: device, onlink: true });
+    } else {
+      entries.routes.set(formatCidr(podCidr), { via: publicIp, dev: directDev, onlink: false });
+    }
+  }
+  return entries;
+}
+
+/** The permanent neighbours of the VTEP device: podCIDR base → VtepMAC. All of them are ours. */
+export function neighbourTarget(device: string, options: RunOptions = {}): Target<string> {
+  const list = async (): Promise<Map<string, string>> => {
+    const rows = await ipJson<{ dst: string; lladdr?: string }>(
+      ['neigh', 'show', 'dev', device, 'nud', 'permanent'],
+      options,
+    );
+    return new Map(rows.map((row) => [row.dst, row.lladdr ?? '']));
+  };
+  return {
+    name: 'neighbours',
+    list,
+    upsert: async (entries) =>
+      ipBatch(
+        [...entries].map(([ip, mac]) => line`neigh replace ${ip} lladdr ${mac} dev ${device} nud permanent`),
+        { ...options, force: true },
+      ),
+    remove: async (entries) =>
+      ipBatch(
+        [...(await stillPresent(entries, list)).keys()].map((ip) => line`neigh del ${ip} dev ${device}`),
+        {
+          ...options,
+          force: true,
+        },
+      ),
+  };
+}
+
+/** The permanent FDB entries of the VTEP device: VtepMAC → the node's public IP. All of them are ours. */
+export function fdbTarget(device: string, options: RunOptions = {}): Target<string> {
+  const list = async (): Promise<Map<string, string>> => {
+    const rows = await bridgeJson<{ mac: string; dst?: string; state?: string }>(
+      ['fdb', 'show', 'dev', device],
+      options,
+    );
+    return new Map(rows.filter((row) => row.state === 'permanent').map((row) => [row.mac, row.dst ?? '']));
+  };
+  return {
+    name: 'fdb',
+    list,
+    upsert: async (entries) =>
+      bridgeBatch(
+        [...entries].map(([mac, ip]) => line`fdb replace ${mac} dev ${device} dst ${ip} self permanent`),
+        { ...options, force: true },
+      ),
+    // Without a destination the whole entry goes, also one of several destinations that somebody appended.
+    remove: async (entries) =>
+      bridgeBatch(
+        [...(await stillPresent(entries, list)).keys()].map((mac) => line`fdb del ${mac} dev ${device} self`),
+        { ...options, force: true },
+      ),
+  };
+}
+
+/**
+ * The routes to peers, through tunnels and direct, both families: podCIDR → route. Ours are those of our protocol that
+ * have a gateway (those without are the pods' own, see pod-routes.ts). A route of the same prefix and metric that
+ * somebody else made is taken over, as flannel would.
+ */
+export function peerRouteTarget(options: RunOptions = {}): Target<PeerRoute> {
+  const list = async (): Promise<Map<string, PeerRoute>> => {
+    const routes = new Map<string, PeerRoute>();
+    for (const row of await listOwnRoutes(options)) {
+      if (row.gateway === undefined || row.dev === undefined) continue;
+      routes.set(routeKey(row), { via: row.gateway, dev: row.dev, onlink: row.flags.includes('onlink') });
+    }
+    return routes;
+  };
+  const command = (verb: string, cidr: string, { via, dev, onlink }: PeerRoute): string =>
+    line`route ${verb} ${cidr} via ${via} dev ${dev} proto ${ROUTE_PROTOCOL}` + (onlink ? ' onlink' : '');
+  return {
+    name: 'peer-routes',
+    list,
+    upsert: async (entries) =>
+      ipBatch(
+        [...entries].map(([cidr, route]) => command('replace', cidr, route)),
+        { ...options, force: true },
+      ),
+    remove: async (entries) =>
+      ipBatch(
+        [...(await stillPresent(entries, list))].map(([cidr, route]) => command('del', cidr, route)),
+        { ...options, force: true },
+      ),
+  };
+}

@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+import { isDeepStrictEqual } from 'node:util';
+import {
+  isRecord,
+  type KubeObject,
+  type Metadata,
+  type MetadataInput,
+  type ObjectInput,
+  deepFreeze,
+} from './objects.ts';
+import { groupVersion, type Resource } from './resources.ts';
+import { conflict, invalid, StatusError } from './status.ts';
+
+/** What only the server can say about a new object. */
+export interface Stamp {
+  name: string;
+  uid: string;
+  /** RFC 3339, whole seconds. */
+  creationTimestamp: string;
+  resourceVersion: string;
+}
+
+export type Subresource = 'status' | undefined;
+
+/**
+ * The object to store for a creation. Pure.
+ * @throws StatusError 400 or 422 when it must not be.
+ */
+export function decideCreate(resource: Resource, input: ObjectInput, stamp: Stamp): KubeObject {
+  checkShape(resource, input);
+  if (input.metadata?.resourceVersion) {
+    throw new StatusError(400, 'metadata.resourceVersion must not be set on an object to be created');
+  }
+  if (!/^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$/.test(stamp.name)) {
+    const message = `"${stamp.name}" is no lower-case DNS name`;
+    throw invalid(resource.kind, stamp.name, [
+      { field: 'metadata.name', reason: 'FieldValueInvalid', message },
+    ]);
+  }
+  const admitted = admit(resource, undefined, input, stamp.name);
+  return canonical(resource, admitted, { ...admitted.metadata, ...stamp, generation: 1 });
+}
+
+/**
+ * The object to store for an update; `current` itself when nothing changes. A write to the main resource leaves status
+ * alone where that is a subresource; a write to status leaves all but status and metadata alone. Pure.
+ * @throws StatusError 400 for another object's name or a wrong shape, 409 for a stale resourceVersion or uid, 422 for a
+ * change that the kind forbids.
+ */
+export function decideUpdate(
+  resource: Resource,
+  current: KubeObject,
+  input: ObjectInput,
+  subresource: Subresource,
+  resourceVersion: string,
+): KubeObject {
+  checkShape(resource, input);
+  const { name, namespace, uid, generation, creationTimestamp } = current.metadata;
+  const claimed: MetadataInput = input.metadata ?? {};
+  if (claimed.name !== name || (claimed.namespace ?? namespace) !== namespace) {
+    throw new StatusError(400, `the object's name (${claimed.name}) is not the one on the URL (${name})`);
+  }
+  if (claimed.uid && claimed.uid !== uid) {
+    throw conflict(resource.plural, name, `its uid is ${uid}, not ${claimed.uid}`);
+  }
+  if (claimed.resourceVersion && claimed.resourceVersion !== current.metadata.resourceVersion) {
+    throw conflict(
+      resource.plural,
+      name,
+      'the object has been modified; apply your change to the latest version and try again',
+    );
+  }
+
+  const { metadata: _metadata, status: _status, ...rest } = current;
+  const proposed: ObjectInput =
+    subresource === 'status'
+      ? { ...rest, ...pick(input, 'metadata'), ...pick(input, 'status') }
+      : resource.status
+        ? { ...without(input, 'status'), ...pick(current, 'status') }
+        : input;
+  const admitted = admit(resource, current, proposed, name);
+  const kept = { name, ...(namespace && { namespace }), uid, creationTimestamp, generation };
+  const metadata = { ...admitted.metadata, ...kept, resourceVersion: current.metadata.resourceVersion };
+  const next = canonical(resource, admitted, metadata);
+  if (isDeepStrictEqual(next, current)) return current;
+  return deepFreeze({
+    ...next,
+    metadata: {
+      ...next.metadata,
+      resourceVersion,
+      generation: isDeepStrictEqual(next.spec, current.spec) ? generation : generation + 1,
+    },
+  });
+}
+
+/** The last state of a deleted object: as it was, with the deletion's own resourceVersion. */
+export function decideDelete(
+  resource: Resource,
+  current: KubeObject,
+  preconditions: { uid?: string; resourceVersion?: string },
+  resourceVersion: string,
+): KubeObject {
+  for (const field of ['uid', 'resourceVersion'] as const) {
+    const wanted = preconditions[field];
+    if (wanted && wanted !== current.metadata[field]) {
+      throw conflict(resource.plural, current.metadata.name, `its ${field} is not ${wanted}`);
+    }
+  }
+  return deepFreeze({ ...current, metadata: { ...current.metadata, resourceVersion } });
+}
+
+function pick<K extends 'metadata' | 'status'>(object: ObjectInput, field: K): Pick<ObjectInput, K> {
+  return (object[field] === undefined ? {} : { [field]: object[field] }) as Pick<ObjectInput, K>;
+}
+
+function without(object: ObjectInput, field: 'status'): ObjectInput {
+  const { [field]: _, ...rest } = object;
+  return rest;
+}
+
+function admit(
+  resource: Resource,
+  current: KubeObject | undefined,
+  proposed: ObjectInput,
+  name: string,
+): ObjectInput {
+  const { object, causes } = resource.admit(current, proposed);
+  if (causes.length > 0) throw invalid(resource.kind, name, causes);
+  return object;
+}
+
+/** The errors that Kubernetes' typed decoder would find. */
+function checkShape(resource: Resource, input: ObjectInput): void {
+  const expected = { apiVersion: groupVersion(resource), kind: resource.kind };
+  for (const field of ['apiVersion', 'kind'] as const) {
+    if (input[field] !== undefined && input[field] !== expected[field]) {
+      throw new StatusError(
+        400,
+        `${field} is ${JSON.stringify(input[field])}, expected "${expected[field]}"`,
+      );
+    }
+  }
+  for (const field of ['metadata', 'spec', 'status'] as const) {
+    if (input[field] !== undefined && !isRecord(input[field])) {
+      throw new StatusError(400, `${field} must be an object`);
+    }
+  }
+  for (const field of ['labels', 'annotations'] as const) {
+    const map: unknown = input.metadata?.[field];
+    if (map === undefined || map === null) continue;
+    if (!isRecord(map) || Object.values(map).some((value) => typeof value !== 'string')) {
+      throw new StatusError(400, `metadata.${field} must map strings to strings`);
+    }
+  }
+}
+
+/** Plain JSON, members in the usual order, empty maps of metadata left out, frozen. */
+function canonical(resource: Resource, object: ObjectInput, metadata: Metadata): KubeObject {
+  const { apiVersion: _apiVersion, kind: _kind, metadata: _metadata, ...rest } = object;
+  const whole = {
+    apiVersion: groupVersion(resource),
+    kind: resource.kind,
+    metadata: {
+      ...metadata,
+      labels: emptyToNothing(metadata.labels),
+      annotations: emptyToNothing(metadata.annotations),
+    },
+    ...rest,
+  };
+  return deepFreeze(JSON.parse(JSON.stringify(whole)) as KubeObject);
+}
+
+function emptyToNothing(map: Record<string, string> | undefined): Record<string, string> | undefined {
+  return map && Object.keys(map).length > 0 ? map : undefined;
+}

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+import { isIP } from 'node:net';
+import { isDeepStrictEqual } from 'node:util';
+import type { Admit, ObjectInput } from './objects.ts';
+import type { StatusCause } from './status.ts';
+
+function podCidrs(node: ObjectInput): string[] {
+  const { podCIDR, podCIDRs } = node.spec ?? {};
+  if (Array.isArray(podCIDRs) && podCIDRs.length > 0) return podCIDRs.map(String);
+  return typeof podCIDR === 'string' && podCIDR !== '' ? [podCIDR] : [];
+}
+
+/** 4 or 6 for `address/length` of that family, else 0. Host bits may be set: Kubernetes lets old objects have them. */
+function cidrFamily(text: string): number {
+  const match = /^([^/]+)\/(\d{1,3})$/.exec(text);
+  const family = match ? isIP(match[1]!) : 0;
+  return Number(match?.[2]) <= (family === 4 ? 32 : 128) ? family : 0;
+}
+
+/**
+ * What Kubernetes adds to and demands of a Node: podCIDR is podCIDRs[0] and each fills in the other; at most one block
+ * for each family; podCIDRs and providerID go from empty to a value once and then stay.
+ */
+export const admitNode: Admit = (current, proposed) => {
+  const cidrs = podCidrs(proposed);
+  const object =
+    cidrs.length === 0
+      ? proposed
+      : { ...proposed, spec: { podCIDR: cidrs[0]!, ...proposed.spec, podCIDRs: cidrs } };
+
+  const causes: StatusCause[] = [];
+  const families = cidrs.map(cidrFamily);
+  for (const [index, family] of families.entries()) {
+    const field = `spec.podCIDRs[${index}]`;
+    if (family === 0) {
+      causes.push({ field, reason: 'FieldValueInvalid', message: `"${cidrs[index]}" is not a CIDR block` });
+    } else if (families.indexOf(family) !== index) {
+      causes.push({ field, reason: 'FieldValueInvalid', message: `a second CIDR block of IPv${family}` });
+    }
+  }
+  const forbid = (field: string): void => {
+    const message = `Forbidden: node updates may not change ${field} except from "" to valid`;
+    causes.push({ field: `spec.${field}`, reason: 'FieldValueForbidden', message });
+  };
+  const mismatch = cidrs.length > 0 && object.spec?.['podCIDR'] !== cidrs[0];
+  const before = current ? podCidrs(current) : [];
+  if (before.length > 0 && (mismatch || !isDeepStrictEqual(before, cidrs))) forbid('podCIDRs');
+  else if (mismatch) {
+    const message = 'differs from spec.podCIDRs[0]';
+    causes.push({ field: 'spec.podCIDR', reason: 'FieldValueInvalid', message });
+  }
+  const provider = current?.spec?.['providerID'];
+  if (provider && provider !== proposed.spec?.['providerID']) forbid('providerID');
+  return { object, causes };
+};

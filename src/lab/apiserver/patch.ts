@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: Apache-2.0
+import { isDeepStrictEqual } from 'node:util';
+import { isRecord, type ObjectInput } from './objects.ts';
+import { StatusError } from './status.ts';
+
+/** The patch content types that the server takes. */
+export const patchTypes = {
+  'application/strategic-merge-patch+json': (object: unknown, patch: unknown) =>
+    strategicMergePatch(object, patch),
+  'application/merge-patch+json': mergePatch,
+  'application/json-patch+json': jsonPatch,
+} as const;
+
+export type PatchType = keyof typeof patchTypes;
+
+export function isPatchType(contentType: string): contentType is PatchType {
+  return Object.hasOwn(patchTypes, contentType);
+}
+
+/**
+ * The object that a patch makes of another; neither argument changes. Pure.
+ * @throws StatusError 400 for a patch that is none, 422 for one that does not apply to this object.
+ */
+export function applyPatch(type: PatchType, object: ObjectInput, patch: unknown): ObjectInput {
+  if (type !== 'application/json-patch+json' && !isRecord(patch))
+    throw malformed('a patch must be an object');
+  const patched = patchTypes[type](object, patch);
+  if (!isRecord(patched)) throw inapplicable('the patched document is no object');
+  return patched;
+}
+
+/** RFC 7386: objects merge, null removes, everything else replaces. */
+export function mergePatch(target: unknown, patch: unknown): unknown {
+  if (!isRecord(patch)) return patch;
+  const result = new Map(Object.entries(isRecord(target) ? target : {}));
+  for (const [key, value] of Object.entries(patch)) {
+    if (value === null) result.delete(key);
+    else result.set(key, mergePatch(result.get(key), value));
+  }
+  return Object.fromEntries(result);
+}
+
+/**
+ * Which lists a strategic merge patch merges instead of replacing, by path: the member that names an element, or `''`
+ * for a set of plain values. From the `patchStrategy` and `patchMergeKey` tags of the Kubernetes API types; a list not
+ * named here (spec.taints, status.images, …) is atomic there and here.
+ */
+const mergeKeys: Readonly<Record<string, string>> = {
+  'metadata.finalizers': '',
+  'metadata.ownerReferences': 'uid',
+  'spec.podCIDRs': '',
+  'status.addresses': 'type',
+  'status.conditions': 'type',
+  // Pods and Services:
+  'spec.containers': 'name',
+  'spec.volumes': 'name',
+  'spec.ports': 'port',
+  'status.podIPs': 'ip',
+};
+
+const deleteFromList = '$deleteFromPrimitiveList/';
+
+/**
+ * Kubernetes' strategic merge patch: as a merge patch, but the lists in {@link mergeKeys} merge element by element.
+ * Knows null, `$patch` (merge, replace, delete), `$deleteFromPrimitiveList` and `$retainKeys`; `$setElementOrder` only
+ * orders a list and is passed over.
+ */
+export function strategicMergePatch(target: unknown, patch: unknown, path = ''): unknown {
+  if (!isRecord(patch)) return patch;
+  const directive = patch['$patch'];
+  if (directive === 'delete') return {};
+  const result = new Map(Object.entries(isRecord(target) && directive !== 'replace' ? target : {}));
+
+  const retain = patch['$retainKeys'];
+  if (Array.isArray(retain)) for (const key of result.keys()) if (!retain.includes(key)) result.delete(key);
+  for (const [key, values] of Object.entries(patch)) {
+    if (!key.startsWith(deleteFromList)) continue;
+    const field = key.slice(deleteFromList.length);
+    const list = result.get(field);
+    if (Array.isArray(list) && Array.isArray(values)) {
+      result.set(
+        field,
+        list.filter((value) => !values.includes(value)),
+      );
+    }
+  }
+  for (const [key, value] of Object.entries(patch)) {
+    if (key.startsWith('$')) continue;
+    const child = path === '' ? key : `${path}.${key}`;
+    if (value === null) result.delete(key);
+    else if (Array.isArray(value)) result.set(key, mergeList(result.get(key), value, child));
+    else result.set(key, strategicMergePatch(result.get(key), value, child));
+  }
+  return Object.fromEntries(result);
+}
+
+function mergeList(target: unknown, patch: readonly unknown[], path: string): unknown[] {
+  const directive = (element: unknown): unknown => (isRecord(element) ? element['$patch'] : undefined);
+  const added = patch.filter((element) => directive(element) === undefined);
+  const key = mergeKeys[path];
+  if (key === undefined || patch.some((element) => directive(element) === 'replace')) return added;
+
+  let result: unknown[] = Array.isArray(target) ? [...target] : [];
+  if (key === '') return [...result, ...added.filter((value) => !result.includes(value))];
+  for (const element of patch) {
+    const name = isRecord(element) ? element[key] : undefined;
+    if (name === undefined) throw malformed(`an element of ${path} lacks its merge key "${key}"`);
+    const same = (other: unknown): boolean => isRecord(other) && other[key] === name;
+    if (directive(element) === 'delete') {
+      result = result.filter((other) => !same(other));
+      continue;
+    }
+    const index = result.findIndex(same);
+    const merged = strategicMergePatch(result[index], element, path);
+    if (index < 0) result.push(merged);
+    else result[index] = merged;
+  }
+  return result;
+}
+
+/** RFC 6902, all six operations; one that fails makes the whole patch fail. */
+export function jsonPatch(document: unknown, patch: unknown): unknown {
+  if (!Array.isArray(patch)) throw malformed('a JSON patch must be a list of operations');
+  // One member around the document makes its root a place like any other.
+  const holder = { '': structuredClone(document) };
+  for (const operation of patch) applyOperation(holder, operation);
+  return holder[''];
+}
+
+function applyOperation(holder: Record<string, unknown>, operation: unknown): void {
+  if (!isRecord(operation)) throw malformed('an operation of a JSON patch must be an object');
+  const path = pointer(operation, 'path');
+  switch (operation['op']) {
+    case 'add':
+      return insert(holder, path, member(operation, 'value'));
+    case 'replace':
+      return replace(holder, path, member(operation, 'value'));
+    case 'remove':
+      return void take(holder, path);
+    case 'copy':
+      return insert(holder, path, structuredClone(read(holder, pointer(operation, 'from'))));
+    case 'move': {
+      const from = pointer(operation, 'from');
+      if (isDeepStrictEqual(path.slice(0, from.length), from) && path.length > from.length) {
+        throw inapplicable('a value cannot move into itself');
+      }
+      return insert(holder, path, take(holder, from));
+    }
+    case 'test':
+      if (isDeepStrictEqual(read(holder, path), member(operation, 'value'))) return undefined;
+      throw inapplicable(`testing path ${String(operation['path'])} failed`);
+    default:
+      throw malformed(`"${String(operation['op'])}" is no operation of a JSON patch`);
+  }
+}
+
+function member(operation: Record<string, unknown>, name: string): unknown {
+  if (!Object.hasOwn(operation, name)) {
+    throw malformed(`a JSON patch operation "${String(operation['op'])}" needs "${name}"`);
+  }
+  return operation[name];
+}
+
+/** RFC 6901 text → steps from the holder down. */
+function pointer(operation: Record<string, unknown>, name: string): string[] {
+  const text = member(operation, name);
+  if (typeof text !== 'string' || (text !== '' && !text.startsWith('/'))) {
+    throw malformed(`${JSON.stringify(text)} is no JSON pointer`);
+  }
+  return text.split('/').map((step) => step.replaceAll('~1', '/').replaceAll('~0', '~'));
+}
+
+/** The index that a step means in a list; `end` is the highest allowed. */
+function listIndex(step: string, end: number): number {
+  const index = /^(0|[1-9]\d*)$/.test(step) ? Number(step) : Number.NaN;
+  if (!(index <= end)) throw inapplicable(`"${step}" is no index of this list`);
+  return index;
+}
+
+function child(parent: unknown, step: string): unknown {
+  if (Array.isArray(parent)) return parent[listIndex(step, parent.length - 1)];
+  if (isRecord(parent) && Object.hasOwn(parent, step)) return parent[step];
+  throw inapplicable(`there is no "${step}" to go to`);
+}
+
+function read(holder: unknown, path: readonly string[]): unknown {
+  return path.reduce(child, holder);
+}
+
+function parentOf(holder: unknown, path: readonly string[]): { parent: unknown; step: string } {
+  return { parent: read(holder, path.slice(0, -1)), step: path.at(-1) ?? '' };
+}
+
+function insert(holder: unknown, path: readonly string[], value: unknown): void {
+  const { parent, step } = parentOf(holder, path);
+  if (Array.isArray(parent)) {
+    parent.splice(step === '-' ? parent.length : listIndex(step, parent.length), 0, value);
+  } else if (isRecord(parent)) parent[step] = value;
+  else throw inapplicable(`nothing can be added below a plain value ("${step}")`);
+}
+
+function replace(holder: unknown, path: readonly string[], value: unknown): void {
+  read(holder, path);
+  const { parent, step } = parentOf(holder, path);
+  if (Array.isArray(parent)) parent[Number(step)] = value;
+  else if (isRecord(parent)) parent[step] = value;
+}
+
+function take(holder: unknown, path: readonly string[]): unknown {
+  const value = read(holder, path);
+  const { parent, step } = parentOf(holder, path);
+  if (Array.isArray(parent)) parent.splice(Number(step), 1);
+  else if (isRecord(parent)) delete parent[step];
+  return value;
+}
+
+function malformed(message: string): StatusError {
+  return new StatusError(400, message);
+}
+
+function inapplicable(message: string): StatusError {
+  return new StatusError(422, message);
+}

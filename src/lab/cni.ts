@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+import { RipstopError } from '../errors.ts';
+import { tryRun } from '../host/run.ts';
+import { netnsPath } from './netns.ts';
+
+/** Where Debian's containernetworking-plugins puts bridge, host-local and the others. */
+export const CNI_PLUGINS = '/usr/lib/cni';
+
+/** One call of a CNI plugin, as a container runtime makes it (CNI 1.1, section 2). */
+export interface CniCall {
+  command: 'ADD' | 'DEL' | 'CHECK' | 'STATUS' | 'VERSION';
+  /** Path of the plugin. */
+  plugin: string;
+  /** The plugin's network configuration: standard input. */
+  config: Record<string, unknown>;
+  /** Name of the network namespace that stands for the host. */
+  hostNetns: string;
+  /** The container; left out for STATUS and VERSION. */
+  container?: { id: string; netns: string; pod: string };
+  /** Further environment, e.g. the agent's socket. */
+  env?: Record<string, string>;
+}
+
+/** A datapath's CNI plugin: what to run, with which configuration and environment. */
+export type CniPlugin = Pick<CniCall, 'plugin' | 'config' | 'env'>;
+
+/**
+ * Call the plugin inside the node's namespace and return what it printed, parsed.
+ * @throws RipstopError with the plugin's own code, message and details when it fails.
+ */
+export async function callCni(call: CniCall): Promise<unknown> {
+  const { container } = call;
+  const { code, stdout, stderr } = await tryRun(call.plugin, [], {
+    netns: netnsPath(call.hostNetns),
+    stdin: JSON.stringify(call.config),
+    env: {
+      PATH: process.env['PATH'] ?? '/usr/sbin:/usr/bin:/sbin:/bin',
+      CNI_COMMAND: call.command,
+      CNI_PATH: CNI_PLUGINS,
+      ...(container && {
+        CNI_CONTAINERID: container.id,
+        CNI_NETNS: netnsPath(container.netns),
+        CNI_IFNAME: 'eth0',
+        CNI_ARGS: `IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=${container.pod}`,
+      }),
+      ...call.env,
+    },
+  });
+  const answer = parseJson(stdout);
+  if (code === 0) return answer;
+  const error = (answer ?? {}) as { code?: number; msg?: string; details?: string };
+  throw new RipstopError(
+    `CNI ${call.command} by ${call.plugin} failed with code ${error.code ?? 'none'}: ${error.msg ?? (stderr.trim() || stdout.trim() || `exit code ${code}, no output`)}`,
+    { details: [error.details, stderr.trim()].filter(Boolean).join('\n') },
+  );
+}
+
+/** The first IPv4 address of an ADD result. @throws RipstopError when it has none. */
+export function resultAddress(result: unknown): string {
+  const { ips = [] } = (result ?? {}) as { ips?: { address?: string }[] };
+  const address = ips.map((ip) => ip.address ?? '').find((text) => /^[\d.]+\/\d+$/.test(text));
+  if (address !== undefined) return address.split('/')[0]!;
+  throw new RipstopError('the CNI plugin gave the pod no IPv4 address; look at its answer', {
+    details: JSON.stringify(result),
+  });
+}
+
+function parseJson(text: string): unknown {
+  try {
+    return JSON.parse(text) as unknown;
+  } catch {
+    return undefined;
+  }
+}

@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+export { callCni, type CniCall } from './cni.ts';
+export { flannelPeers, syncFlannel, type FlannelPeer } from './flannel.ts';
+export { labDown, labExec, labStatus, labSteps, labUp, type LabStep, type Progress } from './lab.ts';
+export { netnsPath } from './netns.ts';
+export { addNode, removeNode } from './nodes.ts';
+export {
+  DEFAULT_LAB_NAME,
+  gatewayAddress,
+  parseLabOptions,
+  type Datapath,
+  type LabFlags,
+  type LabOptions,
+  type Wire,
+} from './options.ts';
+export { addPod, removePod } from './pods.ts';
+export { restartAgent, startAgent, stopAgent, unboost } from './ripstop.ts';
+export {
+  findNode,
+  labDir,
+  nodeDir,
+  openLab,
+  underlayNetns,
+  type Lab,
+  type LabStatus,
+  type NodeState,
+  type PodState,
+} from './state.ts';
+export { OUTSIDE_ADDRESS } from './underlay.ts';

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+import { readFileSync } from 'node:fs';
+import { request } from 'node:https';
+import { join } from 'node:path';
+import { RipstopError } from '../errors.ts';
+import type { Lab, NodeState } from './state.ts';
+
+/** How the lab itself reaches its API server; the same as its kubeconfig says, in a form that needs no YAML. */
+export interface ApiAccess {
+  url: string;
+  /** PEM. */
+  ca: string;
+  token: string;
+}
+
+/** What the lab reads of a Node. */
+export interface KubeNode {
+  metadata: { name: string; annotations?: Record<string, string> };
+  spec?: { podCIDR?: string };
+}
+
+/** Register a Node as kubelet does, with the podCIDR that the controller manager would give it. */
+export async function createKubeNode(lab: Lab, node: NodeState): Promise<void> {
+  await call(lab, 'POST', '/api/v1/nodes', {
+    apiVersion: 'v1',
+    kind: 'Node',
+    metadata: {
+      name: node.name,
+      labels: { 'kubernetes.io/hostname': node.name, 'kubernetes.io/os': 'linux' },
+    },
+    spec: { podCIDR: node.podCIDR, podCIDRs: [node.podCIDR] },
+  });
+  await patchNodeStatus(lab, node.name, {
+    status: {
+      addresses: [
+        { type: 'InternalIP', address: node.ip },
+        { type: 'Hostname', address: node.name },
+      ],
+    },
+  });
+}
+
+export async function deleteKubeNode(lab: Lab, name: string): Promise<void> {
+  await call(lab, 'DELETE', `/api/v1/nodes/${name}`);
+}
+
+/** Strategic-merge patch of nodes/status: where flanneld writes its annotations and kubelet its addresses. */
+export async function patchNodeStatus(lab: Lab, name: string, patch: object): Promise<void> {
+  await call(lab, 'PATCH', `/api/v1/nodes/${name}/status`, patch, 'application/strategic-merge-patch+json');
+}
+
+export async function listNodes(lab: Lab): Promise<KubeNode[]> {
+  const { items } = (await call(lab, 'GET', '/api/v1/nodes')) as { items: KubeNode[] };
+  return items;
+}
+
+/**
+ * One request to the lab's API server with the admin's credentials. (The client library takes half a second to load, as
+ * long as the rest of a small lab.)
+ * @throws RipstopError with the server's own message.
+ */
+async function call(
+  lab: Lab,
+  method: string,
+  path: string,
+  body?: object,
+  type = 'application/json',
+): Promise<unknown> {
+  const { url, ca, token } = JSON.parse(readFileSync(join(lab.dir, 'apiserver.json'), 'utf8')) as ApiAccess;
+  const text = body === undefined ? undefined : JSON.stringify(body);
+  const { status, answer } = await new Promise<{ status: number; answer: string }>((resolve, reject) => {
+    const outgoing = request(
+      new URL(path, url),
+      {
+        method,
+        ca,
+        agent: false,
+        headers: {
+          authorization: `Bearer ${token}`,
+          accept: 'application/json',
+          ...(text !== undefined && { 'content-type': type, 'content-length': Buffer.byteLength(text) }),
+        },
+        timeout: 10_000,
+      },
+      (incoming) => {
+        let answer = '';
+        incoming.setEncoding('utf8').on('data', (chunk: string) => (answer += chunk));
+        incoming.on('end', () => resolve({ status: incoming.statusCode ?? 0, answer }));
+        incoming.on('error', reject);
+      },
+    );
+    outgoing.on('timeout', () => outgoing.destroy(new Error('no answer in 10 s')));
+    outgoing.on('error', reject);
+    outgoing.end(text);
+  }).catch((error: unknown) => {
+    throw new RipstopError(`the lab's API server does not answer; see ${join(lab.dir, 'apiserver.log')}`, {
+      cause: error,
+    });
+  });
+  const parsed = JSON.parse(answer) as { message?: string };
+  if (status < 300) return parsed;
+  throw new RipstopError(
+    `the lab's API server refused ${method} ${path} with ${status}: ${parsed.message ?? answer}`,
+  );
+}

@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0
+import { spawn } from 'node:child_process';
+import { existsSync, readFileSync, rmSync } from 'node:fs';
+import { constants } from 'node:os';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { RipstopError } from '../errors.ts';
+import { run, tryRun } from '../host/run.ts';
+import { apiServerProcesses, startApiServer } from './apiserver-process.ts';
+import { syncFlannel } from './flannel.ts';
+import { deleteNetns, killAll, listNetns, netnsPath, processesIn } from './netns.ts';
+import { setUpNode, settleAll } from './nodes.ts';
+import type { LabOptions } from './options.ts';
+import {
+  type Lab,
+  type LabStatus,
+  type NodeState,
+  createLab,
+  findNode,
+  isLabNetns,
+  labDir,
+  openLab,
+  statusOf,
+  underlayNetns,
+} from './state.ts';
+import { createUnderlay } from './underlay.ts';
+
+/** One thing that `labUp` does; its title is one of {@link labSteps}. */
+export interface LabStep {
+  title: string;
+  state: 'begun' | 'done' | 'failed';
+}
+
+export type Progress = (step: LabStep) => void;
+
+/** How long nodes may take to learn of each other after the last of them is ready. */
+const REACH_TIMEOUT_MS = 15_000;
+
+const UNDERLAY = 'underlay';
+const API_SERVER = 'API server';
+const REACH = 'nodes reach each other';
+
+/** The titles of the steps that `labUp` will go through, in order; the nodes go through theirs at the same time. */
+export function labSteps(options: LabOptions): string[] {
+  return [UNDERLAY, API_SERVER, ...options.datapaths.map((_, i) => nodeStep(options, i)), REACH];
+}
+
+function nodeStep({ datapaths, pods }: LabOptions, i: number): string {
+  const datapath = datapaths[i]!;
+  return `node${i + 1}: ${datapath}${datapath === 'host' ? '' : `, ${pods} pod${pods === 1 ? '' : 's'}`}`;
+}
+
+/**
+ * Bring a lab up; resolves when every node (its first pod, if it has pods) reaches every other.
+ * @throws RipstopError when a lab of that name is there, or a step fails: what was made then stays for a look at its
+ * logs, until {@link labDown}.
+ */
+export async function labUp(options: LabOptions, progress: Progress = () => {}): Promise<LabStatus> {
+  requireRoot();
+  const lab = createLab(options);
+  const step = async (title: string, work: () => Promise<unknown>): Promise<void> => {
+    progress({ title, state: 'begun' });
+    try {
+      await work();
+    } catch (error) {
+      progress({ title, state: 'failed' });
+      throw error;
+    }
+    progress({ title, state: 'done' });
+  };
+  await step(UNDERLAY, () => createUnderlay(lab));
+  await step(API_SERVER, () => startApiServer(lab));
+  await settleAll(
+    options.datapaths.map((datapath, i) =>
+      step(nodeStep(options, i), () => setUpNode(lab, datapath, options.pods)),
+    ),
+  );
+  await step(REACH, async () => {
+    await syncFlannel(lab);
+    await waitUntilReachable(lab);
+  });
+  return statusOf(openLab(lab.name));
+}
+
+/**
+ * Take a lab down, whatever state it is in: it goes by what is there (namespaces, processes, mounts, files), not by what
+ * was recorded. Resolves with false when there was nothing.
+ * @throws RipstopError when something does not go.
+ */
+export async function labDown(name: string): Promise<boolean> {
+  requireRoot();
+  // A killed `lab up` leaves children that may still be making things, so look again until there is nothing.
+  for (let pass = 0; pass < 10; pass++) {
+    const dir = labDir(name);
+    const namespaces = listNetns().filter((netns) => isLabNetns(name, netns));
+    const find = () => [...processesIn(namespaces), ...apiServerProcesses(dir)];
+    if (namespaces.length === 0 && find().length === 0 && !existsSync(dir)) return pass > 0;
+    await killAll(find);
+    for (const mount of mountsUnder(dir)) await run('umount', [mount]);
+    await deleteNetns(...namespaces);
+    rmSync(dir, { recursive: true, force: true });
+  }
+  throw new RipstopError(
+    `lab "${name}" does not go down: something keeps making it anew; is a "lab up" still running?`,
+  );
+}
+
+/** @throws RipstopError when no lab of that name is up. */
+export function labStatus(name: string): LabStatus {
+  return statusOf(openLab(name));
+}
+
+/**
+ * Run a command inside a node, a pod (`node1-pod1` or `node1/pod1`) or the `underlay`, on this terminal.
+ * Resolves with its exit code; 128 + n when signal n ended it.
+ */
+export async function labExec(name: string, target: string, argv: readonly string[]): Promise<number> {
+  if (argv.length === 0)
+    throw new RipstopError('say what to run after "--", e.g. -- ip route', { exitCode: 2 });
+  const netns = targetNetns(openLab(name), target);
+  requireRoot();
+  // Ctrl-C is for the command, which has the same terminal; we only wait for its end.
+  const ignore = () => {};
+  process.on('SIGINT', ignore);
+  try {
+    return await new Promise<number>((resolve, reject) => {
+      const child = spawn('nsenter', [`--net=${netnsPath(netns)}`, '--', ...argv], { stdio: 'inherit' });
+      child.on('error', reject);
+      child.on('exit', (code, signal) => resolve(code ?? 128 + (signal ? constants.signals[signal] : 0)));
+    });
+  } finally {
+    process.off('SIGINT', ignore);
+  }
+}
+
+function targetNetns(lab: Lab, target: string): string {
+  if (target === 'underlay') return underlayNetns(lab.name);
+  const [nodeName = '', podName, ...more] = target.split(/[/-]/);
+  const node = findNode(lab, nodeName);
+  if (podName === undefined) return node.netns;
+  const pod = node.pods.find((one) => one.name === podName);
+  if (pod && more.length === 0) return pod.netns;
+  const names = node.pods.map((one) => `${nodeName}-${one.name}`).join(', ') || 'none';
+  throw new RipstopError(`there is no pod "${target}"; ${nodeName} has: ${names}`, { exitCode: 2 });
+}
+
+/** Ping from every node to every other until each was answered once. @throws RipstopError naming a pair that is not. */
+async function waitUntilReachable(lab: Lab): Promise<void> {
+  const deadline = performance.now() + REACH_TIMEOUT_MS;
+  const { nodes } = lab.state;
+  await settleAll(
+    nodes.map(async (from) => {
+      for (const to of nodes) if (to !== from) await waitForAnswer(from, to, deadline);
+    }),
+  );
+}
+
+async function waitForAnswer(from: NodeState, to: NodeState, deadline: number): Promise<void> {
+  const netns = from.pods[0]?.netns ?? from.netns;
+  // A plain host has no route to pods.
+  const address = (from.datapath === 'host' ? undefined : to.pods[0]?.ip) ?? to.ip;
+  for (;;) {
+    const { code, stdout } = await tryRun('ping', ['-n', '-c', '1', '-W', '1', address], {
+      netns: netnsPath(netns),
+    });
+    if (code === 0) return;
+    if (performance.now() > deadline) {
+      throw new RipstopError(
+        `${netns} does not reach ${address} on ${to.name} after ${REACH_TIMEOUT_MS / 1000} s; look at it with: lab exec`,
+        { details: stdout },
+      );
+    }
+    await sleep(50);
+  }
+}
+
+/** Mount points in the directory, the innermost first. */
+function mountsUnder(dir: string): string[] {
+  return readFileSync('/proc/self/mounts', 'utf8')
+    .split('\n')
+    .map((line) => line.split(' ')[1] ?? '')
+    .filter((path) => path.startsWith(`${dir}/`))
+    .toReversed();
+}
+
+function requireRoot(): void {
+  if (process.getuid?.() === 0) return;
+  throw new RipstopError('the lab makes network namespaces and needs root; run it with sudo');
+}

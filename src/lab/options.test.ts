@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+import { describe, expect, it } from 'vitest';
+import { gatewayAddress, type LabFlags, parseLabOptions } from './options.ts';
+import { isLabNetns } from './state.ts';
+
+describe('the flags of lab up', () => {
+  it('have defaults for everything', () => {
+    expect(parseLabOptions({})).toEqual({
+      name: 'lab',
+      datapaths: ['ripstop', 'ripstop'],
+      pods: 2,
+      wire: 'gso',
+      mtu: 1500,
+      underlay: '172.31.0.0/16',
+    });
+  });
+
+  it('give all nodes one datapath, or each its own', () => {
+    expect(parseLabOptions({ nodes: '3', datapath: 'flannel' }).datapaths).toEqual([
+      'flannel',
+      'flannel',
+      'flannel',
+    ]);
+    expect(parseLabOptions({ datapath: 'ripstop,flannel,host' }).datapaths).toEqual([
+      'ripstop',
+      'flannel',
+      'host',
+    ]);
+    expect(parseLabOptions({ nodes: 1, datapath: 'host' }).datapaths).toEqual(['host']);
+  });
+
+  it.each<[string, LabFlags, string]>([
+    ['boost', { mode: 'boost' }, 'cannot run --mode boost yet'],
+    ['IPv6', { ipv6: true }, 'no --ipv6 yet'],
+    ['an unknown datapath', { datapath: 'ripstop,cilium' }, '--datapath cannot be "cilium"; choose ripstop'],
+    ['a list of another length', { nodes: 3, datapath: 'ripstop,flannel' }, 'names 2 nodes but --nodes is 3'],
+    ['a fraction of a node', { nodes: 1.5 }, '--nodes cannot be "1.5"'],
+    ['no node', { nodes: '0' }, 'from 1 to 256'],
+    ['text for a number', { mtu: '1e9' }, '--mtu cannot be "1e9"'],
+    ['a name that would leave its directory', { name: '../etc' }, 'is no lab name'],
+    ['an underlay without room', { underlay: '192.168.0.0/24' }, 'is too small'],
+  ])('refuse %s, in one line and as wrong usage', (_, flags, message) => {
+    expect(() => parseLabOptions(flags)).toThrow(
+      expect.objectContaining({ exitCode: 2, message: expect.stringContaining(message) as string }),
+    );
+  });
+});
+
+describe('the names of a lab', () => {
+  it('give the underlay its last usable address', () => {
+    expect(gatewayAddress('172.31.0.0/16')).toBe('172.31.255.254');
+  });
+
+  it('never match another lab, however alike', () => {
+    expect(isLabNetns('a', 'a-underlay')).toBe(true);
+    expect(isLabNetns('a', 'a-node12-pod3')).toBe(true);
+    for (const netns of ['a-b-node1', 'a-node1-underlay', 'a-node1-node1', 'ab-node1', 'a', 'a-node1-podx']) {
+      expect(isLabNetns('a', netns), netns).toBe(false);
+    }
+  });
+});

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+import { RipstopError } from '../errors.ts';
+import { addressAt, parseCidr } from '../net/ip.ts';
+
+/** What moves a node's pod traffic: ripstop, the real flannel kernel path, or nothing (node ↔ node only, no pods). */
+export type Datapath = 'ripstop' | 'flannel' | 'host';
+
+/**
+ * What crosses the wire: `gso` lets the kernel's super-packets through as veths do; `mtu` makes every uplink segment
+ * and checksum what it sends and aggregate (GRO) what it receives, as a plain NIC would.
+ */
+export type Wire = 'gso' | 'mtu';
+
+export interface LabOptions {
+  readonly name: string;
+  /** One entry for each node, in order. */
+  readonly datapaths: readonly Datapath[];
+  /** Pods on each node that is no `host` node. */
+  readonly pods: number;
+  readonly wire: Wire;
+  /** The uplinks' MTU, bytes. */
+  readonly mtu: number;
+  /** The network that the nodes' uplinks share, e.g. `172.31.0.0/16`. */
+  readonly underlay: string;
+}
+
+/** The flags of `ripstop lab up` as a command line or an environment gives them; what is left out takes its default. */
+export interface LabFlags {
+  name?: string | undefined;
+  nodes?: number | string | undefined;
+  pods?: number | string | undefined;
+  /** One datapath for all nodes, or one for each: `ripstop,flannel,host`. */
+  datapath?: string | undefined;
+  mode?: string | undefined;
+  wire?: string | undefined;
+  mtu?: number | string | undefined;
+  ipv6?: boolean | undefined;
+  underlay?: string | undefined;
+}
+
+export const DEFAULT_LAB_NAME = 'lab';
+
+/** Each node gets one /24 of the cluster network 10.42.0.0/16. */
+const MAX_NODES = 256;
+/** A /24 less its base, its gateway and its broadcast address. */
+const MAX_PODS = 253;
+/** IPv6 asks for this much of a link, and it leaves room for 50 bytes of VXLAN. */
+const MIN_MTU = 1280;
+const MAX_MTU = 65535;
+
+/** Flags → options, with every default filled in. @throws RipstopError with exit code 2 that names the wrong flag. */
+export function parseLabOptions(flags: LabFlags): LabOptions {
+  const mode = choice('--mode', flags.mode ?? 'cni', ['cni', 'boost'] as const);
+  if (mode === 'boost') throw usage('the lab cannot run --mode boost yet; use --mode cni');
+  if (flags.ipv6 === true) throw usage('the lab has no --ipv6 yet; leave the flag out');
+
+  const each = (flags.datapath ?? 'ripstop')
+    .split(',')
+    .map((text) => choice('--datapath', text.trim(), ['ripstop', 'flannel', 'host'] as const));
+  const nodes = integer('--nodes', flags.nodes ?? Math.max(each.length, 2), 1, MAX_NODES);
+  if (each.length > 1 && each.length !== nodes) {
+    throw usage(
+      `--datapath names ${each.length} nodes but --nodes is ${nodes}; name one datapath or ${nodes}`,
+    );
+  }
+  return {
+    name: labName(flags.name ?? DEFAULT_LAB_NAME),
+    datapaths: each.length > 1 ? each : Array.from({ length: nodes }, () => each[0]!),
+    pods: integer('--pods', flags.pods ?? 2, 0, MAX_PODS),
+    wire: choice('--wire', flags.wire ?? 'gso', ['gso', 'mtu'] as const),
+    mtu: integer('--mtu', flags.mtu ?? 1500, MIN_MTU, MAX_MTU),
+    underlay: underlayNetwork(flags.underlay ?? '172.31.0.0/16'),
+  };
+}
+
+/**
+ * A name that may begin the names of namespaces and of a directory.
+ * @throws RipstopError with exit code 2 when it may not.
+ */
+export function labName(text: string): string {
+  if (/^[a-z][a-z0-9-]{0,39}$/.test(text)) return text;
+  throw usage(`"${text}" is no lab name; use up to 40 lower-case letters, digits and dashes, a letter first`);
+}
+
+/** The underlay's own address, the nodes' default gateway: the last usable one, e.g. 172.31.255.254. */
+export function gatewayAddress(underlay: string): string {
+  const cidr = parseCidr(underlay);
+  return addressAt(cidr, 2 ** (32 - cidr.length) - 2);
+}
+
+function underlayNetwork(text: string): string {
+  const cidr = parseCidr(text);
+  if (cidr.family === 4 && cidr.length <= 22) return text;
+  throw usage(`the underlay ${text} is too small or not IPv4; use a /22 or larger such as 172.31.0.0/16`);
+}
+
+function choice<T extends string>(flag: string, text: string, choices: readonly T[]): T {
+  const found = choices.find((one) => one === text);
+  if (found !== undefined) return found;
+  throw usage(`${flag} cannot be "${text}"; choose ${choices.join(', ')}`);
+}
+
+function integer(flag: string, given: number | string, min: number, max: number): number {
+  const value = typeof given === 'number' ? given : /^\d+$/.test(given) ? Number(given) : Number.NaN;
+  if (Number.isInteger(value) && value >= min && value <= max) return value;
+  throw usage(`${flag} cannot be "${given}"; give a whole number from ${min} to ${max}`);
+}
+
+function usage(message: string): RipstopError {
+  return new RipstopError(message, { exitCode: 2 });
+}

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+import { existsSync } from 'node:fs';
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { tryRun } from '../host/run.ts';
+import {
+  type Lab,
+  type NodeState,
+  addNode,
+  addPod,
+  labDown,
+  labUp,
+  netnsPath,
+  nodeDir,
+  openLab,
+  parseLabOptions,
+  removeNode,
+  removePod,
+  restartAgent,
+  startAgent,
+  stopAgent,
+  unboost,
+} from './index.ts';
+import { isAlive } from './netns.ts';
+import { missingForLab, tracesOf } from './testing.ts';
+
+const missing = missingForLab();
+if (missing) console.log(`skipped: ${missing}`);
+
+describe.skipIf(missing)('two ripstop nodes and a flannel node', () => {
+  const name = `t${process.pid}-ripstop`;
+  let lab: Lab;
+  let node: NodeState;
+
+  beforeAll(async () => {
+    await labUp(parseLabOptions({ name, datapath: 'ripstop,flannel,ripstop', pods: 1 }));
+    lab = openLab(name);
+    node = lab.state.nodes[0]!;
+  });
+  afterAll(async () => {
+    await labDown(name);
+    expect(await tracesOf(name)).toEqual([]);
+  });
+
+  /** The pairs of pods, if any, that do not reach each other. */
+  async function unreachable(): Promise<string[]> {
+    const pods = lab.state.nodes.flatMap((one) => one.pods);
+    const pairs = pods.flatMap((from) => pods.map((to) => ({ from, to })));
+    const answers = await Promise.all(
+      pairs.map(({ from, to }) =>
+        tryRun('ping', ['-n', '-c', '1', '-W', '2', to.ip], { netns: netnsPath(from.netns) }),
+      ),
+    );
+    return pairs
+      .filter((_, i) => answers[i]!.code !== 0)
+      .map(({ from, to }) => `${from.netns} → ${to.netns}`);
+  }
+
+  it('let every pod ping every pod', async () => {
+    expect(await unreachable()).toEqual([]);
+  });
+
+  it('keep forwarding while an agent is down, and it comes back as another process', async () => {
+    const before = node.agentPid!;
+    await stopAgent(lab, node, 'SIGKILL');
+    expect(isAlive(before)).toBe(false);
+    expect(await unreachable()).toEqual([]);
+    await startAgent(lab, node);
+    expect(node.agentPid).not.toBe(before);
+    await restartAgent(lab, node);
+    expect(isAlive(node.agentPid!)).toBe(true);
+    expect(await unreachable()).toEqual([]);
+  });
+
+  it('fall back to the kernel path when a node’s programs are taken away', async () => {
+    await unboost(lab, node);
+    expect(existsSync(join(nodeDir(lab, node), 'bpf/ripstop'))).toBe(false);
+    expect(await unreachable()).toEqual([]);
+    await startAgent(lab, node);
+    expect(await unreachable()).toEqual([]);
+  });
+
+  it('start and end pods and nodes at any time', async () => {
+    const pod = await addPod(lab, node);
+    expect(await unreachable()).toEqual([]);
+    await removePod(lab, node, pod);
+    const joined = await addNode(lab, 'ripstop', 1);
+    // The other agents learn of it from the API server in their own time.
+    await expect.poll(unreachable, { timeout: 10_000 }).toEqual([]);
+    await removeNode(lab, joined);
+    expect(await tracesOf(joined.netns)).toEqual([]);
+    expect(await unreachable()).toEqual([]);
+  });
+});

@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0
+import { existsSync, mkdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import { RipstopError } from '../errors.ts';
+import { addressAt, parseCidr } from '../net/ip.ts';
+import { type Datapath, type LabOptions, labName } from './options.ts';
+
+/** The cluster network; node i has its /24 number i − 1. */
+export const CLUSTER_NETWORK = '10.42.0.0/16';
+
+export interface PodState {
+  /** Unique on its node: `pod1`. */
+  readonly name: string;
+  /** The namespace's name under /run/netns: `lab-node1-pod1`. */
+  readonly netns: string;
+  readonly containerId: string;
+  /** Empty until the CNI plugin has given it one. */
+  ip: string;
+  /** What the CNI plugin answered to ADD; a runtime hands it back with CHECK and DEL. */
+  result?: unknown;
+}
+
+export interface NodeState {
+  /** `node1`, also the name of its Node object. */
+  readonly name: string;
+  /** From 1; decides the node's addresses. */
+  readonly index: number;
+  readonly netns: string;
+  /** The uplink's address. */
+  readonly ip: string;
+  readonly podCIDR: string;
+  readonly datapath: Datapath;
+  /** The ripstop agent's process, while there is one. */
+  agentPid?: number;
+  pods: PodState[];
+}
+
+export interface LabState {
+  readonly options: LabOptions;
+  /** The API server's process, once it is started. */
+  apiServerPid?: number;
+  nodes: NodeState[];
+}
+
+/** A lab that is up: its directory and what is in it. One process at a time may change a lab. */
+export interface Lab {
+  readonly name: string;
+  readonly dir: string;
+  readonly state: LabState;
+}
+
+/** What `ripstop lab status -o json` prints. */
+export interface LabStatus {
+  name: string;
+  /** Path of an admin kubeconfig for the embedded API server. */
+  kubeconfig: string;
+  nodes: {
+    name: string;
+    netns: string;
+    ip: string;
+    podCIDR: string;
+    datapath: Datapath;
+    pods: { name: string; netns: string; ip: string }[];
+  }[];
+}
+
+export function labDir(name: string): string {
+  return join('/run/ripstop-lab', labName(name));
+}
+
+/** Where a node keeps its files: the agent's sockets and log, its bpffs, host-local's leases. */
+export function nodeDir(lab: Lab, node: { name: string }): string {
+  return join(lab.dir, node.name);
+}
+
+export function underlayNetns(name: string): string {
+  return `${name}-underlay`;
+}
+
+export function nodeNetns(name: string, node: string): string {
+  return `${name}-${node}`;
+}
+
+/** Whether a namespace belongs to the lab of this name (and not to one whose name merely begins alike). */
+export function isLabNetns(name: string, netns: string): boolean {
+  return netns.startsWith(`${name}-`) && /^(underlay|node\d+(-pod\d+)?)$/.test(netns.slice(name.length + 1));
+}
+
+/** Make the directory of a new lab. @throws RipstopError when a lab of that name is there. */
+export function createLab(options: LabOptions): Lab {
+  const { name } = options;
+  const dir = labDir(name);
+  mkdirSync(dirname(dir), { recursive: true });
+  try {
+    mkdirSync(dir, { mode: 0o700 });
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error;
+    throw new RipstopError(
+      `a lab named "${name}" is there already; take it down first (lab down --name ${name}) or choose another --name`,
+      { cause: error },
+    );
+  }
+  const lab: Lab = { name, dir, state: { options, nodes: [] } };
+  saveLab(lab);
+  return lab;
+}
+
+/** The lab of that name, as last saved. @throws RipstopError when there is none. */
+export function openLab(name: string): Lab {
+  const dir = labDir(name);
+  const file = join(dir, 'state.json');
+  if (!existsSync(file))
+    throw new RipstopError(`no lab named "${name}" is up; start one with: lab up --name ${name}`);
+  return { name, dir, state: JSON.parse(readFileSync(file, 'utf8')) as LabState };
+}
+
+/** Write the state so that a reader, or `lab down` after a crash, sees the old or the new one, never half of it. */
+export function saveLab(lab: Lab): void {
+  writeAtomically(join(lab.dir, 'state.json'), `${JSON.stringify(lab.state, null, 2)}\n`);
+}
+
+export function writeAtomically(path: string, text: string, mode = 0o600): void {
+  const temporary = `${path}.${process.pid}.tmp`;
+  writeFileSync(temporary, text, { mode });
+  renameSync(temporary, path);
+}
+
+/** The node of that name. @throws RipstopError that lists the nodes there are. */
+export function findNode(lab: Lab, name: string): NodeState {
+  const node = lab.state.nodes.find((one) => one.name === name);
+  if (node) return node;
+  const names = lab.state.nodes.map((one) => one.name).join(', ') || 'none';
+  throw new RipstopError(`lab "${lab.name}" has no node "${name}"; it has: ${names}`, { exitCode: 2 });
+}
+
+/** A node's state from the lowest free index: names, uplink address and podCIDR follow from it. */
+export function planNode(lab: Lab, datapath: Datapath): NodeState {
+  const index = lowestFree(lab.state.nodes.map((node) => node.index));
+  const name = `node${index}`;
+  return {
+    name,
+    index,
+    netns: nodeNetns(lab.name, name),
+    ip: addressAt(parseCidr(lab.state.options.underlay), index),
+    podCIDR: `${addressAt(parseCidr(CLUSTER_NETWORK), (index - 1) * 256)}/24`,
+    datapath,
+    pods: [],
+  };
+}
+
+/** The smallest positive number that is not taken. */
+export function lowestFree(taken: readonly number[]): number {
+  let candidate = 1;
+  while (taken.includes(candidate)) candidate++;
+  return candidate;
+}
+
+export function statusOf(lab: Lab): LabStatus {
+  return {
+    name: lab.name,
+    kubeconfig: join(lab.dir, 'kubeconfig'),
+    nodes: lab.state.nodes.map(({ name, netns, ip, podCIDR, datapath, pods }) => ({
+      name,
+      netns,
+      ip,
+      podCIDR,
+      datapath,
+      pods: pods
+        .filter((pod) => pod.ip !== '')
+        .map((pod) => ({ name: pod.name, netns: pod.netns, ip: pod.ip })),
+    })),
+  };
+}

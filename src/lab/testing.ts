@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { existsSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { run } from '../host/run.ts';
+import { netnsPath } from './netns.ts';
+
+/** Why the lab's tests cannot run here: the one line to say when skipping; undefined when they can. */
+export function missingForLab(...programs: string[]): string | undefined {
+  if (process.getuid?.() !== 0) return 'the lab needs root';
+  if (!existsSync('/usr/lib/cni/bridge'))
+    return 'the lab needs the CNI plugins in /usr/lib/cni (containernetworking-plugins)';
+  const path = (process.env['PATH'] ?? '').split(':');
+  const missing = ['ip', 'nsenter', 'ping', 'iptables-restore', 'ethtool', ...programs].filter(
+    (program) => !path.some((dir) => existsSync(join(dir, program))),
+  );
+  return missing.length === 0 ? undefined : `the lab needs ${missing.join(', ')}`;
+}
+
+/** Run a program to its end inside a namespace; its standard output. @throws RipstopError when it fails. */
+export function runIn(netns: string, program: string, ...args: string[]): Promise<string> {
+  return run(program, args, { netns: netnsPath(netns) });
+}
+
+/** A program that runs in a namespace until it is stopped, or ends by itself. */
+export interface Background {
+  /** Everything it has printed so far, on either stream. */
+  readonly output: () => string;
+  /** Resolves when its output matches; rejects with the output after 10 s. */
+  readonly prints: (pattern: RegExp) => Promise<void>;
+  /** Ask it to end (SIGINT: tcpdump then flushes what it has) and wait until it has. */
+  readonly stop: () => Promise<string>;
+}
+
+export function startIn(netns: string, program: string, ...args: string[]): Background {
+  const child = spawn('nsenter', [`--net=${netnsPath(netns)}`, '--', program, ...args]);
+  const closed = once(child, 'close');
+  let output = '';
+  child.stdout.setEncoding('utf8').on('data', (text: string) => (output += text));
+  child.stderr.setEncoding('utf8').on('data', (text: string) => (output += text));
+  return {
+    output: () => output,
+    async prints(pattern) {
+      const signal = AbortSignal.timeout(10_000);
+      while (!pattern.test(output)) {
+        if (signal.aborted || child.exitCode !== null) {
+          throw new Error(`${program} did not print ${String(pattern)} but: ${output}`);
+        }
+        await new Promise((resolve) => setTimeout(resolve, 10));
+      }
+    },
+    async stop() {
+      child.kill('SIGINT');
+      await closed;
+      return output;
+    },
+  };
+}
+
+/** What is left on this machine of a lab, seen by other means than `labDown` uses. */
+export async function tracesOf(name: string): Promise<string[]> {
+  const [namespaces, processes, links] = await Promise.all([
+    run('ip', ['netns', 'list']),
+    run('ps', ['-eo', 'pid,args']),
+    run('ip', ['-o', 'link']),
+  ]);
+  const lines = (text: string) => text.split('\n').filter((line) => line.includes(name));
+  return [
+    ...lines(namespaces).map((line) => `namespace ${line}`),
+    ...lines(processes).map((line) => `process ${line}`),
+    ...lines(links).map((line) => `link ${line}`),
+    ...lines(readFileSync('/proc/self/mounts', 'utf8')).map((line) => `mount ${line}`),
+    ...(existsSync(`/run/ripstop-lab/${name}`) ? [`directory /run/ripstop-lab/${name}`] : []),
+  ];
+}

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+import { BatchError, checkStatus, ENOTSUPP } from './error.ts';
+import { libbpf } from './ffi.ts';
+
+export type RawEntry = [key: Uint8Array, value: Uint8Array];
+interface Sizes {
+  keySize: number;
+  valueSize: number;
+  maxEntries: number;
+}
+
+const ENOENT = 2;
+const EINTR = 4;
+const ENOSPC = 28;
+/** Entries of one system call: the kernel holds locks and copies meanwhile. */
+const CHUNK = 4096;
+
+/** Every entry of a map; undefined where the map's type has no batches. */
+export function lookupInBatches(fd: number, map: Sizes, subject: string): RawEntry[] | undefined {
+  const entries: RawEntry[] = [];
+  // The position is a bucket number in a hash and a key elsewhere.
+  const position = new Uint8Array(Math.max(map.keySize, 8));
+  const count = new Uint32Array(1);
+  let chunk = Math.min(map.maxEntries, CHUNK);
+  for (let first = true; ;) {
+    const keys = new Uint8Array(chunk * map.keySize);
+    const values = new Uint8Array(chunk * map.valueSize);
+    count[0] = chunk;
+    const from = first ? null : position;
+    const status = libbpf().bpf_map_lookup_batch(fd, from, position, keys, values, count, null);
+    if (status === -ENOSPC) {
+      // One hash bucket holds more than a whole chunk; nothing was given.
+      chunk *= 2;
+      continue;
+    }
+    // EINTR: outside of hashes a key vanished while the kernel walked; its walk one by one copes with that.
+    if (status === -ENOTSUPP || status === -EINTR) return undefined;
+    if (status !== -ENOENT) checkStatus('bpf_map_lookup_batch', status, subject);
+    for (let i = 0; i < count[0]; i++) {
+      entries.push([
+        keys.subarray(i * map.keySize, (i + 1) * map.keySize),
+        values.subarray(i * map.valueSize, (i + 1) * map.valueSize),
+      ]);
+    }
+    // ENOENT marks the last chunk, whose count is valid all the same.
+    if (status === -ENOENT) return entries;
+    first = false;
+  }
+}
+
+/** Whether the map's type has batches; then every entry is written. */
+export function updateInBatches(
+  fd: number,
+  map: Sizes,
+  subject: string,
+  entries: readonly (readonly [key: Uint8Array, value: Uint8Array])[],
+): boolean {
+  const keys = concatenate(
+    entries.map(([key]) => key),
+    map.keySize,
+  );
+  const values = concatenate(
+    entries.map(([, value]) => value),
+    map.valueSize,
+  );
+  const count = new Uint32Array(1);
+  for (let done = 0; done < entries.length; done += CHUNK) {
+    count[0] = Math.min(entries.length - done, CHUNK);
+    const status = libbpf().bpf_map_update_batch(
+      fd,
+      keys.subarray(done * map.keySize),
+      values.subarray(done * map.valueSize),
+      count,
+      null,
+    );
+    if (status === -ENOTSUPP) return false;
+    if (status < 0) throw new BatchError('bpf_map_update_batch', -status, subject, done + count[0]);
+  }
+  return true;
+}
+
+/** How many of the keys were there and are deleted; undefined where the map's type has no batches. */
+export function deleteInBatches(
+  fd: number,
+  map: Sizes,
+  subject: string,
+  keys: readonly Uint8Array[],
+): number | undefined {
+  const bytes = concatenate(keys, map.keySize);
+  const count = new Uint32Array(1);
+  let deleted = 0;
+  for (let done = 0; done < keys.length;) {
+    count[0] = Math.min(keys.length - done, CHUNK);
+    const status = libbpf().bpf_map_delete_batch(fd, bytes.subarray(done * map.keySize), count, null);
+    if (status === -ENOTSUPP) return undefined;
+    if (status < 0 && status !== -ENOENT) {
+      throw new BatchError('bpf_map_delete_batch', -status, subject, done + count[0]);
+    }
+    deleted += count[0];
+    // ENOENT: the batch stopped at a key that is not there; go on behind it.
+    done += count[0] + (status === -ENOENT ? 1 : 0);
+  }
+  return deleted;
+}
+
+function concatenate(parts: readonly Uint8Array[], size: number): Uint8Array {
+  const bytes = new Uint8Array(parts.length * size);
+  for (const [index, part] of parts.entries()) bytes.set(part, index * size);
+  return bytes;
+}

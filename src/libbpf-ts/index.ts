@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0
+export { Btf, readBtf } from './btf.ts';
+export type { BtfMember, BtfType, MapDefinition } from './btf.ts';
+export { BatchError, BpfError, MapMismatchError, VerifierError } from './error.ts';
+export { ifindexOf, possibleCpus } from './host.ts';
+export { attachTc, BpfLink } from './link.ts';
+export type { LinkInfo, XdpMode } from './link.ts';
+export { setLogSink } from './log.ts';
+export type { LogLevel, LogSink } from './log.ts';
+export { BpfMap } from './map.ts';
+export type { MapInfo, UpdateFlag } from './map.ts';
+export type { MapType } from './names.ts';
+export { BpfObject } from './object.ts';
+export type { OpenOptions } from './object.ts';
+export { BpfProgram } from './program.ts';
+export type { ProgramInfo, TestRun, TestRunResult } from './program.ts';
+export { RingBuffer } from './ring-buffer.ts';
+export { TcFilter } from './tc-filter.ts';
+export type { TcDirection, TcFilterPlace } from './tc-filter.ts';
+export { TypedMap } from './typed-map.ts';
+export type { Codec } from './typed-map.ts';

@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+import { BpfError, checkStatus } from './error.ts';
+import { linkCreateOptions, linkUpdateOptions } from './calls.ts';
+import { libbpf } from './ffi.ts';
+import { BpfHandle, openPinnedFd } from './handle.ts';
+import { Info } from './info.ts';
+import { ATTACH_TYPES, LINK_TYPES, nameOf } from './names.ts';
+import type { BpfProgram } from './program.ts';
+import { TcFilter, type TcDirection } from './tc-filter.ts';
+
+export interface LinkInfo {
+  id: number;
+  /** Such as `tcx` or `xdp`. */
+  type: string;
+  programId: number;
+  /** 0 once the interface is gone or the link detached; undefined for links that have no interface. */
+  ifindex: number | undefined;
+  /** Where on the interface; undefined for links other than tcx and XDP. */
+  attachType: 'tcx_ingress' | 'tcx_egress' | 'xdp' | undefined;
+}
+
+/** `native` runs in the driver, `generic` after it, on every device. */
+export type XdpMode = 'native' | 'generic';
+const XDP_FLAGS: Record<XdpMode, number> = { native: 1 << 2, generic: 1 << 1 };
+
+/** linux/bpf.h: the update wants to know the program it replaces. */
+const BPF_F_REPLACE = 1 << 2;
+const EINVAL = 22;
+const ENODEV = 19;
+
+/** A program at its place. It stays there until {@link detach}, or until nobody holds or pins the link any more. */
+export class BpfLink extends BpfHandle {
+  protected readonly subject: string;
+
+  private constructor(fd: number, subject: string) {
+    super(fd);
+    this.subject = subject;
+  }
+
+  /**
+   * Behind the programs that are already on this side of the interface. Interfaces are those of this process's network
+   * namespace. Linux 6.6.
+   * @throws BpfError: ENODEV without such an interface, EINVAL on a kernel without tcx (see {@link attachTc}).
+   */
+  static attachTcx(program: BpfProgram, ifindex: number, direction: TcDirection): BpfLink {
+    const subject = `tcx ${direction} of interface ${ifindex}`;
+    return new BpfLink(createLink(program, ifindex, ATTACH_TYPES[`tcx_${direction}`], 0, subject), subject);
+  }
+
+  /**
+   * As the interface's only XDP program.
+   * @throws BpfError: EBUSY when it has one, EOPNOTSUPP when the driver has no native XDP.
+   */
+  static attachXdp(program: BpfProgram, ifindex: number, mode: XdpMode): BpfLink {
+    const subject = `${mode} XDP of interface ${ifindex}`;
+    return new BpfLink(createLink(program, ifindex, ATTACH_TYPES.xdp, XDP_FLAGS[mode], subject), subject);
+  }
+
+  static openPinned(path: string): BpfLink {
+    return new BpfLink(openPinnedFd(path), `link ${path}`);
+  }
+
+  /** Asked from the kernel each time. `struct bpf_link_info` of linux/bpf.h. */
+  info(): LinkInfo {
+    const info = new Info().fill(this.fd, this.subject);
+    const type = nameOf(LINK_TYPES, info.u32(0));
+    const ofInterface = type === 'tcx' || type === 'xdp' || type === 'netkit';
+    const attachType =
+      type === 'xdp'
+        ? 'xdp'
+        : TCX_TYPES.find((name) => type === 'tcx' && ATTACH_TYPES[name] === info.u32(20));
+    return {
+      id: info.u32(4),
+      type,
+      programId: info.u32(8),
+      ifindex: ofInterface ? info.u32(16) : undefined,
+      attachType,
+    };
+  }
+
+  /**
+   * Swap the program atomically: each packet meets the old one or the new one.
+   * @throws BpfError with EPERM when `expectedOld` is given and another program is there.
+   */
+  update(program: BpfProgram, expectedOld?: BpfProgram): void {
+    const options = linkUpdateOptions.of(
+      expectedOld === undefined ? {} : { flags: BPF_F_REPLACE, old_prog_fd: expectedOld.fd },
+    );
+    checkStatus('bpf_link_update', libbpf().bpf_link_update(this.fd, program.fd, options), this.subject);
+  }
+
+  /** Take the program off now, whoever else holds or pins the link. */
+  detach(): void {
+    checkStatus('bpf_link_detach', libbpf().bpf_link_detach(this.fd), this.subject);
+  }
+}
+
+const TCX_TYPES = ['tcx_ingress', 'tcx_egress'] as const;
+
+function createLink(
+  program: BpfProgram,
+  ifindex: number,
+  type: number,
+  flags: number,
+  subject: string,
+): number {
+  const fd = libbpf().bpf_link_create(program.fd, ifindex, type, linkCreateOptions.of({ flags }));
+  return checkStatus('bpf_link_create', fd, subject);
+}
+
+/**
+ * A tc program on one side of an interface: a tcx link, or before Linux 6.6 a clsact filter. Both have `update`,
+ * `detach` and `close`, but a link ends with this process unless it is pinned, and a filter stays until `detach`.
+ */
+export function attachTc(program: BpfProgram, ifindex: number, direction: TcDirection): BpfLink | TcFilter {
+  try {
+    return BpfLink.attachTcx(program, ifindex, direction);
+  } catch (error) {
+    if (error instanceof BpfError && error.errno === EINVAL && !kernelHasTcx(program)) {
+      return TcFilter.attach(program, ifindex, direction);
+    }
+    throw error;
+  }
+}
+
+/** A kernel that knows tcx looks for the interface, and there is none of this index; another one knows no such type. */
+function kernelHasTcx(program: BpfProgram): boolean {
+  const noInterface = 0x7fff_ffff;
+  const options = linkCreateOptions.of({});
+  return libbpf().bpf_link_create(program.fd, noInterface, ATTACH_TYPES.tcx_ingress, options) === -ENODEV;
+}

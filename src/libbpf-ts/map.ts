@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: Apache-2.0
+import { deleteInBatches, lookupInBatches, updateInBatches, type RawEntry } from './batch.ts';
+import { BatchError, checkStatus } from './error.ts';
+import { mapCreateOptions } from './calls.ts';
+import { libbpf } from './ffi.ts';
+import { BpfHandle, openPinnedFd } from './handle.ts';
+import { possibleCpus } from './host.ts';
+import { Info } from './info.ts';
+import { MAP_TYPES, nameOf, type MapType } from './names.ts';
+
+export interface MapInfo {
+  id: number;
+  /** As the kernel keeps it: at most 15 bytes of the name in the object. */
+  name: string;
+  /** Such as `hash`; the bare number for a type that is newer than this library. */
+  type: string;
+  /** Bytes. */
+  keySize: number;
+  /** Bytes; of one CPU's value in a per-CPU map. */
+  valueSize: number;
+  maxEntries: number;
+  /** `BPF_F_*` of linux/bpf.h. */
+  flags: number;
+}
+
+/** `any` writes in either case, `noexist` only a new entry, `exist` only over an old one. */
+export type UpdateFlag = 'any' | 'noexist' | 'exist';
+const UPDATE_FLAGS: Record<UpdateFlag, number> = { any: 0, noexist: 1, exist: 2 };
+
+const PER_CPU = new Set(['percpu_hash', 'percpu_array', 'lru_percpu_hash', 'percpu_cgroup_storage']);
+
+/** A map of the kernel's, as bytes. Keys and values must have exactly the map's sizes: C would read beyond shorter ones. */
+export class BpfMap extends BpfHandle {
+  readonly info: MapInfo;
+  readonly #perCpu: boolean;
+
+  private constructor(fd: number) {
+    super(fd);
+    try {
+      this.info = readMapInfo(fd);
+    } catch (error) {
+      this.close();
+      throw error;
+    }
+    this.#perCpu = PER_CPU.has(this.info.type);
+  }
+
+  protected get subject(): string {
+    return `map ${this.info.name || this.info.id}`;
+  }
+
+  /** Take over a descriptor, which {@link close} then closes. */
+  static fromFd(fd: number): BpfMap {
+    return new BpfMap(fd);
+  }
+
+  static openPinned(path: string): BpfMap {
+    return new BpfMap(openPinnedFd(path));
+  }
+
+  /** By the id that {@link info}, a program's `mapIds` or `bpftool map` give. */
+  static fromId(id: number): BpfMap {
+    return new BpfMap(checkStatus('bpf_map_get_fd_by_id', libbpf().bpf_map_get_fd_by_id(id), `map id ${id}`));
+  }
+
+  /** A map without an object; `flags` are `BPF_F_*` (an `lpm_trie` wants 1, BPF_F_NO_PREALLOC). */
+  static create(
+    type: MapType,
+    name: string,
+    keySize: number,
+    valueSize: number,
+    maxEntries: number,
+    flags = 0,
+  ): BpfMap {
+    const options = mapCreateOptions.of({ map_flags: flags });
+    const number = MAP_TYPES.indexOf(type);
+    const fd = libbpf().bpf_map_create(number, name.slice(0, 15), keySize, valueSize, maxEntries, options);
+    return new BpfMap(checkStatus('bpf_map_create', fd, `${type} ${name}`));
+  }
+
+  /** A copy of the value, or undefined without such an entry. */
+  lookup(key: Uint8Array): Uint8Array | undefined {
+    const value = new Uint8Array(this.info.valueSize);
+    return this.lookupInto(key, value) ? value : undefined;
+  }
+
+  /** {@link lookup} into memory of the caller's, for hot paths; false without such an entry. */
+  lookupInto(key: Uint8Array, value: Uint8Array): boolean {
+    if (this.#perCpu) throw new TypeError(`${this.subject} is per CPU: use lookupPerCpu`);
+    this.#checkSizes(key, value);
+    return this.#lookup(key, value);
+  }
+
+  /** One value for each possible CPU, or undefined without such an entry. */
+  lookupPerCpu(key: Uint8Array): Uint8Array[] | undefined {
+    if (!this.#perCpu) throw new TypeError(`${this.subject} is not per CPU: use lookup`);
+    this.#checkSizes(key);
+    const { valueSize } = this.info;
+    const stride = perCpuStride(valueSize);
+    const values = new Uint8Array(stride * possibleCpus());
+    if (!this.#lookup(key, values)) return undefined;
+    return Array.from({ length: possibleCpus() }, (_, cpu) =>
+      values.subarray(cpu * stride, cpu * stride + valueSize),
+    );
+  }
+
+  /**
+   * Write an entry; in a per-CPU map every CPU gets this value.
+   * @throws BpfError: E2BIG when the map is full, EEXIST or ENOENT when `flag` forbids it.
+   */
+  update(key: Uint8Array, value: Uint8Array, flag: UpdateFlag = 'any'): void {
+    this.#checkSizes(key, value);
+    checkStatus('bpf_map_update_elem', this.#update(key, value, flag), this.subject);
+  }
+
+  /** Whether there was such an entry. An array's entries cannot be deleted (EINVAL). */
+  delete(key: Uint8Array): boolean {
+    this.#checkSizes(key);
+    return checkFound('bpf_map_delete_elem', libbpf().bpf_map_delete_elem(this.fd, key), this.subject);
+  }
+
+  /**
+   * Each key in the kernel's order. The one just given may be deleted meanwhile; when another process deletes keys, the
+   * kernel may begin anew and give some twice.
+   */
+  *keys(): Generator<Uint8Array> {
+    let key = this.#nextKey(null);
+    while (key !== undefined) {
+      const next = this.#nextKey(key);
+      yield key;
+      key = next;
+    }
+  }
+
+  /** Each entry, one at a time; see {@link keys}. For a whole map {@link lookupBatch} is many times faster. */
+  *entries(): Generator<RawEntry> {
+    for (const key of this.keys()) {
+      const value = this.lookup(key);
+      if (value !== undefined) yield [key, value];
+    }
+  }
+
+  [Symbol.iterator](): Generator<RawEntry> {
+    return this.entries();
+  }
+
+  /** All entries in as few system calls as the map allows (Linux 5.6; one by one where it has no batches). */
+  lookupBatch(): RawEntry[] {
+    if (this.#perCpu) throw new TypeError(`${this.subject} is per CPU: use keys and lookupPerCpu`);
+    return lookupInBatches(this.fd, this.info, this.subject) ?? [...this.entries()];
+  }
+
+  /**
+   * Write many entries in as few system calls as the map allows.
+   * @throws BatchError with the count that was written, when the kernel refuses the entry after them.
+   */
+  updateBatch(entries: Iterable<readonly [key: Uint8Array, value: Uint8Array]>): void {
+    const checked = [...entries];
+    for (const [key, value] of checked) this.#checkSizes(key, value);
+    if (!this.#perCpu && updateInBatches(this.fd, this.info, this.subject, checked)) return;
+    for (const [done, [key, value]] of checked.entries()) {
+      const status = this.#update(key, value, 'any');
+      if (status < 0) throw new BatchError('bpf_map_update_elem', -status, this.subject, done);
+    }
+  }
+
+  /** Delete many keys; those that are not there are no error. Returns how many were. */
+  deleteBatch(keys: Iterable<Uint8Array>): number {
+    const checked = [...keys];
+    for (const key of checked) this.#checkSizes(key);
+    return (
+      deleteInBatches(this.fd, this.info, this.subject, checked) ??
+      checked.reduce((count, key) => count + Number(this.delete(key)), 0)
+    );
+  }
+
+  #lookup(key: Uint8Array, value: Uint8Array): boolean {
+    return checkFound('bpf_map_lookup_elem', libbpf().bpf_map_lookup_elem(this.fd, key, value), this.subject);
+  }
+
+  #update(key: Uint8Array, value: Uint8Array, flag: UpdateFlag): number {
+    const bytes = this.#perCpu ? repeat(value, possibleCpus()) : value;
+    return libbpf().bpf_map_update_elem(this.fd, key, bytes, UPDATE_FLAGS[flag]);
+  }
+
+  #nextKey(key: Uint8Array | null): Uint8Array | undefined {
+    const next = new Uint8Array(this.info.keySize);
+    const status = libbpf().bpf_map_get_next_key(this.fd, key, next);
+    return checkFound('bpf_map_get_next_key', status, this.subject) ? next : undefined;
+  }
+
+  #checkSizes(key: Uint8Array, value?: Uint8Array): void {
+    const { keySize, valueSize } = this.info;
+    if (key.length !== keySize) {
+      throw new RangeError(`${this.subject}: the key has ${key.length} bytes, not ${keySize}`);
+    }
+    if (value !== undefined && value.length !== valueSize) {
+      throw new RangeError(`${this.subject}: the value has ${value.length} bytes, not ${valueSize}`);
+    }
+  }
+}
+
+const ENOENT = 2;
+
+/** The door for calls where ENOENT is an answer: no such entry. */
+function checkFound(call: string, status: number, subject: string): boolean {
+  if (status === -ENOENT) return false;
+  checkStatus(call, status, subject);
+  return true;
+}
+
+/** In C a per-CPU entry is an array of values, each padded to 8 bytes. */
+function perCpuStride(valueSize: number): number {
+  return Math.ceil(valueSize / 8) * 8;
+}
+
+function repeat(value: Uint8Array, times: number): Uint8Array {
+  const stride = perCpuStride(value.length);
+  const bytes = new Uint8Array(stride * times);
+  for (let i = 0; i < times; i++) bytes.set(value, i * stride);
+  return bytes;
+}
+
+/** `struct bpf_map_info`. */
+function readMapInfo(fd: number): MapInfo {
+  const info = new Info().fill(fd, 'map');
+  return {
+    id: info.u32(4),
+    name: info.name(24),
+    type: nameOf(MAP_TYPES, info.u32(0)),
+    keySize: info.u32(8),
+    valueSize: info.u32(12),
+    maxEntries: info.u32(16),
+    flags: info.u32(20),
+  };
+}

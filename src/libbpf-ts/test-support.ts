@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the tests of this folder share.
+import { execFileSync, spawnSync } from 'node:child_process';
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+
+const HERE = import.meta.dirname;
+const clang = ['clang-19', 'clang'].find((name) => spawnSync(name, ['--version']).status === 0);
+
+/** Why the fixtures cannot be compiled here; undefined when they can. */
+export const noCompiler = clang === undefined ? 'needs clang-19 to compile its BPF fixtures' : undefined;
+
+/** Why nothing can be loaded here; undefined when it can. */
+export const noKernel =
+  noCompiler ?? (process.getuid?.() === 0 ? undefined : 'needs root to load BPF programs and mount a bpffs');
+
+const compiled = new Map<string, Uint8Array>();
+
+/** The object of fixtures/NAME.bpf.c. */
+export function fixture(name: string): Uint8Array {
+  let object = compiled.get(name);
+  if (object === undefined) {
+    const folder = mkdtempSync(join(tmpdir(), 'libbpf-ts-'));
+    try {
+      const output = join(folder, `${name}.o`);
+      const machine = { x64: 'x86_64', arm64: 'aarch64' }[process.arch as string] ?? process.arch;
+      const include = `-I/usr/include/${machine}-linux-gnu`;
+      const flags = ['-O2', '-g', '-target', 'bpf', '-Wall', '-Werror', include];
+      execFileSync(clang!, [...flags, '-c', join(HERE, 'fixtures', `${name}.bpf.c`), '-o', output]);
+      object = new Uint8Array(readFileSync(output));
+    } finally {
+      rmSync(folder, { recursive: true });
+    }
+    compiled.set(name, object);
+  }
+  return object;
+}
+
+/** A bpffs of the test's own. */
+export class TemporaryBpffs {
+  readonly path = mkdtempSync(join(tmpdir(), 'libbpf-ts-bpffs-'));
+
+  constructor() {
+    execFileSync('mount', ['-t', 'bpf', 'bpf', this.path]);
+  }
+
+  file(name: string): string {
+    return join(this.path, name);
+  }
+
+  [Symbol.dispose](): void {
+    execFileSync('umount', [this.path]);
+    rmSync(this.path, { recursive: true });
+  }
+}
+
+export const u32 = (value: number): Uint8Array => new Uint8Array(new Uint32Array([value]).buffer);
+export const u64 = (value: number | bigint): Uint8Array =>
+  new Uint8Array(new BigUint64Array([BigInt(value)]).buffer);

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+import type { BpfMap, UpdateFlag } from './map.ts';
+
+/** How a value looks in the kernel's memory. */
+export interface Codec<T> {
+  /** Bytes, padding included. */
+  readonly size: number;
+  /** Write into a zeroed view of exactly `size` bytes. */
+  encode(value: T, into: Uint8Array): void;
+  /** Read exactly `size` bytes; keep no view of them, they are used again. */
+  decode(bytes: Uint8Array): T;
+}
+
+/** A map of values: what {@link BpfMap} does with bytes, through two codecs. */
+export class TypedMap<K, V> {
+  readonly map: BpfMap;
+  readonly #key: Codec<K>;
+  readonly #value: Codec<V>;
+  // One operation at a time, so one buffer for each: no allocation on the way of a lookup.
+  readonly #keyBytes: Uint8Array;
+  readonly #valueBytes: Uint8Array;
+
+  /** @throws TypeError with both differences when the codecs' sizes are not the map's. */
+  constructor(map: BpfMap, key: Codec<K>, value: Codec<V>) {
+    const { name, keySize, valueSize } = map.info;
+    const differences = [
+      ...(key.size === keySize ? [] : [`its keys have ${keySize} bytes, the codec ${key.size}`]),
+      ...(value.size === valueSize ? [] : [`its values have ${valueSize} bytes, the codec ${value.size}`]),
+    ];
+    if (differences.length > 0) throw new TypeError(`map ${name}: ${differences.join('; ')}`);
+    this.map = map;
+    this.#key = key;
+    this.#value = value;
+    this.#keyBytes = new Uint8Array(keySize);
+    this.#valueBytes = new Uint8Array(valueSize);
+  }
+
+  get(key: K): V | undefined {
+    const there = this.map.lookupInto(this.#encodeKey(key), this.#valueBytes);
+    return there ? this.#value.decode(this.#valueBytes) : undefined;
+  }
+
+  has(key: K): boolean {
+    return this.map.lookupInto(this.#encodeKey(key), this.#valueBytes);
+  }
+
+  /** See {@link BpfMap.update}. */
+  set(key: K, value: V, flag: UpdateFlag = 'any'): void {
+    this.#valueBytes.fill(0);
+    this.#value.encode(value, this.#valueBytes);
+    this.map.update(this.#encodeKey(key), this.#valueBytes, flag);
+  }
+
+  /** Whether there was such an entry. */
+  delete(key: K): boolean {
+    return this.map.delete(this.#encodeKey(key));
+  }
+
+  /** See {@link BpfMap.keys}. */
+  *keys(): Generator<K> {
+    for (const key of this.map.keys()) yield this.#key.decode(key);
+  }
+
+  /** Every entry, read in batches before the first is given. */
+  *entries(): Generator<[K, V]> {
+    for (const [key, value] of this.map.lookupBatch())
+      yield [this.#key.decode(key), this.#value.decode(value)];
+  }
+
+  [Symbol.iterator](): Generator<[K, V]> {
+    return this.entries();
+  }
+
+  /** See {@link BpfMap.updateBatch}. */
+  setMany(entries: Iterable<readonly [key: K, value: V]>): void {
+    this.map.updateBatch(
+      Array.from(entries, ([key, value]) => [encode(this.#key, key), encode(this.#value, value)] as const),
+    );
+  }
+
+  /** See {@link BpfMap.deleteBatch}. */
+  deleteMany(keys: Iterable<K>): number {
+    return this.map.deleteBatch(Array.from(keys, (key) => encode(this.#key, key)));
+  }
+
+  /** One value for each possible CPU. */
+  getPerCpu(key: K): V[] | undefined {
+    return this.map.lookupPerCpu(this.#encodeKey(key))?.map((bytes) => this.#value.decode(bytes));
+  }
+
+  #encodeKey(key: K): Uint8Array {
+    this.#keyBytes.fill(0);
+    this.#key.encode(key, this.#keyBytes);
+    return this.#keyBytes;
+  }
+}
+
+function encode<T>(codec: Codec<T>, value: T): Uint8Array {
+  const bytes = new Uint8Array(codec.size);
+  codec.encode(value, bytes);
+  return bytes;
+}

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client';
+import { readCounters } from '../dataplane/counters.ts';
+import { mapNames, type Tables } from '../dataplane/tables.ts';
+
+/** What the metrics are read from, at scrape time. Tables are undefined until the programs are loaded. */
+export interface MetricsSource {
+  readonly tables: () => Tables | undefined;
+  readonly api: () => { connected: boolean; lastEventAgeMs?: number | undefined };
+  readonly peers: () => number;
+  readonly endpoints: () => number;
+  readonly alarms: () => number;
+}
+
+export interface Metrics {
+  readonly registry: Registry;
+  /** One pass of the loop is over. */
+  observePass(durationMs: number, failedTargets: readonly string[]): void;
+}
+
+/**
+ * The agent's Prometheus metrics. Nothing is counted twice: packet counters are the BPF maps' own, read when asked for,
+ * through the same readers as the CLI's.
+ */
+export function createMetrics(source: MetricsSource): Metrics {
+  const registry = new Registry();
+  collectDefaultMetrics({ register: registry, prefix: 'ripstop_agent_' });
+  const registers = [registry];
+
+  const counterLabels = ['hook', 'verdict', 'reason'] as const;
+  const bytes = new Counter({
+    name: 'ripstop_bytes_total',
+    help: 'Bytes of packets seen by the BPF programs, by hook, verdict (fast, stack, drop) and reason',
+    labelNames: counterLabels,
+    registers,
+  });
+  new Counter({
+    name: 'ripstop_packets_total',
+    help: 'Packets (GSO super-packets count once) seen by the BPF programs, by hook, verdict and reason',
+    labelNames: counterLabels,
+    registers,
+    collect() {
+      this.reset();
+      bytes.reset();
+      const tables = source.tables();
+      for (const { hook, verdict, reason, packets, bytes: size } of tables ? readCounters(tables) : []) {
+        if (packets === 0) continue;
+        this.inc({ hook, verdict, reason }, packets);
+        bytes.inc({ hook, verdict, reason }, size);
+      }
+    },
+  });
+
+  const gauge = (name: string, help: string, read: () => number | undefined): void => {
+    new Gauge({
+      name,
+      help,
+      registers,
+      collect() {
+        const value = read();
+        if (value === undefined) this.reset();
+        else this.set(value);
+      },
+    });
+  };
+  gauge('ripstop_peers', 'Nodes that this node forwards to', source.peers);
+  gauge('ripstop_endpoints', 'Pods attached on this node', source.endpoints);
+  gauge(
+    'ripstop_node_alarms',
+    'Nodes that are quarantined or refused, or in conflict with others',
+    source.alarms,
+  );
+  gauge('ripstop_api_watch_connected', 'Whether the watch on Nodes is open', () =>
+    Number(source.api().connected),
+  );
+  gauge(
+    'ripstop_api_watch_age_seconds',
+    'Time since the last event or bookmark of the watch on Nodes',
+    () => {
+      const age = source.api().lastEventAgeMs;
+      return age === undefined ? undefined : age / 1000;
+    },
+  );
+
+  new Gauge({
+    name: 'ripstop_map_entries',
+    help: 'Entries in use, by map',
+    labelNames: ['map'] as const,
+    registers,
+    collect() {
+      const tables = source.tables();
+      if (!tables) return;
+      this.set({ map: 'peers' }, source.peers());
+      this.set({ map: 'endpoints' }, source.endpoints());
+      this.set({ map: 'vteps' }, [...tables.vteps.keys()].length);
+      this.set({ map: 'stack_flows' }, [...tables.stack_flows.keys()].length);
+    },
+  });
+  new Gauge({
+    name: 'ripstop_map_max_entries',
+    help: 'Room for entries, by map',
+    labelNames: ['map'] as const,
+    registers,
+    collect() {
+      const tables = source.tables();
+      for (const map of tables ? mapNames : []) this.set({ map }, tables![map].map.info.maxEntries);
+    },
+  });
+
+  const duration = new Histogram({
+    name: 'ripstop_reconcile_duration_seconds',
+    help: 'Duration of the passes that bring maps, links and the kernel path to the desired state',
+    buckets: [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5],
+    registers,
+  });
+  const errors = new Counter({
+    name: 'ripstop_reconcile_errors_total',
+    help: 'Failures of a target to reach its desired state, by target',
+    labelNames: ['target'] as const,
+    registers,
+  });
+  return {
+    registry,
+    observePass(durationMs, failedTargets) {
+      duration.observe(durationMs / 1000);
+      for (const target of failedTargets) errors.inc({ target });
+    },
+  };
+}

