@@ -18,11 +18,12 @@ function isStale(source: string, object: string): boolean {
 }
 
 async function findClang(): Promise<string> {
-  for (const name of ['clang-19', 'clang']) {
-    const found = await which(name, { nothrow: true });
-    if (found) return found;
-  }
-  console.error('build-bpf: no clang found; run `npm run setup` as root, or install clang-19');
+  const found = (await which('clang-19', { nothrow: true })) ?? (await which('clang', { nothrow: true }));
+  return found ?? fail('no clang found; run `npm run setup` as root, or install clang-19');
+}
+
+function fail(why: string): never {
+  console.error(`build-bpf: ${why}`);
   process.exit(1);
 }
 
@@ -37,15 +38,13 @@ if (stale.length > 0) {
   // clang targets BPF here, so it does not look where the host keeps <asm/types.h>.
   const triplet = process.arch === 'arm64' ? 'aarch64-linux-gnu' : 'x86_64-linux-gnu';
   const flags = [
-    ...['-O2', '-g', '-target', 'bpf', '-mcpu=v3', '-fno-strict-aliasing'],
-    ...['-Wall', '-Wextra', '-Werror', '-Wno-unused-parameter', `-I/usr/include/${triplet}`],
-  ];
+    '-O2 -g -target bpf -mcpu=v3 -fno-strict-aliasing'.split(' '),
+    '-Wall -Wextra -Werror -Wno-unused-parameter'.split(' '),
+    `-I/usr/include/${triplet}`,
+  ].flat();
   for (const { source, object } of stale) {
     const result = await $({ nothrow: true })`${clang} ${flags} -c ${source} -o ${object}`;
-    if (result.exitCode !== 0) {
-      console.error(`build-bpf: ${source} does not compile:\n${result.stderr}`);
-      process.exit(1);
-    }
+    if (result.exitCode !== 0) fail(`${source} does not compile:\n${result.stderr}`);
     console.error(`build-bpf: ${object.slice(root.length + 1)}`);
   }
 }

@@ -101,19 +101,17 @@ interface Documents {
 
 function parseManifest(text: string): Documents {
   const documents = loadAll(text) as { kind: string }[];
-  const one = <T>(kind: string): T => {
-    const found = documents.filter((document) => document.kind === kind);
-    expect(found, kind).toHaveLength(1);
-    return found[0] as T;
-  };
-  return {
-    namespace: one('Namespace'),
-    account: one('ServiceAccount'),
-    role: one('ClusterRole'),
-    binding: one('ClusterRoleBinding'),
-    config: one('ConfigMap'),
-    daemonSet: one('DaemonSet'),
-  };
+  const kinds = [
+    'Namespace',
+    'ServiceAccount',
+    'ClusterRole',
+    'ClusterRoleBinding',
+    'ConfigMap',
+    'DaemonSet',
+  ];
+  expect(documents.map(({ kind }) => kind)).toEqual(kinds);
+  const [namespace, account, role, binding, config, daemonSet] = documents;
+  return { namespace, account, role, binding, config, daemonSet } as Documents;
 }
 
 const { namespace, account, role, binding, config, daemonSet } = parseManifest(manifest);

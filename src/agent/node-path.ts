@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+import { existsSync } from 'node:fs';
+import { join } from 'node:path';
 import type { Logger } from 'pino';
 import type { NetConf, OwnNode } from '../cluster/index.ts';
 import type { AttachmentStore } from '../cni/attachments.ts';
@@ -18,6 +20,7 @@ import {
   desiredLinks,
   endpointsTarget,
   type HookName,
+  linkKey,
   linksTarget,
   peersTarget,
   vtepsTarget,
@@ -226,14 +229,18 @@ export class NodePath implements Disposable {
         { hook: 'from_pod' as const, ifname, ifindex },
       ]),
       { hook: 'to_vtep', ifname: this.#device, ifindex: this.#links.get(this.#device)?.ifindex ?? 0 },
-      { hook: 'from_wire', ifname: uplink, ifindex: settings.uplink.ifindex },
     ];
+    const { links: linkPins } = pinPaths(this.#given.options.bpffs);
+    // With empty maps from_wire would take every node for a stranger and drop what it sends; the kernel path does not.
+    if (synced || existsSync(join(linkPins, linkKey('from_wire', uplink)))) {
+      hooks.push({ hook: 'from_wire', ifname: uplink, ifindex: settings.uplink.ifindex });
+    }
     return [
       ...kernelPath,
       step(vtepsTarget(tables), desiredVteps(settings, peers), synced),
       step(peersTarget(tables), desiredPeers(settings, peers, nextHopTo), synced),
       step(endpointsTarget(tables), desiredEndpoints(settings, endpoints)),
-      step(linksTarget(pinPaths(this.#given.options.bpffs).links, programs), desiredLinks(programs, hooks)),
+      step(linksTarget(linkPins, programs), desiredLinks(programs, hooks)),
     ];
   }
 

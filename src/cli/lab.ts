@@ -58,7 +58,8 @@ export function addLabCommands(program: Command): void {
     .passThroughOptions()
     .action(async (target: string, command: string[], { name }: { name: string }) => {
       const { labExec } = await import('../lab/index.ts');
-      process.exitCode = await labExec(name, target, command);
+      // With passThroughOptions the `--` before the command arrives as its first word.
+      process.exitCode = await labExec(name, target, command[0] === '--' ? command.slice(1) : command);
     });
 }
 

@@ -15,6 +15,11 @@ function cell(value: string | number | undefined): string {
   return text === '' ? '-' : text;
 }
 
+/** Characters, not UTF-16 units. */
+function width(text: string): number {
+  return Array.from(text).length;
+}
+
 /**
  * A table in plain text: titles, then a line for each row, columns two spaces apart, no line drawn and no trailing
  * spaces, so that people read it and `awk` takes it apart. Ends with a newline; without rows only the titles remain.
@@ -24,9 +29,9 @@ export function renderTable<Row>(columns: readonly Column<Row>[], rows: readonly
     columns.map((column) => cell(column.title)),
     ...rows.map((row) => columns.map((column) => cell(column.value(row)))),
   ];
-  const widths = columns.map((_, i) => Math.max(...lines.map((line) => [...(line[i] ?? '')].length)));
+  const widths = columns.map((_, i) => Math.max(...lines.map((line) => width(line[i] ?? ''))));
   const pad = (text: string, i: number) => {
-    const space = ' '.repeat((widths[i] ?? 0) - [...text].length);
+    const space = ' '.repeat((widths[i] ?? 0) - width(text));
     return columns[i]?.align === 'right' ? space + text : text + space;
   };
   return lines.map((line) => `${line.map(pad).join('  ').trimEnd()}\n`).join('');

@@ -18,43 +18,45 @@ const attachment = (containerId: string, ifname: string): Attachment => ({
 });
 
 describe('the attachment store', () => {
+  let runDir: string;
   let dir: string;
   beforeEach(async () => {
-    dir = join(await mkdtemp(join(tmpdir(), 'ripstop-store-')), 'endpoints');
+    runDir = await mkdtemp(join(tmpdir(), 'ripstop-store-'));
+    dir = join(runDir, 'endpoints');
   });
-  afterEach(() => rm(join(dir, '..'), { recursive: true }));
+  afterEach(() => rm(runDir, { recursive: true }));
 
   it('remembers across restarts of the agent, in files that only root reads', async () => {
-    const store = new AttachmentStore(dir);
+    const store = new AttachmentStore(runDir);
     await store.put(attachment('c0ffee', 'eth0'));
     await store.put({ ...attachment('c0ffee', 'eth0'), slow: true, podName: 'web' });
     expect(await readdir(dir)).toEqual(['c0ffee-eth0.json']);
     expect((await stat(join(dir, 'c0ffee-eth0.json'))).mode & 0o777).toBe(0o600);
     expect((await stat(dir)).mode & 0o777).toBe(0o700);
 
-    const restarted = new AttachmentStore(dir);
-    expect(restarted.list()).toEqual(store.list());
-    expect(restarted.get({ containerId: 'c0ffee', ifname: 'eth0' })).toMatchObject({
-      slow: true,
-      podName: 'web',
-    });
+    const restarted = new AttachmentStore(runDir);
+    expect(await restarted.list()).toEqual(await store.list());
+    const known = await restarted.get({ containerId: 'c0ffee', ifname: 'eth0' });
+    expect(known).toMatchObject({ slow: true, podName: 'web' });
     await restarted.remove({ containerId: 'c0ffee', ifname: 'eth0' });
     await restarted.remove({ containerId: 'c0ffee', ifname: 'eth0' });
-    expect(new AttachmentStore(dir).list()).toEqual([]);
+    expect(await new AttachmentStore(runDir).list()).toEqual([]);
   });
 
   it('does not take one attachment for another, however the names are hyphenated', async () => {
-    const store = new AttachmentStore(dir);
+    const store = new AttachmentStore(runDir);
     await store.put(attachment('a-b', 'c'));
     await store.put(attachment('a', 'b-c'));
-    expect(new AttachmentStore(dir).list()).toHaveLength(2);
+    expect(await new AttachmentStore(runDir).list()).toHaveLength(2);
   });
 
   it('passes over a write that was never finished, and names a file that is not its own', async () => {
-    await new AttachmentStore(dir).put(attachment('c0ffee', 'eth0'));
+    await new AttachmentStore(runDir).put(attachment('c0ffee', 'eth0'));
     await writeFile(join(dir, 'dead-eth0.json.tmp'), '{"contai');
-    expect(new AttachmentStore(dir).list()).toHaveLength(1);
+    expect(await new AttachmentStore(runDir).list()).toHaveLength(1);
     await writeFile(join(dir, 'bad-eth0.json'), '{}');
-    expect(() => new AttachmentStore(dir)).toThrow(/bad-eth0\.json does not hold an attachment/);
+    await expect(new AttachmentStore(runDir).list()).rejects.toThrow(
+      'bad-eth0.json does not hold an attachment',
+    );
   });
 });

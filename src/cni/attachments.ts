@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-import { mkdirSync, readdirSync, readFileSync } from 'node:fs';
-import { rename, rm, writeFile } from 'node:fs/promises';
+import { mkdir, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { z } from 'zod';
 import { errorText, RipstopError } from '../errors.ts';
 import type { AttachmentId } from './plugin.ts';
@@ -30,48 +29,42 @@ export type Attachment = Readonly<z.infer<typeof Attachment>>;
 
 /**
  * The attachments of this node, one file for each: what ADD has promised and DEL not yet taken back. The agent derives
- * its endpoints from it, after a restart too. It lies below /run, so a reboot, which ends all pods, empties it.
+ * its endpoints from it, after a restart too, and so do readers in other processes: nothing is kept in memory. It lies
+ * below /run, so a reboot, which ends all pods, empties it.
  */
 export class AttachmentStore {
   readonly #dir: string;
-  readonly #attachments = new Map<string, Attachment>();
 
-  /**
-   * Read what an earlier agent has left.
-   * @param dir e.g. `/run/ripstop/endpoints`; made if it is not there.
-   * @throws RipstopError naming a file that is no attachment.
-   */
-  constructor(dir: string) {
-    this.#dir = dir;
-    mkdirSync(dir, { recursive: true, mode: 0o700 });
-    // Everything else in the directory is a write that an agent did not live to finish; the next one replaces it.
-    for (const name of readdirSync(dir).filter((name) => name.endsWith('.json'))) {
-      this.#attachments.set(`${dir}/${name}`, readAttachment(`${dir}/${name}`));
-    }
+  /** @param runDir the agent's directory, e.g. `/run/ripstop`; the files are in `endpoints` below it. */
+  constructor(runDir: string) {
+    this.#dir = `${runDir}/endpoints`;
   }
 
-  /** All attachments, in no order. */
-  list(): Attachment[] {
-    return [...this.#attachments.values()];
+  /** All attachments. @throws RipstopError naming a file that is none. */
+  async list(): Promise<Attachment[]> {
+    const names = (await orMissing(readdir(this.#dir))) ?? [];
+    // Everything else in the directory is a write that is not finished, or never was; the next one replaces it.
+    const files = names.filter((name) => name.endsWith('.json')).sort();
+    const attachments = await Promise.all(files.map((name) => readAttachment(`${this.#dir}/${name}`)));
+    return attachments.filter((attachment) => attachment !== undefined);
   }
 
-  get(id: AttachmentId): Attachment | undefined {
-    return this.#attachments.get(this.#file(id));
+  /** One of them, or undefined. @throws RipstopError when its file holds something else. */
+  get(id: AttachmentId): Promise<Attachment | undefined> {
+    return readAttachment(this.#file(id));
   }
 
   /** Write one, in place of what it was before: whole or not at all, readable by root only. */
   async put(attachment: Attachment): Promise<void> {
     const file = this.#file(attachment);
+    await mkdir(this.#dir, { recursive: true, mode: 0o700 });
     await writeFile(`${file}.tmp`, `${JSON.stringify(attachment, undefined, 2)}\n`, { mode: 0o600 });
     await rename(`${file}.tmp`, file);
-    this.#attachments.set(file, attachment);
   }
 
   /** Forget one; one that is not there is no error. */
   async remove(id: AttachmentId): Promise<void> {
-    const file = this.#file(id);
-    this.#attachments.delete(file);
-    await rm(file, { force: true });
+    await rm(this.#file(id), { force: true });
   }
 
   #file({ containerId, ifname }: AttachmentId): string {
@@ -80,13 +73,24 @@ export class AttachmentStore {
   }
 }
 
-function readAttachment(file: string): Attachment {
+async function readAttachment(file: string): Promise<Attachment | undefined> {
+  const text = await orMissing(readFile(file, 'utf8'));
+  if (text === undefined) return undefined;
   try {
-    return Attachment.parse(JSON.parse(readFileSync(file, 'utf8')));
+    return Attachment.parse(JSON.parse(text));
   } catch (error) {
     throw new RipstopError(`${file} does not hold an attachment; remove it and restart its pod`, {
       cause: error,
       details: errorText(error),
     });
+  }
+}
+
+async function orMissing<T>(reading: Promise<T>): Promise<T | undefined> {
+  try {
+    return await reading;
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined;
+    throw error;
   }
 }

@@ -55,7 +55,7 @@ describe.skipIf(missing)('the CNI plugin', () => {
     node = await addNamespace('node');
     await run('sysctl', ['-qw', 'net.ipv4.ip_forward=1'], { netns: node });
     told = [];
-    store = new AttachmentStore(`${dir}/endpoints`);
+    store = new AttachmentStore(dir);
     context = {
       podCidr: '10.42.1.0/24',
       clusterNetwork: '10.42.0.0/16',
@@ -142,13 +142,12 @@ describe.skipIf(missing)('the CNI plugin', () => {
   async function expectClean(): Promise<void> {
     const links = [...(await listLinks({ netns: node })).keys()].filter((name) => name.startsWith('veth'));
     const routes = await ipJson(['-4', 'route'], { netns: node });
-    expect({ links, routes, leases: await leases(), attachments: store.list() }).toEqual({
+    expect({ links, routes, leases: await leases(), attachments: await store.list() }).toEqual({
       links: [],
       routes: [],
       leases: [],
       attachments: [],
     });
-    expect(await readdir(`${dir}/endpoints`)).toEqual([]);
   }
 
   describe('ADD', () => {
@@ -170,7 +169,7 @@ describe.skipIf(missing)('the CNI plugin', () => {
 
     it('makes exactly the links, addresses and routes of its design', async () => {
       const result = await addPod('a');
-      const { hostIfname, hostMac, podMac, hostIfindex } = store.list()[0]!;
+      const { hostIfname, hostMac, podMac, hostIfindex } = (await store.list())[0]!;
       const pod = `/run/netns/${prefix}-a`;
       expect(result).toEqual({
         cniVersion: '1.1.0',
@@ -210,7 +209,7 @@ describe.skipIf(missing)('the CNI plugin', () => {
     it('tells the agent before it answers, and remembers which pod it was', async () => {
       await addPod('a');
       expect(told).toEqual(['attach a 10.42.1.2']);
-      const [attachment] = new AttachmentStore(`${dir}/endpoints`).list();
+      const [attachment] = await new AttachmentStore(dir).list();
       expect(attachment).toMatchObject({ containerId: 'a', podNamespace: 'default', podName: 'a', network });
     });
 
@@ -339,7 +338,7 @@ describe.skipIf(missing)('the CNI plugin', () => {
     const results = await Promise.all(containers.map(add));
     const addresses = new Set(results.map((result) => result.ips[0]!.address));
     expect(addresses.size).toBe(20);
-    expect(store.list()).toHaveLength(20);
+    expect(await store.list()).toHaveLength(20);
     await Promise.all(containers.flatMap((container) => [del(container), del(container)]));
     await expectClean();
   });
@@ -421,7 +420,7 @@ describe.skipIf(missing)('the CNI plugin', () => {
       await store.remove({ containerId: 'c', ifname: 'eth0' });
       expect(await gc('a')).toEqual({ exitCode: 0, output: {} });
       expect(await leases()).toEqual(['a']);
-      expect(store.list().map(({ containerId }) => containerId)).toEqual(['a']);
+      expect((await store.list()).map(({ containerId }) => containerId)).toEqual(['a']);
       await ping('a', gateway);
       await gc();
       await expectClean();

@@ -133,7 +133,8 @@ async function refuseDuplicate(context: CniContext, call: AddCall): Promise<void
   });
   const what = links.has(call.ifname)
     ? `the pod has an interface ${call.ifname} already`
-    : context.store.get(call) && `container ${call.containerId} is attached as ${call.ifname} already`;
+    : (await context.store.get(call)) &&
+      `container ${call.containerId} is attached as ${call.ifname} already`;
   if (what) throw new CniError(CniCode.exists, `${what}; the runtime must call DEL before another ADD`);
 }
 
@@ -155,9 +156,12 @@ async function refuseNodeNamespace(context: CniContext, netns: string): Promise<
  */
 async function teardown(context: CniContext, call: DelCall): Promise<void> {
   const faults: unknown[] = [];
-  const step = (work: Promise<void>): Promise<unknown> =>
-    work.catch((thrown: unknown) => faults.push(thrown));
-  const attachment = context.store.get(call);
+  const step = <T>(work: Promise<T>): Promise<T | undefined> =>
+    work.catch((thrown: unknown) => {
+      faults.push(thrown);
+      return undefined;
+    });
+  const attachment = await step(context.store.get(call));
   await step(context.store.remove(call));
   if (attachment) await step(context.detach(attachment));
   await step(deleteVeth(hostVethName(call), context.netns));
@@ -170,7 +174,7 @@ async function teardown(context: CniContext, call: DelCall): Promise<void> {
 }
 
 async function check(context: CniContext, call: CheckCall): Promise<void> {
-  const attachment = context.store.get(call);
+  const attachment = await context.store.get(call);
   if (!attachment) {
     throw new CniError(
       CniCode.unknownContainer,
@@ -208,7 +212,7 @@ async function gc(context: CniContext, call: GcCall, del: (call: DelCall) => Pro
   const key = (id: AttachmentId): string => `${id.containerId}/${id.ifname}`;
   const valid = new Set(call.validAttachments.map(key));
   const known = [
-    ...context.store.list().filter((attachment) => attachment.network === network),
+    ...(await context.store.list()).filter((attachment) => attachment.network === network),
     ...(await listLeases(poolOf(context, call))),
   ];
   const stale = new Map(known.filter((id) => !valid.has(key(id))).map((id) => [key(id), id]));

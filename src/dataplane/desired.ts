@@ -163,7 +163,9 @@ export function desiredPeers(
 
 /** The vteps map: every node's underlay address, ours marked as such. */
 export function desiredVteps(settings: NodeSettings, peers: readonly Peer[]): Map<string, Struct<'vtep'>> {
-  const vteps = new Map(peers.map((peer) => [peer.vtepIp, { flags: vtep_flags.VTEP_REMOTE as number }]));
+  const vteps = new Map<string, Struct<'vtep'>>(
+    peers.map((peer) => [peer.vtepIp, { flags: vtep_flags.VTEP_REMOTE }]),
+  );
   vteps.set(settings.uplink.ip, { flags: vtep_flags.VTEP_LOCAL });
   return vteps;
 }

@@ -12,7 +12,7 @@ export interface Step<V = unknown> {
 
 /** Pair a target with its desired entries; the types meet here and are forgotten in the list of steps. */
 export function step<V>(target: Target<V>, desired: ReadonlyMap<string, V>, mayRemove = true): Step {
-  return { target, desired, mayRemove } as unknown as Step;
+  return { target, desired, mayRemove };
 }
 
 /** What one pass did to one target. */

@@ -2,6 +2,7 @@
 import { spawn } from 'node:child_process';
 import { existsSync, readFileSync, rmSync } from 'node:fs';
 import { constants } from 'node:os';
+import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { RipstopError } from '../errors.ts';
 import { run, tryRun } from '../host/run.ts';
@@ -18,6 +19,7 @@ import {
   findNode,
   isLabNetns,
   labDir,
+  nodeDir,
   openLab,
   statusOf,
   underlayNetns,
@@ -116,20 +118,36 @@ export function labStatus(name: string): LabStatus {
 export async function labExec(name: string, target: string, argv: readonly string[]): Promise<number> {
   if (argv.length === 0)
     throw new RipstopError('say what to run after "--", e.g. -- ip route', { exitCode: 2 });
-  const netns = targetNetns(openLab(name), target);
+  const lab = openLab(name);
+  const netns = targetNetns(lab, target);
   requireRoot();
   // Ctrl-C is for the command, which has the same terminal; we only wait for its end.
   const ignore = () => {};
   process.on('SIGINT', ignore);
   try {
     return await new Promise<number>((resolve, reject) => {
-      const child = spawn('nsenter', [`--net=${netnsPath(netns)}`, '--', ...argv], { stdio: 'inherit' });
+      const env = execEnvironment(lab, target);
+      const child = spawn('nsenter', [`--net=${netnsPath(netns)}`, '--', ...argv], { stdio: 'inherit', env });
       child.on('error', reject);
       child.on('exit', (code, signal) => resolve(code ?? 128 + (signal ? constants.signals[signal] : 0)));
     });
   } finally {
     process.off('SIGINT', ignore);
   }
+}
+
+/** In it `ripstop` is this checkout's, and on a node its readers find that node's pins and agent without flags. */
+function execEnvironment(lab: Lab, target: string): NodeJS.ProcessEnv {
+  const node = lab.state.nodes.find(({ name }) => name === target);
+  return {
+    ...process.env,
+    PATH: `${join(import.meta.dirname, '../../scripts')}:${process.env['PATH'] ?? ''}`,
+    RIPSTOP_LAB: lab.name,
+    ...(node?.datapath === 'ripstop' && {
+      RIPSTOP_BPFFS: join(nodeDir(lab, node), 'bpf'),
+      RIPSTOP_RUN_DIR: join(nodeDir(lab, node), 'run'),
+    }),
+  };
 }
 
 function targetNetns(lab: Lab, target: string): string {

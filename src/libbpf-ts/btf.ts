@@ -8,7 +8,11 @@ export type { BtfMember, BtfType } from './btf-types.ts';
 
 type Kind = BtfType['kind'];
 /** Several kinds may share one shape, as struct and union do. */
-type OfKind<K extends Kind, T = BtfType> = T extends { kind: Kind } ? (K extends T['kind'] ? T : never) : never;
+type OfKind<K extends Kind, T = BtfType> = T extends { kind: Kind }
+  ? K extends T['kind']
+    ? T
+    : never
+  : never;
 type NamedKind = Extract<BtfType, { name: string }>['kind'];
 
 /** A map as the `.maps` section declares it, with the `__uint`, `__type` and `__array` macros of bpf_helpers.h. */

@@ -2,7 +2,7 @@
 import koffi, { type LibraryHandle } from 'koffi';
 import { bindCalls, type Bytes, type Calls, type Pointer } from './calls.ts';
 import { BpfError } from './error.ts';
-import { LOG_LEVELS, record, wants } from './log.ts';
+import { LOG_LEVELS, record, takeLines, wants } from './log.ts';
 
 function openLibbpf(): LibraryHandle {
   try {
@@ -115,5 +115,7 @@ export function withLog<T>(run: () => T): T {
     return run();
   } finally {
     c.libbpf_set_print(null);
+    // What explained no error must not explain a later one.
+    takeLines();
   }
 }

@@ -116,9 +116,9 @@ export function attachTc(program: BpfProgram, ifindex: number, direction: TcDire
   try {
     return BpfLink.attachTcx(program, ifindex, direction);
   } catch (error) {
-    if (error instanceof BpfError && error.errno === EINVAL && !kernelHasTcx(program)) {
-      return TcFilter.attach(program, ifindex, direction);
-    }
+    const perhapsOld =
+      error instanceof BpfError && error.errno === EINVAL && program.info.type === 'sched_cls';
+    if (perhapsOld && !kernelHasTcx(program)) return TcFilter.attach(program, ifindex, direction);
     throw error;
   }
 }

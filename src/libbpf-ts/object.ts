@@ -59,10 +59,14 @@ export class BpfObject {
       throw error;
     }
     this.#maps = new Map(
-      walk((previous) => c.bpf_object__next_map(this.#pointer, previous)).map((map) => [mapName(map), map] as const),
+      walk((previous) => c.bpf_object__next_map(this.#pointer, previous)).map(
+        (map) => [mapName(map), map] as const,
+      ),
     );
     this.#programs = new Map(
-      walk((previous) => c.bpf_object__next_program(this.#pointer, previous)).map((p) => [c.bpf_program__name(p), p] as const),
+      walk((previous) => c.bpf_object__next_program(this.#pointer, previous)).map(
+        (p) => [c.bpf_program__name(p), p] as const,
+      ),
     );
     this.mapNames = [...this.#maps.keys()];
     this.programNames = [...this.#programs.keys()];
@@ -126,6 +130,7 @@ export class BpfObject {
       for (const [name, program] of this.#programs) {
         if (!c.bpf_program__autoload(program)) continue;
         const log = allocate(LOG_BYTES);
+        writeBytes(log, Uint8Array.of(0));
         logs.set(name, log);
         const status = c.bpf_program__set_log_buf(program, log, LOG_BYTES);
         checkStatus('bpf_program__set_log_buf', status, `program ${name}`);

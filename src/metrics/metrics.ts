@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client';
+import { Counter, collectDefaultMetrics, Gauge, Histogram, type Metric, Registry } from 'prom-client';
 import { readCounters } from '../dataplane/counters.ts';
 import { mapNames, type Tables } from '../dataplane/tables.ts';
 
@@ -25,33 +25,10 @@ export interface Metrics {
 export function createMetrics(source: MetricsSource): Metrics {
   const registry = new Registry();
   collectDefaultMetrics({ register: registry, prefix: 'ripstop_agent_' });
-  const registers = [registry];
 
-  const counterLabels = ['hook', 'verdict', 'reason'] as const;
-  const bytes = new Counter({
-    name: 'ripstop_bytes_total',
-    help: 'Bytes of packets seen by the BPF programs, by hook, verdict (fast, stack, drop) and reason',
-    labelNames: counterLabels,
-    registers,
-  });
-  new Counter({
-    name: 'ripstop_packets_total',
-    help: 'Packets (GSO super-packets count once) seen by the BPF programs, by hook, verdict and reason',
-    labelNames: counterLabels,
-    registers,
-    collect() {
-      this.reset();
-      bytes.reset();
-      const tables = source.tables();
-      for (const { hook, verdict, reason, packets, bytes: size } of tables ? readCounters(tables) : []) {
-        if (packets === 0) continue;
-        this.inc({ hook, verdict, reason }, packets);
-        bytes.inc({ hook, verdict, reason }, size);
-      }
-    },
-  });
-
-  const gauge = (name: string, help: string, read: () => number | undefined): void => {
+  // Every metric is made without a registry and registered below, so that a list of all of them stands in one place.
+  const registers: Registry[] = [];
+  const gauge = (name: string, help: string, read: () => number | undefined): Gauge =>
     new Gauge({
       name,
       help,
@@ -62,27 +39,32 @@ export function createMetrics(source: MetricsSource): Metrics {
         else this.set(value);
       },
     });
-  };
-  gauge('ripstop_peers', 'Nodes that this node forwards to', source.peers);
-  gauge('ripstop_endpoints', 'Pods attached on this node', source.endpoints);
-  gauge(
-    'ripstop_node_alarms',
-    'Nodes that are quarantined or refused, or in conflict with others',
-    source.alarms,
-  );
-  gauge('ripstop_api_watch_connected', 'Whether the watch on Nodes is open', () =>
-    Number(source.api().connected),
-  );
-  gauge(
-    'ripstop_api_watch_age_seconds',
-    'Time since the last event or bookmark of the watch on Nodes',
-    () => {
-      const age = source.api().lastEventAgeMs;
-      return age === undefined ? undefined : age / 1000;
-    },
-  );
 
-  new Gauge({
+  const counterLabels = ['hook', 'verdict', 'reason'] as const;
+  const bytes = new Counter({
+    name: 'ripstop_bytes_total',
+    help: 'Bytes of packets seen by the BPF programs, by hook, verdict (fast, stack, drop) and reason',
+    labelNames: counterLabels,
+    registers,
+  });
+  const packets = new Counter({
+    name: 'ripstop_packets_total',
+    help: 'Packets (GSO super-packets count once) seen by the BPF programs, by hook, verdict and reason',
+    labelNames: counterLabels,
+    registers,
+    collect() {
+      this.reset();
+      bytes.reset();
+      const tables = source.tables();
+      for (const counter of tables ? readCounters(tables) : []) {
+        if (counter.packets === 0) continue;
+        const { hook, verdict, reason } = counter;
+        this.inc({ hook, verdict, reason }, counter.packets);
+        bytes.inc({ hook, verdict, reason }, counter.bytes);
+      }
+    },
+  });
+  const mapEntries = new Gauge({
     name: 'ripstop_map_entries',
     help: 'Entries in use, by map',
     labelNames: ['map'] as const,
@@ -96,7 +78,7 @@ export function createMetrics(source: MetricsSource): Metrics {
       this.set({ map: 'stack_flows' }, [...tables.stack_flows.keys()].length);
     },
   });
-  new Gauge({
+  const mapMaxEntries = new Gauge({
     name: 'ripstop_map_max_entries',
     help: 'Room for entries, by map',
     labelNames: ['map'] as const,
@@ -106,7 +88,6 @@ export function createMetrics(source: MetricsSource): Metrics {
       for (const map of tables ? mapNames : []) this.set({ map }, tables![map].map.info.maxEntries);
     },
   });
-
   const duration = new Histogram({
     name: 'ripstop_reconcile_duration_seconds',
     help: 'Duration of the passes that bring maps, links and the kernel path to the desired state',
@@ -119,6 +100,26 @@ export function createMetrics(source: MetricsSource): Metrics {
     labelNames: ['target'] as const,
     registers,
   });
+
+  const all: Metric[] = [
+    packets,
+    bytes,
+    gauge('ripstop_peers', 'Nodes that this node forwards to', source.peers),
+    gauge('ripstop_endpoints', 'Pods attached on this node', source.endpoints),
+    gauge('ripstop_node_alarms', 'Nodes that are quarantined, refused or in conflict', source.alarms),
+    gauge('ripstop_api_watch_connected', 'Whether the watch on Nodes is open', () =>
+      Number(source.api().connected),
+    ),
+    gauge('ripstop_api_watch_age_seconds', 'Time since the last event of the watch on Nodes', () => {
+      const age = source.api().lastEventAgeMs;
+      return age === undefined ? undefined : age / 1000;
+    }),
+    mapEntries,
+    mapMaxEntries,
+    duration,
+    errors,
+  ];
+  for (const metric of all) registry.registerMetric(metric);
   return {
     registry,
     observePass(durationMs, failedTargets) {

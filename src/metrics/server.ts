@@ -41,7 +41,7 @@ export async function serveEndpoints(
     createServer(onRequest).listen(Number(match[3]), match[1] ?? (match[2] || '::')),
   ];
   try {
-    await Promise.all(servers.map((server) => server.listening || once(server, 'listening')));
+    await Promise.all(servers.map(async (server) => server.listening || once(server, 'listening')));
   } catch (error) {
     for (const server of servers) server.close();
     throw new RipstopError(

@@ -43,8 +43,9 @@ describe('CIDR blocks', () => {
     expect(() => parseCidr('10.42.1.5/24')).toThrow('did you mean 10.42.1.0/24');
   });
 
-  it.each(['10.42.0.0', '10.42.0.0/33', '10.42.0.0/-1', 'fd00::/129', 'x/8', '10.42.0.0/24 '])('refuse %j', (text) =>
-    expect(() => parseCidr(text)).toThrow('not a CIDR'),
+  it.each(['10.42.0.0', '10.42.0.0/33', '10.42.0.0/-1', 'fd00::/129', 'x/8', '10.42.0.0/24 '])(
+    'refuse %j',
+    (text) => expect(() => parseCidr(text)).toThrow('not a CIDR'),
   );
 
   it('know what lies in them', () => {
