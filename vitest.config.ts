@@ -11,14 +11,14 @@ export default defineConfig({
       {
         test: {
           name: 'unit',
-          include: ['src/**/*.test.ts', 'test/**/*.test.ts'],
+          include: ['{src,bench,test}/**/*.test.ts'],
           exclude: ['**/*.system.test.ts', '**/node_modules/**'],
         },
       },
       {
         test: {
           name: 'system',
-          include: ['src/**/*.system.test.ts', 'test/**/*.system.test.ts'],
+          include: ['{src,bench,test}/**/*.system.test.ts'],
           fileParallelism: false,
           testTimeout: 60_000,
           hookTimeout: 120_000,

@@ -44,6 +44,10 @@ if [ "$(cat node_modules/.ripstop-lock 2>/dev/null || true)" != "$lock" ]; then
   log=$(mktemp)
   npm ci --no-audit --no-fund >"$log" 2>&1 || { tail -n 20 "$log" >&2; fail "npm ci failed (whole log: $log)"; }
   rm -f "$log"
+  # Both node-linux packages bring a bin named node; npm before 11 then links neither.
+  for node in node_modules/node-linux-*/bin/node; do
+    [ -x node_modules/.bin/node ] || ln -s "../../$node" node_modules/.bin/node
+  done
   printf '%s' "$lock" >node_modules/.ripstop-lock
 fi
 
