@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** The data planes that are compared: a lab each, so that nothing of one is on another's way. */
 import { join } from 'node:path';
+import { installKubeProxyRules } from './kube-proxy-rules.ts';
 import { type Datapath, labDown, labUp, netnsPath, parseLabOptions, type Wire } from '../src/lab/index.ts';
 import {
   type ClientOptions,
@@ -24,6 +25,8 @@ export interface ArmOptions {
   readonly wire?: Wire;
   /** Pin the server here; the tests pin the client. */
   readonly serverCpu?: number;
+  /** How many services' kube-proxy rules every node has, as a node of a cluster does; 0: none, and no conntrack either. */
+  readonly services: number;
   /** Path of the netbench program. */
   readonly program: string;
 }
@@ -34,6 +37,9 @@ export async function raiseArm(datapath: Datapath, options: ArmOptions): Promise
   const flags = { name, nodes: 2, pods: datapath === 'host' ? 0 : 1, datapath, wire: options.wire ?? 'gso' };
   try {
     const { nodes } = await labUp(parseLabOptions(flags));
+    if (options.services > 0) {
+      for (const { netns } of nodes) await installKubeProxyRules(netnsPath(netns), options.services);
+    }
     const [from, to] = nodes.map((node) => node.pods[0] ?? node);
     const server: NetbenchServer = await startNetbenchServer(options.program, {
       netns: netnsPath(to!.netns),

@@ -512,6 +512,15 @@ static void *serve_udp(void *argument)
 	return NULL;
 }
 
+/*
+ * What almost every distribution runs with. Another default (BBR, say) would measure its pacing. Best effort: a kernel
+ * without it keeps its own.
+ */
+static void use_cubic(int fd)
+{
+	setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, "cubic", sizeof("cubic") - 1);
+}
+
 /* A bound socket, or −1 where the machine does not have the family. *port 0: any, and *port is set. */
 static int bind_socket(const struct sockaddr *address, socklen_t length, int type, uint16_t *port)
 {
@@ -606,6 +615,7 @@ static void run_server(const struct options *o)
 					continue; /* reset before we came to it */
 				count(ACCEPTED, 1);
 				set_option(fd, IPPROTO_TCP, TCP_NODELAY, 1);
+				use_cubic(fd);
 				watch_conn(epoll, fd, false);
 				continue;
 			}
@@ -652,8 +662,10 @@ static int open_socket(const struct options *o, int type)
 
 	if (fd < 0)
 		die("cannot open a socket: %s", strerror(errno));
-	if (type & SOCK_STREAM)
+	if (type & SOCK_STREAM) {
 		set_option(fd, IPPROTO_TCP, TCP_NODELAY, 1);
+		use_cubic(fd);
+	}
 	if (o->sndbuf)
 		set_buffer(fd, SO_SNDBUFFORCE, SO_SNDBUF, o->sndbuf);
 	return fd;

@@ -49,12 +49,11 @@ static __always_inline int send(struct __sk_buff *skb, const struct ipv4 *ip, st
 		return to_stack(skb, HOOK_FROM_POD, STACK_TTL);
 	if (!fits(skb, behind_ip, ip->protocol, config.pod_mtu))
 		return to_stack(skb, HOOK_FROM_POD, STACK_TOO_BIG);
-	if (encapsulate(skb, peer, ip->tos))
+	if (encapsulate(skb, peer, ip->tos, source_port(skb, ip, behind_ip)))
 		return to_stack(skb, HOOK_FROM_POD, STACK_NO_ROOM);
 
 	struct bpf_redir_neigh next_hop = { .nh_family = 2 /* AF_INET */, .ipv4_nh = peer->next_hop };
 
-	count(skb, HOOK_FROM_POD, FAST_ENCAP);
 	return bpf_redirect_neigh(config.uplink_ifindex, &next_hop, sizeof(next_hop), 0);
 }
 

@@ -12,15 +12,16 @@
  */
 #define TO_STACK TC_ACT_UNSPEC
 
-static __always_inline void count(const struct __sk_buff *skb, enum hook hook, enum reason reason)
+/* Count, and return how many bytes this CPU has counted under the reason. */
+static __always_inline __u64 count(const struct __sk_buff *skb, enum hook hook, enum reason reason)
 {
 	__u32 key = hook * REASONS + reason;
 	struct counter *counter = bpf_map_lookup_elem(&counters, &key);
 
-	if (counter) {
-		counter->packets++;
-		counter->bytes += skb->len;
-	}
+	if (!counter)
+		return 0;
+	counter->packets++;
+	return counter->bytes += skb->len;
 }
 
 static __always_inline int to_stack(const struct __sk_buff *skb, enum hook hook, enum reason reason)

@@ -4,6 +4,7 @@
 
 #include "parse.h"
 #include "maps.h"
+#include "stats.h"
 
 #define VXLAN_HAS_VNI bpf_htonl(0x08000000)
 
@@ -69,15 +70,31 @@ static __always_inline bool fits(const struct __sk_buff *skb, struct cursor behi
 }
 
 /*
- * Put the peer's outer header before the packet's IP header. On success the packet starts with the outer Ethernet
- * header; on failure it is as it was. `tos` is the inner packet's.
+ * A flow's outer source port, as udp_flow_src_port() makes it: hashed into the local port range, so that one flow keeps
+ * one path through the underlay. The sender's socket has mostly left a hash in the skb; where not, the tuple makes one.
+ * Fragments carry no ports, and take the path of their addresses.
  */
-static __always_inline int encapsulate(struct __sk_buff *skb, const struct peer *peer, __u8 tos)
+static __always_inline __u16 source_port(const struct __sk_buff *skb, const struct ipv4 *ip, struct cursor behind_ip)
 {
-	/* As udp_flow_src_port() does it: from the flow's hash, so one flow keeps one path through the underlay. */
-	__u32 hash = bpf_get_hash_recalc(skb);
-	__u16 source_port = (((__u64)(hash ^ hash << 16) * config.source_port_count) >> 32) + config.source_port_min;
+	__u32 hash = skb->hash;
 
+	if (!hash) {
+		struct ports *ports = ip->fragment & IPV4_FRAGMENT ? NULL : parse_ports(&behind_ip);
+		__u64 mix = ((__u64)ip->src << 32 | ip->dst) * 0x9e3779b97f4a7c15; /* 2^64 / golden ratio: Knuth's hashing */
+
+		mix ^= (ports ? *(__u32 *)ports : 0) ^ (__u32)ip->protocol << 16;
+		mix *= 0x9e3779b97f4a7c15;
+		hash = mix >> 32;
+	}
+	return (((__u64)(hash ^ hash << 16) * config.source_port_count) >> 32) + config.source_port_min;
+}
+
+/*
+ * Put the peer's outer header before the packet's IP header. On success the packet starts with the outer Ethernet
+ * header and has been counted; on failure it is as it was. `tos` is the inner packet's.
+ */
+static __always_inline int encapsulate(struct __sk_buff *skb, const struct peer *peer, __u8 tos, __u16 source_port)
+{
 	if (bpf_skb_adjust_room(skb, ENCAP_LEN, BPF_ADJ_ROOM_MAC,
 				BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP |
 					BPF_F_ADJ_ROOM_ENCAP_L2(sizeof(struct ether)) | BPF_F_ADJ_ROOM_ENCAP_L2_ETH))
@@ -99,11 +116,18 @@ static __always_inline int encapsulate(struct __sk_buff *skb, const struct peer 
 	struct ipv4 *ip = data + sizeof(struct ether);
 	struct udp *udp = (void *)(ip + 1);
 	__u32 length = skb->len - sizeof(struct ether);
+	__be16 total_length = bpf_htons(length);
+	/*
+	 * The packet may be fragmented on its way (DF is clear, as flannel has it), so its id should not come again soon:
+	 * what this CPU has sent, in units smaller than any packet, so that a super-packet's segments find ids too.
+	 */
+	__u16 id = count(skb, HOOK_FROM_POD, FAST_ENCAP) >> 6;
 
-	ip->tos = tos & ECN_MASK;
-	ip->total_length = bpf_htons(length);
-	ip->id = bpf_get_prandom_u32();
-	ip->checksum = ~fold(peer->checksum_base + bpf_htons(ip->tos) + ip->total_length + ip->id);
+	tos &= ECN_MASK;
+	ip->tos = tos;
+	ip->total_length = total_length;
+	ip->id = id;
+	ip->checksum = ~fold(peer->checksum_base + bpf_htons(tos) + total_length + id);
 	udp->src_port = bpf_htons(source_port);
 	udp->length = bpf_htons(length - sizeof(*ip));
 

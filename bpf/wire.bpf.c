@@ -68,8 +68,11 @@ int from_wire(struct __sk_buff *skb)
 	if (refusal)
 		return drop(skb, HOOK_FROM_WIRE, refusal);
 
-	/* Zero means that the sender made none (RFC 7348); else only the NIC can say for nothing that it is right. */
-	if (udp->checksum && bpf_csum_level(skb, BPF_CSUM_LEVEL_QUERY) < 0)
+	/*
+	 * Zero means that the sender made none (RFC 7348); else only the NIC can say for nothing that it is right. Of a
+	 * super-packet GRO has checked every part before it put them together.
+	 */
+	if (udp->checksum && !skb->gso_size && bpf_csum_level(skb, BPF_CSUM_LEVEL_QUERY) < 0)
 		return to_stack(skb, HOOK_FROM_WIRE, STACK_OUTER_CHECKSUM);
 
 	__u32 slot = endpoint_slot(inner->dst);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import { setTimeout as sleep } from 'node:timers/promises';
+import { RipstopError } from '../errors.ts';
 
 /**
  * Runs a pass whenever something changed, one at a time and at its own pace: events only mark the state dirty, so a storm
@@ -25,13 +26,16 @@ export class Loop {
     this.#dirty.resolve();
   }
 
-  /** Trigger a pass and wait for the end of one that began after this call. */
+  /**
+   * Trigger a pass and wait for the end of one that began after this call.
+   * @throws RipstopError when the loop ends before that.
+   */
   async settled(): Promise<void> {
     this.trigger();
     await this.#next.promise;
   }
 
-  /** Run passes until the signal; each begins as soon as there is a reason. */
+  /** Run passes until the signal; each begins as soon as there is a reason. Who waits for one more then is told so. */
   async run(signal: AbortSignal): Promise<void> {
     const stopped = new Promise<void>((resolve) => {
       signal.addEventListener('abort', () => resolve(), { once: true });
@@ -51,5 +55,7 @@ export class Loop {
       audit.abort();
       if (!signal.aborted) await sleep(this.#settleMs);
     }
+    this.#next.promise.catch(() => {}); // mostly nobody waits
+    this.#next.reject(new RipstopError('the agent is stopping; try again when it runs'));
   }
 }

@@ -8,15 +8,19 @@ import type { AgentStatus } from '../agent/status.ts';
 /** What the running agent says of itself; undefined when none runs (which is no fault: the data plane does without). */
 export async function askAgent(runDir: string): Promise<AgentStatus | undefined> {
   const socketPath = join(runDir, runFiles.agentSocket);
-  return new Promise((resolve) => {
-    const asking = request({ socketPath, path: '/status', timeout: 2000 }, (response) => {
-      text(response).then(
-        (body) => resolve(JSON.parse(body) as AgentStatus),
-        () => resolve(undefined),
-      );
-    });
-    asking.on('timeout', () => asking.destroy());
-    asking.on('error', () => resolve(undefined));
-    asking.end();
+  try {
+    return JSON.parse(await get(socketPath, '/status')) as AgentStatus;
+  } catch {
+    return undefined;
+  }
+}
+
+function get(socketPath: string, path: string): Promise<string> {
+  return new Promise((resolve, reject) => {
+    request({ socketPath, path, signal: AbortSignal.timeout(2000) }, (response) => {
+      text(response).then(resolve, reject);
+    })
+      .on('error', reject)
+      .end();
   });
 }

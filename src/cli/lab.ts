@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import type { Command } from 'commander';
-import { flag } from './options.ts';
+import { flag, outputFlag } from './options.ts';
 import type { LabStatus } from '../lab/index.ts';
 
 /** `--name` ↔ `RIPSTOP_LAB`, for every lab command. */
@@ -12,19 +12,21 @@ export function addLabCommands(program: Command): void {
   lab
     .command('up')
     .description('raise a lab cluster')
-    .option('--nodes <n>', 'how many nodes')
-    .option('--pods <n>', 'how many pods on each')
-    .option('--datapath <path>', 'ripstop, flannel or host, for all nodes or one for each: a,b,c')
-    .option('--mode <mode>', 'cni or boost')
-    .option('--wire <wire>', 'gso: super-packets cross the wire; mtu: packets of MTU size, as on a NIC')
-    .option('--mtu <bytes>', 'MTU of the uplinks')
-    .option('--ipv6', 'dual-stack')
+    .addOption(flag('--nodes <n>', 'how many nodes'))
+    .addOption(flag('--pods <n>', 'how many pods on each'))
+    .addOption(flag('--datapath <path>', 'ripstop, flannel or host, for all nodes or one for each: a,b,c'))
+    .addOption(flag('--mode <mode>', 'cni or boost'))
+    .addOption(
+      flag('--wire <wire>', 'gso: super-packets cross the wire; mtu: packets of MTU size, as on a NIC'),
+    )
+    .addOption(flag('--mtu <bytes>', 'MTU of the uplinks'))
+    .addOption(flag('--ipv6', 'dual-stack'))
     .addOption(nameFlag())
     .action(async (flags: Record<string, string>) => {
-      const { labUp, parseLabOptions } = await import('../lab/index.ts');
+      const { labSteps, labUp, parseLabOptions } = await import('../lab/index.ts');
       const options = parseLabOptions(flags);
       const { showProgress } = await import('./progress.ts');
-      const status = await showProgress(options, (progress) => labUp(options, progress));
+      const status = await showProgress(labSteps(options), (progress) => labUp(options, progress));
       printStatus(status);
     });
 
@@ -41,7 +43,7 @@ export function addLabCommands(program: Command): void {
     .command('status')
     .description('the nodes and pods of a lab')
     .addOption(nameFlag())
-    .option('-o, --output <format>', 'table or json', 'table')
+    .addOption(outputFlag())
     .action(async ({ name, output }: { name: string; output: string }) => {
       const { labStatus } = await import('../lab/index.ts');
       const status = labStatus(name);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-import { type Kind } from '../dataplane/codec.ts';
+import { decode, type Kind } from '../dataplane/codec.ts';
+import { readCounters } from '../dataplane/counters.ts';
 import { layout } from '../dataplane/layout.gen.ts';
-import { type MapName, mapNames, openTables } from '../dataplane/tables.ts';
-import { splitReason } from '../dataplane/counters.ts';
+import { type MapName, mapNames, openTables, type Tables } from '../dataplane/tables.ts';
 import { RipstopError } from '../errors.ts';
 
 export interface MapRow {
@@ -11,7 +11,7 @@ export interface MapRow {
   readonly type: string;
   readonly key: string;
   readonly value: string;
-  /** Entries that are not all zero. */
+  /** Entries; of an array, the slots that are not all zero. */
   readonly used: number;
   readonly maxEntries: number;
 }
@@ -32,7 +32,7 @@ export function listMaps(bpffs: string): MapRow[] {
       type: info.type,
       key: kindName(layout.maps[name].key),
       value: kindName(layout.maps[name].value),
-      used: dumpMap(bpffs, name, true).length,
+      used: usedEntries(tables, name).length,
       maxEntries: info.maxEntries,
     };
   });
@@ -44,48 +44,36 @@ export function listMaps(bpffs: string): MapRow[] {
  * @throws RipstopError for a name that no map has.
  */
 export function dumpMap(bpffs: string, name: string, raw: boolean): MapEntry[] {
-  if (!(name in layout.maps)) {
+  const map = mapNames.find((one) => one === name);
+  if (map === undefined) {
     throw new RipstopError(`there is no map "${name}"; the maps are ${mapNames.join(', ')}`, { exitCode: 2 });
   }
   using tables = openTables(bpffs);
-  const table = tables[name as MapName];
-  if (name === 'counters') return dumpCounters(tables.counters, raw);
-  const rows: MapEntry[] = [];
-  const decoded = new Map(
-    [...(table.entries() as Iterable<[unknown, unknown]>)].map((entry, i) => [i, entry]),
-  );
-  let i = 0;
-  for (const [key, value] of table.map.entries()) {
-    const entry = decoded.get(i++);
-    if (value.every((byte) => byte === 0)) continue;
-    if (raw) rows.push({ key: hex(key), value: hex(value) });
-    else if (entry) rows.push({ key: entry[0], value: named(layout.maps[name as MapName].value, entry[1]) });
+  if (raw) return usedEntries(tables, map).map(([key, value]) => ({ key: hex(key), value: hex(value) }));
+  if (map === 'counters') {
+    return readCounters(tables)
+      .filter(({ packets }) => packets > 0)
+      .map(({ packets, bytes, ...key }) => ({ key, value: { packets, bytes } }));
   }
-  return rows;
+  const { key: keyKind, value: valueKind } = layout.maps[map];
+  return usedEntries(tables, map).map(([key, value]) => ({
+    key: decode<Kind>(keyKind, key),
+    value: named(valueKind, decode<Kind>(valueKind, value)),
+  }));
 }
 
-function dumpCounters(table: ReturnType<typeof openTables>['counters'], raw: boolean): MapEntry[] {
-  const { REASONS, ...reasons } = layout.enums.reason;
-  const { HOOKS, ...hooks } = layout.enums.hook;
-  const rows: MapEntry[] = [];
-  for (let index = 0; index < HOOKS * REASONS; index++) {
-    const perCpu = table.getPerCpu(index) ?? [];
-    const sum = perCpu.reduce(
-      (total, one) => ({ packets: total.packets + one.packets, bytes: total.bytes + one.bytes }),
-      { packets: 0, bytes: 0 },
-    );
-    if (sum.packets === 0) continue;
-    const hook = nameOf(hooks, Math.floor(index / REASONS))
-      .replace(/^HOOK_/, '')
-      .toLowerCase();
-    const { verdict, reason } = splitReason(nameOf(reasons, index % REASONS));
-    rows.push(raw ? { key: index, value: perCpu } : { key: { hook, verdict, reason }, value: sum });
-  }
-  return rows;
-}
-
-function nameOf(names: Readonly<Record<string, number>>, value: number): string {
-  return Object.keys(names).find((name) => names[name] === value) ?? String(value);
+/** Keys and values as the kernel has them. An array's slots are always all there: of those, the ones with something in. */
+function usedEntries(tables: Tables, name: MapName): [key: Uint8Array, value: Uint8Array][] {
+  const { map } = tables[name];
+  const { type } = layout.maps[name];
+  const entries =
+    type === 'percpu_array'
+      ? [...map.keys()].map((key): [Uint8Array, Uint8Array] => [
+          key,
+          Buffer.concat(map.lookupPerCpu(key) ?? []),
+        ])
+      : map.lookupBatch();
+  return type === 'hash' ? entries : entries.filter(([, value]) => value.some((byte) => byte !== 0));
 }
 
 /** Members that are flags get their enumerators' names. */

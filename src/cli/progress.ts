@@ -1,32 +1,42 @@
 // SPDX-License-Identifier: Apache-2.0
 import { Listr } from 'listr2';
-import { type LabOptions, labSteps, type Progress } from '../lab/index.ts';
+import type { Progress } from '../lab/index.ts';
 
-/** Run `work` while showing the lab's steps as they begin and end; plain lines where no terminal is. */
+/**
+ * Run `work` while showing the steps of these titles as they begin and end: alive on a terminal; elsewhere `plain` gets
+ * one line for each as it is done. Steps that the work does not report are done when it is.
+ */
 export async function showProgress<T>(
-  options: LabOptions,
+  titles: readonly string[],
   work: (progress: Progress) => Promise<T>,
+  plain: (line: string) => void = () => {},
 ): Promise<T> {
-  const steps = new Map(labSteps(options).map((title) => [title, Promise.withResolvers<void>()]));
-  // A step that never begins because an earlier one failed stays open; the work's own error is the one to show.
-  for (const { promise } of steps.values()) promise.catch(() => {});
-  const tasks = new Listr(
-    [...steps].map(([title, { promise }]) => ({ title, task: () => promise })),
-    {
-      concurrent: true,
-      exitOnError: false,
-      fallbackRenderer: 'silent',
-      rendererOptions: { collapseErrors: true },
-    },
-  );
-  const shown = tasks.run();
+  const steps = new Map(titles.map((title) => [title, Promise.withResolvers<void>()]));
+  for (const [title, { promise }] of steps) {
+    promise.then(
+      () => process.stdout.isTTY || plain(`✔ ${title}`),
+      () => {},
+    );
+  }
+  const shown = process.stdout.isTTY
+    ? new Listr(
+        [...steps].map(([title, { promise }]) => ({ title, task: () => promise })),
+        {
+          concurrent: true,
+          exitOnError: false,
+          // It shows the cursor again and ends the process; a program that handles signals does that itself.
+          registerSignalListeners: process.listenerCount('SIGINT') === 0,
+        },
+      ).run()
+    : Promise.resolve();
   try {
     return await work(({ title, state }) => {
       if (state === 'done') steps.get(title)?.resolve();
       if (state === 'failed') steps.get(title)?.reject(new Error(title));
     });
   } catch (error) {
-    for (const { reject } of steps.values()) reject(new Error('not reached'));
+    // The work's own error is the one to show.
+    for (const [title, { reject }] of steps) reject(new Error(title));
     throw error;
   } finally {
     for (const { resolve } of steps.values()) resolve();

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** The commands that only read: pinned maps and links, and what the agent tells of itself. They change nothing. */
 import type { Command } from 'commander';
-import type { AgentStatus } from '../agent/status.ts';
-import { bpffsFlag, outputFlag, runDirFlag } from './options.ts';
+import { bpffsFlag, flag, outputFlag, runDirFlag } from './options.ts';
 import { type Column, renderTable } from './table.ts';
 
 interface ReaderOptions {
@@ -32,42 +31,21 @@ export function addReaderCommands(program: Command): void {
   reader('peers', 'the nodes that this one forwards to, as the BPF map has them').action(
     async (options: ReaderOptions) => {
       const { askAgent } = await import('./ask-agent.ts');
-      const { readPeers } = await import('./rows.ts');
-      const agent: AgentStatus | undefined = await askAgent(options.runDir);
-      list(options, readPeers(options.bpffs, agent), [
-        { title: 'NODE', value: (row) => row.node },
-        { title: 'PODCIDR', value: (row) => row.podCidr },
-        { title: 'VTEP', value: (row) => row.vtepIp },
-        { title: 'VTEP MAC', value: (row) => row.vtepMac },
-        { title: 'NEXT HOP', value: (row) => row.nextHop },
-        { title: 'FLAGS', value: (row) => row.flags.join(',') },
-      ]);
+      const { peerColumns, readPeers } = await import('./rows.ts');
+      list(options, readPeers(options.bpffs, await askAgent(options.runDir)), peerColumns);
     },
   );
 
   reader('endpoints', 'the pods of this node, as the BPF map has them').action(
     async (options: ReaderOptions) => {
-      const { readEndpoints } = await import('./rows.ts');
-      list(options, await readEndpoints(options.bpffs, options.runDir), [
-        { title: 'IP', value: (row) => row.ip },
-        { title: 'POD', value: (row) => row.pod },
-        { title: 'DEVICE', value: (row) => row.device },
-        { title: 'POD MAC', value: (row) => row.podMac },
-        { title: 'MTU', align: 'right', value: (row) => row.mtu },
-        { title: 'STACK FLOWS', align: 'right', value: (row) => row.stackFlows },
-        { title: 'FLAGS', value: (row) => row.flags.join(',') },
-      ]);
+      const { endpointColumns, readEndpoints } = await import('./rows.ts');
+      list(options, await readEndpoints(options.bpffs, options.runDir), endpointColumns);
     },
   );
 
   reader('flows', 'the translated flows that take the kernel path').action(async (options: ReaderOptions) => {
-    const { readFlows } = await import('./rows.ts');
-    list(options, readFlows(options.bpffs), [
-      { title: 'PROTOCOL', value: (row) => row.protocol },
-      { title: 'SOURCE', value: (row) => row.source },
-      { title: 'DESTINATION', value: (row) => row.destination },
-      { title: 'AGE', align: 'right', value: (row) => `${row.ageSeconds}s` },
-    ]);
+    const { flowColumns, readFlows } = await import('./rows.ts');
+    list(options, readFlows(options.bpffs), flowColumns);
   });
 
   reader('stats', 'packets and bytes by hook, verdict and reason').action(async (options: ReaderOptions) => {
@@ -86,7 +64,7 @@ export function addReaderCommands(program: Command): void {
 
   reader('maps', 'the BPF maps; with NAME, one map entry by entry')
     .argument('[name]', 'a map')
-    .option('--raw', 'keys and values as bytes')
+    .addOption(flag('--raw', 'keys and values as bytes'))
     .action(async (name: string | undefined, options: ReaderOptions & { raw?: boolean }) => {
       const maps = await import('./maps.ts');
       if (name === undefined) {

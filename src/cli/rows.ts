@@ -6,6 +6,7 @@ import { AttachmentStore } from '../cni/attachments.ts';
 import { layout } from '../dataplane/layout.gen.ts';
 import { openTables } from '../dataplane/tables.ts';
 import { flagNames } from './maps.ts';
+import type { Column } from './table.ts';
 
 export interface PeerRow {
   /** Undefined while no agent runs to ask. */
@@ -17,6 +18,15 @@ export interface PeerRow {
   readonly nextHop: string;
   readonly flags: string[];
 }
+
+export const peerColumns: Column<PeerRow>[] = [
+  { title: 'NODE', value: (row) => row.node },
+  { title: 'PODCIDR', value: (row) => row.podCidr },
+  { title: 'VTEP', value: (row) => row.vtepIp },
+  { title: 'VTEP MAC', value: (row) => row.vtepMac },
+  { title: 'NEXT HOP', value: (row) => row.nextHop },
+  { title: 'FLAGS', value: (row) => row.flags.join(',') },
+];
 
 export function readPeers(bpffs: string, agent: AgentStatus | undefined): PeerRow[] {
   using tables = openTables(bpffs);
@@ -49,6 +59,16 @@ export interface EndpointRow {
   readonly flags: string[];
 }
 
+export const endpointColumns: Column<EndpointRow>[] = [
+  { title: 'IP', value: (row) => row.ip },
+  { title: 'POD', value: (row) => row.pod },
+  { title: 'DEVICE', value: (row) => row.device },
+  { title: 'POD MAC', value: (row) => row.podMac },
+  { title: 'MTU', align: 'right', value: (row) => row.mtu },
+  { title: 'STACK FLOWS', align: 'right', value: (row) => row.stackFlows },
+  { title: 'FLAGS', value: (row) => row.flags.join(',') },
+];
+
 export async function readEndpoints(bpffs: string, runDir: string): Promise<EndpointRow[]> {
   using tables = openTables(bpffs);
   const attachments = await new AttachmentStore(runDir).list();
@@ -80,6 +100,13 @@ export interface FlowRow {
   readonly destination: string;
   readonly ageSeconds: number;
 }
+
+export const flowColumns: Column<FlowRow>[] = [
+  { title: 'PROTOCOL', value: (row) => row.protocol },
+  { title: 'SOURCE', value: (row) => row.source },
+  { title: 'DESTINATION', value: (row) => row.destination },
+  { title: 'AGE', align: 'right', value: (row) => `${row.ageSeconds}s` },
+];
 
 const protocols: Readonly<Record<number, string>> = { 6: 'tcp', 17: 'udp' };
 

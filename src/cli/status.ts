@@ -19,9 +19,9 @@ export interface Status {
   readonly peers: number;
   readonly endpoints: number;
   readonly stackFlows: number;
-  /** Packets by verdict, of what pods and the wire brought. */
+  /** Packets by verdict: the IPv4 that pods sent and that VXLAN brought. */
   readonly packets: Readonly<Record<Verdict, number>>;
-  /** Of the packets that could have gone fast: from pods and, VXLAN, from the wire. */
+  /** The share of `fast`; undefined before the first packet. */
   readonly fastPercent?: number;
 }
 
@@ -48,9 +48,10 @@ export async function readStatus(bpffs: string, runDir: string): Promise<Status>
   };
 }
 
-/** What pods sent, and what VXLAN brought to them; not the node's own traffic, which only passes by. */
+/** The IPv4 that pods sent and that VXLAN brought to them; not ARP, nor the node's own traffic, which only pass by. */
 function isPodTraffic({ hook, reason }: Counter): boolean {
-  return hook === 'from_pod' || (hook === 'from_wire' && reason !== 'not_vxlan' && reason !== 'not_ipv4');
+  if (reason === 'not_ipv4' || reason === 'not_vxlan') return false;
+  return hook === 'from_pod' || hook === 'from_wire';
 }
 
 function sumByVerdict(counters: readonly Counter[]): Record<Verdict, number> {

@@ -9,6 +9,7 @@ import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from
 import { buildCni, compileShim } from '../../scripts/build-cni.ts';
 import { ipJson } from '../host/ip.ts';
 import { listLinks } from '../host/links.ts';
+import { podRouteTarget } from '../host/pod-routes.ts';
 import { ROUTE_PROTOCOL } from '../host/routes.ts';
 import { run, tryRun } from '../host/run.ts';
 import { type Attachment, AttachmentStore } from './attachments.ts';
@@ -62,7 +63,10 @@ describe.skipIf(missing)('the CNI plugin', () => {
       mtu: 1450,
       dataDir: `${dir}/leases`,
       store,
-      attach: async (a) => void told.push(`attach ${a.containerId} ${a.ip}`),
+      attach: async (a) => {
+        await podRouteTarget({ netns: node }).upsert(new Map([[`${a.ip}/32`, { dev: a.hostIfname }]]));
+        told.push(`attach ${a.containerId} ${a.ip}`);
+      },
       detach: async (a) => void told.push(`detach ${a.containerId} ${a.ip}`),
       ready: () => ({ ok: true }),
       netns: node,

@@ -39,7 +39,7 @@ export interface CniContext {
   /** host-local's directory; its own default, {@link defaultDataDir}, when left out: flannel's leases are there too. */
   dataDir?: string;
   store: AttachmentStore;
-  /** Make an endpoint of it: programs, map entries. Packets may flow as soon as the promise resolves. */
+  /** Make an endpoint of it: the node's route to it, programs, map entries. Packets may flow when the promise resolves. */
   attach(attachment: Attachment): Promise<void>;
   /** Undo that; called also after an `attach` that failed, so what is not there must be no error. */
   detach(attachment: Attachment): Promise<void>;

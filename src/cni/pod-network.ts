@@ -3,7 +3,6 @@ import { createHash } from 'node:crypto';
 import { existsSync } from 'node:fs';
 import { ipBatch, ipJson, line } from '../host/ip.ts';
 import { listLinks, readLink } from '../host/links.ts';
-import { ROUTE_PROTOCOL } from '../host/routes.ts';
 import { tryRun } from '../host/run.ts';
 import { ensureSysctls, podVethSysctls } from '../host/sysctl.ts';
 import { randomMac } from '../net/mac.ts';
@@ -72,7 +71,11 @@ export async function createVeth(
   return { hostIfindex: ifindex, hostMac, podMac };
 }
 
-/** Give both ends their addresses and routes, and bring them up. @throws RipstopError with the kernel's reason. */
+/**
+ * Give both ends their addresses and the pod its routes, and bring them up. The node's route to the pod is part of its
+ * attachment, which the agent makes and keeps.
+ * @throws RipstopError with the kernel's reason.
+ */
 export async function configureVeth(
   hostIfname: string,
   ifname: string,
@@ -87,8 +90,6 @@ export async function configureVeth(
       ...(kernelHasIpv6() ? [line`link set dev ${hostIfname} addrgenmode none`] : []),
       line`addr add ${gateway}/32 dev ${hostIfname}`,
       line`link set dev ${hostIfname} up`,
-      // `replace`: the agent, which keeps these routes, may have been faster.
-      line`route replace ${ip}/32 dev ${hostIfname} scope link proto ${ROUTE_PROTOCOL}`,
     ],
     node,
   );

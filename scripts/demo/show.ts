@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+/** How the demo talks: headings, steps that show they are alive, and facts. Good to read with and without a terminal. */
+import { styleText } from 'node:util';
+import { showProgress } from '../../src/cli/progress.ts';
+import { type Column, renderTable } from '../../src/cli/table.ts';
+import type { Progress } from '../../src/lab/index.ts';
+
+const WIDTH = 78;
+let sections = 0;
+
+export function heading(title: string): void {
+  const text = ` ${++sections}  ${title} `;
+  console.log(`\n${styleText('bold', `──${text}`)}${'─'.repeat(Math.max(2, WIDTH - 2 - text.length))}`);
+}
+
+export function say(text: string): void {
+  console.log(`  ${text}`);
+}
+
+export function table<Row>(columns: readonly Column<Row>[], rows: readonly Row[]): void {
+  const [titles = '', ...lines] = renderTable(columns, rows).trimEnd().split('\n');
+  say(styleText('dim', titles));
+  lines.forEach(say);
+}
+
+/** Work that takes a while, shown by one title, or by those that it reports the progress of. */
+export function step<T>(
+  titles: string | readonly string[],
+  work: (progress: Progress) => Promise<T>,
+): Promise<T> {
+  return showProgress(typeof titles === 'string' ? [titles] : titles, work, console.log);
+}
+
+export function milliseconds(since: number): number {
+  return Math.round(performance.now() - since);
+}

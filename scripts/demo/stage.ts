@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+import { type Arm, type ArmOptions, raiseArm } from '../../bench/arms.ts';
+import { errorText, RipstopError } from '../../src/errors.ts';
+import {
+  type Datapath,
+  labDown,
+  type LabOptions,
+  labUp,
+  openLab,
+  type Lab,
+  type Progress,
+} from '../../src/lab/index.ts';
+
+/**
+ * Everything that the demo raises, so that it can be taken down whatever state it is in. What is still being made is waited
+ * for: half-made things would come back behind our back.
+ */
+export class Stage {
+  readonly #making: Promise<unknown>[] = [];
+  readonly #removals: (() => PromiseLike<unknown>)[] = [];
+  #closing = false;
+
+  /** @throws RipstopError once everything is being taken down: then nothing new begins. */
+  goOn(): void {
+    if (this.#closing) throw new RipstopError('everything is being taken down');
+  }
+
+  /** Begin something that makes namespaces or processes. @throws RipstopError as {@link goOn}. */
+  make<T>(begin: () => Promise<T>): Promise<T> {
+    this.goOn();
+    const making = begin();
+    this.#making.push(making);
+    return making;
+  }
+
+  async raiseLab(options: LabOptions, progress: Progress): Promise<Lab> {
+    await this.make(() => {
+      this.#removals.push(() => labDown(options.name));
+      return labUp(options, progress);
+    });
+    return openLab(options.name);
+  }
+
+  /** A lab to compare with; when it cannot be raised it takes itself down. */
+  async raiseArm(datapath: Datapath, options: ArmOptions): Promise<Arm> {
+    const arm = await this.make(() => raiseArm(datapath, options));
+    this.#removals.push(() => arm[Symbol.asyncDispose]());
+    return arm;
+  }
+
+  /** Take everything down; returns what could not be, a line each. */
+  async takeDown(): Promise<string[]> {
+    this.#closing = true;
+    await Promise.allSettled(this.#making);
+    const outcomes = await Promise.allSettled(this.#removals.map((remove) => insist(remove)));
+    return outcomes.flatMap((outcome) => (outcome.status === 'rejected' ? [errorText(outcome.reason)] : []));
+  }
+}
+
+/** An impatient second Ctrl-C ends the programs that are taking things down; then it takes another go. */
+async function insist(remove: () => PromiseLike<unknown>): Promise<void> {
+  for (let tries = 3; ; tries--) {
+    try {
+      await remove();
+      return;
+    } catch (error) {
+      if (tries === 1) throw error;
+    }
+  }
+}

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+import { setTimeout as sleep } from 'node:timers/promises';
+import { describe, expect, it } from 'vitest';
+import { Loop } from './loop.ts';
+
+/** A loop whose passes take a while, and how often and when they ran. */
+function running(options: { passMs?: number; auditMs?: number } = {}) {
+  const log: string[] = [];
+  const stop = new AbortController();
+  const loop = new Loop(
+    async () => {
+      log.push('begin');
+      await sleep(options.passMs ?? 1);
+      log.push('end');
+    },
+    { settleMs: 5, auditMs: options.auditMs ?? 60_000 },
+  );
+  const ended = loop.run(stop.signal);
+  return {
+    log,
+    loop,
+    passes: () => log.filter((line) => line === 'begin').length,
+    stop: async () => {
+      stop.abort();
+      await ended;
+    },
+  };
+}
+
+describe('the loop', () => {
+  it('runs a pass at once, and then rests', async () => {
+    const { passes, stop } = running();
+    await sleep(40);
+    expect(passes()).toBe(1);
+    await stop();
+  });
+
+  it('answers a storm of events with one pass', async () => {
+    const { loop, passes, stop } = running();
+    await sleep(20);
+    for (let i = 0; i < 1000; i++) loop.trigger();
+    await sleep(40);
+    expect(passes()).toBe(2);
+    await stop();
+  });
+
+  it('does not lose an event that comes during a pass', async () => {
+    const { loop, log, passes, stop } = running({ passMs: 20 });
+    await sleep(5);
+    expect(log).toEqual(['begin']);
+    loop.trigger();
+    await sleep(70);
+    expect(passes()).toBe(2);
+    await stop();
+  });
+
+  it('settles only with a pass that began after the call', async () => {
+    const { loop, log, stop } = running({ passMs: 20 });
+    await sleep(5);
+    await loop.settled();
+    expect(log).toEqual(['begin', 'end', 'begin', 'end']);
+    await stop();
+  });
+
+  it('audits without any event', async () => {
+    const { passes, stop } = running({ auditMs: 10 });
+    await sleep(100);
+    expect(passes()).toBeGreaterThan(2);
+    await stop();
+  });
+
+  it('tells who still waits that it ends', async () => {
+    const { loop, stop } = running({ passMs: 10 });
+    await sleep(2);
+    const waiting = expect(loop.settled()).rejects.toThrow('the agent is stopping');
+    await stop();
+    await waiting;
+    await expect(loop.settled()).rejects.toThrow('the agent is stopping');
+  });
+});

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import type { Command } from 'commander';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { createProgram, runCommandLine } from './program.ts';
+
+/** Run a command line to its end, and keep what commander and the error handler write. */
+async function run(...argv: string[]): Promise<{ code: number; out: string; err: string }> {
+  let out = '';
+  let err = '';
+  const code = await runCommandLine(argv, {
+    writeOut: (text) => (out += text),
+    writeErr: (text) => (err += text),
+  });
+  return { code, out, err };
+}
+
+describe('help', () => {
+  it('of every command is as it was', async () => {
+    const program = createProgram({ getOutHelpWidth: () => 100 });
+    const helps = (command: Command, path: string): string[] => [
+      `$ ${path} --help\n${command.helpInformation()}`,
+      ...command.commands.flatMap((child) => helps(child, `${path} ${child.name()}`)),
+    ];
+    await expect(helps(program, 'ripstop').join('\n')).toMatchFileSnapshot('help.snapshot.txt');
+  });
+
+  it('names an environment variable for every flag', () => {
+    const silent: string[] = [];
+    const visit = (command: Command): void => {
+      for (const option of command.options) {
+        if (option.envVar === undefined && option.long !== '--version') silent.push(option.flags);
+      }
+      command.commands.forEach(visit);
+    };
+    visit(createProgram());
+    expect(silent).toEqual([]);
+  });
+});
+
+describe('the exit code', () => {
+  let empty: string;
+  beforeAll(() => {
+    empty = mkdtempSync(join(tmpdir(), 'ripstop-cli-'));
+  });
+  afterAll(() => rmSync(empty, { recursive: true }));
+
+  it.each([['--help'], ['--version'], ['lab', 'up', '--help']])('is 0 for %s %s %s', async (...argv) => {
+    const { code, out, err } = await run(...argv);
+    expect({ code, err }).toEqual({ code: 0, err: '' });
+    expect(out).not.toBe('');
+  });
+
+  it.each<[string, string[], RegExp]>([
+    ['no command', [], /^Usage: ripstop/],
+    ['an unknown command', ['pears'], /unknown command 'pears'/],
+    ['an unknown flag', ['peers', '--colour'], /unknown option '--colour'/],
+    ['a missing flag', ['agent'], /--node-name <name>' not specified/],
+    ['a wrong choice', ['peers', '-o', 'xml'], /'xml' is invalid.*table, json/],
+    ['one argument too many', ['peers', 'node2'], /too many arguments/],
+    ['no command to run in the lab', ['lab', 'exec', 'node1'], /missing required argument 'command'/],
+    ['a lab that cannot be', ['lab', 'up', '--nodes', 'many'], /--nodes cannot be "many"/],
+    ['a map that is none', ['maps', 'pears'], /there is no map "pears"; the maps are peers, /],
+  ])('is 2 for %s', async (_, argv, message) => {
+    const { code, out, err } = await run(...argv);
+    expect({ code, out }).toEqual({ code: 2, out: '' });
+    expect(err).toMatch(message);
+  });
+
+  it.each(['status', 'peers', 'endpoints', 'flows', 'stats', 'maps', 'maps peers'])(
+    'of %s is 1 where nothing is pinned, with one line that says so',
+    async (command) => {
+      const { code, out, err } = await run(...command.split(' '), '--bpffs', empty, '--run-dir', empty);
+      expect({ code, out }).toEqual({ code: 1, out: '' });
+      expect(err).toBe(
+        `ripstop: no ripstop maps are pinned below ${empty}; is the agent running on this node, with this --bpffs?\n`,
+      );
+    },
+  );
+
+  it('is 1 for a lab that is not there', async () => {
+    const { code, err } = await run('lab', 'status', '--name', 'no-such-lab');
+    expect(err).toMatch(/^ripstop: .*no-such-lab.*\n$/);
+    expect(code).toBe(1);
+  });
+});

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+import { Command, CommanderError, Option, type OutputConfiguration } from 'commander';
+import { errorText, RipstopError } from '../errors.ts';
+import { addAgentCommand } from './agent.ts';
+import { addLabCommands } from './lab.ts';
+import { addReaderCommands } from './readers.ts';
+
+/** The whole command line. Each subcommand loads what it needs when it runs. */
+export function createProgram(output: OutputConfiguration = {}): Command {
+  const program = new Command('ripstop')
+    .description('An eBPF data plane for flannel clusters')
+    .version('0.1.0')
+    .addOption(new Option('--verbose', 'show the details behind an error').env('RIPSTOP_VERBOSE'))
+    .enablePositionalOptions()
+    .showHelpAfterError('(ripstop COMMAND --help tells more)')
+    .configureHelp({ showGlobalOptions: true })
+    .configureOutput(output)
+    .exitOverride();
+  addAgentCommand(program);
+  addReaderCommands(program);
+  addLabCommands(program);
+  return program;
+}
+
+/**
+ * Run one command line. Returns the exit code: 0 done, 1 failed, 2 wrong usage. Never throws; errors are written as one
+ * line, with what is behind them under `--verbose`.
+ */
+export async function runCommandLine(
+  argv: readonly string[],
+  output: OutputConfiguration = {},
+): Promise<number> {
+  const program = createProgram(output);
+  try {
+    await program.parseAsync([...argv], { from: 'user' });
+    return 0;
+  } catch (error) {
+    if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : 2;
+    const say = (text: string): void => program.configureOutput().writeErr?.(text);
+    say(`ripstop: ${errorText(error)}\n`);
+    const details =
+      error instanceof RipstopError ? error.details : error instanceof Error ? error.stack : undefined;
+    if (details !== undefined && program.opts<{ verbose?: boolean }>().verbose) say(`${details}\n`);
+    return error instanceof RipstopError ? error.exitCode : 1;
+  }
+}

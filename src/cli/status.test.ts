@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+import { describe, expect, it } from 'vitest';
+import type { AgentStatus } from '../agent/status.ts';
+import { renderStatus, type Status } from './status.ts';
+
+const agent: AgentStatus = {
+  node: 'node1',
+  mode: 'cni',
+  ingress: 'tc',
+  ready: true,
+  podCidr: '10.42.0.0/24',
+  network: '10.42.0.0/16',
+  vtep: { device: 'flannel.1', mac: '02:81:6f:6b:74:c4' },
+  uplink: { name: 'eth0', ip: '172.31.0.1', mtu: 1500, explanation: 'eth0 (172.31.0.1): it is --iface eth0' },
+  api: { connected: true, synced: true, lastEventAgeMs: 1400 },
+  peers: [{ name: 'node2', podCidr: '10.42.1.0/24', vtepIp: '172.31.0.2' }],
+  alarms: [],
+  passes: { count: 6, errors: 0, lastDurationMs: 31, lastErrors: [] },
+};
+
+const status: Status = {
+  agent,
+  attached: [
+    { hook: 'from_pod', device: 'veth0fa0b9f8', programId: 1645, live: true },
+    { hook: 'from_wire', device: 'eth0', programId: 7, live: false },
+  ],
+  peers: 1,
+  endpoints: 2,
+  stackFlows: 3,
+  packets: { fast: 999, stack: 1, drop: 0 },
+  fastPercent: 99.9,
+};
+
+const lines = (text: string): string[] => text.split('\n');
+
+describe('status', () => {
+  it('is one screen', () => {
+    expect(renderStatus(status)).toMatchInlineSnapshot(`
+      "node       node1, mode cni, ingress tc, ready
+      podCIDR    10.42.0.0/24 of 10.42.0.0/16
+      uplink     eth0 (172.31.0.1): it is --iface eth0, MTU 1500
+      VTEP       flannel.1 02:81:6f:6b:74:c4
+      API watch  alive, last event 1 s ago
+      passes     6, the last took 31 ms, 0 errors
+      peers      1
+      endpoints  2, 3 translated flows
+      packets    999 fast, 1 kernel path, 0 dropped (99.9 % fast)
+
+      HOOK       DEVICE        PROGRAM  STATE
+      from_pod   veth0fa0b9f8     1645  attached
+      from_wire  eth0                7  device gone
+      "
+    `);
+  });
+
+  it('says first of all that no agent runs, and shows what forwards without it', () => {
+    const { agent: _, fastPercent: __, ...rest } = status;
+    expect(lines(renderStatus({ ...rest, packets: { fast: 0, stack: 0, drop: 0 } })).slice(0, 4)).toEqual([
+      'agent      not running (what is pinned forwards without it)',
+      'peers      1',
+      'endpoints  2, 3 translated flows',
+      'packets    0 fast, 0 kernel path, 0 dropped',
+    ]);
+  });
+
+  it('shouts what an operator must see', () => {
+    const text = renderStatus({
+      ...status,
+      agent: {
+        ...agent,
+        ready: false,
+        notReady: 'the uplink has no address',
+        api: { connected: false, synced: true, lastEventAgeMs: 61_000, lastError: 'connection refused' },
+        alarms: [{ node: 'node7', reason: 'its podCIDR is taken by node3' }],
+        passes: {
+          ...agent.passes,
+          errors: 1,
+          lastErrors: [{ target: 'links', upserts: 0, removals: 0, error: 'EPERM' }],
+        },
+      },
+    });
+    expect(lines(text).filter((line) => /NOT |^ERROR|^ALARM/.test(line))).toEqual([
+      'node       node1, mode cni, ingress tc, NOT READY: the uplink has no address',
+      'API watch  NOT CONNECTED, last event 61 s ago: connection refused',
+      'ERROR      links: EPERM',
+      'ALARM      node7: its podCIDR is taken by node3',
+    ]);
+  });
+
+  it('of an agent that only just started lacks what it does not know yet', () => {
+    const text = renderStatus({
+      ...status,
+      agent: {
+        node: 'node1',
+        mode: 'cni',
+        ingress: 'tc',
+        ready: false,
+        notReady: 'starting',
+        api: { connected: true, synced: false },
+        peers: [],
+        alarms: [],
+        passes: { count: 0, errors: 0, lastDurationMs: 0, lastErrors: [] },
+      },
+    });
+    expect(text).toContain('API watch  alive, first list under way\n');
+    expect(text).not.toMatch(/podCIDR|uplink|VTEP|undefined/);
+  });
+});

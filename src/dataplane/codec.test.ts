@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+import { describe, expect, it } from 'vitest';
+import { decode, encode, type Kind, kindCodec, kindSize, type Struct, type StructName } from './codec.ts';
+import { layout } from './layout.gen.ts';
+
+/** Written by hand from bpf/types.h, for a little-endian machine: what a struct's value must look like in a map. */
+interface Golden<S extends StructName> {
+  readonly value: Struct<S>;
+  readonly bytes: string;
+}
+
+const ether: Golden<'ether'> = {
+  value: { dst: '01:02:03:04:05:06', src: 'a1:a2:a3:a4:a5:a6', type: 0x0800 },
+  bytes: '010203040506 a1a2a3a4a5a6 0800',
+};
+const ipv4: Golden<'ipv4'> = {
+  value: {
+    version_ihl: 0x45,
+    tos: 0xb9,
+    total_length: 84,
+    id: 0x1234,
+    fragment: 0x4000,
+    ttl: 63,
+    protocol: 17,
+    checksum: 0xabcd,
+    src: '10.42.1.2',
+    dst: '10.42.3.4',
+  },
+  bytes: '45 b9 0054 1234 4000 3f 11 abcd 0a2a0102 0a2a0304',
+};
+const udp: Golden<'udp'> = {
+  value: { src_port: 45678, dst_port: 8472, length: 70, checksum: 0xfffe },
+  bytes: 'b26e 2118 0046 fffe',
+};
+const vxlan: Golden<'vxlan'> = {
+  value: { flags: 0x08000000, vni: 0xfffffe00 },
+  bytes: '08000000 fffffe00',
+};
+const outerHeader: Golden<'outer_header'> = {
+  value: {
+    ether: ether.value,
+    ip: ipv4.value,
+    udp: udp.value,
+    vxlan: vxlan.value,
+    inner_ether: { ...ether.value, dst: 'ff:ee:dd:cc:bb:aa' },
+  },
+  bytes: `
+    010203040506 a1a2a3a4a5a6 0800
+    45 b9 0054 1234 4000 3f 11 abcd 0a2a0102 0a2a0304
+    b26e 2118 0046 fffe
+    08000000 fffffe00
+    ffeeddccbbaa a1a2a3a4a5a6 0800`,
+};
+
+const golden: { readonly [S in StructName]: Golden<S> } = {
+  ether,
+  ipv4,
+  udp,
+  vxlan,
+  outer_header: outerHeader,
+  peer: {
+    value: {
+      header: outerHeader.value,
+      flags: 3,
+      checksum_base: 0x0001_f2e3,
+      vtep_ip: '192.168.0.1',
+      next_hop: '192.168.0.254',
+    },
+    bytes: `${outerHeader.bytes} 03000000 e3f20100 c0a80001 c0a800fe`,
+  },
+  vtep: { value: { flags: 2 }, bytes: '02000000' },
+  endpoint: {
+    value: {
+      ifindex: 0x01020304,
+      flags: 1,
+      pod_mac: '0a:00:00:00:00:05',
+      host_mac: '0e:00:00:00:00:06',
+      mtu: 1450,
+    },
+    bytes: '04030201 01000000 0a0000000005 0e0000000006 aa050000',
+  },
+  endpoint_state: { value: { stack_flows: 3, overflow: 1 }, bytes: '03000000 01000000' },
+  flow: {
+    value: { src: '10.42.1.2', dst: '10.42.3.4', src_port: 40000, dst_port: 80, protocol: 6 },
+    bytes: '0a2a0102 0a2a0304 9c40 0050 06 000000',
+  },
+  stack_flow: { value: { created_ns: 0x0001_0203_0405_0607 }, bytes: '0706050403020100' },
+  counter: { value: { packets: 1, bytes: 2 ** 40 }, bytes: '0100000000000000 0000000000010000' },
+  config: {
+    value: {
+      network: '10.42.0.0',
+      network_mask: '255.255.0.0',
+      pod_cidr: '10.42.3.0',
+      pod_cidr_mask: '255.255.255.0',
+      vtep_ip: '192.168.0.3',
+      vxlan_port: 8472,
+      vtep_mac: 'aa:bb:cc:dd:ee:ff',
+      vni: 1,
+      subnet_shift: 8,
+      uplink_ifindex: 2,
+      pod_mtu: 1450,
+      source_port_min: 32768,
+      source_port_count: 28232,
+    },
+    bytes: `
+      0a2a0000 ffff0000 0a2a0300 ffffff00 c0a80003 2118 aabbccddeeff
+      01000000 08000000 02000000 aa050000 00800000 486e0000`,
+  },
+};
+
+const hexOf = (bytes: Uint8Array): string => Buffer.from(bytes).toString('hex');
+const bytesOf = (hex: string): Uint8Array => Uint8Array.from(Buffer.from(hex.replace(/\s/g, ''), 'hex'));
+
+const structs = Object.keys(layout.structs) as StructName[];
+
+describe('the codec of', () => {
+  it('every struct of the layout has its golden bytes here', () => {
+    expect(Object.keys(golden).sort()).toEqual([...structs].sort());
+  });
+
+  it.each(Object.entries(golden))(
+    'struct %s writes the bytes that C reads, and reads them back',
+    (name, row) => {
+      const kind = { struct: name as StructName };
+      const bytes = bytesOf(row.bytes);
+      expect(hexOf(encode(kind, row.value))).toBe(hexOf(bytes));
+      expect(decode(kind, bytes)).toEqual(row.value);
+    },
+  );
+
+  it.each(structs)('struct %s covers the struct: its fields fill it without overlap', (name) => {
+    const { size, fields } = layout.structs[name];
+    let end = 0;
+    for (const { offset, kind } of Object.values(fields) as { offset: number; kind: Kind }[]) {
+      expect(offset, 'fields overlap').toBeGreaterThanOrEqual(end);
+      end = offset + kindSize(kind);
+    }
+    // Only struct flow has members named `unused`, its last three bytes.
+    expect(size - end).toBe(name === 'flow' ? 3 : 0);
+  });
+
+  it('a struct writes what is unused as zero, whatever was there: a map key must not differ by garbage', () => {
+    const into = new Uint8Array(16).fill(0xff);
+    kindCodec({ struct: 'flow' }).encode(golden.flow.value, into);
+    expect(hexOf(into)).toBe(hexOf(bytesOf(golden.flow.bytes)));
+  });
+
+  it('a struct stays within its bytes, also amid a larger buffer', () => {
+    const buffer = new Uint8Array(8).fill(0xee);
+    kindCodec({ struct: 'vtep' }).encode({ flags: 0x01020304 }, buffer.subarray(2, 6));
+    expect(hexOf(buffer)).toBe('eeee04030201eeee');
+    expect(decode({ struct: 'vtep' }, buffer.subarray(2, 6))).toEqual({ flags: 0x01020304 });
+  });
+
+  it.each([
+    ['u8', 255, 'ff'],
+    ['u16', 0xfffe, 'feff'],
+    ['u32', 0xffff_fffe, 'feffffff'],
+    ['u64', Number.MAX_SAFE_INTEGER, 'ffffffffffff1f00'],
+    ['be16', 0xfffe, 'fffe'],
+    ['net32', 0xffff_fffe, 'fffffffe'],
+    ['be32', '255.255.255.254', 'fffffffe'],
+    ['mac', 'ff:ff:ff:ff:ff:fe', 'fffffffffffe'],
+  ] as const)('a %s holds %s', (kind, value, hex) => {
+    expect(hexOf(encode<Kind>(kind, value))).toBe(hex);
+    expect(decode<Kind>(kind, bytesOf(hex))).toBe(value);
+  });
+
+  it('an address or a MAC refuses text that is none', () => {
+    expect(() => encode('be32', 'fd00::1')).toThrow();
+    expect(() => encode('be32', '10.0.0')).toThrow('not an IP address');
+    expect(() => encode('mac', 'aa-bb-cc-dd-ee-ff')).toThrow('not a MAC address');
+  });
+});

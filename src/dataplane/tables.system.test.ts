@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { BpfMap, type MapType } from '#libbpf-ts';
+import { TemporaryBpffs } from '../libbpf-ts/test-support.ts';
+import { openTables, typedTable } from './tables.ts';
+
+const missing = process.getuid?.() === 0 ? undefined : 'needs root to create BPF maps';
+
+describe.skipIf(missing)(`a table${missing ? ` (skipped: ${missing})` : ''}`, () => {
+  let bpffs: TemporaryBpffs;
+  beforeAll(() => {
+    bpffs = new TemporaryBpffs();
+  });
+  afterAll(() => bpffs[Symbol.dispose]());
+
+  it('reads and writes a map of its layout', () => {
+    using map = BpfMap.create('array', 'endpoint_state', 4, 8, 2);
+    const table = typedTable('endpoint_state', map);
+    table.set(1, { stack_flows: 7, overflow: 0 });
+    expect([...table]).toEqual([
+      [0, { stack_flows: 0, overflow: 0 }],
+      [1, { stack_flows: 7, overflow: 0 }],
+    ]);
+  });
+
+  it.each([
+    ['peers', 'array', 4, 72, 'its values have 72 bytes, the codec 80'],
+    ['vteps', 'hash', 16, 4, 'its keys have 16 bytes, the codec 4'],
+    [
+      'stack_flows',
+      'hash',
+      12,
+      16,
+      'its keys have 12 bytes, the codec 16; its values have 16 bytes, the codec 8',
+    ],
+  ] as const)(
+    '%s refuses a %s of another layout before a byte is read',
+    (name, type: MapType, key, value, why) => {
+      using map = BpfMap.create(type, name, key, value, 4);
+      expect(() => typedTable(name, map)).toThrow(`map ${name}: ${why}`);
+    },
+  );
+
+  it('that nobody pinned is an error that asks for the agent', () => {
+    expect(() => openTables(bpffs.path)).toThrow(`no ripstop maps are pinned below ${bpffs.path}`);
+  });
+});

@@ -1,0 +1,309 @@
+// SPDX-License-Identifier: Apache-2.0
+/** The command line against a small cluster: what an operator on a node sees, and that looking changes nothing. */
+import { readdirSync } from 'node:fs';
+import { join } from 'node:path';
+import { isDeepStrictEqual } from 'node:util';
+import { beforeAll, describe, expect, it } from 'vitest';
+import type { PeerRow } from '../src/cli/rows.ts';
+import type { Status } from '../src/cli/status.ts';
+import { type Counter, readCounters } from '../src/dataplane/counters.ts';
+import { mapNames, openTables, pinPaths } from '../src/dataplane/tables.ts';
+import { listLinks } from '../src/dataplane/targets.ts';
+import { run, tryRun } from '../src/host/run.ts';
+import { netnsPath, type NodeState, stopAgent, unboost } from '../src/lab/index.ts';
+import {
+  bpffsOf,
+  inNetns,
+  missingHere,
+  ping,
+  podOf,
+  PORT,
+  ripstop,
+  ripstopJson,
+  runDirOf,
+  serveIn,
+  talkTcp,
+  useLab,
+} from './cluster/support.ts';
+
+const CLI = join(import.meta.dirname, '../src/cli/main.ts');
+const SERVICE = '10.43.0.10';
+
+const readers = ['status', 'peers', 'endpoints', 'flows', 'stats', 'maps'];
+const everyReading = [
+  ...readers.map((name) => [name]),
+  ...mapNames.flatMap((name) => [
+    ['maps', name],
+    ['maps', name, '--raw'],
+  ]),
+];
+
+describe.skipIf(missingHere('iptables'))('the command, on two nodes with a pod each', () => {
+  const here = useLab('cli', { nodes: 2, pods: 1 });
+  let node: NodeState;
+
+  beforeAll(async () => {
+    node = here.nodes[0]!;
+    const [pod, other] = [podOf(node), podOf(here.nodes[1])];
+    await ping(pod, other.ip);
+    // One connection through a service, so that there is a translated flow to show.
+    const rule = `-t nat -A PREROUTING -d ${SERVICE} -p tcp --dport ${PORT} -j DNAT --to-destination ${other.ip}`;
+    await run('iptables', ['-w', ...rule.split(' ')], inNetns(node));
+    await serveIn(other);
+    await talkTcp(pod, SERVICE);
+  });
+
+  const json = <T>(...args: string[]): Promise<T> => ripstopJson<T>(here.lab, node, ...args);
+  const lab = (...args: string[]) => tryRun(process.execPath, [CLI, 'lab', ...args]);
+
+  async function tableOf(...args: string[]): Promise<string[]> {
+    const { code, stdout, stderr } = await ripstop(here.lab, node, ...args);
+    expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
+    expect(stdout).not.toMatch(/undefined|\[object|NaN|[ \t]$/m);
+    return stdout.trimEnd().split('\n');
+  }
+
+  it.each(everyReading)('reads %s %s %s as a table and as JSON', async (...args) => {
+    const table = await tableOf(...args);
+    const value = await json<object>(...args);
+    if (args[0] === 'status') return;
+    // Counters move by themselves (neighbour discovery); everything else has a line for each element.
+    expect(table[0]).toMatch(/^[A-Z][A-Z 0-9]+$/);
+    expect(value).toBeInstanceOf(Array);
+    if (!args.includes('counters') && args[0] !== 'stats')
+      expect(table.length - 1).toBe((value as []).length);
+  });
+
+  it('tells its peers with the names that the agent knows', async () => {
+    const [row, ...more] = await json<PeerRow[]>('peers');
+    expect(more).toEqual([]);
+    expect(row).toMatchObject({
+      node: 'node2',
+      podCidr: here.nodes[1]!.podCIDR,
+      slot: 1,
+      vtepIp: here.nodes[1]!.ip,
+      nextHop: here.nodes[1]!.ip,
+      flags: ['present'],
+    });
+    expect((await tableOf('peers'))[1]).toMatch(/^node2 +10\.42\.1\.0\/24 +172\.31\.0\.2 /);
+  });
+
+  it('tells its pods, and which of their flows conntrack translates', async () => {
+    expect(await json('endpoints')).toMatchObject([
+      { ip: podOf(node).ip, pod: 'default/pod1', mtu: 1450, stackFlows: 1, flags: [] },
+    ]);
+    expect(await json('flows')).toMatchObject([
+      {
+        protocol: 'tcp',
+        source: `${podOf(here.nodes[1]).ip}:${PORT}`,
+        destination: expect.stringMatching(`^${podOf(node).ip}:\\d+$`) as unknown,
+      },
+    ]);
+  });
+
+  it('sums it up on one screen', async () => {
+    const status = await json<Status>('status');
+    expect(status).toMatchObject({
+      agent: { node: 'node1', ready: true, api: { connected: true, synced: true } },
+      peers: 1,
+      endpoints: 1,
+      stackFlows: 1,
+    });
+    expect(status.attached.map(({ hook, live }) => `${hook} ${live}`)).toEqual([
+      'from_pod true',
+      'from_wire true',
+      'to_pod true',
+      'to_vtep true',
+    ]);
+    expect(status.packets.fast).toBeGreaterThanOrEqual(10);
+    expect(status.fastPercent).toBeGreaterThan(0);
+    expect((await tableOf('status')).length).toBeLessThan(25);
+  });
+
+  it('shows the same entry decoded and as the kernel has it', async () => {
+    const [decoded] = await json<{ key: number; value: { vtep_ip: string } }[]>('maps', 'peers');
+    const [raw] = await json<{ key: string; value: string }[]>('maps', 'peers', '--raw');
+    expect(decoded).toMatchObject({ key: 1, value: { vtep_ip: '172.31.0.2', flags: ['present'] } });
+    expect(Buffer.from(raw!.key, 'hex')).toEqual(Buffer.of(1, 0, 0, 0));
+    expect(raw!.value).toContain('ac1f0002');
+    const [counter] = await json<{ value: string }[]>('maps', 'counters', '--raw');
+    expect(counter!.value).toMatch(/^([0-9a-f]{32})+$/);
+  });
+
+  /** All that is pinned and all that is in it, but for the counters, which count on. */
+  function everything(): unknown {
+    const bpffs = bpffsOf(here.lab, node);
+    using tables = openTables(bpffs);
+    return {
+      pins: readdirSync(join(bpffs, 'ripstop'), { recursive: true }).sort(),
+      run: readdirSync(runDirOf(here.lab, node), { recursive: true }).sort(),
+      links: listLinks(pinPaths(bpffs).links),
+      maps: mapNames
+        .filter((name) => name !== 'counters')
+        .map((name) => [name, tables[name].map.info, tables[name].map.lookupBatch()]),
+    };
+  }
+
+  it('changes nothing by looking', async () => {
+    const before = everything();
+    for (const args of everyReading) await tableOf(...args);
+    expect(everything()).toEqual(before);
+  });
+
+  describe('for Prometheus and the kubelet', () => {
+    interface Answer {
+      readonly status: number;
+      readonly type: string;
+      readonly body: string;
+    }
+
+    /** What the node's own loopback answers. */
+    async function get(path: string): Promise<Answer> {
+      const script = `const r = await fetch(${JSON.stringify(`http://127.0.0.1:9480${path}`)});
+        console.log(JSON.stringify({ status: r.status, type: r.headers.get('content-type'), body: await r.text() }))`;
+      return JSON.parse(
+        await run(process.execPath, ['--input-type=module', '-e', script], inNetns(node)),
+      ) as Answer;
+    }
+
+    it.each(['/healthz', '/readyz'])('answers %s', async (path) => {
+      expect(await get(path)).toMatchObject({ status: 200, body: 'ok\n' });
+    });
+
+    it('has nothing elsewhere', async () => {
+      expect(await get('/etc/passwd')).toMatchObject({ status: 404 });
+    });
+
+    it('has all its metrics', async () => {
+      const { status, type, body } = await get('/metrics');
+      expect({ status, type }).toEqual({
+        status: 200,
+        type: expect.stringMatching(/^text\/plain/) as unknown,
+      });
+      const names = Array.from(
+        body.matchAll(/^# TYPE (ripstop_\S+) (\S+)$/gm),
+        ([, name, kind]) => `${name} ${kind}`,
+      );
+      expect(names.filter((name) => !name.startsWith('ripstop_agent_')).sort()).toEqual([
+        'ripstop_api_watch_age_seconds gauge',
+        'ripstop_api_watch_connected gauge',
+        'ripstop_bytes_total counter',
+        'ripstop_endpoints gauge',
+        'ripstop_map_entries gauge',
+        'ripstop_map_max_entries gauge',
+        'ripstop_node_alarms gauge',
+        'ripstop_packets_total counter',
+        'ripstop_peers gauge',
+        'ripstop_reconcile_duration_seconds histogram',
+        'ripstop_reconcile_errors_total counter',
+      ]);
+      expect(body).toMatch(/^ripstop_peers 1$/m);
+      expect(body).toMatch(/^ripstop_endpoints 1$/m);
+      expect(body).toMatch(/^ripstop_api_watch_connected 1$/m);
+      expect(body).toMatch(/^ripstop_map_entries\{map="stack_flows"\} 1$/m);
+    });
+
+    it('counts what the maps count', async () => {
+      const read = (): Counter[] => {
+        using tables = openTables(bpffsOf(here.lab, node));
+        return readCounters(tables).filter(({ packets }) => packets > 0);
+      };
+      // Packets may come at any time; what is read before and after is the same when none came in between.
+      let exported = '';
+      let counted: Counter[] = [];
+      await expect
+        .poll(async () => {
+          counted = read();
+          exported = (await get('/metrics')).body;
+          return isDeepStrictEqual(counted, read());
+        })
+        .toBe(true);
+      const lines = counted.flatMap(({ hook, verdict, reason, packets, bytes }) => {
+        const labels = `{hook="${hook}",verdict="${verdict}",reason="${reason}"}`;
+        return [`ripstop_bytes_total${labels} ${bytes}`, `ripstop_packets_total${labels} ${packets}`];
+      });
+      const found = exported.split('\n').filter((line) => /^ripstop_(packets|bytes)_total\{/.test(line));
+      expect(found.sort()).toEqual(lines.sort());
+    });
+  });
+
+  describe('lab', () => {
+    it('status has the shape that scripts rely on', async () => {
+      const { code, stdout } = await lab('status', '-o', 'json', '--name', here.lab.name);
+      expect(code).toBe(0);
+      const pod = (name: string, ip: string) => [
+        { name: 'pod1', netns: `${here.lab.name}-${name}-pod1`, ip },
+      ];
+      expect(JSON.parse(stdout)).toEqual({
+        name: here.lab.name,
+        kubeconfig: `/run/ripstop-lab/${here.lab.name}/kubeconfig`,
+        nodes: [
+          {
+            name: 'node1',
+            netns: `${here.lab.name}-node1`,
+            ip: '172.31.0.1',
+            podCIDR: '10.42.0.0/24',
+            datapath: 'ripstop',
+            pods: pod('node1', '10.42.0.2'),
+          },
+          {
+            name: 'node2',
+            netns: `${here.lab.name}-node2`,
+            ip: '172.31.0.2',
+            podCIDR: '10.42.1.0/24',
+            datapath: 'ripstop',
+            pods: pod('node2', '10.42.1.2'),
+          },
+        ],
+      });
+    });
+
+    it('exec runs the command where it says, and ends as the command does', async () => {
+      const exec = (target: string, ...argv: string[]) =>
+        lab('exec', '--name', here.lab.name, target, '--', ...argv);
+      const address = await exec('node1-pod1', 'ip', '-4', '-o', 'address', 'show', 'dev', 'eth0');
+      expect(address).toMatchObject({ code: 0, stdout: expect.stringContaining('10.42.0.2') as unknown });
+      expect(await exec('node2', 'sh', '-c', 'exit 7')).toMatchObject({ code: 7 });
+      expect(await exec('underlay', 'ip', 'link', 'show', 'br0')).toMatchObject({ code: 0 });
+      const nobody = await exec('node9', 'true');
+      expect(nobody).toMatchObject({ code: 2, stdout: '' });
+      expect(nobody.stderr).toMatch(/^ripstop: .*node9.*node1, node2\n$/);
+    });
+
+    it('exec lets ripstop on a node find that node’s pins and agent', async () => {
+      const { stdout } = await lab(
+        'exec',
+        '--name',
+        here.lab.name,
+        'node2',
+        '--',
+        'ripstop',
+        'peers',
+        '-o',
+        'json',
+      );
+      expect(JSON.parse(stdout)).toMatchObject([{ node: 'node1', podCidr: '10.42.0.0/24' }]);
+    });
+  });
+
+  describe('when the agent is gone', () => {
+    beforeAll(() => stopAgent(here.lab, node, 'SIGKILL'));
+
+    it('reads on, and says what only an agent knows as a dash', async () => {
+      expect((await tableOf('status'))[0]).toBe(
+        'agent      not running (what is pinned forwards without it)',
+      );
+      expect((await tableOf('peers'))[1]).toMatch(/^- +- +172\.31\.0\.2 /);
+      expect((await json<Status>('status')).agent).toBeUndefined();
+    });
+
+    it('and the pins too, fails with one line that says so', async () => {
+      await unboost(here.lab, node);
+      for (const args of everyReading) {
+        const { code, stdout, stderr } = await ripstop(here.lab, node, ...args);
+        expect({ code, stdout }).toEqual({ code: 1, stdout: '' });
+        expect(stderr).toMatch(/^ripstop: no ripstop maps are pinned below \S+; is the agent running .*\n$/);
+      }
+    });
+  });
+});

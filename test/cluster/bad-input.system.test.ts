@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: Apache-2.0
+import { mkdtempSync, readFileSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { run, type RunResult, tryRun } from '../../src/host/run.ts';
+import { callCni, netnsPath, nodeDir } from '../../src/lab/index.ts';
+import { addNetns } from '../../src/lab/netns.ts';
+import { type Background, startIn } from '../../src/lab/testing.ts';
+import { missingHere, useLab } from './support.ts';
+
+const ROOT = join(import.meta.dirname, '../..');
+const CLI = join(ROOT, 'src/cli/main.ts');
+const NOBODY = 65_534;
+
+/** A failure as a person sees it: the exit code, and one line on standard error that says this. */
+function refusal(code: 1 | 2, says: RegExp) {
+  return { code, stdout: '', lines: 1, says: expect.stringMatching(says) as string };
+}
+
+function seen({ code, stdout, stderr }: RunResult) {
+  return { code, stdout, lines: stderr.trimEnd().split('\n').length, says: stderr };
+}
+
+describe.skipIf(missingHere('setpriv', 'unshare'))('a node with something wrong', () => {
+  const cluster = useLab('bad', { datapath: 'host', nodes: 1, pods: 0 });
+  let dir: string;
+  let netns: string;
+
+  beforeAll(() => {
+    const node = cluster.nodes[0]!;
+    dir = mkdtempSync(join(nodeDir(cluster.lab, node), 'bad-'));
+    netns = node.netns;
+  });
+
+  /** The command line of an agent that would start, but for what the test puts into it. */
+  function agent(changes: Record<string, string> = {}): string[] {
+    const flags = {
+      'node-name': 'node1',
+      kubeconfig: join(cluster.lab.dir, 'node.kubeconfig'),
+      'net-conf': join(cluster.lab.dir, 'net-conf.json'),
+      mode: 'cni',
+      iface: 'eth0',
+      bpffs: join(dir, 'bpf'),
+      'run-dir': join(dir, 'run'),
+      'subnet-file': join(dir, 'subnet.env'),
+      'ipam-dir': join(dir, 'ipam'),
+      ...changes,
+    };
+    return ['agent', ...Object.entries(flags).map(([flag, value]) => `--${flag}=${value}`)];
+  }
+
+  const ripstop = async (args: readonly string[], env: Record<string, string> = {}) =>
+    seen(
+      await tryRun(process.execPath, [CLI, ...args], {
+        netns: netnsPath(netns),
+        env: { PATH: process.env['PATH'] ?? '', ...env },
+        timeoutMs: 10_000,
+      }),
+    );
+
+  function file(name: string, text: string): string {
+    writeFileSync(join(dir, name), text);
+    return join(dir, name);
+  }
+
+  it.each([
+    ['is missing', undefined, /kubeconfig/],
+    ['is no YAML', '{{{', /kubeconfig/],
+    ['names no cluster', 'apiVersion: v1\nkind: Config\n', /kubeconfig/],
+  ])('is told when the kubeconfig %s', async (_, text, says) => {
+    const kubeconfig = text === undefined ? join(dir, 'none') : file('kubeconfig', text);
+    expect(await ripstop(agent({ kubeconfig }))).toEqual(refusal(1, says));
+  });
+
+  it.each([
+    ['is missing', undefined, /cannot read the network configuration .*--net-conf/],
+    ['is no JSON', 'Network: 10.42.0.0/16', /is no JSON/],
+    ['is not an object', '[]', /is not a JSON object/],
+    ['has no network', '{"Backend":{"Type":"vxlan"}}', /Network is missing/],
+    [
+      'has several mistakes',
+      '{"Network":"10.42.0.0/99","Backend":{"Type":"host-gw","VNI":-1}}',
+      /Network.*"host-gw" is not supported.*Backend\.VNI -1/,
+    ],
+    [
+      'enables IPv6',
+      '{"Network":"10.42.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:42::/56","Backend":{"Type":"vxlan"}}',
+      /IPv6/,
+    ],
+  ])('is told when net-conf.json %s', async (_, text, says) => {
+    const netConf = text === undefined ? join(dir, 'none') : file('net-conf.json', text);
+    expect(await ripstop(agent({ 'net-conf': netConf }))).toEqual(refusal(1, says));
+  });
+
+  it.each([
+    ['an unknown flag', ['agent', '--node-nmae', 'x'], /--node-nmae/],
+    ['no node name', ['agent'], /--node-name/],
+    ['an unknown mode', ['agent', '--node-name=n', '--mode=fast'], /--mode.*auto, cni, boost/],
+    ['an unknown ingress', ['agent', '--node-name=n', '--ingress=dpdk'], /--ingress.*auto, tc, xdp/],
+    ['a mode that is not built', ['agent', '--node-name=n', '--mode=boost'], /boost is not built yet/],
+    ['an unknown command', ['frobnicate'], /frobnicate/],
+    ['an unknown map', ['maps', 'nonesuch'], /no map "nonesuch".*peers/],
+    ['an unknown output', ['peers', '-o', 'xml'], /xml/],
+    ['a lab that cannot be', ['lab', 'up', '--nodes', '0'], /--nodes cannot be "0"/],
+  ])('gets exit code 2 and one line for %s', async (_, args, says) => {
+    expect(await ripstop(args)).toEqual(refusal(2, says));
+  });
+
+  it('gets exit code 2 and one line for a metrics address that is none', async () => {
+    expect(await ripstop(agent({ 'metrics-addr': 'everywhere' }))).toEqual(
+      refusal(2, /--metrics-addr "everywhere" is not HOST:PORT/),
+    );
+  });
+
+  it('gets exit code 2 for a wrong environment variable, which is a flag too', async () => {
+    expect(await ripstop(['agent', '--node-name=n'], { RIPSTOP_MODE: 'fast' })).toEqual(
+      refusal(2, /RIPSTOP_MODE|--mode/),
+    );
+  });
+
+  it('is told when nothing is pinned', async () => {
+    for (const reader of ['status', 'peers', 'endpoints', 'flows', 'maps', 'stats']) {
+      expect(await ripstop([reader, `--bpffs=${dir}`])).toEqual(
+        refusal(1, /no ripstop maps are pinned below/),
+      );
+    }
+  });
+
+  it('is told which package is missing', async () => {
+    const path = mkdtempSync(join(dir, 'path-'));
+    for (const program of ['ip', 'bridge', 'nsenter']) {
+      symlinkSync((await run('which', [program])).trim(), join(path, program));
+    }
+    const { code, stderr, stdout } = await tryRun(
+      (await run('which', ['nsenter'])).trim(),
+      [`--net=${netnsPath(netns)}`, '--', process.execPath, CLI, ...agent()],
+      { env: { PATH: path } },
+    );
+    expect(seen({ code, stderr, stdout })).toEqual(
+      refusal(1, /nft not found on PATH: install the package nftables/),
+    );
+  });
+
+  it('is told to become root', async ({ skip }) => {
+    const as = [
+      '--reuid',
+      String(NOBODY),
+      '--regid',
+      String(NOBODY),
+      '--clear-groups',
+      '--',
+      process.execPath,
+    ];
+    const reads = await tryRun('setpriv', [...as, CLI, '--version']);
+    if (reads.code !== 0) skip('nobody cannot read this checkout');
+    const args = [
+      'agent',
+      '--node-name=n',
+      `--net-conf=${join(cluster.lab.dir, 'net-conf.json')}`,
+      '--mode=cni',
+    ];
+    expect(seen(await tryRun('setpriv', [...as, CLI, ...args], { netns: netnsPath(netns) }))).toEqual(
+      refusal(1, /must run as root/),
+    );
+    expect(seen(await tryRun('setpriv', [...as, CLI, 'lab', 'up', '--name', 'never']))).toEqual(
+      refusal(1, /needs root/),
+    );
+  });
+
+  it('is told that the BPF objects need clang, and keeps those that it has', async () => {
+    const path = mkdtempSync(join(dir, 'path-'));
+    const object = join(ROOT, 'build/wire.bpf.o');
+    const before = statSync(object).ino;
+    const { code, stdout, stderr } = await tryRun(
+      process.execPath,
+      [join(ROOT, 'scripts/build-bpf.ts'), '--force'],
+      { env: { PATH: path } },
+    );
+    expect(seen({ code, stdout, stderr })).toEqual(refusal(1, /no clang found.*install clang-19/));
+    expect(statSync(object).ino).toBe(before);
+  });
+
+  describe('waits', () => {
+    let running: Background | undefined;
+    afterAll(async () => {
+      await running?.stop();
+    });
+
+    it('for an API server that is down, says so once, and ends when it is told to', async () => {
+      const text = readFileSync(join(cluster.lab.dir, 'node.kubeconfig'), 'utf8').replaceAll(':6443', ':1');
+      running = startIn(
+        netns,
+        process.execPath,
+        CLI,
+        ...agent({ kubeconfig: file('down.kubeconfig', text) }),
+      );
+      await running.prints(/cannot read our own Node yet/);
+      await new Promise((resolve) => setTimeout(resolve, 1500)); // It has tried several times by then.
+      const output = await running.stop();
+      running = undefined;
+      expect(output.match(/cannot read our own Node yet/g)).toHaveLength(1);
+      expect(output).toMatch(/"why":"[^"]*ECONNREFUSED/);
+      expect(output).toMatch(/stopping; what is pinned keeps forwarding/);
+    });
+
+    it('for host-local: STATUS and ADD name the package, and nothing of the pod stays', async () => {
+      const hide =
+        'for d in /usr/lib/cni /opt/cni/bin; do [ ! -d $d ] || mount -t tmpfs none $d; done; exec "$@"';
+      const socket = join(dir, 'run/cni.sock');
+      running = startIn(
+        netns,
+        ...(['unshare', '--mount', 'sh', '-c', hide, 'sh', process.execPath, CLI, ...agent()] as const),
+      );
+      await running.prints(/published our lease/);
+      const pod = `${netns}-pod9`;
+      await addNetns(pod);
+      const call = {
+        plugin: join(ROOT, 'build/ripstop-cni'),
+        hostNetns: netns,
+        env: { RIPSTOP_CNI_SOCKET: socket, CNI_PATH: dir },
+      };
+      const config = { cniVersion: '1.1.0', name: 'cbr0', type: 'ripstop-cni' };
+      const says = /there is no host-local plugin in .*; install the package containernetworking-plugins/;
+      await expect(callCni({ ...call, config, command: 'STATUS' })).rejects.toThrow(says);
+      const container = { id: 'c1', netns: pod, pod: 'pod9' };
+      await expect(callCni({ ...call, config, command: 'ADD', container })).rejects.toThrow(says);
+      expect(
+        await run('ip', ['-o', 'link', 'show', 'type', 'veth'], { netns: netnsPath(netns) }),
+      ).not.toMatch(/veth[0-9a-f]{8}/);
+      expect(await run('ip', ['-o', 'link'], { netns: netnsPath(pod) })).not.toMatch(/eth0/);
+      await running.stop();
+      running = undefined;
+    });
+  });
+
+  afterAll(() => rmSync(dir, { recursive: true, force: true }));
+});

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+import { describe, expect, it } from 'vitest';
+import {
+  carriedDuring,
+  holdFrom,
+  missingHere,
+  ping,
+  podOf,
+  released,
+  ripstopJson,
+  serveIn,
+  setSlow,
+  talkTcp,
+  talkUdp,
+  useLab,
+} from './support.ts';
+
+describe.skipIf(missingHere())('of two ripstop nodes beside a flannel node, the fast path', () => {
+  const cluster = useLab('fast', { datapath: 'ripstop,ripstop,flannel', pods: 2, wire: 'mtu' });
+  const ripstopNodes = () => cluster.nodes.slice(0, 2);
+  const pod = (node: number, i = 0) => podOf(cluster.nodes[node - 1], i);
+
+  /** Traffic of all kinds from pod 1 of node 1, and back. */
+  async function stream(to: { netns: string; ip: string }, bytes: number): Promise<void> {
+    const server = await serveIn(to);
+    try {
+      await ping(pod(1), to.ip);
+      await talkTcp(pod(1), to.ip, bytes);
+      await talkUdp(pod(1), to.ip);
+    } finally {
+      await server.stop();
+    }
+  }
+
+  it('takes at least 99 % of what pods of two nodes send each other, and the kernel path stands still', async () => {
+    const carried = await carriedDuring(cluster.lab, ripstopNodes(), () => stream(pod(2), 20 << 20));
+    for (const { by, fast, vtep, forwarded } of carried) {
+      expect(by['from_pod fast_encap']).toBeGreaterThan(500);
+      expect(by['from_wire fast_decap']).toBeGreaterThan(500);
+      expect(fast / (fast + vtep + forwarded)).toBeGreaterThanOrEqual(0.99);
+      expect(vtep).toBeLessThan(5);
+      expect(forwarded).toBeLessThan(5);
+    }
+  });
+
+  it('takes at least 99 % of what pods of one node send each other', async () => {
+    const [carried, other] = await carriedDuring(cluster.lab, ripstopNodes(), () =>
+      stream(pod(1, 1), 20 << 20),
+    );
+    expect(carried!.by['from_pod fast_local']).toBeGreaterThan(500);
+    expect(carried!.forwarded).toBeLessThan(5);
+    expect(other!.fast).toBe(0);
+  });
+
+  it('takes at least 99 % of what a flannel node sends, whose tunnel has checksums, and of what it gets', async () => {
+    const [carried] = await carriedDuring(cluster.lab, ripstopNodes(), () => stream(pod(3), 20 << 20));
+    const { by, fast, vtep, forwarded } = carried!;
+    expect(by['from_pod fast_encap']).toBeGreaterThan(500);
+    expect(by).not.toHaveProperty(['from_wire stack_outer_checksum']);
+    expect(fast / (fast + vtep + forwarded)).toBeGreaterThanOrEqual(0.99);
+  });
+
+  describe('leaves a pod that is marked slow', () => {
+    it('to the kernel path, in both directions, to its neighbour and to another node', async () => {
+      const [one] = cluster.nodes;
+      await setSlow(cluster.lab, one!, pod(1), true);
+      const shown = await ripstopJson<{ ip: string; flags: string[] }[]>(cluster.lab, one!, 'endpoints');
+      expect(shown.find(({ ip }) => ip === pod(1).ip)!.flags).toEqual(['slow']);
+
+      const [near] = await carriedDuring(cluster.lab, ripstopNodes(), () => stream(pod(1, 1), 1 << 20));
+      expect(near!.fast).toBe(0);
+      expect(near!.by['from_pod stack_slow']).toBeGreaterThan(40);
+      expect(near!.forwarded).toBeGreaterThanOrEqual(near!.by['from_pod stack_slow']!);
+
+      const [here, there] = await carriedDuring(cluster.lab, ripstopNodes(), () => stream(pod(2), 1 << 20));
+      expect(here!.fast).toBe(0);
+      expect(here!.by['from_pod stack_slow']).toBeGreaterThan(20);
+      expect(here!.by['from_wire stack_slow']).toBeGreaterThan(20);
+      expect(here!.vtep).toBeGreaterThan(40);
+      // Whether the other end is slow is that node's own matter.
+      expect(there!.by['from_pod fast_encap']).toBeGreaterThan(20);
+      expect(there!.by['from_wire fast_decap']).toBeGreaterThan(20);
+      expect(there!.vtep).toBeLessThan(5);
+
+      await setSlow(cluster.lab, one!, pod(1), false);
+      const [again] = await carriedDuring(cluster.lab, ripstopNodes(), () => stream(pod(2), 1 << 20));
+      expect(again!.by['from_pod fast_encap']).toBeGreaterThan(20);
+      expect(again!.vtep).toBeLessThan(5);
+    });
+
+    it('without breaking its connections, neither when it begins nor when it ends', async () => {
+      const [one] = cluster.nodes;
+      for (const to of [pod(1, 1), pod(2)]) {
+        const server = await serveIn(to);
+        const held = await holdFrom(pod(1), to.ip);
+        const [slow] = await carriedDuring(cluster.lab, ripstopNodes(), async () => {
+          await setSlow(cluster.lab, one!, pod(1), true);
+          await talkTcp(pod(1), to.ip);
+        });
+        expect(slow!.by['from_pod stack_slow']).toBeGreaterThan(0);
+        await setSlow(cluster.lab, one!, pod(1), false);
+        await talkTcp(pod(1), to.ip);
+        const report = await released(held);
+        expect(report).not.toHaveProperty('error');
+        expect(report.rounds).toBeGreaterThan(5);
+        expect(report.longestMs).toBeLessThan(1000);
+        await server.stop();
+      }
+    });
+  });
+});

@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: Apache-2.0
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { BpfLink } from '#libbpf-ts';
+import { beforeAll, describe, expect, it } from 'vitest';
+import { dumpMap } from '../../src/cli/maps.ts';
+import { readPeers } from '../../src/cli/rows.ts';
+import { pinPaths } from '../../src/dataplane/tables.ts';
+import { listLinks } from '../../src/dataplane/targets.ts';
+import { readForwardCounters } from '../../src/host/rules.ts';
+import {
+  callCni,
+  type Lab,
+  type NodeState,
+  restartAgent,
+  startAgent,
+  stopAgent,
+  unboost,
+} from '../../src/lab/index.ts';
+import { ripstopPlugin } from '../../src/lab/ripstop.ts';
+import {
+  agentLog,
+  bpffsOf,
+  carriedDuring,
+  holdFrom,
+  inNetns,
+  missingHere,
+  ping,
+  pingOn,
+  podOf,
+  released,
+  ripstopJson,
+  serveIn,
+  talkTcp,
+  useLab,
+} from './support.ts';
+
+/** Everything of a node's data plane that a restart must find and leave as it is. */
+function pinned(lab: Lab, node: NodeState): object {
+  const bpffs = bpffsOf(lab, node);
+  const { links } = pinPaths(bpffs);
+  return {
+    peers: dumpMap(bpffs, 'peers', true),
+    vteps: dumpMap(bpffs, 'vteps', true),
+    endpoints: dumpMap(bpffs, 'endpoints', true),
+    links: [...listLinks(links).keys()].toSorted().map((pin) => {
+      using link = BpfLink.openPinned(join(links, pin));
+      const { id, ifindex } = link.info();
+      return { pin, id, ifindex };
+    }),
+  };
+}
+
+/** What the CNI plugin answers to STATUS: undefined when all is well, else the error. */
+async function cniStatus(lab: Lab, node: NodeState): Promise<string | undefined> {
+  const { config, ...plugin } = ripstopPlugin(lab, node);
+  const call = { ...plugin, config: { ...config, cniVersion: '1.1.0' }, hostNetns: node.netns };
+  return callCni({ ...call, command: 'STATUS' }).then(
+    () => undefined,
+    (error: unknown) => String(error),
+  );
+}
+
+describe.skipIf(missingHere())('what is pinned on two ripstop nodes', () => {
+  const cluster = useLab('life', { nodes: 2, pods: 2 });
+  const pod = (node: number, i = 0) => podOf(cluster.nodes[node - 1], i);
+  const near = () => pod(1, 1);
+  const far = () => pod(2);
+
+  beforeAll(async () => {
+    await Promise.all([pod(1), near(), far()].map((one) => serveIn(one)));
+  });
+
+  /** While something happens on node 1: pings and connections between its pods, and with the other node's, both ways. */
+  async function unharmed(work: () => Promise<unknown>): Promise<void> {
+    const pairs = [
+      [pod(1), near()],
+      [pod(1), far()],
+      [far(), pod(1)],
+    ] as const;
+    const [pings, connections] = await Promise.all([
+      Promise.all(pairs.map(([from, to]) => pingOn(from, to.ip))),
+      Promise.all(pairs.map(([from, to]) => holdFrom(from, to.ip))),
+    ]);
+    try {
+      await work();
+      await sleep(200);
+    } finally {
+      const lost = await Promise.all(pings.map((one) => one.lost()));
+      const reports = await Promise.all(connections.map(released));
+      expect(lost).toEqual([[], [], []]);
+      for (const report of reports) {
+        expect(report).not.toHaveProperty('error');
+        expect(report.rounds).toBeGreaterThan(10);
+        expect(report.longestMs).toBeLessThan(500);
+      }
+    }
+  }
+
+  it.each(['SIGTERM', 'SIGKILL'] as const)(
+    'is adopted by a new agent after %s: no ping lost, no map written, no link replaced',
+    async (signal) => {
+      const node = cluster.nodes[0]!;
+      const before = pinned(cluster.lab, node);
+      const logged = agentLog(cluster.lab, node).length;
+      await unharmed(async () => {
+        await restartAgent(cluster.lab, node, signal);
+        await expect.poll(() => isSynced(node)).toBe(true);
+      });
+      expect(pinned(cluster.lab, node)).toEqual(before);
+      const applied = agentLog(cluster.lab, node)
+        .slice(logged)
+        .matchAll(/"changed":"([^"]*)"/g);
+      expect(Array.from(applied, ([, changed]) => changed!.replaceAll(/ [+]\d+ -\d+/g, ''))).toEqual([
+        'links',
+      ]);
+    },
+  );
+
+  const isSynced = async (node: NodeState): Promise<boolean> => {
+    const { agent } = await ripstopJson<{ agent?: { api: { synced: boolean } } }>(
+      cluster.lab,
+      node,
+      'status',
+    );
+    return agent?.api.synced ?? false;
+  };
+
+  it('forwards while no agent runs', async () => {
+    const node = cluster.nodes[0]!;
+    await stopAgent(cluster.lab, node, 'SIGKILL');
+    const [carried] = await carriedDuring(cluster.lab, [node], () => unharmed(() => sleep(300)));
+    expect(carried!.fast).toBeGreaterThan(100);
+    expect(carried!.forwarded).toBeLessThan(5);
+    const { agent } = await ripstopJson<{ agent?: object }>(cluster.lab, node, 'status');
+    expect(agent).toBeUndefined();
+    expect(await cniStatus(cluster.lab, node)).toMatch(/code 50/);
+    await startAgent(cluster.lab, node);
+  });
+
+  it('may be taken away, and given back, under pods that notice nothing', async () => {
+    const node = cluster.nodes[0]!;
+    await unharmed(async () => {
+      await unboost(cluster.lab, node);
+      const before = (await readForwardCounters(inNetns(node)))!.packets;
+      await talkTcp(pod(1), far().ip, 1 << 20);
+      await talkTcp(pod(1), near().ip, 1 << 20);
+      await ping(far(), pod(1).ip);
+      expect((await readForwardCounters(inNetns(node)))!.packets).toBeGreaterThan(before + 50);
+
+      await startAgent(cluster.lab, node);
+      await expect.poll(() => isSynced(node)).toBe(true);
+      await expect.poll(() => readPeers(bpffsOf(cluster.lab, node), undefined).length).toBe(1);
+      await sleep(100);
+      const [carried] = await carriedDuring(cluster.lab, [node], async () => {
+        await talkTcp(pod(1), far().ip, 1 << 20);
+        await talkTcp(pod(1), near().ip, 1 << 20);
+        await sleep(200);
+      });
+      expect(carried!.fast).toBeGreaterThan(100);
+      // The old connections too: they began on the fast path and are back on it.
+      expect(carried!.forwarded).toBeLessThan(5);
+    });
+  });
+
+  it('forwards on while the API server hangs, and an agent that starts meanwhile waits for it', async () => {
+    const node = cluster.nodes[0]!;
+    const apiServer = cluster.lab.state.apiServerPid!;
+    const before = pinned(cluster.lab, node);
+    process.kill(apiServer, 'SIGSTOP');
+    try {
+      await unharmed(() => sleep(500));
+      expect(pinned(cluster.lab, node)).toEqual(before);
+      expect(await cniStatus(cluster.lab, node)).toBeUndefined();
+
+      await stopAgent(cluster.lab, node);
+      const started = startAgent(cluster.lab, node);
+      await expect.poll(() => cniStatus(cluster.lab, node)).toMatch(/code 50/);
+      await unharmed(() => sleep(500));
+      expect(pinned(cluster.lab, node)).toEqual(before);
+      process.kill(apiServer, 'SIGCONT');
+      await started;
+    } finally {
+      process.kill(apiServer, 'SIGCONT');
+    }
+    expect(await cniStatus(cluster.lab, node)).toBeUndefined();
+    await expect.poll(() => isSynced(node)).toBe(true);
+    expect(pinned(cluster.lab, node)).toEqual(before);
+  });
+
+  it('forwards on when the API server is gone, and under an agent that starts then', async () => {
+    const node = cluster.nodes[0]!;
+    const before = pinned(cluster.lab, node);
+    process.kill(cluster.lab.state.apiServerPid!, 'SIGKILL');
+    await unharmed(() => sleep(500));
+    const { agent } = await ripstopJson<{ agent?: { api: { connected: boolean; lastError?: string } } }>(
+      cluster.lab,
+      node,
+      'status',
+    );
+    expect(agent!.api.connected).toBe(false);
+    expect(agent!.api.lastError).toBeTruthy();
+
+    await stopAgent(cluster.lab, node);
+    const started = startAgent(cluster.lab, node).catch(String); // It ends with the lab, not ready to the last.
+    await expect.poll(() => cniStatus(cluster.lab, node)).toMatch(/code 50/);
+    await unharmed(() => sleep(500));
+    expect(pinned(cluster.lab, node)).toEqual(before);
+    expect(await cniStatus(cluster.lab, node)).toMatch(/code 50/);
+    await stopAgent(cluster.lab, node, 'SIGTERM');
+    expect(await started).toMatch(/it ended/);
+  });
+});

@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: Apache-2.0
+import { afterEach, describe, expect, it } from 'vitest';
+import { readPeers } from '../../src/cli/rows.ts';
+import { bridgeJson, ipJson } from '../../src/host/ip.ts';
+import type { NodeState } from '../../src/lab/index.ts';
+import { createKubeNode, deleteKubeNode, patchNodeStatus } from '../../src/lab/kube.ts';
+import { bpffsOf, inNetns, missingHere, podOf, ping, ripstopJson, timeUntil, useLab } from './support.ts';
+
+const PREFIX = 'flannel.alpha.coreos.com';
+
+/** What a node must know of a peer. */
+interface Place {
+  podCIDR: string;
+  ip: string;
+  mac: string;
+}
+
+const WHERE: Place = { podCIDR: '10.42.9.0/24', ip: '172.31.0.109', mac: '02:00:00:00:09:01' };
+
+function lease({ ip, mac }: { ip: string; mac: string }): Record<string, string> {
+  return {
+    [`${PREFIX}/kube-subnet-manager`]: 'true',
+    [`${PREFIX}/backend-type`]: 'vxlan',
+    [`${PREFIX}/backend-data`]: `{"VNI":1,"VtepMAC":"${mac}"}`,
+    [`${PREFIX}/public-ip`]: ip,
+  };
+}
+
+describe.skipIf(missingHere())('a Node', () => {
+  const cluster = useLab('nodes', { datapath: 'ripstop,flannel', pods: 1 });
+  const made = new Set<string>();
+
+  afterEach(async () => {
+    // The other nodes go on whatever happens to one.
+    await ping(podOf(cluster.nodes[0]), podOf(cluster.nodes[1]).ip);
+    for (const name of made) await remove(name);
+  });
+
+  async function create(name: string, { podCIDR, ip }: Place): Promise<void> {
+    const node: NodeState = { name, index: 99, netns: '', ip, podCIDR, datapath: 'host', pods: [] };
+    await createKubeNode(cluster.lab, node);
+    made.add(name);
+  }
+  const annotate = (name: string, annotations: Record<string, string | null>) =>
+    patchNodeStatus(cluster.lab, name, { metadata: { annotations } });
+  const remove = async (name: string) => {
+    made.delete(name);
+    await deleteKubeNode(cluster.lab, name);
+  };
+
+  /** All that node 1 holds about a podCIDR, in BPF and in the kernel. */
+  async function held(
+    podCIDR: string,
+  ): Promise<{ bpf: unknown[]; routes: unknown[]; neighbours: unknown[]; fdb: unknown[] }> {
+    const node = cluster.nodes[0]!;
+    const base = podCIDR.split('/')[0]!;
+    const slot = Number(base.split('.')[2]);
+    const [routes, neighbours, fdb] = await Promise.all([
+      ipJson<{ dst: string; gateway?: string; dev: string }>(['route', 'show', podCIDR], inNetns(node)),
+      ipJson<{ dst: string; lladdr?: string }>(['neigh', 'show', base, 'dev', 'flannel.1'], inNetns(node)),
+      bridgeJson<{ mac: string; dst?: string }>(['fdb', 'show', 'dev', 'flannel.1'], inNetns(node)),
+    ]);
+    const others = readPeers(bpffsOf(cluster.lab, node), undefined).filter((row) => row.slot === 1);
+    expect(others.map(({ vtepIp }) => vtepIp)).toEqual([cluster.nodes[1]!.ip]);
+    return {
+      bpf: readPeers(bpffsOf(cluster.lab, node), undefined)
+        .filter((row) => row.slot === slot)
+        .map(({ vtepIp, vtepMac }) => ({ vtepIp, vtepMac })),
+      routes: routes.map(({ gateway, dev }) => ({ gateway, dev })),
+      neighbours: neighbours.map(({ lladdr }) => lladdr),
+      fdb: fdb
+        .filter(({ mac, dst }) => mac.startsWith('02:00:00:00:09:') || dst?.startsWith('172.31.0.1'))
+        .map(({ mac, dst }) => ({ mac, dst })),
+    };
+  }
+
+  const nothing = { bpf: [], routes: [], neighbours: [], fdb: [] };
+  const entriesOf = ({ podCIDR, ip, mac }: Place) => ({
+    bpf: [{ vtepIp: ip, vtepMac: mac }],
+    routes: [{ gateway: podCIDR.split('/')[0], dev: 'flannel.1' }],
+    neighbours: [mac],
+    fdb: [{ mac, dst: ip }],
+  });
+
+  /** Do it, and expect node 1 to hold exactly this within a second. */
+  async function followed(
+    what: string,
+    act: () => Promise<unknown>,
+    place: Place | undefined,
+  ): Promise<void> {
+    const wanted = place ? entriesOf(place) : nothing;
+    await act();
+    const tookMs = await timeUntil(async () => {
+      return JSON.stringify(await held(WHERE.podCIDR)) === JSON.stringify(wanted);
+    });
+    expect(await held(WHERE.podCIDR)).toEqual(wanted);
+    console.log(`${what}: maps and kernel path followed in ${tookMs} ms`);
+    expect(tookMs).toBeLessThan(1000);
+  }
+
+  /** What the agent of node 1 complains about a Node. */
+  async function alarmsOf(name: string): Promise<string[]> {
+    const { agent } = await ripstopJson<{ agent: { alarms: { node: string; reason: string }[] } }>(
+      cluster.lab,
+      cluster.nodes[0]!,
+      'status',
+    );
+    return agent.alarms.filter(({ node }) => node === name).map(({ reason }) => reason);
+  }
+
+  it('that comes, changes its address or its MAC, and goes, is followed within a second', async () => {
+    const moved = { ...WHERE, ip: '172.31.0.110' };
+    const renewed = { ...moved, mac: '02:00:00:00:09:02' };
+    await create('joins', WHERE);
+    await followed('a new Node', () => annotate('joins', lease(WHERE)), WHERE);
+    const rows = await ripstopJson<object[]>(cluster.lab, cluster.nodes[0]!, 'peers');
+    expect(rows).toContainEqual({
+      node: 'joins',
+      podCidr: WHERE.podCIDR,
+      slot: 9,
+      vtepIp: WHERE.ip,
+      vtepMac: WHERE.mac,
+      nextHop: WHERE.ip,
+      flags: ['present'],
+    });
+    await followed('a new VTEP address', () => annotate('joins', lease(moved)), moved);
+    await followed('a new VTEP MAC', () => annotate('joins', lease(renewed)), renewed);
+    await followed('both at once', () => annotate('joins', lease(WHERE)), WHERE);
+    await followed('a deleted Node', () => remove('joins'), undefined);
+  });
+
+  it('that is deleted and made again elsewhere is followed within a second', async () => {
+    const elsewhere = { ...WHERE, ip: '172.31.0.111', mac: '02:00:00:00:09:03' };
+    await create('returns', WHERE);
+    await followed('a new Node', () => annotate('returns', lease(WHERE)), WHERE);
+    const again = async () => {
+      await remove('returns');
+      await create('returns', elsewhere);
+      await annotate('returns', lease(elsewhere));
+    };
+    await followed('a Node made again', again, elsewhere);
+  });
+
+  it('that loses its kube-subnet-manager annotation is withdrawn, and comes back with it', async () => {
+    const key = `${PREFIX}/kube-subnet-manager`;
+    await create('leaves', WHERE);
+    await followed('a new Node', () => annotate('leaves', lease(WHERE)), WHERE);
+    await followed('a lease withdrawn', () => annotate('leaves', { [key]: null }), undefined);
+    await followed('a lease given again', () => annotate('leaves', { [key]: 'true' }), WHERE);
+  });
+
+  it('whose annotations break keeps its last good state, loudly, while others are followed', async () => {
+    const data = `${PREFIX}/backend-data`;
+    const repaired = { ...WHERE, ip: '172.31.0.112' };
+    await create('breaks', WHERE);
+    await followed('a new Node', () => annotate('breaks', lease(WHERE)), WHERE);
+    for (const broken of [
+      '{"VNI":1,"VtepMAC":"$(reboot)"}',
+      '{',
+      '{"VNI":1,"VtepMAC":"01:00:5e:00:00:01"}',
+    ]) {
+      await annotate('breaks', { [data]: broken });
+      await expect
+        .poll(() => alarmsOf('breaks'))
+        .toContainEqual(expect.stringMatching(/^quarantined with its last good lease: /));
+      expect(await held(WHERE.podCIDR)).toEqual(entriesOf(WHERE));
+    }
+    const other = { podCIDR: '10.42.10.0/24', ip: '172.31.0.113', mac: '02:00:00:00:10:01' };
+    await create('other', other);
+    await annotate('other', lease(other));
+    const tookMs = await timeUntil(async () => (await held(other.podCIDR)).bpf.length === 1);
+    expect(tookMs).toBeLessThan(1000);
+    await remove('other');
+    await followed('a repaired lease', () => annotate('breaks', lease(repaired)), repaired);
+    expect(await alarmsOf('breaks')).toEqual([]);
+  });
+
+  it('with a podCIDR outside the cluster network is refused, loudly', async () => {
+    const outside = { podCIDR: '192.168.7.0/24', ip: '172.31.0.114', mac: '02:00:00:00:09:07' };
+    await create('outside', outside);
+    await annotate('outside', lease(outside));
+    await expect
+      .poll(() => alarmsOf('outside'))
+      .toEqual([expect.stringContaining('podCIDR 192.168.7.0/24 is outside Network 10.42.0.0/16')]);
+    expect(await held(outside.podCIDR)).toEqual(nothing);
+  });
+
+  it('that claims the podCIDR of an older one, or ours, is refused, loudly, and leaves no trace when it goes', async () => {
+    const thief = { ...WHERE, ip: '172.31.0.115', mac: '02:00:00:00:09:08' };
+    await create('owner', WHERE);
+    await followed('a new Node', () => annotate('owner', lease(WHERE)), WHERE);
+    // Creation times are whole seconds.
+    await new Promise((resolve) => setTimeout(resolve, 1100));
+    await create('thief', thief);
+    await annotate('thief', lease(thief));
+    await expect
+      .poll(() => alarmsOf('thief'))
+      .toContainEqual(expect.stringContaining('overlaps 10.42.9.0/24 of owner'));
+    expect(await held(WHERE.podCIDR)).toEqual(entriesOf(WHERE));
+    await remove('thief');
+    await expect.poll(() => alarmsOf('thief')).toEqual([]);
+    expect(await held(WHERE.podCIDR)).toEqual(entriesOf(WHERE));
+
+    const ours = { ...thief, podCIDR: cluster.nodes[0]!.podCIDR };
+    await create('thief', ours);
+    await annotate('thief', lease(ours));
+    await expect
+      .poll(() => alarmsOf('thief'))
+      .toContainEqual(expect.stringContaining('of node1 (this node)'));
+    expect((await held(ours.podCIDR)).bpf).toEqual([]);
+  });
+});

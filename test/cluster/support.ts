@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: Apache-2.0
+/** What the stories of this folder share: a lab for a file, pods that talk, and a node's own view of what carried it. */
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { afterAll, beforeAll, expect } from 'vitest';
+import { AttachmentStore } from '../../src/cni/attachments.ts';
+import { readCounters } from '../../src/dataplane/counters.ts';
+import { openTables } from '../../src/dataplane/tables.ts';
+import { ipJson } from '../../src/host/ip.ts';
+import { readForwardCounters } from '../../src/host/rules.ts';
+import { type RunOptions, tryRun } from '../../src/host/run.ts';
+import {
+  type Lab,
+  type LabFlags,
+  labDown,
+  labUp,
+  netnsPath,
+  nodeDir,
+  type NodeState,
+  openLab,
+  parseLabOptions,
+  type PodState,
+} from '../../src/lab/index.ts';
+import { type Background, missingForLab, startIn, tracesOf } from '../../src/lab/testing.ts';
+import type { HoldReport, TcpReport, UdpReport } from './talker.ts';
+
+const TALKER = join(import.meta.dirname, 'talker.ts');
+const CLI = join(import.meta.dirname, '../../src/cli/main.ts');
+
+/** Where the talkers serve. */
+export const PORT = 4711;
+
+/** Why a file's stories cannot be played here, said in one line; undefined when they can. */
+export function missingHere(...programs: string[]): string | undefined {
+  const missing = missingForLab('nft', ...programs);
+  if (missing) console.log(`skipped: ${missing}`);
+  return missing;
+}
+
+/** A lab that is up while a describe block runs; afterwards nothing of it may be left. */
+export function useLab(
+  suffix: string,
+  flags: LabFlags,
+): { readonly lab: Lab; readonly nodes: readonly NodeState[] } {
+  const name = `t${process.pid}-${suffix}`;
+  let lab: Lab | undefined;
+  beforeAll(async () => {
+    await labUp(parseLabOptions({ ...flags, name }));
+    lab = openLab(name);
+  });
+  afterAll(async () => {
+    await labDown(name);
+    expect(await tracesOf(name)).toEqual([]);
+  });
+  const opened = (): Lab => {
+    if (!lab) throw new Error('the lab is not up yet');
+    return lab;
+  };
+  return {
+    get lab() {
+      return opened();
+    },
+    get nodes() {
+      return opened().state.nodes;
+    },
+  };
+}
+
+export function podOf(node: NodeState | undefined, i = 0): PodState {
+  const pod = node?.pods[i];
+  if (!pod) throw new Error(`${node?.name} has no pod number ${i}`);
+  return pod;
+}
+
+export const inNetns = ({ netns }: { netns: string }): RunOptions => ({ netns: netnsPath(netns) });
+export const bpffsOf = (lab: Lab, node: NodeState): string => join(nodeDir(lab, node), 'bpf');
+export const runDirOf = (lab: Lab, node: NodeState): string => join(nodeDir(lab, node), 'run');
+
+/** Start an echo server (TCP and UDP) in a namespace, on one of its addresses or on all. Stop it, or leave that to the lab's end. */
+export async function serveIn(
+  { netns }: { netns: string },
+  address = '0.0.0.0',
+  port = PORT,
+): Promise<Background> {
+  const server = startIn(netns, process.execPath, TALKER, 'serve', address, String(port));
+  await server.prints(/serving/);
+  return server;
+}
+
+/** Hold one TCP connection open, a line there and back every 10 ms, until it is stopped with {@link released}. */
+export async function holdFrom({ netns }: { netns: string }, address: string): Promise<Background> {
+  const held = startIn(netns, process.execPath, TALKER, 'hold', address, String(PORT));
+  await held.prints(/holding/);
+  return held;
+}
+
+/** End a held connection. What its client noticed: `error` is there when it broke. */
+export async function released(held: Background): Promise<HoldReport> {
+  return JSON.parse((await held.stop()).trim().split('\n').at(-1)!) as HoldReport;
+}
+
+async function talk<Report>({ netns }: { netns: string }, ...args: (string | number)[]): Promise<Report> {
+  const { stdout, stderr } = await tryRun(process.execPath, [TALKER, ...args.map(String)], {
+    netns: netnsPath(netns),
+  });
+  // A failure is a result too: the test then shows it beside what it wanted.
+  return JSON.parse(stdout || JSON.stringify({ error: stderr.trim() })) as Report;
+}
+
+/** Send this much over TCP and back again; true when all of it came back unharmed. */
+export async function talkTcp(
+  from: { netns: string },
+  address: string,
+  bytes = 10_000,
+  port = PORT,
+): Promise<TcpReport> {
+  const report = await talk<TcpReport>(from, 'tcp', address, port, bytes);
+  expect(report).toMatchObject({ bytes, received: report.sent });
+  return report;
+}
+
+/** Send datagrams and get them back; true when every one was answered by the address that was asked. */
+export async function talkUdp(
+  from: { netns: string },
+  address: string,
+  count = 20,
+  bytes = 1000,
+  port = PORT,
+): Promise<UdpReport> {
+  const report = await talk<UdpReport>(from, 'udp', address, port, count, bytes);
+  expect(report).toMatchObject({ answers: count, from: [address] });
+  return report;
+}
+
+/** Ping some times, 10 ms apart. All must be answered. */
+export async function ping(from: { netns: string }, address: string, count = 5): Promise<void> {
+  const { stdout } = await tryRun(
+    'ping',
+    ['-n', '-q', '-i', '0.01', '-W', '1', '-c', String(count), address],
+    inNetns(from),
+  );
+  expect(stdout).toContain(`${count} packets transmitted, ${count} received`);
+}
+
+/** Ping 100 times a second until told to stop; then the sequence numbers, up to the last answer, that got none. */
+export async function pingOn(
+  from: { netns: string },
+  address: string,
+): Promise<{ lost: () => Promise<number[]> }> {
+  const program = startIn(from.netns, 'ping', '-n', '-i', '0.01', address);
+  await program.prints(/icmp_seq=5 /);
+  return {
+    lost: async () => {
+      const output = await program.stop();
+      const answered = new Set(
+        Array.from(output.matchAll(/icmp_seq=(\d+) ttl/g), (match) => Number(match[1])),
+      );
+      return Array.from({ length: Math.max(...answered) }, (_, i) => i + 1).filter((n) => !answered.has(n));
+    },
+  };
+}
+
+/** All that may carry a pod's packets on a node, in packets. */
+export interface Carried {
+  /** By `hook verdict_reason`, e.g. `from_pod fast_encap`. */
+  readonly by: Readonly<Record<string, number>>;
+  readonly fast: number;
+  /** What flannel.1 sent and received. */
+  readonly vtep: number;
+  /** What the forward chain of the kernel path let pass. */
+  readonly forwarded: number;
+}
+
+async function readCarried(lab: Lab, node: NodeState): Promise<Carried> {
+  using tables = openTables(bpffsOf(lab, node));
+  const counters = readCounters(tables);
+  const [device] = await ipJson<{ stats64: { rx: { packets: number }; tx: { packets: number } } }>(
+    ['-s', 'link', 'show', 'dev', 'flannel.1'],
+    inNetns(node),
+  );
+  return {
+    by: Object.fromEntries(
+      counters.map(({ hook, verdict, reason, packets }) => [`${hook} ${verdict}_${reason}`, packets]),
+    ),
+    fast: counters.reduce((sum, { verdict, packets }) => sum + (verdict === 'fast' ? packets : 0), 0),
+    vtep: device!.stats64.rx.packets + device!.stats64.tx.packets,
+    forwarded: (await readForwardCounters(inNetns(node)))?.packets ?? 0,
+  };
+}
+
+/** What each node carried while something went on. Counters that did not move are left out of `by`. */
+export async function carriedDuring(
+  lab: Lab,
+  nodes: readonly NodeState[],
+  work: () => Promise<unknown>,
+): Promise<Carried[]> {
+  const read = () => Promise.all(nodes.map((node) => readCarried(lab, node)));
+  const before = await read();
+  await work();
+  const after = await read();
+  return after.map((now, i) => {
+    const then = before[i]!;
+    const moved = Object.entries(now.by)
+      .map(([name, packets]) => [name, packets - (then.by[name] ?? 0)] as const)
+      .filter(([, packets]) => packets > 0);
+    return {
+      by: Object.fromEntries(moved),
+      fast: now.fast - then.fast,
+      vtep: now.vtep - then.vtep,
+      forwarded: now.forwarded - then.forwarded,
+    };
+  });
+}
+
+/** Run `ripstop COMMAND` for a node, as a person on it would. */
+export function ripstop(
+  lab: Lab,
+  node: NodeState,
+  ...args: string[]
+): Promise<{ code: number; stdout: string; stderr: string }> {
+  const where = ['--bpffs', bpffsOf(lab, node), '--run-dir', runDirOf(lab, node)];
+  return tryRun(process.execPath, [CLI, ...args, ...where], inNetns(node));
+}
+
+/** The JSON that a reader such as `ripstop peers` prints. */
+export async function ripstopJson<T>(lab: Lab, node: NodeState, ...args: string[]): Promise<T> {
+  const { code, stdout, stderr } = await ripstop(lab, node, ...args, '-o', 'json');
+  expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
+  return JSON.parse(stdout) as T;
+}
+
+/** Mark a pod for the kernel path, or take the mark off, and wait until the node's agent has seen it. */
+export async function setSlow(lab: Lab, node: NodeState, pod: PodState, slow: boolean): Promise<void> {
+  const store = new AttachmentStore(runDirOf(lab, node));
+  const attachment = await store.get({ containerId: pod.containerId, ifname: 'eth0' });
+  await store.put({ ...attachment!, slow });
+  await nudge(node);
+  const slot = Number(pod.ip.split('.')[3]);
+  await expect
+    .poll(() => {
+      using tables = openTables(bpffsOf(lab, node));
+      return tables.endpoints.get(slot)?.flags;
+    })
+    .toBe(slow ? 1 : 0);
+}
+
+/** Make the kernel report a change, so that the agent looks at everything again. */
+export async function nudge(node: NodeState): Promise<void> {
+  for (const verb of ['add', 'del'])
+    await tryRun('ip', ['address', verb, '192.0.2.1/32', 'dev', 'lo'], inNetns(node));
+}
+
+/** How long, in ms, it takes from now until `seen` is true; gives up after 10 s. */
+export async function timeUntil(seen: () => Promise<boolean>): Promise<number> {
+  const begun = performance.now();
+  while (performance.now() - begun < 10_000) {
+    // The question itself takes time; what it finds was there when it was asked, at the latest when it was answered.
+    if (await seen()) break;
+    await sleep(5);
+  }
+  return Math.round(performance.now() - begun);
+}
+
+export function agentLog(lab: Lab, node: NodeState): string {
+  return readFileSync(join(nodeDir(lab, node), 'agent.log'), 'utf8');
+}

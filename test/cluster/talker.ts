@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * The pods' program of these tests.
+ *
+ *   talker.ts serve ADDRESS PORT             echo what comes over TCP and UDP; the answer begins with who we saw it come from
+ *   talker.ts tcp ADDRESS PORT BYTES         send that much over TCP, get it back, and print a TcpReport
+ *   talker.ts udp ADDRESS PORT COUNT BYTES   send datagrams of that size, each after the last one's answer; print a UdpReport
+ *   talker.ts hold ADDRESS PORT              one connection, a line there and back every 10 ms until SIGINT; print a HoldReport
+ */
+import { createHash, randomBytes } from 'node:crypto';
+import { createSocket } from 'node:dgram';
+import { once } from 'node:events';
+import { connect, createServer } from 'node:net';
+import { setTimeout as sleep } from 'node:timers/promises';
+
+/** Hashes are SHA-256 of all bytes sent, and of all bytes that came back. */
+export interface TcpReport {
+  seenAs: string;
+  sent: string;
+  received: string;
+  bytes: number;
+}
+
+export interface UdpReport {
+  seenAs: string;
+  /** The source addresses of the answers. */
+  from: string[];
+  answers: number;
+}
+
+export interface HoldReport {
+  rounds: number;
+  /** The longest time that a line took there and back, ms. */
+  longestMs: number;
+  error?: string;
+}
+
+async function serve(address: string, port: number): Promise<void> {
+  const tcp = createServer({ allowHalfOpen: true, noDelay: true }, (socket) => {
+    socket.on('error', () => socket.destroy());
+    socket.write(`${socket.remoteAddress}\n`);
+    socket.pipe(socket);
+  }).listen(port, address);
+  const udp = createSocket('udp4', (message, { address, port }) =>
+    udp.send([`${address}\n`, message], port, address),
+  ).bind(port, address);
+  await Promise.all([once(tcp, 'listening'), once(udp, 'listening')]);
+  console.log('serving');
+}
+
+async function talkTcp(address: string, port: number, bytes: number): Promise<TcpReport> {
+  const socket = connect({ host: address, port });
+  socket.setTimeout(10_000, () => socket.destroy(new Error('silence for 10 s')));
+  const sent = createHash('sha256');
+  const received = createHash('sha256');
+  let seenAs = '';
+  let count = 0;
+  socket.on('data', (data: Buffer) => {
+    let rest = data;
+    if (!seenAs.endsWith('\n')) {
+      const end = data.indexOf('\n') + 1;
+      seenAs += data.subarray(0, end || data.length).toString();
+      rest = data.subarray(end || data.length);
+    }
+    received.update(rest);
+    count += rest.length;
+  });
+  const ended = once(socket, 'end');
+  const block = randomBytes(1 << 20);
+  for (let left = bytes; left > 0; left -= block.length) {
+    block.writeUInt32BE(left >>> 0);
+    const piece = Buffer.from(block.subarray(0, Math.min(left, block.length)));
+    sent.update(piece);
+    if (!socket.write(piece)) await once(socket, 'drain');
+  }
+  socket.end();
+  await ended;
+  return { seenAs: seenAs.trim(), sent: sent.digest('hex'), received: received.digest('hex'), bytes: count };
+}
+
+async function talkUdp(address: string, port: number, count: number, bytes: number): Promise<UdpReport> {
+  const socket = createSocket('udp4');
+  const from = new Set<string>();
+  let seenAs = '';
+  let answers = 0;
+  for (let i = 0; i < count; i++) {
+    const message = randomBytes(bytes);
+    const answered = once(socket, 'message', { signal: AbortSignal.timeout(1000) }).catch(() => undefined);
+    socket.send(message, port, address);
+    const answer = (await answered) as [Buffer, { address: string }] | undefined;
+    if (!answer) continue;
+    const end = answer[0].indexOf('\n');
+    if (message.equals(answer[0].subarray(end + 1))) answers++;
+    seenAs = answer[0].subarray(0, end).toString();
+    from.add(answer[1].address);
+  }
+  socket.close();
+  return { seenAs, from: [...from], answers };
+}
+
+async function hold(address: string, port: number): Promise<HoldReport> {
+  const report: HoldReport = { rounds: -1, longestMs: 0 }; // The server's greeting is no round.
+  let stopped = false;
+  process.once('SIGINT', () => (stopped = true));
+  const socket = connect({ host: address, port, noDelay: true });
+  try {
+    for (let sentAt = performance.now(); !stopped; sentAt = performance.now()) {
+      await once(socket, 'data', { signal: AbortSignal.timeout(15_000) });
+      if (report.rounds++ >= 0) report.longestMs = Math.max(report.longestMs, performance.now() - sentAt);
+      else console.log('holding');
+      await sleep(10);
+      socket.write('still there?\n');
+    }
+  } catch (error) {
+    report.error = String(error);
+  }
+  socket.destroy();
+  return report;
+}
+
+const [command, ...rest] = process.argv.slice(2);
+const address = rest[0] ?? '';
+const [port = 0, size = 0, bytes = 0] = rest.slice(1).map(Number);
+if (command === 'serve') await serve(address, port);
+else {
+  const report = {
+    tcp: () => talkTcp(address, port, size),
+    udp: () => talkUdp(address, port, size, bytes),
+    hold: () => hold(address, port),
+  }[command ?? ''];
+  if (!report) throw new Error(`no such command: ${command}`);
+  console.log(JSON.stringify(await report()));
+}
