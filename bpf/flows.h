@@ -28,19 +28,20 @@ static __always_inline bool read_flow(const struct ipv4 *ip, struct cursor behin
 }
 
 /*
- * Whether this packet, from or to the local endpoint in `slot`, belongs to the stack. An endpoint without such flows
- * pays one test. A fragment without ports cannot be told apart, so with such flows about it goes to the stack too.
+ * Whether this packet, from or to the local endpoint in `slot`, belongs to the stack. An endpoint without translated
+ * flows pays one test. With such flows about, a packet without ports of its own may belong to one: a fragment, an ICMP
+ * error that quotes one. Of SCTP it cannot be known, since conntrack is asked about TCP and UDP only.
  */
 static __always_inline bool is_stack_flow(__u32 slot, const struct ipv4 *ip, struct cursor behind_ip)
 {
 	struct endpoint_state *state = bpf_map_lookup_elem(&endpoint_state, &slot);
 	struct flow flow;
 
+	if (ip->protocol == PROTOCOL_SCTP)
+		return true;
 	if (!state || !(state->stack_flows | state->overflow))
 		return false;
-	if (state->overflow)
+	if (state->overflow || !read_flow(ip, behind_ip, &flow))
 		return true;
-	if (!read_flow(ip, behind_ip, &flow))
-		return ip->fragment & IPV4_FRAGMENT;
 	return bpf_map_lookup_elem(&stack_flows, &flow);
 }

@@ -15,8 +15,11 @@
 #define ETHERTYPE_IPV4 bpf_htons(0x0800)
 #define IPV4_NO_OPTIONS 0x45 /* version 4, five words */
 #define IPV4_FRAGMENT bpf_htons(0x3fff) /* more-fragments, or any offset */
+#define IPV4_FRAGMENT_OFFSET bpf_htons(0x1fff) /* of the first fragment: 0 */
+#define IPV4_MAX_HEADER 60
 #define PROTOCOL_TCP 6
 #define PROTOCOL_UDP 17
+#define PROTOCOL_SCTP 132
 
 struct cursor {
 	void *pos;
@@ -31,8 +34,8 @@ static __always_inline struct cursor packet(struct __sk_buff *skb, __u32 want)
 {
 	struct cursor at = { (void *)(long)skb->data, (void *)(long)skb->data_end };
 
-	if (at.pos + want > at.end && skb->len >= want) {
-		bpf_skb_pull_data(skb, want);
+	if (at.pos + want > at.end && at.pos + skb->len > at.end) {
+		bpf_skb_pull_data(skb, skb->len < want ? skb->len : want);
 		at.pos = (void *)(long)skb->data;
 		at.end = (void *)(long)skb->data_end;
 	}
@@ -72,6 +75,12 @@ PARSER(udp)
 PARSER(vxlan)
 PARSER(ports)
 PARSER(tcp)
+
+/* Bytes, options included: 20 to 60, or less in a broken header. */
+static __always_inline __u32 ipv4_header_length(const struct ipv4 *ip)
+{
+	return (ip->version_ihl & 0x0f) * 4;
+}
 
 /* Volatile, because one of the two is configuration, which the compiler must not take for the zeros that it sees. */
 static __always_inline bool mac_equal(const volatile struct mac *a, const volatile struct mac *b)

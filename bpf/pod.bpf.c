@@ -6,9 +6,10 @@
 #include "vxlan.h"
 
 /* A packet that leaves the cluster network is the stack's, unless it is meant to forge what only nodes may say. */
-static __always_inline int leave_cluster(const struct __sk_buff *skb, const struct ipv4 *ip, struct cursor behind_ip)
+static __always_inline int leave_cluster(const struct __sk_buff *skb, const struct ipv4 *ip, void *end)
 {
-	if (ip->protocol == PROTOCOL_UDP) {
+	if (ip->protocol == PROTOCOL_UDP && !(ip->fragment & IPV4_FRAGMENT_OFFSET)) {
+		struct cursor behind_ip = { (void *)ip + ipv4_header_length(ip), end };
 		struct ports *ports = parse_ports(&behind_ip);
 
 		if (ports && ports->dst == config.vxlan_port && bpf_map_lookup_elem(&vteps, &ip->dst))
@@ -60,7 +61,8 @@ static __always_inline int send(struct __sk_buff *skb, const struct ipv4 *ip, st
 SEC("tc")
 int from_pod(struct __sk_buff *skb)
 {
-	struct cursor at = packet(skb, sizeof(struct ether) + sizeof(struct ipv4) + sizeof(struct tcp));
+	struct cursor at = packet(skb, sizeof(struct ether) + IPV4_MAX_HEADER + sizeof(struct tcp));
+	__u32 length = skb->len - sizeof(struct ether);
 	struct ether *ether = parse_ether(&at);
 
 	if (!ether)
@@ -70,12 +72,12 @@ int from_pod(struct __sk_buff *skb)
 
 	struct ipv4 *ip = parse_ipv4(&at);
 
-	if (!ip || bpf_ntohs(ip->total_length) > skb->len - sizeof(*ether))
+	if (!ip || bpf_ntohs(ip->total_length) < sizeof(*ip) || bpf_ntohs(ip->total_length) > length)
 		return to_stack(skb, HOOK_FROM_POD, STACK_TRUNCATED);
+	if (!in_network(ip->dst))
+		return leave_cluster(skb, ip, at.end);
 	if (ip->version_ihl != IPV4_NO_OPTIONS)
 		return to_stack(skb, HOOK_FROM_POD, STACK_IP_OPTIONS);
-	if (!in_network(ip->dst))
-		return leave_cluster(skb, ip, at);
 
 	__u32 slot = endpoint_slot(ip->src);
 	struct endpoint *sender = in_pod_cidr(ip->src) ? find_endpoint(slot) : NULL;

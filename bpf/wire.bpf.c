@@ -58,7 +58,7 @@ int from_wire(struct __sk_buff *skb)
 
 	if (!inner || bpf_ntohs(outer->total_length) != outer_length ||
 	    bpf_ntohs(udp->length) != outer_length - sizeof(*outer) ||
-	    bpf_ntohs(inner->total_length) > skb->len - OUTER_LEN)
+	    bpf_ntohs(inner->total_length) < sizeof(*inner) || bpf_ntohs(inner->total_length) > skb->len - OUTER_LEN)
 		return to_stack(skb, HOOK_FROM_WIRE, STACK_TRUNCATED);
 	if (inner->version_ihl != IPV4_NO_OPTIONS)
 		return to_stack(skb, HOOK_FROM_WIRE, STACK_IP_OPTIONS);

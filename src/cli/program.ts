@@ -12,7 +12,6 @@ export function createProgram(output: OutputConfiguration = {}): Command {
     .version('0.1.0')
     .addOption(new Option('--verbose', 'show the details behind an error').env('RIPSTOP_VERBOSE'))
     .enablePositionalOptions()
-    .showHelpAfterError('(ripstop COMMAND --help tells more)')
     .configureHelp({ showGlobalOptions: true })
     .configureOutput(output)
     .exitOverride();
