@@ -40,7 +40,7 @@ async function demo(stage: Stage): Promise<void> {
     mkdirSync(buildDir, { recursive: true });
     const building = buildNetbench(buildDir);
     const raising = (['host', 'flannel', 'ripstop'] as const).map(async (datapath) =>
-      stage.raiseArm(datapath, { program: await building, serverCpu: cpu, services: 0 }),
+      stage.raiseArm(datapath, { program: await building, serverCpu: cpu, services: 100 }),
     );
     return Promise.all([stage.raiseLab(options, progress), building, Promise.all(raising)]);
   });

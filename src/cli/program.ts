@@ -13,7 +13,11 @@ export function createProgram(output: OutputConfiguration = {}): Command {
     .addOption(new Option('--verbose', 'show the details behind an error').env('RIPSTOP_VERBOSE'))
     .enablePositionalOptions()
     .configureHelp({ showGlobalOptions: true })
-    .configureOutput(output)
+    .configureOutput({
+      // One line, like every other error; commander puts its suggestions on a second.
+      outputError: (text, write) => write(`ripstop: ${errorText(text.trim().replace(/^error: /, ''))}\n`),
+      ...output,
+    })
     .exitOverride();
   addAgentCommand(program);
   addReaderCommands(program);

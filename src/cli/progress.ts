@@ -11,14 +11,16 @@ export async function showProgress<T>(
   work: (progress: Progress) => Promise<T>,
   plain: (line: string) => void = () => {},
 ): Promise<T> {
+  // A terminal of no width is none to draw on (a container's, at times).
+  const alive = process.stdout.isTTY && process.stdout.columns > 0;
   const steps = new Map(titles.map((title) => [title, Promise.withResolvers<void>()]));
   for (const [title, { promise }] of steps) {
     promise.then(
-      () => process.stdout.isTTY || plain(`✔ ${title}`),
+      () => alive || plain(`✔ ${title}`),
       () => {},
     );
   }
-  const shown = process.stdout.isTTY
+  const shown = alive
     ? new Listr(
         [...steps].map(([title, { promise }]) => ({ title, task: () => promise })),
         {

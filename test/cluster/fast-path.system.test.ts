@@ -35,8 +35,8 @@ describe.skipIf(missingHere())('of two ripstop nodes beside a flannel node, the 
   it('takes at least 99 % of what pods of two nodes send each other, and the kernel path stands still', async () => {
     const carried = await carriedDuring(cluster.lab, ripstopNodes(), () => stream(pod(2), 20 << 20));
     for (const { by, fast, vtep, forwarded } of carried) {
-      expect(by['from_pod fast_encap']).toBeGreaterThan(500);
-      expect(by['from_wire fast_decap']).toBeGreaterThan(500);
+      expect(by['from_pod fast_encap']).toBeGreaterThan(200);
+      expect(by['from_wire fast_decap']).toBeGreaterThan(200);
       expect(fast / (fast + vtep + forwarded)).toBeGreaterThanOrEqual(0.99);
       expect(vtep).toBeLessThan(5);
       expect(forwarded).toBeLessThan(5);
@@ -47,7 +47,7 @@ describe.skipIf(missingHere())('of two ripstop nodes beside a flannel node, the 
     const [carried, other] = await carriedDuring(cluster.lab, ripstopNodes(), () =>
       stream(pod(1, 1), 20 << 20),
     );
-    expect(carried!.by['from_pod fast_local']).toBeGreaterThan(500);
+    expect(carried!.by['from_pod fast_local']).toBeGreaterThan(200);
     expect(carried!.forwarded).toBeLessThan(5);
     expect(other!.fast).toBe(0);
   });
@@ -55,7 +55,7 @@ describe.skipIf(missingHere())('of two ripstop nodes beside a flannel node, the 
   it('takes at least 99 % of what a flannel node sends, whose tunnel has checksums, and of what it gets', async () => {
     const [carried] = await carriedDuring(cluster.lab, ripstopNodes(), () => stream(pod(3), 20 << 20));
     const { by, fast, vtep, forwarded } = carried!;
-    expect(by['from_pod fast_encap']).toBeGreaterThan(500);
+    expect(by['from_pod fast_encap']).toBeGreaterThan(200);
     expect(by).not.toHaveProperty(['from_wire stack_outer_checksum']);
     expect(fast / (fast + vtep + forwarded)).toBeGreaterThanOrEqual(0.99);
   });

@@ -100,11 +100,11 @@ async function talkUdp(address: string, port: number, count: number, bytes: numb
 
 async function hold(address: string, port: number): Promise<HoldReport> {
   const report: HoldReport = { rounds: -1, longestMs: 0 }; // The server's greeting is no round.
-  let stopped = false;
-  process.once('SIGINT', () => (stopped = true));
+  const stop = new AbortController();
+  process.once('SIGINT', () => stop.abort());
   const socket = connect({ host: address, port, noDelay: true });
   try {
-    for (let sentAt = performance.now(); !stopped; sentAt = performance.now()) {
+    for (let sentAt = performance.now(); !stop.signal.aborted; sentAt = performance.now()) {
       await once(socket, 'data', { signal: AbortSignal.timeout(15_000) });
       if (report.rounds++ >= 0) report.longestMs = Math.max(report.longestMs, performance.now() - sentAt);
       else console.log('holding');
