@@ -20,6 +20,8 @@ export default defineConfig({
           name: 'system',
           include: ['{src,bench,test}/**/*.system.test.ts'],
           fileParallelism: false,
+          // Polls for what must come in the end; what must come in time is measured by the test itself.
+          expect: { poll: { timeout: 10_000 } },
           testTimeout: 60_000,
           hookTimeout: 120_000,
         },

@@ -19,6 +19,7 @@ export async function buildCni(): Promise<string> {
   const [from, to] = await Promise.all([stat(source), stat(cniBinary).catch(() => undefined)]);
   if (to && to.mtimeMs > from.mtimeMs) return cniBinary;
   await compileShim(cniBinary);
+  console.error('build-cni: build/ripstop-cni');
   return cniBinary;
 }
 
@@ -42,4 +43,4 @@ export async function compileShim(target: string, defines: readonly string[] = [
   await rename(partial, target);
 }
 
-if (process.argv[1] === fileURLToPath(import.meta.url)) console.log(await buildCni());
+if (process.argv[1] === fileURLToPath(import.meta.url)) await buildCni();

@@ -4,11 +4,14 @@ import { styleText } from 'node:util';
 import { showProgress } from '../../src/cli/progress.ts';
 import { type Column, renderTable } from '../../src/cli/table.ts';
 import type { Progress } from '../../src/lab/index.ts';
+import { interruption, unlessInterrupted } from './interruption.ts';
 
 const WIDTH = 78;
 let sections = 0;
 
+/** @throws the reason of an interruption: then no new section begins. */
 export function heading(title: string): void {
+  interruption.throwIfAborted();
   const text = ` ${++sections}  ${title} `;
   console.log(`\n${styleText('bold', `──${text}`)}${'─'.repeat(Math.max(2, WIDTH - 2 - text.length))}`);
 }
@@ -23,12 +26,16 @@ export function table<Row>(columns: readonly Column<Row>[], rows: readonly Row[]
   lines.forEach(say);
 }
 
-/** Work that takes a while, shown by one title, or by those that it reports the progress of. */
+/**
+ * Work that takes a while, shown by one title, or by those that it reports the progress of. An interruption ends the
+ * waiting, not the work.
+ */
 export function step<T>(
   titles: string | readonly string[],
   work: (progress: Progress) => Promise<T>,
 ): Promise<T> {
-  return showProgress(typeof titles === 'string' ? [titles] : titles, work, console.log);
+  const list = typeof titles === 'string' ? [titles] : titles;
+  return showProgress(list, (progress) => unlessInterrupted(work(progress)), console.log);
 }
 
 export function milliseconds(since: number): number {

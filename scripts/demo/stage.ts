@@ -20,14 +20,9 @@ export class Stage {
   readonly #removals: (() => PromiseLike<unknown>)[] = [];
   #closing = false;
 
-  /** @throws RipstopError once everything is being taken down: then nothing new begins. */
-  goOn(): void {
-    if (this.#closing) throw new RipstopError('everything is being taken down');
-  }
-
-  /** Begin something that makes namespaces or processes. @throws RipstopError as {@link goOn}. */
+  /** Begin something that makes namespaces or processes. @throws RipstopError once everything is being taken down. */
   make<T>(begin: () => Promise<T>): Promise<T> {
-    this.goOn();
+    if (this.#closing) throw new RipstopError('everything is being taken down');
     const making = begin();
     this.#making.push(making);
     return making;

@@ -18,6 +18,7 @@ import {
   fetchOwnNode,
   type LeaseSettings,
   leaseSettings,
+  type NetConf,
   type OwnNode,
   ownPodCidrs,
   type ParsedNode,
@@ -30,6 +31,7 @@ import {
   Reflector,
 } from '../cluster/index.ts';
 import { AttachmentStore } from '../cni/attachments.ts';
+import type { CniContext } from '../cni/ops.ts';
 import { createCniServer } from '../cni/server.ts';
 import { type NodeSettings, type Peer, podMtu } from '../dataplane/desired.ts';
 import { type Outcome, reconcile } from '../dataplane/reconcile.ts';
@@ -37,13 +39,14 @@ import { errorText, RipstopError } from '../errors.ts';
 import { ensureBpffs } from '../host/mount.ts';
 import { monitorKernel } from '../host/monitor.ts';
 import { gatherHostFacts, missingRequirements } from '../host/requirements.ts';
-import { createMetrics } from '../metrics/metrics.ts';
-import { serveEndpoints } from '../metrics/server.ts';
+import { readSubnetEnv, type SubnetEnv } from '../host/subnet-env.ts';
+import { createMetrics, type Metrics } from '../metrics/metrics.ts';
+import { type Endpoint, serveEndpoints } from '../metrics/server.ts';
 import { type Cidr, formatCidr } from '../net/ip.ts';
 import { Loop } from './loop.ts';
 import { NodePath } from './node-path.ts';
 import { type AgentOptions, runFiles } from './options.ts';
-import type { AgentStatus } from './status.ts';
+import { AgentState } from './state.ts';
 
 const SETTLE_MS = 20;
 const AUDIT_MS = 30_000;
@@ -53,6 +56,8 @@ interface NodeView {
   readonly parsed: ParsedNode;
   readonly own?: OwnNode;
 }
+
+type Ipv4NetConf = NetConf & { readonly network: Cidr };
 
 /**
  * Run until the signal.
@@ -64,126 +69,193 @@ export async function runAgent(options: AgentOptions, log: Logger, signal: Abort
   const missing = missingRequirements(await gatherHostFacts());
   if (missing.length > 0) throw new RipstopError(missing.join('; '));
   const netConf = await readNetConf(options.netConf);
-  if (!netConf.network || netConf.enableIpv6) {
+  const { network } = netConf;
+  if (!network || netConf.enableIpv6) {
     throw new RipstopError(
       `${options.netConf} enables IPv6, which this version does not carry yet; set EnableIPv6 to false`,
     );
   }
+  const client = await ApiClient.open(
+    options.kubeconfig === undefined ? {} : { kubeconfig: options.kubeconfig },
+  );
   if (await ensureBpffs(options.bpffs)) log.info({ bpffs: options.bpffs }, 'mounted a BPF file system');
   mkdirSync(options.runDir, { recursive: true, mode: 0o700 });
+  await new Agent(options, { ...netConf, network }, client, log).run(signal);
+}
 
-  const settings = leaseSettings(netConf);
-  await using client = await openClient(options);
-  const state = new AgentState(options.nodeName);
-  const store = new AttachmentStore(options.runDir);
-  let node: NodePath | undefined;
+class Agent {
+  readonly #options: AgentOptions;
+  readonly #netConf: Ipv4NetConf;
+  readonly #client: ApiClient;
+  readonly #log: Logger;
+  readonly #leaseSettings: LeaseSettings;
+  readonly #state: AgentState;
+  readonly #store: AttachmentStore;
+  readonly #metrics: Metrics;
+  /** Undefined until our own Node is known. */
+  #node: NodePath | undefined;
+  #loop: Loop | undefined;
 
-  const metrics = createMetrics({
-    tables: () => node?.tables,
-    api: () => state.api,
-    peers: () => state.view.peers.length,
-    endpoints: () => node?.endpointCount ?? 0,
-    alarms: () => state.view.alarms.length,
-  });
-  const server = await serveEndpoints(options.metricsAddr, join(options.runDir, runFiles.agentSocket), {
-    '/metrics': async () => ({
-      body: await metrics.registry.metrics(),
-      contentType: metrics.registry.contentType,
-    }),
-    '/healthz': async () => ({ body: 'ok\n' }),
-    '/readyz': async () => {
-      const why = state.notReady;
-      return why === undefined ? { body: 'ok\n' } : { status: 503, body: `not ready: ${why}\n` };
-    },
-    '/status': async () => ({
-      body: JSON.stringify(state.toStatus(node, netConf.network)),
-      contentType: 'application/json',
-    }),
-  });
-
-  try {
-    const own = await waitForOwnNode(client, options.nodeName, settings, state, log, signal);
-    if (!own) return;
-    const podCidr = ownPodCidrs(own, netConf).v4!;
-    node = new NodePath({
-      options,
-      netConf: { ...netConf, network: netConf.network },
-      own,
-      podCidr,
-      store,
-      log,
+  constructor(options: AgentOptions, netConf: Ipv4NetConf, client: ApiClient, log: Logger) {
+    this.#options = options;
+    this.#netConf = netConf;
+    this.#client = client;
+    this.#log = log;
+    this.#leaseSettings = leaseSettings(netConf);
+    this.#state = new AgentState(options.nodeName);
+    this.#store = new AttachmentStore(options.runDir);
+    this.#metrics = createMetrics({
+      tables: () => this.#node?.tables,
+      api: () => this.#state.api,
+      peers: () => this.#state.view.peers.length,
+      endpoints: () => this.#node?.endpointCount ?? 0,
+      alarms: () => this.#state.view.alarms.length,
     });
-    const running = node;
+  }
+
+  /** Who can be asked is up first, who changes the node comes last; they end in the reverse order. */
+  async run(signal: AbortSignal): Promise<void> {
+    await using running = new AsyncDisposableStack();
+    running.defer(() => this.#client.close());
+    const { runDir, metricsAddr, subnetFile, nodeName } = this.#options;
+    const endpoints = await serveEndpoints(
+      metricsAddr,
+      join(runDir, runFiles.agentSocket),
+      this.#endpoints(),
+    );
+    running.defer(() => endpoints.close());
+
+    const before = await readSubnetEnv(subnetFile).catch(() => undefined);
+    const cni = await createCniServer({
+      socketPath: join(runDir, runFiles.cniSocket),
+      log: this.#log,
+      context: () => this.#cniContext(before),
+    });
+    running.defer(() => cni.close());
+
+    const own = await waitForOwnNode(
+      this.#client,
+      nodeName,
+      this.#leaseSettings,
+      this.#state,
+      this.#log,
+      signal,
+    );
+    if (!own) return;
+    const podCidr = ownPodCidrs(own, this.#netConf).v4!;
+    this.#node = running.use(
+      new NodePath({
+        options: this.#options,
+        netConf: this.#netConf,
+        own,
+        podCidr,
+        store: this.#store,
+        log: this.#log,
+      }),
+    );
 
     const peerTable = new PeerTable();
     const reflector = new Reflector<NodeView>({
-      client,
+      client: this.#client,
       path: '/api/v1/nodes',
-      project: (object) => viewNode(object, options.nodeName, settings),
+      project: (object) => viewNode(object, nodeName, this.#leaseSettings),
       onChange: () => loop.trigger(),
-      log,
+      log: this.#log,
     });
-    state.reflector = reflector;
-
-    const loop = new Loop(
-      async () => {
-        const startedAt = performance.now();
-        const nodes = [...reflector.items.values()];
-        state.setView(
-          peerTable.update(
-            nodes.map(({ value }) => value.parsed),
-            { name: own.name, podCidrs: [podCidr] },
-          ),
-          log,
-        );
-        const outcomes = await pass(running, state.view, reflector.synced);
-        state.passed(outcomes, performance.now() - startedAt, log);
-        metrics.observePass(
-          state.lastDurationMs,
-          outcomes.filter((outcome) => outcome.error !== undefined).map(({ target }) => target),
-        );
-        const now = nodes.find(({ name }) => name === own.name)?.value.own ?? own;
-        const settled = running.settings;
-        if (reflector.synced && settled) await publish(client, now, settled, state, settings, log);
-      },
-      { settleMs: SETTLE_MS, auditMs: AUDIT_MS },
-    );
-
-    const cni = await createCniServer({
-      socketPath: join(options.runDir, runFiles.cniSocket),
-      log,
-      context: () => {
-        const settled = running.settings;
-        if (!settled) return undefined;
-        return {
-          podCidr: formatCidr(podCidr),
-          clusterNetwork: formatCidr(settled.network),
-          mtu: podMtu(settled),
-          cniPath: [],
-          dataDir: options.ipamDir,
-          store,
-          attach: async () => {
-            await loop.settled();
-            const failed = state.lastErrors.find(({ target }) => target === 'pod-routes');
-            if (failed) throw new RipstopError(`the pod's route could not be set: ${failed.error}`);
-          },
-          detach: () => loop.settled(),
-          ready: () => (state.notReady === undefined ? { ok: true } : { ok: false, reason: state.notReady }),
-        };
-      },
+    const loop = new Loop(() => this.#pass(reflector, peerTable, own, podCidr), {
+      settleMs: SETTLE_MS,
+      auditMs: AUDIT_MS,
     });
+    this.#state.reflector = reflector;
+    this.#loop = loop;
     const monitor = monitorKernel(() => loop.trigger(), {
-      onTrouble: (why) => log.warn({ why }, 'ip monitor ended; it is started again'),
+      onTrouble: (why) => this.#log.warn({ why }, 'ip monitor ended; it is started again'),
     });
+    running.defer(() => monitor.stop());
+    running.defer(() => reflector.stop());
     reflector.start();
-    try {
-      await loop.run(signal);
-    } finally {
-      await Promise.allSettled([cni.close(), monitor.stop(), reflector.stop()]);
+    await loop.run(signal);
+  }
+
+  /** One pass: peers from Nodes, the node's path, maps and links, and our lease. */
+  async #pass(
+    reflector: Reflector<NodeView>,
+    peerTable: PeerTable,
+    own: OwnNode,
+    podCidr: Cidr,
+  ): Promise<void> {
+    const startedAt = performance.now();
+    const nodes = [...reflector.items.values()].map(({ value }) => value);
+    const view = peerTable.update(
+      nodes.map(({ parsed }) => parsed),
+      { name: own.name, podCidrs: [podCidr] },
+    );
+    this.#state.setView(view, this.#log);
+    const outcomes = await applyPeers(this.#node!, view, reflector.synced);
+    this.#state.passed(outcomes, performance.now() - startedAt, this.#log);
+    const failed = outcomes.filter(({ error }) => error !== undefined).map(({ target }) => target);
+    this.#metrics.observePass(this.#state.lastDurationMs, failed);
+    const { settings } = this.#node!;
+    if (reflector.synced && settings) {
+      await this.#publish(nodes.find((node) => node.own)?.own ?? own, settings);
     }
-  } finally {
-    await server.close();
-    node?.[Symbol.dispose]();
+  }
+
+  /** Make our Node say where our VTEP is, once this node forwards. */
+  async #publish(own: OwnNode, { uplink, vtepMac }: NodeSettings): Promise<void> {
+    try {
+      const lease = { v4: { publicIp: uplink.ip, vtepMac }, flannelIsUp: true };
+      const written = await publishLease(this.#client, own, lease, this.#leaseSettings);
+      if (written) this.#log.info(lease.v4, 'published our lease');
+    } catch (error) {
+      this.#log.warn({ why: errorText(error) }, 'cannot publish our lease; trying again at the next pass');
+    }
+  }
+
+  /**
+   * What the CNI plugin works with. Before our own Node is known, pods can only be taken away, with what the agent before
+   * us has written about this node.
+   */
+  #cniContext(before: SubnetEnv | undefined): CniContext | undefined {
+    const settings = this.#node?.settings;
+    const podCidr = settings?.podCidr ?? before?.networks[0]?.podCidr;
+    if (!podCidr) return undefined;
+    const settled = async (): Promise<void> => this.#loop?.settled();
+    return {
+      podCidr: formatCidr(podCidr),
+      clusterNetwork: formatCidr(this.#netConf.network),
+      mtu: settings ? podMtu(settings) : (before?.mtu ?? 0),
+      dataDir: this.#options.ipamDir,
+      store: this.#store,
+      attach: async () => {
+        await settled();
+        const failed = this.#state.lastErrors.find(({ target }) => target === 'pod-routes');
+        if (failed) throw new RipstopError(`the pod's route could not be set: ${failed.error}`);
+      },
+      detach: settled,
+      ready: () => {
+        const reason = this.#state.notReady;
+        return reason === undefined ? { ok: true } : { ok: false, reason };
+      },
+    };
+  }
+
+  #endpoints(): Record<string, Endpoint> {
+    return {
+      '/metrics': async () => ({
+        body: await this.#metrics.registry.metrics(),
+        contentType: this.#metrics.registry.contentType,
+      }),
+      '/healthz': async () => ({ body: 'ok\n' }),
+      '/readyz': async () => {
+        const why = this.#state.notReady;
+        return why === undefined ? { body: 'ok\n' } : { status: 503, body: `not ready: ${why}\n` };
+      },
+      '/status': async () => ({
+        body: JSON.stringify(this.#state.toStatus(this.#node, this.#netConf.network)),
+        contentType: 'application/json',
+      }),
+    };
   }
 }
 
@@ -197,11 +269,6 @@ function refuseWhatIsNotBuilt({ mode, ingress }: AgentOptions): void {
   if (ingress === 'xdp') {
     throw new RipstopError('--ingress xdp is not built yet; use --ingress tc', { exitCode: 2 });
   }
-}
-
-async function openClient({ kubeconfig }: AgentOptions): Promise<ApiClient & AsyncDisposable> {
-  const client = await ApiClient.open(kubeconfig === undefined ? {} : { kubeconfig });
-  return Object.assign(client, { [Symbol.asyncDispose]: async () => client.close() });
 }
 
 /** Our own Node, asked for until the API server answers; undefined when the signal came first. */
@@ -241,127 +308,13 @@ function viewNode(object: unknown, ownName: string, settings: LeaseSettings): No
   }
 }
 
-/** One pass over node, maps and kernel path. Never throws: what failed is in the outcomes. */
-async function pass(node: NodePath, view: PeerView, synced: boolean): Promise<Outcome[]> {
+/** Bring the node's path and everything of its peers and pods to what it should be. Never throws: see the outcomes. */
+async function applyPeers(node: NodePath, view: PeerView, synced: boolean): Promise<Outcome[]> {
   const problems = await node.ensure();
   const peers: Peer[] = view.peers.flatMap(({ name, v4 }) => (v4 ? [{ name, ...v4 }] : []));
   try {
     return [...problems, ...(await reconcile(await node.steps(peers, synced)))];
   } catch (error) {
     return [...problems, { target: 'node', upserts: 0, removals: 0, error: errorText(error) }];
-  }
-}
-
-/** Make our Node say where our VTEP is, once this node forwards. */
-async function publish(
-  client: ApiClient,
-  own: OwnNode,
-  { uplink, vtepMac }: NodeSettings,
-  state: AgentState,
-  settings: LeaseSettings,
-  log: Logger,
-): Promise<void> {
-  try {
-    const lease = { v4: { publicIp: uplink.ip, vtepMac }, flannelIsUp: true };
-    if (await publishLease(client, own, lease, settings)) log.info(lease.v4, 'published our lease');
-    state.published = true;
-  } catch (error) {
-    log.warn({ why: errorText(error) }, 'cannot publish our lease; trying again at the next pass');
-  }
-}
-
-/** What the endpoints tell about the agent. */
-class AgentState {
-  readonly #name: string;
-  reflector: Reflector<NodeView> | undefined;
-  view: PeerView = { peers: [], alarms: [] };
-  waitingFor = 'starting';
-  published = false;
-  lastErrors: readonly Outcome[] = [];
-  lastDurationMs = 0;
-  #passes = 0;
-  #errors = 0;
-
-  constructor(name: string) {
-    this.#name = name;
-  }
-
-  get api(): { connected: boolean; lastEventAgeMs?: number | undefined } {
-    return this.reflector?.health ?? { connected: false };
-  }
-
-  get notReady(): string | undefined {
-    if (!this.reflector) return this.waitingFor;
-    if (this.#passes === 0) return 'the first pass is under way';
-    const fatal = this.lastErrors.find(({ target }) => target === 'node');
-    return fatal?.error;
-  }
-
-  setView(view: PeerView, log: Logger): void {
-    const known = new Set(this.view.alarms.map(({ node, reason }) => `${node} ${reason}`));
-    for (const alarm of view.alarms)
-      if (!known.has(`${alarm.node} ${alarm.reason}`)) log.warn(alarm, 'a node needs a look');
-    this.view = view;
-  }
-
-  passed(outcomes: readonly Outcome[], durationMs: number, log: Logger): void {
-    this.#passes++;
-    this.lastDurationMs = durationMs;
-    const known = new Set(this.lastErrors.map(({ target, error }) => `${target} ${error}`));
-    this.lastErrors = outcomes.filter(({ error }) => error !== undefined);
-    this.#errors += this.lastErrors.length;
-    for (const { target, error } of this.lastErrors) {
-      if (!known.has(`${target} ${error}`))
-        log.error({ target, error }, 'not in its desired state; trying again');
-    }
-    const changed = outcomes.filter(({ upserts, removals }) => upserts + removals > 0);
-    if (changed.length > 0) {
-      const summary = changed
-        .map(({ target, upserts, removals }) => `${target} +${upserts} -${removals}`)
-        .join(', ');
-      log.info({ changed: summary, durationMs: Math.round(durationMs) }, 'applied');
-    }
-  }
-
-  toStatus(node: NodePath | undefined, network: Cidr | undefined): AgentStatus {
-    const health = this.reflector?.health;
-    const settled = node?.settings;
-    const why = this.notReady;
-    return {
-      node: this.#name,
-      mode: 'cni',
-      ingress: 'tc',
-      ready: why === undefined,
-      ...(why !== undefined && { notReady: why }),
-      ...(network && { network: formatCidr(network) }),
-      ...(settled && {
-        podCidr: formatCidr(settled.podCidr),
-        vtep: { device: `flannel.${settled.vni}`, mac: settled.vtepMac },
-      }),
-      ...(node?.uplink && {
-        uplink: {
-          name: node.uplink.name,
-          ip: node.uplink.ip,
-          mtu: node.uplink.mtu,
-          explanation: node.uplink.explanation,
-        },
-      }),
-      api: {
-        connected: health?.connected ?? false,
-        synced: this.reflector?.synced ?? false,
-        ...(health?.lastEventAgeMs !== undefined && { lastEventAgeMs: Math.round(health.lastEventAgeMs) }),
-        ...(health?.lastError !== undefined && { lastError: health.lastError }),
-      },
-      peers: this.view.peers.flatMap(({ name, v4 }) =>
-        v4 ? [{ name, podCidr: formatCidr(v4.podCidr), vtepIp: v4.vtepIp }] : [],
-      ),
-      alarms: this.view.alarms,
-      passes: {
-        count: this.#passes,
-        errors: this.#errors,
-        lastDurationMs: Math.round(this.lastDurationMs),
-        lastErrors: this.lastErrors,
-      },
-    };
   }
 }

@@ -1,6 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-import { existsSync } from 'node:fs';
-import { join } from 'node:path';
 import type { Logger } from 'pino';
 import type { NetConf, OwnNode } from '../cluster/index.ts';
 import type { AttachmentStore } from '../cni/attachments.ts';
@@ -22,6 +20,7 @@ import {
   type HookName,
   linkKey,
   linksTarget,
+  listLinks as listAttached,
   peersTarget,
   vtepsTarget,
 } from '../dataplane/targets.ts';
@@ -232,7 +231,7 @@ export class NodePath implements Disposable {
     ];
     const { links: linkPins } = pinPaths(this.#given.options.bpffs);
     // With empty maps from_wire would take every node for a stranger and drop what it sends; the kernel path does not.
-    if (synced || existsSync(join(linkPins, linkKey('from_wire', uplink)))) {
+    if (synced || listAttached(linkPins).has(linkKey('from_wire', uplink))) {
       hooks.push({ hook: 'from_wire', ifname: uplink, ifindex: settings.uplink.ifindex });
     }
     return [

@@ -12,6 +12,7 @@ import { encode } from './codec.ts';
 import { desiredConfig, endpointCapacity, type NodeSettings, peerCapacity } from './desired.ts';
 import { layout } from './layout.gen.ts';
 import { makePinDirs, type MapName, mapNames, type PinPaths, type Tables, typedTable } from './tables.ts';
+import { removeLinks } from './targets.ts';
 
 /** Which object holds which programs. */
 const objects = {
@@ -85,9 +86,10 @@ function repin(program: BpfProgram, path: string): void {
 
 /**
  * Take all of ripstop's programs off this node: links, then programs, then maps. Pods stay connected by the kernel path.
- * What is not there is no error.
+ * What is not there is no error. Run it in the node's network namespace: clsact filters are found there.
  */
 export function removePins(paths: PinPaths): void {
+  removeLinks(paths.links);
   for (const directory of [paths.links, paths.programs, paths.maps]) {
     if (!existsSync(directory)) continue;
     for (const pin of readdirSync(directory)) rmSync(join(directory, pin), { force: true });

@@ -2,7 +2,7 @@
 /** The data plane's targets: maps and links, each with list, upsert and remove. */
 import { existsSync, readdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
-import { BpfLink, type BpfProgram } from '#libbpf-ts';
+import { attachTc, BpfError, BpfLink, type BpfProgram, ifindexOf, TcFilter } from '#libbpf-ts';
 import type { Struct } from './codec.ts';
 import type { ProgramName } from './programs.ts';
 import type { Tables } from './tables.ts';
@@ -74,9 +74,9 @@ export function vtepsTarget(tables: Tables): Target<Struct<'vtep'>> {
   };
 }
 
-/** A program on a device's hook. Its key, also the pin's name, is `from_pod@veth1234abcd`. */
+/** A program on a device's hook. Its key, also a link's name in bpffs, is `from_pod@veth1234abcd`. */
 export interface Attachment {
-  /** The device; 0 when the link has lost it. */
+  /** The device; 0 when it is gone, and the link or filter with it. */
   readonly ifindex: number;
   readonly programId: number;
 }
@@ -114,8 +114,16 @@ export function desiredLinks(
 }
 
 /**
- * Pinned links. A link that is on the right device has its program replaced atomically, so no packet misses the hook; one
- * that lost its device (deleted, or created anew under the same name) is attached anew.
+ * Before tcx (Linux 6.6) a program hangs in a clsact filter, which is no link that could be pinned. The program is
+ * pinned then, under this prefix: that holds nothing in place, it only remembers which devices have a filter of ours.
+ */
+const filterPin = 'clsact:';
+/** Our filter among others of the device, its handle "rips" in ASCII: before those that were given no priority. */
+const filterPlace = { handle: 0x72697073, priority: 100 };
+
+/**
+ * Programs on devices, as tcx links or clsact filters. One that is on the right device is replaced atomically, so no
+ * packet misses the hook; one that lost its device (deleted, or created anew under the same name) is attached anew.
  */
 export function linksTarget(
   pinDir: string,
@@ -125,40 +133,67 @@ export function linksTarget(
     name: 'links',
     list: async () => listLinks(pinDir),
     upsert: async (entries) => {
-      for (const [key, wanted] of entries) {
-        const { hook } = parseLinkKey(key);
-        attachOrReplace(join(pinDir, key), programs[hook], wanted.ifindex, directions[hook]);
+      for (const [key, { ifindex }] of entries) {
+        attachOrReplace(pinDir, key, programs[parseLinkKey(key).hook], ifindex);
       }
     },
-    remove: async (entries) => {
-      for (const key of entries.keys()) rmSync(join(pinDir, key), { force: true });
-    },
+    remove: async (entries) => entries.forEach((_, key) => detach(pinDir, key)),
   };
 }
 
-/** The pinned links by pin name. */
+/** What is attached, by key. Filters are looked for in the network namespace of this process. */
 export function listLinks(pinDir: string): Map<string, Attachment> {
   const found = new Map<string, Attachment>();
   if (!existsSync(pinDir)) return found;
-  for (const key of readdirSync(pinDir)) {
-    using link = BpfLink.openPinned(join(pinDir, key));
-    const { ifindex, programId } = link.info();
-    found.set(key, { ifindex: ifindex ?? 0, programId });
+  for (const pin of readdirSync(pinDir)) {
+    if (pin.startsWith(filterPin)) {
+      const key = pin.slice(filterPin.length);
+      const filter = findFilter(key);
+      found.set(key, { ifindex: filter?.ifindex ?? 0, programId: filter?.programId() ?? 0 });
+    } else {
+      using link = BpfLink.openPinned(join(pinDir, pin));
+      const { ifindex, programId } = link.info();
+      found.set(pin, { ifindex: ifindex ?? 0, programId });
+    }
   }
   return found;
 }
 
-function attachOrReplace(
-  pin: string,
-  program: BpfProgram,
-  ifindex: number,
-  direction: 'ingress' | 'egress',
-): void {
+/** Take all programs off their devices. */
+export function removeLinks(pinDir: string): void {
+  for (const key of listLinks(pinDir).keys()) detach(pinDir, key);
+}
+
+function attachOrReplace(pinDir: string, key: string, program: BpfProgram, ifindex: number): void {
+  const pin = join(pinDir, key);
   if (existsSync(pin)) {
     using link = BpfLink.openPinned(pin);
     if (link.info().ifindex === ifindex) return link.update(program);
     rmSync(pin);
   }
-  using link = BpfLink.attachTcx(program, ifindex, direction);
-  link.pin(pin);
+  // A filter takes the place of the one before by itself.
+  using attached = attachTc(program, ifindex, directions[parseLinkKey(key).hook], filterPlace);
+  if (attached instanceof BpfLink) return attached.pin(pin);
+  const memory = join(pinDir, `${filterPin}${key}`);
+  rmSync(memory, { force: true });
+  program.pin(memory);
+}
+
+function detach(pinDir: string, key: string): void {
+  rmSync(join(pinDir, key), { force: true });
+  const memory = join(pinDir, `${filterPin}${key}`);
+  if (!existsSync(memory)) return;
+  findFilter(key)?.detach();
+  rmSync(memory);
+}
+
+/** Our filter of this key, as far as device and filter are (still) there. */
+function findFilter(key: string): TcFilter | undefined {
+  const { hook, ifname } = parseLinkKey(key);
+  try {
+    return TcFilter.find(ifindexOf(ifname), directions[hook], filterPlace);
+  } catch (error) {
+    if (error instanceof BpfError && error.code === 'ENODEV') return undefined;
+    throw error;
+  }
 }

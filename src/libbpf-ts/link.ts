@@ -6,7 +6,7 @@ import { BpfHandle, openPinnedFd } from './handle.ts';
 import { Info } from './info.ts';
 import { ATTACH_TYPES, LINK_TYPES, nameOf } from './names.ts';
 import type { BpfProgram } from './program.ts';
-import { TcFilter, type TcDirection } from './tc-filter.ts';
+import { TcFilter, type TcDirection, type TcFilterPlace } from './tc-filter.ts';
 
 export interface LinkInfo {
   id: number;
@@ -111,14 +111,20 @@ function createLink(
 /**
  * A tc program on one side of an interface: a tcx link, or before Linux 6.6 a clsact filter. Both have `update`,
  * `detach` and `close`, but a link ends with this process unless it is pinned, and a filter stays until `detach`.
+ * @param place where a filter goes, over another one of the same place; a link has no use for it.
  */
-export function attachTc(program: BpfProgram, ifindex: number, direction: TcDirection): BpfLink | TcFilter {
+export function attachTc(
+  program: BpfProgram,
+  ifindex: number,
+  direction: TcDirection,
+  place?: TcFilterPlace,
+): BpfLink | TcFilter {
   try {
     return BpfLink.attachTcx(program, ifindex, direction);
   } catch (error) {
     const perhapsOld =
       error instanceof BpfError && error.errno === EINVAL && program.info.type === 'sched_cls';
-    if (perhapsOld && !kernelHasTcx(program)) return TcFilter.attach(program, ifindex, direction);
+    if (perhapsOld && !kernelHasTcx(program)) return TcFilter.attach(program, ifindex, direction, place);
     throw error;
   }
 }

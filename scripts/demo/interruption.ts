@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0
+import { constants } from 'node:os';
+import { RipstopError } from '../../src/errors.ts';
+
+const controller = new AbortController();
+
+/** Aborted when somebody ends the demo from outside; the reason carries the exit code that a shell expects. */
+export const interruption = controller.signal;
+
+for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
+  process.on(signal, () =>
+    controller.abort(
+      new RipstopError(`interrupted by ${signal}`, { exitCode: 128 + constants.signals[signal] }),
+    ),
+  );
+}
+process.stdout.on('error', () => controller.abort(new RipstopError('nobody reads on')));
+
+const interrupted = new Promise<never>((_, reject) => {
+  interruption.addEventListener('abort', () => reject(interruption.reason as RipstopError));
+});
+interrupted.catch(() => {}); // Nobody may be waiting.
+
+/** Wait for the work, but no longer than until an interruption. @throws its reason. */
+export function unlessInterrupted<T>(work: Promise<T>): Promise<T> {
+  return Promise.race([work, interrupted]);
+}
