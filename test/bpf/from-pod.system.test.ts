@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { expect, it } from 'vitest';
-import { type Ipv4Fields, ipv4, tcp, udp } from '../support/packets.ts';
+import { type Ipv4Fields, ipv4, readIpv4, tcp, udp } from '../support/packets.ts';
+import { Random } from '../support/random.ts';
 import { describeOnNode, type Fixture, runFixtures } from './fixtures.ts';
 import { chosenOf, delivered, encapsulated, ICMP, podFrame, SCTP, TCP } from './frames.ts';
 import { peers, pods, settings } from './node.ts';
@@ -207,6 +208,11 @@ runFixtures('from_pod', {
   'to the world outside the cluster': [
     toStack('is the kernel’s', 'stack outside', podFrame({ dst: '8.8.8.8' })),
     toStack('is the kernel’s for a service too', 'stack outside', podFrame({ dst: '10.43.0.10' })),
+    toStack(
+      'is the kernel’s for a service that has a pod’s number',
+      'stack outside',
+      podFrame({ dst: '10.43.1.7' }),
+    ),
     toStack('never encapsulates multicast (row 60)', 'stack outside', podFrame({ dst: '224.0.0.251' })),
     toStack('never encapsulates broadcast (row 60)', 'stack outside', podFrame({ dst: '255.255.255.255' })),
     toStack('never encapsulates a martian (row 60)', 'stack outside', podFrame({ dst: '127.0.0.1' })),
@@ -335,6 +341,30 @@ describeOnNode('from_pod, packet by packet', (node) => {
       ports.add(port);
     }
     expect(ports.size).toBeGreaterThan(90);
+  });
+
+  it('sends all fragments of a packet by one source port, though only the first has ports', () => {
+    const fragments = [0x2000, 0x2004, 0x0008].map((fragment, i) =>
+      podFrame({ id: 77, fragment, protocol: 17 }, udp({ src: i, dst: 53 + i }, new Uint8Array(24))),
+    );
+    const ports = fragments.map((packet) => chosenOf(node().run('from_pod', packet).packet).sourcePort);
+    expect(new Set(ports).size, `ports ${ports.join(', ')}`).toBe(1);
+  });
+
+  it('leaves both checksums right, whatever the packet', () => {
+    const random = new Random(1624);
+    for (let round = 0; round < 300; round++) {
+      const ip = { id: random.below(65536), ttl: 2 + random.below(254), tos: random.below(256) };
+      const { verdict, packet } = node().run('from_pod', podFrame(ip, segmentOf(40 + random.below(1411))));
+      const [outer, inner] = [readIpv4(packet), readIpv4(packet, 64)];
+      expect({ ip, verdict, outer: outer.valid, inner: inner.valid, ttl: inner.ttl }).toEqual({
+        ip,
+        verdict: 'fast',
+        outer: true,
+        inner: true,
+        ttl: ip.ttl - 1,
+      });
+    }
   });
 
   it('gives every encapsulated packet an id of its own', () => {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 import { expect, it } from 'vitest';
 import type { Peer } from '../../src/dataplane/desired.ts';
-import { ethernet, type Ipv4Fields, ipv4, tcp, udp } from '../support/packets.ts';
+import { ethernet, type Ipv4Fields, ipv4, readIpv4, tcp, udp } from '../support/packets.ts';
+import { Random } from '../support/random.ts';
 import { describeOnNode, type Fixture, runFixtures } from './fixtures.ts';
 import { delivered, ICMP, SCTP, TCP, tunnelled, type WireFields, wireFrame } from './frames.ts';
 import { peers, pods, settings } from './node.ts';
@@ -181,6 +182,13 @@ runFixtures('from_wire', {
     is('drops a node’s packet in the world’s name (row 49)', 'drop spoofed_source', {
       inner: { src: '8.8.8.8' },
     }),
+    is(
+      'drops a node’s packet in the name of an outsider with a number like its pods’ (row 49)',
+      'drop spoofed_source',
+      {
+        inner: { src: '10.99.1.7' },
+      },
+    ),
     is('drops a node’s packet from a multicast address (rows 49, 60)', 'drop spoofed_source', {
       inner: { src: '224.0.0.1' },
     }),
@@ -208,6 +216,12 @@ runFixtures('from_wire', {
       inner: { dst: '10.42.1.8' },
     }),
     is('relays nothing to the world', 'stack no_endpoint', { inner: { dst: '8.8.8.8' } }),
+    is('takes no other node’s pod for ours that has its number', 'stack no_endpoint', {
+      inner: { dst: near.ip.replace('10.42.3.', '10.42.2.') },
+    }),
+    is('takes nobody in the world for a pod that has its number', 'stack no_endpoint', {
+      inner: { dst: near.ip.replace('10.42.3.', '198.51.100.') },
+    }),
     is('delivers no multicast (row 60)', 'stack no_endpoint', { inner: { dst: '224.0.0.251' } }),
     is('leaves a slow receiver to the kernel path', 'stack slow', { inner: { dst: slow.ip } }),
     is('leaves TTL 1 to the kernel, which says time exceeded (row 57)', 'stack ttl', { inner: { ttl: 1 } }),
@@ -233,6 +247,24 @@ runFixtures('from_wire', {
 });
 
 describeOnNode('from_wire, packet by packet', (node) => {
+  it('leaves the inner checksum right, whatever it was', () => {
+    const random = new Random(1624);
+    for (let round = 0; round < 300; round++) {
+      const inner = { id: random.below(65536), ttl: 2 + random.below(254), tos: 1 + random.below(255) };
+      const outer = { tos: random.below(256) };
+      if ((inner.tos & 3) === 0) inner.tos++; // CE would drop it
+      const { verdict, packet } = node().run('from_wire', wireFrame({ inner, outer }));
+      const { valid, ttl } = readIpv4(packet);
+      expect({ inner, outer, verdict, valid, ttl }).toEqual({
+        inner,
+        outer,
+        verdict: 'fast',
+        valid: true,
+        ttl: inner.ttl - 1,
+      });
+    }
+  });
+
   const whole = wireFrame();
   // Linux runs no test on an IPv4 frame that is shorter than its IP header.
   const sizes = Array.from({ length: whole.length - 34 }, (_, i) => 34 + i);
