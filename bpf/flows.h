@@ -12,12 +12,7 @@
 /* The tuple of a packet whose cursor stands behind its IP header. False: no ports to be had (a fragment, or not TCP/UDP). */
 static __always_inline bool read_flow(const struct ipv4 *ip, struct cursor behind_ip, struct flow *flow)
 {
-	if (ip->protocol != PROTOCOL_TCP && ip->protocol != PROTOCOL_UDP)
-		return false;
-	if (ip->fragment & IPV4_FRAGMENT)
-		return false;
-
-	struct ports *ports = parse_ports(&behind_ip);
+	struct ports *ports = has_ports(ip) ? parse_ports(&behind_ip) : NULL;
 
 	if (!ports)
 		return false;

@@ -76,6 +76,21 @@ PARSER(vxlan)
 PARSER(ports)
 PARSER(tcp)
 
+/*
+ * Whether the frame holds IPv4 and belongs to this device itself. A VLAN's does not, but looks as if: the kernel has taken
+ * its tag off before tc, and would put it back on whatever we send out.
+ */
+static __always_inline bool is_ipv4(const struct __sk_buff *skb, const struct ether *ether)
+{
+	return ether->type == ETHERTYPE_IPV4 && !skb->vlan_present;
+}
+
+/* Whether ports follow the IP header: TCP's and UDP's, but not in fragments, of which only the first has them. */
+static __always_inline bool has_ports(const struct ipv4 *ip)
+{
+	return (ip->protocol == PROTOCOL_TCP || ip->protocol == PROTOCOL_UDP) && !(ip->fragment & IPV4_FRAGMENT);
+}
+
 /* Bytes, options included: 20 to 60, or less in a broken header. */
 static __always_inline __u32 ipv4_header_length(const struct ipv4 *ip)
 {

@@ -67,7 +67,7 @@ int from_pod(struct __sk_buff *skb)
 
 	if (!ether)
 		return to_stack(skb, HOOK_FROM_POD, STACK_TRUNCATED);
-	if (ether->type != ETHERTYPE_IPV4)
+	if (!is_ipv4(skb, ether))
 		return to_stack(skb, HOOK_FROM_POD, STACK_NOT_IPV4);
 
 	struct ipv4 *ip = parse_ipv4(&at);

@@ -102,6 +102,7 @@ struct peer {
 enum vtep_flags {
 	VTEP_LOCAL = 1,
 	VTEP_REMOTE = 2,
+	VTEP_UNINDEXED = 4, /* of a node that has no slot in peers, so only the stack can judge what it sends */
 };
 
 struct vtep {
@@ -172,7 +173,7 @@ enum reason {
 	STACK_OTHER_SOURCE, /* a pod sends from an address that is not its own */
 	STACK_OUTSIDE, /* the other end is no pod: the world, a service, a node */
 	STACK_NO_ENDPOINT, /* an address of this node's podCIDR that no pod has */
-	STACK_NO_PEER, /* an address of the cluster network that no node has */
+	STACK_NO_PEER, /* to or from an address of the cluster network that no slot of peers stands for */
 	STACK_SLOW, /* the endpoint is marked slow, or its stack_flows overflowed */
 	STACK_TRANSLATED, /* belongs to a flow that conntrack translates */
 	STACK_UNTRANSLATED, /* left the stack as a plain flow */

@@ -72,14 +72,14 @@ static __always_inline bool fits(const struct __sk_buff *skb, struct cursor behi
 /*
  * A flow's outer source port, as udp_flow_src_port() makes it: hashed into the local port range, so that one flow keeps
  * one path through the underlay. The sender's socket has mostly left a hash in the skb; where not, the tuple makes one.
- * Fragments carry no ports, and take the path of their addresses.
+ * What has no ports, fragments and pings, takes the path of its addresses.
  */
 static __always_inline __u16 source_port(const struct __sk_buff *skb, const struct ipv4 *ip, struct cursor behind_ip)
 {
 	__u32 hash = skb->hash;
 
 	if (!hash) {
-		struct ports *ports = ip->fragment & IPV4_FRAGMENT ? NULL : parse_ports(&behind_ip);
+		struct ports *ports = has_ports(ip) ? parse_ports(&behind_ip) : NULL;
 		__u64 mix = ((__u64)ip->src << 32 | ip->dst) * 0x9e3779b97f4a7c15; /* 2^64 / golden ratio: Knuth's hashing */
 
 		mix ^= (ports ? *(__u32 *)ports : 0) ^ (__u32)ip->protocol << 16;

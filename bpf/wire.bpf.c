@@ -5,17 +5,22 @@
 #include "stats.h"
 #include "vxlan.h"
 
-/* 0 when the node that sent this may speak for the inner source, else the reason to drop it. */
-static __always_inline enum reason distrust(const struct ipv4 *outer, const struct ipv4 *inner)
+/*
+ * Whether the node that sent this may speak for the inner source: FAST_DECAP if so, STACK_NO_PEER when it is a node that
+ * the peers map cannot tell of, else the reason to drop.
+ */
+static __always_inline enum reason judge_sender(const struct ipv4 *outer, const struct ipv4 *inner)
 {
 	struct peer *peer = in_network(inner->src) ? find_peer(inner->src) : NULL;
 
 	if (peer && (peer->vtep_ip == outer->src || peer->flags & PEER_BEHIND_NAT))
-		return 0;
+		return FAST_DECAP;
 
 	struct vtep *sender = bpf_map_lookup_elem(&vteps, &outer->src);
 
-	return sender && sender->flags & VTEP_REMOTE ? DROP_SPOOFED_SOURCE : DROP_UNKNOWN_PEER;
+	if (!sender || !(sender->flags & VTEP_REMOTE))
+		return DROP_UNKNOWN_PEER;
+	return sender->flags & VTEP_UNINDEXED ? STACK_NO_PEER : DROP_SPOOFED_SOURCE;
 }
 
 SEC("tc")
@@ -24,7 +29,7 @@ int from_wire(struct __sk_buff *skb)
 	struct cursor at = packet(skb, OUTER_LEN + sizeof(struct ipv4) + sizeof(struct ports));
 	struct ether *ether = parse_ether(&at);
 
-	if (!ether || ether->type != ETHERTYPE_IPV4)
+	if (!ether || !is_ipv4(skb, ether))
 		return to_stack(skb, HOOK_FROM_WIRE, STACK_NOT_IPV4);
 
 	struct ipv4 *outer = parse_ipv4(&at);
@@ -63,10 +68,12 @@ int from_wire(struct __sk_buff *skb)
 	if (inner->version_ihl != IPV4_NO_OPTIONS)
 		return to_stack(skb, HOOK_FROM_WIRE, STACK_IP_OPTIONS);
 
-	enum reason refusal = distrust(outer, inner);
+	enum reason judgement = judge_sender(outer, inner);
 
-	if (refusal)
-		return drop(skb, HOOK_FROM_WIRE, refusal);
+	if (judgement == STACK_NO_PEER)
+		return to_stack(skb, HOOK_FROM_WIRE, STACK_NO_PEER);
+	if (judgement != FAST_DECAP)
+		return drop(skb, HOOK_FROM_WIRE, judgement);
 
 	/*
 	 * Zero means that the sender made none (RFC 7348); else only the NIC can say for nothing that it is right. Of a

@@ -25,6 +25,7 @@ import {
   vtepsTarget,
 } from '../dataplane/targets.ts';
 import { errorText } from '../errors.ts';
+import { ensureConntrack } from '../host/conntrack.ts';
 import { type Link, listLinks } from '../host/links.ts';
 import { lookupNextHops } from '../host/neighbours.ts';
 import { type PodRoute, podRouteTarget } from '../host/pod-routes.ts';
@@ -56,6 +57,8 @@ export interface NodePathOptions {
 
 /** How often the flows that conntrack has forgotten are swept. */
 const SWEEP_MS = 30_000;
+/** How often what no event tells of is compared with what it should be. */
+const AUDIT_MS = 25_000;
 
 /**
  * This node's packet path: the kernel's (flannel.1, rules, settings, subnet.env) and, before it, the BPF programs. What
@@ -69,9 +72,13 @@ export class NodePath implements Disposable {
   #loaded: LoadedPrograms | undefined;
   /** The settings that `#loaded` was loaded with. */
   #loadedWith = '';
+  /** As this pass found and left them. */
   #links: ReadonlyMap<string, Link> = new Map();
   #endpointCount = 0;
   #sweptAt = performance.now();
+  /** What nft and subnet.env were last seen to agree with, and when. */
+  #audited = '';
+  #auditedAt = 0;
 
   constructor(given: NodePathOptions) {
     this.#given = given;
@@ -123,20 +130,21 @@ export class NodePath implements Disposable {
   async #ensureKernelPath(): Promise<void> {
     const { options, netConf, own, podCidr, log } = this.#given;
     const { backend, network } = netConf;
-    const uplink = await findUplink({
+    const before = await listLinks();
+    const wish = {
       family: 4,
       iface: options.iface,
       ifaceRegex: options.ifaceRegex,
       ifaceCanReach: options.ifaceCanReach,
       nodeIp: own.internalIp.v4,
-    });
+    } as const;
+    const uplink = await findUplink(wish, before);
     if (uplink.explanation !== this.#uplink?.explanation)
       log.info({ uplink: uplink.explanation }, 'chose the uplink');
     const mtu = Math.min(uplink.mtu, backend.mtu ?? uplink.mtu);
     // The published MAC outlives reboots and deletions of the device, so peers need not learn a new one.
-    const mac =
-      this.#settings?.vtepMac ?? own.vtepMac.v4 ?? (await listLinks()).get(this.#device)?.mac ?? randomMac();
-    const { link, changes } = await ensureVxlan({
+    const mac = this.#settings?.vtepMac ?? own.vtepMac.v4 ?? before.get(this.#device)?.mac ?? randomMac();
+    const device = {
       name: this.#device,
       vni: backend.vni,
       port: backend.port,
@@ -145,15 +153,25 @@ export class NodePath implements Disposable {
       mtu: mtu - ENCAP_BYTES,
       mac,
       address: `${podCidr.base}/32`,
-    });
+    };
+    const { link, links, changes } = await ensureVxlan(device, before);
     if (changes.length > 0) log.info({ device: this.#device, changes }, 'made the VTEP device');
+    this.#links = links;
+    if (await ensureConntrack()) log.info('had the kernel load nf_conntrack');
     await this.#ensureSysctls([...nodeSysctls([4], uplink.name), ...vtepSysctls(this.#device)]);
-    await ensureRules({ networks: [{ network, podCidr }], masquerade: options.ipMasq });
-    await writeSubnetEnv(options.subnetFile, {
-      networks: [{ network, podCidr }],
-      mtu: mtu - ENCAP_BYTES,
-      ipMasq: options.ipMasq,
-    });
+    // No event tells of these, so they are looked at now and then only; and at once when anything they are made from changes.
+    const networks = [{ network, podCidr }];
+    const audited = JSON.stringify([networks, mtu]);
+    if (audited !== this.#audited || performance.now() - this.#auditedAt > AUDIT_MS) {
+      await ensureRules({ networks, masquerade: options.ipMasq });
+      await writeSubnetEnv(options.subnetFile, {
+        networks,
+        mtu: mtu - ENCAP_BYTES,
+        ipMasq: options.ipMasq,
+      });
+      this.#audited = audited;
+      this.#auditedAt = performance.now();
+    }
     this.#uplink = uplink;
     this.#settings = {
       network,
@@ -193,7 +211,6 @@ export class NodePath implements Disposable {
   async steps(peers: readonly Peer[], synced: boolean): Promise<Step[]> {
     const settings = this.#settings;
     if (!settings || !this.#uplink) return [];
-    this.#links = await listLinks();
     const endpoints = await this.#endpoints();
     this.#endpointCount = endpoints.length;
     await this.#ensureSysctls(endpoints.flatMap(({ hostIfname }) => podVethSysctls(hostIfname, [4])));
@@ -222,6 +239,7 @@ export class NodePath implements Disposable {
       const hop = hops.get(address);
       return hop?.dev === uplink ? hop.ip : undefined;
     };
+    const indexed = desiredPeers(settings, peers, nextHopTo);
     const hooks: { hook: HookName; ifname: string; ifindex: number }[] = [
       ...endpoints.flatMap(({ hostIfname: ifname, hostIfindex: ifindex }) => [
         { hook: 'to_pod' as const, ifname, ifindex },
@@ -236,8 +254,8 @@ export class NodePath implements Disposable {
     }
     return [
       ...kernelPath,
-      step(vtepsTarget(tables), desiredVteps(settings, peers), synced),
-      step(peersTarget(tables), desiredPeers(settings, peers, nextHopTo), synced),
+      step(vtepsTarget(tables), desiredVteps(settings, peers, indexed), synced),
+      step(peersTarget(tables), indexed, synced),
       step(endpointsTarget(tables), desiredEndpoints(settings, endpoints)),
       step(linksTarget(linkPins, programs), desiredLinks(programs, hooks)),
     ];

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-import type { Command } from 'commander';
+import { type Command, InvalidArgumentError } from 'commander';
 import type { AgentOptions } from '../agent/options.ts';
 import { bpffsFlag, flag, runDirFlag } from './options.ts';
 
@@ -38,8 +38,12 @@ export function addAgentCommand(program: Command): void {
     .addOption(
       flag('--ipam-dir <path>', 'where host-local keeps its leases').default('/var/lib/cni/networks'),
     )
-    .addOption(flag('--ip-masq', 'masquerade what pods send out of the cluster network').default(true))
-    .addOption(flag('--no-ip-masq', 'do not'))
+    .addOption(
+      flag('--ip-masq [true|false]', 'masquerade what pods send out of the cluster network')
+        .argParser(parseBoolean)
+        .preset('true')
+        .default(true),
+    )
     .addOption(
       flag('--log-level <level>', 'what to log').choices(['debug', 'info', 'warn', 'error']).default('info'),
     )
@@ -56,4 +60,11 @@ export function addAgentCommand(program: Command): void {
       }
       await runAgent(options, log, stop.signal);
     });
+}
+
+/** As Go's flag package reads a boolean, for manifests that were written for flannel. */
+function parseBoolean(text: string): boolean {
+  if (['true', '1', 't'].includes(text.toLowerCase())) return true;
+  if (['false', '0', 'f'].includes(text.toLowerCase())) return false;
+  throw new InvalidArgumentError('Say true or false.');
 }

@@ -190,17 +190,18 @@ describe('the peers map', () => {
 describe('the vteps map', () => {
   it('knows every node, those too that the peers map cannot hold, and us as us', () => {
     const peers = [peer(1), peer(2, { podCidr: parseCidr('10.42.4.0/23') })];
-    expect(desiredVteps(k3s, peers)).toEqual(
+    const indexed = desiredPeers(k3s, peers, (ip) => ip);
+    expect(desiredVteps(k3s, peers, indexed)).toEqual(
       new Map([
         ['192.168.0.1', { flags: 2 }],
-        ['192.168.0.2', { flags: 2 }],
+        ['192.168.0.2', { flags: 2 | 4 }],
         ['192.168.0.3', { flags: 1 }],
       ]),
     );
   });
 
   it('believes no peer that claims our own address', () => {
-    expect(desiredVteps(k3s, [peer(1, { vtepIp: '192.168.0.3' })])).toEqual(
+    expect(desiredVteps(k3s, [peer(1, { vtepIp: '192.168.0.3' })], new Map())).toEqual(
       new Map([['192.168.0.3', { flags: 1 }]]),
     );
   });

@@ -161,11 +161,21 @@ export function desiredPeers(
   return slots;
 }
 
-/** The vteps map: every node's underlay address, ours marked as such. */
-export function desiredVteps(settings: NodeSettings, peers: readonly Peer[]): Map<string, Struct<'vtep'>> {
-  const vteps = new Map<string, Struct<'vtep'>>(
-    peers.map((peer) => [peer.vtepIp, { flags: vtep_flags.VTEP_REMOTE }]),
-  );
+/**
+ * The vteps map: every node's underlay address, ours marked as such, and those of nodes that `indexed` (the peers map, as
+ * {@link desiredPeers} gives it) has no slot for: what they send is the stack's to judge.
+ */
+export function desiredVteps(
+  settings: NodeSettings,
+  peers: readonly Peer[],
+  indexed: ReadonlyMap<string, unknown>,
+): Map<string, Struct<'vtep'>> {
+  const vteps = new Map<string, Struct<'vtep'>>();
+  for (const { podCidr, vtepIp } of peers) {
+    const missing = !indexed.has(String(peerSlot(settings, podCidr)));
+    const flags = (vteps.get(vtepIp)?.flags ?? 0) | vtep_flags.VTEP_REMOTE;
+    vteps.set(vtepIp, { flags: missing ? flags | vtep_flags.VTEP_UNINDEXED : flags });
+  }
   vteps.set(settings.uplink.ip, { flags: vtep_flags.VTEP_LOCAL });
   return vteps;
 }

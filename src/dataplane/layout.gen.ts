@@ -118,7 +118,7 @@ export const layout = {
   },
   enums: {
     peer_flags: { PEER_PRESENT: 1, PEER_BEHIND_NAT: 2 },
-    vtep_flags: { VTEP_LOCAL: 1, VTEP_REMOTE: 2 },
+    vtep_flags: { VTEP_LOCAL: 1, VTEP_REMOTE: 2, VTEP_UNINDEXED: 4 },
     endpoint_flags: { ENDPOINT_SLOW: 1 },
     hook: { HOOK_FROM_POD: 0, HOOK_FROM_WIRE: 1, HOOK_TO_POD: 2, HOOK_TO_VTEP: 3, HOOKS: 4 },
     reason: {

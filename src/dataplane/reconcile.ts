@@ -25,31 +25,41 @@ export interface Outcome {
 }
 
 /**
- * One pass: bring every target to its desired entries. All upserts come first, in the order of the steps, and then the
- * removals in reverse order, so that nothing is taken away before what replaces it is there. A target that fails does
- * not keep the others from their turn.
+ * One pass: bring every target to its desired entries. All targets are listed at once; then come all upserts, in the
+ * order of the steps, and then the removals in reverse order, so that nothing is taken away before what replaces it is
+ * there. A target that fails does not keep the others from their turn.
  */
 export async function reconcile(steps: readonly Step[]): Promise<Outcome[]> {
-  const outcomes: Outcome[] = [];
-  const removing: { step: Step; removals: Map<string, unknown>; at: number }[] = [];
-  for (const step of steps) {
-    const { target, desired, mayRemove } = step;
+  const differences = await Promise.allSettled(
+    steps.map(async ({ target, desired }) => diff(desired, await target.list())),
+  );
+  const outcomes = steps.map(({ target }): Outcome => ({ target: target.name, upserts: 0, removals: 0 }));
+  const attempt = async (at: number, act: () => Promise<Partial<Outcome>>): Promise<void> => {
     try {
-      const { upserts, removals } = diff(desired, await target.list());
-      if (upserts.size > 0) await target.upsert(upserts);
-      if (mayRemove && removals.size > 0) removing.unshift({ step, removals, at: outcomes.length });
-      outcomes.push({ target: target.name, upserts: upserts.size, removals: 0 });
-    } catch (error) {
-      outcomes.push({ target: target.name, upserts: 0, removals: 0, error: errorText(error) });
-    }
-  }
-  for (const { step, removals, at } of removing) {
-    try {
-      await step.target.remove(removals);
-      outcomes[at] = { ...outcomes[at]!, removals: removals.size };
+      outcomes[at] = { ...outcomes[at]!, ...(await act()) };
     } catch (error) {
       outcomes[at] = { ...outcomes[at]!, error: errorText(error) };
     }
+  };
+  for (const [at, { target }] of steps.entries()) {
+    await attempt(at, async () => {
+      const { upserts } = settled(differences[at]!);
+      if (upserts.size > 0) await target.upsert(upserts);
+      return { upserts: upserts.size };
+    });
+  }
+  for (const [at, { target, mayRemove }] of Array.from(steps.entries()).toReversed()) {
+    if (!mayRemove || outcomes[at]!.error !== undefined) continue;
+    await attempt(at, async () => {
+      const { removals } = settled(differences[at]!);
+      if (removals.size > 0) await target.remove(removals);
+      return { removals: removals.size };
+    });
   }
   return outcomes;
+}
+
+function settled<T>(result: PromiseSettledResult<T>): T {
+  if (result.status === 'rejected') throw result.reason;
+  return result.value;
 }

@@ -2,7 +2,7 @@
 import { describe, expect, it } from 'vitest';
 import { diff, type Target } from '../dataplane/target.ts';
 import { intToIpv4, ipv4ToInt, parseCidr } from '../net/ip.ts';
-import { readLink } from './links.ts';
+import { listLinks, readLink } from './links.ts';
 import { testNode, whyNoNetns, type TestNetns } from './netns.fixture.ts';
 import { podRouteTarget } from './pod-routes.ts';
 import { ensureVxlan, type VtepDevice } from './vtep-device.ts';
@@ -95,7 +95,7 @@ const TWO_PEERS = [
 describe(title('flannel.1'), { skip: skip !== undefined }, () => {
   it('is made as flannel makes it, and a second pass changes nothing', async () => {
     await using node = await testNode();
-    const first = await ensureVxlan(FLANNEL_1, node.options);
+    const first = await ensureVxlan(FLANNEL_1, await listLinks(node.options), node.options);
     expect(first.created).toBe(true);
     expect(first.link).toMatchObject({
       name: 'flannel.1',
@@ -107,7 +107,7 @@ describe(title('flannel.1'), { skip: skip !== undefined }, () => {
       // No link-local IPv6 address beside it.
       addresses: [{ family: 4, ip: '10.42.1.0', length: 32, scope: 'global', primary: true }],
     });
-    const second = await ensureVxlan(FLANNEL_1, node.options);
+    const second = await ensureVxlan(FLANNEL_1, await listLinks(node.options), node.options);
     expect(second).toMatchObject({ changes: [], created: false, link: { ifindex: first.link.ifindex } });
   });
 
@@ -119,18 +119,21 @@ describe(title('flannel.1'), { skip: skip !== undefined }, () => {
       'addr add 10.42.1.0/32 dev flannel.1',
       'link set flannel.1 up',
     );
-    expect(await ensureVxlan(FLANNEL_1, node.options)).toMatchObject({ changes: [], created: false });
+    expect(await ensureVxlan(FLANNEL_1, await listLinks(node.options), node.options)).toMatchObject({
+      changes: [],
+      created: false,
+    });
   });
 
   it('keeps its ifindex when only MAC, MTU or address drifted; the kernel forgets its neighbours, which come back', async () => {
     await using node = await testNode();
-    const { link } = await ensureVxlan(FLANNEL_1, node.options);
+    const { link } = await ensureVxlan(FLANNEL_1, await listLinks(node.options), node.options);
     await reconcile(node, [PEER_2, PEER_3]);
     await node.ip(
       'link set flannel.1 address 02:00:00:00:00:99 mtu 1400',
       'addr add 10.42.7.0/32 dev flannel.1',
     );
-    const mended = await ensureVxlan(FLANNEL_1, node.options);
+    const mended = await ensureVxlan(FLANNEL_1, await listLinks(node.options), node.options);
     expect(mended.changes).toEqual([
       'flannel.1: MTU 1400 → 1450',
       'flannel.1: MAC 02:00:00:00:00:99 → 02:42:00:00:00:01',
@@ -144,7 +147,7 @@ describe(title('flannel.1'), { skip: skip !== undefined }, () => {
   it('is made anew when something made it wrong, and peers are replayed', async () => {
     await using node = await testNode();
     await node.ip('link add flannel.1 type vxlan id 1 group 239.1.1.1 dev eth0 dstport 4789');
-    const { created, changes } = await ensureVxlan(FLANNEL_1, node.options);
+    const { created, changes } = await ensureVxlan(FLANNEL_1, await listLinks(node.options), node.options);
     expect(created).toBe(true);
     expect(changes[0]).toContain('port 4789 → 8472');
     expect(await reconcile(node, [PEER_2, PEER_3])).toBe(6);
@@ -153,7 +156,7 @@ describe(title('flannel.1'), { skip: skip !== undefined }, () => {
 
   it('exists beside flannel-v6.1 on an IPv6 underlay, with peers of its own', async () => {
     await using node = await testNode();
-    await ensureVxlan(FLANNEL_1, node.options);
+    await ensureVxlan(FLANNEL_1, await listLinks(node.options), node.options);
     const v6: VtepDevice = {
       ...FLANNEL_1,
       name: 'flannel-v6.1',
@@ -162,8 +165,8 @@ describe(title('flannel.1'), { skip: skip !== undefined }, () => {
       mac: '02:42:00:00:06:01',
       address: 'fd00:0:0:1::/128',
     };
-    expect((await ensureVxlan(v6, node.options)).created).toBe(true);
-    expect((await ensureVxlan(v6, node.options)).changes).toEqual([]);
+    expect((await ensureVxlan(v6, await listLinks(node.options), node.options)).created).toBe(true);
+    expect((await ensureVxlan(v6, await listLinks(node.options), node.options)).changes).toEqual([]);
     const peer: VtepPeer = {
       podCidr: parseCidr('fd00:0:0:2::/64'),
       vtepMac: '02:42:00:00:06:02',
@@ -184,10 +187,12 @@ describe(title('flannel.1'), { skip: skip !== undefined }, () => {
   it('says what the kernel cannot do', async () => {
     await using node = await testNode();
     await node.ip('link set eth0 mtu 1400');
-    await expect(ensureVxlan(FLANNEL_1, node.options)).rejects.toThrow('eth0 carries 1400, less 50');
-    await expect(ensureVxlan({ ...FLANNEL_1, uplink: 'eth7' }, node.options)).rejects.toThrow(
-      'its uplink eth7 does not exist',
+    await expect(ensureVxlan(FLANNEL_1, await listLinks(node.options), node.options)).rejects.toThrow(
+      'eth0 carries 1400, less 50',
     );
+    await expect(
+      ensureVxlan({ ...FLANNEL_1, uplink: 'eth7' }, await listLinks(node.options), node.options),
+    ).rejects.toThrow('its uplink eth7 does not exist');
     await expect(readLink('flannel.1', node.options)).rejects.toThrow('there is no network device flannel.1');
   });
 });
@@ -195,7 +200,7 @@ describe(title('flannel.1'), { skip: skip !== undefined }, () => {
 describe(title('peers on the kernel path'), { skip: skip !== undefined }, () => {
   it('come, change and go, each with its three entries; a second pass writes nothing', async () => {
     await using node = await testNode();
-    await ensureVxlan(FLANNEL_1, node.options);
+    await ensureVxlan(FLANNEL_1, await listLinks(node.options), node.options);
     expect(await reconcile(node, [PEER_2, PEER_3])).toBe(6);
     expect(await listing(node)).toEqual(TWO_PEERS);
     expect(await reconcile(node, [PEER_3, PEER_2])).toBe(0);
@@ -219,17 +224,17 @@ describe(title('peers on the kernel path'), { skip: skip !== undefined }, () => 
 
   it('are replayed whole after flannel.1 was deleted', async () => {
     await using node = await testNode();
-    await ensureVxlan(FLANNEL_1, node.options);
+    await ensureVxlan(FLANNEL_1, await listLinks(node.options), node.options);
     await reconcile(node, [PEER_2, PEER_3]);
     await node.ip('link del flannel.1');
-    expect((await ensureVxlan(FLANNEL_1, node.options)).created).toBe(true);
+    expect((await ensureVxlan(FLANNEL_1, await listLinks(node.options), node.options)).created).toBe(true);
     expect(await reconcile(node, [PEER_2, PEER_3])).toBe(6);
     expect(await listing(node)).toEqual(TWO_PEERS);
   });
 
   it('move from the tunnel to DirectRouting and back', async () => {
     await using node = await testNode();
-    await ensureVxlan(FLANNEL_1, node.options);
+    await ensureVxlan(FLANNEL_1, await listLinks(node.options), node.options);
     await reconcile(node, [PEER_2]);
     await reconcile(node, [{ ...PEER_2, directDev: 'eth0' }]);
     expect(await listing(node)).toEqual(['10.42.2.0/24 via 192.168.9.2 dev eth0']);
@@ -239,7 +244,7 @@ describe(title('peers on the kernel path'), { skip: skip !== undefined }, () => 
 
   it("leave everybody else's routes alone, and take over those that flannel left", async () => {
     await using node = await testNode();
-    await ensureVxlan(FLANNEL_1, node.options);
+    await ensureVxlan(FLANNEL_1, await listLinks(node.options), node.options);
     await node.ip(
       'route add 10.99.0.0/16 via 192.168.9.77 proto static',
       'route add 10.42.2.0/24 via 192.168.9.88 metric 500 proto bird',
@@ -259,7 +264,7 @@ describe(title('peers on the kernel path'), { skip: skip !== undefined }, () => 
 
   it('are cleared of entries that nobody wants, such as a flooding one', async () => {
     await using node = await testNode();
-    await ensureVxlan(FLANNEL_1, node.options);
+    await ensureVxlan(FLANNEL_1, await listLinks(node.options), node.options);
     await node.run('bridge', 'fdb', 'append', '00:00:00:00:00:00', 'dev', 'flannel.1', 'dst', '192.168.9.8');
     await node.run('bridge', 'fdb', 'append', '00:00:00:00:00:00', 'dev', 'flannel.1', 'dst', '192.168.9.9');
     await reconcile(node, [PEER_2, PEER_3]);
@@ -268,7 +273,7 @@ describe(title('peers on the kernel path'), { skip: skip !== undefined }, () => 
 
   it('can be removed twice, and removing what was never there is no error', async () => {
     await using node = await testNode();
-    await ensureVxlan(FLANNEL_1, node.options);
+    await ensureVxlan(FLANNEL_1, await listLinks(node.options), node.options);
     await reconcile(node, [PEER_2, PEER_3]);
     const { neighbours, fdb, routes } = peerEntries([PEER_2], 'flannel.1');
     for (let pass = 0; pass < 2; pass++) {
@@ -281,7 +286,7 @@ describe(title('peers on the kernel path'), { skip: skip !== undefined }, () => 
 
   it('that the kernel refuses do not keep the others out, and are named', async () => {
     await using node = await testNode();
-    await ensureVxlan(FLANNEL_1, node.options);
+    await ensureVxlan(FLANNEL_1, await listLinks(node.options), node.options);
     // A gateway of our own address is invalid.
     const bad: VtepPeer = { ...PEER_2, podCidr: parseCidr('10.42.1.0/24') };
     const { routes } = peerEntries([bad, PEER_3], 'flannel.1');
@@ -293,7 +298,7 @@ describe(title('peers on the kernel path'), { skip: skip !== undefined }, () => 
 
   it('cannot slip a command of their own into a batch', async () => {
     await using node = await testNode();
-    await ensureVxlan(FLANNEL_1, node.options);
+    await ensureVxlan(FLANNEL_1, await listLinks(node.options), node.options);
     const evil = new Map([['02:42:00:00:00:05', '192.168.9.5\nlink del flannel.1']]);
     await expect(fdbTarget('flannel.1', node.options).upsert(evil)).rejects.toThrow('not one plain word');
     await readLink('flannel.1', node.options);
@@ -301,7 +306,7 @@ describe(title('peers on the kernel path'), { skip: skip !== undefined }, () => 
 
   it('come by the thousand in moments', async () => {
     await using node = await testNode();
-    await ensureVxlan(FLANNEL_1, node.options);
+    await ensureVxlan(FLANNEL_1, await listLinks(node.options), node.options);
     const peers = manyPeers(2000);
     const startedAt = performance.now();
     expect(await reconcile(node, peers)).toBe(6000);
@@ -338,7 +343,7 @@ describe(title('routes to local pods'), { skip: skip !== undefined }, () => {
 
   it('and routes to peers do not see each other', async () => {
     await using node = await testNode();
-    await ensureVxlan(FLANNEL_1, node.options);
+    await ensureVxlan(FLANNEL_1, await listLinks(node.options), node.options);
     await reconcile(node, [PEER_2]);
     await podRouteTarget(node.options).upsert(new Map([['10.42.1.5/32', { dev: 'eth0' }]]));
     expect([...(await peerRouteTarget(node.options).list()).keys()]).toEqual(['10.42.2.0/24']);

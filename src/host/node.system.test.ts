@@ -89,7 +89,7 @@ describe(title('the uplink'), { skip: skip !== undefined }, () => {
     await using node = await testNode();
     await node.ip('addr add 10.5.0.1/24 dev wire', 'route add 203.0.113.0/24 via 10.5.0.9');
     const eth0 = (await listLinks(node.options)).get('eth0');
-    expect(await findUplink({ family: 4 }, node.options)).toEqual({
+    expect(await findUplink({ family: 4 }, await listLinks(node.options), node.options)).toEqual({
       name: 'eth0',
       ifindex: eth0?.ifindex,
       mac: eth0?.mac,
@@ -98,21 +98,27 @@ describe(title('the uplink'), { skip: skip !== undefined }, () => {
       gateway: '192.168.9.254',
       explanation: 'eth0 (192.168.9.1): it carries the default route',
     });
-    expect(await findUplink({ family: 6 }, node.options)).toMatchObject({
+    expect(await findUplink({ family: 6 }, await listLinks(node.options), node.options)).toMatchObject({
       ip: 'fd09::1',
       gateway: 'fd09::fe',
     });
-    expect(await findUplink({ family: 4, ifaceCanReach: '203.0.113.7' }, node.options)).toMatchObject({
+    expect(
+      await findUplink(
+        { family: 4, ifaceCanReach: '203.0.113.7' },
+        await listLinks(node.options),
+        node.options,
+      ),
+    ).toMatchObject({
       name: 'wire',
       ip: '10.5.0.1',
     });
-    await expect(findUplink({ family: 4, iface: 'ens3' }, node.options)).rejects.toThrow(
-      'choose with --iface among wire (10.5.0.1), eth0 (192.168.9.1)',
-    );
+    await expect(
+      findUplink({ family: 4, iface: 'ens3' }, await listLinks(node.options), node.options),
+    ).rejects.toThrow('choose with --iface among wire (10.5.0.1), eth0 (192.168.9.1)');
     await node.ip('route del default');
-    await expect(findUplink({ family: 4, ifaceCanReach: '8.8.8.8' }, node.options)).rejects.toThrow(
-      'no route leads to 8.8.8.8',
-    );
+    await expect(
+      findUplink({ family: 4, ifaceCanReach: '8.8.8.8' }, await listLinks(node.options), node.options),
+    ).rejects.toThrow('no route leads to 8.8.8.8');
   });
 });
 

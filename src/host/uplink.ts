@@ -2,7 +2,7 @@
 import { RipstopError } from '../errors.ts';
 import { addressFamily, canonicalAddress, type Family } from '../net/ip.ts';
 import { ipJson } from './ip.ts';
-import { listLinks, type Link } from './links.ts';
+import type { Link } from './links.ts';
 import { lookupNextHops, type NextHop } from './neighbours.ts';
 import type { RouteRow } from './routes.ts';
 import type { RunOptions } from './run.ts';
@@ -66,14 +66,21 @@ export function chooseUplink(wish: UplinkWish, facts: UplinkFacts): Uplink {
   };
 }
 
-/** Read the facts and choose. @throws RipstopError as {@link chooseUplink}. */
-export async function findUplink(wish: UplinkWish, options: RunOptions = {}): Promise<Uplink> {
+/**
+ * Read the facts that the choice needs and choose.
+ * @param links as listed just now.
+ * @throws RipstopError as {@link chooseUplink}.
+ */
+export async function findUplink(
+  wish: UplinkWish,
+  links: ReadonlyMap<string, Link>,
+  options: RunOptions = {},
+): Promise<Uplink> {
   const target = wish.ifaceCanReach;
   if (target !== undefined && addressFamily(target) !== wish.family) {
     throw new RipstopError(`--iface-can-reach "${target}" is not an IPv${wish.family} address`);
   }
-  const [links, routes, hops] = await Promise.all([
-    listLinks(options),
+  const [routes, hops] = await Promise.all([
     ipJson<RouteRow>([`-${wish.family}`, 'route', 'show', 'default'], options),
     lookupNextHops(target === undefined ? [] : [target], options),
   ]);

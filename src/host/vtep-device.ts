@@ -95,19 +95,19 @@ export function planVtep(wanted: VtepDevice, links: ReadonlyMap<string, Link>): 
 }
 
 /**
- * Make the device be there as wanted; a second call changes nothing. Run it before the targets of vxlan-target.ts list what
- * is on it: a new device has no entries, and the kernel drops neighbours when the MAC changes and routes when it was down.
- * @returns its state, what was changed, and whether it is a new device.
+ * Make the device be there as wanted; a second call changes nothing.
+ * @param links as listed just now.
+ * @returns the links as they are then, and what was changed; when `created`, its entries must be replayed.
  * @throws RipstopError as {@link planVtep} does, or with the kernel's reason.
  */
 export async function ensureVxlan(
   wanted: VtepDevice,
+  links: ReadonlyMap<string, Link>,
   options: RunOptions = {},
-): Promise<{ link: Link; changes: string[]; created: boolean }> {
-  const before = await listLinks(options);
-  const { commands, changes, created } = planVtep(wanted, before);
+): Promise<{ links: ReadonlyMap<string, Link>; link: Link; changes: string[]; created: boolean }> {
+  const { commands, changes, created } = planVtep(wanted, links);
   await ipBatch(commands, options);
-  const after = commands.length === 0 ? before : await listLinks(options);
+  const after = commands.length === 0 ? links : await listLinks(options);
   const link = after.get(wanted.name);
   const missed = link ? planVtep(wanted, after).changes : [`${wanted.name} is not there`];
   if (!link || missed.length > 0) {
@@ -115,7 +115,7 @@ export async function ensureVxlan(
       `${wanted.name} did not stay as it was made (${missed.join(', ')}); does another program manage it?`,
     );
   }
-  return { link, changes, created };
+  return { links: after, link, changes, created };
 }
 
 function immutableDifferences(wanted: VtepDevice, present: Link): string[] {

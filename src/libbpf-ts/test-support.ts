@@ -17,8 +17,8 @@ export const noKernel =
 
 const compiled = new Map<string, Uint8Array>();
 
-/** The object of fixtures/NAME.bpf.c. */
-export function fixture(name: string): Uint8Array {
+/** The object of NAME.bpf.c in `sources`, compiled. */
+export function fixture(name: string, sources = join(HERE, 'fixtures')): Uint8Array {
   let object = compiled.get(name);
   if (object === undefined) {
     const folder = mkdtempSync(join(tmpdir(), 'libbpf-ts-'));
@@ -27,7 +27,7 @@ export function fixture(name: string): Uint8Array {
       const machine = { x64: 'x86_64', arm64: 'aarch64' }[process.arch as string] ?? process.arch;
       const include = `-I/usr/include/${machine}-linux-gnu`;
       const flags = ['-O2', '-g', '-target', 'bpf', '-Wall', '-Werror', include];
-      execFileSync(clang!, [...flags, '-c', join(HERE, 'fixtures', `${name}.bpf.c`), '-o', output]);
+      execFileSync(clang!, [...flags, '-c', join(sources, `${name}.bpf.c`), '-o', output]);
       object = new Uint8Array(readFileSync(output));
     } finally {
       rmSync(folder, { recursive: true });

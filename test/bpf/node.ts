@@ -3,6 +3,7 @@
  * The node that the fixtures of this folder run on: the programs as the agent loads them, over maps as the agent fills
  * them, and packets handed in by BPF_PROG_TEST_RUN. It has no network and needs none.
  */
+import type { BpfProgram } from '#libbpf-ts';
 import type { Struct } from '../../src/dataplane/codec.ts';
 import { readCounters } from '../../src/dataplane/counters.ts';
 import {
@@ -14,7 +15,7 @@ import {
   type NodeSettings,
   type Peer,
 } from '../../src/dataplane/desired.ts';
-import { loadPrograms, type ProgramName } from '../../src/dataplane/programs.ts';
+import { type LoadedPrograms, loadPrograms, type ProgramName } from '../../src/dataplane/programs.ts';
 import { pinPaths, type Tables } from '../../src/dataplane/tables.ts';
 import { TemporaryBpffs } from '../../src/libbpf-ts/test-support.ts';
 import { parseCidr } from '../../src/net/ip.ts';
@@ -41,6 +42,8 @@ function peer(n: number, over: Partial<Peer> = {}): Peer {
 export const peers = {
   one: peer(1),
   two: peer(2),
+  /** Its podCIDR has another length than ours, so the peers map has no slot for it. */
+  unindexed: peer(8, { podCidr: parseCidr('10.42.16.0/23') }),
   behindNat: peer(9, { vtepIp: '203.0.113.9', behindNat: true }),
 };
 
@@ -106,7 +109,11 @@ function context({ gsoSize = 0 }: RunOptions): Uint8Array {
 
 export interface TestNode extends Disposable {
   readonly tables: Tables;
-  run(program: ProgramName, packet: Uint8Array, options?: RunOptions): Outcome;
+  readonly programs: LoadedPrograms['programs'];
+  /** Run one of the programs by its name, or a test's own that calls them. */
+  run(program: ProgramName | BpfProgram, packet: Uint8Array, options?: RunOptions): Outcome;
+  /** Forget what conntrack has forgotten; how many flows that were. */
+  sweepFlows(): number;
   /** Put flows into stack_flows as to_pod and to_vtep do; the result takes them out again. */
   remember(remembered: Remembered): Disposable;
 }
@@ -117,17 +124,21 @@ export function openNode(): TestNode {
   const { programs, tables } = loaded;
 
   const everyPeer = Object.values(peers);
-  for (const [slot, value] of desiredPeers(settings, everyPeer, (address) => address))
-    tables.peers.set(Number(slot), value);
+  const indexed = desiredPeers(settings, everyPeer, (address) => address);
+  for (const [slot, value] of indexed) tables.peers.set(Number(slot), value);
   for (const [slot, value] of desiredEndpoints(settings, Object.values(pods)))
     tables.endpoints.set(Number(slot), value);
-  tables.vteps.setMany(desiredVteps(settings, everyPeer));
+  tables.vteps.setMany(desiredVteps(settings, everyPeer, indexed));
 
   return {
     tables,
+    programs,
     run(program, packet, options = {}) {
       const before = readCounters(tables);
-      const result = programs[program].testRun({ data: packet, context: context(options) });
+      const result = (typeof program === 'string' ? programs[program] : program).testRun({
+        data: packet,
+        context: context(options),
+      });
       const moved = readCounters(tables)
         .map((counter, i) => ({
           ...counter,
@@ -147,6 +158,7 @@ export function openNode(): TestNode {
         packet: result.data,
       };
     },
+    sweepFlows: () => loaded.sweepFlows(),
     remember({ pod, flows = [], overflow = false }) {
       const slot = endpointSlot(settings, pod.ip)!;
       tables.stack_flows.setMany(flows.map((flow) => [flow, { created_ns: 1 }]));

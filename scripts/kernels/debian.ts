@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * Debian's cloud kernels, fetched with apt from the mirror that this machine uses anyway, with sources, lists and a cache
+ * of their own: the machine's configuration stays as it is, and nothing is installed.
+ */
+import { mkdirSync, readdirSync, renameSync, rmSync, statSync, utimesSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { errorText, RipstopError } from '../../src/errors.ts';
+import { run } from '../../src/host/run.ts';
+
+export interface Kernel {
+  /** As `uname -r` says it, e.g. `6.1.0-56-cloud-amd64`. */
+  readonly release: string;
+  /** The unpacked package, with `boot/vmlinuz-<release>` and `lib/modules/<release>`. */
+  readonly root: string;
+}
+
+/** Debian 12 has two kernels for clouds, its own and Debian 13's. The packages depend on the newest build's. */
+const metaPackages = { '6.1': 'linux-image-cloud-amd64', '6.12': 'linux-image-6.12-cloud-amd64' } as const;
+export type Series = keyof typeof metaPackages;
+export const allSeries = Object.keys(metaPackages) as Series[];
+
+/** Which suite has them, by what apt calls the repository's label. */
+const suites: Readonly<Record<string, string>> = {
+  Debian: 'bookworm',
+  'Debian-Security': 'bookworm-security',
+};
+const KEYRING = '/usr/share/keyrings/debian-archive-keyring.gpg';
+const WEEK_MS = 7 * 86_400_000;
+
+/**
+ * The newest kernel of this series. What was fetched before serves for a week; after that too, when no mirror answers.
+ * @param note is told in one line what is done, where it is more than a look.
+ * @throws RipstopError when there is none, with the reason.
+ */
+export async function fetchKernel(
+  series: Series,
+  cacheDir: string,
+  note: (line: string) => void,
+): Promise<Kernel> {
+  const dir = join(cacheDir, series);
+  mkdirSync(dir, { recursive: true });
+  const cached = cachedKernel(dir);
+  if (cached && Date.now() - statSync(cached.root).mtimeMs < WEEK_MS) return cached;
+  try {
+    const archives = join(cacheDir, 'apt');
+    const apt = await openApt(archives);
+    const release = await newestRelease(apt, series);
+    if (cached?.release === release) utimesSync(cached.root, new Date(), new Date());
+    else {
+      note(`fetching Linux ${release}`);
+      await unpack(apt, archives, release, dir);
+      if (cached) rmSync(cached.root, { recursive: true });
+    }
+    return { release, root: join(dir, release) };
+  } catch (error) {
+    if (!cached) throw error;
+    note(`no newer Linux ${series} can be had (${errorText(error)})`);
+    return cached;
+  }
+}
+
+function cachedKernel(dir: string): Kernel | undefined {
+  const release = readdirSync(dir).find((name) => !name.endsWith('.new'));
+  return release === undefined ? undefined : { release, root: join(dir, release) };
+}
+
+type Apt = (program: 'apt-get' | 'apt-cache', ...args: string[]) => Promise<string>;
+let opened: Promise<Apt> | undefined;
+
+/** apt below this directory, which it also works in, with fresh lists; one update serves all kernels of a run. */
+function openApt(dir: string): Promise<Apt> {
+  opened ??= (async () => {
+    for (const part of ['lists/partial', 'archives/partial']) mkdirSync(join(dir, part), { recursive: true });
+    const sources = join(dir, 'sources.list');
+    writeFileSync(sources, await debianSources());
+    const options = [
+      `Dir::Etc::sourcelist=${sources}`,
+      'Dir::Etc::sourceparts=-',
+      `Dir::State::lists=${join(dir, 'lists')}`,
+      `Dir::Cache=${dir}`,
+      // apt would download as a user of its own, who may not write here.
+      'APT::Sandbox::User=root',
+    ].flatMap((option) => ['-o', option]);
+    const apt: Apt = (program, ...args) =>
+      run('env', [`--chdir=${dir}`, program, '-q', ...options, ...args], { timeoutMs: 300_000 });
+    await apt('apt-get', '--error-on=any', 'update');
+    return apt;
+  })();
+  return opened;
+}
+
+/** The lines of a sources.list with Debian 12 at the mirror of this machine. */
+async function debianSources(): Promise<string> {
+  const listing = await run('apt-get', [
+    'indextargets',
+    '--format',
+    '$(LABEL) $(REPO_URI)',
+    'Created-By: Packages',
+    'Origin: Debian',
+  ]);
+  const lines = listing.split('\n').flatMap((line) => {
+    const [label = '', uri = ''] = line.split(' ');
+    const suite = suites[label];
+    return suite === undefined ? [] : [`deb [arch=amd64 signed-by=${KEYRING}] ${uri} ${suite} main\n`];
+  });
+  if (lines.length === 0) {
+    throw new RipstopError(
+      'apt knows no Debian mirror here; add one to its sources and run `apt-get update`',
+    );
+  }
+  return [...new Set(lines)].join('');
+}
+
+async function newestRelease(apt: Apt, series: Series): Promise<string> {
+  const text = await apt('apt-cache', 'depends', '--important', metaPackages[series]);
+  const release = /Depends: linux-image-(\S+)/.exec(text)?.[1];
+  if (release === undefined) throw new RipstopError(`the mirror has no package ${metaPackages[series]}`);
+  return release;
+}
+
+/** Download and unpack into `dir/<release>`, all or nothing. */
+async function unpack(apt: Apt, archives: string, release: string, dir: string): Promise<void> {
+  const name = `linux-image-${release}`;
+  await apt('apt-get', 'download', name);
+  const archive = readdirSync(archives).find((file) => file.startsWith(`${name}_`));
+  if (archive === undefined)
+    throw new RipstopError(`apt-get says that it has downloaded ${name}, and has not`);
+  const fresh = join(dir, `${release}.new`);
+  rmSync(fresh, { recursive: true, force: true });
+  await run('dpkg-deb', ['-x', join(archives, archive), fresh]);
+  await run('depmod', ['-b', fresh, release]);
+  renameSync(fresh, join(dir, release));
+  rmSync(join(archives, archive));
+}

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * The virtual machine's file system: programs of this machine with their libraries, Node, this repository's sources and
+ * objects, and a kernel's modules, as the cpio archive that Linux unpacks at boot.
+ */
+import { closeSync, openSync, readdirSync, readFileSync, writeSync } from 'node:fs';
+import { basename, dirname, join, relative } from 'node:path';
+import { which } from 'zx';
+import { RipstopError } from '../../src/errors.ts';
+import { run } from '../../src/host/run.ts';
+import type { Kernel } from './debian.ts';
+
+const root = join(import.meta.dirname, '../..');
+
+/** What the packet path and the story call, and what brings up the machine. */
+const programs = 'dash mount mkdir ip bridge tc nft nsenter ping kmod sync'.split(' ');
+/** What src/ imports on the way of a packet. */
+const nodeModules = ['ipaddr.js', 'koffi', '@koromix/koffi-linux-x64', 'zod'];
+/** What the kernel loads by itself once it is asked for a device, a qdisc, a rule or an address family of this kind. */
+const kernelModules =
+  'veth vxlan sch_ingress cls_bpf nf_conntrack nfnetlink nf_tables nft_ct nft_chain_nat nft_nat nft_masq'.split(
+    ' ',
+  );
+
+/** Files by their path in the archive: where to copy them from. */
+type Files = Map<string, string>;
+
+/** Write the archive for this kernel. */
+export async function writeInitramfs(archive: string, kernel: Kernel): Promise<void> {
+  writeCpio(archive, new Map([...(await userFiles()), ...moduleFiles(kernel)]));
+}
+
+async function userFiles(): Promise<Files> {
+  const files: Files = new Map([
+    ['init', join(root, 'test/kernels/init.sh')],
+    ['ripstop/package.json', join(root, 'package.json')],
+    ['bin/node', process.execPath],
+  ]);
+  const found = await Promise.all(programs.map((name) => which(name)));
+  for (const path of found) files.set(`bin/${basename(path)}`, path);
+  files.set('bin/sh', files.get('bin/dash')!);
+  files.set('sbin/modprobe', files.get('bin/kmod')!); // where the kernel looks for it
+
+  // libbpf is loaded by name: no program tells that it is needed.
+  const libbpf = / (\/\S+\/libbpf\.so\.1)$/m.exec(await run('ldconfig', ['-p']))?.[1];
+  if (libbpf === undefined) throw new RipstopError('there is no libbpf.so.1; install libbpf1');
+  const linked = await run('ldd', [...found, process.execPath, libbpf]);
+  for (const [, path] of linked.matchAll(/(\/\S+) \(0x/g)) files.set(path!.slice(1), path!);
+  files.set(libbpf.slice(1), libbpf);
+
+  for (const folder of ['src', 'build', 'test', ...nodeModules.map((name) => `node_modules/${name}`)]) {
+    for (const entry of readdirSync(join(root, folder), { recursive: true, withFileTypes: true })) {
+      const path = join(entry.parentPath, entry.name);
+      if (entry.isFile() && /\.(ts|js|cjs|json|node|o)$/.test(path) && !/\.(d|test)\.ts$/.test(path)) {
+        files.set(`ripstop/${relative(root, path)}`, path);
+      }
+    }
+  }
+  return files;
+}
+
+/** The modules that are needed and those that they need, and what modprobe finds them by. */
+function moduleFiles({ root: unpacked, release }: Kernel): Files {
+  const folder = `lib/modules/${release}`;
+  const files: Files = new Map();
+  const add = (path: string): void => void files.set(`${folder}/${path}`, join(unpacked, folder, path));
+  for (const name of readdirSync(join(unpacked, folder))) if (name.startsWith('modules.')) add(name);
+
+  const dependencies = new Map<string, string[]>();
+  const paths = new Map<string, string>();
+  for (const line of readFileSync(join(unpacked, folder, 'modules.dep'), 'utf8').split('\n')) {
+    const [path = '', needs = ''] = line.split(':');
+    dependencies.set(path, needs.split(' ').filter(Boolean));
+    paths.set(
+      basename(path)
+        .replace(/\.ko.*$/, '')
+        .replaceAll('-', '_'),
+      path,
+    );
+  }
+  for (const name of kernelModules) {
+    const path = paths.get(name);
+    if (path !== undefined) [path, ...dependencies.get(path)!].forEach(add); // else it is built in
+  }
+  return files;
+}
+
+const DIRECTORY = 0o040_755;
+const PROGRAM = 0o100_755;
+
+/** The `newc` format of Documentation/driver-api/early-userspace/buffer-format.rst. */
+function writeCpio(archive: string, files: Files): void {
+  const out = openSync(archive, 'w');
+  const made = new Set<string>();
+  const pad = (length: number) => Buffer.alloc(-length & 3);
+  const add = (name: string, mode: number, data: Buffer): void => {
+    const path = Buffer.from(`${name}\0`);
+    const numbers = [made.size, mode, 0, 0, 1, 0, data.length, 0, 0, 0, 0, path.length, 0];
+    const header = `070701${numbers.map((n) => n.toString(16).padStart(8, '0')).join('')}`;
+    for (const part of [
+      Buffer.from(header),
+      path,
+      pad(header.length + path.length),
+      data,
+      pad(data.length),
+    ]) {
+      writeSync(out, part);
+    }
+    made.add(name);
+  };
+  const addDirectory = (name: string): void => {
+    if (name === '.' || made.has(name)) return;
+    addDirectory(dirname(name));
+    add(name, DIRECTORY, Buffer.alloc(0));
+  };
+  try {
+    ['proc', 'sys', 'dev', 'run', 'tmp'].forEach(addDirectory);
+    for (const [name, source] of files) {
+      addDirectory(dirname(name));
+      add(name, PROGRAM, readFileSync(source));
+    }
+    add('TRAILER!!!', 0, Buffer.alloc(0));
+  } finally {
+    closeSync(out);
+  }
+}

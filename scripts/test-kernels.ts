@@ -1,0 +1,111 @@
+#!/usr/bin/env node
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * The packet path on other kernels than the running one: programs load, attach (tcx, or clsact before Linux 6.6) and
+ * forward on Debian's cloud kernels, under qemu, and here. Needs root; fetches kernels and qemu with apt when missing.
+ *
+ *   sudo npm run test:kernels [-- 6.1 | 6.12 | here ...]
+ */
+import { mkdtempSync, rmSync } from 'node:fs';
+import { release, tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { styleText } from 'node:util';
+import { which } from 'zx';
+import { errorText, RipstopError } from '../src/errors.ts';
+import { run } from '../src/host/run.ts';
+import { type Check, theEnd } from '../test/kernels/check.ts';
+import { allSeries, fetchKernel, type Kernel, type Series } from './kernels/debian.ts';
+import { tellHere, tellInMachine } from './kernels/machines.ts';
+
+const cacheDir = join(process.env['XDG_CACHE_HOME'] ?? '/var/cache', 'ripstop', 'kernels');
+
+/** One line of the table. */
+function show(kernel: string, check: string, result: 'ok' | 'FAILED' | 'skipped', ms?: number): void {
+  const colour = ({ ok: 'green', FAILED: 'red', skipped: 'yellow' } as const)[result];
+  const time = ms === undefined ? '' : `${ms} ms`;
+  console.log(
+    `${kernel.padEnd(31)}${check.padEnd(50)}${styleText(colour, result.padEnd(8))}${time.padStart(9)}`,
+  );
+}
+
+function note(line: string): void {
+  console.log(styleText('dim', line));
+}
+
+type Tell = (onCheck: (check: Check) => void) => Promise<string>;
+
+/** Have the story told and show it; false when something was wrong. */
+async function test(kernel: string, tell: Tell): Promise<boolean> {
+  let last: Check | undefined;
+  const said = await tell((check) => {
+    last = check;
+    show(kernel, check.check, check.problem === undefined ? 'ok' : 'FAILED', check.ms);
+    if (check.problem !== undefined) console.log(`  ${check.problem}`);
+  });
+  if (last?.check === theEnd && last.problem === undefined) return true;
+  if (last?.problem === undefined) show(kernel, 'the story breaks off', 'FAILED');
+  console.log(
+    said
+      .trim()
+      .split(/\r?\n/)
+      .slice(-40)
+      .map((line) => `  | ${line}`)
+      .join('\n'),
+  );
+  return false;
+}
+
+async function ensureQemu(): Promise<void> {
+  if (await which('qemu-system-x86_64', { nothrow: true })) return;
+  note('installing qemu-system-x86');
+  const env = { ...process.env, DEBIAN_FRONTEND: 'noninteractive' } as Record<string, string>;
+  await run('apt-get', ['-q', 'update'], { env, timeoutMs: 120_000 });
+  const install = ['-q', '-y', '--no-install-recommends', 'install', 'qemu-system-x86'];
+  await run('apt-get', install, { env, timeoutMs: 300_000 });
+}
+
+/** Test one of Debian's kernels; one that cannot be had is skipped. */
+async function testDebian(series: Series): Promise<boolean> {
+  const dir = mkdtempSync(join(tmpdir(), 'ripstop-kernel-'));
+  process.once('exit', () => rmSync(dir, { recursive: true, force: true }));
+  let kernel: Kernel;
+  try {
+    if (process.arch !== 'x64') throw new RipstopError('only x86-64 machines boot these kernels');
+    await ensureQemu();
+    kernel = await fetchKernel(series, cacheDir, note);
+  } catch (error) {
+    show(series, errorText(error), 'skipped');
+    return true;
+  }
+  return test(kernel.release, (onCheck) => tellInMachine(kernel, dir, onCheck));
+}
+
+async function main(wanted: readonly string[]): Promise<boolean> {
+  if (process.getuid?.() !== 0)
+    throw new RipstopError('run as root (sudo): BPF and network namespaces need it');
+  const known: readonly string[] = [...allSeries, 'here'];
+  const strange = wanted.filter((name) => !known.includes(name));
+  if (strange.length > 0) {
+    throw new RipstopError(`no such kernel: ${strange.join(', ')}; there are ${known.join(', ')}`, {
+      exitCode: 2,
+    });
+  }
+  const chosen = wanted.length > 0 ? wanted : known;
+  let good = true;
+  for (const series of allSeries.filter((series) => chosen.includes(series))) {
+    good = (await testDebian(series)) && good;
+  }
+  if (chosen.includes('here')) good = (await test(release(), tellHere)) && good;
+  return good;
+}
+
+for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, () => process.exit(1));
+const begun = performance.now();
+try {
+  process.exitCode = (await main(process.argv.slice(2))) ? 0 : 1;
+  const end = process.exitCode === 0 ? 'All as it should be' : 'Not as it should be';
+  console.log(`${end}, ${((performance.now() - begun) / 1000).toFixed(1)} s.`);
+} catch (error) {
+  console.error(`test-kernels: ${errorText(error)}`);
+  process.exitCode = error instanceof RipstopError ? error.exitCode : 1;
+}

@@ -1,0 +1,14 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# Process 1 of the virtual machine: what it prints comes out of the second serial port, free of the kernel's messages.
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+mount -t tmpfs run /run
+# The types of each source need to be stripped only once.
+export NODE_COMPILE_CACHE=/run/compiled
+exec </dev/null >/dev/ttyS1 2>/dev/ttyS0
+node /ripstop/test/kernels/scenario.ts
+sync
+echo b >/proc/sysrq-trigger

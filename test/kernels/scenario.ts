@@ -1,0 +1,402 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * The story that each kernel is told: two nodes with the real packet path, pods `a` and `b` on the first and `c` on the
+ * second, that talk to each other. Prints a {@link Check} as JSON for each step; the first that fails is the last.
+ *
+ * Whoever runs it gives it namespaces of its own (network, mount, process ids) with an empty /run: it cleans nothing up.
+ */
+import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { mkdirSync } from 'node:fs';
+import { release } from 'node:os';
+import { join } from 'node:path';
+import { AttachmentStore } from '../../src/cni/attachments.ts';
+import { configureVeth, createVeth, hostVethName } from '../../src/cni/pod-network.ts';
+import { readCounters } from '../../src/dataplane/counters.ts';
+import { openTables, pinPaths } from '../../src/dataplane/tables.ts';
+import { linkKey } from '../../src/dataplane/targets.ts';
+import { errorText } from '../../src/errors.ts';
+import { ipBatch, ipJson } from '../../src/host/ip.ts';
+import { ensureBpffs } from '../../src/host/mount.ts';
+import { readForwardCounters } from '../../src/host/rules.ts';
+import { commandIn, run, tryRun } from '../../src/host/run.ts';
+import { BpfLink } from '#libbpf-ts';
+import type { HoldReport, TcpReport } from '../cluster/talker.ts';
+import { type Check, theEnd } from './check.ts';
+import type { NodeSpec, PassReport } from './node.ts';
+
+const NETWORK = '10.42.0.0/16';
+const SERVICE = '10.43.0.1';
+const PORT = 4711;
+const BPFFS = '/run/bpf';
+const [major = 0, minor = 0] = release().split('.').map(Number);
+/** tcx begins with Linux 6.6. */
+const hasTcx = major > 6 || (major === 6 && minor >= 6);
+
+interface Node extends NodeSpec {
+  readonly netns: string;
+}
+interface Pod {
+  readonly name: string;
+  readonly netns: string;
+  readonly node: Node;
+  readonly ip: string;
+  readonly hostIfname: string;
+}
+
+const identities = [1, 2].map((n) => ({
+  name: `node${n}`,
+  ip: `192.168.77.${n}`,
+  podCidr: `10.42.${n}.0/24`,
+  vtepMac: `02:00:00:00:00:0${n}`,
+}));
+const [one, two] = identities.map((identity): Node => ({
+  ...identity,
+  netns: `/run/netns/${identity.name}`,
+  network: NETWORK,
+  bpffs: join(BPFFS, identity.name),
+  runDir: join('/run', identity.name),
+  peers: identities.filter((other) => other !== identity),
+})) as [Node, Node];
+const [a, b, c] = (
+  [
+    ['a', one, '10.42.1.2'],
+    ['b', one, '10.42.1.3'],
+    ['c', two, '10.42.2.2'],
+  ] as const
+).map(([name, node, ip]): Pod => ({
+  name,
+  node,
+  ip,
+  netns: `/run/netns/${name}`,
+  hostIfname: vethOf(name),
+})) as [Pod, Pod, Pod];
+
+function vethOf(pod: string): string {
+  return hostVethName({ containerId: pod, ifname: 'eth0' });
+}
+
+function expectThat(truth: boolean, otherwise: string): void {
+  if (!truth) throw new Error(otherwise);
+}
+
+// ---- Nodes and pods
+
+/** Two nodes, one cable. */
+async function createNodes(): Promise<void> {
+  await ensureBpffs(BPFFS);
+  mkdirSync('/run/netns', { recursive: true });
+  for (const { bpffs } of [one, two]) mkdirSync(bpffs);
+  await ipBatch([
+    ...[one, two, a, b, c].map(({ name }) => `netns add ${name}`),
+    'link add eth0 netns node1 type veth peer name eth0 netns node2',
+  ]);
+  for (const { netns, ip } of [one, two]) {
+    await ipBatch(['link set lo up', `address add ${ip}/24 dev eth0`, 'link set eth0 up'], { netns });
+  }
+}
+
+/** Connect a pod to its node, as the CNI plugin does. */
+async function connectPod({ name, node, ip, netns, hostIfname }: Pod): Promise<void> {
+  const namespaces = { pod: netns, node: node.netns };
+  const veth = await createVeth(hostIfname, 'eth0', 1450, namespaces);
+  const gateway = node.podCidr.replace('.0/24', '.1');
+  await configureVeth(hostIfname, 'eth0', { ip, gateway, routes: ['0.0.0.0/0'] }, namespaces);
+  const attachment = { containerId: name, ifname: 'eth0', netns, network: 'story', hostIfname, ip, ...veth };
+  await new AttachmentStore(node.runDir).put(attachment);
+}
+
+/** Start (or restart) what drives a node's packet path; everything must come out as it should, and stay so. */
+async function pass(node: Node): Promise<PassReport> {
+  const report = await onNode(node, 'pass');
+  expectThat(report.problems.length === 0, report.problems.join(' · '));
+  const restless = report.again.filter(({ upserts, removals }) => upserts + removals > 0);
+  expectThat(
+    restless.length === 0,
+    `a second pass changes ${restless.map(({ target }) => target).join(', ')}`,
+  );
+  return report;
+}
+
+async function onNode({ netns, ...spec }: Node, command: 'pass' | 'strip'): Promise<PassReport> {
+  const program = join(import.meta.dirname, 'node.ts');
+  const { code, stdout, stderr } = await tryRun(process.execPath, [program, command, JSON.stringify(spec)], {
+    netns,
+    timeoutMs: 60_000,
+  });
+  expectThat(code === 0, `${command} on ${spec.name} ended with ${code}: ${errorText(stderr.slice(-2000))}`);
+  return JSON.parse(stdout) as PassReport;
+}
+
+/** The devices of a node with programs, and on which sides. */
+function hooksOf(node: Node): { key: string; device: string; side: 'ingress' | 'egress' }[] {
+  const pods = [a, b, c].filter((pod) => pod.node === node);
+  return [
+    ...pods.flatMap(({ hostIfname }) => [
+      { key: linkKey('from_pod', hostIfname), device: hostIfname, side: 'ingress' as const },
+      { key: linkKey('to_pod', hostIfname), device: hostIfname, side: 'egress' as const },
+    ]),
+    { key: linkKey('from_wire', 'eth0'), device: 'eth0', side: 'ingress' },
+    { key: linkKey('to_vtep', 'flannel.1'), device: 'flannel.1', side: 'egress' },
+  ];
+}
+
+/** How many programs hang on a node's devices as clsact filters: `tc` shows those, and no tcx links. */
+async function countFilters(node: Node): Promise<number> {
+  const listings = await Promise.all(
+    hooksOf(node).map(({ device, side }) =>
+      run('tc', ['-j', 'filter', 'show', 'dev', device, side], { netns: node.netns }),
+    ),
+  );
+  return listings
+    .flatMap((text) => JSON.parse(text || '[]') as { kind: string; options?: { prog?: object } }[])
+    .filter(({ kind, options }) => kind === 'bpf' && options?.prog).length;
+}
+
+function countTcxLinks(node: Node): number {
+  const { links } = pinPaths(node.bpffs);
+  return hooksOf(node).filter(({ key }) => {
+    using link = BpfLink.openPinned(join(links, key));
+    const { type, ifindex } = link.info();
+    return type === 'tcx' && ifindex !== 0;
+  }).length;
+}
+
+// ---- Traffic
+
+const TALKER = join(import.meta.dirname, '../cluster/talker.ts');
+
+function talker(pod: Pod, ...args: string[]): ChildProcess {
+  const [file, ...argv] = commandIn(pod.netns, process.execPath, [TALKER, ...args]);
+  return spawn(file, argv, { stdio: ['ignore', 'pipe', 'inherit'] });
+}
+
+/** Wait for this word from a talker. */
+async function says(child: ChildProcess, word: string): Promise<void> {
+  const [text] = (await once(child.stdout!, 'data', { signal: AbortSignal.timeout(20_000) })) as [Buffer];
+  expectThat(text.toString().includes(word), `the talker said ${text.toString()}`);
+}
+
+async function serve(pod: Pod): Promise<void> {
+  await says(talker(pod, 'serve', '0.0.0.0', String(PORT)), 'serving');
+}
+
+async function ping(from: Pod, to: Pod, count = 10): Promise<void> {
+  const flags = ['-n', '-q', '-i', '0.02', '-W', '2', '-c', String(count)];
+  const { stdout } = await tryRun('ping', [...flags, to.ip], { netns: from.netns });
+  const all = stdout.includes(`${count} packets transmitted, ${count} received`);
+  expectThat(all, `pings from ${from.name} to ${to.name}: ${errorText(stdout)}`);
+}
+
+/** Send this much over TCP and get it back. */
+async function tcp(from: Pod, address: string, bytes: number): Promise<void> {
+  const args = [TALKER, 'tcp', address, String(PORT), String(bytes)];
+  const report = JSON.parse(await run(process.execPath, args, { netns: from.netns })) as TcpReport;
+  expectThat(report.bytes === bytes && report.sent === report.received, `TCP: ${JSON.stringify(report)}`);
+}
+
+/** A connection that is held open while something happens, and must not notice. */
+async function hold(from: Pod, to: Pod): Promise<() => Promise<void>> {
+  const child = talker(from, 'hold', to.ip, String(PORT));
+  await says(child, 'holding');
+  return async () => {
+    let text = '';
+    child.stdout!.on('data', (piece: Buffer) => (text += piece.toString()));
+    const closed = once(child, 'close');
+    child.kill('SIGINT');
+    await closed;
+    const report = JSON.parse(text) as HoldReport;
+    // A lost packet costs at least TCP's shortest retransmission timeout, 200 ms; a slow machine may take longer yet.
+    expectThat(report.error === undefined && report.rounds > 10, `connection: ${JSON.stringify(report)}`);
+  };
+}
+
+/** Ping until told to stop; none may be lost. */
+function pingOn(from: Pod, to: Pod): () => Promise<void> {
+  const [file, ...argv] = commandIn(from.netns, 'ping', ['-n', '-q', '-i', '0.01', to.ip]);
+  const child = spawn(file, argv, { stdio: ['ignore', 'pipe', 'inherit'] });
+  return async () => {
+    let text = '';
+    child.stdout.on('data', (piece: Buffer) => (text += piece.toString()));
+    const closed = once(child, 'close');
+    child.kill('SIGINT');
+    await closed;
+    const [, sent, answered] = /(\d+) packets transmitted, (\d+) received/.exec(text) ?? [];
+    // The last one may still be under way.
+    const lost = Number(sent) - Number(answered);
+    expectThat(lost <= 1 && Number(sent) > 20, `pings ${from.name} to ${to.name}: ${errorText(text)}`);
+  };
+}
+
+/** Counters of a node by `hook verdict_reason`. */
+function countersOf(node: Node): Map<string, number> {
+  using tables = openTables(node.bpffs);
+  const counters = readCounters(tables);
+  return new Map(
+    counters.map(({ hook, verdict, reason, packets }) => [`${hook} ${verdict}_${reason}`, packets]),
+  );
+}
+
+/** While `work` runs, each of these counters must rise by at least so much. */
+async function counting(
+  wanted: readonly (readonly [node: Node, counter: string, atLeast: number])[],
+  work: () => Promise<unknown>,
+): Promise<void> {
+  const nodes = [one, two];
+  const before = nodes.map(countersOf);
+  await work();
+  const moved = nodes.map((node, i) => {
+    const now = [...countersOf(node)].map(([name, n]) => [name, n - (before[i]!.get(name) ?? 0)] as const);
+    return new Map(now.filter(([, n]) => n > 0));
+  });
+  for (const [node, counter, atLeast] of wanted) {
+    const i = nodes.indexOf(node);
+    const rose = moved[i]!.get(counter) ?? 0;
+    const all = JSON.stringify(Object.fromEntries(moved[i]!));
+    expectThat(rose >= atLeast, `${counter} on ${node.name} rose by ${rose}, not ${atLeast}: ${all}`);
+  }
+}
+
+async function kernelPath(node: Node): Promise<{ forwarded: number; tunnelled: number }> {
+  const [device] = await ipJson<{ stats64: { tx: { packets: number } } }>(
+    ['-s', 'link', 'show', 'dev', 'flannel.1'],
+    { netns: node.netns },
+  );
+  const forwarded = (await readForwardCounters({ netns: node.netns }))?.packets ?? 0;
+  return { forwarded, tunnelled: device!.stats64.tx.packets };
+}
+
+// ---- The story
+
+const KIB = 1024;
+const steps: readonly (readonly [string, () => Promise<void>])[] = [
+  [
+    'two nodes and three pods',
+    async () => {
+      await createNodes();
+      await Promise.all([a, b, c].map(connectPod));
+    },
+  ],
+  [
+    'programs load and attach',
+    async () => {
+      await Promise.all([pass(one), pass(two)]);
+    },
+  ],
+  [
+    `they hang in ${hasTcx ? 'tcx links' : 'clsact filters'}`,
+    async () => {
+      for (const node of [one, two]) {
+        const hooks = hooksOf(node).length;
+        const filters = await countFilters(node);
+        const found = hasTcx ? countTcxLinks(node) : filters;
+        expectThat(found === hooks, `${found} of ${hooks} on ${node.name}`);
+        expectThat(!hasTcx || filters === 0, `${filters} clsact filters on ${node.name}`);
+      }
+    },
+  ],
+  [
+    'pod to pod on one node: fast local',
+    async () => {
+      await Promise.all([serve(b), serve(c)]);
+      await counting([[one, 'from_pod fast_local', 20]], async () => {
+        await ping(a, b);
+        await tcp(a, b.ip, 256 * KIB);
+      });
+    },
+  ],
+  [
+    'pod to pod across nodes: fast encap, fast decap',
+    async () => {
+      const wanted = [one, two].flatMap((node) => [
+        [node, 'from_pod fast_encap', 15] as const,
+        [node, 'from_wire fast_decap', 15] as const,
+      ]);
+      await counting(wanted, async () => {
+        await ping(a, c);
+        await tcp(a, c.ip, 256 * KIB);
+      });
+    },
+  ],
+  [
+    "a service's replies stay with conntrack",
+    async () => {
+      const rules = [
+        'add table ip story',
+        'add chain ip story services { type nat hook prerouting priority -100; }',
+        `add rule ip story services ip daddr ${SERVICE} dnat to ${c.ip}`,
+      ].join('\n');
+      await run('nft', ['-f', '-'], { netns: one.netns, stdin: rules });
+      const wanted = [
+        [one, 'to_vtep stack_translated', 5],
+        [one, 'from_wire stack_translated', 5],
+      ] as const;
+      await counting(wanted, () => tcp(a, SERVICE, 64 * KIB));
+    },
+  ],
+  [
+    'a restart swaps the programs and loses nothing',
+    async () => {
+      const watch = [await hold(a, b), await hold(a, c), pingOn(a, b), pingOn(a, c)];
+      const { found, attached } = await pass(one);
+      await Promise.all(watch.map((unharmed) => unharmed()));
+      expectThat(Object.keys(found).join() === Object.keys(attached).join(), 'other hooks than before');
+      for (const [key, { ifindex, programId }] of Object.entries(attached)) {
+        expectThat(found[key]?.ifindex === ifindex, `${key} has left its device`);
+        expectThat(found[key]?.programId !== programId, `${key} kept its program`);
+      }
+    },
+  ],
+  [
+    'a device made anew gets its programs back',
+    async () => {
+      await ipBatch([`link del ${a.hostIfname}`], { netns: one.netns });
+      await connectPod(a);
+      const { found, attached } = await pass(one);
+      for (const key of [linkKey('from_pod', a.hostIfname), linkKey('to_pod', a.hostIfname)]) {
+        expectThat(found[key]?.ifindex === 0, `${key} is still said to be attached`);
+        expectThat((attached[key]?.ifindex ?? 0) > 0, `${key} is not attached`);
+      }
+      // Over TCP: the pings of a pod with translated flows are the stack's.
+      const wanted = [
+        [one, 'from_pod fast_local', 5],
+        [one, 'from_pod fast_encap', 5],
+      ] as const;
+      await counting(wanted, async () => {
+        await tcp(a, b.ip, 256 * KIB);
+        await tcp(a, c.ip, 256 * KIB);
+      });
+    },
+  ],
+  [
+    'without programs the kernel path carries on',
+    async () => {
+      const held = await Promise.all([hold(a, b), hold(a, c)]);
+      const before = await kernelPath(one);
+      const stripped = await Promise.all([onNode(one, 'strip'), onNode(two, 'strip')]);
+      await ping(a, b);
+      await ping(a, c);
+      await Promise.all(held.map((unharmed) => unharmed()));
+      const after = await kernelPath(one);
+      const left = stripped.flatMap(({ attached }) => Object.keys(attached));
+      expectThat(left.length === 0, `still attached: ${left.join(', ')}`);
+      expectThat((await countFilters(one)) + (await countFilters(two)) === 0, 'filters are left');
+      expectThat(after.forwarded - before.forwarded >= 40, 'the forward chain did not see the packets');
+      expectThat(after.tunnelled - before.tunnelled >= 10, 'flannel.1 did not see the packets');
+    },
+  ],
+];
+
+const begun = performance.now();
+
+async function tell(check: string, act: () => Promise<void>, since = performance.now()): Promise<void> {
+  const problem = await act().then(() => undefined, errorText);
+  const ms = Math.round(performance.now() - since);
+  const line: Check = { check, ms, ...(problem !== undefined && { problem }) };
+  console.log(JSON.stringify(line));
+  if (problem !== undefined) process.exit(1); // Each step stands on the ones before.
+}
+
+for (const [check, act] of steps) await tell(check, act);
+await tell(theEnd, async () => {}, begun);
+process.exit(0);
