@@ -148,10 +148,16 @@ static long sweep_one(void *map, struct flow *reply, struct stack_flow *value, s
 	__u32 slot = owner_slot(&copy);
 	struct endpoint_state *state = bpf_map_lookup_elem(&endpoint_state, &slot);
 
-	if (state) {
+	if (state)
 		__sync_fetch_and_add(&state->stack_flows, -1);
-		state->overflow = 0; /* there is room again; if there still is too little, the next flow says so */
-	}
+	return 0;
+}
+
+/* Flows that found no room are known to nobody, so an endpoint that had one stays slow for as long as it lives. */
+static long forgive_one(void *map, __u32 *slot, struct endpoint_state *state, struct sweep *sweep)
+{
+	if (state->overflow && !find_endpoint(*slot))
+		state->overflow = 0;
 	return 0;
 }
 
@@ -162,6 +168,7 @@ int sweep_flows(struct __sk_buff *skb)
 	struct sweep sweep = { .skb = skb };
 
 	bpf_for_each_map_elem(&stack_flows, sweep_one, &sweep, 0);
+	bpf_for_each_map_elem(&endpoint_state, forgive_one, &sweep, 0);
 	return sweep.forgotten;
 }
 

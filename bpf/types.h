@@ -125,7 +125,7 @@ struct endpoint {
 /* What the programs themselves keep of an endpoint; apart from struct endpoint, which the manager overwrites whole. */
 struct endpoint_state {
 	__u32 stack_flows; /* entries of stack_flows that name it, never less than there are */
-	__u32 overflow; /* set when stack_flows was full: all of the endpoint's packets go to the stack */
+	__u32 overflow; /* set when stack_flows was full: from then on all of the endpoint's packets go to the stack */
 };
 
 /* A packet's tuple, as the packet carries it. */

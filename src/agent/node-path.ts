@@ -163,7 +163,7 @@ export class NodePath implements Disposable {
     const networks = [{ network, podCidr }];
     const audited = JSON.stringify([networks, mtu]);
     if (audited !== this.#audited || performance.now() - this.#auditedAt > AUDIT_MS) {
-      await ensureRules({ networks, masquerade: options.ipMasq });
+      await ensureRules({ networks, masquerade: options.ipMasq, vxlanPort: backend.port });
       await writeSubnetEnv(options.subnetFile, {
         networks,
         mtu: mtu - ENCAP_BYTES,

@@ -24,6 +24,7 @@ const WANTED: RulesWanted = {
     { network: parseCidr('fd00::/48'), podCidr: parseCidr('fd00:0:0:1::/64') },
   ],
   masquerade: true,
+  vxlanPort: 8472,
 };
 
 const POD = '10.42.1.5';
@@ -159,11 +160,11 @@ describe(title('the nft table'), { skip: skip !== undefined }, () => {
     await using node = await testNetns();
     await ensureRules(WANTED, node.options);
     const networks = [{ network: parseCidr('10.42.0.0/16'), podCidr: parseCidr('10.42.9.0/24') }];
-    expect(await ensureRules({ networks, masquerade: true }, node.options)).toBe(true);
+    expect(await ensureRules({ networks, masquerade: true, vxlanPort: 8472 }, node.options)).toBe(true);
     const moved = await node.run('nft', 'list', 'table', 'inet', 'ripstop');
     expect(moved).toContain('10.42.9.0/24');
     expect(moved).not.toContain('10.42.1.0/24');
-    expect(await ensureRules({ networks, masquerade: false }, node.options)).toBe(true);
+    expect(await ensureRules({ networks, masquerade: false, vxlanPort: 8472 }, node.options)).toBe(true);
     expect(await node.run('nft', 'list', 'table', 'inet', 'ripstop')).not.toContain('masquerade');
   });
 
@@ -241,7 +242,7 @@ describe(title('packets through the node'), { skip: skip !== undefined }, () => 
   it('keep their address without --ip-masq', async () => {
     await using net = await testNet();
     await using _world = await mirror(net.world, WORLD);
-    await ensureRules({ ...WANTED, masquerade: false }, net.node.options);
+    await ensureRules({ ...WANTED, masquerade: false, vxlanPort: 8472 }, net.node.options);
     expect(await seenFrom(net.pod, WORLD)).toBe(POD);
   });
 });

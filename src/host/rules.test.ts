@@ -17,7 +17,8 @@ function rulesOf(text: string, chain: string): string[] {
 
 describe('the rendered table', () => {
   it("has flannel's rules in flannel's order", () => {
-    const { text } = renderRules({ networks: [V4], masquerade: true });
+    const { text } = renderRules({ networks: [V4], masquerade: true, vxlanPort: 8472 });
+    expect(rulesOf(text, 'input')).toEqual(['ip saddr 10.42.0.0/16 udp dport 8472 counter drop']);
     expect(rulesOf(text, 'forward')).toEqual([
       'ip saddr 10.42.0.0/16 counter accept',
       'ip daddr 10.42.0.0/16 counter accept',
@@ -33,18 +34,18 @@ describe('the rendered table', () => {
   });
 
   it('adds the same for IPv6 when there is a network of that family', () => {
-    const { text } = renderRules({ networks: [V4, V6], masquerade: true });
+    const { text } = renderRules({ networks: [V4, V6], masquerade: true, vxlanPort: 8472 });
     expect(rulesOf(text, 'postrouting')).toHaveLength(11);
     expect(text).toContain('ip6 saddr fd00::/48 ip6 daddr != ff00::/8 masquerade fully-random');
   });
 
   it('translates nothing without --ip-masq', () => {
-    const { text } = renderRules({ networks: [V4], masquerade: false });
+    const { text } = renderRules({ networks: [V4], masquerade: false, vxlanPort: 8472 });
     expect(text).not.toContain('postrouting');
   });
 
   it('replaces the table in one transaction', () => {
-    const { text } = renderRules({ networks: [V4], masquerade: true });
+    const { text } = renderRules({ networks: [V4], masquerade: true, vxlanPort: 8472 });
     expect(text.split('\n').slice(0, 3)).toEqual([
       'add table inet ripstop',
       'delete table inet ripstop',
@@ -54,13 +55,13 @@ describe('the rendered table', () => {
 
   it('changes its fingerprint with every address', () => {
     const other = { ...V4, podCidr: parseCidr('10.42.2.0/24') };
-    expect(renderRules({ networks: [other], masquerade: true }).fingerprint).not.toEqual(
-      renderRules({ networks: [V4], masquerade: true }).fingerprint,
+    expect(renderRules({ networks: [other], masquerade: true, vxlanPort: 8472 }).fingerprint).not.toEqual(
+      renderRules({ networks: [V4], masquerade: true, vxlanPort: 8472 }).fingerprint,
     );
   });
 
   it('has comments that fit into the kernel (128 bytes)', () => {
-    const { fingerprint } = renderRules({ networks: [V4, V6], masquerade: true });
+    const { fingerprint } = renderRules({ networks: [V4, V6], masquerade: true, vxlanPort: 8472 });
     for (const row of fingerprint) expect(row.length).toBeLessThan(128);
   });
 });

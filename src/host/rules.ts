@@ -19,6 +19,8 @@ export interface RulesWanted {
   networks: readonly PodNetwork[];
   /** Hide pods behind the node's address when they talk to the world (`--ip-masq`). */
   masquerade: boolean;
+  /** VXLAN's UDP port, which only nodes may talk to. */
+  vxlanPort: number;
 }
 
 export interface Ruleset {
@@ -39,7 +41,11 @@ interface Chain {
 
 /** Render the table. Pure: the same wish gives the same text. */
 export function renderRules(wanted: RulesWanted): Ruleset {
-  const chains = [forwardChain(wanted), ...(wanted.masquerade ? [postroutingChain(wanted)] : [])];
+  const chains = [
+    inputChain(wanted),
+    forwardChain(wanted),
+    ...(wanted.masquerade ? [postroutingChain(wanted)] : []),
+  ];
   const fingerprint: string[] = [];
   const table = NFT_TABLE.join(' ');
   // Adding the table first lets the deletion succeed also when it was not there; nft applies all of it or nothing.
@@ -57,6 +63,24 @@ export function renderRules(wanted: RulesWanted): Ruleset {
     lines.push('  }');
   }
   return { text: [...lines, '}', ''].join('\n'), fingerprint };
+}
+
+/**
+ * The VXLAN device's socket listens on every address of the node, those in the pod network too, and believes whoever finds
+ * it: a pod could put packets with any source into others. Nodes talk VXLAN from underlay addresses only.
+ */
+function inputChain({ networks, vxlanPort }: RulesWanted): Chain {
+  return {
+    name: 'input',
+    type: 'filter',
+    hook: 'input',
+    priority: 0,
+    rules: names(networks).map(({ ip, cluster }) => ({
+      match: `${ip} saddr ${cluster} udp dport ${vxlanPort}`,
+      verdict: 'counter drop',
+      why: 'a pod talks VXLAN',
+    })),
+  };
 }
 
 function forwardChain({ networks }: RulesWanted): Chain {

@@ -38,6 +38,8 @@ describe.skipIf(missing)(`beside conntrack${missing ? ` (skipped: ${missing})` :
       'anything to the pod: from_wire: stack translated',
       'swept: all',
       'flows of the third pod: 0',
+      'the pod, with room again: 1',
+      'the pod gone: 0',
     ]);
   });
 });
