@@ -55,6 +55,12 @@ const works: Work[] = [
     measure: async (arm) => (await arm.run('udp-rate', { size: 64, ...shared })).receivedPps / 1000,
   },
   {
+    name: 'TCP stream, GSO wire, one core',
+    unit: 'Gbit/s',
+    better: 'more',
+    measure: async (arm) => (await arm.run('tcp-stream', shared)).gbitPerSecond,
+  },
+  {
     name: 'TCP stream, GSO wire, two cores',
     unit: 'Gbit/s',
     better: 'more',

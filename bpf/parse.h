@@ -85,10 +85,14 @@ static __always_inline bool is_ipv4(const struct __sk_buff *skb, const struct et
 	return ether->type == ETHERTYPE_IPV4 && !skb->vlan_present;
 }
 
-/* Whether ports follow the IP header: TCP's and UDP's, but not in fragments, of which only the first has them. */
+/*
+ * Whether ports follow the IP header: TCP's and UDP's, but not in fragments, of which only the first has them, and not
+ * where the packet ends before them: what stands there then is a frame's padding.
+ */
 static __always_inline bool has_ports(const struct ipv4 *ip)
 {
-	return (ip->protocol == PROTOCOL_TCP || ip->protocol == PROTOCOL_UDP) && !(ip->fragment & IPV4_FRAGMENT);
+	return (ip->protocol == PROTOCOL_TCP || ip->protocol == PROTOCOL_UDP) && !(ip->fragment & IPV4_FRAGMENT) &&
+	       bpf_ntohs(ip->total_length) >= sizeof(struct ipv4) + sizeof(struct ports);
 }
 
 /* Bytes, options included: 20 to 60, or less in a broken header. */

@@ -64,6 +64,8 @@ async function ensureQemu(): Promise<void> {
   await run('apt-get', install, { env, timeoutMs: 300_000 });
 }
 
+let skipped = 0;
+
 /** Test one of Debian's kernels; one that cannot be had is skipped. */
 async function testDebian(series: Series): Promise<boolean> {
   const dir = mkdtempSync(join(tmpdir(), 'ripstop-kernel-'));
@@ -74,7 +76,9 @@ async function testDebian(series: Series): Promise<boolean> {
     await ensureQemu();
     kernel = await fetchKernel(series, cacheDir, note);
   } catch (error) {
-    show(series, errorText(error), 'skipped');
+    show(`Linux ${series}`, 'not to be had', 'skipped');
+    console.log(`  ${errorText(error)}`);
+    skipped++;
     return true;
   }
   return test(kernel.release, (onCheck) => tellInMachine(kernel, dir, onCheck));
@@ -104,7 +108,8 @@ const begun = performance.now();
 try {
   process.exitCode = (await main(process.argv.slice(2))) ? 0 : 1;
   const end = process.exitCode === 0 ? 'All as it should be' : 'Not as it should be';
-  console.log(`${end}, ${((performance.now() - begun) / 1000).toFixed(1)} s.`);
+  const but = skipped > 0 ? `, ${skipped} skipped` : '';
+  console.log(`${end}${but}, ${((performance.now() - begun) / 1000).toFixed(1)} s.`);
 } catch (error) {
   console.error(`test-kernels: ${errorText(error)}`);
   process.exitCode = error instanceof RipstopError ? error.exitCode : 1;

@@ -84,7 +84,9 @@ function openApt(dir: string): Promise<Apt> {
     ].flatMap((option) => ['-o', option]);
     const apt: Apt = (program, ...args) =>
       run('env', [`--chdir=${dir}`, program, '-q', ...options, ...args], { timeoutMs: 300_000 });
-    await apt('apt-get', '--error-on=any', 'update');
+    await apt('apt-get', '--error-on=any', 'update').catch((cause: unknown) => {
+      throw new RipstopError("apt cannot fetch its lists from this machine's Debian mirror", { cause });
+    });
     return apt;
   })();
   return opened;

@@ -124,17 +124,20 @@ const filterPlace = { handle: 0x72697073, priority: 100 };
 /**
  * Programs on devices, as tcx links or clsact filters. One that is on the right device is replaced atomically, so no
  * packet misses the hook; one that lost its device (deleted, or created anew under the same name) is attached anew.
+ * @param attach the way to attach: what the kernel has, unless a test wants the older one on a newer kernel.
  */
 export function linksTarget(
   pinDir: string,
   programs: Readonly<Record<ProgramName, BpfProgram>>,
+  attach: typeof attachTc = attachTc,
 ): Target<Attachment> {
   return {
     name: 'links',
     list: async () => listLinks(pinDir),
     upsert: async (entries) => {
       for (const [key, { ifindex }] of entries) {
-        attachOrReplace(pinDir, key, programs[parseLinkKey(key).hook], ifindex);
+        const { hook } = parseLinkKey(key);
+        attachOrReplace(pinDir, key, programs[hook], ifindex, attach);
       }
     },
     remove: async (entries) => entries.forEach((_, key) => detach(pinDir, key)),
@@ -164,7 +167,13 @@ export function removeLinks(pinDir: string): void {
   for (const key of listLinks(pinDir).keys()) detach(pinDir, key);
 }
 
-function attachOrReplace(pinDir: string, key: string, program: BpfProgram, ifindex: number): void {
+function attachOrReplace(
+  pinDir: string,
+  key: string,
+  program: BpfProgram,
+  ifindex: number,
+  attach: typeof attachTc,
+): void {
   const pin = join(pinDir, key);
   if (existsSync(pin)) {
     using link = BpfLink.openPinned(pin);
@@ -172,7 +181,7 @@ function attachOrReplace(pinDir: string, key: string, program: BpfProgram, ifind
     rmSync(pin);
   }
   // A filter takes the place of the one before by itself.
-  using attached = attachTc(program, ifindex, directions[parseLinkKey(key).hook], filterPlace);
+  using attached = attach(program, ifindex, directions[parseLinkKey(key).hook], filterPlace);
   if (attached instanceof BpfLink) return attached.pin(pin);
   const memory = join(pinDir, `${filterPin}${key}`);
   rmSync(memory, { force: true });

@@ -4,10 +4,11 @@
  * says of each reason, and RFC 791 (IPv4), 768 (UDP), 7348 (VXLAN), 6040 (ECN over tunnels) and 1624 (checksum updates).
  * Written apart from the programs, so that the two can be compared: neither may be made to follow the other.
  *
- * Where several reasons hold, the order is: what the packet is, from the outermost header inwards; then whether its
- * sender may send it; then where it goes, in the order in which bpf/types.h lists the reasons.
+ * Every reason for the stack that holds of a packet is listed, since which of them is counted is the programs' free choice;
+ * a sane packet has one at most. Drops are for what is well-formed: malformed packets are the kernel's to judge.
  */
-import { ENCAP_BYTES, type Endpoint, peerSlot, podMtu } from '../../src/dataplane/desired.ts';
+import type { Verdict } from '../../src/dataplane/counters.ts';
+import { ENCAP_BYTES, type Endpoint, type Peer, peerSlot, podMtu } from '../../src/dataplane/desired.ts';
 import { addressToBytes, cidrContains } from '../../src/net/ip.ts';
 import { macToBytes } from '../../src/net/mac.ts';
 import { checksum } from '../support/packets.ts';
@@ -25,11 +26,16 @@ export interface Arrival {
 }
 
 export interface Decision {
-  /** As the counters name it: the verdict and its reason, such as `stack truncated`. */
-  readonly outcome: string;
+  readonly verdict: Verdict;
+  /** Those that hold, as the counters name them: `truncated`, say. Any of them may be counted. */
+  readonly reasons: readonly string[];
   /** What leaves; of an encapsulated packet as {@link withoutChoices} shows it. The packet as it came when not fast. */
   readonly out: Uint8Array;
 }
+
+type Decided = Omit<Decision, 'out'> & Partial<Decision>;
+const stack = (...reasons: string[]): Decided => ({ verdict: 'stack', reasons });
+const drop = (reason: string): Decided => ({ verdict: 'drop', reasons: [reason] });
 
 const ETHER = 14;
 const [TCP, UDP, SCTP] = [6, 17, 132];
@@ -46,8 +52,10 @@ function setU16(bytes: Uint8Array, at: number, value: number): void {
   bytes[at + 1] = value & 255;
 }
 
-/** An IPv4 header without options, and what follows it in the packet. */
+/** An IPv4 packet, as far as its first 20 bytes tell. */
 interface Ip {
+  /** Why it is not understood, if it is not: the rest may be nonsense then. */
+  readonly faults: readonly string[];
   readonly tos: number;
   readonly totalLength: number;
   readonly fragment: number;
@@ -59,17 +67,19 @@ interface Ip {
   readonly ports?: readonly [src: number, dst: number];
 }
 
-/** The IPv4 packet at `at`, whose room ends with the bytes; or why it is not understood. */
-function readIp(bytes: Uint8Array, at: number): Ip | 'truncated' | 'ip_options' {
-  if (bytes.length < at + 20) return 'truncated';
-  if (bytes[at] !== 0x45) return 'ip_options';
+/** The IPv4 packet at `at`, whose room ends with the bytes. */
+function readIp(bytes: Uint8Array, at: number): Ip {
   const totalLength = u16(bytes, at + 2);
-  if (totalLength < 20 || totalLength > bytes.length - at) return 'truncated';
+  const faults = [
+    ...(bytes[at] === 0x45 ? [] : ['ip_options']),
+    ...(totalLength < 20 || totalLength > bytes.length - at ? ['truncated'] : []),
+  ];
   const fragment = u16(bytes, at + 6);
   const protocol = bytes[at + 9]!;
   const whole = (fragment & (MORE_FRAGMENTS | FRAGMENT_OFFSET)) === 0;
   const hasPorts = whole && (protocol === TCP || protocol === UDP) && totalLength >= 24;
   return {
+    faults,
     tos: bytes[at + 1]!,
     totalLength,
     fragment,
@@ -104,12 +114,14 @@ function ecnOut(inner: number, outer: number): number | undefined {
 /** All addresses that the world can be asked about, found by their text. */
 export class Model {
   readonly #world: World;
+  readonly #indexedPeers: readonly Peer[];
   readonly #endpoints: ReadonlyMap<string, Endpoint>;
   readonly #flows: ReadonlySet<string>;
   readonly #flowPods: ReadonlySet<string>;
 
   constructor(world: World) {
     this.#world = world;
+    this.#indexedPeers = world.peers.filter(({ podCidr }) => peerSlot(world.settings, podCidr) !== undefined);
     this.#endpoints = new Map(world.endpoints.map((endpoint) => [endpoint.ip, endpoint]));
     this.#flows = new Set(
       world.flows.map(({ flow: { src, dst, src_port, dst_port, protocol } }) =>
@@ -119,14 +131,14 @@ export class Model {
     this.#flowPods = new Set(world.flows.map(({ pod }) => pod));
   }
 
+  /** @throws RangeError when the packet is shorter than an Ethernet and an IPv4 header: no test run takes that. */
   decide(arrival: Arrival): Decision {
-    const decided = this.#byHook(arrival);
-    return typeof decided === 'string' ? { outcome: decided, out: arrival.packet } : decided;
+    if (arrival.packet.length < ETHER + 20) throw new RangeError('no test run takes so short a packet');
+    return { out: arrival.packet, ...this.#byHook(arrival) };
   }
 
-  #byHook(arrival: Arrival): string | Decision {
-    if (arrival.packet.length < ETHER + 20) throw new RangeError('no test run takes so short a packet');
-    if (u16(arrival.packet, 12) !== IPV4) return 'stack not_ipv4';
+  #byHook(arrival: Arrival): Decided {
+    if (u16(arrival.packet, 12) !== IPV4) return stack('not_ipv4');
     switch (arrival.hook) {
       case 'from_pod':
         return this.#fromPod(arrival);
@@ -137,36 +149,36 @@ export class Model {
     }
   }
 
-  #fromPod(arrival: Arrival): string | Decision {
-    const { packet, ifindex } = arrival;
+  #fromPod(arrival: Arrival): Decided {
+    const { packet, ifindex, gsoSize } = arrival;
     const { settings } = this.#world;
-    if (this.#isVxlanToNode(packet)) return 'drop vxlan_from_pod';
-    const ip = readIp(packet, ETHER);
-    if (typeof ip === 'string') return `stack ${ip}`;
+    if (this.#isVxlanToNode(packet)) return drop('vxlan_from_pod');
 
+    const ip = readIp(packet, ETHER);
+    const reasons = [...ip.faults];
     const sender = this.#endpoints.get(ip.src);
-    if (sender?.hostIfindex !== ifindex) return 'stack other_source';
-    if (!cidrContains(settings.network, ip.dst)) return 'stack outside';
+    if (sender?.hostIfindex !== ifindex) reasons.push('other_source');
+    if (!cidrContains(settings.network, ip.dst)) return stack(...reasons, 'outside');
 
     if (cidrContains(settings.podCidr, ip.dst)) {
       const receiver = this.#endpoints.get(ip.dst);
-      if (!receiver || receiver.hostIfindex === ifindex) return 'stack no_endpoint';
-      const kept = this.#keptOnStack(ip, sender, receiver);
-      if (kept) return kept;
-      if (tooBig(arrival, ETHER, ip.totalLength, receiver.mtu)) return 'stack too_big';
-      return { outcome: 'fast local', out: delivered(packet.slice(ETHER), receiver) };
+      reasons.push(...this.#keptOnStack(ip, sender, receiver));
+      if (!receiver || receiver.hostIfindex === ifindex) return stack(...reasons, 'no_endpoint');
+      if (tooBig(arrival, ETHER, receiver.mtu)) reasons.push('too_big');
+      if (reasons.length > 0) return stack(...reasons);
+      return { verdict: 'fast', reasons: ['local'], out: delivered(packet.subarray(ETHER), receiver) };
     }
 
-    const peer = this.#mappedPeers.find(({ podCidr }) => cidrContains(podCidr, ip.dst));
-    if (!peer) return 'stack no_peer';
-    const kept = this.#keptOnStack(ip, sender);
-    if (kept) return kept;
-    if (ip.ttl <= 1) return 'stack ttl';
-    if (tooBig(arrival, ETHER, packet.length - ETHER, podMtu(settings))) return 'stack too_big';
-    if (arrival.gsoSize > 0) return 'stack no_room'; // a test run's GSO packets have no type, so none may grow
+    const peer = this.#indexedPeers.find(({ podCidr }) => cidrContains(podCidr, ip.dst));
+    reasons.push(...this.#keptOnStack(ip, sender));
+    if (!peer) return stack(...reasons, 'no_peer');
+    if (ip.ttl <= 1) reasons.push('ttl');
+    if (tooBig(arrival, ETHER, podMtu(settings))) reasons.push('too_big');
+    if (reasons.length > 0) return stack(...reasons);
+    if (gsoSize > 0) return stack('no_room'); // a test run's GSO packets have no type, so none may grow
     const inner = packet.slice(ETHER);
     decrementTtl(inner, 0);
-    return { outcome: 'fast encap', out: this.#encapsulated(inner, ip.tos & 3, peer) };
+    return { verdict: 'fast', reasons: ['encap'], out: this.#encapsulated(inner, ip.tos & 3, peer) };
   }
 
   /** UDP to the VXLAN port of a node, IP options or not; later fragments have no port to tell it by. */
@@ -178,7 +190,7 @@ export class Model {
     return (
       packet[ETHER]! >>> 4 === 4 &&
       headerLength >= 20 &&
-      totalLength >= headerLength + 8 &&
+      totalLength >= headerLength + 4 &&
       totalLength <= packet.length - ETHER &&
       packet[ETHER + 9] === UDP &&
       (u16(packet, ETHER + 6) & FRAGMENT_OFFSET) === 0 &&
@@ -187,87 +199,85 @@ export class Model {
     );
   }
 
-  #fromWire(arrival: Arrival): string | Decision {
+  #fromWire(arrival: Arrival): Decided {
     const { packet } = arrival;
     const { settings, peers } = this.#world;
 
     const outer = readIp(packet, ETHER);
-    if (outer === 'ip_options') return 'stack ip_options';
-    // What is not for us is another's, however long: only from here on do lengths matter.
-    if (packet[ETHER + 9] !== UDP || address(packet, ETHER + 16) !== settings.uplink.ip)
-      return 'stack not_vxlan';
-    if ((u16(packet, ETHER + 6) & (MORE_FRAGMENTS | FRAGMENT_OFFSET)) !== 0) return 'stack outer_fragment';
+    const reasons = [...outer.faults];
+    if ((outer.fragment & (MORE_FRAGMENTS | FRAGMENT_OFFSET)) !== 0) reasons.push('outer_fragment');
+    if (outer.protocol !== UDP || outer.dst !== settings.uplink.ip) return stack(...reasons, 'not_vxlan');
     const udp = ETHER + 20;
-    if (packet.length < udp + 8) return 'stack truncated';
-    if (u16(packet, udp + 2) !== settings.port) return 'stack not_vxlan';
-    if (outer === 'truncated' || outer.totalLength !== packet.length - ETHER) return 'stack truncated';
-    if (u16(packet, udp + 4) !== packet.length - udp) return 'stack truncated';
-    if (u16(packet, udp + 6) !== 0) return 'stack outer_checksum';
-
     const vxlan = udp + 8;
     const innerEther = vxlan + 8;
     const inner = innerEther + ETHER;
-    if (packet.length < vxlan + 8) return 'stack truncated';
-    const vni = [settings.vni >>> 16, (settings.vni >>> 8) & 255, settings.vni & 255];
-    if (!starts(packet, vxlan, [8, 0, 0, 0, ...vni, 0])) return 'stack other_vni';
-    if (packet.length < inner) return 'stack truncated';
-    if (!starts(packet, innerEther, macToBytes(settings.vtepMac))) return 'stack other_mac';
-    if (u16(packet, innerEther + 12) !== IPV4) return 'stack not_ipv4';
-    const ip = readIp(packet, inner);
-    if (typeof ip === 'string') return `stack ${ip}`;
+    if (packet.length < vxlan) return stack(...reasons, 'truncated', 'not_vxlan'); // whose port, nobody knows
+    if (u16(packet, udp + 2) !== settings.port) return stack(...reasons, 'not_vxlan');
+    if (outer.totalLength !== packet.length - ETHER || u16(packet, udp + 4) !== packet.length - udp)
+      reasons.push('truncated');
+    const unverified = u16(packet, udp + 6) === 0 ? [] : ['outer_checksum'];
 
-    const speaker = this.#mappedPeers.find(({ podCidr }) => cidrContains(podCidr, ip.src));
+    if (packet.length < innerEther) return stack(...reasons, ...unverified, 'truncated');
+    const vni = [settings.vni >>> 16, (settings.vni >>> 8) & 255, settings.vni & 255];
+    if (!starts(packet, vxlan, [8, 0, 0, 0, ...vni, 0])) reasons.push('other_vni');
+    if (packet.length < inner) return stack(...reasons, ...unverified, 'truncated');
+    if (!starts(packet, innerEther, macToBytes(settings.vtepMac))) reasons.push('other_mac');
+    if (u16(packet, innerEther + 12) !== IPV4) return stack(...reasons, ...unverified, 'not_ipv4');
+    if (packet.length < inner + 20) return stack(...reasons, ...unverified, 'truncated');
+    const ip = readIp(packet, inner);
+    reasons.push(...ip.faults);
+    if (reasons.length > 0) return stack(...reasons, ...unverified);
+
+    const speaker = this.#indexedPeers.find(({ podCidr }) => cidrContains(podCidr, ip.src));
     if (!speaker?.behindNat && speaker?.vtepIp !== outer.src) {
       const node = peers.find((peer) => peer.vtepIp === outer.src);
-      if (!node) return 'drop unknown_peer';
-      const mayBeItsOwn = !this.#mappedPeers.includes(node) && cidrContains(node.podCidr, ip.src);
-      return mayBeItsOwn ? 'stack no_peer' : 'drop spoofed_source';
+      if (!node) return drop('unknown_peer');
+      if (this.#indexedPeers.includes(node)) return drop('spoofed_source');
+      reasons.push('no_peer'); // of a node without a slot the peers map cannot tell what is its own
     }
 
     const receiver = this.#endpoints.get(ip.dst);
-    if (!receiver) return 'stack no_endpoint';
-    const kept = this.#keptOnStack(ip, receiver);
-    if (kept) return kept;
-    if (ip.ttl <= 1) return 'stack ttl';
-    if (tooBig(arrival, inner, ip.totalLength, receiver.mtu)) return 'stack too_big';
+    reasons.push(...unverified, ...this.#keptOnStack(ip, receiver));
+    if (!receiver) return stack(...reasons, 'no_endpoint');
+    if (ip.ttl <= 1) reasons.push('ttl');
+    if (arrival.gsoSize === 0 && ip.totalLength > receiver.mtu) reasons.push('too_big');
+    if (reasons.length > 0) return stack(...reasons);
     const ecn = ecnOut(ip.tos & 3, outer.tos & 3);
-    if (ecn === undefined) return 'drop ecn';
-    if (arrival.gsoSize > 0) return 'stack no_room';
+    if (ecn === undefined) return drop('ecn');
     const out = packet.slice(inner);
     decrementTtl(out, 0);
     changeWord(out, 0, 0, (u16(out, 0) & ~3) | ecn);
-    return { outcome: 'fast decap', out: delivered(out, receiver) };
+    return { verdict: 'fast', reasons: ['decap'], out: delivered(out, receiver) };
   }
 
   /** to_pod and to_vtep let everything go on. */
-  #fromStack({ hook, packet }: Arrival): string {
+  #fromStack({ hook, packet }: Arrival): Decided {
     const { network } = this.#world.settings;
     const ip = readIp(packet, ETHER);
-    if (typeof ip === 'string') return `stack ${ip}`;
-    if (!cidrContains(network, ip.src) || !cidrContains(network, ip.dst)) return 'stack outside';
-    if (!this.#endpoints.has(hook === 'to_pod' ? ip.dst : ip.src)) return 'stack no_endpoint';
+    if (!cidrContains(network, ip.src) || !cidrContains(network, ip.dst))
+      return stack(...ip.faults, 'outside');
+    if (!this.#endpoints.has(hook === 'to_pod' ? ip.dst : ip.src)) return stack(...ip.faults, 'no_endpoint');
     const reply = { ...ip, src: ip.dst, dst: ip.src, ...(ip.ports && { ports: swapped(ip.ports) }) };
-    return this.#isRemembered(reply) ? 'stack translated' : 'stack untranslated';
-  }
-
-  get #mappedPeers() {
-    return this.#world.peers.filter(({ podCidr }) => peerSlot(this.#world.settings, podCidr) !== undefined);
+    return stack(...ip.faults, this.#isRemembered(reply) ? 'translated' : 'untranslated');
   }
 
   #isRemembered({ src, dst, ports, protocol }: Ip): boolean {
     return ports !== undefined && this.#flows.has([src, ports[0], dst, ports[1], protocol].join(' '));
   }
 
-  /** Why a packet between these pods of ours stays on the kernel path, if it does. */
-  #keptOnStack(ip: Ip, ...pods: readonly Endpoint[]): string | undefined {
-    if (pods.some((pod) => pod.slow || this.#world.overflowed.includes(pod.ip))) return 'stack slow';
-    if (ip.protocol === SCTP) return 'stack translated'; // its flows are not known
-    if (!pods.some((pod) => this.#flowPods.has(pod.ip))) return undefined;
-    return ip.ports === undefined || this.#isRemembered(ip) ? 'stack translated' : undefined;
+  /** Why a packet from or to these pods of ours stays on the kernel path, if it does. */
+  #keptOnStack(ip: Ip, ...pods: readonly (Endpoint | undefined)[]): string[] {
+    const known = pods.filter((pod) => pod !== undefined);
+    const reasons = known.some((pod) => pod.slow) ? ['slow'] : [];
+    if (ip.protocol === SCTP) return [...reasons, 'translated']; // its flows are not known
+    const overflowed = known.some((pod) => this.#world.overflowed.includes(pod.ip));
+    const unknowable = ip.ports === undefined || this.#isRemembered(ip);
+    const mayBeTranslated = unknowable && known.some((pod) => this.#flowPods.has(pod.ip));
+    return overflowed || mayBeTranslated ? [...reasons, 'translated'] : reasons;
   }
 
   /** RFC 7348 around an IP packet; MAC addresses are left to the kernel's neighbour table. */
-  #encapsulated(inner: Uint8Array, ecn: number, peer: World['peers'][number]): Uint8Array {
+  #encapsulated(inner: Uint8Array, ecn: number, peer: Peer): Uint8Array {
     const { uplink, port, vni, vtepMac } = this.#world.settings;
     const out = new Uint8Array(ETHER + ENCAP_BYTES + inner.length);
     setU16(out, 12, IPV4);
@@ -289,11 +299,14 @@ const swapped = ([src, dst]: readonly [number, number]) => [dst, src] as const;
 const starts = (bytes: Uint8Array, at: number, wanted: ArrayLike<number>): boolean =>
   Array.from(wanted).every((byte, i) => bytes[at + i] === byte);
 
-/** Of a GSO super-packet each segment counts: the headers once, and its share of the payload. */
-function tooBig({ packet, gsoSize }: Arrival, at: number, size: number, mtu: number): boolean {
-  if (gsoSize === 0) return size > mtu;
-  const transport = packet[at + 9] === TCP ? (packet[at + 32]! >>> 4) * 4 : 8;
-  return 20 + transport + gsoSize > mtu;
+/**
+ * Whether what stands from `at` on does not fit, padding included: it is carried along. Of a GSO super-packet each segment
+ * counts: the headers once, and its share of the payload.
+ */
+function tooBig({ packet, gsoSize }: Arrival, at: number, mtu: number): boolean {
+  if (gsoSize === 0) return packet.length - at > mtu;
+  const tcpHeader = (packet[at + 32]! >>> 4) * 4;
+  return 20 + tcpHeader + gsoSize > mtu;
 }
 
 function delivered(ipPacket: Uint8Array, { podMac, hostMac }: Endpoint): Uint8Array {

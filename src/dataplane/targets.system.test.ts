@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { describe, expect, it } from 'vitest';
+import { testNode } from '../host/netns.fixture.ts';
+import { fixture, noKernel, TemporaryBpffs } from '../libbpf-ts/test-support.ts';
+
+/** What links.child.ts saw in a namespace of its own. */
+async function watch(way: 'tcx' | 'clsact'): Promise<unknown> {
+  await using node = await testNode();
+  using bpffs = new TemporaryBpffs();
+  const folder = mkdtempSync(join(tmpdir(), 'ripstop-links-'));
+  try {
+    const object = join(folder, 'basic.o');
+    writeFileSync(object, fixture('basic'));
+    mkdirSync(bpffs.file('links'));
+    const child = join(import.meta.dirname, 'fixtures/links.child.ts');
+    return JSON.parse(await node.run(process.execPath, child, object, bpffs.file('links'), way));
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
+}
+
+describe.skipIf(noKernel)(`programs on devices${noKernel ? ` (skipped: ${noKernel})` : ''}`, () => {
+  it.each([
+    ['tcx', ''],
+    ['clsact', 'clsact:'],
+  ] as const)('are attached, replaced, attached anew and taken off by way of %s', async (way, prefix) => {
+    const seen = await watch(way);
+    // A link keeps its program when its device has gone.
+    const lost = way === 'tcx' ? 'next' : 'none';
+    const on = (pod: number | undefined, program: string) => ({
+      'from_wire@eth0': { ifindex: expect.any(Number) as number, program },
+      ...(pod !== undefined && {
+        'from_pod@veth:a': { ifindex: pod, program: pod === 0 ? lost : program },
+        'to_pod@veth:a': { ifindex: pod, program: pod === 0 ? lost : program },
+      }),
+    });
+    const pins = ['from_pod@veth:a', 'from_wire@eth0', 'to_pod@veth:a'].map((key) => prefix + key);
+    const filters = (n: number) => (way === 'clsact' ? n : 0);
+    const done = (upserts: number, removals: number) => ({ target: 'links', upserts, removals });
+    expect(seen).toEqual({
+      attached: { ...done(3, 0), listed: on(20, 'first'), pins, filters: filters(3) },
+      again: { ...done(0, 0), listed: on(20, 'first'), pins, filters: filters(3) },
+      restarted: { ...done(3, 0), listed: on(20, 'next'), pins, filters: filters(3) },
+      deviceGone: { listed: on(0, 'next'), pins, filters: filters(1) },
+      deviceAnew: { ...done(2, 0), listed: on(30, 'next'), pins, filters: filters(3) },
+      podGone: {
+        ...done(0, 2),
+        listed: on(undefined, 'next'),
+        pins: [`${prefix}from_wire@eth0`],
+        filters: filters(1),
+      },
+      removed: { listed: {}, pins: [], filters: 0 },
+    });
+  });
+});
