@@ -101,7 +101,7 @@ say('flows of the third pod', node.tables.endpoint_state.get(99)?.stack_flows);
 
 // What found no room nobody knows, so the pod stays slow; the next one with its address begins anew.
 const slot = Number(near.ip.split('.')[3]);
-const { ifindex, ...endpoint } = node.tables.endpoints.get(slot)!;
+const endpoint = node.tables.endpoints.get(slot)!;
 say('the pod, with room again', node.tables.endpoint_state.get(slot)?.overflow);
 node.tables.endpoints.set(slot, { ...endpoint, ifindex: 0 });
 node.sweepFlows();
