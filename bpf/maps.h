@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
  * The maps, and the configuration. The manager pins every map, so all objects share them, and sets max_entries of the
- * indexed ones before load: peers to the number of podCIDRs in the cluster network, the endpoints' to that of addresses in one.
+ * indexed ones before load: peers to the number of podCIDRs in the cluster network, endpoints to that of addresses in one,
+ * endpoint_state to twice that.
  */
 #pragma once
 
@@ -20,12 +21,21 @@ struct {
 	__type(value, struct peer);
 } peers SEC(".maps");
 
+/* Nodes by the base of their IPv6 podCIDR: an index over 2^64 would have holes. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 32768);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct address);
+	__type(value, struct peer6);
+} peers6 SEC(".maps");
+
 /* Underlay addresses of all nodes, ours too. Read only on the way to a drop. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 65536);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, __be32);
+	__type(key, struct address);
 	__type(value, struct vtep);
 } vteps SEC(".maps");
 
@@ -37,10 +47,22 @@ struct {
 	__type(value, struct endpoint);
 } endpoints SEC(".maps");
 
-/* Beside endpoints, same index. */
+/* Local pods by their IPv6 address. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct address);
+	__type(value, struct endpoint);
+} endpoints6 SEC(".maps");
+
+/*
+ * Beside endpoints: the first half has the same index. The second half is for IPv6, by the lowest bits of the address: two
+ * that share a slot only share their numbers, and go to the stack more often than they must.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 256);
+	__uint(max_entries, 512);
 	__type(key, __u32);
 	__type(value, struct endpoint_state);
 } endpoint_state SEC(".maps");

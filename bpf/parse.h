@@ -13,13 +13,29 @@
 #include "types.h"
 
 #define ETHERTYPE_IPV4 bpf_htons(0x0800)
+#define ETHERTYPE_IPV6 bpf_htons(0x86dd)
 #define IPV4_NO_OPTIONS 0x45 /* version 4, five words */
 #define IPV4_FRAGMENT bpf_htons(0x3fff) /* more-fragments, or any offset */
 #define IPV4_FRAGMENT_OFFSET bpf_htons(0x1fff) /* of the first fragment: 0 */
-#define IPV4_MAX_HEADER 60
+#define IPV6_FRAGMENT_OFFSET bpf_htons(0xfff8)
+#define ETHERNET_SHORTEST_PAYLOAD 46 /* IEEE 802.3; NICs pad up to it */
+#define PACKET_HOST 0 /* linux/if_packet.h: addressed to this device */
+#define PROTOCOL_ICMP 1
 #define PROTOCOL_TCP 6
 #define PROTOCOL_UDP 17
+#define PROTOCOL_IPV6_FRAGMENT 44
+#define PROTOCOL_ICMPV6 58
 #define PROTOCOL_SCTP 132
+#define ECN_MASK 3 /* of a TOS byte or traffic class, RFC 3168 */
+#define ECN_NOT_ECT 0
+#define ECN_ECT_1 1
+#define ECN_ECT_0 2
+#define ECN_CE 3
+#define ICMPV6_ROUTER_SOLICITATION 133 /* RFC 4861: neighbour discovery, up to redirect */
+#define ICMPV6_REDIRECT 137
+#define IPV4_MAPPED bpf_htonl(0xffff) /* the third word of struct address */
+
+#define IP_LEN(v6) ((v6) ? sizeof(struct ipv6) : sizeof(struct ipv4)) /* without options */
 
 struct cursor {
 	void *pos;
@@ -27,17 +43,31 @@ struct cursor {
 };
 
 /*
+ * A packet pointer out of the context. In C the member is 32 bits wide, and the compiler, which may keep and copy it as such,
+ * loses what makes it a pointer to the verifier; a load of its own does not.
+ */
+#define PACKET_POINTER(context, member)                                                                   \
+	({                                                                                                \
+		void *pointer;                                                                            \
+		asm volatile("%0 = *(u32 *)(%1 + %2)"                                                     \
+			     : "=r"(pointer)                                                              \
+			     : "r"(context), "i"(__builtin_offsetof(typeof(*(context)), member)));        \
+		pointer;                                                                                  \
+	})
+
+/*
  * A cursor at the packet's start with at least `want` bytes readable behind it where the packet has them: bytes of a
- * non-linear packet are pulled forward first. A shorter packet gives a shorter cursor; the parsers below notice.
+ * non-linear packet are pulled forward first. A shorter packet gives a shorter cursor; the parsers below notice. Want no
+ * more than what a TCP segment has before its payload: pulling that copies the packet's head, and it is the common case.
  */
 static __always_inline struct cursor packet(struct __sk_buff *skb, __u32 want)
 {
-	struct cursor at = { (void *)(long)skb->data, (void *)(long)skb->data_end };
+	struct cursor at = { PACKET_POINTER(skb, data), PACKET_POINTER(skb, data_end) };
 
 	if (at.pos + want > at.end && at.pos + skb->len > at.end) {
 		bpf_skb_pull_data(skb, skb->len < want ? skb->len : want);
-		at.pos = (void *)(long)skb->data;
-		at.end = (void *)(long)skb->data_end;
+		at.pos = PACKET_POINTER(skb, data);
+		at.end = PACKET_POINTER(skb, data_end);
 	}
 	return at;
 }
@@ -69,30 +99,206 @@ struct tcp { /* RFC 9293 */
 	__be16 urgent;
 };
 
+struct icmp { /* RFC 792, RFC 4443 */
+	__u8 type;
+	__u8 code;
+	__be16 checksum;
+};
+
+struct ipv6_fragment { /* RFC 8200 section 4.5 */
+	__u8 next_header;
+	__u8 reserved;
+	__be16 offset; /* in the upper 13 bits */
+	net32 id;
+};
+
 PARSER(ether)
 PARSER(ipv4)
+PARSER(ipv6)
+PARSER(ipv6_fragment)
 PARSER(udp)
 PARSER(vxlan)
 PARSER(ports)
 PARSER(tcp)
+PARSER(icmp)
 
 /*
- * Whether the frame holds IPv4 and belongs to this device itself. A VLAN's does not, but looks as if: the kernel has taken
- * its tag off before tc, and would put it back on whatever we send out.
+ * Whether the frame belongs to this device itself. A VLAN's does not, but looks as if: the kernel has taken its tag off
+ * before tc, and would put it back on whatever we send out.
  */
-static __always_inline bool is_ipv4(const struct __sk_buff *skb, const struct ether *ether)
+static __always_inline bool is_untagged(const struct __sk_buff *skb)
 {
-	return ether->type == ETHERTYPE_IPV4 && !skb->vlan_present;
+	return !skb->vlan_present;
+}
+
+/*
+ * An IP packet of either family, as far as the programs look at it. `v6` is a constant wherever this is used, since all is
+ * inlined: each family gets code of its own, and an address is `__be32` or `struct address` behind the pointers.
+ */
+struct ip {
+	bool v6;
+	bool options; /* or extension headers, but for one fragment header */
+	bool fragment;
+	bool later_fragment; /* not the first */
+	__u8 protocol; /* the fragment header's where there is one */
+	__u8 tos; /* or traffic class */
+	__u8 ttl; /* or hop limit */
+	__u32 bytes; /* to the frame's end, this header included */
+	void *header;
+	const void *src;
+	const void *dst;
+	struct cursor payload; /* behind the header, and behind a fragment header */
+};
+
+/* RFC 1071: fold a sum of 16-bit words to 16 bits. Four words of carries at most, so twice is enough. */
+static __always_inline __u16 fold(__u32 sum)
+{
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return sum;
+}
+
+/* The one's complement sum of the packet's 16-bit words. `bytes` is a constant, and even; the caller has seen to the bounds. */
+static __always_inline __u32 sum16(const void *data, __u32 bytes)
+{
+	const __u16 *words = data;
+	__u32 sum = 0;
+
+#pragma unroll
+	for (__u32 i = 0; i < bytes / 2; i++)
+		sum += words[i];
+	return sum;
+}
+
+static __always_inline bool read_ipv4(struct cursor *at, __u32 bytes, struct ip *ip)
+{
+	struct ipv4 *header = parse_ipv4(at);
+
+	if (!header || header->version_ihl >> 4 != 4)
+		return false;
+	*ip = (struct ip){
+		.options = header->version_ihl != IPV4_NO_OPTIONS,
+		.fragment = header->fragment & IPV4_FRAGMENT,
+		.later_fragment = header->fragment & IPV4_FRAGMENT_OFFSET,
+		.protocol = header->protocol,
+		.tos = header->tos,
+		.ttl = header->ttl,
+		.bytes = bytes,
+		.header = header,
+		.src = &header->src,
+		.dst = &header->dst,
+		.payload = *at,
+	};
+	return true;
+}
+
+/*
+ * Headers that may stand before the transport header, and that only the kernel understands: IANA's list (RFC 7045) but for
+ * ESP, behind which nobody sees, and the numbers for experiments, and with "no next header".
+ */
+static __always_inline bool is_extension_header(__u8 protocol)
+{
+	switch (protocol) {
+	case 0: /* hop-by-hop options */
+	case 43: /* routing */
+	case 51: /* authentication */
+	case 59: /* no next header */
+	case 60: /* destination options */
+	case 135: /* mobility */
+	case 139: /* host identity */
+	case 140: /* shim6 */
+		return true;
+	}
+	return false;
+}
+
+static __always_inline bool read_ipv6(struct cursor *at, __u32 bytes, struct ip *ip)
+{
+	struct ipv6 *header = parse_ipv6(at);
+
+	if (!header || bpf_ntohl(header->version_class_flow) >> 28 != 6)
+		return false;
+
+	__u8 protocol = header->next_header;
+	bool fragment = protocol == PROTOCOL_IPV6_FRAGMENT, later_fragment = false;
+
+	if (fragment) {
+		struct ipv6_fragment *part = parse_ipv6_fragment(at);
+
+		if (!part)
+			return false;
+		protocol = part->next_header;
+		later_fragment = part->offset & IPV6_FRAGMENT_OFFSET;
+	}
+	*ip = (struct ip){
+		.v6 = true,
+		.options = is_extension_header(protocol) || protocol == PROTOCOL_IPV6_FRAGMENT, /* a second one */
+		.fragment = fragment,
+		.later_fragment = later_fragment,
+		.protocol = protocol,
+		.tos = bpf_ntohl(header->version_class_flow) >> 20,
+		.ttl = header->hop_limit,
+		.bytes = bytes,
+		.header = header,
+		.src = &header->src,
+		.dst = &header->dst,
+		.payload = *at,
+	};
+	return true;
+}
+
+/* Read the IP header under the cursor, `bytes` before the frame's end. False: there is none of this family. */
+static __always_inline bool read_ip(struct cursor *at, __u32 bytes, bool v6, struct ip *ip)
+{
+	return v6 ? read_ipv6(at, bytes, ip) : read_ipv4(at, bytes, ip);
+}
+
+/* Bytes of the packet as its header says, that included. */
+static __always_inline __u32 ip_length(const struct ip *ip)
+{
+	if (ip->v6)
+		return bpf_ntohs(((struct ipv6 *)ip->header)->payload_length) + sizeof(struct ipv6);
+	return bpf_ntohs(((struct ipv4 *)ip->header)->total_length);
+}
+
+/* Whether the packet fills its frame exactly, and its header's checksum is right: what a sane sender sends. */
+static __always_inline bool is_sound(const struct ip *ip)
+{
+	return ip_length(ip) == ip->bytes && (ip->v6 || ip->options || fold(sum16(ip->header, sizeof(struct ipv4))) == 0xffff);
 }
 
 /*
  * Whether ports follow the IP header: TCP's and UDP's, but not in fragments, of which only the first has them, and not
- * where the packet ends before them: what stands there then is a frame's padding.
+ * where the packet ends before them.
  */
-static __always_inline bool has_ports(const struct ipv4 *ip)
+static __always_inline struct ports *ip_ports(const struct ip *ip)
 {
-	return (ip->protocol == PROTOCOL_TCP || ip->protocol == PROTOCOL_UDP) && !(ip->fragment & IPV4_FRAGMENT) &&
-	       bpf_ntohs(ip->total_length) >= sizeof(struct ipv4) + sizeof(struct ports);
+	struct cursor payload = ip->payload;
+
+	if ((ip->protocol != PROTOCOL_TCP && ip->protocol != PROTOCOL_UDP) || ip->fragment)
+		return NULL;
+	return parse_ports(&payload);
+}
+
+/* An address out of a packet, as maps keep it. */
+static __always_inline struct address to_address(const void *address, bool v6)
+{
+	if (v6)
+		return *(const struct address *)address;
+	return (struct address){ .words = { 0, 0, IPV4_MAPPED, *(const __be32 *)address } };
+}
+
+static __always_inline bool is_ipv4_mapped(const struct address *address)
+{
+	return !address->halves[0] && address->words[2] == IPV4_MAPPED;
+}
+
+static __always_inline bool is_neighbour_discovery(const struct ip *ip)
+{
+	struct cursor payload = ip->payload;
+	struct icmp *icmp = ip->v6 && ip->protocol == PROTOCOL_ICMPV6 && !ip->fragment ? parse_icmp(&payload) : NULL;
+
+	return icmp && icmp->type >= ICMPV6_ROUTER_SOLICITATION && icmp->type <= ICMPV6_REDIRECT;
 }
 
 /* Bytes, options included: 20 to 60, or less in a broken header. */
@@ -110,14 +316,6 @@ static __always_inline bool mac_equal(const volatile struct mac *a, const volati
 	return x[0] == y[0] && x[1] == y[1] && x[2] == y[2];
 }
 
-/* RFC 1071: fold a sum of 16-bit words to 16 bits. Four words of carries at most, so twice is enough. */
-static __always_inline __u16 fold(__u32 sum)
-{
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return sum;
-}
-
 /* Change one 16-bit word under a checksum: RFC 1624 equation 3. */
 static __always_inline __u16 checksum_replace(__u16 checksum, __u16 from, __u16 to)
 {
@@ -125,9 +323,34 @@ static __always_inline __u16 checksum_replace(__u16 checksum, __u16 from, __u16 
 }
 
 /* One hop. The caller has seen that the TTL is over 1. */
-static __always_inline void decrement_ttl(struct ipv4 *ip)
+static __always_inline void decrement_ttl(void *header, bool v6)
 {
-	/* TTL is the first byte of its 16-bit word: one less is 0x0100 less in network order, so the checksum gains that. */
-	ip->checksum = fold((__u32)ip->checksum + bpf_htons(0x0100));
+	if (v6) {
+		((struct ipv6 *)header)->hop_limit--;
+		return;
+	}
+	struct ipv4 *ip = header;
+
+	/*
+	 * TTL is the first byte of its 16-bit word: one less is 0x0100 less in network order, so the checksum gains that. Of the two
+	 * zeros of one's complement it is 0, as the kernel and RFC 1624 have it.
+	 */
+	__u32 sum = (__u32)ip->checksum + bpf_htons(0x0100);
+
+	ip->checksum = sum + (sum >= 0xffff);
 	ip->ttl--;
+}
+
+static __always_inline void set_ecn(void *header, bool v6, __u8 ecn)
+{
+	if (v6) {
+		struct ipv6 *ip = header;
+		ip->version_class_flow = (ip->version_class_flow & ~bpf_htonl(ECN_MASK << 20)) | bpf_htonl((__u32)ecn << 20);
+		return;
+	}
+	struct ipv4 *ip = header;
+	__u8 tos = (ip->tos & ~ECN_MASK) | ecn;
+
+	ip->checksum = checksum_replace(ip->checksum, bpf_htons(ip->tos), bpf_htons(tos));
+	ip->tos = tos;
 }

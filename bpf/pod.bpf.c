@@ -1,95 +1,134 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* What pods send: tc ingress of the host side of each pod's veth. */
 #include "flows.h"
+#include "lookup.h"
 #include "parse.h"
 #include "stats.h"
 #include "vxlan.h"
 
-/* A packet that leaves the cluster network is the stack's, unless it is meant to forge what only nodes may say. */
-static __always_inline int leave_cluster(const struct __sk_buff *skb, const struct ipv4 *ip, void *end)
-{
-	if (ip->protocol == PROTOCOL_UDP && !(ip->fragment & IPV4_FRAGMENT_OFFSET)) {
-		struct cursor behind_ip = { (void *)ip + ipv4_header_length(ip), end };
-		struct ports *ports = parse_ports(&behind_ip);
+#define AF_INET 2
+#define AF_INET6 10
 
-		if (ports && ports->dst == config.vxlan_port && bpf_map_lookup_elem(&vteps, &ip->dst))
-			return drop(skb, HOOK_FROM_POD, DROP_VXLAN_FROM_POD);
-	}
-	return to_stack(skb, HOOK_FROM_POD, STACK_OUTSIDE);
+/*
+ * Whether the packet speaks VXLAN to a node, which is for nodes only. A first fragment tells as well as a whole packet;
+ * and what hides its ports from us behind options, on its way to a node's VXLAN address, has no business there.
+ */
+static __always_inline bool is_vxlan_to_node(const struct __sk_buff *skb, const struct ip *ip)
+{
+	__u32 header_length = ip->v6 ? sizeof(struct ipv6) + (ip->fragment ? sizeof(struct ipv6_fragment) : 0) :
+				       ipv4_header_length(ip->header);
+	struct ports ports;
+
+	if (ip->later_fragment)
+		return false;
+	if (ip->v6 && ip->options)
+		return find_vtep(ip->dst, true);
+	return ip->protocol == PROTOCOL_UDP && header_length >= IP_LEN(ip->v6) &&
+	       !bpf_skb_load_bytes(skb, sizeof(struct ether) + header_length, &ports, sizeof(ports)) &&
+	       ports.dst == config.vxlan_port && find_vtep(ip->dst, ip->v6);
 }
 
 /* To a pod on this node: one L2 hop, as the bridge was, so the TTL stays. */
-static __always_inline int deliver(struct __sk_buff *skb, struct ether *ether, const struct ipv4 *ip, struct cursor behind_ip)
+static __always_inline int deliver(struct __sk_buff *skb, struct ether *ether, const struct ip *ip)
 {
-	__u32 slot = endpoint_slot(ip->dst);
-	struct endpoint *endpoint = find_endpoint(slot);
+	struct endpoint *endpoint = find_endpoint(ip->dst, ip->v6);
 
 	if (!endpoint || endpoint->ifindex == skb->ifindex)
 		return to_stack(skb, HOOK_FROM_POD, STACK_NO_ENDPOINT);
 	if (endpoint->flags & ENDPOINT_SLOW)
 		return to_stack(skb, HOOK_FROM_POD, STACK_SLOW);
-	if (is_stack_flow(slot, ip, behind_ip))
+	if (is_stack_flow(ip->dst, ip))
 		return to_stack(skb, HOOK_FROM_POD, STACK_TRANSLATED);
-	if (!fits(skb, behind_ip, ip->protocol, endpoint->mtu))
+	if (!fits(skb, ip, endpoint->mtu))
 		return to_stack(skb, HOOK_FROM_POD, STACK_TOO_BIG);
 
 	ether->dst = endpoint->pod_mac;
 	ether->src = endpoint->host_mac;
-	count(skb, HOOK_FROM_POD, FAST_LOCAL);
+	count(skb->len, HOOK_FROM_POD, FAST_LOCAL);
 	return bpf_redirect_peer(endpoint->ifindex, 0);
 }
 
 /* To a pod on another node. */
-static __always_inline int send(struct __sk_buff *skb, const struct ipv4 *ip, struct cursor behind_ip)
+static __always_inline int send(struct __sk_buff *skb, const struct ip *ip)
 {
-	struct peer *peer = find_peer(ip->dst);
+	const struct peer_head *peer = find_peer(ip->dst, ip->v6);
+	struct bpf_redir_neigh next_hop = { .nh_family = ip->v6 ? AF_INET6 : AF_INET };
 
 	if (!peer)
 		return to_stack(skb, HOOK_FROM_POD, STACK_NO_PEER);
+	if (peer->flags & PEER_SLOW)
+		return to_stack(skb, HOOK_FROM_POD, STACK_SLOW);
 	if (ip->ttl <= 1)
 		return to_stack(skb, HOOK_FROM_POD, STACK_TTL);
-	if (!fits(skb, behind_ip, ip->protocol, config.pod_mtu))
-		return to_stack(skb, HOOK_FROM_POD, STACK_TOO_BIG);
-	if (encapsulate(skb, peer, ip->tos, source_port(skb, ip, behind_ip)))
-		return to_stack(skb, HOOK_FROM_POD, STACK_NO_ROOM);
+	if (ip->v6)
+		__builtin_memcpy(next_hop.ipv6_nh, &peer->next_hop, sizeof(next_hop.ipv6_nh));
+	else
+		next_hop.ipv4_nh = peer->next_hop.words[3];
 
-	struct bpf_redir_neigh next_hop = { .nh_family = 2 /* AF_INET */, .ipv4_nh = peer->next_hop };
-
+	if (config.direct_routing && peer->flags & PEER_DIRECT) {
+		if (!fits(skb, ip, config.uplink_mtu))
+			return to_stack(skb, HOOK_FROM_POD, STACK_TOO_BIG);
+		decrement_ttl(ip->header, ip->v6);
+		count(skb->len, HOOK_FROM_POD, FAST_DIRECT);
+	} else {
+		if (!fits(skb, ip, ip->v6 ? config.pod_mtu6 : config.pod_mtu))
+			return to_stack(skb, HOOK_FROM_POD, STACK_TOO_BIG);
+		if (encapsulate(skb, peer, ip->v6, ip->tos & ECN_MASK, source_port(skb, ip)))
+			return to_stack(skb, HOOK_FROM_POD, STACK_NO_ROOM);
+	}
 	return bpf_redirect_neigh(config.uplink_ifindex, &next_hop, sizeof(next_hop), 0);
 }
 
-SEC("tc")
-int from_pod(struct __sk_buff *skb)
+static __always_inline int from_pod_ip(struct __sk_buff *skb, bool v6)
 {
-	struct cursor at = packet(skb, sizeof(struct ether) + IPV4_MAX_HEADER + sizeof(struct tcp));
-	__u32 length = skb->len - sizeof(struct ether);
+	struct cursor at = packet(skb, sizeof(struct ether) + IP_LEN(v6) + sizeof(struct tcp));
 	struct ether *ether = parse_ether(&at);
+	struct ip ip;
 
-	if (!ether)
-		return to_stack(skb, HOOK_FROM_POD, STACK_TRUNCATED);
-	if (!is_ipv4(skb, ether))
-		return to_stack(skb, HOOK_FROM_POD, STACK_NOT_IPV4);
-
-	struct ipv4 *ip = parse_ipv4(&at);
-
-	if (!ip || bpf_ntohs(ip->total_length) < sizeof(*ip) || bpf_ntohs(ip->total_length) > length)
-		return to_stack(skb, HOOK_FROM_POD, STACK_TRUNCATED);
-	if (!in_network(ip->dst))
-		return leave_cluster(skb, ip, at.end);
-	if (ip->version_ihl != IPV4_NO_OPTIONS)
+	if (!ether || !read_ip(&at, skb->len - sizeof(*ether), v6, &ip))
+		return to_stack(skb, HOOK_FROM_POD, STACK_MALFORMED);
+	if (!in_network(ip.dst, v6)) {
+		/* What leaves the cluster network is the stack's, unless it is meant to forge what only nodes may say. */
+		if (is_vxlan_to_node(skb, &ip))
+			return drop(skb, HOOK_FROM_POD, DROP_VXLAN_FROM_POD);
+		return to_stack(skb, HOOK_FROM_POD, STACK_OUTSIDE);
+	}
+	if (skb->pkt_type != PACKET_HOST)
+		return to_stack(skb, HOOK_FROM_POD, STACK_OTHER_MAC);
+	if (!is_sound(&ip))
+		return to_stack(skb, HOOK_FROM_POD, STACK_MALFORMED);
+	if (ip.options)
 		return to_stack(skb, HOOK_FROM_POD, STACK_IP_OPTIONS);
+	if (is_neighbour_discovery(&ip))
+		return to_stack(skb, HOOK_FROM_POD, STACK_NEIGHBOUR);
 
-	__u32 slot = endpoint_slot(ip->src);
-	struct endpoint *sender = in_pod_cidr(ip->src) ? find_endpoint(slot) : NULL;
+	struct endpoint *sender = in_pod_cidr(ip.src, v6) ? find_endpoint(ip.src, v6) : NULL;
 
 	if (!sender || sender->ifindex != skb->ifindex)
 		return to_stack(skb, HOOK_FROM_POD, STACK_OTHER_SOURCE);
 	if (sender->flags & ENDPOINT_SLOW)
 		return to_stack(skb, HOOK_FROM_POD, STACK_SLOW);
-	if (is_stack_flow(slot, ip, at))
+	if (is_stack_flow(ip.src, &ip))
 		return to_stack(skb, HOOK_FROM_POD, STACK_TRANSLATED);
 
-	return in_pod_cidr(ip->dst) ? deliver(skb, ether, ip, at) : send(skb, ip, at);
+	return in_pod_cidr(ip.dst, v6) ? deliver(skb, ether, &ip) : send(skb, &ip);
+}
+
+SEC("tc")
+int from_pod(struct __sk_buff *skb)
+{
+	struct cursor at = packet(skb, sizeof(struct ether));
+	struct ether *ether = parse_ether(&at);
+
+	if (!ether)
+		return to_stack(skb, HOOK_FROM_POD, STACK_MALFORMED);
+	if (!is_untagged(skb))
+		return to_stack(skb, HOOK_FROM_POD, STACK_NOT_IP);
+	if (ether->type == ETHERTYPE_IPV4)
+		return from_pod_ip(skb, false);
+	if (ether->type == ETHERTYPE_IPV6)
+		return from_pod_ip(skb, true);
+	return to_stack(skb, HOOK_FROM_POD, STACK_NOT_IP);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -4,9 +4,9 @@
  * are remembered, so that their replies take the stack too. And the sweep that forgets them when conntrack does.
  */
 #include "flows.h"
+#include "lookup.h"
 #include "parse.h"
 #include "stats.h"
-#include "vxlan.h"
 
 /* ---- conntrack, as the kernel offers it to tc programs (net/netfilter/nf_conntrack_bpf.c, Linux 6.1) ---- */
 
@@ -32,13 +32,24 @@ void bpf_ct_release(struct nf_conn *conn) __ksym;
 /* The NAT bits of the connection that a packet with this tuple belongs to; 0 for a plain one, -1 for none. */
 static __always_inline long nat_status(struct __sk_buff *skb, const struct flow *flow)
 {
-	struct bpf_sock_tuple tuple = {
-		.ipv4 = { .saddr = flow->src, .daddr = flow->dst, .sport = flow->src_port, .dport = flow->dst_port },
-	};
 	struct bpf_ct_opts opts = { .netns_id = -1 /* the device's own */, .l4proto = flow->protocol };
-	struct nf_conn *conn = bpf_skb_ct_lookup(skb, &tuple, sizeof(tuple.ipv4), &opts, sizeof(opts));
+	struct bpf_sock_tuple tuple = {};
+	struct nf_conn *conn;
 	long status;
 
+	if (is_ipv4_mapped(&flow->src)) {
+		tuple.ipv4.saddr = flow->src.words[3];
+		tuple.ipv4.daddr = flow->dst.words[3];
+		tuple.ipv4.sport = flow->src_port;
+		tuple.ipv4.dport = flow->dst_port;
+		conn = bpf_skb_ct_lookup(skb, &tuple, sizeof(tuple.ipv4), &opts, sizeof(opts));
+	} else {
+		__builtin_memcpy(tuple.ipv6.saddr, &flow->src, sizeof(tuple.ipv6.saddr));
+		__builtin_memcpy(tuple.ipv6.daddr, &flow->dst, sizeof(tuple.ipv6.daddr));
+		tuple.ipv6.sport = flow->src_port;
+		tuple.ipv6.dport = flow->dst_port;
+		conn = bpf_skb_ct_lookup(skb, &tuple, sizeof(tuple.ipv6), &opts, sizeof(opts));
+	}
 	if (!conn)
 		return -1;
 	status = conn->status & (IPS_SRC_NAT | IPS_DST_NAT);
@@ -46,10 +57,10 @@ static __always_inline long nat_status(struct __sk_buff *skb, const struct flow 
 	return status;
 }
 
-/* Remember a flow of the endpoint in `slot`. The count goes up before the entry is there, so that none is ever missed. */
-static __always_inline void remember(__u32 slot, const struct flow *flow)
+/* Remember a flow of the local pod at `local`. The count goes up before the entry is there, so that none is ever missed. */
+static __always_inline void remember(const void *local, bool v6, const struct flow *flow)
 {
-	struct endpoint_state *state = bpf_map_lookup_elem(&endpoint_state, &slot);
+	struct endpoint_state *state = find_state(local, v6);
 	struct stack_flow value = { .created_ns = bpf_ktime_get_ns() };
 
 	if (!state)
@@ -70,32 +81,27 @@ static __always_inline void remember(__u32 slot, const struct flow *flow)
  * and by its reply tuple; after NAT the packet carries neither, but reversed it is the reply's, and that is also what the
  * replies will carry when they meet us.
  */
-static __always_inline int track(struct __sk_buff *skb, enum hook hook)
+static __always_inline int track_ip(struct __sk_buff *skb, enum hook hook, bool v6)
 {
-	struct cursor at = packet(skb, sizeof(struct ether) + sizeof(struct ipv4) + sizeof(struct ports));
-	struct ether *ether = parse_ether(&at);
-	struct ipv4 *ip;
+	struct cursor at = packet(skb, sizeof(struct ether) + IP_LEN(v6) + sizeof(struct ports));
 	struct flow flow;
+	struct ip ip;
 
-	if (!ether || ether->type != ETHERTYPE_IPV4)
-		return to_stack(skb, hook, STACK_NOT_IPV4);
-	ip = parse_ipv4(&at);
-	if (!ip)
-		return to_stack(skb, hook, STACK_TRUNCATED);
-	if (ip->version_ihl != IPV4_NO_OPTIONS)
+	if (!parse_ether(&at) || !read_ip(&at, skb->len - sizeof(struct ether), v6, &ip))
+		return to_stack(skb, hook, STACK_MALFORMED);
+	if (ip.options)
 		return to_stack(skb, hook, STACK_IP_OPTIONS);
 
 	/* Only a flow between two pods can come back on the fast path. */
-	if (!in_network(ip->src) || !in_network(ip->dst))
+	if (!in_network(ip.src, v6) || !in_network(ip.dst, v6))
 		return to_stack(skb, hook, STACK_OUTSIDE);
 
 	/* The pod of ours in it: its receiver at to_pod, its sender at to_vtep (or a process of the node's own). */
-	__be32 local = hook == HOOK_TO_POD ? ip->dst : ip->src;
-	__u32 slot = endpoint_slot(local);
+	const void *local = hook == HOOK_TO_POD ? ip.dst : ip.src;
 
-	if (!in_pod_cidr(local) || !find_endpoint(slot))
+	if (!in_pod_cidr(local, v6) || !find_endpoint(local, v6))
 		return to_stack(skb, hook, STACK_NO_ENDPOINT);
-	if (!read_flow(ip, at, &flow))
+	if (!read_flow(&ip, &flow))
 		return to_stack(skb, hook, STACK_UNTRANSLATED);
 
 	struct flow reply = {
@@ -106,8 +112,20 @@ static __always_inline int track(struct __sk_buff *skb, enum hook hook)
 		return to_stack(skb, hook, STACK_TRANSLATED);
 	if (nat_status(skb, &reply) <= 0)
 		return to_stack(skb, hook, STACK_UNTRANSLATED);
-	remember(slot, &reply);
+	remember(local, v6, &reply);
 	return to_stack(skb, hook, STACK_TRANSLATED);
+}
+
+static __always_inline int track(struct __sk_buff *skb, enum hook hook)
+{
+	struct cursor at = packet(skb, sizeof(struct ether) + sizeof(struct ipv6) + sizeof(struct ipv6_fragment));
+	struct ether *ether = parse_ether(&at);
+
+	if (ether && ether->type == ETHERTYPE_IPV4)
+		return track_ip(skb, hook, false);
+	if (ether && ether->type == ETHERTYPE_IPV6)
+		return track_ip(skb, hook, true);
+	return to_stack(skb, hook, STACK_NOT_IP);
 }
 
 SEC("tc")
@@ -129,10 +147,17 @@ struct sweep {
 	__u32 forgotten;
 };
 
+static __always_inline bool is_local(const struct address *address)
+{
+	return is_ipv4_mapped(address) ? in_pod_cidr(&address->words[3], false) : in_pod_cidr(address, true);
+}
+
 /* A flow of a pair of local pods is counted at the one it was remembered for: the receiver at to_pod, so the reply's sender. */
 static __always_inline __u32 owner_slot(const struct flow *reply)
 {
-	return endpoint_slot(in_pod_cidr(reply->src) ? reply->src : reply->dst);
+	const struct address *owner = is_local(&reply->src) ? &reply->src : &reply->dst;
+
+	return is_ipv4_mapped(owner) ? state_slot(&owner->words[3], false) : state_slot(owner, true);
 }
 
 static long sweep_one(void *map, struct flow *reply, struct stack_flow *value, struct sweep *sweep)
@@ -153,10 +178,36 @@ static long sweep_one(void *map, struct flow *reply, struct stack_flow *value, s
 	return 0;
 }
 
+struct search {
+	__u32 slot;
+	bool found;
+};
+
+static long compare_slot(void *map, struct address *address, struct endpoint *endpoint, struct search *search)
+{
+	struct address copy = *address;
+
+	search->found |= state_slot(&copy, true) == search->slot;
+	return search->found;
+}
+
+/* Whether a pod has this slot of endpoint_state. */
+static __always_inline bool is_used(__u32 slot)
+{
+	if (slot < config.endpoint_slots) {
+		struct endpoint *endpoint = bpf_map_lookup_elem(&endpoints, &slot);
+		return endpoint && endpoint->ifindex;
+	}
+	struct search search = { .slot = slot };
+
+	bpf_for_each_map_elem(&endpoints6, compare_slot, &search, 0);
+	return search.found;
+}
+
 /* Flows that found no room are known to nobody, so an endpoint that had one stays slow for as long as it lives. */
 static long forgive_one(void *map, __u32 *slot, struct endpoint_state *state, struct sweep *sweep)
 {
-	if (state->overflow && !find_endpoint(*slot))
+	if (state->overflow && !is_used(*slot))
 		state->overflow = 0;
 	return 0;
 }

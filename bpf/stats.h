@@ -12,8 +12,8 @@
  */
 #define TO_STACK TC_ACT_UNSPEC
 
-/* Count, and return how many bytes this CPU has counted under the reason. */
-static __always_inline __u64 count(const struct __sk_buff *skb, enum hook hook, enum reason reason)
+/* Count a frame of so many bytes, and return how many bytes this CPU has counted under the reason. */
+static __always_inline __u64 count(__u32 length, enum hook hook, enum reason reason)
 {
 	__u32 key = hook * REASONS + reason;
 	struct counter *counter = bpf_map_lookup_elem(&counters, &key);
@@ -21,17 +21,17 @@ static __always_inline __u64 count(const struct __sk_buff *skb, enum hook hook, 
 	if (!counter)
 		return 0;
 	counter->packets++;
-	return counter->bytes += skb->len;
+	return counter->bytes += length;
 }
 
 static __always_inline int to_stack(const struct __sk_buff *skb, enum hook hook, enum reason reason)
 {
-	count(skb, hook, reason);
+	count(skb->len, hook, reason);
 	return TO_STACK;
 }
 
 static __always_inline int drop(const struct __sk_buff *skb, enum hook hook, enum reason reason)
 {
-	count(skb, hook, reason);
+	count(skb->len, hook, reason);
 	return TC_ACT_SHOT;
 }

@@ -1,126 +1,148 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* What the underlay brings: tc ingress of the uplink. Everything that is not surely a pod's packet stays as it came. */
 #include "flows.h"
+#include "lookup.h"
 #include "parse.h"
 #include "stats.h"
+#include "tunnel.h"
 #include "vxlan.h"
 
-/*
- * Whether the node that sent this may speak for the inner source: FAST_DECAP if so, STACK_NO_PEER when it is a node that
- * the peers map cannot tell of, else the reason to drop.
- */
-static __always_inline enum reason judge_sender(const struct ipv4 *outer, const struct ipv4 *inner)
+/* Into the pod; the packet starts with an Ethernet header that is ours to write. One hop, as the kernel's routing is. */
+static __always_inline int deliver(struct __sk_buff *skb, const struct endpoint *endpoint, bool v6, int new_ecn, enum reason reason)
 {
-	struct peer *peer = in_network(inner->src) ? find_peer(inner->src) : NULL;
+	struct cursor at = packet(skb, 0);
+	struct ether *ether = parse_ether(&at);
 
-	if (peer && (peer->vtep_ip == outer->src || peer->flags & PEER_BEHIND_NAT))
-		return FAST_DECAP;
+	if (!ether || at.pos + IP_LEN(v6) > at.end)
+		return drop(skb, HOOK_FROM_WIRE, STACK_MALFORMED); /* cannot be: both were there before */
 
-	struct vtep *sender = bpf_map_lookup_elem(&vteps, &outer->src);
+	ether->dst = endpoint->pod_mac;
+	ether->src = endpoint->host_mac;
+	decrement_ttl(at.pos, v6);
+	if (new_ecn >= 0)
+		set_ecn(at.pos, v6, new_ecn);
+	count(skb->len, HOOK_FROM_WIRE, reason);
+	return bpf_redirect_peer(endpoint->ifindex, 0);
+}
 
-	if (!sender || !(sender->flags & VTEP_REMOTE))
-		return DROP_UNKNOWN_PEER;
-	return sender->flags & VTEP_UNINDEXED ? STACK_NO_PEER : DROP_SPOOFED_SOURCE;
+/* A plain packet for a pod of ours: fast if its sender is a peer that we, too, reach without encapsulation. */
+static __always_inline int from_direct_peer(struct __sk_buff *skb, struct ip *ip)
+{
+	const struct peer_head *peer = in_network(ip->src, ip->v6) ? find_peer(ip->src, ip->v6) : NULL;
+
+	if (!peer || !(peer->flags & PEER_DIRECT))
+		return to_stack(skb, HOOK_FROM_WIRE, STACK_NOT_VXLAN);
+
+	/* A short packet may have been padded on its way; the pod's stack takes that off, as ours would. */
+	__u32 length = ip_length(ip);
+
+	if (ip->bytes == ETHERNET_SHORTEST_PAYLOAD && length < ip->bytes && length >= IP_LEN(ip->v6) + sizeof(struct udp))
+		ip->bytes = length;
+
+	struct endpoint *endpoint;
+	enum reason reason = judge_delivery(ip, &endpoint);
+
+	if (reason != FAST_DECAP)
+		return to_stack(skb, HOOK_FROM_WIRE, reason);
+	if (!fits(skb, ip, endpoint->mtu))
+		return to_stack(skb, HOOK_FROM_WIRE, STACK_TOO_BIG);
+	return deliver(skb, endpoint, ip->v6, -1, FAST_DIRECT);
+}
+
+/* Whether xdp_from_wire has decapsulated this frame. */
+static __always_inline bool is_marked(const struct __sk_buff *skb, const struct ether *frame)
+{
+	const struct mark *mark = PACKET_POINTER(skb, data_meta);
+
+	return (void *)(mark + 1) <= (void *)frame && mark->magic == MARK_MAGIC && mark->vni == config.vni;
+}
+
+/* A frame that XDP decapsulated. It was judged then, so whatever speaks against it now came up in between. */
+static __always_inline int from_xdp(struct __sk_buff *skb, const struct ip *ip)
+{
+	struct endpoint *endpoint;
+	enum reason reason = judge_delivery(ip, &endpoint);
+
+	if (reason != FAST_DECAP)
+		return to_stack(skb, HOOK_FROM_WIRE, reason);
+	return deliver(skb, endpoint, ip->v6, -1, FAST_DECAP);
+}
+
+static __always_inline int from_wire_ip(struct __sk_buff *skb, bool v6)
+{
+	struct cursor at = packet(skb, sizeof(struct ether) + IP_LEN(v6) + sizeof(struct udp));
+	struct ether *ether = parse_ether(&at);
+	struct ip outer;
+
+	if (!ether || !read_ip(&at, skb->len - sizeof(struct ether), v6, &outer))
+		return to_stack(skb, HOOK_FROM_WIRE, STACK_MALFORMED);
+	if (is_marked(skb, ether))
+		return from_xdp(skb, &outer);
+	if (config.direct_routing && in_pod_cidr(outer.dst, v6))
+		return from_direct_peer(skb, &outer);
+
+	/* Most of what comes is not for us: tell that from as little as can be, before more of the packet is asked for. */
+	enum reason reason = judge_outer(&outer);
+
+	if (reason != FAST_DECAP)
+		return to_stack(skb, HOOK_FROM_WIRE, reason);
+
+	struct arrival arrival;
+
+	at = packet(skb, OUTER_LEN(v6) + IP_LEN(v6) + sizeof(struct udp));
+	reason = judge_arrival(at, skb->len, v6, &arrival);
+	if (reason >= DROP_UNKNOWN_PEER)
+		return drop(skb, HOOK_FROM_WIRE, reason);
+	if (reason != FAST_DECAP)
+		return to_stack(skb, HOOK_FROM_WIRE, reason);
+
+	struct endpoint *endpoint = arrival.endpoint;
+
+	if (!skb->gso_size && skb->len - OUTER_LEN(v6) > endpoint->mtu)
+		return to_stack(skb, HOOK_FROM_WIRE, STACK_TOO_BIG);
+	/*
+	 * Of a super-packet GRO has checked every part before it put them together; the NIC may have verified the checksum;
+	 * else the headers may tell.
+	 */
+	if (arrival.udp->checksum && !skb->gso_size && bpf_csum_level(skb, BPF_CSUM_LEVEL_QUERY) < 0 &&
+	    !headers_verify(&arrival))
+		return to_stack(skb, HOOK_FROM_WIRE, STACK_OUTER_CHECKSUM);
+
+	/*
+	 * Shrinking leaves the tunnel's GSO state on a super-packet. TCP's is cut up rightly all the same, but UDP's as if it
+	 * were a tunnel still, and a receiver that did not ask for super-packets (UDP_GRO) would get nothing.
+	 */
+	if (skb->gso_size && arrival.inner.protocol == PROTOCOL_UDP)
+		return to_stack(skb, HOOK_FROM_WIRE, STACK_NO_ROOM);
+
+	__u8 ecn = arrival.inner.tos & ECN_MASK;
+	int new_ecn = ecn_decapsulated(ecn, arrival.outer.tos & ECN_MASK);
+
+	if (new_ecn < 0)
+		return drop(skb, HOOK_FROM_WIRE, DROP_ECN);
+	if (bpf_skb_adjust_room(skb, -(int)ENCAP_LEN(v6), BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO))
+		return to_stack(skb, HOOK_FROM_WIRE, STACK_NO_ROOM);
+	return deliver(skb, endpoint, v6, new_ecn == ecn ? -1 : new_ecn, FAST_DECAP);
 }
 
 SEC("tc")
 int from_wire(struct __sk_buff *skb)
 {
-	struct cursor at = packet(skb, OUTER_LEN + sizeof(struct ipv4) + sizeof(struct ports));
+	struct cursor at = packet(skb, sizeof(struct ether) + sizeof(struct ipv6) + sizeof(struct tcp));
 	struct ether *ether = parse_ether(&at);
 
-	if (!ether || !is_ipv4(skb, ether))
-		return to_stack(skb, HOOK_FROM_WIRE, STACK_NOT_IPV4);
-
-	struct ipv4 *outer = parse_ipv4(&at);
-
-	if (!outer || outer->protocol != PROTOCOL_UDP)
-		return to_stack(skb, HOOK_FROM_WIRE, STACK_NOT_VXLAN);
-	if (outer->version_ihl != IPV4_NO_OPTIONS)
-		return to_stack(skb, HOOK_FROM_WIRE, STACK_IP_OPTIONS);
-	if (outer->fragment & IPV4_FRAGMENT)
-		return to_stack(skb, HOOK_FROM_WIRE, STACK_OUTER_FRAGMENT);
-
-	struct udp *udp = parse_udp(&at);
-
-	if (!udp || udp->dst_port != config.vxlan_port || outer->dst != config.vtep_ip)
-		return to_stack(skb, HOOK_FROM_WIRE, STACK_NOT_VXLAN);
-
-	struct vxlan *vxlan = parse_vxlan(&at);
-	struct ether *inner_ether = parse_ether(&at);
-
-	if (!vxlan || !inner_ether)
-		return to_stack(skb, HOOK_FROM_WIRE, STACK_TRUNCATED);
-	if (vxlan->flags != VXLAN_HAS_VNI || vxlan->vni != bpf_htonl(config.vni << 8))
-		return to_stack(skb, HOOK_FROM_WIRE, STACK_OTHER_VNI);
-	if (!mac_equal(&inner_ether->dst, &config.vtep_mac))
+	if (!ether)
+		return to_stack(skb, HOOK_FROM_WIRE, STACK_MALFORMED);
+	if (!is_untagged(skb))
+		return is_marked(skb, ether) ? drop(skb, HOOK_FROM_WIRE, DROP_OTHER_VLAN) :
+					       to_stack(skb, HOOK_FROM_WIRE, STACK_NOT_IP);
+	if (skb->pkt_type != PACKET_HOST)
 		return to_stack(skb, HOOK_FROM_WIRE, STACK_OTHER_MAC);
-	if (inner_ether->type != ETHERTYPE_IPV4)
-		return to_stack(skb, HOOK_FROM_WIRE, STACK_NOT_IPV4);
-
-	struct ipv4 *inner = parse_ipv4(&at);
-	__u32 outer_length = skb->len - sizeof(struct ether);
-
-	if (!inner || bpf_ntohs(outer->total_length) != outer_length ||
-	    bpf_ntohs(udp->length) != outer_length - sizeof(*outer) ||
-	    bpf_ntohs(inner->total_length) < sizeof(*inner) || bpf_ntohs(inner->total_length) > skb->len - OUTER_LEN)
-		return to_stack(skb, HOOK_FROM_WIRE, STACK_TRUNCATED);
-	if (inner->version_ihl != IPV4_NO_OPTIONS)
-		return to_stack(skb, HOOK_FROM_WIRE, STACK_IP_OPTIONS);
-
-	enum reason judgement = judge_sender(outer, inner);
-
-	if (judgement == STACK_NO_PEER)
-		return to_stack(skb, HOOK_FROM_WIRE, STACK_NO_PEER);
-	if (judgement != FAST_DECAP)
-		return drop(skb, HOOK_FROM_WIRE, judgement);
-
-	/*
-	 * Zero means that the sender made none (RFC 7348); else only the NIC can say for nothing that it is right. Of a
-	 * super-packet GRO has checked every part before it put them together.
-	 */
-	if (udp->checksum && !skb->gso_size && bpf_csum_level(skb, BPF_CSUM_LEVEL_QUERY) < 0)
-		return to_stack(skb, HOOK_FROM_WIRE, STACK_OUTER_CHECKSUM);
-
-	__u32 slot = endpoint_slot(inner->dst);
-	struct endpoint *endpoint = in_pod_cidr(inner->dst) ? find_endpoint(slot) : NULL;
-
-	if (!endpoint)
-		return to_stack(skb, HOOK_FROM_WIRE, STACK_NO_ENDPOINT);
-	if (endpoint->flags & ENDPOINT_SLOW)
-		return to_stack(skb, HOOK_FROM_WIRE, STACK_SLOW);
-	if (is_stack_flow(slot, inner, at))
-		return to_stack(skb, HOOK_FROM_WIRE, STACK_TRANSLATED);
-	if (inner->ttl <= 1)
-		return to_stack(skb, HOOK_FROM_WIRE, STACK_TTL);
-	if (!skb->gso_size && bpf_ntohs(inner->total_length) > endpoint->mtu)
-		return to_stack(skb, HOOK_FROM_WIRE, STACK_TOO_BIG);
-
-	__u8 ecn = inner->tos & ECN_MASK;
-	int new_ecn = ecn_decapsulated(ecn, outer->tos & ECN_MASK);
-
-	if (new_ecn < 0)
-		return drop(skb, HOOK_FROM_WIRE, DROP_ECN);
-	if (bpf_skb_adjust_room(skb, -ENCAP_LEN, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO))
-		return to_stack(skb, HOOK_FROM_WIRE, STACK_NO_ROOM);
-
-	at = packet(skb, 0);
-	ether = parse_ether(&at);
-	inner = parse_ipv4(&at);
-	if (!ether || !inner)
-		return drop(skb, HOOK_FROM_WIRE, DROP_UNKNOWN_PEER); /* cannot be: both were there before */
-
-	ether->dst = endpoint->pod_mac;
-	ether->src = endpoint->host_mac;
-	decrement_ttl(inner);
-	if (new_ecn != ecn) {
-		__u8 tos = (inner->tos & ~ECN_MASK) | new_ecn;
-
-		inner->checksum = checksum_replace(inner->checksum, bpf_htons(inner->tos), bpf_htons(tos));
-		inner->tos = tos;
-	}
-	count(skb, HOOK_FROM_WIRE, FAST_DECAP);
-	return bpf_redirect_peer(endpoint->ifindex, 0);
+	if (ether->type == ETHERTYPE_IPV4)
+		return from_wire_ip(skb, false);
+	if (ether->type == ETHERTYPE_IPV6)
+		return from_wire_ip(skb, true);
+	return to_stack(skb, HOOK_FROM_WIRE, STACK_NOT_IP);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

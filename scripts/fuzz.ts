@@ -113,7 +113,7 @@ if (values.share !== undefined) {
   await compareShare(JSON.parse(values.share) as Share, (report) => {
     if (process.connected) process.send?.(report, undefined, undefined, () => {});
   });
-  process.disconnect?.();
+  if (process.connected) process.disconnect?.();
 } else if (missing) {
   console.error(`fuzz ${missing}`);
   process.exitCode = 1;

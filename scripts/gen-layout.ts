@@ -66,7 +66,7 @@ class Collector {
       return { kind: 'u32', enum: type.name };
     }
     if (type.kind === 'struct') {
-      if (type.name === 'mac') return { kind: 'mac' };
+      if (type.name === 'mac' || type.name === 'address') return { kind: type.name };
       this.#addStruct(btf, typeId);
       return { kind: { struct: type.name } };
     }

@@ -39,8 +39,10 @@ async function test(kernel: string, tell: Tell): Promise<boolean> {
   let last: Check | undefined;
   const said = await tell((check) => {
     last = check;
-    show(kernel, check.check, check.problem === undefined ? 'ok' : 'FAILED', check.ms);
-    if (check.problem !== undefined) console.log(`  ${check.problem}`);
+    const passed = check.skipped === undefined ? 'ok' : 'skipped';
+    show(kernel, check.check, check.problem === undefined ? passed : 'FAILED', check.ms);
+    const why = check.problem ?? check.skipped;
+    if (why !== undefined) console.log(`  ${why}`);
   });
   if (last?.check === theEnd && last.problem === undefined) return true;
   if (last?.problem === undefined) show(kernel, 'the story breaks off', 'FAILED');

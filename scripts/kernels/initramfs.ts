@@ -18,7 +18,7 @@ const programs = 'dash mount mkdir ip bridge tc nft nsenter ping kmod sync'.spli
 const nodeModules = ['ipaddr.js', 'koffi', '@koromix/koffi-linux-x64', 'zod'];
 /** What the kernel loads by itself once it is asked for a device, a qdisc, a rule or an address family of this kind. */
 const kernelModules =
-  'veth vxlan sch_ingress cls_bpf nf_conntrack nfnetlink nf_tables nft_ct nft_chain_nat nft_nat nft_masq'.split(
+  'veth vxlan 8021q bonding sch_ingress cls_bpf nf_conntrack nfnetlink nf_tables nft_ct nft_chain_nat nft_nat nft_masq'.split(
     ' ',
   );
 

@@ -33,7 +33,7 @@ import {
 import { AttachmentStore } from '../cni/attachments.ts';
 import type { CniContext } from '../cni/ops.ts';
 import { createCniServer } from '../cni/server.ts';
-import { type NodeSettings, type Peer, podMtu } from '../dataplane/desired.ts';
+import { type FamilySettings, type NodeSettings, type Peer, podMtu } from '../dataplane/desired.ts';
 import { type Outcome, reconcile } from '../dataplane/reconcile.ts';
 import { errorText, RipstopError } from '../errors.ts';
 import { ensureBpffs } from '../host/mount.ts';
@@ -44,7 +44,7 @@ import { createMetrics, type Metrics } from '../metrics/metrics.ts';
 import { type Endpoint, serveEndpoints } from '../metrics/server.ts';
 import { type Cidr, formatCidr } from '../net/ip.ts';
 import { Loop } from './loop.ts';
-import { NodePath } from './node-path.ts';
+import { type NodeFamily, NodePath } from './node-path.ts';
 import { type AgentOptions, runFiles } from './options.ts';
 import { AgentState } from './state.ts';
 
@@ -57,8 +57,6 @@ interface NodeView {
   readonly own?: OwnNode;
 }
 
-type Ipv4NetConf = NetConf & { readonly network: Cidr };
-
 /**
  * Run until the signal.
  * @throws RipstopError when this node cannot run ripstop or the configuration is wrong; an API server that is down is
@@ -69,23 +67,17 @@ export async function runAgent(options: AgentOptions, log: Logger, signal: Abort
   const missing = missingRequirements(await gatherHostFacts());
   if (missing.length > 0) throw new RipstopError(missing.join('; '));
   const netConf = await readNetConf(options.netConf);
-  const { network } = netConf;
-  if (!network || netConf.enableIpv6) {
-    throw new RipstopError(
-      `${options.netConf} enables IPv6, which this version does not carry yet; set EnableIPv6 to false`,
-    );
-  }
   const client = await ApiClient.open(
     options.kubeconfig === undefined ? {} : { kubeconfig: options.kubeconfig },
   );
   if (await ensureBpffs(options.bpffs)) log.info({ bpffs: options.bpffs }, 'mounted a BPF file system');
   mkdirSync(options.runDir, { recursive: true, mode: 0o700 });
-  await new Agent(options, { ...netConf, network }, client, log).run(signal);
+  await new Agent(options, netConf, client, log).run(signal);
 }
 
 class Agent {
   readonly #options: AgentOptions;
-  readonly #netConf: Ipv4NetConf;
+  readonly #netConf: NetConf;
   readonly #client: ApiClient;
   readonly #log: Logger;
   readonly #leaseSettings: LeaseSettings;
@@ -96,7 +88,7 @@ class Agent {
   #node: NodePath | undefined;
   #loop: Loop | undefined;
 
-  constructor(options: AgentOptions, netConf: Ipv4NetConf, client: ApiClient, log: Logger) {
+  constructor(options: AgentOptions, netConf: NetConf, client: ApiClient, log: Logger) {
     this.#options = options;
     this.#netConf = netConf;
     this.#client = client;
@@ -142,13 +134,14 @@ class Agent {
       signal,
     );
     if (!own) return;
-    const podCidr = ownPodCidrs(own, this.#netConf).v4!;
+    const podCidrs = ownPodCidrs(own, this.#netConf);
+    const families = this.#families(podCidrs);
     this.#node = running.use(
       new NodePath({
         options: this.#options,
         netConf: this.#netConf,
         own,
-        podCidr,
+        families,
         store: this.#store,
         log: this.#log,
       }),
@@ -162,7 +155,7 @@ class Agent {
       onChange: () => loop.trigger(),
       log: this.#log,
     });
-    const loop = new Loop(() => this.#pass(reflector, peerTable, own, podCidr), {
+    const loop = new Loop(() => this.#pass(reflector, peerTable, own, Object.values(podCidrs)), {
       settleMs: SETTLE_MS,
       auditMs: AUDIT_MS,
     });
@@ -182,13 +175,13 @@ class Agent {
     reflector: Reflector<NodeView>,
     peerTable: PeerTable,
     own: OwnNode,
-    podCidr: Cidr,
+    podCidrs: readonly Cidr[],
   ): Promise<void> {
     const startedAt = performance.now();
     const nodes = [...reflector.items.values()].map(({ value }) => value);
     const view = peerTable.update(
       nodes.map(({ parsed }) => parsed),
-      { name: own.name, podCidrs: [podCidr] },
+      { name: own.name, podCidrs },
     );
     this.#state.setView(view, this.#log);
     const outcomes = await applyPeers(this.#node!, view, reflector.synced);
@@ -201,15 +194,30 @@ class Agent {
     }
   }
 
-  /** Make our Node say where our VTEP is, once this node forwards. */
-  async #publish(own: OwnNode, { uplink, vtepMac }: NodeSettings): Promise<void> {
+  /** Make our Node say where our VTEPs are, once this node forwards. */
+  async #publish(own: OwnNode, { v4, v6 }: NodeSettings): Promise<void> {
+    const leaseOf = (one: FamilySettings): { publicIp: string; vtepMac: string } => ({
+      publicIp: one.vtepIp,
+      vtepMac: one.vtepMac,
+    });
     try {
-      const lease = { v4: { publicIp: uplink.ip, vtepMac }, flannelIsUp: true };
+      const lease = { ...(v4 && { v4: leaseOf(v4) }), ...(v6 && { v6: leaseOf(v6) }), flannelIsUp: true };
       const written = await publishLease(this.#client, own, lease, this.#leaseSettings);
-      if (written) this.#log.info(lease.v4, 'published our lease');
+      if (written) this.#log.info(lease, 'published our lease');
     } catch (error) {
       this.#log.warn({ why: errorText(error) }, 'cannot publish our lease; trying again at the next pass');
     }
+  }
+
+  /** The families that the cluster has, each with this node's part. */
+  #families(podCidrs: { readonly v4?: Cidr; readonly v6?: Cidr }): NodeFamily[] {
+    const { network, ipv6Network } = this.#netConf;
+    return [
+      ...(network && podCidrs.v4 ? [{ family: 4 as const, network, podCidr: podCidrs.v4 }] : []),
+      ...(ipv6Network && podCidrs.v6
+        ? [{ family: 6 as const, network: ipv6Network, podCidr: podCidrs.v6 }]
+        : []),
+    ];
   }
 
   /**
@@ -218,13 +226,16 @@ class Agent {
    */
   #cniContext(before: SubnetEnv | undefined): CniContext | undefined {
     const settings = this.#node?.settings;
-    const podCidr = settings?.podCidr ?? before?.networks[0]?.podCidr;
-    if (!podCidr) return undefined;
+    const known = [settings?.v4, settings?.v6].filter((one) => one !== undefined);
+    const networks = settings ? known : (before?.networks ?? []);
+    if (networks.length === 0) return undefined;
     const settled = async (): Promise<void> => this.#loop?.settled();
     return {
-      podCidr: formatCidr(podCidr),
-      clusterNetwork: formatCidr(this.#netConf.network),
-      mtu: settings ? podMtu(settings) : (before?.mtu ?? 0),
+      families: networks.map(({ network, podCidr }) => ({
+        podCidr: formatCidr(podCidr),
+        clusterNetwork: formatCidr(network),
+        mtu: settings ? podMtu(settings, podCidr.family) : before!.mtu,
+      })),
       dataDir: this.#options.ipamDir,
       store: this.#store,
       attach: async () => {
@@ -252,22 +263,19 @@ class Agent {
         return why === undefined ? { body: 'ok\n' } : { status: 503, body: `not ready: ${why}\n` };
       },
       '/status': async () => ({
-        body: JSON.stringify(this.#state.toStatus(this.#node, this.#netConf.network)),
+        body: JSON.stringify(this.#state.toStatus(this.#node)),
         contentType: 'application/json',
       }),
     };
   }
 }
 
-function refuseWhatIsNotBuilt({ mode, ingress }: AgentOptions): void {
+function refuseWhatIsNotBuilt({ mode }: AgentOptions): void {
   if (mode === 'boost') {
     throw new RipstopError(
       '--mode boost is not built yet; use --mode cni on a node without a running flanneld',
       { exitCode: 2 },
     );
-  }
-  if (ingress === 'xdp') {
-    throw new RipstopError('--ingress xdp is not built yet; use --ingress tc', { exitCode: 2 });
   }
 }
 
@@ -311,7 +319,9 @@ function viewNode(object: unknown, ownName: string, settings: LeaseSettings): No
 /** Bring the node's path and everything of its peers and pods to what it should be. Never throws: see the outcomes. */
 async function applyPeers(node: NodePath, view: PeerView, synced: boolean): Promise<Outcome[]> {
   const problems = await node.ensure();
-  const peers: Peer[] = view.peers.flatMap(({ name, v4 }) => (v4 ? [{ name, ...v4 }] : []));
+  const peers: Peer[] = view.peers.flatMap(({ name, v4, v6 }) =>
+    [v4, v6].flatMap((one) => (one ? [{ name, ...one }] : [])),
+  );
   try {
     return [...problems, ...(await reconcile(await node.steps(peers, synced)))];
   } catch (error) {

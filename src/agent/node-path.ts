@@ -6,51 +6,62 @@ import {
   desiredEndpoints,
   desiredPeers,
   desiredVteps,
+  encapBytes,
   type Endpoint,
-  ENCAP_BYTES,
+  type FamilySettings,
   type NodeSettings,
   type Peer,
 } from '../dataplane/desired.ts';
+import { chooseIngress, type Ingress } from '../dataplane/ingress.ts';
 import { type LoadedPrograms, loadPrograms } from '../dataplane/programs.ts';
 import { type Outcome, step, type Step } from '../dataplane/reconcile.ts';
 import { pinPaths, type Tables } from '../dataplane/tables.ts';
 import {
   desiredLinks,
+  endpoints6Target,
   endpointsTarget,
   type HookName,
   linkKey,
   linksTarget,
   listLinks as listAttached,
+  peers6Target,
   peersTarget,
   vtepsTarget,
 } from '../dataplane/targets.ts';
 import { errorText } from '../errors.ts';
 import { ensureConntrack } from '../host/conntrack.ts';
 import { type Link, listLinks } from '../host/links.ts';
-import { lookupNextHops } from '../host/neighbours.ts';
+import { isOnSameL2, lookupNextHops } from '../host/neighbours.ts';
 import { type PodRoute, podRouteTarget } from '../host/pod-routes.ts';
 import { ensureRules } from '../host/rules.ts';
 import { writeSubnetEnv } from '../host/subnet-env.ts';
-import {
-  ensureSysctls,
-  nodeSysctls,
-  podVethSysctls,
-  readSysctl,
-  type Sysctl,
-  vtepSysctls,
-} from '../host/sysctl.ts';
+import { ensureSysctls, nodeSysctls, podVethSysctls, readSysctl, type Sysctl } from '../host/sysctl.ts';
 import { findUplink, type Uplink } from '../host/uplink.ts';
 import { ensureVxlan } from '../host/vtep-device.ts';
-import { fdbTarget, neighbourTarget, peerEntries, peerRouteTarget } from '../host/vxlan-target.ts';
-import { type Cidr, formatCidr } from '../net/ip.ts';
+import {
+  fdbTarget,
+  neighbourTarget,
+  peerEntries,
+  type PeerRoute,
+  peerRouteTarget,
+} from '../host/vxlan-target.ts';
+import { type Cidr, type Family, formatCidr, hostCidr } from '../net/ip.ts';
 import { randomMac } from '../net/mac.ts';
 import type { AgentOptions } from './options.ts';
 
+/** One of the cluster's address families, and this node's part of it. */
+export interface NodeFamily {
+  readonly family: Family;
+  readonly network: Cidr;
+  readonly podCidr: Cidr;
+}
+
 export interface NodePathOptions {
   readonly options: AgentOptions;
-  readonly netConf: NetConf & { readonly network: Cidr };
+  readonly netConf: NetConf;
   readonly own: OwnNode;
-  readonly podCidr: Cidr;
+  /** IPv4 first. */
+  readonly families: readonly NodeFamily[];
   readonly store: AttachmentStore;
   readonly log: Logger;
 }
@@ -66,7 +77,6 @@ const AUDIT_MS = 25_000;
  */
 export class NodePath implements Disposable {
   readonly #given: NodePathOptions;
-  readonly #device: string;
   #uplink: Uplink | undefined;
   #settings: NodeSettings | undefined;
   #loaded: LoadedPrograms | undefined;
@@ -79,10 +89,10 @@ export class NodePath implements Disposable {
   /** What nft and subnet.env were last seen to agree with, and when. */
   #audited = '';
   #auditedAt = 0;
+  #ingress: Ingress | undefined;
 
   constructor(given: NodePathOptions) {
     this.#given = given;
-    this.#device = `flannel.${given.netConf.backend.vni}`;
   }
 
   /** Undefined before the kernel path stands. */
@@ -92,6 +102,11 @@ export class NodePath implements Disposable {
 
   get uplink(): Uplink | undefined {
     return this.#uplink;
+  }
+
+  /** Where packets from the wire are decapsulated, and why there; undefined before the programs are loaded. */
+  get ingress(): Ingress | undefined {
+    return this.#ingress;
   }
 
   /** Undefined before the programs are loaded. */
@@ -128,60 +143,73 @@ export class NodePath implements Disposable {
   }
 
   async #ensureKernelPath(): Promise<void> {
-    const { options, netConf, own, podCidr, log } = this.#given;
-    const { backend, network } = netConf;
+    const { options, netConf, own, families, log } = this.#given;
+    const { backend } = netConf;
     const before = await listLinks();
     const wish = {
-      family: 4,
+      families: families.map(({ family }) => family),
       iface: options.iface,
       ifaceRegex: options.ifaceRegex,
       ifaceCanReach: options.ifaceCanReach,
-      nodeIp: own.internalIp.v4,
-    } as const;
+      nodeIps: own.internalIp,
+    };
     const uplink = await findUplink(wish, before);
     if (uplink.explanation !== this.#uplink?.explanation)
       log.info({ uplink: uplink.explanation }, 'chose the uplink');
     const mtu = Math.min(uplink.mtu, backend.mtu ?? uplink.mtu);
-    // The published MAC outlives reboots and deletions of the device, so peers need not learn a new one.
-    const mac = this.#settings?.vtepMac ?? own.vtepMac.v4 ?? before.get(this.#device)?.mac ?? randomMac();
-    const device = {
-      name: this.#device,
-      vni: backend.vni,
-      port: backend.port,
-      localIp: uplink.ip,
-      uplink: uplink.name,
-      mtu: mtu - ENCAP_BYTES,
-      mac,
-      address: `${podCidr.base}/32`,
-    };
-    const { link, links, changes } = await ensureVxlan(device, before);
-    if (changes.length > 0) log.info({ device: this.#device, changes }, 'made the VTEP device');
-    this.#links = links;
+    this.#links = before;
+    const halves: { v4?: FamilySettings; v6?: FamilySettings } = {};
+    for (const one of families) halves[half(one.family)] = await this.#ensureVtep(one, uplink, mtu);
     if (await ensureConntrack()) log.info('had the kernel load nf_conntrack');
-    await this.#ensureSysctls([...nodeSysctls([4], uplink.name), ...vtepSysctls(this.#device)]);
+    await this.#ensureSysctls(nodeSysctls(wish.families, [uplink.name, ...uplink.advertised]));
     // No event tells of these, so they are looked at now and then only; and at once when anything they are made from changes.
-    const networks = [{ network, podCidr }];
+    const networks = families.map(({ network, podCidr }) => ({ network, podCidr }));
     const audited = JSON.stringify([networks, mtu]);
     if (audited !== this.#audited || performance.now() - this.#auditedAt > AUDIT_MS) {
       await ensureRules({ networks, masquerade: options.ipMasq, vxlanPort: backend.port });
-      await writeSubnetEnv(options.subnetFile, {
-        networks,
-        mtu: mtu - ENCAP_BYTES,
-        ipMasq: options.ipMasq,
-      });
+      const widest = Math.max(...wish.families.map((family) => encapBytes[family]));
+      await writeSubnetEnv(options.subnetFile, { networks, mtu: mtu - widest, ipMasq: options.ipMasq });
       this.#audited = audited;
       this.#auditedAt = performance.now();
     }
     this.#uplink = uplink;
+    const mac = before.get(uplink.name)?.mac ?? '00:00:00:00:00:00';
     this.#settings = {
-      network,
-      podCidr,
+      ...halves,
       vni: backend.vni,
       port: backend.port,
-      vtepMac: link.mac ?? mac,
-      uplink: { ifindex: uplink.ifindex, ip: uplink.ip, mtu },
+      uplink: { ifindex: uplink.ifindex, mtu, mac },
       sourcePorts: await localPortRange(),
+      directRouting: backend.directRouting,
     };
+  }
+
+  /** Make a family's VTEP device be there as it should. */
+  async #ensureVtep(
+    { family, network, podCidr }: NodeFamily,
+    uplink: Uplink,
+    mtu: number,
+  ): Promise<FamilySettings> {
+    const { netConf, own, log } = this.#given;
+    const name = vtepDeviceName(family, netConf.backend.vni);
+    const vtepIp = uplink.ips[half(family)]!;
+    // The published MAC outlives reboots and deletions of the device, so peers need not learn a new one.
+    const known = this.#settings?.[half(family)]?.vtepMac ?? own.vtepMac[half(family)];
+    const mac = known ?? this.#links.get(name)?.mac ?? randomMac();
+    const device = {
+      name,
+      vni: netConf.backend.vni,
+      port: netConf.backend.port,
+      localIp: vtepIp,
+      uplink: uplink.name,
+      mtu: mtu - encapBytes[family],
+      mac,
+      address: hostCidr(podCidr.base),
+    };
+    const { link, links, changes } = await ensureVxlan(device, this.#links);
+    if (changes.length > 0) log.info({ device: name, changes }, 'made the VTEP device');
+    this.#links = links;
+    return { network, podCidr, vtepIp, vtepMac: link.mac ?? mac };
   }
 
   async #ensureSysctls(settings: readonly Sysctl[]): Promise<void> {
@@ -211,52 +239,79 @@ export class NodePath implements Disposable {
   async steps(peers: readonly Peer[], synced: boolean): Promise<Step[]> {
     const settings = this.#settings;
     if (!settings || !this.#uplink) return [];
+    const { families, options } = this.#given;
+    const uplink = this.#uplink.name;
     const endpoints = await this.#endpoints();
-    this.#endpointCount = endpoints.length;
-    await this.#ensureSysctls(endpoints.flatMap(({ hostIfname }) => podVethSysctls(hostIfname, [4])));
+    const devices = new Map(endpoints.map(({ hostIfname, hostIfindex }) => [hostIfname, hostIfindex]));
+    this.#endpointCount = devices.size;
+    const ofPods = families.map(({ family }) => family);
+    await this.#ensureSysctls([...devices.keys()].flatMap((name) => podVethSysctls(name, ofPods)));
 
+    const hops = await lookupNextHops(peers.map(({ vtepIp }) => vtepIp));
     const podRoutes = new Map<string, PodRoute>(
-      endpoints.map(({ ip, hostIfname }) => [`${ip}/32`, { dev: hostIfname }]),
+      endpoints.map(({ ip, hostIfname }) => [hostCidr(ip), { dev: hostIfname }]),
     );
-    podRoutes.set(formatCidr(settings.podCidr), { unreachable: true });
-    const entries = peerEntries(
-      peers.map(({ podCidr, vtepMac, vtepIp }) => ({ podCidr, vtepMac, publicIp: vtepIp })),
-      this.#device,
-    );
-    const kernelPath = [
-      step(neighbourTarget(this.#device), entries.neighbours, synced),
-      step(fdbTarget(this.#device), entries.fdb, synced),
-      step(peerRouteTarget(), entries.routes, synced),
-      step(podRouteTarget(), podRoutes),
-    ];
+    for (const { podCidr } of families) podRoutes.set(formatCidr(podCidr), { unreachable: true });
+    const routes = new Map<string, PeerRoute>();
+    const kernelPath: Step[] = [];
+    for (const { family } of families) {
+      const device = vtepDeviceName(family, settings.vni);
+      const entries = peerEntries(
+        peers
+          .filter(({ podCidr }) => podCidr.family === family)
+          .map(({ podCidr, vtepMac, vtepIp }) => ({
+            podCidr,
+            vtepMac,
+            publicIp: vtepIp,
+            ...(settings.directRouting && isOnSameL2(hops.get(vtepIp), uplink) && { directDev: uplink }),
+          })),
+        device,
+      );
+      // A device that is gone, as with its uplink, has nothing to be filled; `ensure` has said so.
+      if (this.#links.has(device)) {
+        kernelPath.push(step(neighbourTarget(device), entries.neighbours, synced));
+        kernelPath.push(step(fdbTarget(device), entries.fdb, synced));
+      }
+      for (const [cidr, route] of entries.routes) if (this.#links.has(route.dev)) routes.set(cidr, route);
+    }
+    kernelPath.push(step(peerRouteTarget(), routes, synced), step(podRouteTarget(), podRoutes));
     const loaded = this.#loaded;
     if (!loaded) return kernelPath;
 
     const { tables, programs } = loaded;
-    const uplink = this.#uplink.name;
-    const hops = await lookupNextHops(peers.map(({ vtepIp }) => vtepIp));
     const nextHopTo = (address: string): string | undefined => {
       const hop = hops.get(address);
       return hop?.dev === uplink ? hop.ip : undefined;
     };
     const indexed = desiredPeers(settings, peers, nextHopTo);
+    const { endpoints: slots, endpoints6 } = desiredEndpoints(settings, endpoints);
+    const { links: linkPins } = pinPaths(options.bpffs);
     const hooks: { hook: HookName; ifname: string; ifindex: number }[] = [
-      ...endpoints.flatMap(({ hostIfname: ifname, hostIfindex: ifindex }) => [
+      ...[...devices].flatMap(([ifname, ifindex]) => [
         { hook: 'to_pod' as const, ifname, ifindex },
         { hook: 'from_pod' as const, ifname, ifindex },
       ]),
-      { hook: 'to_vtep', ifname: this.#device, ifindex: this.#links.get(this.#device)?.ifindex ?? 0 },
+      ...families.flatMap(({ family }) => {
+        const device = this.#links.get(vtepDeviceName(family, settings.vni));
+        return device ? [{ hook: 'to_vtep' as const, ifname: device.name, ifindex: device.ifindex }] : [];
+      }),
     ];
-    const { links: linkPins } = pinPaths(this.#given.options.bpffs);
+    const wire = this.#links.get(uplink);
     // With empty maps from_wire would take every node for a stranger and drop what it sends; the kernel path does not.
-    if (synced || listAttached(linkPins).has(linkKey('from_wire', uplink))) {
-      hooks.push({ hook: 'from_wire', ifname: uplink, ifindex: settings.uplink.ifindex });
+    if (wire && (synced || listAttached(linkPins).has(linkKey('from_wire', uplink)))) {
+      const device = { ifname: uplink, ifindex: wire.ifindex };
+      hooks.push({ hook: 'from_wire', ...device });
+      // After from_wire, which alone knows what to do with what XDP leaves.
+      this.#ingress = chooseIngress(options.ingress, wire, programs, linkPins);
+      if (this.#ingress.hook === 'xdp') hooks.push({ hook: 'xdp_from_wire', ...device });
     }
     return [
       ...kernelPath,
       step(vtepsTarget(tables), desiredVteps(settings, peers, indexed), synced),
-      step(peersTarget(tables), indexed, synced),
-      step(endpointsTarget(tables), desiredEndpoints(settings, endpoints)),
+      step(peersTarget(tables), indexed.peers, synced),
+      step(peers6Target(tables), indexed.peers6, synced),
+      step(endpointsTarget(tables), slots),
+      step(endpoints6Target(tables), endpoints6),
       step(linksTarget(linkPins, programs), desiredLinks(programs, hooks)),
     ];
   }
@@ -266,9 +321,20 @@ export class NodePath implements Disposable {
     return (await this.#given.store.list()).flatMap((attachment) => {
       const link = this.#links.get(attachment.hostIfname);
       if (link?.ifindex !== attachment.hostIfindex) return [];
-      return [{ ...attachment, mtu: link.mtu, slow: attachment.slow ?? false }];
+      const slow = attachment.slow ?? false;
+      return attachment.ips.map((ip) => ({ ...attachment, ip, mtu: link.mtu, slow }));
     });
   }
+}
+
+/** flannel's names for them. */
+export function vtepDeviceName(family: Family, vni: number): string {
+  return family === 4 ? `flannel.${vni}` : `flannel-v6.${vni}`;
+}
+
+/** The name of a family's part in what has two. */
+export function half(family: Family): 'v4' | 'v6' {
+  return family === 4 ? 'v4' : 'v6';
 }
 
 /** net.ipv4.ip_local_port_range, which the kernel's own VXLAN hashes source ports into (RFC 7348 section 4.1). */

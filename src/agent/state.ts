@@ -2,8 +2,8 @@
 import type { Logger } from 'pino';
 import type { PeerView, Reflector } from '../cluster/index.ts';
 import type { Outcome } from '../dataplane/reconcile.ts';
-import { type Cidr, formatCidr } from '../net/ip.ts';
-import type { NodePath } from './node-path.ts';
+import { formatCidr } from '../net/ip.ts';
+import { type NodePath, vtepDeviceName } from './node-path.ts';
 import type { AgentStatus } from './status.ts';
 
 /** What the endpoints tell about the agent. */
@@ -58,25 +58,34 @@ export class AgentState {
     }
   }
 
-  toStatus(node: NodePath | undefined, network: Cidr | undefined): AgentStatus {
+  toStatus(node: NodePath | undefined): AgentStatus {
     const health = this.reflector?.health;
     const settled = node?.settings;
     const why = this.notReady;
     return {
       node: this.#name,
       mode: 'cni',
-      ingress: 'tc',
+      ...(node?.ingress && { ingress: node.ingress }),
       ready: why === undefined,
       ...(why !== undefined && { notReady: why }),
-      ...(network && { network: formatCidr(network) }),
-      ...(settled && {
-        podCidr: formatCidr(settled.podCidr),
-        vtep: { device: `flannel.${settled.vni}`, mac: settled.vtepMac },
-      }),
+      families: [settled?.v4, settled?.v6].flatMap((one) =>
+        one
+          ? [
+              {
+                network: formatCidr(one.network),
+                podCidr: formatCidr(one.podCidr),
+                vtep: {
+                  device: vtepDeviceName(one.podCidr.family, settled!.vni),
+                  ip: one.vtepIp,
+                  mac: one.vtepMac,
+                },
+              },
+            ]
+          : [],
+      ),
       ...(node?.uplink && {
         uplink: {
           name: node.uplink.name,
-          ip: node.uplink.ip,
           mtu: node.uplink.mtu,
           explanation: node.uplink.explanation,
         },
@@ -87,8 +96,10 @@ export class AgentState {
         ...(health?.lastEventAgeMs !== undefined && { lastEventAgeMs: Math.round(health.lastEventAgeMs) }),
         ...(health?.lastError !== undefined && { lastError: health.lastError }),
       },
-      peers: this.view.peers.flatMap(({ name, v4 }) =>
-        v4 ? [{ name, podCidr: formatCidr(v4.podCidr), vtepIp: v4.vtepIp }] : [],
+      peers: this.view.peers.flatMap(({ name, v4, v6 }) =>
+        [v4, v6].flatMap((one) =>
+          one ? [{ name, podCidr: formatCidr(one.podCidr), vtepIp: one.vtepIp }] : [],
+        ),
       ),
       alarms: this.view.alarms,
       passes: {

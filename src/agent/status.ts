@@ -5,16 +5,19 @@ import type { Outcome } from '../dataplane/reconcile.ts';
 export interface AgentStatus {
   readonly node: string;
   readonly mode: 'cni';
-  readonly ingress: 'tc';
+  /** Where packets from the wire are decapsulated, and why there; undefined before that is decided. */
+  readonly ingress?: { readonly hook: 'tc' | 'xdp'; readonly why: string };
   readonly ready: boolean;
   /** Why not, when not. */
   readonly notReady?: string;
-  readonly podCidr?: string;
-  readonly network?: string;
-  readonly vtep?: { readonly device: string; readonly mac: string };
+  /** One for each address family that the cluster has, IPv4 first; none before the kernel path stands. */
+  readonly families: readonly {
+    readonly network: string;
+    readonly podCidr: string;
+    readonly vtep: { readonly device: string; readonly ip: string; readonly mac: string };
+  }[];
   readonly uplink?: {
     readonly name: string;
-    readonly ip: string;
     readonly mtu: number;
     readonly explanation: string;
   };

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import type { Command } from 'commander';
 import { flag, outputFlag } from './options.ts';
-import type { LabStatus } from '../lab/index.ts';
+import type { LabFlags, LabStatus } from '../lab/index.ts';
 
 /** `--name` ↔ `RIPSTOP_LAB`, for every lab command. */
 const nameFlag = () => flag('--name <name>', 'the name of the lab').env('RIPSTOP_LAB').default('lab');
@@ -20,9 +20,10 @@ export function addLabCommands(program: Command): void {
       flag('--wire <wire>', 'gso: super-packets cross the wire; mtu: packets of MTU size, as on a NIC'),
     )
     .addOption(flag('--mtu <bytes>', 'MTU of the uplinks'))
-    .addOption(flag('--ipv6', 'dual-stack'))
+    .addOption(flag('--ipv6', 'dual-stack: IPv6 beside IPv4, on the underlay and for pods'))
+    .addOption(flag('--direct-routing', 'no tunnel between nodes of one L2, as all of a lab are'))
     .addOption(nameFlag())
-    .action(async (flags: Record<string, string>) => {
+    .action(async (flags: LabFlags) => {
       const { labSteps, labUp, parseLabOptions } = await import('../lab/index.ts');
       const options = parseLabOptions(flags);
       const { showProgress } = await import('./progress.ts');
@@ -66,8 +67,9 @@ export function addLabCommands(program: Command): void {
 }
 
 function printStatus(status: LabStatus): void {
-  for (const node of status.nodes) {
-    console.log(`${node.name}  ${node.ip}  ${node.podCIDR}  ${node.datapath}`);
-    for (const pod of node.pods) console.log(`  ${pod.name}  ${pod.ip}`);
+  const columns = (...texts: (string | undefined)[]) => texts.filter((text) => text !== undefined).join('  ');
+  for (const { name, ip, ip6, podCIDR, podCIDR6, datapath, pods } of status.nodes) {
+    console.log(columns(name, ip, ip6, podCIDR, podCIDR6, datapath));
+    for (const pod of pods) console.log(columns('', pod.name, pod.ip, pod.ip6));
   }
 }

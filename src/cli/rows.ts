@@ -3,8 +3,11 @@
 import { hrtime } from 'node:process';
 import type { AgentStatus } from '../agent/status.ts';
 import { AttachmentStore } from '../cni/attachments.ts';
+import type { Struct } from '../dataplane/codec.ts';
+import { stateSlot6 } from '../dataplane/desired.ts';
 import { layout } from '../dataplane/layout.gen.ts';
 import { openTables } from '../dataplane/tables.ts';
+import { addressFamily } from '../net/ip.ts';
 import { flagNames } from './maps.ts';
 import type { Column } from './table.ts';
 
@@ -12,7 +15,8 @@ export interface PeerRow {
   /** Undefined while no agent runs to ask. */
   readonly node?: string;
   readonly podCidr?: string;
-  readonly slot: number;
+  /** In the peers map (a slot) or in peers6 (the podCIDR's base). */
+  readonly key: string;
   readonly vtepIp: string;
   readonly vtepMac: string;
   readonly nextHop: string;
@@ -31,18 +35,19 @@ export const peerColumns: Column<PeerRow>[] = [
 export function readPeers(bpffs: string, agent: AgentStatus | undefined): PeerRow[] {
   using tables = openTables(bpffs);
   const rows: PeerRow[] = [];
-  for (const [slot, peer] of tables.peers.entries()) {
-    if (peer.flags === 0) continue;
-    const known = agent?.peers.find(({ vtepIp }) => vtepIp === peer.vtep_ip);
+  const add = (key: string, { head, header }: Struct<'peer'> | Struct<'peer6'>): void => {
+    const known = agent?.peers.find(({ vtepIp }) => vtepIp === head.vtep_ip);
     rows.push({
       ...(known && { node: known.name, podCidr: known.podCidr }),
-      slot,
-      vtepIp: peer.vtep_ip,
-      vtepMac: peer.header.inner_ether.dst,
-      nextHop: peer.next_hop,
-      flags: flagNames(layout.enums.peer_flags, peer.flags),
+      key,
+      vtepIp: head.vtep_ip,
+      vtepMac: header.inner_ether.dst,
+      nextHop: head.next_hop,
+      flags: flagNames(layout.enums.peer_flags, head.flags),
     });
-  }
+  };
+  for (const [slot, peer] of tables.peers.entries()) if (peer.head.flags !== 0) add(String(slot), peer);
+  for (const [base, peer] of tables.peers6.entries()) add(base, peer);
   return rows;
 }
 
@@ -51,7 +56,6 @@ export interface EndpointRow {
   /** namespace/name, where the runtime said. */
   readonly pod?: string;
   readonly device?: string;
-  readonly slot: number;
   readonly ifindex: number;
   readonly podMac: string;
   readonly mtu: number;
@@ -73,14 +77,18 @@ export async function readEndpoints(bpffs: string, runDir: string): Promise<Endp
   using tables = openTables(bpffs);
   const attachments = await new AttachmentStore(runDir).list();
   const rows: EndpointRow[] = [];
-  for (const [slot, endpoint] of tables.endpoints.entries()) {
-    if (endpoint.ifindex === 0) continue;
-    const state = tables.endpoint_state.get(slot);
+  const add = (
+    endpoint: Struct<'endpoint'>,
+    ofFamily: (ip: string) => boolean,
+    stateSlot: (ip: string) => number,
+  ): void => {
     const known = attachments.find(({ hostIfindex }) => hostIfindex === endpoint.ifindex);
+    const ip = known?.ips.find(ofFamily);
+    const state = ip === undefined ? undefined : tables.endpoint_state.get(stateSlot(ip));
     rows.push({
-      ...(known && { ip: known.ip, device: known.hostIfname }),
+      ...(ip !== undefined && { ip }),
+      ...(known && { device: known.hostIfname }),
       ...(known?.podName !== undefined && { pod: `${known.podNamespace ?? 'default'}/${known.podName}` }),
-      slot,
       ifindex: endpoint.ifindex,
       podMac: endpoint.pod_mac,
       mtu: endpoint.mtu,
@@ -90,7 +98,21 @@ export async function readEndpoints(bpffs: string, runDir: string): Promise<Endp
         ...(state && state.overflow !== 0 ? ['overflow'] : []),
       ],
     });
-  }
+  };
+  const { maxEntries: slots } = tables.endpoints.map.info;
+  for (const [slot, endpoint] of tables.endpoints.entries())
+    if (endpoint.ifindex !== 0)
+      add(
+        endpoint,
+        (ip) => addressFamily(ip) === 4,
+        () => slot,
+      );
+  for (const [address, endpoint] of tables.endpoints6.entries())
+    add(
+      endpoint,
+      (ip) => ip === address,
+      (ip) => stateSlot6(slots, ip),
+    );
   return rows;
 }
 
@@ -115,8 +137,12 @@ export function readFlows(bpffs: string): FlowRow[] {
   const now = Number(hrtime.bigint());
   return [...tables.stack_flows.entries()].map(([flow, { created_ns }]) => ({
     protocol: protocols[flow.protocol] ?? String(flow.protocol),
-    source: `${flow.src}:${flow.src_port}`,
-    destination: `${flow.dst}:${flow.dst_port}`,
+    source: withPort(flow.src, flow.src_port),
+    destination: withPort(flow.dst, flow.dst_port),
     ageSeconds: Math.max(0, Math.round((now - created_ns) / 1e9)),
   }));
+}
+
+function withPort(address: string, port: number): string {
+  return address.includes(':') ? `[${address}]:${port}` : `${address}:${port}`;
 }

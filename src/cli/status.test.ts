@@ -6,12 +6,21 @@ import { renderStatus, type Status } from './status.ts';
 const agent: AgentStatus = {
   node: 'node1',
   mode: 'cni',
-  ingress: 'tc',
+  ingress: { hook: 'tc', why: 'eth0 is a veth, which is no NIC' },
   ready: true,
-  podCidr: '10.42.0.0/24',
-  network: '10.42.0.0/16',
-  vtep: { device: 'flannel.1', mac: '02:81:6f:6b:74:c4' },
-  uplink: { name: 'eth0', ip: '172.31.0.1', mtu: 1500, explanation: 'eth0 (172.31.0.1): it is --iface eth0' },
+  families: [
+    {
+      network: '10.42.0.0/16',
+      podCidr: '10.42.0.0/24',
+      vtep: { device: 'flannel.1', ip: '172.31.0.1', mac: '02:81:6f:6b:74:c4' },
+    },
+    {
+      network: 'fd00:42::/56',
+      podCidr: 'fd00:42::/64',
+      vtep: { device: 'flannel-v6.1', ip: 'fd00:31::1', mac: '02:81:6f:6b:74:c6' },
+    },
+  ],
+  uplink: { name: 'eth0', mtu: 1500, explanation: 'eth0 (172.31.0.1): it is --iface eth0' },
   api: { connected: true, synced: true, lastEventAgeMs: 1400 },
   peers: [{ name: 'node2', podCidr: '10.42.1.0/24', vtepIp: '172.31.0.2' }],
   alarms: [],
@@ -36,10 +45,13 @@ const lines = (text: string): string[] => text.split('\n');
 describe('status', () => {
   it('is one screen', () => {
     expect(renderStatus(status)).toMatchInlineSnapshot(`
-      "node       node1, mode cni, ingress tc, ready
-      podCIDR    10.42.0.0/24 of 10.42.0.0/16
+      "node       node1, mode cni, ready
       uplink     eth0 (172.31.0.1): it is --iface eth0, MTU 1500
-      VTEP       flannel.1 02:81:6f:6b:74:c4
+      podCIDR    10.42.0.0/24 of 10.42.0.0/16
+      VTEP       flannel.1 02:81:6f:6b:74:c4 at 172.31.0.1
+      podCIDR    fd00:42::/64 of fd00:42::/56
+      VTEP       flannel-v6.1 02:81:6f:6b:74:c6 at fd00:31::1
+      ingress    tc: eth0 is a veth, which is no NIC
       API watch  alive, last event 1 s ago
       passes     6, the last took 31 ms, 0 errors
       peers      1
@@ -80,7 +92,7 @@ describe('status', () => {
       },
     });
     expect(lines(text).filter((line) => /NOT |^ERROR|^ALARM/.test(line))).toEqual([
-      'node       node1, mode cni, ingress tc, NOT READY: the uplink has no address',
+      'node       node1, mode cni, NOT READY: the uplink has no address',
       'API watch  NOT CONNECTED, last event 61 s ago: connection refused',
       'ERROR      links: EPERM',
       'ALARM      node7: its podCIDR is taken by node3',
@@ -93,8 +105,8 @@ describe('status', () => {
       agent: {
         node: 'node1',
         mode: 'cni',
-        ingress: 'tc',
         ready: false,
+        families: [],
         notReady: 'starting',
         api: { connected: true, synced: false },
         peers: [],

@@ -67,11 +67,14 @@ export function renderStatus(status: Status): string {
   if (agent) {
     lines.push([
       'node',
-      `${agent.node}, mode ${agent.mode}, ingress ${agent.ingress}, ${agent.ready ? 'ready' : `NOT READY: ${agent.notReady}`}`,
+      `${agent.node}, mode ${agent.mode}, ${agent.ready ? 'ready' : `NOT READY: ${agent.notReady}`}`,
     ]);
-    if (agent.podCidr) lines.push(['podCIDR', `${agent.podCidr} of ${agent.network}`]);
     if (agent.uplink) lines.push(['uplink', `${agent.uplink.explanation}, MTU ${agent.uplink.mtu}`]);
-    if (agent.vtep) lines.push(['VTEP', `${agent.vtep.device} ${agent.vtep.mac}`]);
+    for (const { podCidr, network, vtep } of agent.families) {
+      lines.push(['podCIDR', `${podCidr} of ${network}`]);
+      lines.push(['VTEP', `${vtep.device} ${vtep.mac} at ${vtep.ip}`]);
+    }
+    if (agent.ingress) lines.push(['ingress', `${agent.ingress.hook}: ${agent.ingress.why}`]);
     lines.push(['API watch', describeWatch(agent)]);
     lines.push([
       'passes',

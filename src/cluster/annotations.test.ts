@@ -9,7 +9,9 @@ describe('annotation keys', () => {
     ['example.com/blue', 'example.com/blue-public-ip'],
     ['example.com/blue-', 'example.com/blue-public-ip'],
   ])('under the prefix %s', (prefix, publicIp) => {
-    expect(annotationKeys(prefix).v4.publicIp).toBe(publicIp);
+    const keys = annotationKeys(prefix);
+    expect(keys.v4.publicIp).toBe(publicIp);
+    expect(keys.zeroChecksum).toBe('ripstop.io/udp6-zero-checksum');
   });
 
   it.each(['', 'localhost', 'a.b/c/d', 'a.b/c d', '../x', 'Example.com'])(

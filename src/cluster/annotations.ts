@@ -13,17 +13,19 @@ export interface FamilyKeys {
   readonly publicIpOverwrite: string;
 }
 
-/** The keys by which flannel nodes tell each other how to be reached. */
+/** The keys by which nodes tell each other how to be reached: flannel's, and one of ripstop. */
 export interface AnnotationKeys {
   readonly managed: string;
   readonly backendType: string;
   readonly v4: FamilyKeys;
   readonly v6: FamilyKeys;
+  /** ripstop's own: `"true"` on a node that accepts VXLAN over IPv6 with an outer UDP checksum of zero. */
+  readonly zeroChecksum: string;
 }
 
 /**
  * The annotation keys under a prefix, joined as flannel's `--kube-annotation-prefix` is: `host.name` gives
- * `host.name/public-ip`, `host.name/team` gives `host.name/team-public-ip`.
+ * `host.name/public-ip`, `host.name/team` gives `host.name/team-public-ip`. It does not change ripstop's own key.
  * @throws RipstopError when the prefix cannot begin an annotation's key.
  */
 export function annotationKeys(prefix: string = DEFAULT_ANNOTATION_PREFIX): AnnotationKeys {
@@ -50,5 +52,6 @@ export function annotationKeys(prefix: string = DEFAULT_ANNOTATION_PREFIX): Anno
       nodePublicIp: `${start}node-public-ipv6`,
       publicIpOverwrite: `${start}public-ipv6-overwrite`,
     },
+    zeroChecksum: 'ripstop.io/udp6-zero-checksum',
   };
 }

@@ -28,7 +28,10 @@ export interface TestNode {
   status?: Record<string, unknown>;
 }
 
-/** Node number `n` (1–255) of a dual-stack flannel cluster; `changes` override annotations, null takes one away. */
+/**
+ * Node number `n` (1–255) of a dual-stack flannel cluster; `changes` override annotations, null takes one away. A key
+ * without a `/` is one of flannel's.
+ */
 export function flannelNode(
   n: number,
   changes: Record<string, string | null> = {},
@@ -45,7 +48,8 @@ export function flannelNode(
     ...changes,
   };
   const annotations: Record<string, string> = { 'node.alpha.kubernetes.io/ttl': '0' };
-  for (const [key, value] of Object.entries(all)) if (value !== null) annotations[prefix + key] = value;
+  for (const [key, value] of Object.entries(all))
+    if (value !== null) annotations[key.includes('/') ? key : prefix + key] = value;
   const podCIDRs = other.podCIDRs ?? [`10.42.${n}.0/24`, `fd00:42:0:${n.toString(16)}::/64`];
   return {
     apiVersion: 'v1',

@@ -50,6 +50,17 @@ describe('net-conf.json', () => {
     expect(conf.backend.mtu).toBeUndefined();
   });
 
+  it('has an MTU that IPv6 can live with in the tunnel, where that is on', () => {
+    const conf = (MTU: number): unknown => ({
+      Network: '10.42.0.0/16',
+      EnableIPv6: true,
+      IPv6Network: 'fd00::/48',
+      Backend: { Type: 'vxlan', MTU },
+    });
+    expect(parse(conf(1350)).backend.mtu).toBe(1350);
+    expect(() => parse(conf(1349))).toThrow('Backend.MTU 1349 is too small for IPv6, which needs 1350');
+  });
+
   it('names every mistake by its key, all at once', () => {
     const text = JSON.stringify({
       Network: '10.42.0.1/16',
@@ -59,7 +70,7 @@ describe('net-conf.json', () => {
     expect(() => parseNetConf(text, '/etc/net-conf.json')).toThrow(
       '/etc/net-conf.json: EnableIPv6 "yes" is neither true nor false; ' +
         'Network "10.42.0.1/16" has host bits set; did you mean 10.42.0.0/16?; ' +
-        'Backend.MTU 100 is too small for IPv4; leave it out to follow the uplink; ' +
+        'Backend.MTU 100 is too small for IPv4, which needs 576; leave it out to follow the uplink; ' +
         'Backend.VNI 16777216 is no whole number from 1 to 16777215; ' +
         'Backend.Port "8472" is no whole number from 1 to 65535; ' +
         'Backend.Learning 1 is neither true nor false',

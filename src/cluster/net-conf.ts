@@ -62,7 +62,7 @@ export function parseNetConf(text: string, source = 'net-conf.json'): NetConf {
   if (!enableIpv4 && !enableIpv6) mistakes.push('EnableIPv4 and EnableIPv6 are both false; enable one');
   const network = enableIpv4 ? top.network('Network', 4, '10.42.0.0/16') : undefined;
   const ipv6Network = enableIpv6 ? top.network('IPv6Network', 6, 'fd00:42::/56') : undefined;
-  const backend = parseBackend(top.get('Backend'), mistakes);
+  const backend = parseBackend(top.get('Backend'), enableIpv6, mistakes);
   if (mistakes.length > 0) throw new RipstopError(`${source}: ${mistakes.join('; ')}`);
   return {
     enableIpv4,
@@ -73,7 +73,10 @@ export function parseNetConf(text: string, source = 'net-conf.json'): NetConf {
   };
 }
 
-function parseBackend(json: unknown, mistakes: string[]): VxlanBackend {
+/** IPv4 hosts need not receive more than 576 bytes (RFC 791); IPv6 in a tunnel over IPv6 takes 1280 (RFC 8200) + 70. */
+const leastMtu = { ipv4: 576, ipv6: 1350 };
+
+function parseBackend(json: unknown, enableIpv6: boolean, mistakes: string[]): VxlanBackend {
   const fields = new Fields(json ?? {}, 'Backend.', mistakes);
   const type = fields.get('Type');
   if (typeof type !== 'string' || type.toLowerCase() !== 'vxlan') {
@@ -81,9 +84,13 @@ function parseBackend(json: unknown, mistakes: string[]): VxlanBackend {
     mistakes.push(`Backend.Type ${what}; ripstop supports "vxlan"`);
   }
   const mtu = fields.integer('MTU', 0, 0, 65_535);
-  // 1280 is the least MTU of IPv6 (RFC 8200); below 576 not even IPv4 hosts need agree to receive (RFC 791).
-  if (mtu !== 0 && mtu < 576)
-    mistakes.push(`Backend.MTU ${mtu} is too small for IPv4; leave it out to follow the uplink`);
+  const family = enableIpv6 ? 'IPv6' : 'IPv4';
+  const least = enableIpv6 ? leastMtu.ipv6 : leastMtu.ipv4;
+  if (mtu !== 0 && mtu < least) {
+    mistakes.push(
+      `Backend.MTU ${mtu} is too small for ${family}, which needs ${least}; leave it out to follow the uplink`,
+    );
+  }
   return {
     type: 'vxlan',
     vni: fields.integer('VNI', 1, 1, 0xff_ffff),

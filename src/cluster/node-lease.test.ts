@@ -25,6 +25,7 @@ describe("a flannel node's annotations", () => {
           podCidr: parseCidr('10.42.7.0/24'),
           vni: 1,
           behindNat: false,
+          zeroChecksum: false,
         },
         v6: {
           vtepIp: '2001:db8::7',
@@ -32,6 +33,7 @@ describe("a flannel node's annotations", () => {
           podCidr: parseCidr('fd00:42:0:7::/64'),
           vni: 1,
           behindNat: false,
+          zeroChecksum: false,
         },
       },
     });
@@ -56,6 +58,17 @@ describe("a flannel node's annotations", () => {
     const node = flannelNode(7, { 'public-ip-overwrite': '203.0.113.9', 'public-ip': '203.0.113.9' });
     expect(parseNode(node, dualStack)).toMatchObject({
       peer: { v4: { vtepIp: '203.0.113.9', behindNat: true }, v6: { behindNat: false } },
+    });
+  });
+
+  it.each([
+    ['true', true],
+    ['yes', false],
+    ['', false],
+  ])('tell whether the peer accepts IPv6 packets without an outer checksum: %j', (value, zeroChecksum) => {
+    const node = flannelNode(7, { [annotationKeys().zeroChecksum]: value });
+    expect(parseNode(node, dualStack)).toMatchObject({
+      peer: { v4: { zeroChecksum: false }, v6: { zeroChecksum } },
     });
   });
 

@@ -26,6 +26,11 @@ export interface PeerHalf {
   readonly vni: number;
   /** The peer publishes `public-ip-overwrite`: it sits behind NAT, so its outer source may differ from `vtepIp`. */
   readonly behindNat: boolean;
+  /**
+   * The peer accepts packets without an outer UDP checksum over IPv6, where the kernel refuses them unless told otherwise.
+   * False in the IPv4 half, where everybody accepts them.
+   */
+  readonly zeroChecksum: boolean;
 }
 
 /** A node of the cluster as the data plane sees it; it has at least one half. */
@@ -190,7 +195,14 @@ function parseHalf(
   if (vni !== settings.vni) {
     throw new RipstopError(`${keys.backendData} has VNI ${vni}, but this cluster's is ${settings.vni}`);
   }
-  return { vtepIp, vtepMac, podCidr, vni, behindNat: overwriteOf(annotations, keys) !== undefined };
+  return {
+    vtepIp,
+    vtepMac,
+    podCidr,
+    vni,
+    behindNat: overwriteOf(annotations, keys) !== undefined,
+    zeroChecksum: family === 6 && annotations[settings.keys.zeroChecksum] === 'true',
+  };
 }
 
 /** What the user asked to publish in place of the real address, if anything. */

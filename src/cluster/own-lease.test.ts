@@ -26,8 +26,13 @@ const bare = Object.fromEntries(
     (key) => [key, null],
   ),
 );
+const zeroChecksum = 'ripstop.io/udp6-zero-checksum';
+/** Our own Node as we left it. */
 const own = (changes: Record<string, string | null> = {}, podCIDRs?: string[]) =>
-  parseOwnNode(flannelNode(7, changes, podCIDRs ? { podCIDRs } : {}), dualStack);
+  parseOwnNode(
+    flannelNode(7, { [zeroChecksum]: 'true', ...changes }, podCIDRs ? { podCIDRs } : {}),
+    dualStack,
+  );
 
 describe('our own lease', () => {
   it("has backend data in flannel's own spelling", () => {
@@ -36,7 +41,8 @@ describe('our own lease', () => {
 
   it('is published whole on a bare node, with the condition once the data plane forwards', () => {
     const now = new Date('2026-08-01T10:00:00.500Z');
-    expect(leasePatch(own(bare), { v4, v6, flannelIsUp: true }, dualStack, now)).toEqual({
+    const node = own({ ...bare, [zeroChecksum]: null });
+    expect(leasePatch(node, { v4, v6, flannelIsUp: true }, dualStack, now)).toEqual({
       metadata: {
         annotations: {
           [`${prefix}backend-type`]: 'vxlan',
@@ -44,6 +50,7 @@ describe('our own lease', () => {
           [`${prefix}public-ip`]: '192.168.1.7',
           [`${prefix}backend-v6-data`]: '{"VNI":1,"VtepMAC":"0a:00:00:00:06:07"}',
           [`${prefix}public-ipv6`]: '2001:db8::7',
+          [zeroChecksum]: 'true',
           [`${prefix}kube-subnet-manager`]: 'true',
         },
       },
@@ -88,8 +95,48 @@ describe('our own lease', () => {
 
   it('takes back the half of a family that was turned off', () => {
     expect(leasePatch(own(), { v4, flannelIsUp: false }, dualStack)).toEqual({
-      metadata: { annotations: { [`${prefix}backend-v6-data`]: null, [`${prefix}public-ipv6`]: null } },
+      metadata: {
+        annotations: {
+          [`${prefix}backend-v6-data`]: null,
+          [`${prefix}public-ipv6`]: null,
+          [zeroChecksum]: null,
+        },
+      },
     });
+  });
+
+  it.each([
+    [
+      'another MAC',
+      { vtepMac: '0a:00:00:00:06:99' },
+      'backend-v6-data',
+      '{"VNI":1,"VtepMAC":"0a:00:00:00:06:99"}',
+    ],
+    ['another address', { publicIp: '2001:db8::8' }, 'public-ipv6', '2001:db8::8'],
+  ])('is published when of its IPv6 half alone something changes: %s', (_, change, key, value) => {
+    expect(leasePatch(own(), { v4, v6: { ...v6, ...change }, flannelIsUp: false }, dualStack)).toEqual({
+      metadata: { annotations: { [prefix + key]: value } },
+    });
+  });
+
+  it('says what a plain flannel that ran here before did not: that checksums of zero are accepted', () => {
+    const node = own({ [zeroChecksum]: null });
+    expect(leasePatch(node, { v4, v6, flannelIsUp: false }, dualStack)).toEqual({
+      metadata: { annotations: { [zeroChecksum]: 'true' } },
+    });
+    expect(leasePatch(node, { v4, flannelIsUp: false }, dualStack)?.metadata?.annotations).not.toHaveProperty(
+      [zeroChecksum],
+    );
+  });
+
+  it('of a cluster with IPv6 only has that half alone', () => {
+    const node = own({ ...bare, [zeroChecksum]: null });
+    const written = leasePatch(node, { v6, flannelIsUp: false }, dualStack)?.metadata?.annotations;
+    expect(Object.keys(written ?? {})).toEqual(
+      ['backend-type', 'backend-v6-data', 'public-ipv6']
+        .map((key) => prefix + key)
+        .concat(zeroChecksum, `${prefix}kube-subnet-manager`),
+    );
   });
 
   it('publishes the address that the user wants others to dial, and refuses one that is none', () => {
@@ -118,12 +165,17 @@ describe('our podCIDR', () => {
     '{"Network":"10.42.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:42::/56","Backend":{"Type":"vxlan"}}',
   );
 
+  const v6Only = parseNetConf(
+    '{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:42::/56","Backend":{"Type":"vxlan"}}',
+  );
+
   it('comes from the spec, for the families that are on', () => {
     expect(ownPodCidrs(own(), netConf)).toEqual({ v4: parseCidr('10.42.7.0/24') });
     expect(ownPodCidrs(own(), dual)).toEqual({
       v4: parseCidr('10.42.7.0/24'),
       v6: parseCidr('fd00:42:0:7::/64'),
     });
+    expect(ownPodCidrs(own(), v6Only)).toEqual({ v6: parseCidr('fd00:42:0:7::/64') });
   });
 
   it('comes from podCIDR alone where podCIDRs is missing', () => {
@@ -136,12 +188,21 @@ describe('our podCIDR', () => {
     expect(() => ownPodCidrs(own({}, []), netConf)).toThrow(
       'node node-7 has no podCIDR: kube-controller-manager assigns it when it runs with --allocate-node-cidrs=true --cluster-cidr=10.42.0.0/16',
     );
-    expect(() => ownPodCidrs(own({}, ['10.42.7.0/24']), dual)).toThrow('has no IPv6 podCIDR');
+    expect(() => ownPodCidrs(own({}, []), dual)).toThrow(
+      'node node-7 has no IPv4 podCIDR: kube-controller-manager assigns it when it runs with --allocate-node-cidrs=true --cluster-cidr=10.42.0.0/16,fd00:42::/56',
+    );
+    expect(() => ownPodCidrs(own({}, ['10.42.7.0/24']), dual)).toThrow(
+      /^node node-7 has no IPv6 podCIDR: .* --cluster-cidr=10\.42\.0\.0\/16,fd00:42::\/56 .*; it already has 10\.42\.7\.0\/24, .* delete the Node/,
+    );
+    expect(() => ownPodCidrs(own({}, ['10.42.7.0/24']), v6Only)).toThrow('has no IPv6 podCIDR');
   });
 
   it('must lie in the network of net-conf.json', () => {
     expect(() => ownPodCidrs(own({}, ['10.244.7.0/24']), netConf)).toThrow(
       'podCIDR 10.244.7.0/24, which is outside the network 10.42.0.0/16 of net-conf.json',
+    );
+    expect(() => ownPodCidrs(own({}, ['10.42.7.0/24', 'fd00:99::/64']), dual)).toThrow(
+      'podCIDR fd00:99::/64, which is outside the network fd00:42::/56 of net-conf.json',
     );
   });
 });
@@ -193,8 +254,20 @@ describe('publishing to an API server', () => {
     ]);
     expect(parseNode(node, dualStack)).toMatchObject({
       kind: 'peer',
-      peer: { v4: { vtepIp: v4.publicIp, vtepMac: v4.vtepMac }, v6: { vtepIp: v6.publicIp } },
+      peer: {
+        v4: { vtepIp: v4.publicIp, vtepMac: v4.vtepMac },
+        v6: { vtepIp: v6.publicIp, zeroChecksum: true },
+      },
     });
+
+    const moved = { ...lease, v6: { ...v6, publicIp: '2001:db8::99' } };
+    expect(await publishLease(client, after, moved, dualStack)).toBe(true);
+    const last = server.store.get('nodes', 'node-7');
+    expect(parseNode(last, dualStack)).toMatchObject({
+      kind: 'peer',
+      peer: { v4: { vtepIp: v4.publicIp, vtepMac: v4.vtepMac }, v6: { vtepIp: '2001:db8::99' } },
+    });
+    expect(last?.metadata.annotations?.['other']).toBe('kept');
   });
 
   it('of a node that is not there says so', async () => {

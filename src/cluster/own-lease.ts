@@ -84,20 +84,16 @@ export function parseOwnNode(node: unknown, settings: LeaseSettings): OwnNode {
  * @throws RipstopError that explains who should have set a missing one, or which setting disagrees.
  */
 export function ownPodCidrs(own: OwnNode, netConf: NetConf): { v4?: Cidr; v6?: Cidr } {
-  return perFamily(
-    netConf.network && ownPodCidr(own, 4, netConf.network),
-    netConf.ipv6Network && ownPodCidr(own, 6, netConf.ipv6Network),
-  );
+  const networks = [netConf.network, netConf.ipv6Network].filter((network) => network !== undefined);
+  const [v4, v6] = ([4, 6] as const).map((family) => ownPodCidr(own, family, networks));
+  return perFamily(v4, v6);
 }
 
-function ownPodCidr(own: OwnNode, family: Family, network: Cidr): Cidr {
+function ownPodCidr(own: OwnNode, family: Family, networks: readonly Cidr[]): Cidr | undefined {
+  const network = networks.find((network) => network.family === family);
+  if (!network) return undefined;
   const cidr = own.podCidrs.find((cidr) => cidr.family === family);
-  if (!cidr) {
-    throw new RipstopError(
-      `node ${own.name} has no ${family === 6 ? 'IPv6 ' : ''}podCIDR: kube-controller-manager assigns it when it runs with ` +
-        `--allocate-node-cidrs=true --cluster-cidr=${formatCidr(network)} (kubeadm init --pod-network-cidr=${formatCidr(network)})`,
-    );
-  }
+  if (!cidr) throw withoutPodCidr(own, family, networks);
   if (!cidrCovers(network, cidr)) {
     throw new RipstopError(
       `node ${own.name} has podCIDR ${formatCidr(cidr)}, which is outside the network ${formatCidr(network)} of net-conf.json; ` +
@@ -105,6 +101,20 @@ function ownPodCidr(own: OwnNode, family: Family, network: Cidr): Cidr {
     );
   }
   return cidr;
+}
+
+function withoutPodCidr(own: OwnNode, family: Family, networks: readonly Cidr[]): RipstopError {
+  const clusterCidr = networks.map(formatCidr).join(',');
+  const present = own.podCidrs.map(formatCidr).join(',');
+  // Kubernetes never adds to podCIDRs that are set, so a node from before dual stack keeps its one.
+  const hint =
+    present === ''
+      ? ''
+      : `; it already has ${present}, to which Kubernetes adds nothing: delete the Node and let the kubelet register it again`;
+  return new RipstopError(
+    `node ${own.name} has no ${networks.length > 1 || family === 6 ? `IPv${family} ` : ''}podCIDR: kube-controller-manager assigns it when it runs with ` +
+      `--allocate-node-cidrs=true --cluster-cidr=${clusterCidr} (kubeadm init --pod-network-cidr=${clusterCidr})${hint}`,
+  );
 }
 
 /** VNI and MAC as flannel writes them: compact, keys in this order, for its own parser splits the text. */
@@ -135,6 +145,8 @@ export function leasePatch(
     [keys.backendType]: 'vxlan',
     ...halfAnnotations(4, lease.v4, own, keys.v4, vni),
     ...halfAnnotations(6, lease.v6, own, keys.v6, vni),
+    // True of every node that publishes through us, since it is we who made its flannel-v6 device.
+    [keys.zeroChecksum]: lease.v6 ? 'true' : null,
     [keys.managed]: 'true',
   };
   const changed = Object.entries(wanted).filter(([key, value]) => (own.annotations[key] ?? null) !== value);
@@ -229,8 +241,8 @@ function isUp(node: NodeObject): boolean {
   return condition?.status === 'False' && condition.reason === 'FlannelIsUp';
 }
 
-function leaseKeys({ managed, backendType, v4, v6 }: AnnotationKeys): string[] {
-  return [managed, backendType, ...Object.values(v4), ...Object.values(v6)];
+function leaseKeys({ managed, backendType, v4, v6, zeroChecksum }: AnnotationKeys): string[] {
+  return [managed, backendType, ...Object.values(v4), ...Object.values(v6), zeroChecksum];
 }
 
 function publishedMac(data: string | undefined, vni: number): string | undefined {

@@ -54,13 +54,35 @@ describe('the peer table', () => {
     expect(cluster.alarms()).toEqual([]);
   });
 
-  it('applies a change of the v6 half alone', () => {
+  it.each([
+    ['its address', { 'public-ipv6': '2001:db8::99' }, { vtepIp: '2001:db8::99' }],
+    [
+      'its MAC',
+      { 'backend-v6-data': '{"VNI":1,"VtepMAC":"0a:00:00:00:06:99"}' },
+      { vtepMac: '0a:00:00:00:06:99' },
+    ],
+    ['its word on checksums', { 'ripstop.io/udp6-zero-checksum': 'true' }, { zeroChecksum: true }],
+    ['a NAT before it', { 'public-ipv6-overwrite': '2001:db8::1' }, { behindNat: true }],
+  ])('applies a change of the v6 half alone: %s', (_, changes, half) => {
     const cluster = new Cluster(flannelNode(1));
     const before = cluster.view().peers[0]!;
-    cluster.nodes = [flannelNode(1, { 'public-ipv6': '2001:db8::99' })];
+    cluster.nodes = [flannelNode(1, changes)];
     const after = cluster.view().peers[0]!;
-    expect(after.v6?.vtepIp).toBe('2001:db8::99');
-    expect(after.v4).toEqual(before.v4);
+    expect(after).toEqual({ ...before, v6: { ...before.v6, ...half } });
+    cluster.nodes = [flannelNode(1)];
+    expect(cluster.view().peers[0]).toEqual(before);
+  });
+
+  it('lets a v6 half come and go while the v4 half stays', () => {
+    const v4Only = flannelNode(1, { 'backend-v6-data': null, 'public-ipv6': null });
+    const cluster = new Cluster(v4Only);
+    const { v4, v6 } = cluster.view().peers[0]!;
+    expect(v6).toBeUndefined();
+    cluster.nodes = [flannelNode(1)];
+    expect(cluster.view().peers[0]).toMatchObject({ v4, v6: { vtepIp: '2001:db8::1' } });
+    cluster.nodes = [v4Only];
+    expect(cluster.view().peers[0]).toEqual(expect.not.objectContaining({ v6: expect.anything() }));
+    expect(cluster.alarms()).toEqual([]);
   });
 
   it('quarantines a node with its last good lease, and lets it out when it is mended', () => {

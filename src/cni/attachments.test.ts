@@ -14,7 +14,7 @@ const attachment = (containerId: string, ifname: string): Attachment => ({
   hostIfindex: 7,
   hostMac: '02:00:00:00:00:01',
   podMac: '02:00:00:00:00:02',
-  ip: '10.42.1.5',
+  ips: ['10.42.1.5', 'fd00:42:0:1::5'],
 });
 
 describe('the attachment store', () => {

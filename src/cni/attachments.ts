@@ -16,8 +16,8 @@ const Attachment = z.object({
   hostIfindex: z.number(),
   hostMac: z.string(),
   podMac: z.string(),
-  /** The pod's address, without a prefix length. */
-  ip: z.string(),
+  /** The pod's addresses without prefix lengths, one for each family, IPv4 first. */
+  ips: z.array(z.string()).min(1).readonly(),
   podNamespace: z.string().optional(),
   podName: z.string().optional(),
   /** Kept off the fast path, e.g. because a NetworkPolicy selects the pod. */

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import { existsSync } from 'node:fs';
-import { mkdtemp, readdir, rm, stat } from 'node:fs/promises';
+import { mkdir, mkdtemp, readdir, rm, stat, writeFile } from 'node:fs/promises';
 import { connect, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -12,9 +12,10 @@ import { listLinks } from '../host/links.ts';
 import { podRouteTarget } from '../host/pod-routes.ts';
 import { ROUTE_PROTOCOL } from '../host/routes.ts';
 import { run, tryRun } from '../host/run.ts';
+import { addressFamily, hostCidr } from '../net/ip.ts';
 import { type Attachment, AttachmentStore } from './attachments.ts';
 import { defaultCniPath, listLeases } from './ipam.ts';
-import type { CniContext } from './ops.ts';
+import type { CniContext, CniFamily } from './ops.ts';
 import { hostVethName } from './pod-network.ts';
 import { type CniServer, createCniServer } from './server.ts';
 import type { CniResult } from './spec.ts';
@@ -34,7 +35,10 @@ function lacksHostLocal(): string | undefined {
 
 const prefix = `ripstop-cni-${process.pid}`;
 const gateway = '10.42.1.1';
+const gateway6 = 'fd00:42:0:1::1';
 const network = 'cbr0';
+const ipv4: CniFamily = { podCidr: '10.42.1.0/24', clusterNetwork: '10.42.0.0/16', mtu: 1450 };
+const ipv6: CniFamily = { podCidr: 'fd00:42:0:1::/64', clusterNetwork: 'fd00:42::/56', mtu: 1430 };
 
 describe.skipIf(missing)('the CNI plugin', () => {
   let shim: string;
@@ -54,20 +58,20 @@ describe.skipIf(missing)('the CNI plugin', () => {
   beforeEach(async () => {
     dir = await mkdtemp(join(tmpdir(), `${prefix}-`));
     node = await addNamespace('node');
-    await run('sysctl', ['-qw', 'net.ipv4.ip_forward=1'], { netns: node });
+    await run('sysctl', ['-qw', 'net.ipv4.ip_forward=1', 'net.ipv6.conf.all.forwarding=1'], { netns: node });
     told = [];
     store = new AttachmentStore(dir);
     context = {
-      podCidr: '10.42.1.0/24',
-      clusterNetwork: '10.42.0.0/16',
-      mtu: 1450,
+      families: [ipv4],
       dataDir: `${dir}/leases`,
       store,
       attach: async (a) => {
-        await podRouteTarget({ netns: node }).upsert(new Map([[`${a.ip}/32`, { dev: a.hostIfname }]]));
-        told.push(`attach ${a.containerId} ${a.ip}`);
+        await podRouteTarget({ netns: node }).upsert(
+          new Map(a.ips.map((ip) => [hostCidr(ip), { dev: a.hostIfname }])),
+        );
+        told.push(`attach ${a.containerId} ${a.ips.join(' ')}`);
       },
-      detach: async (a) => void told.push(`detach ${a.containerId} ${a.ip}`),
+      detach: async (a) => void told.push(`detach ${a.containerId} ${a.ips.join(' ')}`),
       ready: () => ({ ok: true }),
       netns: node,
     };
@@ -142,10 +146,19 @@ describe.skipIf(missing)('the CNI plugin', () => {
   const leases = async (): Promise<string[]> =>
     (await listLeases({ network, dataDir: `${dir}/leases` })).map((lease) => lease.containerId).sort();
 
+  const leasedTo = async (container: string): Promise<string[]> =>
+    (await listLeases({ network, dataDir: `${dir}/leases` }))
+      .filter(({ containerId }) => containerId === container)
+      .map(({ ip }) => ip)
+      .sort();
+
   /** The node holds nothing of any pod. */
   async function expectClean(): Promise<void> {
     const links = [...(await listLinks({ netns: node })).keys()].filter((name) => name.startsWith('veth'));
-    const routes = await ipJson(['-4', 'route'], { netns: node });
+    const routes = [
+      ...(await ipJson(['-4', 'route'], { netns: node })),
+      ...(await ipJson(['-6', 'route'], { netns: node })),
+    ];
     expect({ links, routes, leases: await leases(), attachments: await store.list() }).toEqual({
       links: [],
       routes: [],
@@ -266,7 +279,7 @@ describe.skipIf(missing)('the CNI plugin', () => {
     });
 
     it('says so when all addresses are taken, and recovers after a DEL', async () => {
-      context!.podCidr = '10.42.1.0/29';
+      context!.families = [{ ...ipv4, podCidr: '10.42.1.0/29' }];
       for (const container of ['p2', 'p3', 'p4', 'p5', 'p6']) await addPod(container);
       await addNamespace('p7');
       const { output } = await cni('ADD', 'p7');
@@ -354,7 +367,7 @@ describe.skipIf(missing)('the CNI plugin', () => {
     context!.attach = async (a: Attachment) => {
       entered.resolve();
       await release.promise;
-      told.push(`attach ${a.containerId} ${a.ip}`);
+      told.push(`attach ${a.containerId} ${a.ips.join(' ')}`);
     };
     const adding = cni('ADD', 'a');
     await entered.promise;
@@ -447,6 +460,250 @@ describe.skipIf(missing)('the CNI plugin', () => {
         code: 100,
         msg: expect.stringMatching(/^1 of 2 .*a\/eth0: no such map/),
       });
+      await expectClean();
+    });
+  });
+
+  describe('IPv6', () => {
+    const [v4, v6] = ['10.42.1.2', 'fd00:42:0:1::2'];
+    const dualStack = (): void => void (context!.families = [ipv4, ipv6]);
+    const sysctl = (netns: string, ...settings: string[]): Promise<string> =>
+      run('sysctl', ['-qw', ...settings], { netns });
+    const podNetns = (container: string): string => `/run/netns/${prefix}-${container}`;
+
+    /** A packet of `mtu` bytes reaches the address from the pod, one that is a byte longer does not leave it. */
+    async function expectMtu(container: string, address: string, mtu: number): Promise<void> {
+      const headers = addressFamily(address) === 6 ? 48 : 28;
+      await ping(container, address, '-M', 'do', '-s', String(mtu - headers));
+      await expect(ping(container, address, '-M', 'do', '-s', String(mtu - headers + 1))).rejects.toThrow(
+        'exit code 1',
+      );
+    }
+
+    it('beside IPv4: pods reach the node and each other over both, with the MTU of each', async () => {
+      dualStack();
+      await addPod('a');
+      // At once: nobody waits for duplicate address detection.
+      await ping('a', gateway6, '-W1');
+      await addPod('b');
+      await ping('a', 'fd00:42:0:1::3', '-W1');
+      await ping('b', v6, '-W1');
+      await run('ping', ['-c1', '-W1', v6], { netns: node });
+      const [route] = await ipJson<{ prefsrc: string }>(['route', 'get', v6], { netns: node });
+      expect(route!.prefsrc).toBe(gateway6);
+      await expectMtu('a', 'fd00:42:0:1::3', 1430);
+      await expectMtu('a', '10.42.1.3', 1450);
+    });
+
+    it("the gateway's address is on every veth, and stays when another pod goes", async () => {
+      dualStack();
+      for (const container of ['a', 'b', 'c']) await addPod(container);
+      for (const container of ['a', 'b', 'c']) await ping(container, gateway6);
+      await del('a');
+      for (const container of ['b', 'c']) await ping(container, gateway6);
+      await run('ping', ['-c1', '-W1', 'fd00:42:0:1::4'], { netns: node });
+    });
+
+    it('beside IPv4: makes exactly the addresses and routes of its design', async () => {
+      dualStack();
+      const result = await addPod('a');
+      expect(result.ips).toEqual([
+        { interface: 1, address: `${v4}/32`, gateway },
+        { interface: 1, address: `${v6}/128`, gateway: gateway6 },
+      ]);
+      expect(result.routes).toEqual([
+        { dst: '10.42.0.0/16', gw: gateway },
+        { dst: '0.0.0.0/0', gw: gateway },
+        { dst: 'fd00:42::/56', gw: gateway6, mtu: 1430 },
+        { dst: '::/0', gw: gateway6, mtu: 1430 },
+      ]);
+      expect(told).toEqual([`attach a ${v4} ${v6}`]);
+      expect(await leasedTo('a')).toEqual([v4, v6]);
+
+      const [attachment] = await store.list();
+      const { hostIfname, ips } = attachment!;
+      expect(ips).toEqual([v4, v6]);
+      const addresses = async (netns: string, ifname: string): Promise<string[]> => {
+        const [row] = await ipJson<{ addr_info: { local: string; prefixlen: number; tentative?: true }[] }>(
+          ['addr', 'show', 'dev', ifname],
+          { netns },
+        );
+        return row!.addr_info.map(
+          ({ local, prefixlen, tentative }) => `${local}/${prefixlen}${tentative ? ' tentative' : ''}`,
+        );
+      };
+      expect(await addresses(node, hostIfname)).toEqual([`${gateway}/32`, `${gateway6}/128`, 'fe80::1/64']);
+      expect(await addresses(podNetns('a'), 'eth0')).toEqual([
+        `${v4}/32`,
+        `${v6}/128`,
+        expect.stringMatching(/^fe80::[0-9a-f:]+\/64$/),
+      ]);
+      expect((await listLinks({ netns: podNetns('a') })).get('eth0')!.mtu).toBe(1450);
+
+      const routes = async (netns: string): Promise<object[]> => ipJson(['-6', 'route'], { netns });
+      expect(await routes(node)).toMatchObject([
+        { dst: v6, dev: hostIfname, protocol: String(ROUTE_PROTOCOL) },
+        { dst: 'fe80::/64', dev: hostIfname },
+      ]);
+      expect(await routes(podNetns('a'))).toMatchObject([
+        { dst: gateway6, dev: 'eth0' },
+        { dst: 'fd00:42::/56', gateway: gateway6, dev: 'eth0', metrics: [{ mtu: 1430 }] },
+        { dst: 'fe80::/64', dev: 'eth0' },
+        { dst: 'default', gateway: gateway6, dev: 'eth0', metrics: [{ mtu: 1430 }] },
+      ]);
+    });
+
+    it('neither end asks for routers, and the pod believes none', async () => {
+      dualStack();
+      await addPod('a');
+      for (const netns of [node, podNetns('a')]) {
+        const counters = await run('cat', ['/proc/net/snmp6'], { netns });
+        expect(counters).toMatch(/^Icmp6OutRouterSolicits\s+0$/m);
+      }
+      const conf = '/proc/sys/net/ipv6/conf/eth0/accept_ra';
+      expect(await run('cat', [conf], { netns: podNetns('a') })).toBe('0\n');
+    });
+
+    it('alone: a pod without IPv4, its interface with the MTU of IPv6', async () => {
+      context!.families = [ipv6];
+      const a = await addPod('a');
+      await addPod('b');
+      expect(a.ips).toEqual([{ interface: 1, address: `${v6}/128`, gateway: gateway6 }]);
+      expect(a.routes).toEqual([
+        { dst: 'fd00:42::/56', gw: gateway6 },
+        { dst: '::/0', gw: gateway6 },
+      ]);
+      const eth0 = (await listLinks({ netns: podNetns('a') })).get('eth0')!;
+      expect(eth0.mtu).toBe(1430);
+      expect(eth0.addresses.filter(({ family }) => family === 4)).toEqual([]);
+      expect(await ipJson(['-4', 'route'], { netns: node })).toEqual([]);
+      await ping('a', gateway6);
+      await expectMtu('a', 'fd00:42:0:1::3', 1430);
+      expect(await cni('CHECK', 'a', { config: { prevResult: a } })).toEqual({ exitCode: 0, output: {} });
+      for (const container of ['a', 'b']) await del(container);
+      await expectClean();
+    });
+
+    it('is turned on where the node or the runtime has it off for new devices', async () => {
+      dualStack();
+      await sysctl(node, 'net.ipv6.conf.default.disable_ipv6=1');
+      await sysctl(await addNamespace('a'), 'net.ipv6.conf.all.disable_ipv6=1');
+      await add('a');
+      await ping('a', gateway6);
+      await run('ip', ['link', 'set', 'lo', 'up'], { netns: podNetns('a') });
+      await ping('a', '::1');
+    });
+
+    it('does not touch the pods of a cluster without it', async () => {
+      await sysctl(await addNamespace('a'), 'net.ipv6.conf.all.disable_ipv6=1');
+      await add('a');
+      const { addresses } = (await listLinks({ netns: podNetns('a') })).get('eth0')!;
+      expect(addresses.map(({ ip }) => ip)).toEqual([v4]);
+    });
+
+    it('follows a pod whose MAC address a later plugin changes', async () => {
+      dualStack();
+      await addPod('a');
+      await addPod('b');
+      await run('ip', ['link', 'set', 'eth0', 'address', '02:00:00:00:00:99'], { netns: podNetns('b') });
+      await ping('a', 'fd00:42:0:1::3');
+    });
+
+    it.each([
+      ['IPv4', [{ ...ipv4, podCidr: '10.42.1.0/30' }, ipv6], '10.42.1.0/30', 'fd00:42:0:1::3'],
+      ['IPv6', [ipv4, { ...ipv6, podCidr: 'fd00:42:0:1::/126' }], 'fd00:42:0:1::/126', '10.42.1.4'],
+    ])('an ADD for which there is no %s address left takes none of the other', async (_, families, block) => {
+      context!.families = families;
+      const added = [];
+      let refused: Answer;
+      // How many addresses host-local gives out of a small block is its own business.
+      do {
+        await addNamespace(`p${added.length}`);
+        refused = await cni('ADD', `p${added.length}`);
+        if (refused.exitCode === 0) added.push(`p${added.length}`);
+      } while (refused.exitCode === 0 && added.length < 4);
+      expect(refused.output).toMatchObject({
+        code: 102,
+        msg: expect.stringContaining(`all addresses of ${block} are taken`),
+      });
+      expect(added.length).toBeGreaterThan(0);
+      expect(await leasedTo(`p${added.length}`)).toEqual([]);
+      expect(await leases()).toEqual([...added, ...added].sort());
+      await del('p0');
+      await add(`p${added.length}`);
+      expect(await leasedTo(`p${added.length}`)).toHaveLength(2);
+    });
+
+    it('an address plugin that answers with one family only keeps neither address', async () => {
+      dualStack();
+      await addNamespace('a');
+      const real = defaultCniPath.map((path) => `${path}/host-local`).find(existsSync)!;
+      const halfAnswer = `{"ips":[{"address":"${v4}/24"}]}`;
+      const wrapper = `#!/bin/sh\n[ "$CNI_COMMAND" = ADD ] || exec ${real}\n${real} >&2 && echo '${halfAnswer}'\n`;
+      await mkdir(`${dir}/bin`);
+      await writeFile(`${dir}/bin/host-local`, wrapper, { mode: 0o755 });
+      const { output } = await cni('ADD', 'a', { env: { CNI_PATH: `${dir}/bin` } });
+      expect(output).toMatchObject({
+        code: 102,
+        msg: 'host-local did not answer with an address of 10.42.1.0/24 and one of fd00:42:0:1::/64',
+      });
+      await expectClean();
+    });
+
+    it('an ADD that fails midway gives both addresses back', async () => {
+      dualStack();
+      await addNamespace('a');
+      context!.attach = async () => {
+        throw new Error('the verifier said no');
+      };
+      expect((await cni('ADD', 'a')).output).toMatchObject({ code: 100 });
+      expect(told).toEqual([`detach a ${v4} ${v6}`]);
+      await expectClean();
+    });
+
+    it.each([
+      [v4, v6],
+      [v6, v4],
+    ])(
+      'CHECK finds that of both addresses %s is lost, on the host, in the pod and as a lease',
+      async (lost, kept) => {
+        dualStack();
+        const result = await addPod('a');
+        const check = async (): Promise<unknown> =>
+          (await cni('CHECK', 'a', { config: { prevResult: result } })).output['msg'];
+        expect(await check()).toBeUndefined();
+        const family = `-${addressFamily(lost)}`;
+        await run('ip', [family, 'route', 'del', hostCidr(lost)], { netns: node });
+        await run('ip', ['addr', 'del', hostCidr(lost), 'dev', 'eth0'], { netns: podNetns('a') });
+        await rm(`${dir}/leases/${network}/${lost}`);
+        result.ips = result.ips.filter(({ address }) => address !== hostCidr(lost));
+        const found = String(await check());
+        expect(found.split('; ')).toEqual([
+          `the prevResult has no address ${lost}`,
+          expect.stringContaining(`the host has no route to ${lost} over veth`),
+          `the pod's eth0 has lost ${lost}`,
+          `host-local has no lease of ${lost} for it`,
+        ]);
+        expect(found).not.toContain(kept);
+      },
+    );
+
+    it('DEL and GC give back both addresses, also when the attachment is lost or the cluster has changed', async () => {
+      await addPod('old');
+      dualStack();
+      const old = (await store.list())[0]!;
+      expect(old.ips).toEqual([v4]);
+      for (const container of ['a', 'b', 'c']) await addPod(container);
+      expect(await leases()).toEqual(['a', 'a', 'b', 'b', 'c', 'c', 'old']);
+      await del('a');
+      expect(await leases()).toEqual(['b', 'b', 'c', 'c', 'old']);
+      await store.remove({ containerId: 'b', ifname: 'eth0' });
+      const valid = [{ containerID: 'old', ifname: 'eth0' }];
+      const config = { 'cni.dev/valid-attachments': valid };
+      expect(await cni('GC', '', { config })).toEqual({ exitCode: 0, output: {} });
+      expect(await leases()).toEqual(['old']);
+      await ping('old', gateway);
+      await del('old');
       await expectClean();
     });
   });

@@ -16,8 +16,11 @@ import { CniCode, CniError, ifnamePattern, namePattern } from './spec.ts';
 export interface Pool {
   /** The CNI network's name; host-local keeps its leases in `<dataDir>/<network>`. */
   network: string;
-  /** The block to take addresses from, e.g. `10.42.1.0/24`. Its first address is the gateway and never handed out. */
-  podCidr: string;
+  /**
+   * The blocks to take an address from each, e.g. `10.42.1.0/24` and `fd00:42:0:1::/64`, IPv4 first as flannel has them
+   * (host-local numbers its ranges). The first address of each is the gateway and never handed out.
+   */
+  podCidrs: readonly string[];
   /** E.g. `/var/lib/cni/networks`. */
   dataDir: string;
   /** Directories to search for the plugin before {@link defaultCniPath}. */
@@ -30,45 +33,56 @@ export const defaultDataDir = '/var/lib/cni/networks';
 /** Where distributions install the reference plugins. */
 export const defaultCniPath: readonly string[] = ['/opt/cni/bin', '/usr/lib/cni'];
 
-const AddResult = z.object({ ips: z.tuple([z.object({ address: z.string() })]) });
+const AddResult = z.object({ ips: z.array(z.object({ address: z.string() })) });
 const ErrorResult = z.object({ msg: z.string(), details: z.string().optional() });
 
 /**
- * Take an address.
- * @returns it without a prefix length. @throws CniError when the pool is exhausted, or the attachment has one already.
+ * Take an address of each block, or of none: host-local gives back the first ones when a later block is exhausted.
+ * @returns them without prefix lengths, in the order of the blocks.
+ * @throws CniError when a block is exhausted, or the attachment has addresses already.
  */
-export async function allocateAddress(pool: Pool, id: AttachmentId, netns: string): Promise<string> {
+export async function allocateAddresses(pool: Pool, id: AttachmentId, netns: string): Promise<string[]> {
   const output = await delegate('ADD', pool, id, netns);
   const parsed = AddResult.safeParse(decodeJson(output));
-  const ip = parsed.data?.ips[0].address.split('/')[0];
-  if (ip === undefined || !cidrContains(parseCidr(pool.podCidr), ip)) {
-    const message = `host-local did not answer with an address of ${pool.podCidr}`;
+  const answered = (parsed.data?.ips ?? []).map(({ address }) => address.split('/')[0]!);
+  const ips = pool.podCidrs.flatMap((podCidr) => {
+    const block = parseCidr(podCidr);
+    return answered.find((ip) => cidrContains(block, ip)) ?? [];
+  });
+  if (ips.length < pool.podCidrs.length) {
+    await releaseAddresses(pool, id);
+    const message = `host-local did not answer with an address of ${pool.podCidrs.join(' and one of ')}`;
     throw new CniError(CniCode.ipam, message, { details: output });
   }
-  return ip;
+  return ips;
 }
 
-/** Give the address back; an attachment that has none is no error. @throws CniError when host-local fails. */
-export async function releaseAddress(pool: Pool, id: AttachmentId): Promise<void> {
+/** Give all addresses back; an attachment that has none is no error. @throws CniError when host-local fails. */
+export async function releaseAddresses(pool: Pool, id: AttachmentId): Promise<void> {
   await delegate('DEL', pool, id);
 }
 
-/** @throws CniError when the attachment holds no address. */
-export async function checkAddress(pool: Pool, id: AttachmentId, netns: string): Promise<void> {
-  await delegate('CHECK', pool, id, netns);
+/** Which address belongs to whom. */
+export interface Lease extends AttachmentId {
+  readonly ip: string;
 }
 
-/** The attachments that hold an address of the network, as host-local has written them down. */
-export async function listLeases(pool: Pick<Pool, 'network' | 'dataDir'>): Promise<AttachmentId[]> {
+/**
+ * The network's leases, as host-local has written them down. Its own CHECK is content with any one lease of the
+ * attachment, and it has no GC, so both read them here.
+ */
+export async function listLeases(pool: Pick<Pool, 'network' | 'dataDir'>): Promise<Lease[]> {
   const dir = `${pool.dataDir}/${pool.network}`;
   // The directory also holds a lock and the address that was handed out last.
   const files = (await readdir(dir).catch(() => [])).filter((name) => addressFamily(name) !== undefined);
   const leases = await Promise.all(
-    files.map(async (file): Promise<AttachmentId[]> => {
+    files.map(async (file): Promise<Lease[]> => {
       // A lease may be released between the listing and the reading.
       const text = await readFile(`${dir}/${file}`, 'utf8').catch(() => '');
       const [containerId = '', ifname = ''] = text.trim().split(/\r?\n/);
-      return namePattern.test(containerId) && ifnamePattern.test(ifname) ? [{ containerId, ifname }] : [];
+      return namePattern.test(containerId) && ifnamePattern.test(ifname)
+        ? [{ ip: file, containerId, ifname }]
+        : [];
     }),
   );
   return leases.flat();
@@ -93,13 +107,13 @@ export async function findHostLocal(cniPath: readonly string[]): Promise<string>
 
 /** Execute host-local as a runtime would. @returns its stdout. */
 async function delegate(
-  command: 'ADD' | 'DEL' | 'CHECK',
+  command: 'ADD' | 'DEL',
   pool: Pool,
   id: AttachmentId,
   netns?: string,
 ): Promise<string> {
   const plugin = await findHostLocal(pool.cniPath);
-  const { podCidr, dataDir, network } = pool;
+  const { podCidrs, dataDir, network } = pool;
   const { code, stdout, stderr } = await tryRun(plugin, [], {
     env: {
       CNI_COMMAND: command,
@@ -113,13 +127,15 @@ async function delegate(
       cniVersion: '1.0.0',
       name: network,
       type: 'ripstop',
-      ipam: { type: 'host-local', ranges: [[{ subnet: podCidr }]], dataDir },
+      ipam: { type: 'host-local', ranges: podCidrs.map((subnet) => [{ subnet }]), dataDir },
     }),
   });
   if (code === 0) return stdout;
   const parsed = ErrorResult.safeParse(decodeJson(stdout));
   const why = parsed.data?.msg ?? (stderr.trim() || `exit code ${code}`);
   const exhausted = why.includes('no IP addresses available');
+  // "failed to allocate for range 1: …"
+  const podCidr = podCidrs[Number(/for range (\d+)/.exec(why)?.[1] ?? 0)] ?? podCidrs.join(' or ');
   throw new CniError(
     CniCode.ipam,
     exhausted

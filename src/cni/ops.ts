@@ -5,13 +5,12 @@ import { listLinks } from '../host/links.ts';
 import { addressAt, parseCidr } from '../net/ip.ts';
 import type { Attachment, AttachmentStore } from './attachments.ts';
 import {
-  allocateAddress,
-  checkAddress,
+  allocateAddresses,
   defaultDataDir,
   findHostLocal,
   listLeases,
   type Pool,
-  releaseAddress,
+  releaseAddresses,
 } from './ipam.ts';
 import type {
   AddCall,
@@ -22,18 +21,25 @@ import type {
   DelCall,
   GcCall,
   NetworkCall,
+  PodAddress,
 } from './plugin.ts';
 import { configureVeth, createVeth, deleteVeth, hostVethName, inspectVeth } from './pod-network.ts';
 import { CniCode, CniError } from './spec.ts';
 
+/** One family of the pods' network. */
+export interface CniFamily {
+  /** This node's block, e.g. `10.42.1.0/24` or `fd00:42:0:1::/64`; its first address is the pods' gateway. */
+  readonly podCidr: string;
+  /** The cluster's block, e.g. `10.42.0.0/16`. */
+  readonly clusterNetwork: string;
+  /** MTU in bytes of this family's packets: the uplink's less the tunnel's headers. */
+  readonly mtu: number;
+}
+
 /** What the agent gives the plugin's logic. Asked for anew at every call, so the agent may replace it as it learns. */
 export interface CniContext {
-  /** This node's IPv4 block, e.g. `10.42.1.0/24`; its first address is the pods' gateway. */
-  podCidr: string;
-  /** The cluster's block, e.g. `10.42.0.0/16`. */
-  clusterNetwork: string;
-  /** The pods' MTU in bytes: the uplink's less the tunnel's headers. */
-  mtu: number;
+  /** The families that every new pod gets an address of, IPv4 first. */
+  families: readonly CniFamily[];
   /** Directories to search for host-local besides the runtime's CNI_PATH and the usual ones. */
   cniPath?: readonly string[];
   /** host-local's directory; its own default, {@link defaultDataDir}, when left out: flannel's leases are there too. */
@@ -84,9 +90,9 @@ async function add(context: CniContext, call: AddCall): Promise<Attached> {
   await refuseDuplicate(context, call);
   const pool = poolOf(context, call);
   // Until here nothing is ours to undo: also an address that host-local refuses because there is one already is not.
-  const ip = await allocateAddress(pool, call, call.netns);
+  const ips = await allocateAddresses(pool, call, call.netns);
   try {
-    return await connect(context, call, ip);
+    return await connect(context, call, ips);
   } catch (thrown) {
     try {
       await teardown(context, call);
@@ -99,16 +105,16 @@ async function add(context: CniContext, call: AddCall): Promise<Attached> {
   }
 }
 
-/** Everything of ADD after the address. What it leaves behind when it throws, {@link teardown} finds. */
-async function connect(context: CniContext, call: AddCall, ip: string): Promise<Attached> {
+/** Everything of ADD after the addresses. What it leaves behind when it throws, {@link teardown} finds. */
+async function connect(context: CniContext, call: AddCall, ips: readonly string[]): Promise<Attached> {
   const { containerId, ifname, netns, network, podNamespace, podName } = call;
   const namespaces = { pod: netns, node: context.netns };
   const hostIfname = hostVethName(call);
-  const gateway = addressAt(parseCidr(context.podCidr), 1);
-  // The cluster's own route stays when a later plugin moves the default route; flannel's pods have it too.
-  const routes = [context.clusterNetwork, '0.0.0.0/0'];
+  // The interface serves the family with the larger packets; the routes of the other one say less.
+  const mtu = Math.max(...context.families.map((family) => family.mtu));
+  const addresses = context.families.map((family, i) => podAddress(family, ips[i]!, mtu));
 
-  const veth = await createVeth(hostIfname, ifname, context.mtu, namespaces);
+  const veth = await createVeth(hostIfname, ifname, mtu, namespaces);
   const attachment: Attachment = {
     containerId,
     ifname,
@@ -116,14 +122,25 @@ async function connect(context: CniContext, call: AddCall, ip: string): Promise<
     network,
     hostIfname,
     ...veth,
-    ip,
+    ips,
     ...(podNamespace !== undefined && { podNamespace }),
     ...(podName !== undefined && { podName }),
   };
   await context.store.put(attachment);
-  await configureVeth(hostIfname, ifname, { ip, gateway, routes }, namespaces);
+  await configureVeth(hostIfname, ifname, addresses, namespaces);
   await context.attach(attachment);
-  return { hostIfname, hostMac: veth.hostMac, podMac: veth.podMac, ip, gateway, routes };
+  return { hostIfname, hostMac: veth.hostMac, podMac: veth.podMac, addresses };
+}
+
+function podAddress({ podCidr, clusterNetwork, mtu }: CniFamily, ip: string, linkMtu: number): PodAddress {
+  const block = parseCidr(podCidr);
+  return {
+    ip,
+    gateway: addressAt(block, 1),
+    // The cluster's own route stays when a later plugin moves the default route; flannel's pods have it too.
+    routes: [clusterNetwork, block.family === 6 ? '::/0' : '0.0.0.0/0'],
+    ...(mtu < linkMtu && { routeMtu: mtu }),
+  };
 }
 
 async function refuseDuplicate(context: CniContext, call: AddCall): Promise<void> {
@@ -165,8 +182,8 @@ async function teardown(context: CniContext, call: DelCall): Promise<void> {
   await step(context.store.remove(call));
   if (attachment) await step(context.detach(attachment));
   await step(deleteVeth(hostVethName(call), context.netns));
-  // Last, so that nobody gets the address while anything still leads to its old owner.
-  await step(releaseAddress(poolOf(context, call), call));
+  // Last, so that nobody gets the addresses while anything still leads to their old owner.
+  await step(releaseAddresses(poolOf(context, call), call));
   if (faults.length === 0) return;
   const [first] = faults;
   if (faults.length === 1 && first instanceof RipstopError) throw first;
@@ -181,7 +198,6 @@ async function check(context: CniContext, call: CheckCall): Promise<void> {
       `container ${call.containerId} is not attached as ${call.ifname}`,
     );
   }
-  const { ip } = attachment;
   const promised = call.prevResult.interfaces.find(({ name, sandbox }) => name === call.ifname && sandbox);
   const faults = await inspectVeth(
     // A later plugin (tuning) may have changed the MAC address, and has said so in the result.
@@ -189,12 +205,13 @@ async function check(context: CniContext, call: CheckCall): Promise<void> {
     { pod: call.netns, node: context.netns },
   );
   if (!promised) faults.unshift(`the prevResult has no interface ${call.ifname}`);
-  if (!call.prevResult.ips.some(({ address }) => address.split('/')[0] === ip)) {
-    faults.unshift(`the prevResult has no address ${ip}`);
+  const leased = (await listLeases(poolOf(context, call))).filter((lease) => keyOf(lease) === keyOf(call));
+  for (const ip of attachment.ips) {
+    if (!call.prevResult.ips.some(({ address }) => address.split('/')[0] === ip)) {
+      faults.unshift(`the prevResult has no address ${ip}`);
+    }
+    if (!leased.some((lease) => lease.ip === ip)) faults.push(`host-local has no lease of ${ip} for it`);
   }
-  await checkAddress(poolOf(context, call), call, call.netns).catch((error: unknown) =>
-    faults.push(errorText(error)),
-  );
   if (faults.length > 0) throw new CniError(CniCode.drifted, faults.join('; '));
 }
 
@@ -209,13 +226,12 @@ async function status(context: CniContext | undefined, call: NetworkCall): Promi
 /** Delete what the runtime does not know: attachments, and leases whose attachment was lost. Goes on past errors. */
 async function gc(context: CniContext, call: GcCall, del: (call: DelCall) => Promise<void>): Promise<void> {
   const { network, cniPath } = call;
-  const key = (id: AttachmentId): string => `${id.containerId}/${id.ifname}`;
-  const valid = new Set(call.validAttachments.map(key));
+  const valid = new Set(call.validAttachments.map(keyOf));
   const known = [
     ...(await context.store.list()).filter((attachment) => attachment.network === network),
     ...(await listLeases(poolOf(context, call))),
   ];
-  const stale = new Map(known.filter((id) => !valid.has(key(id))).map((id) => [key(id), id]));
+  const stale = new Map(known.filter((id) => !valid.has(keyOf(id))).map((id) => [keyOf(id), id]));
   const faults: string[] = [];
   for (const [name, { containerId, ifname }] of stale) {
     await del({ network, cniPath, containerId, ifname }).catch((error: unknown) =>
@@ -234,8 +250,13 @@ async function gc(context: CniContext, call: GcCall, del: (call: DelCall) => Pro
 }
 
 function poolOf(context: CniContext, call: NetworkCall): Pool {
-  const { podCidr, dataDir = defaultDataDir, cniPath = [] } = context;
-  return { network: call.network, podCidr, dataDir, cniPath: [...call.cniPath, ...cniPath] };
+  const { families, dataDir = defaultDataDir, cniPath = [] } = context;
+  const podCidrs = families.map(({ podCidr }) => podCidr);
+  return { network: call.network, podCidrs, dataDir, cniPath: [...call.cniPath, ...cniPath] };
+}
+
+function keyOf({ containerId, ifname }: AttachmentId): string {
+  return `${containerId}/${ifname}`;
 }
 
 /** Runs work of one key in the order of arrival, and of different keys at the same time. */

@@ -8,9 +8,14 @@ const attached: Attached = {
   hostIfname: 'veth01234567',
   hostMac: '02:00:00:00:00:01',
   podMac: '02:00:00:00:00:02',
-  ip: '10.42.1.5',
-  gateway: '10.42.1.1',
-  routes: ['10.42.0.0/16', '0.0.0.0/0'],
+  addresses: [{ ip: '10.42.1.5', gateway: '10.42.1.1', routes: ['10.42.0.0/16', '0.0.0.0/0'] }],
+};
+const dualStack: Attached = {
+  ...attached,
+  addresses: [
+    ...attached.addresses,
+    { ip: 'fd00:42:0:1::5', gateway: 'fd00:42:0:1::1', routes: ['fd00:42::/56', '::/0'], routeMtu: 1430 },
+  ],
 };
 
 /** Operations that only write down how they were called. */
@@ -97,6 +102,28 @@ describe('ADD', () => {
       expect(output).toMatchObject({ cniVersion: version, ips: [{ version: '4', address: '10.42.1.5/32' }] });
     },
   );
+
+  it.each([
+    ['0.4.0', { version: '4' }, { version: '6' }, {}],
+    ['1.0.0', {}, {}, {}],
+    ['1.1.0', {}, {}, { mtu: 1430 }],
+  ])('answers with both families in the words of %s', async (cniVersion, v4, v6, mtu) => {
+    const { ops } = recorder({ add: async () => dualStack });
+    const { output } = await call({}, { ...config, cniVersion }, ops);
+    const [gateway4, gateway6] = ['10.42.1.1', 'fd00:42:0:1::1'];
+    expect(output).toMatchObject({
+      ips: [
+        { ...v4, interface: 1, address: '10.42.1.5/32', gateway: gateway4 },
+        { ...v6, interface: 1, address: 'fd00:42:0:1::5/128', gateway: gateway6 },
+      ],
+    });
+    expect((output as { routes: unknown }).routes).toEqual([
+      { dst: '10.42.0.0/16', gw: gateway4 },
+      { dst: '0.0.0.0/0', gw: gateway4 },
+      { dst: 'fd00:42::/56', gw: gateway6, ...mtu },
+      { dst: '::/0', gw: gateway6, ...mtu },
+    ]);
+  });
 
   it('leaves fields of others alone', async () => {
     const others = { capabilities: { portMappings: true }, runtimeConfig: {}, args: { x: 1 }, ipam: {} };

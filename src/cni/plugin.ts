@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { z } from 'zod';
 import { errorText, RipstopError } from '../errors.ts';
+import { addressFamily, hostCidr } from '../net/ip.ts';
 import type { CniRequest, CniResponse } from './protocol.ts';
 import {
   CniCode,
@@ -54,16 +55,24 @@ export interface GcCall extends NetworkCall {
   readonly validAttachments: readonly AttachmentId[];
 }
 
+/** What a pod gets of one family. */
+export interface PodAddress {
+  /** Without a prefix length. */
+  readonly ip: string;
+  readonly gateway: string;
+  /** Destinations that are routed to the gateway: CIDR blocks, e.g. `0.0.0.0/0`. */
+  readonly routes: readonly string[];
+  /** The MTU of those routes in bytes, where it is less than the interface's. */
+  readonly routeMtu?: number;
+}
+
 /** What ADD made. */
 export interface Attached {
   readonly hostIfname: string;
   readonly hostMac: string;
   readonly podMac: string;
-  /** The pod's address, without a prefix length. */
-  readonly ip: string;
-  readonly gateway: string;
-  /** Destinations that are routed to the gateway, e.g. `0.0.0.0/0`. */
-  readonly routes: readonly string[];
+  /** One for each family, IPv4 first. */
+  readonly addresses: readonly PodAddress[];
 }
 
 /** The work behind the commands. Each throws when it fails, a {@link CniError} where the runtime can use the code. */
@@ -271,8 +280,11 @@ function required<K extends keyof NetworkConfig>(
 }
 
 function formatResult(attached: Attached, call: AddCall, cniVersion: CniVersion, dns: CniDns): CniResult {
-  const { hostIfname, hostMac, podMac, ip, gateway, routes } = attached;
-  const version = versionAtLeast(cniVersion, '1.0.0') ? {} : { version: '4' as const };
+  const { hostIfname, hostMac, podMac, addresses } = attached;
+  const version = (ip: string): { version?: '4' | '6' } =>
+    versionAtLeast(cniVersion, '1.0.0') ? {} : { version: addressFamily(ip) === 6 ? '6' : '4' };
+  const mtu = (routeMtu: number | undefined): { mtu?: number } =>
+    routeMtu !== undefined && versionAtLeast(cniVersion, '1.1.0') ? { mtu: routeMtu } : {};
   return {
     cniVersion,
     // The empty sandbox says "on the host": the bandwidth plugin finds the veth by it.
@@ -281,8 +293,15 @@ function formatResult(attached: Attached, call: AddCall, cniVersion: CniVersion,
       { name: call.ifname, mac: podMac, sandbox: call.netns },
     ],
     // The index of the pod's interface: portmap forwards to the addresses that have one.
-    ips: [{ ...version, interface: 1, address: `${ip}/32`, gateway }],
-    routes: routes.map((dst) => ({ dst, gw: gateway })),
+    ips: addresses.map(({ ip, gateway }) => ({
+      ...version(ip),
+      interface: 1,
+      address: hostCidr(ip),
+      gateway,
+    })),
+    routes: addresses.flatMap(({ gateway, routes, routeMtu }) =>
+      routes.map((dst) => ({ dst, gw: gateway, ...mtu(routeMtu) })),
+    ),
     dns,
   };
 }

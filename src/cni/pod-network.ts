@@ -4,9 +4,10 @@ import { existsSync } from 'node:fs';
 import { ipBatch, ipJson, line } from '../host/ip.ts';
 import { listLinks, readLink } from '../host/links.ts';
 import { tryRun } from '../host/run.ts';
-import { ensureSysctls, podVethSysctls } from '../host/sysctl.ts';
+import { ensureSysctls, podVethSysctls, type Sysctl } from '../host/sysctl.ts';
+import { addressFamily, hostCidr } from '../net/ip.ts';
 import { randomMac } from '../net/mac.ts';
-import type { AttachmentId } from './plugin.ts';
+import type { AttachmentId, PodAddress } from './plugin.ts';
 
 /**
  * A pod's link to its node: a veth without a bridge, as the reference plugin `ptp` does it.
@@ -16,6 +17,9 @@ import type { AttachmentId } from './plugin.ts';
  *
  * Every host veth has the gateway's address, so that the node answers ARP for it and speaks to its pods from it, as
  * cni0 would. The kernel path is thus plain routing; the fast path's programs hang on the host veth.
+ *
+ * IPv6 is the same, with /128 and neighbour discovery. Only there the host veth also has the address fe80::1: a router
+ * that looks for a pod asks from an address of its own on that link, and the kernel takes none but a link-local one.
  */
 
 /** The namespaces that a link spans. */
@@ -31,15 +35,6 @@ export interface Veth {
   hostIfindex: number;
   hostMac: string;
   podMac: string;
-}
-
-/** The addresses and routes of a link. */
-export interface PodAddressing {
-  /** The pod's address. */
-  ip: string;
-  gateway: string;
-  /** Destinations that the pod routes to the gateway: CIDR blocks. */
-  routes: readonly string[];
 }
 
 /** The host veth's name, the same whenever it is asked: DEL must find it with nothing but the runtime's names. */
@@ -79,29 +74,83 @@ export async function createVeth(
 export async function configureVeth(
   hostIfname: string,
   ifname: string,
-  { ip, gateway, routes }: PodAddressing,
+  addresses: readonly PodAddress[],
   namespaces: Namespaces,
 ): Promise<void> {
   const node = nodeOptions(namespaces);
-  await ensureSysctls(podVethSysctls(hostIfname, [4, 6]), node);
+  const pod = { netns: namespaces.pod };
+  const ipv6 = addresses.some(({ ip }) => addressFamily(ip) === 6);
+  await ensureSysctls(
+    [...(ipv6 ? hostIpv6Sysctls(hostIfname) : []), ...podVethSysctls(hostIfname, [4, 6])],
+    node,
+  );
+  if (ipv6) await ensureSysctls(podIpv6Sysctls(ifname), pod);
   await ipBatch(
     [
-      // No link-local address, hence no duplicate address detection and no router solicitations towards the pod.
+      // No address of the kernel's making, hence no duplicate address detection and no router solicitations to the pod.
       ...(kernelHasIpv6() ? [line`link set dev ${hostIfname} addrgenmode none`] : []),
-      line`addr add ${gateway}/32 dev ${hostIfname}`,
+      ...addresses.map(({ gateway }) => addAddress(gateway, hostIfname)),
+      ...(ipv6 ? [line`addr add ${HOST_LINK_LOCAL} dev ${hostIfname} nodad`] : []),
       line`link set dev ${hostIfname} up`,
     ],
     node,
   );
   await ipBatch(
     [
-      line`addr add ${ip}/32 dev ${ifname}`,
+      ...addresses.map(({ ip }) => addAddress(ip, ifname)),
       line`link set dev ${ifname} up`,
-      line`route add ${gateway} dev ${ifname} scope link`,
-      ...routes.map((route) => line`route add ${route} via ${gateway} dev ${ifname}`),
+      ...addresses.flatMap(({ gateway, routes, routeMtu }) => [
+        line`route add ${gateway} dev ${ifname} scope link`,
+        ...routes.map(
+          (route) =>
+            line`route add ${route} via ${gateway} dev ${ifname}` +
+            (routeMtu === undefined ? '' : line` mtu ${routeMtu}`),
+        ),
+      ]),
     ],
-    { netns: namespaces.pod },
+    pod,
   );
+}
+
+/** The same on every host veth: a link-local address need be unique on its link only, and pods make theirs of their MAC. */
+const HOST_LINK_LOCAL = 'fe80::1/64';
+
+/**
+ * An address of its own, without a subnet. An IPv6 one would wait a second to see whether somebody else has it (on this
+ * link nobody can), and would bring a route to itself, on the host one for each pod.
+ */
+function addAddress(ip: string, device: string): string {
+  const add = line`addr add ${hostCidr(ip)} dev ${device}`;
+  return addressFamily(ip) === 6 ? `${add} nodad noprefixroute` : add;
+}
+
+function hostIpv6Sysctls(device: string): Sysctl[] {
+  return [
+    {
+      path: `net/ipv6/conf/${device}/disable_ipv6`,
+      value: '0',
+      why: 'the node may have IPv6 off for new devices',
+    },
+  ];
+}
+
+/** To be set before the device comes up: then the kernel makes its link-local address and looks for routers. */
+function podIpv6Sysctls(device: string): Sysctl[] {
+  const off = 'some container runtimes turn IPv6 off in a new network namespace';
+  return [
+    { path: 'net/ipv6/conf/lo/disable_ipv6', value: '0', why: off },
+    { path: `net/ipv6/conf/${device}/disable_ipv6`, value: '0', why: off },
+    {
+      path: `net/ipv6/conf/${device}/accept_ra`,
+      value: '0',
+      why: 'its routes come from the plugin: it neither asks for routers nor believes one',
+    },
+    {
+      path: `net/ipv6/conf/${device}/accept_dad`,
+      value: '0',
+      why: 'the link-local address is fit for use at once',
+    },
+  ];
 }
 
 /**
@@ -128,29 +177,39 @@ export async function inspectVeth(
     hostIfname: string;
     hostIfindex: number;
     ifname: string;
-    ip: string;
+    ips: readonly string[];
     podMac: string | undefined;
   },
   namespaces: Namespaces,
 ): Promise<string[]> {
-  const { hostIfname, hostIfindex, ifname, ip, podMac } = expected;
+  const { hostIfname, hostIfindex, ifname, ips, podMac } = expected;
   const node = nodeOptions(namespaces);
   const [host, pod, routes] = await Promise.all([
     listLinks(node).then((links) => links.get(hostIfname)),
     listLinks({ netns: namespaces.pod }).then((links) => links.get(ifname)),
-    ipJson<{ dev?: string }>(['-4', 'route', 'show', `${ip}/32`], node),
+    Promise.all(
+      ips.map((ip) =>
+        ipJson<{ dev?: string }>([`-${addressFamily(ip) ?? 4}`, 'route', 'show', hostCidr(ip)], node),
+      ),
+    ),
   ]);
   const faults: string[] = [];
   if (!host) faults.push(`the host veth ${hostIfname} is gone`);
   else if (host.ifindex !== hostIfindex) {
     faults.push(`${hostIfname} has index ${host.ifindex} instead of ${hostIfindex}`);
   } else if (!host.up) faults.push(`${hostIfname} is down`);
-  if (host && !routes.some((route) => route.dev === hostIfname)) {
-    faults.push(`the host has no route to ${ip} over ${hostIfname}`);
+  for (const [i, ip] of ips.entries()) {
+    if (host && !routes[i]?.some((route) => route.dev === hostIfname)) {
+      faults.push(`the host has no route to ${ip} over ${hostIfname}`);
+    }
   }
   if (!pod) return [...faults, `the pod has no interface ${ifname}`];
   if (!pod.up) faults.push(`the pod's ${ifname} is down`);
-  if (!pod.addresses.some((address) => address.ip === ip)) faults.push(`the pod's ${ifname} has lost ${ip}`);
+  for (const ip of ips) {
+    if (!pod.addresses.some((address) => address.ip === ip)) {
+      faults.push(`the pod's ${ifname} has lost ${ip}`);
+    }
+  }
   if (podMac !== undefined && pod.mac !== podMac.toLowerCase()) {
     faults.push(`the pod's ${ifname} has the MAC address ${pod.mac} instead of ${podMac}`);
   }

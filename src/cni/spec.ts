@@ -64,11 +64,11 @@ export interface CniDns {
   options?: string[] | undefined;
 }
 
-/** The result of ADD. `version` inside `ips` belongs to the versions before 1.0.0. */
+/** The result of ADD. `version` inside `ips` belongs to the versions before 1.0.0, `mtu` inside `routes` to 1.1.0. */
 export interface CniResult {
   cniVersion: CniVersion;
   interfaces: { name: string; mac: string; sandbox: string }[];
-  ips: { version?: '4'; interface: number; address: string; gateway: string }[];
-  routes: { dst: string; gw: string }[];
+  ips: { version?: '4' | '6'; interface: number; address: string; gateway: string }[];
+  routes: { dst: string; gw: string; mtu?: number }[];
   dns: CniDns;
 }

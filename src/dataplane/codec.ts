@@ -7,6 +7,7 @@
  *   __be16, net32  number, network order
  *   __be32         IPv4 text, network order
  *   struct mac     MAC text
+ *   struct address IP text of either family; IPv4 is mapped into IPv6 (RFC 4291 section 2.5.5.2) in the bytes only
  *   other structs  objects; members named `unused` do not exist on this side and are written as zero
  */
 import type { Codec } from '#libbpf-ts';
@@ -24,6 +25,7 @@ export type Kind =
   | 'net32'
   | 'be32'
   | 'mac'
+  | 'address'
   | { readonly struct: StructName };
 
 interface Field {
@@ -35,7 +37,7 @@ type Structs = typeof layout.structs;
 export type StructName = keyof Structs;
 
 /** The TypeScript side of a kind. */
-export type ValueOf<K> = K extends 'be32' | 'mac'
+export type ValueOf<K> = K extends 'be32' | 'mac' | 'address'
   ? string
   : K extends { readonly struct: infer S extends StructName }
     ? Struct<S>
@@ -48,7 +50,7 @@ export type Struct<S extends StructName> = {
     : never;
 };
 
-const sizes = { u8: 1, u16: 2, u32: 4, u64: 8, be16: 2, net32: 4, be32: 4, mac: 6 } as const;
+const sizes = { u8: 1, u16: 2, u32: 4, u64: 8, be16: 2, net32: 4, be32: 4, mac: 6, address: 16 } as const;
 
 /** Size in bytes of a value of this kind. */
 export function kindSize(kind: Kind): number {
@@ -57,6 +59,18 @@ export function kindSize(kind: Kind): number {
 
 function view(bytes: Uint8Array): DataView {
   return new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+}
+
+const mappedPrefix = Uint8Array.of(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff);
+
+function isMapped(bytes: Uint8Array): boolean {
+  return mappedPrefix.every((byte, i) => bytes[i] === byte);
+}
+
+function encodeAddress(text: string, into: Uint8Array): void {
+  const bytes = addressToBytes(text);
+  if (bytes.length === 4) into.set(mappedPrefix);
+  into.set(bytes, 16 - bytes.length);
 }
 
 const littleEndian = new Uint8Array(Uint16Array.of(1).buffer)[0] === 1;
@@ -80,6 +94,8 @@ function encodeKind(kind: Kind, value: unknown, into: Uint8Array): void {
       return into.set(addressToBytes(value as string));
     case 'mac':
       return into.set(macToBytes(value as string));
+    case 'address':
+      return encodeAddress(value as string, into);
     default:
       return encodeStruct(kind.struct, value as Record<string, unknown>, into);
   }
@@ -103,6 +119,8 @@ function decodeKind(kind: Kind, bytes: Uint8Array): unknown {
       return bytesToAddress(bytes.subarray(0, 4));
     case 'mac':
       return bytesToMac(bytes.subarray(0, 6));
+    case 'address':
+      return bytesToAddress(isMapped(bytes) ? bytes.subarray(12, 16) : bytes.subarray(0, 16));
     default:
       return decodeStruct(kind.struct, bytes);
   }

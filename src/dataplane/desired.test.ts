@@ -10,26 +10,43 @@ import {
   desiredPeers,
   desiredVteps,
   type Endpoint,
+  endpointCapacity,
   endpointSlot,
+  type FamilySettings,
   type NodeSettings,
   type Peer,
+  peer6Value,
   peerCapacity,
+  peerKey,
   peerSlot,
   peerValue,
+  stateSlot,
 } from './desired.ts';
 
-function node(network: string, podCidr: string): NodeSettings {
-  return {
-    network: parseCidr(network),
-    podCidr: parseCidr(podCidr),
-    vni: 1,
-    port: 8472,
-    vtepMac: 'aa:00:00:00:00:03',
-    uplink: { ifindex: 2, ip: '192.168.0.3', mtu: 1500 },
-    sourcePorts: { min: 32768, max: 60999 },
-  };
+const common = {
+  vni: 1,
+  port: 8472,
+  uplink: { ifindex: 2, mtu: 1500, mac: '02:00:00:00:00:03' },
+  sourcePorts: { min: 32768, max: 60999 },
+} as const;
+
+function half4(network: string, podCidr: string): FamilySettings {
+  const cidrs = { network: parseCidr(network), podCidr: parseCidr(podCidr) };
+  return { ...cidrs, vtepMac: 'aa:00:00:00:00:03', vtepIp: '192.168.0.3' };
 }
-const k3s = node('10.42.0.0/16', '10.42.3.0/24');
+
+function half6(network: string, podCidr: string): FamilySettings {
+  const cidrs = { network: parseCidr(network), podCidr: parseCidr(podCidr) };
+  return { ...cidrs, vtepMac: 'aa:00:00:00:06:03', vtepIp: 'fd00:31::3' };
+}
+
+const node = (network: string, podCidr: string): NodeSettings => ({ ...common, v4: half4(network, podCidr) });
+
+const [own4, own6] = [half4('10.42.0.0/16', '10.42.3.0/24'), half6('fd00:42::/56', 'fd00:42:0:3::/64')];
+const k3s: NodeSettings = { ...common, v4: own4 };
+const dual: NodeSettings = { ...common, v4: own4, v6: own6 };
+const only6: NodeSettings = { ...common, v6: own6 };
+const direct: NodeSettings = { ...dual, directRouting: true };
 
 function peer(n: number, over: Partial<Peer> = {}): Peer {
   return {
@@ -38,6 +55,18 @@ function peer(n: number, over: Partial<Peer> = {}): Peer {
     vtepIp: `192.168.0.${n}`,
     vtepMac: `aa:00:00:00:00:0${n}`,
     behindNat: false,
+    ...over,
+  };
+}
+
+function peer6(n: number, over: Partial<Peer> = {}): Peer {
+  return {
+    name: `node${n}`,
+    podCidr: parseCidr(`fd00:42:0:${n}::/64`),
+    vtepIp: `fd00:31::${n}`,
+    vtepMac: `aa:00:00:00:06:0${n}`,
+    behindNat: false,
+    zeroChecksum: true,
     ...over,
   };
 }
@@ -59,7 +88,7 @@ const hexOf = (bytes: Uint8Array): string => Buffer.from(bytes).toString('hex');
 
 describe('the configuration', () => {
   it('says all that the programs must know of the node', () => {
-    expect(desiredConfig(k3s)).toEqual({
+    expect(desiredConfig(dual)).toEqual({
       network: '10.42.0.0',
       network_mask: '255.255.0.0',
       pod_cidr: '10.42.3.0',
@@ -67,12 +96,67 @@ describe('the configuration', () => {
       vtep_ip: '192.168.0.3',
       vxlan_port: 8472,
       vtep_mac: 'aa:00:00:00:00:03',
+      vtep_mac6: 'aa:00:00:00:06:03',
+      uplink_mac: '02:00:00:00:00:03',
+      network6: 'fd00:42::',
+      network6_mask: 'ffff:ffff:ffff:ff00::',
+      pod_cidr6: 'fd00:42:0:3::',
+      pod_cidr6_mask: 'ffff:ffff:ffff:ffff::',
+      vtep_ip6: 'fd00:31::3',
       vni: 1,
       subnet_shift: 8,
+      endpoint_slots: 256,
       uplink_ifindex: 2,
+      uplink_mtu: 1500,
       pod_mtu: 1450, // 50 less than the uplink's
+      pod_mtu6: 1430, // and 70
       source_port_min: 32768,
       source_port_count: 28232, // both ends of the range belong to it
+      direct_routing: 0,
+    });
+  });
+
+  it('says that peers on our L2 are reached without encapsulation', () => {
+    expect(desiredConfig(direct)).toEqual({ ...desiredConfig(dual), direct_routing: 1 });
+  });
+
+  it('has of a family that is off a network of one address, which no pod and no peer has', () => {
+    const highest = 'ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff';
+    expect(desiredConfig(k3s)).toEqual({
+      ...desiredConfig(dual),
+      vtep_mac6: '00:00:00:00:00:00',
+      network6: highest,
+      network6_mask: highest,
+      pod_cidr6: highest,
+      pod_cidr6_mask: highest,
+      vtep_ip6: highest,
+    });
+    expect(desiredConfig(only6)).toEqual({
+      ...desiredConfig(dual),
+      network: '255.255.255.255',
+      network_mask: '255.255.255.255',
+      pod_cidr: '255.255.255.255',
+      pod_cidr_mask: '255.255.255.255',
+      vtep_ip: '255.255.255.255',
+      vtep_mac: '00:00:00:00:00:00',
+      subnet_shift: 0,
+    });
+    expect([peerCapacity(only6), endpointCapacity(only6)]).toEqual([1, 256]);
+  });
+
+  it.each([
+    ['fd00::/8', 'fd00:1:2:3::/64', 'ff00::', 'ffff:ffff:ffff:ffff::'],
+    ['fd00:42::/57', 'fd00:42:0:3::/81', 'ffff:ffff:ffff:ff80::', 'ffff:ffff:ffff:ffff:ffff:8000::'],
+    [
+      'fd00:42::/120',
+      'fd00:42::4/126',
+      'ffff:ffff:ffff:ffff:ffff:ffff:ffff:ff00',
+      'ffff:ffff:ffff:ffff:ffff:ffff:ffff:fffc',
+    ],
+  ])('of a node with %s in %s has their masks', (network, podCidr, networkMask, podMask) => {
+    expect(desiredConfig({ ...common, v6: half6(network, podCidr) })).toMatchObject({
+      network6_mask: networkMask,
+      pod_cidr6_mask: podMask,
     });
   });
 
@@ -113,13 +197,32 @@ describe('a podCIDR', () => {
     ['255.255.255.0/24', 'far above it'],
     ['fd00::/24', 'of the other family'],
   ])('%s has none: it is %s', (podCidr) => {
-    expect(peerSlot(k3s, parseCidr(podCidr))).toBeUndefined();
+    expect(peerSlot(dual, parseCidr(podCidr))).toBeUndefined();
+    expect(peerSlot(only6, parseCidr(podCidr))).toBeUndefined();
+  });
+
+  it.each(['fd00:42:0:1::/64', 'fd00:42::/64', 'fd00:42:0:ff::/64'])(
+    '%s has its base for a key',
+    (podCidr) => {
+      expect(peerKey(dual, parseCidr(podCidr))).toBe(podCidr.replace('/64', ''));
+      expect(peerKey(k3s, parseCidr(podCidr))).toBeUndefined();
+    },
+  );
+
+  it.each([
+    ['fd00:42:0:1::/65', 'longer than ours'],
+    ['fd00:42:0:10::/60', 'shorter than ours'],
+    ['fd00:42:0:100::/64', 'just above the network'],
+    ['fd00:41:ffff:ffff::/64', 'just below the network'],
+    ['10.42.1.0/24', 'of the other family'],
+  ])('%s has no key: it is %s', (podCidr) => {
+    expect(peerKey(dual, parseCidr(podCidr))).toBeUndefined();
   });
 });
 
 describe('a peer', () => {
   it('has its outer header ready to copy, byte by byte', () => {
-    const { header, ...rest } = peerValue(k3s, peer(1), '192.168.0.254');
+    const { head, header } = peerValue(k3s, own4, peer(1), '192.168.0.254');
     expect(hexOf(encode({ struct: 'outer_header' }, header))).toBe(
       [
         '000000000000 000000000000 0800', // filled in by the kernel's neighbour table
@@ -131,17 +234,63 @@ describe('a peer', () => {
         .join('')
         .replaceAll(' ', ''),
     );
-    expect(rest).toMatchObject({ flags: 1, vtep_ip: '192.168.0.1', next_hop: '192.168.0.254' });
+    expect(head).toMatchObject({ flags: 1, vtep_ip: '192.168.0.1', next_hop: '192.168.0.254' });
+  });
+
+  it('has its outer IPv6 header ready to copy, byte by byte', () => {
+    const { head, header } = peer6Value(dual, own6, peer6(1), 'fd00:31::fe');
+    expect(hexOf(encode({ struct: 'outer_header6' }, header))).toBe(
+      [
+        '000000000000 000000000000 86dd',
+        '60000000 0000 11 40', // no class, no flow label; UDP, hop limit 64, from us to the peer
+        'fd000031000000000000000000000003 fd000031000000000000000000000001',
+        '0000 2118 0000 0000', // to port 8472, no checksum
+        '08000000 00000100',
+        'aa0000000601 aa0000000603 86dd', // from our flannel-v6.1 to the peer's
+      ]
+        .join('')
+        .replaceAll(' ', ''),
+    );
+    expect(head).toEqual({ flags: 1, checksum_base: 0, vtep_ip: 'fd00:31::1', next_hop: 'fd00:31::fe' });
   });
 
   it('carries the largest VNI and another port too', () => {
-    const { header } = peerValue({ ...k3s, vni: 0xff_ffff, port: 4789 }, peer(1), '192.168.0.1');
-    expect(hexOf(encode({ struct: 'vxlan' }, header.vxlan))).toBe('08000000ffffff00');
-    expect(hexOf(encode({ struct: 'udp' }, header.udp))).toBe('000012b500000000');
+    const settings = { ...dual, vni: 0xff_ffff, port: 4789 };
+    for (const { header } of [
+      peerValue(settings, own4, peer(1), '192.168.0.1'),
+      peer6Value(settings, own6, peer6(1), 'fd00:31::1'),
+    ]) {
+      expect(hexOf(encode({ struct: 'vxlan' }, header.vxlan))).toBe('08000000ffffff00');
+      expect(hexOf(encode({ struct: 'udp' }, header.udp))).toBe('000012b500000000');
+    }
   });
 
+  const [present, behindNat, slow, onL2] = [1, 2, 4, 8];
+  const flags4 = (settings: NodeSettings, nextHop: string, over: Partial<Peer> = {}): number =>
+    peerValue(settings, own4, peer(1, over), nextHop).head.flags;
+  const flags6 = (settings: NodeSettings, nextHop: string, over: Partial<Peer> = {}): number =>
+    peer6Value(settings, own6, peer6(1, over), nextHop).head.flags;
+
   it('behind NAT is marked as such', () => {
-    expect(peerValue(k3s, peer(1, { behindNat: true }), '192.168.0.1').flags).toBe(3);
+    expect(flags4(dual, '192.168.0.1', { behindNat: true })).toBe(present | behindNat);
+    expect(flags6(dual, 'fd00:31::1', { behindNat: true })).toBe(present | behindNat);
+  });
+
+  it('that wants outer checksums is slow, over IPv6', () => {
+    for (const zeroChecksum of [false, undefined])
+      expect(flags6(dual, 'fd00:31::1', { zeroChecksum: zeroChecksum as boolean })).toBe(present | slow);
+    expect(flags4(dual, '192.168.0.1', { zeroChecksum: false })).toBe(present);
+  });
+
+  it('on our L2 is marked as such where DirectRouting is asked for, and needs no checksum then', () => {
+    expect(flags4(direct, '192.168.0.1')).toBe(present | onL2);
+    expect(flags6(direct, 'fd00:31::1', { zeroChecksum: false })).toBe(present | onL2);
+  });
+
+  it('behind a router is encapsulated for, DirectRouting or not', () => {
+    expect(flags4(direct, '192.168.0.254')).toBe(present);
+    expect(flags6(direct, 'fd00:31::fe')).toBe(present);
+    expect(flags6(direct, 'fd00:31::fe', { zeroChecksum: false })).toBe(present | slow);
   });
 
   it('has the checksum of what never changes: a header that is filled in as the program does it is right (RFC 1071)', () => {
@@ -150,10 +299,10 @@ describe('a peer', () => {
       new Uint16Array(Uint8Array.of(high, low).buffer)[0]!;
     for (let i = 0; i < 500; i++) {
       const vtepIp = [0, 0, 0, 0].map(() => random.below(256)).join('.');
-      const { header, checksum_base: base } = peerValue(k3s, peer(1, { vtepIp }), vtepIp);
+      const { head, header } = peerValue(k3s, own4, peer(1, { vtepIp }), vtepIp);
       const [tos, length, id] = [random.below(256), random.below(65536), random.below(65536)];
       const bytes = encode({ struct: 'ipv4' }, { ...header.ip, tos, total_length: length, id });
-      let sum = base + wordOf(0, tos) + wordOf(length >> 8, length) + wordOf(id >> 8, id);
+      let sum = head.checksum_base + wordOf(0, tos) + wordOf(length >> 8, length) + wordOf(id >> 8, id);
       sum = (sum & 0xffff) + (sum >>> 16);
       sum = (sum & 0xffff) + (sum >>> 16);
       new Uint16Array(bytes.buffer)[5] = ~sum;
@@ -162,73 +311,158 @@ describe('a peer', () => {
   });
 });
 
-describe('the peers map', () => {
-  it('holds each peer in the slot of its podCIDR, by way of the next hop to it', () => {
+describe('the peers maps', () => {
+  const nextHopTo = (ip: string): string | undefined =>
+    ({ '10.9.9.9': '192.168.0.254', '2001:db8::9': 'fd00:31::fe' })[ip] ?? ip;
+
+  it('hold each peer by its podCIDR, by way of the next hop to it', () => {
     const far = peer(200, {
       podCidr: parseCidr('10.42.200.0/24'),
       vtepMac: 'aa:00:00:00:00:c8',
       vtepIp: '10.9.9.9',
     });
-    const slots = desiredPeers(k3s, [peer(1), far], (ip) => (ip === '10.9.9.9' ? '192.168.0.254' : ip));
-    expect([...slots.keys()]).toEqual(['1', '200']);
-    expect(slots.get('1')).toEqual(peerValue(k3s, peer(1), '192.168.0.1'));
-    expect(slots.get('200')).toEqual(peerValue(k3s, far, '192.168.0.254'));
+    const far6 = peer6(9, { vtepIp: '2001:db8::9' });
+    const { peers, peers6 } = desiredPeers(dual, [peer(1), far, peer6(1), far6], nextHopTo);
+    expect(peers).toEqual(
+      new Map([
+        ['1', peerValue(dual, own4, peer(1), '192.168.0.1')],
+        ['200', peerValue(dual, own4, far, '192.168.0.254')],
+      ]),
+    );
+    expect(peers6).toEqual(
+      new Map([
+        ['fd00:42:0:1::', peer6Value(dual, own6, peer6(1), 'fd00:31::1')],
+        ['fd00:42:0:9::', peer6Value(dual, own6, far6, 'fd00:31::fe')],
+      ]),
+    );
   });
 
-  it('leaves to the kernel path a peer without a route, of another length, or outside the network', () => {
-    const peers = [
+  it('leave to the kernel path a peer without a route, of another length, or outside the network', () => {
+    const all = [
       peer(1, { vtepIp: '198.51.100.1' }),
       peer(2, { podCidr: parseCidr('10.42.4.0/23') }),
       peer(5, { podCidr: parseCidr('10.99.5.0/24') }),
       peer(6),
+      peer6(1, { vtepIp: '2001:db8::1' }),
+      peer6(2, { podCidr: parseCidr('fd00:42:0:4::/63') }),
+      peer6(5, { podCidr: parseCidr('fd00:43:0:5::/64') }),
+      peer6(6),
     ];
-    const slots = desiredPeers(k3s, peers, (ip) => (ip === '198.51.100.1' ? undefined : ip));
-    expect([...slots.keys()]).toEqual(['6']);
+    const { peers, peers6 } = desiredPeers(dual, all, (ip) =>
+      ip === '198.51.100.1' || ip === '2001:db8::1' ? undefined : ip,
+    );
+    expect([...peers.keys()]).toEqual(['6']);
+    expect([...peers6.keys()]).toEqual(['fd00:42:0:6::']);
+  });
+
+  it('hold nothing of a family that the node has not', () => {
+    const all = [peer(1), peer6(1)];
+    expect(desiredPeers(k3s, all, nextHopTo).peers6.size).toBe(0);
+    expect(desiredPeers(only6, all, nextHopTo).peers.size).toBe(0);
   });
 });
 
 describe('the vteps map', () => {
-  it('knows every node, those too that the peers map cannot hold, and us as us', () => {
-    const peers = [peer(1), peer(2, { podCidr: parseCidr('10.42.4.0/23') })];
-    const indexed = desiredPeers(k3s, peers, (ip) => ip);
-    expect(desiredVteps(k3s, peers, indexed)).toEqual(
+  const vtepsOf = (settings: NodeSettings, peers: readonly Peer[]) =>
+    desiredVteps(
+      settings,
+      peers,
+      desiredPeers(settings, peers, (ip) => ip),
+    );
+
+  it('knows every node, those too that the peers maps cannot hold, and us as us', () => {
+    const peers = [
+      peer(1),
+      peer(2, { podCidr: parseCidr('10.42.4.0/23') }),
+      peer6(1),
+      peer6(2, { podCidr: parseCidr('fd00:42:0:4::/63') }),
+    ];
+    expect(vtepsOf(dual, peers)).toEqual(
       new Map([
         ['192.168.0.1', { flags: 2 }],
         ['192.168.0.2', { flags: 2 | 4 }],
+        ['fd00:31::1', { flags: 2 }],
+        ['fd00:31::2', { flags: 2 | 4 }],
         ['192.168.0.3', { flags: 1 }],
+        ['fd00:31::3', { flags: 1 }],
       ]),
     );
   });
 
   it('believes no peer that claims our own address', () => {
-    expect(desiredVteps(k3s, [peer(1, { vtepIp: '192.168.0.3' })], new Map())).toEqual(
-      new Map([['192.168.0.3', { flags: 1 }]]),
-    );
-  });
-});
-
-describe('the endpoints map', () => {
-  it('holds each pod in the slot of its address, and marks the slow ones', () => {
-    const slots = desiredEndpoints(k3s, [
-      endpoint('10.42.3.5'),
-      endpoint('10.42.3.255', { hostIfindex: 8, slow: true, mtu: 1400 }),
-    ]);
-    const macs = { pod_mac: '0a:00:00:00:00:05', host_mac: '0e:00:00:00:00:05' };
-    expect(slots).toEqual(
+    const claims = [peer(1, { vtepIp: '192.168.0.3' }), peer6(1, { vtepIp: 'fd00:31::3' })];
+    expect(vtepsOf(dual, claims)).toEqual(
       new Map([
-        ['5', { ifindex: 7, flags: 0, ...macs, mtu: 1450 }],
-        ['255', { ifindex: 8, flags: 1, ...macs, mtu: 1400 }],
+        ['192.168.0.3', { flags: 1 }],
+        ['fd00:31::3', { flags: 1 }],
       ]),
     );
   });
 
-  it('leaves out a pod whose address is not of our podCIDR', () => {
-    expect(desiredEndpoints(k3s, [endpoint('10.42.2.255'), endpoint('10.42.4.0')]).size).toBe(0);
+  it('says of an address that two nodes share what is true of one of them', () => {
+    const shared = { vtepIp: '203.0.113.1', behindNat: true };
+    const odd = { ...shared, podCidr: parseCidr('10.42.4.0/23') };
+    for (const peers of [
+      [peer(1, shared), peer(2, odd)],
+      [peer(2, odd), peer(1, shared)],
+    ])
+      expect(vtepsOf(k3s, peers).get('203.0.113.1')).toEqual({ flags: 2 | 4 });
+  });
+});
+
+describe('the endpoints maps', () => {
+  it('hold each pod by its address, and mark the slow ones', () => {
+    const { endpoints, endpoints6 } = desiredEndpoints(dual, [
+      endpoint('10.42.3.5'),
+      endpoint('10.42.3.255', { hostIfindex: 8, slow: true, mtu: 1400 }),
+      endpoint('fd00:42:0:3::5'),
+      endpoint('fd00:42:0:3:1::5', { hostIfindex: 8, slow: true, mtu: 1400 }),
+    ]);
+    const macs = { pod_mac: '0a:00:00:00:00:05', host_mac: '0e:00:00:00:00:05' };
+    const [usual, slow] = [
+      { ifindex: 7, flags: 0, ...macs, mtu: 1450 },
+      { ifindex: 8, flags: 1, ...macs, mtu: 1400 },
+    ];
+    expect(endpoints).toEqual(
+      new Map([
+        ['5', usual],
+        ['255', slow],
+      ]),
+    );
+    expect(endpoints6).toEqual(
+      new Map([
+        ['fd00:42:0:3::5', usual],
+        ['fd00:42:0:3:1::5', slow],
+      ]),
+    );
   });
 
-  it('has a slot for every address, whatever the length', () => {
+  it('leave out a pod whose address is not of our podCIDRs', () => {
+    const all = ['10.42.2.255', '10.42.4.0', 'fd00:42:0:2::5', 'fd00:42:0:4::'].map((ip) => endpoint(ip));
+    const { endpoints, endpoints6 } = desiredEndpoints(dual, all);
+    expect([endpoints.size, endpoints6.size]).toEqual([0, 0]);
+  });
+
+  it('leave out the addresses of a family that the node has not', () => {
+    const all = ['10.42.3.5', 'fd00:42:0:3::5'].map((ip) => endpoint(ip));
+    expect(desiredEndpoints(k3s, all).endpoints6.size).toBe(0);
+    expect(desiredEndpoints(only6, all).endpoints.size).toBe(0);
+  });
+
+  it('have a slot for every IPv4 address, whatever the length', () => {
     expect(endpointSlot(node('10.0.0.0/8', '10.42.0.0/16'), '10.42.255.255')).toBe(65535);
     expect(endpointSlot(node('10.42.0.0/16', '10.42.3.64/26'), '10.42.3.127')).toBe(63);
     expect(endpointSlot(node('10.42.0.0/16', '10.42.3.64/26'), '10.42.3.128')).toBeUndefined();
+    expect(endpointSlot(dual, 'fd00:42:0:3::5')).toBeUndefined();
+  });
+});
+
+describe('the endpoint_state map', () => {
+  it('has a slot of each IPv4 address, and behind them for IPv6 those of the lowest bits', () => {
+    expect(stateSlot(dual, '10.42.3.5')).toBe(5);
+    expect(stateSlot(dual, 'fd00:42:0:3::5')).toBe(256 + 5);
+    expect(stateSlot(dual, 'fd00:42:0:3:7::a:1ff')).toBe(256 + 255);
+    expect(stateSlot(node('10.42.0.0/16', '10.42.3.64/26'), 'fd00::ff')).toBe(64 + 63);
+    expect(stateSlot(only6, 'fd00:42:0:3::5')).toBe(256 + 5);
   });
 });

@@ -18,6 +18,7 @@ import { removeLinks } from './targets.ts';
 const objects = {
   pod: ['from_pod'],
   wire: ['from_wire'],
+  xdp: ['xdp_from_wire'],
   stack: ['to_pod', 'to_vtep', 'sweep_flows'],
 } as const;
 
@@ -36,7 +37,7 @@ export interface LoadedPrograms extends Disposable {
 /** Sizes that depend on the node; the others stand in bpf/maps.h. */
 export function mapCapacities(settings: NodeSettings): Partial<Record<MapName, number>> {
   const slots = endpointCapacity(settings);
-  return { peers: peerCapacity(settings), endpoints: slots, endpoint_state: slots };
+  return { peers: peerCapacity(settings), endpoints: slots, endpoint_state: 2 * slots };
 }
 
 /**

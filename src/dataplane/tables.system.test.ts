@@ -24,14 +24,14 @@ describe.skipIf(missing)(`a table${missing ? ` (skipped: ${missing})` : ''}`, ()
   });
 
   it.each([
-    ['peers', 'array', 4, 72, 'its values have 72 bytes, the codec 80'],
-    ['vteps', 'hash', 16, 4, 'its keys have 16 bytes, the codec 4'],
+    ['peers', 'array', 4, 72, 'its values have 72 bytes, the codec 104'],
+    ['vteps', 'hash', 4, 4, 'its keys have 4 bytes, the codec 16'],
     [
       'stack_flows',
       'hash',
       12,
       16,
-      'its keys have 12 bytes, the codec 16; its values have 16 bytes, the codec 8',
+      'its keys have 12 bytes, the codec 40; its values have 16 bytes, the codec 8',
     ],
   ] as const)(
     '%s refuses a %s of another layout before a byte is read',

@@ -3,8 +3,14 @@ import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
+import { directSettings, nextHopTo, sides } from '../../test/bpf/node.ts';
 import { testNode } from '../host/netns.fixture.ts';
 import { fixture, noKernel, TemporaryBpffs } from '../libbpf-ts/test-support.ts';
+import { desiredEndpoints, desiredPeers, desiredVteps } from './desired.ts';
+import { loadPrograms } from './programs.ts';
+import { reconcile, step } from './reconcile.ts';
+import { pinPaths } from './tables.ts';
+import { endpoints6Target, endpointsTarget, peers6Target, peersTarget, vtepsTarget } from './targets.ts';
 
 /** What links.child.ts saw in a namespace of its own. */
 async function watch(way: 'tcx' | 'clsact'): Promise<unknown> {
@@ -54,5 +60,46 @@ describe.skipIf(noKernel)(`programs on devices${noKernel ? ` (skipped: ${noKerne
       },
       removed: { listed: {}, pins: [], filters: 0 },
     });
+  });
+});
+
+describe.skipIf(noKernel)(`the maps${noKernel ? ` (skipped: ${noKernel})` : ''}`, () => {
+  it('hold what they should after one pass, so that the next one writes nothing, and are emptied', async () => {
+    using bpffs = new TemporaryBpffs();
+    using loaded = loadPrograms(directSettings, pinPaths(bpffs.path));
+    const { tables } = loaded;
+    const everyPeer = sides.flatMap(({ peers }) => Object.values(peers));
+    const everyPod = sides.flatMap(({ pods }) => Object.values(pods));
+
+    const pass = async (peers: typeof everyPeer, pods: typeof everyPod) => {
+      const indexed = desiredPeers(directSettings, peers, nextHopTo);
+      const { endpoints, endpoints6 } = desiredEndpoints(directSettings, pods);
+      const outcomes = await reconcile([
+        step(peersTarget(tables), indexed.peers),
+        step(peers6Target(tables), indexed.peers6),
+        step(vtepsTarget(tables), desiredVteps(directSettings, peers, indexed)),
+        step(endpointsTarget(tables), endpoints),
+        step(endpoints6Target(tables), endpoints6),
+      ]);
+      return outcomes.map(({ target, upserts, removals, error }) => error ?? [target, upserts, removals]);
+    };
+
+    expect(await pass(everyPeer, everyPod)).toEqual([
+      ['peers', 4, 0],
+      ['peers6', 4, 0],
+      ['vteps', 12, 0],
+      ['endpoints', 5, 0],
+      ['endpoints6', 5, 0],
+    ]);
+    expect(await pass(everyPeer, everyPod)).toEqual(
+      ['peers', 'peers6', 'vteps', 'endpoints', 'endpoints6'].map((target) => [target, 0, 0]),
+    );
+    expect(await pass([], [])).toEqual([
+      ['peers', 0, 4],
+      ['peers6', 0, 4],
+      ['vteps', 0, 10], // our own two stay
+      ['endpoints', 0, 5],
+      ['endpoints6', 0, 5],
+    ]);
   });
 });

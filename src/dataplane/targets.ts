@@ -3,7 +3,7 @@
 import { existsSync, readdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { attachTc, BpfError, BpfLink, type BpfProgram, ifindexOf, TcFilter } from '#libbpf-ts';
-import type { Struct } from './codec.ts';
+import { decode, kindSize, type Struct, type StructName } from './codec.ts';
 import type { ProgramName } from './programs.ts';
 import type { Tables } from './tables.ts';
 import type { Target } from './target.ts';
@@ -27,52 +27,41 @@ function slotTarget<V extends object>(
   };
 }
 
-const noMac = '00:00:00:00:00:00';
-
-const emptyPeer: Struct<'peer'> = {
-  header: {
-    ether: { dst: noMac, src: noMac, type: 0 },
-    ip: {
-      version_ihl: 0,
-      tos: 0,
-      total_length: 0,
-      id: 0,
-      fragment: 0,
-      ttl: 0,
-      protocol: 0,
-      checksum: 0,
-      src: '0.0.0.0',
-      dst: '0.0.0.0',
-    },
-    udp: { src_port: 0, dst_port: 0, length: 0, checksum: 0 },
-    vxlan: { flags: 0, vni: 0 },
-    inner_ether: { dst: noMac, src: noMac, type: 0 },
-  },
-  flags: 0,
-  checksum_base: 0,
-  vtep_ip: '0.0.0.0',
-  next_hop: '0.0.0.0',
-};
-
-const emptyEndpoint: Struct<'endpoint'> = { ifindex: 0, flags: 0, pod_mac: noMac, host_mac: noMac, mtu: 0 };
+/** All zero, which is how an array map says that there is nothing. */
+function zero<S extends StructName>(struct: S): Struct<S> {
+  return decode({ struct }, new Uint8Array(kindSize({ struct })));
+}
 
 export function peersTarget(tables: Tables): Target<Struct<'peer'>> {
-  return slotTarget('peers', tables.peers, (peer) => peer.flags === 0, emptyPeer);
+  return slotTarget('peers', tables.peers, (peer) => peer.head.flags === 0, zero('peer'));
 }
 
 export function endpointsTarget(tables: Tables): Target<Struct<'endpoint'>> {
-  return slotTarget('endpoints', tables.endpoints, (endpoint) => endpoint.ifindex === 0, emptyEndpoint);
+  return slotTarget('endpoints', tables.endpoints, (endpoint) => endpoint.ifindex === 0, zero('endpoint'));
 }
 
-/** Keys are addresses. */
-export function vtepsTarget(tables: Tables): Target<Struct<'vtep'>> {
+/** A hash map; keys are addresses. */
+function addressTarget<V>(
+  name: string,
+  table: {
+    entries(): Iterable<[string, V]>;
+    setMany(entries: Iterable<[string, V]>): void;
+    deleteMany(keys: Iterable<string>): unknown;
+  },
+): Target<V> {
   return {
-    name: 'vteps',
-    list: async () => new Map(tables.vteps.entries()),
-    upsert: async (entries) => tables.vteps.setMany(entries),
-    remove: async (entries) => void tables.vteps.deleteMany(entries.keys()),
+    name,
+    list: async () => new Map(table.entries()),
+    upsert: async (entries) => table.setMany(entries),
+    remove: async (entries) => void table.deleteMany(entries.keys()),
   };
 }
+
+export const peers6Target = (tables: Tables): Target<Struct<'peer6'>> =>
+  addressTarget('peers6', tables.peers6);
+export const endpoints6Target = (tables: Tables): Target<Struct<'endpoint'>> =>
+  addressTarget('endpoints6', tables.endpoints6);
+export const vtepsTarget = (tables: Tables): Target<Struct<'vtep'>> => addressTarget('vteps', tables.vteps);
 
 /** A program on a device's hook. Its key, also a link's name in bpffs, is `from_pod@veth1234abcd`. */
 export interface Attachment {
@@ -81,13 +70,14 @@ export interface Attachment {
   readonly programId: number;
 }
 
-const directions = {
+const places = {
   from_pod: 'ingress',
   from_wire: 'ingress',
   to_pod: 'egress',
   to_vtep: 'egress',
+  xdp_from_wire: 'xdp',
 } as const;
-export type HookName = keyof typeof directions;
+export type HookName = keyof typeof places;
 
 /** bpffs allows no dots in names, and no interface has a colon in its own. */
 export function linkKey(hook: HookName, ifname: string): string {
@@ -162,9 +152,11 @@ export function listLinks(pinDir: string): Map<string, Attachment> {
   return found;
 }
 
-/** Take all programs off their devices. */
+/** Take all programs off their devices; XDP first, since only from_wire knows what to do with the frames that it leaves. */
 export function removeLinks(pinDir: string): void {
-  for (const key of listLinks(pinDir).keys()) detach(pinDir, key);
+  const keys = [...listLinks(pinDir).keys()];
+  const isXdp = (key: string): number => (places[parseLinkKey(key).hook] === 'xdp' ? 0 : 1);
+  for (const key of keys.sort((a, b) => isXdp(a) - isXdp(b))) detach(pinDir, key);
 }
 
 function attachOrReplace(
@@ -180,8 +172,13 @@ function attachOrReplace(
     if (link.info().ifindex === ifindex) return link.update(program);
     rmSync(pin);
   }
+  const place = places[parseLinkKey(key).hook];
+  if (place === 'xdp') {
+    using link = BpfLink.attachXdp(program, ifindex, 'native');
+    return link.pin(pin);
+  }
   // A filter takes the place of the one before by itself.
-  using attached = attach(program, ifindex, directions[parseLinkKey(key).hook], filterPlace);
+  using attached = attach(program, ifindex, place, filterPlace);
   if (attached instanceof BpfLink) return attached.pin(pin);
   const memory = join(pinDir, `${filterPin}${key}`);
   rmSync(memory, { force: true });
@@ -199,8 +196,10 @@ function detach(pinDir: string, key: string): void {
 /** Our filter of this key, as far as device and filter are (still) there. */
 function findFilter(key: string): TcFilter | undefined {
   const { hook, ifname } = parseLinkKey(key);
+  const place = places[hook];
+  if (place === 'xdp') return undefined;
   try {
-    return TcFilter.find(ifindexOf(ifname), directions[hook], filterPlace);
+    return TcFilter.find(ifindexOf(ifname), place, filterPlace);
   } catch (error) {
     if (error instanceof BpfError && error.code === 'ENODEV') return undefined;
     throw error;

@@ -11,7 +11,7 @@ export interface LinkAddress {
   /** Prefix length in bits. */
   length: number;
   scope: string;
-  /** Neither secondary nor temporary nor deprecated: fit to be a node's own address. */
+  /** Neither secondary nor temporary nor deprecated nor another host's (DAD failed): fit to be a node's own address. */
   primary: boolean;
 }
 
@@ -24,6 +24,8 @@ export interface VxlanDetails {
   /** Name of the device that the tunnel is bound to. */
   uplink: string | undefined;
   learning: boolean;
+  /** Outer UDP checksums of zero over IPv6, which RFC 6935 allows to those who agree on them: sends and accepts them. */
+  zeroChecksum6: { tx: boolean; rx: boolean };
   /** Settings that a flannel device never has, by iproute2's names: `group`, `remote`, `gbp`, `external`, `proxy`, … */
   extras: string[];
 }
@@ -69,6 +71,7 @@ interface IpAddrRow {
     secondary?: boolean;
     temporary?: boolean;
     deprecated?: boolean;
+    dadfailed?: boolean;
   }[];
 }
 
@@ -113,7 +116,7 @@ function toLink(row: IpAddrRow): Link {
               ip: address.local,
               length: address.prefixlen,
               scope: address.scope,
-              primary: !address.secondary && !address.temporary && !address.deprecated,
+              primary: !address.secondary && !address.temporary && !address.deprecated && !address.dadfailed,
             },
           ],
     ),
@@ -150,6 +153,7 @@ function toVxlan(data: Record<string, unknown>): VxlanDetails {
     local: text(data['local']) ?? text(data['local6']),
     uplink: text(data['link']),
     learning: data['learning'] === true,
+    zeroChecksum6: { tx: data['udp_zero_csum6_tx'] === true, rx: data['udp_zero_csum6_rx'] === true },
     extras: FOREIGN_VXLAN_SETTINGS.filter((name) => data[name] !== undefined && data[name] !== false),
   };
 }

@@ -18,9 +18,9 @@ const LAST_RETRY_MS = 30_000;
 const HEALTHY_MS = 60_000;
 
 /**
- * Call `onChange` whenever links, addresses, routes or neighbours change: a trigger to list again, nothing more (`ip
- * monitor` prints text only, and may miss events under load). Expect bursts and act at your own pace. It is also called
- * after each restart, since changes may have gone unseen.
+ * Call `onChange` whenever links, addresses, routes, neighbours or settings of the network (forwarding, rp_filter) change:
+ * a trigger to list again, nothing more (`ip monitor` prints text only, and may miss events under load). Expect bursts and
+ * act at your own pace. It is also called after each restart, since changes may have gone unseen.
  */
 export function monitorKernel(onChange: () => void, options: MonitorOptions = {}): Monitor {
   let stopped = false;
@@ -30,7 +30,14 @@ export function monitorKernel(onChange: () => void, options: MonitorOptions = {}
   const ended = Promise.withResolvers<void>();
 
   const start = (): void => {
-    const [file, ...args] = commandIn(options.netns, 'ip', ['monitor', 'link', 'address', 'route', 'neigh']);
+    const [file, ...args] = commandIn(options.netns, 'ip', [
+      'monitor',
+      'link',
+      'address',
+      'route',
+      'neigh',
+      'netconf',
+    ]);
     const startedAt = performance.now();
     let why = '';
     child = spawn(file, args, { stdio: ['ignore', 'pipe', 'pipe'], env: options.env ?? process.env });

@@ -54,6 +54,11 @@ export async function lookupNextHops(
   return hops;
 }
 
+/** Whether a peer that this way leads to is on the uplink's own L2: DirectRouting then sends its pods' packets bare. */
+export function isOnSameL2(hop: NextHop | undefined, uplink: string): boolean {
+  return hop !== undefined && hop.onLink && hop.dev === uplink;
+}
+
 /** A neighbour (ARP or ND) entry. */
 export interface Neighbour {
   /** Undefined while unresolved. */

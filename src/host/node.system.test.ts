@@ -54,8 +54,8 @@ describe(title('sysctls'), { skip: skip !== undefined }, () => {
     const outside = await readSysctl('net/ipv4/ip_forward');
     await ensureSysctls([{ path: 'net/ipv4/ip_forward', value: '0', why: 'to begin with' }], node.options);
     const wanted = [
-      ...nodeSysctls([4, 6], 'eth0'),
-      ...vtepSysctls('eth0'),
+      ...nodeSysctls([4, 6], ['eth0']),
+      ...vtepSysctls('eth0', 4),
       ...podVethSysctls('wire', [4, 6]),
     ];
     const { changed, missing } = await ensureSysctls(wanted, node.options);
@@ -89,35 +89,33 @@ describe(title('the uplink'), { skip: skip !== undefined }, () => {
     await using node = await testNode();
     await node.ip('addr add 10.5.0.1/24 dev wire', 'route add 203.0.113.0/24 via 10.5.0.9');
     const eth0 = (await listLinks(node.options)).get('eth0');
-    expect(await findUplink({ family: 4 }, await listLinks(node.options), node.options)).toEqual({
+    expect(await findUplink({ families: [4] }, await listLinks(node.options), node.options)).toEqual({
       name: 'eth0',
       ifindex: eth0?.ifindex,
-      mac: eth0?.mac,
-      ip: '192.168.9.1',
+      ips: { v4: '192.168.9.1' },
       mtu: 1500,
-      gateway: '192.168.9.254',
+      advertised: [],
       explanation: 'eth0 (192.168.9.1): it carries the default route',
     });
-    expect(await findUplink({ family: 6 }, await listLinks(node.options), node.options)).toMatchObject({
-      ip: 'fd09::1',
-      gateway: 'fd09::fe',
+    expect(await findUplink({ families: [6] }, await listLinks(node.options), node.options)).toMatchObject({
+      ips: { v6: 'fd09::1' },
     });
     expect(
       await findUplink(
-        { family: 4, ifaceCanReach: '203.0.113.7' },
+        { families: [4], ifaceCanReach: '203.0.113.7' },
         await listLinks(node.options),
         node.options,
       ),
     ).toMatchObject({
       name: 'wire',
-      ip: '10.5.0.1',
+      ips: { v4: '10.5.0.1' },
     });
     await expect(
-      findUplink({ family: 4, iface: 'ens3' }, await listLinks(node.options), node.options),
+      findUplink({ families: [4], iface: 'ens3' }, await listLinks(node.options), node.options),
     ).rejects.toThrow('choose with --iface among wire (10.5.0.1), eth0 (192.168.9.1)');
     await node.ip('route del default');
     await expect(
-      findUplink({ family: 4, ifaceCanReach: '8.8.8.8' }, await listLinks(node.options), node.options),
+      findUplink({ families: [4], ifaceCanReach: '8.8.8.8' }, await listLinks(node.options), node.options),
     ).rejects.toThrow('no route leads to 8.8.8.8');
   });
 });

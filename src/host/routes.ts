@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-import { addressFamily, formatCidr, parseCidr } from '../net/ip.ts';
+import { formatCidr, hostCidr, parseCidr } from '../net/ip.ts';
 import { ipJson } from './ip.ts';
 import type { RunOptions } from './run.ts';
 
@@ -18,6 +18,8 @@ export interface RouteRow {
   /** A gateway of the other family (RFC 5549). */
   via?: { family: string; host: string };
   dev?: string;
+  /** Who made it: `kernel`, `ra` (a router's advertisement), `static`, … or a number. */
+  protocol?: string;
   /** Several ways at once (ECMP), in place of `gateway` and `dev`. */
   nexthops?: { gateway?: string; dev: string }[];
   metric?: number;
@@ -37,9 +39,7 @@ export async function listOwnRoutes(options: RunOptions = {}): Promise<RouteRow[
 
 /** The destination of a listed route (never `default`) as a canonical CIDR block, the key of our route targets. */
 export function routeKey(row: RouteRow): string {
-  return row.dst.includes('/')
-    ? formatCidr(parseCidr(row.dst))
-    : `${row.dst}/${addressFamily(row.dst) === 6 ? 128 : 32}`;
+  return row.dst.includes('/') ? formatCidr(parseCidr(row.dst)) : hostCidr(row.dst);
 }
 
 /** Those of the entries that are there, so that removing what is gone is no error. */

@@ -95,7 +95,7 @@ async function testNet(): Promise<Net> {
       [`${POD6}/128`, { dev: 'vethA' }],
     ]),
   );
-  await ensureSysctls(nodeSysctls([4, 6], 'eth0'), node.options);
+  await ensureSysctls(nodeSysctls([4, 6], ['eth0']), node.options);
   return { node, pod, world, lan, [Symbol.asyncDispose]: () => stack.disposeAsync() };
 }
 

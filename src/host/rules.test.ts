@@ -37,6 +37,15 @@ describe('the rendered table', () => {
     const { text } = renderRules({ networks: [V4, V6], masquerade: true, vxlanPort: 8472 });
     expect(rulesOf(text, 'postrouting')).toHaveLength(11);
     expect(text).toContain('ip6 saddr fd00::/48 ip6 daddr != ff00::/8 masquerade fully-random');
+    expect(rulesOf(text, 'forward').slice(2)).toEqual([
+      'ip6 saddr fd00::/48 counter accept',
+      'ip6 daddr fd00::/48 counter accept',
+    ]);
+    expect(rulesOf(text, 'input')).toEqual([
+      'ip saddr 10.42.0.0/16 udp dport 8472 counter drop',
+      'ip6 saddr fd00::/48 udp dport 8472 counter drop',
+      'ip6 saddr fe80::/10 udp dport 8472 counter drop',
+    ]);
   });
 
   it('translates nothing without --ip-masq', () => {

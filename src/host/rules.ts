@@ -75,11 +75,14 @@ function inputChain({ networks, vxlanPort }: RulesWanted): Chain {
     type: 'filter',
     hook: 'input',
     priority: 0,
-    rules: names(networks).map(({ ip, cluster }) => ({
-      match: `${ip} saddr ${cluster} udp dport ${vxlanPort}`,
-      verdict: 'counter drop',
-      why: 'a pod talks VXLAN',
-    })),
+    rules: names(networks).flatMap(({ ip, cluster }) =>
+      // Each pod has a link-local IPv6 address too; no node publishes one of those.
+      (ip === 'ip6' ? [cluster, 'fe80::/10'] : [cluster]).map((from) => ({
+        match: `${ip} saddr ${from} udp dport ${vxlanPort}`,
+        verdict: 'counter drop',
+        why: 'a pod talks VXLAN',
+      })),
+    ),
   };
 }
 

@@ -37,6 +37,14 @@ describe('subnet.env', () => {
     );
   });
 
+  it('leaves IPv4 out of a cluster with IPv6 only, and reads it back', () => {
+    const v6Only = { ...DUAL, networks: DUAL.networks.slice(1), mtu: 1430 };
+    const text =
+      'FLANNEL_IPV6_NETWORK=fd00::/48\nFLANNEL_IPV6_SUBNET=fd00:0:0:1::1/64\nFLANNEL_MTU=1430\nFLANNEL_IPMASQ=true\n';
+    expect(renderSubnetEnv(v6Only)).toBe(text);
+    expect(parseSubnetEnv(text)).toEqual(v6Only);
+  });
+
   it('reads back to the same', () => expect(parseSubnetEnv(TEXT)).toEqual(DUAL));
 
   it('is read with comments, blank lines, quotes and unknown keys', () => {

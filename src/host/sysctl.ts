@@ -21,8 +21,12 @@ export interface SysctlReport {
   missing: Sysctl[];
 }
 
-/** What a node of the kernel path needs, whatever its devices. */
-export function nodeSysctls(families: readonly Family[], uplink: string): Sysctl[] {
+/**
+ * What a node of the kernel path needs, whatever its devices.
+ * @param uplinks the devices over which it reaches other networks: the uplink, and those on which routers announce
+ * themselves to it. Of those that follow such announcements each goes on to do so.
+ */
+export function nodeSysctls(families: readonly Family[], uplinks: readonly string[]): Sysctl[] {
   const settings: Sysctl[] = [
     {
       path: 'net/netfilter/nf_conntrack_tcp_be_liberal',
@@ -34,21 +38,40 @@ export function nodeSysctls(families: readonly Family[], uplink: string): Sysctl
     settings.push({ path: 'net/ipv4/ip_forward', value: '1', why: 'the node routes for its pods' });
   }
   if (families.includes(6)) {
-    settings.push(
-      {
-        path: `net/ipv6/conf/${uplink}/accept_ra`,
+    // Before forwarding: when that is switched on, the kernel drops the default routes of all devices without this.
+    for (const device of new Set(uplinks)) {
+      settings.push({
+        path: `net/ipv6/conf/${device}/accept_ra`,
         value: '2',
         onlyWhen: '1',
         why: 'a router by default ignores advertisements, and the node would lose its default route',
-      },
-      { path: 'net/ipv6/conf/all/forwarding', value: '1', why: 'the node routes for its pods' },
-    );
+      });
+    }
+    settings.push({
+      path: 'net/ipv6/conf/all/forwarding',
+      value: '1',
+      why: 'the node routes for its pods',
+    });
   }
   return settings;
 }
 
-/** What the VTEP device needs. */
-export function vtepSysctls(device: string): Sysctl[] {
+/** What the VTEP device of a family needs. */
+export function vtepSysctls(device: string, family: Family): Sysctl[] {
+  if (family === 6) {
+    return [
+      {
+        path: `net/ipv6/conf/${device}/disable_ipv6`,
+        value: '0',
+        why: 'the node may have IPv6 off for new devices',
+      },
+      {
+        path: `net/ipv6/conf/${device}/accept_ra`,
+        value: '0',
+        why: 'nothing in the tunnel is a router, whatever it says and the node believes by default',
+      },
+    ];
+  }
   return [
     {
       path: `net/ipv4/conf/${device}/rp_filter`,

@@ -53,14 +53,14 @@ const LINKS = [
 ];
 const FACTS: UplinkFacts = {
   links: new Map(LINKS.map((one) => [one.name, one])),
-  defaultRoutes: [{ dev: 'eth0', gateway: '10.0.0.1' }],
+  defaultRoutes: [{ dev: 'eth0' }],
 };
 
 function choose(
   wish: Partial<UplinkWish>,
   facts: Partial<UplinkFacts> = {},
 ): ReturnType<typeof chooseUplink> {
-  return chooseUplink({ family: 4, ...wish }, { ...FACTS, ...facts });
+  return chooseUplink({ families: [4], ...wish }, { ...FACTS, ...facts });
 }
 
 describe('the uplink', () => {
@@ -68,40 +68,42 @@ describe('the uplink', () => {
     expect(choose({})).toEqual({
       name: 'eth0',
       ifindex: 2,
-      ip: '10.0.0.5',
+      ips: { v4: '10.0.0.5' },
       mtu: 1500,
-      mac: '02:00:00:00:00:02',
-      gateway: '10.0.0.1',
+      advertised: [],
       explanation: 'eth0 (10.0.0.5): it carries the default route',
     });
   });
 
   it('is the interface of the Node’s InternalIP, with that address', () => {
-    expect(choose({ nodeIp: '192.168.7.5' })).toMatchObject({
+    expect(choose({ nodeIps: { v4: '192.168.7.5' } })).toMatchObject({
       name: 'eth1',
+      ips: { v4: '192.168.7.5' },
       mtu: 9000,
-      gateway: undefined,
       explanation: "eth1 (192.168.7.5): it has the Node's InternalIP 192.168.7.5",
     });
-    expect(choose({ nodeIp: '10.0.0.6' })).toMatchObject({ name: 'eth0', ip: '10.0.0.6' });
+    expect(choose({ nodeIps: { v4: '10.0.0.6' } })).toMatchObject({ name: 'eth0', ips: { v4: '10.0.0.6' } });
   });
 
   it('falls back to the default route aloud when the InternalIP is elsewhere (NAT)', () => {
-    expect(choose({ nodeIp: '203.0.113.9' }).explanation).toBe(
+    expect(choose({ nodeIps: { v4: '203.0.113.9' } }).explanation).toBe(
       "eth0 (10.0.0.5): it carries the default route; no interface has the Node's InternalIP 203.0.113.9",
     );
   });
 
   it('is --iface by name or by address, before all else', () => {
-    expect(choose({ iface: 'eth1', nodeIp: '10.0.0.5' })).toMatchObject({ name: 'eth1', ip: '192.168.7.5' });
-    expect(choose({ iface: '10.0.0.6' })).toMatchObject({ name: 'eth0', ip: '10.0.0.6' });
-    expect(choose({ iface: 'eth0', nodeIp: '10.0.0.6' }).ip).toBe('10.0.0.6');
+    expect(choose({ iface: 'eth1', nodeIps: { v4: '10.0.0.5' } })).toMatchObject({
+      name: 'eth1',
+      ips: { v4: '192.168.7.5' },
+    });
+    expect(choose({ iface: '10.0.0.6' })).toMatchObject({ name: 'eth0', ips: { v4: '10.0.0.6' } });
+    expect(choose({ iface: 'eth0', nodeIps: { v4: '10.0.0.6' } }).ips.v4).toBe('10.0.0.6');
   });
 
   it('matches --iface-regex against addresses, then names', () => {
     expect(choose({ ifaceRegex: String.raw`^192\.168\.` })).toMatchObject({
       name: 'eth1',
-      ip: '192.168.7.5',
+      ips: { v4: '192.168.7.5' },
     });
     expect(choose({ ifaceRegex: '^docker' }).name).toBe('docker0');
   });
@@ -110,12 +112,12 @@ describe('the uplink', () => {
     const reach = { dev: 'eth1', ip: '192.168.7.1', onLink: false, source: '192.168.7.5' };
     expect(choose({ ifaceCanReach: '1.1.1.1' }, { reach })).toMatchObject({
       name: 'eth1',
-      ip: '192.168.7.5',
+      ips: { v4: '192.168.7.5' },
     });
   });
 
   it('has an address of the asked family', () => {
-    expect(choose({ family: 6, iface: 'eth1' }).ip).toBe('fd07::5');
+    expect(choose({ families: [6], iface: 'eth1' }).ips).toEqual({ v6: 'fd07::5' });
   });
 
   it.each<[Partial<UplinkWish>, string]>([
@@ -124,7 +126,7 @@ describe('the uplink', () => {
     [{ iface: 'bare0' }, 'bare0 has no IPv4 address'],
     [{ ifaceRegex: '^ens' }, 'nothing matches --iface-regex ^ens'],
     [{ ifaceCanReach: '1.1.1.1' }, 'no route leads to 1.1.1.1'],
-    [{ nodeIp: '10.255.0.1' }, 'lo is a loopback'],
+    [{ nodeIps: { v4: '10.255.0.1' } }, 'lo is a loopback'],
   ])('names the candidates when %j cannot be met', (wish, why) => {
     expect(() => choose(wish)).toThrow(why);
     expect(() => choose(wish)).toThrow(
@@ -138,5 +140,89 @@ describe('the uplink', () => {
 
   it('refuses a malformed --iface-regex', () => {
     expect(() => choose({ ifaceRegex: '(' })).toThrow('"(" is not a regular expression');
+  });
+});
+
+describe('the uplink of a dual-stack node', () => {
+  const temporary = { primary: false };
+  const dual = (...more: LinkAddress[]): UplinkFacts => ({
+    links: new Map(
+      [
+        link('eth0', 2, [
+          address('10.0.0.5/24'),
+          // As the kernel lists them: the newest first.
+          address('2001:db8::f00/64', temporary),
+          ...more,
+          address('2001:db8::5/64'),
+          address('fe80::5/64', { scope: 'link' }),
+        ]),
+        link('eth1', 3, [address('192.168.7.5/24'), address('fd07::5/64')]),
+        link('eth2', 4, [address('192.168.8.5/24'), address('2001:db8:8::8/64', temporary)]),
+      ].map((one) => [one.name, one]),
+    ),
+    defaultRoutes: [{ dev: 'eth0' }, { dev: 'eth1', protocol: 'ra' }, { dev: 'eth0', protocol: 'static' }],
+  });
+  const both = (wish: Partial<UplinkWish>, facts = dual()): ReturnType<typeof chooseUplink> =>
+    chooseUplink({ families: [4, 6], ...wish }, facts);
+
+  it('is one interface, with an address of each family that lasts', () => {
+    expect(both({})).toEqual({
+      name: 'eth0',
+      ifindex: 2,
+      ips: { v4: '10.0.0.5', v6: '2001:db8::5' },
+      mtu: 1500,
+      advertised: ['eth1'],
+      explanation: 'eth0 (10.0.0.5, 2001:db8::5): it carries the default route',
+    });
+  });
+
+  it('keeps its address when another comes, unless the Node says otherwise', () => {
+    const facts = dual(address('2001:db8::99/128'));
+    expect(both({}, facts).ips.v6).toBe('2001:db8::5');
+    expect(both({ nodeIps: { v6: '2001:DB8::99' } }, facts)).toMatchObject({
+      ips: { v4: '10.0.0.5', v6: '2001:db8::99' },
+      explanation: "eth0 (10.0.0.5, 2001:db8::99): it has the Node's InternalIP 2001:db8::99",
+    });
+    expect(both({ nodeIps: { v6: '2001:db8::f00' } }, facts).ips.v6).toBe('2001:db8::5');
+  });
+
+  it("is the interface of the Node's IPv4 InternalIP; where the other one is is told", () => {
+    expect(both({ nodeIps: { v4: '192.168.7.5', v6: '2001:db8::5' } })).toMatchObject({
+      name: 'eth1',
+      ips: { v4: '192.168.7.5', v6: 'fd07::5' },
+      explanation:
+        "eth1 (192.168.7.5, fd07::5): it has the Node's InternalIP 192.168.7.5; eth0 has the Node's InternalIP 2001:db8::5",
+    });
+    // Behind NAT in IPv4, so only the IPv6 one is on an interface.
+    expect(both({ nodeIps: { v4: '203.0.113.9', v6: 'fd07::5' } })).toMatchObject({
+      name: 'eth1',
+      ips: { v4: '192.168.7.5', v6: 'fd07::5' },
+    });
+  });
+
+  it('follows the operator in either family', () => {
+    const eth1 = { name: 'eth1', ips: { v4: '192.168.7.5', v6: 'fd07::5' } };
+    expect(both({ iface: 'fd07::5' })).toMatchObject(eth1);
+    expect(both({ ifaceRegex: '^fd07:' })).toMatchObject(eth1);
+    const reach = { dev: 'eth1', ip: 'fd07::1', onLink: false, source: 'fd07::5' };
+    expect(both({ ifaceCanReach: '2001:db8:1::1' }, { ...dual(), reach })).toMatchObject(eth1);
+    // The kernel would speak from the temporary address, which is gone tomorrow.
+    const privately = { dev: 'eth0', ip: 'fe80::1', onLink: false, source: '2001:db8::f00' };
+    expect(both({ ifaceCanReach: '2001:db8:1::1' }, { ...dual(), reach: privately }).ips.v6).toBe(
+      '2001:db8::5',
+    );
+  });
+
+  it('must have both families, and those that do are named', () => {
+    for (const wish of [{ iface: 'eth2' }, { nodeIps: { v4: '192.168.8.5', v6: 'fd07::5' } }]) {
+      expect(() => both(wish)).toThrow(
+        /eth2 has no lasting IPv6 address \(global, neither temporary nor deprecated nor a duplicate\) .*; choose with --iface among eth0 \(10\.0\.0\.5, 2001:db8::5\), eth1 \(192\.168\.7\.5, fd07::5\)$/,
+      );
+    }
+    expect(both({ families: [4], iface: 'eth2' }).ips).toEqual({ v4: '192.168.8.5' });
+    const v4Only = { links: new Map([['eth0', LINKS[1]!]]), defaultRoutes: FACTS.defaultRoutes };
+    expect(() => both({}, v4Only)).toThrow(
+      'give one an address of each family, which EnableIPv4 and EnableIPv6 ask for',
+    );
   });
 });

@@ -6,25 +6,36 @@ import type { Link } from './links.ts';
 import { lookupNextHops, type NextHop } from './neighbours.ts';
 import type { RouteRow } from './routes.ts';
 import type { RunOptions } from './run.ts';
+import { readSysctl } from './sysctl.ts';
 
-/** How the operator and the Node object say which interface carries the tunnels; the first that is given decides. */
+/** One address for each family, as far as there is one. */
+export interface FamilyIps {
+  readonly v4?: string;
+  readonly v6?: string;
+}
+
+/**
+ * How the operator and the Node object say which interface carries the tunnels; the first that is given decides. On a
+ * dual-stack node one interface carries those of both families.
+ */
 export interface UplinkWish {
-  family: Family;
+  /** The families that the cluster has on, IPv4 first. */
+  families: readonly Family[];
   /** `--iface`: a name or one of the node's addresses. */
   iface?: string | undefined;
-  /** `--iface-regex`: matched against addresses of the family, then against names. */
+  /** `--iface-regex`: matched against addresses of the families, then against names. */
   ifaceRegex?: string | undefined;
   /** `--iface-can-reach`: an address to route to. */
   ifaceCanReach?: string | undefined;
-  /** The Node's InternalIP of the family. */
-  nodeIp?: string | undefined;
+  /** The Node's InternalIPs. */
+  nodeIps?: FamilyIps | undefined;
 }
 
 /** What the choice is made from. */
 export interface UplinkFacts {
   links: ReadonlyMap<string, Link>;
-  /** Default routes of the family, best first. */
-  defaultRoutes: readonly { dev: string; gateway: string | undefined }[];
+  /** Default routes: of the first family before the second, of each the best first. */
+  defaultRoutes: readonly { dev: string; protocol?: string | undefined }[];
   /** The way to `ifaceCanReach`, when there is one. */
   reach?: NextHop | undefined;
 }
@@ -32,12 +43,12 @@ export interface UplinkFacts {
 export interface Uplink {
   name: string;
   ifindex: number;
-  /** The outer source address of our tunnels. */
-  ip: string;
+  /** The outer source addresses of our tunnels: one for each family that was asked for. */
+  ips: FamilyIps;
+  /** In bytes, over IPv6 at most what a router advertised. */
   mtu: number;
-  mac: string | undefined;
-  /** The default gateway on this interface. */
-  gateway: string | undefined;
+  /** The devices whose IPv6 default route a router advertised: they have to go on listening to it. */
+  advertised: string[];
   /** Why this one, for the log. */
   explanation: string;
 }
@@ -47,22 +58,32 @@ export interface Uplink {
  * @throws RipstopError naming the candidates when the wish cannot be met.
  */
 export function chooseUplink(wish: UplinkWish, facts: UplinkFacts): Uplink {
-  const { name, ip, why } = decide(wish, facts);
+  const { name, ip: chosen, why } = decide(wish, facts);
   const link = facts.links.get(name);
   if (!link) throw refusal(wish, facts, `there is no interface ${name} (${why})`);
   if (link.loopback) throw refusal(wish, facts, `${name} is a loopback, which carries no tunnel (${why})`);
-  const address = ip ?? ownAddress(link, wish);
-  if (address === undefined) {
-    throw refusal(wish, facts, `${name} has no IPv${wish.family} address (${why})`);
+  const ips: { v4?: string; v6?: string } = {};
+  const notes: string[] = [];
+  for (const family of wish.families) {
+    const nodeIp = nodeIpOf(wish, family);
+    const ip =
+      chosen !== undefined && addressFamily(chosen) === family ? chosen : ownAddress(link, family, nodeIp);
+    if (ip === undefined) throw refusal(wish, facts, `${name} has no ${addressKind(family)} (${why})`);
+    ips[key(family)] = ip;
+    if (nodeIp !== undefined && nodeIp !== ip) {
+      const holder = holderOf(nodeIp, facts);
+      notes.push(`; ${holder ?? 'no interface'} has the Node's InternalIP ${nodeIp}`);
+    }
   }
   return {
     name,
     ifindex: link.ifindex,
-    ip: address,
+    ips,
     mtu: link.mtu,
-    mac: link.mac,
-    gateway: facts.defaultRoutes.find((route) => route.dev === name)?.gateway,
-    explanation: `${name} (${address}): ${why}`,
+    advertised: [
+      ...new Set(facts.defaultRoutes.flatMap(({ dev, protocol }) => (protocol === 'ra' ? [dev] : []))),
+    ],
+    explanation: `${name} (${wish.families.map((family) => ips[key(family)]).join(', ')}): ${why}${notes.join('')}`,
   };
 }
 
@@ -76,32 +97,48 @@ export async function findUplink(
   links: ReadonlyMap<string, Link>,
   options: RunOptions = {},
 ): Promise<Uplink> {
-  const target = wish.ifaceCanReach;
-  if (target !== undefined && addressFamily(target) !== wish.family) {
-    throw new RipstopError(`--iface-can-reach "${target}" is not an IPv${wish.family} address`);
+  const { families, ifaceCanReach: target } = wish;
+  if (target !== undefined && !families.some((family) => family === addressFamily(target))) {
+    const wanted = families.map((family) => `IPv${family}`).join(' or ');
+    throw new RipstopError(`--iface-can-reach "${target}" is not an ${wanted} address`);
   }
   const [routes, hops] = await Promise.all([
-    ipJson<RouteRow>([`-${wish.family}`, 'route', 'show', 'default'], options),
+    Promise.all(families.map((family) => listDefaultRoutes(family, options))),
     lookupNextHops(target === undefined ? [] : [target], options),
   ]);
-  return chooseUplink(wish, {
+  const uplink = chooseUplink(wish, {
     links,
-    defaultRoutes: routes
-      .sort((a, b) => (a.metric ?? 0) - (b.metric ?? 0))
-      .flatMap((row): Pick<RouteRow, 'dev' | 'gateway'>[] => row.nexthops ?? [row])
-      .flatMap(({ dev, gateway }) => (dev === undefined ? [] : [{ dev, gateway }])),
+    defaultRoutes: routes.flat(),
     reach: target === undefined ? undefined : hops.get(target),
   });
+  return families.includes(6) ? { ...uplink, mtu: await ipv6Mtu(uplink, options) } : uplink;
+}
+
+/** The default routes of a family, best first; one with several next hops counts as several. */
+async function listDefaultRoutes(family: Family, options: RunOptions): Promise<UplinkFacts['defaultRoutes']> {
+  const rows = await ipJson<RouteRow>([`-${family}`, 'route', 'show', 'default'], options);
+  return rows
+    .sort((a, b) => (a.metric ?? 0) - (b.metric ?? 0))
+    .flatMap(({ dev, nexthops, protocol }) =>
+      (nexthops ?? [{ dev }]).flatMap((hop) => (hop.dev === undefined ? [] : [{ dev: hop.dev, protocol }])),
+    );
+}
+
+/** A router may advertise a smaller MTU than the device has, for what travels over IPv6 (RFC 4861, section 4.6.4). */
+async function ipv6Mtu({ name, mtu }: Uplink, options: RunOptions): Promise<number> {
+  const advertised = Number(await readSysctl(`net/ipv6/conf/${name}/mtu`, options));
+  return advertised > 0 ? Math.min(advertised, mtu) : mtu;
 }
 
 interface Decision {
   name: string;
+  /** The address of its family that the wish asks for. */
   ip?: string;
   why: string;
 }
 
 function decide(wish: UplinkWish, facts: UplinkFacts): Decision {
-  const { iface, ifaceRegex, ifaceCanReach, nodeIp } = wish;
+  const { families, iface, ifaceRegex, ifaceCanReach } = wish;
   if (iface !== undefined) {
     if (addressFamily(iface) === undefined) return { name: iface, why: `it is --iface ${iface}` };
     const found = holderOf(iface, facts);
@@ -111,20 +148,21 @@ function decide(wish: UplinkWish, facts: UplinkFacts): Decision {
   if (ifaceRegex !== undefined) return byRegex(ifaceRegex, wish, facts);
   if (ifaceCanReach !== undefined) {
     if (!facts.reach) throw refusal(wish, facts, `no route leads to ${ifaceCanReach} of --iface-can-reach`);
-    const { dev, source } = facts.reach;
-    const why = `it leads to ${ifaceCanReach} of --iface-can-reach`;
-    return source === undefined ? { name: dev, why } : { name: dev, ip: source, why };
+    return { name: facts.reach.dev, why: `it leads to ${ifaceCanReach} of --iface-can-reach` };
   }
-  const holder = nodeIp === undefined ? undefined : holderOf(nodeIp, facts);
-  if (nodeIp !== undefined && holder !== undefined) {
-    return { name: holder, ip: canonicalAddress(nodeIp), why: `it has the Node's InternalIP ${nodeIp}` };
+  for (const family of families) {
+    const nodeIp = nodeIpOf(wish, family);
+    const holder = nodeIp === undefined ? undefined : holderOf(nodeIp, facts);
+    if (nodeIp !== undefined && holder !== undefined) {
+      return { name: holder, why: `it has the Node's InternalIP ${nodeIp}` };
+    }
   }
   const route = facts.defaultRoutes[0];
   if (!route) {
-    throw refusal(wish, facts, `the node has no IPv${wish.family} default route to choose the interface by`);
+    const kinds = families.map((family) => `IPv${family}`).join(' or ');
+    throw refusal(wish, facts, `the node has no ${kinds} default route to choose the interface by`);
   }
-  const unheld = nodeIp === undefined ? '' : `; no interface has the Node's InternalIP ${nodeIp}`;
-  return { name: route.dev, why: `it carries the default route${unheld}` };
+  return { name: route.dev, why: 'it carries the default route' };
 }
 
 function byRegex(ifaceRegex: string, wish: UplinkWish, facts: UplinkFacts): Decision {
@@ -136,7 +174,9 @@ function byRegex(ifaceRegex: string, wish: UplinkWish, facts: UplinkFacts): Deci
   }
   const links = candidates(wish, facts);
   for (const link of links) {
-    const address = addressesOf(link, wish.family).find(({ ip }) => pattern.test(ip));
+    const address = wish.families
+      .flatMap((family) => addressesOf(link, family))
+      .find(({ ip }) => pattern.test(ip));
     if (address) {
       return { name: link.name, ip: address.ip, why: `its address matches --iface-regex ${ifaceRegex}` };
     }
@@ -154,11 +194,24 @@ function holderOf(ip: string, facts: UplinkFacts): string | undefined {
   return undefined;
 }
 
-/** The Node's InternalIP where the interface has it (and not, say, a virtual IP that came first), else its first address. */
-function ownAddress(link: Link, wish: UplinkWish): string | undefined {
-  const addresses = addressesOf(link, wish.family);
-  const nodeIp = wish.nodeIp === undefined ? undefined : canonicalAddress(wish.nodeIp);
-  return (addresses.find(({ ip }) => ip === nodeIp) ?? addresses[0])?.ip;
+/**
+ * The Node's InternalIP where the interface has it (and not, say, a virtual IP), else the address that it has had for
+ * longest: the kernel lists IPv4 addresses as they came, but IPv6 ones with the newest first.
+ */
+function ownAddress(link: Link, family: Family, nodeIp: string | undefined): string | undefined {
+  const fit = addressesOf(link, family);
+  // A second address of an IPv4 subnet lasts as the first does; what is not primary of IPv6 is about to go.
+  const held = (family === 4 ? link.addresses : fit).find(({ ip }) => ip === nodeIp);
+  return (held ?? fit.at(family === 4 ? 0 : -1))?.ip;
+}
+
+function nodeIpOf({ nodeIps }: UplinkWish, family: Family): string | undefined {
+  const ip = nodeIps?.[key(family)];
+  return ip === undefined ? undefined : canonicalAddress(ip);
+}
+
+function key(family: Family): 'v4' | 'v6' {
+  return family === 4 ? 'v4' : 'v6';
 }
 
 function addressesOf(link: Link, family: Family): Link['addresses'] {
@@ -167,18 +220,30 @@ function addressesOf(link: Link, family: Family): Link['addresses'] {
   );
 }
 
-/** Interfaces that could carry tunnels: with an address, and neither loopback nor a tunnel themselves. */
-function candidates(wish: UplinkWish, facts: UplinkFacts): Link[] {
+function addressKind(family: Family): string {
+  return family === 4
+    ? 'IPv4 address'
+    : 'lasting IPv6 address (global, neither temporary nor deprecated nor a duplicate)';
+}
+
+/** Interfaces that could carry tunnels: with an address of each family, and neither loopback nor a tunnel themselves. */
+function candidates({ families }: UplinkWish, facts: UplinkFacts): Link[] {
   return [...facts.links.values()].filter(
-    (link) => !link.loopback && !link.vxlan && addressesOf(link, wish.family).length > 0,
+    (link) =>
+      !link.loopback && !link.vxlan && families.every((family) => addressesOf(link, family).length > 0),
   );
 }
 
 function refusal(wish: UplinkWish, facts: UplinkFacts, why: string): RipstopError {
-  const names = candidates(wish, facts).map(
-    (link) => `${link.name} (${addressesOf(link, wish.family)[0]!.ip})`,
-  );
+  const { families } = wish;
+  const names = candidates(wish, facts).map((link) => {
+    const ips = families.map((family) => ownAddress(link, family, nodeIpOf(wish, family)));
+    return `${link.name} (${ips.join(', ')})`;
+  });
+  const both = families.length > 1 ? ' of each family, which EnableIPv4 and EnableIPv6 ask for' : '';
   const choose =
-    names.length > 0 ? `choose with --iface among ${names.join(', ')}` : 'give one an address first';
+    names.length > 0
+      ? `choose with --iface among ${names.join(', ')}`
+      : `give one an address${both || ' first'}`;
   return new RipstopError(`cannot choose the interface for tunnels: ${why}; ${choose}`);
 }

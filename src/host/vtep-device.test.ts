@@ -42,6 +42,7 @@ function vtep(more: Partial<Link['vxlan'] & object> = {}, name = 'flannel.1'): L
       local: '192.168.9.1',
       uplink: 'eth0',
       learning: false,
+      zeroChecksum6: { tx: false, rx: false },
       extras: [],
       ...more,
     },
@@ -51,17 +52,35 @@ function vtep(more: Partial<Link['vxlan'] & object> = {}, name = 'flannel.1'): L
 
 const links = (...all: Link[]): Map<string, Link> => new Map(all.map((one) => [one.name, one]));
 
+const WANTED_V6: VtepDevice = {
+  ...WANTED,
+  name: 'flannel-v6.1',
+  localIp: 'fd09::1',
+  mtu: 1430,
+  address: 'fd00:42:0:1::/128',
+};
+
+function vtep6(more: Partial<Link['vxlan'] & object> = {}): Link {
+  return {
+    ...vtep({ local: 'fd09::1', zeroChecksum6: { tx: false, rx: true }, ...more }, 'flannel-v6.1'),
+    mtu: 1430,
+    addresses: [{ family: 6, ip: 'fd00:42:0:1::', length: 128, scope: 'global', primary: true }],
+  };
+}
+
 describe('the plan for flannel.1', () => {
   it('is empty when the device is right', () => {
     expect(planVtep(WANTED, links(link('eth0'), vtep()))).toEqual({
-      commands: [],
+      device: [],
+      address: [],
       changes: [],
       created: false,
     });
   });
 
   it('makes it as flannel would', () => {
-    expect(planVtep(WANTED, links(link('eth0'))).commands).toEqual([
+    const { device, address } = planVtep(WANTED, links(link('eth0')));
+    expect([...device, ...address]).toEqual([
       'link add name flannel.1 mtu 1450 address 02:00:00:00:00:01 type vxlan id 1 local 192.168.9.1 dev eth0 dstport 8472 nolearning',
       'link set dev flannel.1 addrgenmode none',
       'addr add 10.42.1.0/32 dev flannel.1',
@@ -80,7 +99,7 @@ describe('the plan for flannel.1', () => {
   ])('makes it anew when it has %j', (details, why) => {
     const plan = planVtep(WANTED, links(link('eth0'), vtep(details)));
     expect(plan.created).toBe(true);
-    expect(plan.commands[0]).toBe('link del dev flannel.1');
+    expect(plan.device[0]).toBe('link del dev flannel.1');
     expect(plan.changes[0]).toBe(`re-created flannel.1: ${why}`);
   });
 
@@ -92,7 +111,7 @@ describe('the plan for flannel.1', () => {
     ];
     const plan = planVtep(WANTED, links(link('eth0'), present));
     expect(plan.created).toBe(false);
-    expect(plan.commands).toEqual([
+    expect([...plan.device, ...plan.address]).toEqual([
       'link set dev flannel.1 mtu 1450',
       'link set dev flannel.1 address 02:00:00:00:00:01',
       'addr del 10.42.7.0/32 dev flannel.1',
@@ -120,5 +139,50 @@ describe('the plan for flannel.1', () => {
 
   it('says when the uplink is gone', () => {
     expect(() => planVtep(WANTED, links())).toThrow('its uplink eth0 does not exist');
+  });
+});
+
+describe('the plan for flannel-v6.1', () => {
+  it('is empty when the device is right', () => {
+    const plan = planVtep(WANTED_V6, links(link('eth0'), vtep6()));
+    expect(plan).toEqual({ device: [], address: [], changes: [], created: false });
+  });
+
+  it('makes it as flannel would, except that it accepts packets without an outer checksum', () => {
+    const { device, address } = planVtep(WANTED_V6, links(link('eth0')));
+    expect([...device, ...address]).toEqual([
+      'link add name flannel-v6.1 mtu 1430 address 02:00:00:00:00:01 type vxlan id 1 local fd09::1 dev eth0 dstport 8472 nolearning udp6zerocsumrx',
+      'link set dev flannel-v6.1 addrgenmode none',
+      'addr add fd00:42:0:1::/128 dev flannel-v6.1 nodad',
+      'link set dev flannel-v6.1 up',
+    ]);
+  });
+
+  it.each([
+    [{ zeroChecksum6: { tx: false, rx: false } }, 'it refuses packets without an outer checksum'],
+    [{ zeroChecksum6: { tx: true, rx: true } }, 'it sends packets without an outer checksum'],
+    [{ local: 'fd09::7' }, 'local address fd09::7 → fd09::1'],
+  ])('makes it anew when it has %j', (details, why) => {
+    const plan = planVtep(WANTED_V6, links(link('eth0'), vtep6(details)));
+    expect(plan.created).toBe(true);
+    expect(plan.device[0]).toBe('link del dev flannel-v6.1');
+    expect(plan.changes[0]).toBe(`re-created flannel-v6.1: ${why}`);
+  });
+
+  it('gives its address back after it was down, when the kernel takes IPv6 addresses away', () => {
+    const plan = planVtep(WANTED_V6, links(link('eth0'), { ...vtep6(), up: false, addresses: [] }));
+    expect(plan.device).toEqual([]);
+    expect(plan.address).toEqual([
+      'addr add fd00:42:0:1::/128 dev flannel-v6.1 nodad',
+      'link set dev flannel-v6.1 up',
+    ]);
+  });
+
+  it('refuses an MTU with which the kernel would turn IPv6 off', () => {
+    const eth0 = link('eth0', { mtu: 1349 });
+    expect(() => planVtep({ ...WANTED_V6, mtu: 1279 }, links(eth0))).toThrow(
+      'cannot give flannel-v6.1 an MTU of 1279: IPv6 needs 1280, and so an uplink of 1350; raise the MTU of eth0 or set EnableIPv6 to false',
+    );
+    expect(planVtep({ ...WANTED, mtu: 1279 }, links(eth0)).created).toBe(true);
   });
 });

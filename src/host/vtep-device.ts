@@ -4,6 +4,7 @@ import { addressFamily, canonicalAddress } from '../net/ip.ts';
 import { ipBatch, line } from './ip.ts';
 import { listLinks, type Link } from './links.ts';
 import type { RunOptions } from './run.ts';
+import { ensureSysctls, vtepSysctls } from './sysctl.ts';
 
 /**
  * flannel's VXLAN device, `flannel.<VNI>` or `flannel-v6.<VNI>`, as every node of the cluster makes it. ripstop keeps it
@@ -29,8 +30,10 @@ export interface VtepDevice {
 
 /** What separates the device that is there from the one that is wanted. */
 export interface VtepPlan {
-  /** `ip -batch` lines, in order; none when the device is right. */
-  commands: string[];
+  /** `ip -batch` lines that make the device and its attributes right; none when they are. */
+  device: string[];
+  /** Those that give it its address and bring it up, once its kernel settings hold. */
+  address: string[];
   /** What they change, for the log. */
   changes: string[];
   /** The device is made anew. */
@@ -40,26 +43,34 @@ export interface VtepPlan {
 /** Bytes that VXLAN adds over each underlay: outer IP 20 or 40, UDP 8, VXLAN 8, inner Ethernet 14. */
 export const VXLAN_OVERHEAD = { 4: 50, 6: 70 } as const;
 
+/** The least MTU that a device with IPv6 may have (RFC 8200, section 5); below it the kernel turns IPv6 off there. */
+export const IPV6_LEAST_MTU = 1280;
+
 /**
  * Decide how to get the wanted device from the links that are there. Attributes that the kernel cannot change, or that
  * flannel never sets, mean a new device; MAC, MTU, address and state are mended in place.
  * @throws RipstopError when the uplink is missing, the MTU does not fit it, or another device holds the VNI.
  */
 export function planVtep(wanted: VtepDevice, links: ReadonlyMap<string, Link>): VtepPlan {
-  checkUplink(wanted, links);
+  checkMtu(wanted, links);
   const { name } = wanted;
+  const family = addressFamily(wanted.localIp) ?? 4;
   const present = links.get(name);
   const differences = present ? immutableDifferences(wanted, present) : [];
   const created = !present || differences.length > 0;
-  const commands: string[] = [];
+  const device: string[] = [];
+  const address: string[] = [];
   const changes: string[] = [];
   let actual = present;
   if (created) {
     checkVniIsFree(wanted, links);
-    if (present) commands.push(line`link del dev ${name}`);
+    if (present) device.push(line`link del dev ${name}`);
     // An address given at birth counts as set by an administrator: udev's MACAddressPolicy leaves such a device alone.
-    commands.push(
-      line`link add name ${name} mtu ${wanted.mtu} address ${wanted.mac} type vxlan id ${wanted.vni} local ${wanted.localIp} dev ${wanted.uplink} dstport ${wanted.port} nolearning`,
+    const add = line`link add name ${name} mtu ${wanted.mtu} address ${wanted.mac} type vxlan id ${wanted.vni} local ${wanted.localIp} dev ${wanted.uplink} dstport ${wanted.port} nolearning`;
+    device.push(
+      // Peers that encapsulate with BPF have no way to sum up a packet that is segmented later. Ours to others are summed,
+      // since a plain flannel node refuses those that are not.
+      family === 6 ? `${add} udp6zerocsumrx` : add,
       // No link-local IPv6 address: it would only advertise itself into the tunnel.
       line`link set dev ${name} addrgenmode none`,
     );
@@ -67,35 +78,36 @@ export function planVtep(wanted: VtepDevice, links: ReadonlyMap<string, Link>): 
     actual = undefined;
   }
   if (actual && actual.mtu !== wanted.mtu) {
-    commands.push(line`link set dev ${name} mtu ${wanted.mtu}`);
+    device.push(line`link set dev ${name} mtu ${wanted.mtu}`);
     changes.push(`${name}: MTU ${actual.mtu} → ${wanted.mtu}`);
   }
   if (actual && actual.mac !== wanted.mac) {
-    commands.push(line`link set dev ${name} address ${wanted.mac}`);
+    device.push(line`link set dev ${name} address ${wanted.mac}`);
     changes.push(`${name}: MAC ${actual.mac ?? 'none'} → ${wanted.mac}`);
   }
-  const family = wanted.address.includes(':') ? 6 : 4;
   const addresses = (actual?.addresses ?? [])
-    .filter((address) => address.family === family)
-    .map((address) => `${address.ip}/${address.length}`);
-  for (const address of addresses) {
-    if (address === wanted.address) continue;
-    commands.push(line`addr del ${address} dev ${name}`);
-    changes.push(`${name}: removed address ${address}`);
+    .filter((one) => one.family === family)
+    .map((one) => `${one.ip}/${one.length}`);
+  for (const other of addresses) {
+    if (other === wanted.address) continue;
+    address.push(line`addr del ${other} dev ${name}`);
+    changes.push(`${name}: removed address ${other}`);
   }
   if (!addresses.includes(wanted.address)) {
-    commands.push(line`addr add ${wanted.address} dev ${name}`);
+    const add = line`addr add ${wanted.address} dev ${name}`;
+    // Duplicate address detection would keep it from use for a second, and nobody in the tunnel could answer it.
+    address.push(family === 6 ? `${add} nodad` : add);
     changes.push(`${name}: added address ${wanted.address}`);
   }
   if (!actual?.up) {
-    commands.push(line`link set dev ${name} up`);
+    address.push(line`link set dev ${name} up`);
     if (actual) changes.push(`${name}: was down, set up`);
   }
-  return { commands, changes, created };
+  return { device, address, changes, created };
 }
 
 /**
- * Make the device be there as wanted; a second call changes nothing.
+ * Make the device be there as wanted, with the kernel settings that it needs; a second call changes nothing.
  * @param links as listed just now.
  * @returns the links as they are then, and what was changed; when `created`, its entries must be replayed.
  * @throws RipstopError as {@link planVtep} does, or with the kernel's reason.
@@ -105,9 +117,16 @@ export async function ensureVxlan(
   links: ReadonlyMap<string, Link>,
   options: RunOptions = {},
 ): Promise<{ links: ReadonlyMap<string, Link>; link: Link; changes: string[]; created: boolean }> {
-  const { commands, changes, created } = planVtep(wanted, links);
-  await ipBatch(commands, options);
-  const after = commands.length === 0 ? links : await listLinks(options);
+  const { device, address, changes, created } = planVtep(wanted, links);
+  await ipBatch(device, options);
+  // Before the address: the node may have IPv6 off for new devices.
+  const settings = vtepSysctls(wanted.name, addressFamily(wanted.localIp) ?? 4);
+  const { changed } = await ensureSysctls(settings, options);
+  for (const { path, before, after } of changed) {
+    changes.push(`${path}: ${before} → ${after}`);
+  }
+  await ipBatch(address, options);
+  const after = device.length + address.length === 0 ? links : await listLinks(options);
   const link = after.get(wanted.name);
   const missed = link ? planVtep(wanted, after).changes : [`${wanted.name} is not there`];
   if (!link || missed.length > 0) {
@@ -129,12 +148,16 @@ function immutableDifferences(wanted: VtepDevice, present: Link): string[] {
   compare('port', vxlan.port, wanted.port);
   compare('local address', vxlan.local, canonicalAddress(wanted.localIp));
   compare('uplink', vxlan.uplink, wanted.uplink);
+  if (addressFamily(wanted.localIp) === 6) {
+    if (!vxlan.zeroChecksum6.rx) differences.push('it refuses packets without an outer checksum');
+    if (vxlan.zeroChecksum6.tx) differences.push('it sends packets without an outer checksum');
+  }
   if (vxlan.learning) differences.push('it learns addresses from packets');
   if (vxlan.extras.length > 0) differences.push(`it has ${vxlan.extras.join(', ')} set`);
   return differences;
 }
 
-function checkUplink(wanted: VtepDevice, links: ReadonlyMap<string, Link>): void {
+function checkMtu(wanted: VtepDevice, links: ReadonlyMap<string, Link>): void {
   const uplink = links.get(wanted.uplink);
   if (!uplink) {
     throw new RipstopError(
@@ -145,6 +168,11 @@ function checkUplink(wanted: VtepDevice, links: ReadonlyMap<string, Link>): void
   if (wanted.mtu > uplink.mtu - overhead) {
     throw new RipstopError(
       `cannot give ${wanted.name} an MTU of ${wanted.mtu}: ${wanted.uplink} carries ${uplink.mtu}, less ${overhead} for VXLAN leaves ${uplink.mtu - overhead}`,
+    );
+  }
+  if (overhead === VXLAN_OVERHEAD[6] && wanted.mtu < IPV6_LEAST_MTU) {
+    throw new RipstopError(
+      `cannot give ${wanted.name} an MTU of ${wanted.mtu}: IPv6 needs ${IPV6_LEAST_MTU}, and so an uplink of ${IPV6_LEAST_MTU + overhead}; raise the MTU of ${wanted.uplink} or set EnableIPv6 to false`,
     );
   }
 }

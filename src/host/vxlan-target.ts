@@ -2,7 +2,7 @@
 import type { Target } from '../dataplane/target.ts';
 import { formatCidr, type Cidr } from '../net/ip.ts';
 import { bridgeBatch, bridgeJson, ipBatch, ipJson, line } from './ip.ts';
-import { listOwnRoutes, ROUTE_PROTOCOL, routeKey, stillPresent } from './routes.ts';
+import { listOwnRoutes, ROUTE_PROTOCOL, routeKey, type RouteRow, stillPresent } from './routes.ts';
 import type { RunOptions } from './run.ts';
 
 /*
@@ -132,7 +132,10 @@ export function peerRouteTarget(options: RunOptions = {}): Target<PeerRoute> {
     list,
     upsert: async (entries) =>
       ipBatch(
-        [...entries].map(([cidr, route]) => command('replace', cidr, route)),
+        [
+          ...(await inTheWay(entries, options)),
+          ...[...entries].map(([cidr, route]) => command('replace', cidr, route)),
+        ],
         { ...options, force: true },
       ),
     remove: async (entries) =>
@@ -141,4 +144,22 @@ export function peerRouteTarget(options: RunOptions = {}): Target<PeerRoute> {
         { ...options, force: true },
       ),
   };
+}
+
+/** The metric of IPv6 routes that are given none, such as ours: IP6_RT_PRIO_USER of the kernel's ipv6_route.h. */
+const IPV6_METRIC = 1024;
+
+/**
+ * Commands that make room for routes into an IPv6 tunnel. The kernel refuses an on-link gateway that another device's
+ * route covers, even when that is the route to be replaced: one that leads to the same peer directly (DirectRouting).
+ */
+async function inTheWay(entries: ReadonlyMap<string, PeerRoute>, options: RunOptions): Promise<string[]> {
+  if (![...entries].some(([cidr, { onlink }]) => onlink && cidr.includes(':'))) return [];
+  const rows = await ipJson<RouteRow>(['-6', 'route', 'show', 'table', 'main'], options);
+  return rows.flatMap((row) => {
+    const wanted = row.gateway === undefined ? undefined : entries.get(routeKey(row));
+    if (!wanted?.onlink || row.metric !== IPV6_METRIC || row.dev === undefined || row.dev === wanted.dev)
+      return [];
+    return [line`route del ${routeKey(row)} dev ${row.dev} metric ${IPV6_METRIC}`];
+  });
 }

@@ -2,9 +2,9 @@
 import { randomUUID } from 'node:crypto';
 import { basename, join } from 'node:path';
 import { ApiServer, listenInNetns } from './apiserver/index.ts';
+import { gatewayAddress } from './addresses.ts';
 import type { ApiAccess } from './kube.ts';
 import { netnsPath } from './netns.ts';
-import { gatewayAddress } from './options.ts';
 import { openLab, underlayNetns, writeAtomically } from './state.ts';
 
 /*

@@ -5,7 +5,8 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { RipstopError } from '../errors.ts';
 import { commandLine, listProcesses } from './netns.ts';
-import { CLUSTER_NETWORK, type Lab, saveLab, writeAtomically } from './state.ts';
+import { flannelNetConf } from './flannel.ts';
+import { type Lab, saveLab, writeAtomically } from './state.ts';
 
 const PROGRAM = join(import.meta.dirname, 'apiserver-main.ts');
 
@@ -16,7 +17,7 @@ const READY_TIMEOUT_MS = 20_000;
  * kubeconfigs, the user's and (last) the nodes'.
  */
 export async function startApiServer(lab: Lab): Promise<void> {
-  const netConf = { Network: CLUSTER_NETWORK, Backend: { Type: 'vxlan' } };
+  const netConf = flannelNetConf(lab.state.options);
   writeAtomically(join(lab.dir, 'net-conf.json'), `${JSON.stringify(netConf, null, 2)}\n`);
   const logFile = join(lab.dir, 'apiserver.log');
   const log = openSync(logFile, 'a', 0o600);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { RipstopError } from '../errors.ts';
 import { tryRun } from '../host/run.ts';
+import { addressFamily } from '../net/ip.ts';
 import { netnsPath } from './netns.ts';
 
 /** Where Debian's containernetworking-plugins puts bridge, host-local and the others. */
@@ -55,11 +56,14 @@ export async function callCni(call: CniCall): Promise<unknown> {
   );
 }
 
-/** The first IPv4 address of an ADD result. @throws RipstopError when it has none. */
-export function resultAddress(result: unknown): string {
+/** The first address of each family in an ADD result. @throws RipstopError when it has no IPv4 address. */
+export function resultAddresses(result: unknown): { ip: string; ip6?: string } {
   const { ips = [] } = (result ?? {}) as { ips?: { address?: string }[] };
-  const address = ips.map((ip) => ip.address ?? '').find((text) => /^[\d.]+\/\d+$/.test(text));
-  if (address !== undefined) return address.split('/')[0]!;
+  const addresses = ips.map(({ address = '' }) => address.split('/')[0]!);
+  const [ip, ip6] = ([4, 6] as const).map((family) =>
+    addresses.find((text) => addressFamily(text) === family),
+  );
+  if (ip !== undefined) return { ip, ...(ip6 !== undefined && { ip6 }) };
   throw new RipstopError('the CNI plugin gave the pod no IPv4 address; look at its answer', {
     details: JSON.stringify(result),
   });

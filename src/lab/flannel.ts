@@ -1,61 +1,90 @@
 // SPDX-License-Identifier: Apache-2.0
 import { join } from 'node:path';
-import { diff } from '../dataplane/target.ts';
 import { ipBatch, ipJson } from '../host/ip.ts';
 import { run } from '../host/run.ts';
-import { type Cidr, addressFamily, formatCidr, parseCidr } from '../net/ip.ts';
-import { normalizeMac } from '../net/mac.ts';
+import { type Family, parseCidr } from '../net/ip.ts';
+import { CLUSTER_NETWORKS, type NodeHalf, familiesOf, halvesOf } from './addresses.ts';
 import { CNI_PLUGINS, type CniPlugin } from './cni.ts';
-import { type KubeNode, listNodes, patchNodeStatus } from './kube.ts';
+import { patchNodeStatus } from './kube.ts';
 import { netnsPath, setSysctls } from './netns.ts';
-import { CLUSTER_NETWORK, type Lab, type NodeState, nodeDir } from './state.ts';
+import type { LabOptions } from './options.ts';
+import { type Lab, type NodeState, nodeDir } from './state.ts';
 
 /*
  * The kernel path that flanneld builds on a node with the VXLAN backend, and what its CNI plugin delegates to. This is
  * the base line that ripstop is measured against and falls back to, so nothing here is shorter than the real thing.
  */
 
-const ANNOTATION = 'flannel.alpha.coreos.com';
-const DEVICE = 'flannel.1';
+/** What flannel names differently for each family. */
+interface FamilyNames {
+  device: string;
+  /** The annotations of a lease, without their prefix. */
+  publicIp: string;
+  backendData: string;
+}
+
+export const FLANNEL_ANNOTATION = 'flannel.alpha.coreos.com';
+export const FLANNEL_NAMES: Record<Family, FamilyNames> = {
+  4: { device: 'flannel.1', publicIp: 'public-ip', backendData: 'backend-data' },
+  6: { device: 'flannel-v6.1', publicIp: 'public-ipv6', backendData: 'backend-v6-data' },
+};
+
 const PORT = 8472;
-/** Outer Ethernet 14, IPv4 20, UDP 8, VXLAN 8. */
+/** Outer Ethernet 14, IPv4 20, UDP 8, VXLAN 8. flannel knows no other: an IPv6 tunnel's 20 more are the kernel's to mind. */
 const OVERHEAD_BYTES = 50;
 
-/** Another node as its annotations show it. */
-export interface FlannelPeer {
-  podCIDR: string;
-  publicIp: string;
-  vtepMac: string;
+/** The cluster's net-conf.json. */
+export function flannelNetConf(options: LabOptions): object {
+  return {
+    Network: CLUSTER_NETWORKS[4],
+    ...(options.ipv6 && { EnableIPv6: true, IPv6Network: CLUSTER_NETWORKS[6] }),
+    Backend: { Type: 'vxlan', ...(options.directRouting && { DirectRouting: true }) },
+  };
 }
 
-/** Build the node's side: device, rules, sysctl; then publish its lease. Peers come with {@link syncFlannel}. */
+/** Build the node's side: devices, rules, sysctls; then publish its lease. Peers come with `syncFlannel`. */
 export async function setUpFlannel(lab: Lab, node: NodeState): Promise<void> {
   const netns = netnsPath(node.netns);
-  const { base } = parseCidr(node.podCIDR);
+  const halves = halvesOf(node);
   await ipBatch(
-    [
-      `link add ${DEVICE} type vxlan id 1 local ${node.ip} dev eth0 dstport ${PORT} nolearning`,
-      `address add ${base}/32 dev ${DEVICE}`,
-      `link set ${DEVICE} mtu ${podMtu(lab)} up`,
-    ],
+    halves.flatMap((half) => createDevice(lab, half)),
     { netns },
   );
-  await setSysctls(node.netns, { 'bridge.bridge-nf-call-iptables': 1 });
-  await run('iptables-restore', [], { netns, stdin: flannelRules(node.podCIDR) });
-  const [device] = await ipJson<{ address: string }>(['link', 'show', 'dev', DEVICE], { netns });
-  await patchNodeStatus(lab, node.name, {
-    metadata: {
-      annotations: {
-        [`${ANNOTATION}/kube-subnet-manager`]: 'true',
-        [`${ANNOTATION}/backend-type`]: 'vxlan',
-        [`${ANNOTATION}/backend-data`]: `{"VNI":1,"VtepMAC":"${device!.address}"}`,
-        [`${ANNOTATION}/public-ip`]: node.ip,
-      },
-    },
+  await setSysctls(node.netns, {
+    'bridge.bridge-nf-call-iptables': 1,
+    ...(lab.state.options.ipv6 && { 'bridge.bridge-nf-call-ip6tables': 1 }),
   });
+  for (const half of halves) {
+    const restore = half.family === 4 ? 'iptables-restore' : 'ip6tables-restore';
+    await run(restore, [], { netns, stdin: flannelRules(half) });
+  }
+  const leases = await Promise.all(halves.map((half) => leaseOf(half, netns)));
+  const lease = Object.assign(
+    { 'kube-subnet-manager': 'true', 'backend-type': 'vxlan' },
+    ...leases,
+  ) as object;
+  const annotations = Object.entries(lease).map(([key, value]) => [`${FLANNEL_ANNOTATION}/${key}`, value]);
+  await patchNodeStatus(lab, node.name, { metadata: { annotations: Object.fromEntries(annotations) } });
 }
 
-/** What flannel's CNI plugin delegates to: the bridge plugin with host-local addresses from the node's podCIDR. */
+function createDevice(lab: Lab, { family, ip, podCIDR }: NodeHalf): string[] {
+  const { device } = FLANNEL_NAMES[family];
+  return [
+    // The MTU at birth, where the kernel cuts it to what the tunnel leaves; later it would be refused.
+    `link add ${device} mtu ${podMtu(lab)} type vxlan id 1 local ${ip} dev eth0 dstport ${PORT} nolearning`,
+    `address add ${parseCidr(podCIDR).base} dev ${device}`,
+    `link set ${device} up`,
+  ];
+}
+
+/** The annotations of one half: where it is dialled, and the MAC address that the kernel chose for its device. */
+async function leaseOf({ family, ip }: NodeHalf, netns: string): Promise<Record<string, string>> {
+  const { device, publicIp, backendData } = FLANNEL_NAMES[family];
+  const [link] = await ipJson<{ address: string }>(['link', 'show', 'dev', device], { netns });
+  return { [backendData]: `{"VNI":1,"VtepMAC":"${link!.address}"}`, [publicIp]: ip };
+}
+
+/** What flannel's CNI plugin delegates to: the bridge plugin with host-local addresses from the node's podCIDRs. */
 export function flannelPlugin(lab: Lab, node: NodeState): CniPlugin {
   return {
     plugin: join(CNI_PLUGINS, 'bridge'),
@@ -71,100 +100,12 @@ export function flannelPlugin(lab: Lab, node: NodeState): CniPlugin {
       mtu: podMtu(lab),
       ipam: {
         type: 'host-local',
-        ranges: [[{ subnet: node.podCIDR }]],
-        routes: [{ dst: CLUSTER_NETWORK }],
+        ranges: halvesOf(node).map(({ podCIDR }) => [{ subnet: podCIDR }]),
+        routes: familiesOf(lab.state.options).map((family) => ({ dst: CLUSTER_NETWORKS[family] })),
         dataDir: join(nodeDir(lab, node), 'ipam'),
       },
     },
   };
-}
-
-/** Bring every flannel node's neighbours, FDB and routes in line with the Nodes that the API server has now. */
-export async function syncFlannel(lab: Lab): Promise<void> {
-  const followers = lab.state.nodes.filter((node) => node.datapath === 'flannel');
-  if (followers.length === 0) return;
-  const nodes = await listNodes(lab);
-  await Promise.all(followers.map((node) => applyPeers(node, flannelPeers(nodes, node.name))));
-}
-
-/** The peers among these Nodes by their subnet's base address: all VXLAN leases but our own; what does not parse is left out. */
-export function flannelPeers(nodes: readonly KubeNode[], self: string): Map<string, FlannelPeer> {
-  const peers = new Map<string, FlannelPeer>();
-  for (const { metadata, spec } of nodes) {
-    const annotation = (key: string) => metadata.annotations?.[`${ANNOTATION}/${key}`] ?? '';
-    if (metadata.name === self || annotation('kube-subnet-manager') !== 'true') continue;
-    if (annotation('backend-type') !== 'vxlan') continue;
-    const publicIp = annotation('public-ip');
-    const vtepMac = normalizeMac(/"VtepMAC":"([^"]*)"/.exec(annotation('backend-data'))?.[1] ?? '');
-    const subnet = subnetOf(spec?.podCIDR);
-    if (addressFamily(publicIp) !== 4 || vtepMac === undefined || subnet === undefined) continue;
-    peers.set(subnet.base, { podCIDR: formatCidr(subnet), publicIp, vtepMac });
-  }
-  return peers;
-}
-
-function subnetOf(podCIDR: string | undefined): Cidr | undefined {
-  try {
-    return parseCidr(podCIDR ?? '');
-  } catch {
-    return undefined;
-  }
-}
-
-async function applyPeers(node: NodeState, desired: ReadonlyMap<string, FlannelPeer>): Promise<void> {
-  const netns = netnsPath(node.netns);
-  const { upserts, removals } = diff(desired, await listPeers(netns));
-  await ipBatch(
-    [...removals].flatMap(([base, peer]) => [
-      `route del ${peer.podCIDR} dev ${DEVICE}`,
-      `neigh del ${base} dev ${DEVICE}`,
-    ]),
-    { netns, force: true },
-  );
-  await bridgeBatch(
-    [...removals.values()].map((peer) => `fdb del ${peer.vtepMac} dev ${DEVICE} dst ${peer.publicIp}`),
-    netns,
-  );
-  // flanneld's order: neighbour, FDB, and the route last, so that no packet takes it before it can be sent.
-  await ipBatch(
-    [...upserts].map(
-      ([base, peer]) => `neigh replace ${base} lladdr ${peer.vtepMac} dev ${DEVICE} nud permanent`,
-    ),
-    { netns },
-  );
-  await bridgeBatch(
-    [...upserts.values()].map((peer) => `fdb replace ${peer.vtepMac} dev ${DEVICE} dst ${peer.publicIp}`),
-    netns,
-  );
-  await ipBatch(
-    [...upserts].map(([base, peer]) => `route replace ${peer.podCIDR} via ${base} dev ${DEVICE} onlink`),
-    { netns },
-  );
-}
-
-/** The peers that the kernel has, by base address; half a peer shows empty fields, so that it differs and is replaced. */
-async function listPeers(netns: string): Promise<Map<string, FlannelPeer>> {
-  const [routes, neighbours, fdb] = await Promise.all([
-    ipJson<{ dst: string; gateway?: string }>(['route', 'show', 'dev', DEVICE], { netns }),
-    ipJson<{ dst: string; lladdr?: string; state: string[] }>(['neigh', 'show', 'dev', DEVICE], { netns }),
-    run('bridge', ['-json', 'fdb', 'show', 'dev', DEVICE], { netns }),
-  ]);
-  const dialled = new Map(
-    (JSON.parse(fdb) as { mac: string; dst?: string }[]).map((entry) => [entry.mac, entry.dst ?? '']),
-  );
-  const macs = new Map(neighbours.map((entry) => [entry.dst, entry.lladdr ?? '']));
-  return new Map(
-    routes.flatMap(({ dst, gateway }) => {
-      if (gateway === undefined) return [];
-      const vtepMac = macs.get(gateway) ?? '';
-      return [[gateway, { podCIDR: dst, publicIp: dialled.get(vtepMac) ?? '', vtepMac }]];
-    }),
-  );
-}
-
-async function bridgeBatch(commands: readonly string[], netns: string): Promise<void> {
-  if (commands.length === 0) return;
-  await run('bridge', ['-batch', '-'], { netns, stdin: `${commands.join('\n')}\n` });
 }
 
 function podMtu(lab: Lab): number {
@@ -172,18 +113,20 @@ function podMtu(lab: Lab): number {
 }
 
 /** flanneld's chains in iptables-restore's language, on a node whose FORWARD policy is DROP as Docker and hardened hosts set it. */
-function flannelRules(podCIDR: string): string {
+function flannelRules({ family, podCIDR }: NodeHalf): string {
+  const cluster = CLUSTER_NETWORKS[family];
+  const multicast = family === 4 ? '224.0.0.0/4' : 'ff00::/8';
   const postrtg = [
     '-m mark --mark 0x4000/0x4000 -m comment --comment "flanneld masq" -j RETURN',
-    `-s ${podCIDR} -d ${CLUSTER_NETWORK} -m comment --comment "flanneld masq" -j RETURN`,
-    `-s ${CLUSTER_NETWORK} -d ${podCIDR} -m comment --comment "flanneld masq" -j RETURN`,
-    `! -s ${CLUSTER_NETWORK} -d ${podCIDR} -m comment --comment "flanneld masq" -j RETURN`,
-    `-s ${CLUSTER_NETWORK} ! -d 224.0.0.0/4 -m comment --comment "flanneld masq" -j MASQUERADE --random-fully`,
-    `! -s ${CLUSTER_NETWORK} -d ${CLUSTER_NETWORK} -m comment --comment "flanneld masq" -j MASQUERADE --random-fully`,
+    `-s ${podCIDR} -d ${cluster} -m comment --comment "flanneld masq" -j RETURN`,
+    `-s ${cluster} -d ${podCIDR} -m comment --comment "flanneld masq" -j RETURN`,
+    `! -s ${cluster} -d ${podCIDR} -m comment --comment "flanneld masq" -j RETURN`,
+    `-s ${cluster} ! -d ${multicast} -m comment --comment "flanneld masq" -j MASQUERADE --random-fully`,
+    `! -s ${cluster} -d ${cluster} -m comment --comment "flanneld masq" -j MASQUERADE --random-fully`,
   ];
   const forward = [
-    `-s ${CLUSTER_NETWORK} -m comment --comment "flanneld forward" -j ACCEPT`,
-    `-d ${CLUSTER_NETWORK} -m comment --comment "flanneld forward" -j ACCEPT`,
+    `-s ${cluster} -m comment --comment "flanneld forward" -j ACCEPT`,
+    `-d ${cluster} -m comment --comment "flanneld forward" -j ACCEPT`,
   ];
   return [
     '*nat',

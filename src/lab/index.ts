@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
+export { gatewayAddress } from './addresses.ts';
 export { callCni, type CniCall } from './cni.ts';
-export { flannelPeers, syncFlannel, type FlannelPeer } from './flannel.ts';
+export { flannelPeers, syncFlannel, type FlannelPeer } from './flannel-peers.ts';
 export { labDown, labExec, labStatus, labSteps, labUp, type LabStep, type Progress } from './lab.ts';
 export { netnsPath } from './netns.ts';
 export { addNode, removeNode } from './nodes.ts';
 export {
   DEFAULT_LAB_NAME,
-  gatewayAddress,
   parseLabOptions,
   type Datapath,
   type LabFlags,
@@ -26,4 +26,4 @@ export {
   type NodeState,
   type PodState,
 } from './state.ts';
-export { OUTSIDE_ADDRESS } from './underlay.ts';
+export { OUTSIDE_ADDRESS, OUTSIDE_ADDRESS6 } from './underlay.ts';

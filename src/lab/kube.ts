@@ -3,6 +3,7 @@ import { readFileSync } from 'node:fs';
 import { request } from 'node:https';
 import { join } from 'node:path';
 import { RipstopError } from '../errors.ts';
+import { halvesOf } from './addresses.ts';
 import type { Lab, NodeState } from './state.ts';
 
 /** How the lab itself reaches its API server; the same as its kubeconfig says, in a form that needs no YAML. */
@@ -16,11 +17,12 @@ export interface ApiAccess {
 /** What the lab reads of a Node. */
 export interface KubeNode {
   metadata: { name: string; annotations?: Record<string, string> };
-  spec?: { podCIDR?: string };
+  spec?: { podCIDRs?: string[] };
 }
 
-/** Register a Node as kubelet does, with the podCIDR that the controller manager would give it. */
+/** Register a Node as kubelet does, with the podCIDRs that the controller manager would give it. */
 export async function createKubeNode(lab: Lab, node: NodeState): Promise<void> {
+  const halves = halvesOf(node);
   await call(lab, 'POST', '/api/v1/nodes', {
     apiVersion: 'v1',
     kind: 'Node',
@@ -28,13 +30,15 @@ export async function createKubeNode(lab: Lab, node: NodeState): Promise<void> {
       name: node.name,
       labels: { 'kubernetes.io/hostname': node.name, 'kubernetes.io/os': 'linux' },
     },
-    spec: { podCIDR: node.podCIDR, podCIDRs: [node.podCIDR] },
+    spec: { podCIDR: node.podCIDR, podCIDRs: halves.map((half) => half.podCIDR) },
   });
   await patchNodeStatus(lab, node.name, {
     status: {
       addresses: [
-        { type: 'InternalIP', address: node.ip },
+        ...halves.map(({ ip }) => ({ type: 'InternalIP', address: ip })),
         { type: 'Hostname', address: node.name },
+        // Merged by their type, two InternalIPs would become one.
+        { $patch: 'replace' },
       ],
     },
   });

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { ipJson } from '../host/ip.ts';
@@ -8,9 +10,11 @@ import { tryRun } from '../host/run.ts';
 import {
   type Lab,
   OUTSIDE_ADDRESS,
+  OUTSIDE_ADDRESS6,
   type NodeState,
   addNode,
   addPod,
+  labDir,
   labDown,
   labExec,
   labStatus,
@@ -23,6 +27,7 @@ import {
   removePod,
   underlayNetns,
 } from './index.ts';
+import { listNodes } from './kube.ts';
 import { missingForLab, runIn, startIn, tracesOf } from './testing.ts';
 
 const missing = missingForLab('iperf3', 'tcpdump');
@@ -33,6 +38,32 @@ const ping = (netns: string, to: string) =>
   tryRun('ping', ['-n', '-c', '1', '-W', '2', to], { netns: netnsPath(netns) }).then(
     ({ code }) => code === 0,
   );
+
+/** Whom a server in `netns` sees when `client`, another namespace, calls it over TCP at this address. */
+async function seenFrom(netns: string, address: string, client: string): Promise<string> {
+  const program = `require('net').createServer(s => { console.log('from', s.remoteAddress); s.end() }).listen(7000, '${address}', () => console.log('up'))`;
+  const server = startIn(netns, process.execPath, '-e', program);
+  await server.prints(/up/);
+  await runIn(client, process.execPath, '-e', `require('net').connect(7000, '${address}').resume()`);
+  await server.prints(/from/);
+  return /from (\S+)/.exec(await server.stop())![1]!;
+}
+
+/** Send data over TCP from one namespace to another and return what tcpdump said meanwhile, in the order of `captures`. */
+async function captureTransfer(
+  transfer: { from: string; to: string; address: string; size: string },
+  captures: { netns: string; device: string; args: string[] }[],
+): Promise<string[]> {
+  const dumps = captures.map(({ netns, device, args }) =>
+    startIn(netns, 'tcpdump', '-l', '-nn', '-i', device, ...args),
+  );
+  const server = startIn(transfer.to, 'iperf3', '-s', '-1', '--forceflush');
+  await Promise.all([...dumps, server].map((program) => program.prints(/listening/)));
+  await runIn(transfer.from, 'iperf3', '-c', transfer.address, '-n', transfer.size);
+  await sleep(200); // The kernel hands captured packets over now and then, not one by one.
+  await server.stop();
+  return Promise.all(dumps.map((dump) => dump.stop()));
+}
 
 describe.skipIf(missing)('three flannel nodes with two pods each', () => {
   const lab = name('a');
@@ -94,17 +125,9 @@ describe.skipIf(missing)('three flannel nodes with two pods each', () => {
 
   it('masquerade what pods send outside, and nothing between pods', async () => {
     const [one, two] = nodes;
-    const peer = async (netns: string, address: string, client: string) => {
-      const program = `require('net').createServer(s => { console.log('from', s.remoteAddress); s.end() }).listen(7000, '0.0.0.0', () => console.log('up'))`;
-      const server = startIn(netns, process.execPath, '-e', program);
-      await server.prints(/up/);
-      await runIn(client, process.execPath, '-e', `require('net').connect(7000, '${address}').resume()`);
-      await server.prints(/from/);
-      return /from (\S+)/.exec(await server.stop())![1];
-    };
     const [client, target] = [one!.pods[0]!, two!.pods[0]!];
-    expect(await peer(underlayNetns(lab), OUTSIDE_ADDRESS, client.netns)).toBe(one!.ip);
-    expect(await peer(target.netns, target.ip, client.netns)).toBe(client.ip);
+    expect(await seenFrom(underlayNetns(lab), OUTSIDE_ADDRESS, client.netns)).toBe(one!.ip);
+    expect(await seenFrom(target.netns, target.ip, client.netns)).toBe(client.ip);
   });
 
   it('go through the kernel path that flannel builds, no shortcut', async () => {
@@ -209,30 +232,220 @@ describe.skipIf(missing)('three flannel nodes with two pods each', () => {
   });
 });
 
-describe.skipIf(missing)('the wire', () => {
-  /** Send data over TCP from one namespace to another and return what tcpdump said meanwhile, in the order of `captures`. */
-  async function captureTransfer(
-    transfer: { from: string; to: string; address: string; size: string },
-    captures: { netns: string; device: string; args: string[] }[],
-  ): Promise<string[]> {
-    const dumps = captures.map(({ netns, device, args }) =>
-      startIn(netns, 'tcpdump', '-l', '-nn', '-i', device, ...args),
-    );
-    const server = startIn(transfer.to, 'iperf3', '-s', '-1', '--forceflush');
-    await Promise.all([...dumps, server].map((program) => program.prints(/listening/)));
-    await runIn(transfer.from, 'iperf3', '-c', transfer.address, '-n', transfer.size);
-    await sleep(200); // The kernel hands captured packets over now and then, not one by one.
-    await server.stop();
-    return Promise.all(dumps.map((dump) => dump.stop()));
-  }
+describe.skipIf(missing)('a dual-stack lab of two flannel nodes and a plain host', () => {
+  const lab = name('6');
+  let opened: Lab;
+  let nodes: NodeState[];
 
-  /** The node and the pod to send from and to. */
-  function pairs(lab: string): { from: string; to: string; address: string }[] {
-    const [one, two] = labStatus(lab).nodes;
-    return [
-      { from: one!.netns, to: two!.netns, address: two!.ip },
-      { from: one!.pods[0]!.netns, to: two!.pods[0]!.netns, address: two!.pods[0]!.ip },
-    ];
+  beforeAll(async () => {
+    await labUp(parseLabOptions({ name: lab, datapath: 'flannel,flannel,host', ipv6: true }));
+    opened = openLab(lab);
+    nodes = opened.state.nodes;
+  });
+  afterAll(async () => {
+    await labDown(lab);
+    expect(await tracesOf(lab)).toEqual([]);
+  });
+
+  it('has both addresses of everything in its status', () => {
+    expect(labStatus(lab).nodes[1]).toEqual({
+      name: 'node2',
+      netns: `${lab}-node2`,
+      ip: '172.31.0.2',
+      podCIDR: '10.42.1.0/24',
+      ip6: 'fd00:31::2',
+      podCIDR6: 'fd00:42:0:2::/64',
+      datapath: 'flannel',
+      pods: [2, 3].map((n) => ({
+        name: `pod${n - 1}`,
+        netns: `${lab}-node2-pod${n - 1}`,
+        ip: `10.42.1.${n}`,
+        ip6: `fd00:42:0:2::${n}`,
+      })),
+    });
+  });
+
+  it('lets every pod ping every pod in both families, two hops away on another node and none on its own', async () => {
+    const pods = nodes.flatMap((node) => node.pods.map((pod) => ({ ...pod, node })));
+    const pairs = pods.flatMap((from) => pods.filter((to) => to !== from).map((to) => ({ from, to })));
+    expect(pairs.length).toBe(12);
+    for (const { from, to } of pairs) {
+      const hops = from.node === to.node ? 0 : 2;
+      for (const address of [to.ip, to.ip6!]) {
+        const answer = await runIn(from.netns, 'ping', '-n', '-c', '1', '-W', '2', address);
+        expect(answer, `${from.netns} → ${address}`).toContain(`ttl=${64 - hops} `);
+      }
+    }
+  });
+
+  it('lets nodes, pods and plain hosts reach each other over IPv6', async () => {
+    const [one, two, host] = nodes;
+    expect(await ping(one!.netns, one!.pods[0]!.ip6!)).toBe(true);
+    expect(await ping(one!.netns, two!.pods[0]!.ip6!)).toBe(true);
+    expect(await ping(two!.pods[0]!.netns, one!.ip6!)).toBe(true);
+    expect(await ping(two!.pods[0]!.netns, host!.ip6!)).toBe(true);
+    expect(await ping(host!.netns, two!.ip6!)).toBe(true);
+  });
+
+  it('masquerades what pods send outside over IPv6, and nothing between pods', async () => {
+    const [one, two] = nodes;
+    const [client, target] = [one!.pods[0]!, two!.pods[0]!];
+    expect(await seenFrom(underlayNetns(lab), OUTSIDE_ADDRESS6, client.netns)).toBe(one!.ip6);
+    expect(await seenFrom(target.netns, target.ip6!, client.netns)).toBe(client.ip6);
+  });
+
+  it('carries TCP of each family in a tunnel of its own, never in the other’s', async () => {
+    const [from, to] = nodes.map((node) => node.pods[0]);
+    for (const address of [to!.ip, to!.ip6!]) {
+      const [v4, v6] = await captureTransfer({ from: from!.netns, to: to!.netns, address, size: '200K' }, [
+        { netns: underlayNetns(lab), device: 'node1', args: ['ip and udp dst port 8472'] },
+        { netns: underlayNetns(lab), device: 'node1', args: ['ip6 and udp dst port 8472'] },
+      ]);
+      const [own, other] = address === to!.ip ? [v4, v6] : [v6, v4];
+      expect(own).toMatch(/IP6? (172\.31\.0\.1|fd00:31::1)\.\d+ > (172\.31\.0\.2|fd00:31::2)\.8472: /);
+      expect(other).not.toMatch(/ > /);
+    }
+  });
+
+  it('has flannel’s whole kernel path in IPv6 too', async () => {
+    const { netns, pods } = nodes[0]!;
+    const options = { netns: netnsPath(netns) };
+    const [vtep] = await ipJson<object>(['link', 'show', 'dev', 'flannel-v6.1'], options);
+    // flannel asks for 1450, the kernel leaves 1430; and no end takes packets without a checksum.
+    expect(vtep).toMatchObject({
+      mtu: 1430,
+      linkinfo: {
+        info_data: {
+          id: 1,
+          local6: 'fd00:31::1',
+          link: 'eth0',
+          port: 8472,
+          learning: false,
+          udp_zero_csum6_tx: false,
+          udp_zero_csum6_rx: false,
+        },
+      },
+    });
+    const global = async (device: string) => {
+      const text = await runIn(netns, 'ip', '-6', '-o', 'address', 'show', 'dev', device, 'scope', 'global');
+      return Array.from(text.matchAll(/inet6 (\S+)/g), (match) => match[1]);
+    };
+    expect(await global('flannel-v6.1')).toEqual(['fd00:42:0:1::/128']);
+    expect(await global('cni0')).toEqual(['fd00:42:0:1::1/64']);
+    const rules = await runIn(netns, 'ip6tables-save');
+    expect(rules).toContain(':FORWARD DROP');
+    expect(rules).toContain('-A FLANNEL-FWD -s fd00:42::/56');
+    expect(rules).toMatch(/-A FLANNEL-POSTRTG -s fd00:42::\/56 ! -d ff00::\/8 .*MASQUERADE --random-fully/);
+    expect(await runIn(netns, 'sysctl', '-n', 'net.bridge.bridge-nf-call-ip6tables')).toBe('1\n');
+    for (const node of nodes) {
+      expect(await runIn(node.netns, 'sysctl', '-n', 'net.ipv6.conf.all.forwarding'), node.name).toBe('1\n');
+    }
+    expect(await runIn(netns, 'ip', '-6', 'route', 'show', 'fd00:42:0:2::/64')).toBe(
+      'fd00:42:0:2::/64 via fd00:42:0:2:: dev flannel-v6.1 metric 1024 onlink pref medium\n',
+    );
+    const routes = await runIn(pods[0]!.netns, 'ip', '-6', 'route');
+    expect(routes).toContain('default via fd00:42:0:1::1 dev eth0');
+    expect(routes).toContain('fd00:42::/56 via fd00:42:0:1::1 dev eth0');
+  });
+
+  it('registers its Nodes as a dual-stack cluster does', async () => {
+    const found = (await listNodes(opened)).find(({ metadata }) => metadata.name === 'node1');
+    const [device] = await ipJson<{ address: string }>(['link', 'show', 'dev', 'flannel-v6.1'], {
+      netns: netnsPath(nodes[0]!.netns),
+    });
+    expect(found).toMatchObject({
+      metadata: {
+        annotations: {
+          'flannel.alpha.coreos.com/public-ip': '172.31.0.1',
+          'flannel.alpha.coreos.com/public-ipv6': 'fd00:31::1',
+          'flannel.alpha.coreos.com/backend-v6-data': `{"VNI":1,"VtepMAC":"${device!.address}"}`,
+        },
+      },
+      spec: { podCIDR: '10.42.0.0/24', podCIDRs: ['10.42.0.0/24', 'fd00:42:0:1::/64'] },
+      status: {
+        addresses: [
+          { type: 'InternalIP', address: '172.31.0.1' },
+          { type: 'InternalIP', address: 'fd00:31::1' },
+          { type: 'Hostname', address: 'node1' },
+        ],
+      },
+    });
+  });
+
+  it('learns of a node that joins and forgets one that leaves, in IPv6 too', async () => {
+    const known = async () => {
+      const { netns } = nodes[0]!;
+      const [routes, neighbours, fdb] = await Promise.all([
+        runIn(netns, 'ip', '-6', 'route', 'show', 'fd00:42:0:4::/64'),
+        runIn(netns, 'ip', '-6', 'neigh', 'show', 'fd00:42:0:4::'),
+        runIn(netns, 'bridge', 'fdb', 'show', 'dev', 'flannel-v6.1'),
+      ]);
+      return [routes, neighbours, fdb].map((text) => /fd00:42:0:4::|fd00:31::4/.test(text));
+    };
+    const joined = await addNode(opened, 'flannel', 1);
+    expect(await known()).toEqual([true, true, true]);
+    expect(await ping(nodes[0]!.pods[0]!.netns, joined.pods[0]!.ip6!)).toBe(true);
+    await removeNode(opened, joined);
+    expect(await known()).toEqual([false, false, false]);
+  });
+});
+
+describe.skipIf(missing)('a dual-stack lab with direct routing', () => {
+  const lab = name('d');
+  afterAll(() => labDown(lab));
+
+  it('tells its nodes so, and its flannel nodes send to each other without a tunnel', async () => {
+    const flags = { name: lab, datapath: 'flannel', pods: 1, ipv6: true, directRouting: true };
+    await labUp(parseLabOptions(flags));
+    const netConf = JSON.parse(readFileSync(join(labDir(lab), 'net-conf.json'), 'utf8')) as unknown;
+    expect(netConf).toEqual({
+      Network: '10.42.0.0/16',
+      EnableIPv6: true,
+      IPv6Network: 'fd00:42::/56',
+      Backend: { Type: 'vxlan', DirectRouting: true },
+    });
+    const opened = openLab(lab);
+    const { nodes } = opened.state;
+    const { netns } = nodes[0]!;
+    expect(await runIn(netns, 'ip', 'route', 'show', '10.42.1.0/24')).toBe(
+      '10.42.1.0/24 via 172.31.0.2 dev eth0 \n',
+    );
+    expect(await runIn(netns, 'ip', '-6', 'route', 'show', 'fd00:42:0:2::/64')).toMatch(
+      /^fd00:42:0:2::\/64 via fd00:31::2 dev eth0 /,
+    );
+    const [from, to] = nodes.map((node) => node.pods[0]);
+    for (const address of [to!.ip, to!.ip6!]) {
+      const [plain, tunnelled] = await captureTransfer(
+        { from: from!.netns, to: to!.netns, address, size: '200K' },
+        ['tcp port 5201', 'udp port 8472'].map((filter) => ({
+          netns: underlayNetns(lab),
+          device: 'node1',
+          args: [filter],
+        })),
+      );
+      expect(plain).toContain(` > ${address}.5201: `);
+      expect(tunnelled).not.toMatch(/ > /);
+    }
+    // A node that leaves takes its routes along, also in this way.
+    await removeNode(opened, nodes[1]!);
+    expect(await runIn(netns, 'ip', 'route', 'show', '10.42.1.0/24')).toBe('');
+    expect(await runIn(netns, 'ip', '-6', 'route', 'show', 'fd00:42:0:2::/64')).toBe('');
+  });
+});
+
+describe.skipIf(missing)('the wire', () => {
+  /** The node and the pod to send from and to, in both families. */
+  function pairs(lab: string): { from: string; to: string; address: string; tunnelled: boolean }[] {
+    const [one, two] = labStatus(lab).nodes.map((node) => [node, node.pods[0]!] as const);
+    return [0, 1].flatMap((i) => {
+      const [from, to] = [one![i]!, two![i]!];
+      return [to.ip, to.ip6!].map((address) => ({
+        from: from.netns,
+        to: to.netns,
+        address,
+        tunnelled: i === 1,
+      }));
+    });
   }
 
   it.each([
@@ -244,15 +457,17 @@ describe.skipIf(missing)('the wire', () => {
     async ({ wire, mtu, full }) => {
       const lab = name(`w${mtu}`);
       try {
-        await labUp(parseLabOptions({ name: lab, datapath: 'flannel', pods: 1, wire, mtu }));
+        await labUp(parseLabOptions({ name: lab, datapath: 'flannel', pods: 1, wire, mtu, ipv6: true }));
         for (const pair of pairs(lab)) {
           const lengths = (
             await captureTransfer({ ...pair, size: '2M' }, [
-              { netns: underlayNetns(lab), device: 'node1', args: ['-e', '-s', '96', 'ip'] },
-              { netns: `${lab}-node2`, device: 'eth0', args: ['-e', '-s', '96', '-Q', 'in', 'ip'] },
+              { netns: underlayNetns(lab), device: 'node1', args: ['-e', '-s', '96', 'tcp or udp'] },
+              { netns: `${lab}-node2`, device: 'eth0', args: ['-e', '-s', '96', '-Q', 'in', 'tcp or udp'] },
             ])
           ).map((output) =>
-            Array.from(output.matchAll(/IPv4 \(0x0800\), length (\d+)/g), (match) => Number(match[1])),
+            Array.from(output.matchAll(/IPv[46] \(0x[08]\w{3}\), length (\d+)/g), (match) =>
+              Number(match[1]),
+            ),
           );
           const [onTheWire, received] = lengths.map((all) => Math.max(...all));
           if (full === undefined) expect(onTheWire).toBeGreaterThan(10_000);
@@ -269,10 +484,10 @@ describe.skipIf(missing)('the wire', () => {
   it('mtu carries checksums that are right, outside and inside VXLAN', async () => {
     const lab = name('sum');
     try {
-      await labUp(parseLabOptions({ name: lab, datapath: 'flannel', pods: 1, wire: 'mtu' }));
-      const filters = [['tcp port 5201'], ['-T', 'vxlan', 'udp port 8472']];
-      for (const [i, pair] of pairs(lab).entries()) {
-        const args = ['-vv', '-s', '0', ...filters[i]!];
+      await labUp(parseLabOptions({ name: lab, datapath: 'flannel', pods: 1, wire: 'mtu', ipv6: true }));
+      for (const pair of pairs(lab)) {
+        const filter = pair.tunnelled ? ['-T', 'vxlan', 'udp port 8472'] : ['tcp port 5201'];
+        const args = ['-vv', '-s', '0', ...filter];
         const [output] = await captureTransfer({ ...pair, size: '200K' }, [
           { netns: underlayNetns(lab), device: 'node1', args },
         ]);

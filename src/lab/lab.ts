@@ -7,7 +7,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { RipstopError } from '../errors.ts';
 import { run, tryRun } from '../host/run.ts';
 import { apiServerProcesses, startApiServer } from './apiserver-process.ts';
-import { syncFlannel } from './flannel.ts';
+import { syncFlannel } from './flannel-peers.ts';
 import { deleteNetns, killAll, listNetns, netnsPath, processesIn } from './netns.ts';
 import { setUpNode, settleAll } from './nodes.ts';
 import type { LabOptions } from './options.ts';
@@ -167,15 +167,28 @@ async function waitUntilReachable(lab: Lab): Promise<void> {
   const { nodes } = lab.state;
   await settleAll(
     nodes.map(async (from) => {
-      for (const to of nodes) if (to !== from) await waitForAnswer(from, to, deadline);
+      for (const to of nodes) {
+        if (to === from) continue;
+        for (const address of addressesFor(from, to)) await waitForAnswer(from, to, address, deadline);
+      }
     }),
   );
 }
 
-async function waitForAnswer(from: NodeState, to: NodeState, deadline: number): Promise<void> {
-  const netns = from.pods[0]?.netns ?? from.netns;
+/** What a node is to reach another by: its first pod, or itself, in each family that has an address. */
+function addressesFor(from: NodeState, to: NodeState): string[] {
   // A plain host has no route to pods.
-  const address = (from.datapath === 'host' ? undefined : to.pods[0]?.ip) ?? to.ip;
+  const { ip, ip6 } = (from.datapath === 'host' ? undefined : to.pods[0]) ?? to;
+  return ip6 === undefined ? [ip] : [ip, ip6];
+}
+
+async function waitForAnswer(
+  from: NodeState,
+  to: NodeState,
+  address: string,
+  deadline: number,
+): Promise<void> {
+  const netns = from.pods[0]?.netns ?? from.netns;
   for (;;) {
     const { code, stdout } = await tryRun('ping', ['-n', '-c', '1', '-W', '1', address], {
       netns: netnsPath(netns),

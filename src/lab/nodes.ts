@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { mkdirSync, rmSync } from 'node:fs';
-import { setUpFlannel, syncFlannel } from './flannel.ts';
+import { syncFlannel } from './flannel-peers.ts';
+import { setUpFlannel } from './flannel.ts';
 import { createKubeNode, deleteKubeNode } from './kube.ts';
 import { deleteNetns, killAll, processesIn } from './netns.ts';
 import type { Datapath } from './options.ts';

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { RipstopError } from '../errors.ts';
-import { addressAt, parseCidr } from '../net/ip.ts';
+import { parseCidr } from '../net/ip.ts';
+import { MAX_NODES } from './addresses.ts';
 
 /** What moves a node's pod traffic: ripstop, the real flannel kernel path, or nothing (node ↔ node only, no pods). */
 export type Datapath = 'ripstop' | 'flannel' | 'host';
@@ -20,8 +21,12 @@ export interface LabOptions {
   readonly wire: Wire;
   /** The uplinks' MTU, bytes. */
   readonly mtu: number;
-  /** The network that the nodes' uplinks share, e.g. `172.31.0.0/16`. */
+  /** The IPv4 network that the nodes' uplinks share, e.g. `172.31.0.0/16`. */
   readonly underlay: string;
+  /** Dual-stack: IPv6 beside IPv4, on the underlay and for pods. */
+  readonly ipv6: boolean;
+  /** flannel's `DirectRouting`: no tunnel between nodes of one L2, as all of a lab are. */
+  readonly directRouting: boolean;
 }
 
 /** The flags of `ripstop lab up` as a command line or an environment gives them; what is left out takes its default. */
@@ -35,25 +40,25 @@ export interface LabFlags {
   wire?: string | undefined;
   mtu?: number | string | undefined;
   ipv6?: boolean | undefined;
+  directRouting?: boolean | undefined;
   underlay?: string | undefined;
 }
 
 export const DEFAULT_LAB_NAME = 'lab';
 
-/** Each node gets one /24 of the cluster network 10.42.0.0/16. */
-const MAX_NODES = 256;
 /** A /24 less its base, its gateway and its broadcast address. */
 const MAX_PODS = 253;
-/** IPv6 asks for this much of a link, and it leaves room for 50 bytes of VXLAN. */
+/** IPv6 asks for this much of a link; a link with less has none. */
 const MIN_MTU = 1280;
+/** VXLAN over IPv6: what pods' IPv6 must be able to lose of it. */
+const OVERHEAD6_BYTES = 70;
 const MAX_MTU = 65535;
 
 /** Flags → options, with every default filled in. @throws RipstopError with exit code 2 that names the wrong flag. */
 export function parseLabOptions(flags: LabFlags): LabOptions {
   const mode = choice('--mode', flags.mode ?? 'cni', ['cni', 'boost'] as const);
   if (mode === 'boost') throw usage('the lab cannot run --mode boost yet; use --mode cni');
-  if (flags.ipv6 === true) throw usage('the lab has no --ipv6 yet; leave the flag out');
-
+  const ipv6 = flags.ipv6 ?? false;
   const each = (flags.datapath ?? 'ripstop')
     .split(',')
     .map((text) => choice('--datapath', text.trim(), ['ripstop', 'flannel', 'host'] as const));
@@ -68,8 +73,10 @@ export function parseLabOptions(flags: LabFlags): LabOptions {
     datapaths: each.length > 1 ? each : Array.from({ length: nodes }, () => each[0]!),
     pods: integer('--pods', flags.pods ?? 2, 0, MAX_PODS),
     wire: choice('--wire', flags.wire ?? 'gso', ['gso', 'mtu'] as const),
-    mtu: integer('--mtu', flags.mtu ?? 1500, MIN_MTU, MAX_MTU),
-    underlay: underlayNetwork(flags.underlay ?? '172.31.0.0/16'),
+    mtu: integer('--mtu', flags.mtu ?? 1500, MIN_MTU + (ipv6 ? OVERHEAD6_BYTES : 0), MAX_MTU),
+    underlay: largeEnough(flags.underlay ?? '172.31.0.0/16'),
+    ipv6,
+    directRouting: flags.directRouting ?? false,
   };
 }
 
@@ -82,13 +89,7 @@ export function labName(text: string): string {
   throw usage(`"${text}" is no lab name; use up to 40 lower-case letters, digits and dashes, a letter first`);
 }
 
-/** The underlay's own address, the nodes' default gateway: the last usable one, e.g. 172.31.255.254. */
-export function gatewayAddress(underlay: string): string {
-  const cidr = parseCidr(underlay);
-  return addressAt(cidr, 2 ** (32 - cidr.length) - 2);
-}
-
-function underlayNetwork(text: string): string {
+function largeEnough(text: string): string {
   const cidr = parseCidr(text);
   if (cidr.family === 4 && cidr.length <= 22) return text;
   throw usage(`the underlay ${text} is too small or not IPv4; use a /22 or larger such as 172.31.0.0/16`);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { randomBytes } from 'node:crypto';
 import { RipstopError } from '../errors.ts';
-import { type CniCall, type CniPlugin, callCni, resultAddress } from './cni.ts';
+import { type CniCall, type CniPlugin, callCni, resultAddresses } from './cni.ts';
 import { flannelPlugin } from './flannel.ts';
 import { addNetns, deleteNetns, killAll, processesIn } from './netns.ts';
 import { ripstopPlugin } from './ripstop.ts';
@@ -21,7 +21,7 @@ export async function addPod(lab: Lab, node: NodeState): Promise<PodState> {
   try {
     await addNetns(pod.netns);
     pod.result = await callCni(podCall(node, pod, plugin, 'ADD'));
-    pod.ip = resultAddress(pod.result);
+    Object.assign(pod, resultAddresses(pod.result));
   } catch (error) {
     // The first failure is the one to tell.
     await removePod(lab, node, pod).catch(() => forgetPod(lab, node, pod));

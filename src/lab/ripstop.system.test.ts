@@ -27,13 +27,13 @@ import { missingForLab, tracesOf } from './testing.ts';
 const missing = missingForLab();
 if (missing) console.log(`skipped: ${missing}`);
 
-describe.skipIf(missing)('two ripstop nodes and a flannel node', () => {
+describe.skipIf(missing)('two ripstop nodes and a flannel node, dual-stack', () => {
   const name = `t${process.pid}-ripstop`;
   let lab: Lab;
   let node: NodeState;
 
   beforeAll(async () => {
-    await labUp(parseLabOptions({ name, datapath: 'ripstop,flannel,ripstop', pods: 1 }));
+    await labUp(parseLabOptions({ name, datapath: 'ripstop,flannel,ripstop', pods: 1, ipv6: true }));
     lab = openLab(name);
     node = lab.state.nodes[0]!;
   });
@@ -42,18 +42,16 @@ describe.skipIf(missing)('two ripstop nodes and a flannel node', () => {
     expect(await tracesOf(name)).toEqual([]);
   });
 
-  /** The pairs of pods, if any, that do not reach each other. */
+  /** The ways from a pod to an address of a pod, if any, that carry nothing. */
   async function unreachable(): Promise<string[]> {
     const pods = lab.state.nodes.flatMap((one) => one.pods);
-    const pairs = pods.flatMap((from) => pods.map((to) => ({ from, to })));
+    const ways = pods.flatMap((from) => pods.flatMap((to) => [to.ip, to.ip6!].map((to) => ({ from, to }))));
     const answers = await Promise.all(
-      pairs.map(({ from, to }) =>
-        tryRun('ping', ['-n', '-c', '1', '-W', '2', to.ip], { netns: netnsPath(from.netns) }),
+      ways.map(({ from, to }) =>
+        tryRun('ping', ['-n', '-c', '1', '-W', '2', to], { netns: netnsPath(from.netns) }),
       ),
     );
-    return pairs
-      .filter((_, i) => answers[i]!.code !== 0)
-      .map(({ from, to }) => `${from.netns} → ${to.netns}`);
+    return ways.filter((_, i) => answers[i]!.code !== 0).map(({ from, to }) => `${from.netns} → ${to}`);
   }
 
   it('let every pod ping every pod', async () => {

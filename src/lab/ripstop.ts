@@ -35,7 +35,6 @@ export async function startAgent(lab: Lab, node: NodeState): Promise<void> {
     kubeconfig: join(lab.dir, 'node.kubeconfig'),
     'net-conf': join(lab.dir, 'net-conf.json'),
     mode: 'cni',
-    iface: 'eth0',
     bpffs: bpffsOf(lab, node),
     'run-dir': join(dir, 'run'),
     'subnet-file': join(dir, 'subnet.env'),

@@ -2,11 +2,8 @@
 import { existsSync, mkdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { RipstopError } from '../errors.ts';
-import { addressAt, parseCidr } from '../net/ip.ts';
+import { type NodeAddresses, nodeAddresses } from './addresses.ts';
 import { type Datapath, type LabOptions, labName } from './options.ts';
-
-/** The cluster network; node i has its /24 number i − 1. */
-export const CLUSTER_NETWORK = '10.42.0.0/16';
 
 export interface PodState {
   /** Unique on its node: `pod1`. */
@@ -16,19 +13,18 @@ export interface PodState {
   readonly containerId: string;
   /** Empty until the CNI plugin has given it one. */
   ip: string;
+  /** Its IPv6 address, where the plugin gives one. */
+  ip6?: string;
   /** What the CNI plugin answered to ADD; a runtime hands it back with CHECK and DEL. */
   result?: unknown;
 }
 
-export interface NodeState {
+export interface NodeState extends NodeAddresses {
   /** `node1`, also the name of its Node object. */
   readonly name: string;
   /** From 1; decides the node's addresses. */
   readonly index: number;
   readonly netns: string;
-  /** The uplink's address. */
-  readonly ip: string;
-  readonly podCIDR: string;
   readonly datapath: Datapath;
   /** The ripstop agent's process, while there is one. */
   agentPid?: number;
@@ -54,14 +50,12 @@ export interface LabStatus {
   name: string;
   /** Path of an admin kubeconfig for the embedded API server. */
   kubeconfig: string;
-  nodes: {
+  nodes: (NodeAddresses & {
     name: string;
     netns: string;
-    ip: string;
-    podCIDR: string;
     datapath: Datapath;
-    pods: { name: string; netns: string; ip: string }[];
-  }[];
+    pods: { name: string; netns: string; ip: string; ip6?: string }[];
+  })[];
 }
 
 export function labDir(name: string): string {
@@ -133,7 +127,7 @@ export function findNode(lab: Lab, name: string): NodeState {
   throw new RipstopError(`lab "${lab.name}" has no node "${name}"; it has: ${names}`, { exitCode: 2 });
 }
 
-/** A node's state from the lowest free index: names, uplink address and podCIDR follow from it. */
+/** A node's state from the lowest free index: names and addresses follow from it. */
 export function planNode(lab: Lab, datapath: Datapath): NodeState {
   const index = lowestFree(lab.state.nodes.map((node) => node.index));
   const name = `node${index}`;
@@ -141,8 +135,7 @@ export function planNode(lab: Lab, datapath: Datapath): NodeState {
     name,
     index,
     netns: nodeNetns(lab.name, name),
-    ip: addressAt(parseCidr(lab.state.options.underlay), index),
-    podCIDR: `${addressAt(parseCidr(CLUSTER_NETWORK), (index - 1) * 256)}/24`,
+    ...nodeAddresses(lab.state.options, index),
     datapath,
     pods: [],
   };
@@ -159,15 +152,16 @@ export function statusOf(lab: Lab): LabStatus {
   return {
     name: lab.name,
     kubeconfig: join(lab.dir, 'kubeconfig'),
-    nodes: lab.state.nodes.map(({ name, netns, ip, podCIDR, datapath, pods }) => ({
+    nodes: lab.state.nodes.map(({ name, netns, ip, podCIDR, ip6, podCIDR6, datapath, pods }) => ({
       name,
       netns,
       ip,
       podCIDR,
+      ...(ip6 && podCIDR6 && { ip6, podCIDR6 }),
       datapath,
       pods: pods
         .filter((pod) => pod.ip !== '')
-        .map((pod) => ({ name: pod.name, netns: pod.netns, ip: pod.ip })),
+        .map(({ name, netns, ip, ip6 }) => ({ name, netns, ip, ...(ip6 && { ip6 }) })),
     })),
   };
 }

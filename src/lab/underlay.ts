@@ -3,27 +3,39 @@ import { ipBatch } from '../host/ip.ts';
 import { run } from '../host/run.ts';
 import { parseCidr } from '../net/ip.ts';
 import { randomMac } from '../net/mac.ts';
+import { familiesOf, gatewayAddress, halvesOf, underlayNetwork } from './addresses.ts';
 import { addNetns, netnsPath, setSysctls } from './netns.ts';
-import { gatewayAddress } from './options.ts';
 import { type Lab, type NodeState, underlayNetns } from './state.ts';
 
-/** An address beyond the nodes' network that knows no way to pods: what reaches it and comes back was masqueraded. */
+/** Addresses beyond the nodes' network that know no way to pods: what reaches them and comes back was masqueraded. */
 export const OUTSIDE_ADDRESS = '203.0.113.1';
+export const OUTSIDE_ADDRESS6 = '2001:db8::1';
+
+/** IPv6 addresses, link-local ones too, count from the start: nobody else can have them, and looking takes a second or two. */
+const ADDRESSES_AT_ONCE = { 'ipv6.conf.default.accept_dad': 0 };
 
 /** A switch with an address of its own, in a namespace of its own: the nodes' network and the world behind it. */
 export async function createUnderlay(lab: Lab): Promise<void> {
   const netns = underlayNetns(lab.name);
-  const { mtu, underlay } = lab.state.options;
+  const { options } = lab.state;
   await addNetns(netns);
-  // A switch is no firewall: its frames must not meet the bridge's iptables hooks and conntrack.
-  await setSysctls(netns, { 'bridge.bridge-nf-call-iptables': 0, 'bridge.bridge-nf-call-ip6tables': 0 });
+  await setSysctls(netns, {
+    // A switch is no firewall: its frames must not meet the bridge's iptables hooks and conntrack.
+    'bridge.bridge-nf-call-iptables': 0,
+    'bridge.bridge-nf-call-ip6tables': 0,
+    ...(options.ipv6 && ADDRESSES_AT_ONCE),
+  });
   await ipBatch(
     [
       // A MAC address of its own: a bridge without one takes over and gives up those of its ports.
-      `link add br0 address ${randomMac()} mtu ${mtu} type bridge stp_state 0`,
-      `address add ${gatewayAddress(underlay)}/${parseCidr(underlay).length} dev br0`,
+      `link add br0 address ${randomMac()} mtu ${options.mtu} type bridge stp_state 0`,
+      ...familiesOf(options).map((family) => {
+        const network = underlayNetwork(options, family);
+        return `address add ${gatewayAddress(network)}/${parseCidr(network).length} dev br0`;
+      }),
       'link set br0 up',
-      `address add ${OUTSIDE_ADDRESS}/32 dev lo`,
+      `address add ${OUTSIDE_ADDRESS} dev lo`,
+      ...(options.ipv6 ? [`address add ${OUTSIDE_ADDRESS6} dev lo`] : []),
     ],
     { netns: netnsPath(netns) },
   );
@@ -31,10 +43,14 @@ export async function createUnderlay(lab: Lab): Promise<void> {
 
 /** A node's namespace with its uplink `eth0` plugged into the underlay (where the cable's other end has the node's name). */
 export async function createNodeNetns(lab: Lab, node: NodeState): Promise<void> {
-  const { mtu, underlay, wire } = lab.state.options;
+  const { options } = lab.state;
+  const { mtu, wire } = options;
   await addNetns(node.netns);
   // Addressed before it is up, and forwarding as kubelet's and every CNI's documentation asks of a node.
-  await setSysctls(node.netns, { 'ipv4.ip_forward': 1 });
+  await setSysctls(node.netns, {
+    'ipv4.ip_forward': 1,
+    ...(options.ipv6 && { 'ipv6.conf.all.forwarding': 1, ...ADDRESSES_AT_ONCE }),
+  });
   await ipBatch(
     [
       `link add ${node.name} mtu ${mtu} type veth peer name eth0 mtu ${mtu} netns ${node.netns}`,
@@ -43,11 +59,12 @@ export async function createNodeNetns(lab: Lab, node: NodeState): Promise<void> 
     { netns: netnsPath(underlayNetns(lab.name)) },
   );
   if (wire === 'mtu') await makePlainWire(lab, node);
+  const uplinks = halvesOf(node).map(({ family, ip }) => ({ ip, network: underlayNetwork(options, family) }));
   await ipBatch(
     [
-      `address add ${node.ip}/${parseCidr(underlay).length} dev eth0`,
+      ...uplinks.map(({ ip, network }) => `address add ${ip}/${parseCidr(network).length} dev eth0`),
       'link set eth0 up',
-      `route add default via ${gatewayAddress(underlay)}`,
+      ...uplinks.map(({ network }) => `route add default via ${gatewayAddress(network)}`),
     ],
     { netns: netnsPath(node.netns) },
   );

@@ -76,6 +76,11 @@ export function formatCidr(cidr: Cidr): string {
   return `${cidr.base}/${cidr.length}`;
 }
 
+/** The block of one address: `10.42.1.5` → `10.42.1.5/32`, `fd00::5` → `fd00::5/128`. */
+export function hostCidr(address: string): string {
+  return `${address}/${addressFamily(address) === 6 ? 128 : 32}`;
+}
+
 /** Whether an address (text, either family) lies in the block. */
 export function cidrContains(cidr: Cidr, address: string): boolean {
   if (addressFamily(address) !== cidr.family) return false;

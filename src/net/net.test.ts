@@ -9,6 +9,7 @@ import {
   cidrCovers,
   cidrsOverlap,
   formatCidr,
+  hostCidr,
   intToIpv4,
   ipv4ToInt,
   parseCidr,
@@ -58,6 +59,11 @@ describe('CIDR blocks', () => {
     expect(cidrCovers(parseCidr('10.42.9.0/24'), network)).toBe(false);
     expect(cidrsOverlap(parseCidr('10.42.9.0/24'), network)).toBe(true);
     expect(cidrsOverlap(parseCidr('10.42.9.0/24'), parseCidr('10.42.8.0/24'))).toBe(false);
+  });
+
+  it('can be of one address', () => {
+    expect(hostCidr('10.42.1.5')).toBe('10.42.1.5/32');
+    expect(hostCidr('fd00::5')).toBe('fd00::5/128');
   });
 
   it('count addresses across octets', () => {

@@ -4,6 +4,7 @@
  * that says what is meant. One runner for all.
  */
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import type { NodeSettings } from '../../src/dataplane/desired.ts';
 import type { ProgramName } from '../../src/dataplane/programs.ts';
 import { missing, openNode, type Remembered, type RunOptions, type TestNode } from './node.ts';
 
@@ -11,8 +12,8 @@ export interface Fixture extends RunOptions {
   /** What happens, as a sentence. `(row n)`: a row of the list of faults that the data plane must stand. */
   readonly says: string;
   readonly packet: Uint8Array;
-  /** As the counters name it: the verdict and its reason. */
-  readonly verdict: `${'fast' | 'stack' | 'drop'} ${string}`;
+  /** As the counters name it: the verdict and its reason; or `nothing`, where nothing is counted. */
+  readonly verdict: `${'fast' | 'stack' | 'drop'} ${string}` | 'nothing';
   /** Unmodified when left out; as a function of what came out, where parts of it are not ours to foresee. */
   readonly out?: Uint8Array | ((packet: Uint8Array) => Uint8Array);
   /** Translated flows that the programs know of. */
@@ -29,35 +30,48 @@ export function hexDump(bytes: Uint8Array): string {
   return lines.join('\n');
 }
 
-/** A group of tests over a node of its own. */
-export function describeOnNode(title: string, tests: (node: () => TestNode) => void): void {
+/** A group of tests over a node of its own; with other settings than usual if told. */
+export function describeOnNode(
+  title: string,
+  tests: (node: () => TestNode) => void,
+  settings?: NodeSettings,
+): void {
   describe.skipIf(missing)(`${title}${missing ? ` (skipped: ${missing})` : ''}`, () => {
     let node: TestNode | undefined;
     beforeAll(() => {
-      node = openNode();
+      node = openNode(settings);
     });
     afterAll(() => node?.[Symbol.dispose]());
     tests(() => node!);
   });
 }
 
-/** Each fixture as a test: exactly one counter moves, by one packet of the size that left. */
-export function runFixtures(program: ProgramName, groups: Record<string, readonly Fixture[]>): void {
-  describeOnNode(program, (node) => {
+/** Each fixture as a test: exactly one counter moves, by one packet of the size that left (XDP's: that came). */
+export function runFixtures(
+  program: ProgramName,
+  title: string,
+  groups: Record<string, readonly Fixture[]>,
+  settings?: NodeSettings,
+): void {
+  const isXdp = program === 'xdp_from_wire';
+  const tests = (node: () => TestNode): void => {
     for (const [group, fixtures] of Object.entries(groups)) {
       describe(group, () => {
         it.each(fixtures)('$says', (fixture) => {
           using _ = fixture.remembered && node().remember(fixture.remembered);
           const { packet, ...outcome } = node().run(program, fixture.packet, fixture);
           const wanted = typeof fixture.out === 'function' ? fixture.out(packet) : fixture.out;
+          const isCounted = fixture.verdict !== 'nothing';
+          const counts = isXdp ? fixture.packet.length : packet.length;
           expect({ ...outcome, packet: hexDump(packet) }).toEqual({
-            verdict: fixture.verdict.split(' ')[0],
-            counted: `${program}: ${fixture.verdict}`,
-            bytes: packet.length,
+            verdict: isXdp ? 'pass' : fixture.verdict.split(' ')[0],
+            counted: isCounted ? `${program}: ${fixture.verdict}` : '',
+            bytes: isCounted ? counts : 0,
             packet: hexDump(wanted ?? fixture.packet),
           });
         });
       });
     }
-  });
+  };
+  describeOnNode(`${program}, ${title}`, tests, settings);
 }

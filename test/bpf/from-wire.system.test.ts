@@ -1,42 +1,92 @@
 // SPDX-License-Identifier: Apache-2.0
-import { expect, it } from 'vitest';
-import type { Peer } from '../../src/dataplane/desired.ts';
-import { ethernet, type Ipv4Fields, ipv4, readIpv4, tcp, udp } from '../support/packets.ts';
+/**
+ * What a wire brings, in tc and in XDP: the same judgement. from_wire delivers to the pod; xdp_from_wire only takes the
+ * tunnel off and leaves a mark, and to from_wire the drops.
+ */
+import { describe, expect, it } from 'vitest';
+import { encapBytes, type Peer } from '../../src/dataplane/desired.ts';
+import {
+  ethernet,
+  icmp,
+  ip,
+  ipv6Extension,
+  protocols,
+  readIp,
+  sealed,
+  sealedAround,
+  tcp,
+  udp,
+} from '../support/packets.ts';
 import { Random } from '../support/random.ts';
 import { describeOnNode, type Fixture, runFixtures } from './fixtures.ts';
-import { delivered, ICMP, SCTP, TCP, tunnelled, type WireFields, wireFrame } from './frames.ts';
-import { peers, pods, settings } from './node.ts';
+import {
+  delivered,
+  ipBytes,
+  type IpFields,
+  tunnelled,
+  type WireFields,
+  wireFrame,
+  withOptions,
+} from './frames.ts';
+import { settings, type Side, sides, TEST_RUN_MAC, v4, v6 } from './node.ts';
 
-const { near, slow, narrow } = pods;
+const { tcp: TCP, udp: UDP, sctp: SCTP, icmpv6: ICMPV6 } = protocols;
 const segment = tcp({ src: 80, dst: 40000 });
-const segmentOf = (bytes: number): Uint8Array => tcp({ src: 80, dst: 40000 }, new Uint8Array(bytes - 40));
 
-/** A tunnelled packet, and what the pod gets of it, byte by byte: the inner packet with a TTL less by one. */
-function arrives(
-  says: string,
-  inner: Partial<Ipv4Fields> = {},
-  payload = segment,
-  { from = peers.one, to = near, wire = {} }: { from?: Peer; to?: typeof near; wire?: WireFields } = {},
-): Fixture {
-  const fields = { src: '10.42.1.7', dst: to.ip, protocol: TCP, ttl: 63, ...inner };
-  return {
-    says,
-    packet: tunnelled(from, ipv4(fields, payload), wire),
-    verdict: 'fast decap',
-    out: delivered(to, ipv4({ ...fields, ttl: fields.ttl - 1 }, payload)),
+type Hook = 'from_wire' | 'xdp_from_wire';
+
+/** Bytes that xdp_from_wire leaves before its frame: `struct mark` of bpf/types.h. */
+const mark = new Uint8Array(Uint32Array.of(0x72697073, settings.vni).buffer);
+
+/** The fixtures' words, for one family at one hook. */
+function wordsOf(side: Side, hook: Hook) {
+  const { near } = side.pods;
+
+  /** What becomes of an inner packet that is taken, told by its fields on the wire. */
+  const taken = (to: typeof near, fields: IpFields & { src: string; dst: string }, payload: Uint8Array) => {
+    if (hook === 'from_wire') return delivered(to, ip({ ...fields, ttl: (fields.ttl ?? 64) - 1 }, payload));
+    const frame = ethernet({ dst: TEST_RUN_MAC, src: '02:00:00:00:00:01' }, ip(fields, payload));
+    return Uint8Array.from([...mark, ...frame]);
   };
-}
 
-const is = (
-  says: string,
-  verdict: Fixture['verdict'],
-  wire: WireFields = {},
-  payload = segment,
-): Fixture => ({
-  says,
-  verdict,
-  packet: wireFrame(wire, payload),
-});
+  /** A tunnelled packet, and what there is of it then, byte by byte. */
+  const arrives = (
+    says: string,
+    inner: IpFields = {},
+    payload = segment,
+    {
+      from = side.peers.one,
+      to = near,
+      wire = {},
+      becomes = {},
+    }: { from?: Peer; to?: typeof near; wire?: WireFields; becomes?: IpFields } = {},
+  ): Fixture => {
+    const fields = { src: side.podOf(1, 7), dst: to.ip, protocol: TCP, ttl: 63, ...inner };
+    return {
+      says,
+      packet: tunnelled(side, from, ip(fields, payload), wire),
+      verdict: 'fast decap',
+      out: taken(to, { ...fields, ...becomes }, payload),
+    };
+  };
+
+  const is = (
+    says: string,
+    verdict: Fixture['verdict'],
+    wire: WireFields = {},
+    payload = segment,
+  ): Fixture => ({
+    says,
+    verdict: hook === 'xdp_from_wire' && verdict.startsWith('drop ') ? 'nothing' : verdict,
+    packet: wireFrame(side, wire, payload),
+  });
+
+  /** TCP with `bytes` of IP packet in all. */
+  const segmentOf = (bytes: number): Uint8Array =>
+    tcp({ src: 80, dst: 40000 }, new Uint8Array(bytes - ipBytes[side.family] - 20));
+
+  return { arrives, is, segmentOf };
+}
 
 /** RFC 6040, figure 4: what the inner ECN field becomes; a row for each inner one, a column for each outer one. */
 const names = ['Not-ECT', 'ECT(1)', 'ECT(0)', 'CE'] as const; // by codepoint
@@ -48,251 +98,492 @@ const figure4 = {
 } as const;
 
 /** Each combination, between DSCPs that must stay what they are: EF inside, AF41 outside. */
-const ecnFixtures = names.flatMap((inner, innerEcn) =>
-  names.map((outer, outerEcn): Fixture => {
-    const [dscp, outerDscp] = [46 << 2, 34 << 2];
-    const becomes = figure4[inner][outer];
-    const says = `${inner} inside ${outer} becomes ${becomes}`;
-    const fixture = arrives(says, { tos: dscp | innerEcn }, segment, {
-      wire: { outer: { tos: outerDscp | outerEcn } },
-    });
-    if (becomes === 'drop') return { says, packet: fixture.packet, verdict: 'drop ecn' };
-    const tos = dscp | names.indexOf(becomes);
-    const packet = ipv4({ src: '10.42.1.7', dst: near.ip, protocol: TCP, ttl: 62, tos }, segment);
-    return { ...fixture, out: delivered(near, packet) };
-  }),
-);
+const ecnFixtures = (side: Side, hook: Hook): Fixture[] =>
+  names.flatMap((inner, innerEcn) =>
+    names.map((outer, outerEcn): Fixture => {
+      const { arrives, is } = wordsOf(side, hook);
+      const [dscp, outerDscp] = [46 << 2, 34 << 2];
+      const becomes = figure4[inner][outer];
+      const says = `${inner} inside ${outer} becomes ${becomes}`;
+      const wire = { inner: { tos: dscp | innerEcn }, outer: { tos: outerDscp | outerEcn } };
+      if (becomes === 'drop') return is(says, 'drop ecn', wire);
+      const tos = dscp | names.indexOf(becomes);
+      return arrives(says, wire.inner, segment, { wire, becomes: { tos } });
+    }),
+  );
 
-runFixtures('from_wire', {
-  'from a peer to a pod of ours': [
-    arrives('takes the outer header off and one from the TTL'),
-    arrives('delivers UDP', { protocol: 17 }, udp({ src: 53, dst: 40000 })),
-    arrives('delivers a ping', { protocol: ICMP }, Uint8Array.of(8, 0, 0xf7, 0xfd, 0, 1, 0, 1)),
-    arrives('delivers a first fragment (row 53)', { fragment: 0x2000 }),
-    arrives(
-      'delivers a later fragment, which has no ports (row 53)',
-      { fragment: 0x00b9 },
-      new Uint8Array(32),
-    ),
-    arrives('delivers an empty IP packet', {}, new Uint8Array(0)),
-    arrives('takes the last TTL that may travel, 2 (row 57)', { ttl: 2 }),
-    arrives('takes TTL 255', { ttl: 255 }),
-    arrives('delivers from the other node’s flannel.1: its processes', { src: '10.42.1.0' }),
-    arrives('goes by the peer that the inner source belongs to', { src: '10.42.2.7' }, segment, {
-      from: peers.two,
-    }),
-    arrives('takes every source port outside', {}, segment, { wire: { udp: { src: 1 } } }),
-    arrives('takes every inner source MAC: the kernel does too', {}, segment, {
-      wire: { innerEther: { src: '06:06:06:06:06:06' } },
-    }),
-    arrives('takes DF outside', {}, segment, { wire: { outer: { fragment: 0x4000 } } }),
-    arrives('delivers what exactly fits the receiver', {}, segmentOf(1280), { to: narrow }),
-    {
-      ...arrives('keeps Ethernet padding behind the inner packet where it is'),
-      packet: tunnelled(
-        peers.one,
-        Uint8Array.from([
-          ...ipv4({ src: '10.42.1.7', dst: near.ip, protocol: TCP, ttl: 63 }, segment),
-          ...new Uint8Array(6),
-        ]),
-      ),
-      out: delivered(
-        near,
-        Uint8Array.from([
-          ...ipv4({ src: '10.42.1.7', dst: near.ip, protocol: TCP, ttl: 62 }, segment),
-          ...new Uint8Array(6),
-        ]),
-      ),
-    },
-  ],
+/** Outer UDP checksums, of which the headers tell as far as they can (row 58). */
+function checksumFixtures(side: Side, hook: Hook): Fixture[] {
+  const { arrives, is } = wordsOf(side, hook);
+  const inner = { src: side.podOf(1, 7), dst: side.pods.near.ip, ttl: 63 };
+  const sealedBody = (fields: IpFields, payload: Uint8Array): Uint8Array =>
+    sealed(ip({ ...inner, ...fields }, payload)).subarray(ipBytes[side.family]);
 
-  'ECN by RFC 6040, figure 4, DSCP untouched (row 59)': ecnFixtures,
-
-  'that is not for our VXLAN port': [
-    is('is not its business when ARP', 'stack not_ipv4', { ether: { type: 0x0806 } }),
-    is('is not its business when IPv6', 'stack not_ipv4', { ether: { type: 0x86dd } }),
-    is('is not its business when VLAN-tagged (row 54)', 'stack not_ipv4', { ether: { type: 0x8100 } }),
-    is('is not its business when TCP', 'stack not_vxlan', { outer: { protocol: TCP } }),
-    is('is not its business on another port', 'stack not_vxlan', { udp: { dst: 4789 } }),
-    is('is not its business at another address', 'stack not_vxlan', { outer: { dst: '192.168.0.4' } }),
-    is('leaves outer IP options to the kernel (row 52)', 'stack ip_options', {
-      outer: { options: [1, 1, 1, 0] },
-    }),
-    is('leaves a first outer fragment to the kernel (row 52)', 'stack outer_fragment', {
-      outer: { fragment: 0x2000 },
-    }),
-    is('leaves a later outer fragment to the kernel (row 52)', 'stack outer_fragment', {
-      outer: { fragment: 0x00b9 },
-    }),
-  ],
-
-  'in VXLAN that it does not speak': [
-    is('leaves another VNI to the kernel (row 47)', 'stack other_vni', { vxlan: { vni: 2 } }),
-    is('compares all 24 bits of the VNI (row 47)', 'stack other_vni', { vxlan: { vni: 0x01_0001 } }),
-    is('leaves a missing I flag to the kernel (row 47)', 'stack other_vni', { vxlan: { flags: 0 } }),
-    is('leaves other flags beside it to the kernel, GBP’s say (row 47)', 'stack other_vni', {
-      vxlan: { flags: 0x88 },
-    }),
-    is('leaves another inner MAC to the kernel (row 51)', 'stack other_mac', {
-      innerEther: { dst: 'aa:00:00:00:00:04' },
-    }),
-    is('leaves an inner broadcast to the kernel (rows 51, 60)', 'stack other_mac', {
-      innerEther: { dst: 'ff:ff:ff:ff:ff:ff' },
-    }),
-    is('leaves inner ARP to the kernel (row 50)', 'stack not_ipv4', { innerEther: { type: 0x0806 } }),
-    is('leaves inner IPv6, so ND, to the kernel (row 50)', 'stack not_ipv4', {
-      innerEther: { type: 0x86dd },
-    }),
-    is('leaves unknown inner ethertypes to the kernel (row 50)', 'stack not_ipv4', {
-      innerEther: { type: 0x88cc },
-    }),
-    is('leaves inner IP options to the kernel', 'stack ip_options', { inner: { options: [1, 1, 1, 0] } }),
-    is('believes no inner version but 4', 'stack ip_options', { inner: { versionIhl: 0x65 } }),
-  ],
-
-  'whose lengths contradict each other (row 46)': [
-    is('believes no outer length beyond the packet', 'stack truncated', { outer: { totalLength: 91 } }),
-    is('believes no outer length short of the packet', 'stack truncated', { outer: { totalLength: 89 } }),
-    is('believes no UDP length beyond the packet', 'stack truncated', { udp: { length: 71 } }),
-    is('believes no UDP length short of the packet', 'stack truncated', { udp: { length: 69 } }),
-    is('believes no inner length beyond the packet', 'stack truncated', { inner: { totalLength: 41 } }),
-    is('believes no inner length short of its header', 'stack truncated', { inner: { totalLength: 19 } }),
-  ],
-
-  'from who must not': [
-    is('drops what comes from no node, in a node’s name (row 48)', 'drop unknown_peer', {
-      outer: { src: '192.168.0.77' },
-    }),
-    is('drops what comes from no node, in nobody’s name (row 48)', 'drop unknown_peer', {
-      outer: { src: '192.168.0.77' },
-      inner: { src: '10.42.77.7' },
-    }),
-    is('drops what seems to come from ourselves (row 48)', 'drop unknown_peer', {
-      outer: { src: settings.uplink.ip },
-    }),
-    is('drops one node’s packet in another’s name (row 49)', 'drop spoofed_source', {
-      outer: { src: peers.two.vtepIp },
-    }),
-    is('drops a node’s packet in the name of no node (row 49)', 'drop spoofed_source', {
-      inner: { src: '10.42.77.7' },
-    }),
-    is('drops a node’s packet in our pods’ name (row 49)', 'drop spoofed_source', {
-      inner: { src: slow.ip },
-    }),
-    is('drops a node’s packet in the world’s name (row 49)', 'drop spoofed_source', {
-      inner: { src: '8.8.8.8' },
+  /** Around an inner packet whose own checksum is right. */
+  const right = (says: string, fields: IpFields, payload: Uint8Array): Fixture[] => [
+    arrives(`takes a right one around ${says}`, fields, sealedBody(fields, payload), {
+      wire: { seal: sealed },
     }),
     is(
-      'drops a node’s packet in the name of an outsider with a number like its pods’ (row 49)',
-      'drop spoofed_source',
+      `leaves a wrong one around ${says} to the kernel, which drops it`,
+      'stack outer_checksum',
+      { inner: { ...inner, ...fields }, udp: { checksum: 0x1234 } },
+      sealedBody(fields, payload),
+    ),
+  ];
+  /** Whatever the outer checksum is: right, or as if there were a right one inside that covered all. */
+  const kept = (says: string, fields: IpFields, payload: Uint8Array): Fixture[] =>
+    Object.entries({ right: sealed, 'seemingly right': sealedAround }).map(([which, seal]) =>
+      is(
+        `leaves a ${which} one around ${says} to the kernel`,
+        'stack outer_checksum',
+        { inner: { ...inner, ...fields }, seal },
+        payload,
+      ),
+    );
+  const echo = icmp(side.family === 4 ? 8 : 128, Uint8Array.of(0, 1, 0, 1, 5));
+  const sealedSegment = sealedBody({ protocol: TCP }, segment);
+  return [
+    ...right('TCP', { protocol: TCP }, segment),
+    ...right(
+      'TCP with an odd number of bytes',
+      { protocol: TCP },
+      tcp({ src: 80, dst: 40000 }, Uint8Array.of(1, 2, 3)),
+    ),
+    ...right('UDP', { protocol: UDP }, udp({ src: 53, dst: 40000 }, Uint8Array.of(1, 2, 3))),
+    ...right('a ping', { protocol: side.icmp }, echo),
+    is(
+      'leaves one to the kernel that is wrong by one',
+      'stack outer_checksum',
+      { seal: (packet) => off(sealed(packet), ipBytes[side.family] + 7) },
+      sealedSegment,
+    ),
+    is(
+      'leaves all ones to the kernel when that is wrong',
+      'stack outer_checksum',
+      { udp: { checksum: 0xffff } },
+      sealedSegment,
+    ),
+    is(
+      'leaves a right one around a wrong inner one to the kernel, which knows better',
+      'stack outer_checksum',
+      { seal: sealed },
+      segment,
+    ),
+    arrives('leaves a wrong inner one to the pod', {}, segment, { wire: { seal: sealedAround } }),
+    ...kept('UDP that has none', { protocol: UDP }, udp({ src: 53, dst: 40000 })),
+    ...kept(
+      'UDP that does not cover all',
+      { protocol: UDP },
+      udp({ src: 53, dst: 40000, length: 12, checksum: 1 }),
+    ),
+    ...kept(
+      'a fragment, which has half of one',
+      { protocol: UDP, fragment: 0x2000 },
+      udp({ src: 53, dst: 40000, checksum: 1 }),
+    ),
+    ...kept('what has none', { protocol: protocols.gre }, new Uint8Array(12)),
+    ...kept(
+      'the other family’s ICMP',
+      { protocol: side.family === 4 ? protocols.icmpv6 : protocols.icmp },
+      icmp(8),
+    ),
+  ];
+}
+
+/** One byte greater by one. */
+const off = (bytes: Uint8Array, at: number): Uint8Array => bytes.with(at, (bytes[at]! + 1) & 255);
+
+function fixturesOf(side: Side, hook: Hook): Record<string, readonly Fixture[]> {
+  const { arrives, is, segmentOf } = wordsOf(side, hook);
+  const { peers, podOf, pods } = side;
+  const { near, slow, narrow } = pods;
+  const [withOptionsIn, optionsPayload] = withOptions(side);
+  const otherFamily = side.family === 4 ? 0x86dd : 0x0800;
+  const frameBytes = wireFrame(side).length - 14;
+  /** Bytes that the header's length field counts not. */
+  const uncounted = side.family === 4 ? 0 : 40;
+  return {
+    'from a peer to a pod of ours': [
+      arrives('takes the outer header off'),
+      arrives('takes UDP', { protocol: UDP }, udp({ src: 53, dst: 40000 })),
+      arrives('takes a ping', { protocol: side.icmp }, icmp(side.family === 4 ? 0 : 129)),
+      arrives('takes a first fragment (row 53)', { protocol: UDP, fragment: 0x2000 }),
+      arrives(
+        'takes a later fragment, which has no ports (row 53)',
+        { protocol: UDP, fragment: 0x00b9, id: 77 },
+        new Uint8Array(32),
+      ),
+      arrives('takes an empty IP packet', {}, new Uint8Array(0)),
+      arrives('takes the last TTL that may travel, 2 (row 57)', { ttl: 2 }),
+      arrives('takes TTL 255', { ttl: 255 }),
+      arrives('takes what comes from the other node’s VXLAN device: its processes', { src: podOf(1, 0) }),
+      arrives('goes by the peer that the inner source belongs to', { src: podOf(2, 7) }, segment, {
+        from: peers.two,
+      }),
+      arrives('takes every source port outside', {}, segment, { wire: { udp: { src: 1 } } }),
+      arrives('takes every inner source MAC: the kernel does too', {}, segment, {
+        wire: { innerEther: { src: '06:06:06:06:06:06' } },
+      }),
+      arrives('takes every outer TTL', {}, segment, { wire: { outer: { ttl: 1 } } }),
+      arrives('takes what exactly fits the receiver', {}, segmentOf(1280), { to: narrow }),
+    ],
+
+    'ECN by RFC 6040, figure 4, DSCP untouched (row 59)': ecnFixtures(side, hook),
+
+    'with an outer checksum (row 58)': checksumFixtures(side, hook),
+
+    'that is not for our VXLAN port': [
+      is('is not its business when ARP', 'stack not_ip', { ether: { type: 0x0806 } }),
+      is('is not its business when VLAN-tagged (row 54)', 'stack not_ip', { ether: { type: 0x8100 } }),
+      is('is not its business when for another MAC address', 'stack other_mac', {
+        ether: { dst: '02:00:00:00:00:04' },
+      }),
+      is('is not its business when broadcast (row 60)', 'stack other_mac', {
+        ether: { dst: 'ff:ff:ff:ff:ff:ff' },
+      }),
+      is('is not its business when TCP', 'stack not_vxlan', { outer: { protocol: TCP } }),
+      is('is not its business on another port', 'stack not_vxlan', { udp: { dst: 4789 } }),
+      is('is not its business at another address', 'stack not_vxlan', { outer: { dst: side.vtepOf(4) } }),
+      is('leaves a first outer fragment to the kernel (row 52)', 'stack outer_fragment', {
+        outer: { fragment: 0x2000 },
+      }),
+      is('leaves a later outer fragment to the kernel (row 52)', 'stack outer_fragment', {
+        outer: { fragment: 0x00b9 },
+      }),
       {
-        inner: { src: '10.99.1.7' },
+        says: 'leaves a plain packet for a pod of ours to the kernel',
+        verdict: 'stack not_vxlan',
+        packet: ethernet(
+          { dst: TEST_RUN_MAC, src: '02:00:00:00:00:01' },
+          ip({ src: podOf(1, 7), dst: near.ip, protocol: TCP }, segment),
+        ),
       },
-    ),
-    is('drops a node’s packet from a multicast address (rows 49, 60)', 'drop spoofed_source', {
-      inner: { src: '224.0.0.1' },
-    }),
-    is('drops a spoofed source also when no pod of ours is meant (row 49)', 'drop spoofed_source', {
-      inner: { src: '10.42.2.7', dst: '8.8.8.8' },
-    }),
-    is('leaves to the kernel what a node sends that has no slot in the peers map', 'stack no_peer', {
-      outer: { src: peers.unindexed.vtepIp },
-      inner: { src: '10.42.16.7' },
-    }),
-    arrives('takes a peer behind NAT from whatever address', { src: '10.42.9.7' }, segment, {
-      from: { ...peers.behindNat, vtepIp: '198.51.100.200' },
-    }),
-    is('lets a peer behind NAT speak for its own pods only (row 49)', 'drop spoofed_source', {
-      outer: { src: peers.behindNat.vtepIp },
-    }),
-  ],
+    ],
 
-  'that the kernel must see to': [
-    is('leaves an outer checksum that nobody verified to the kernel (row 58)', 'stack outer_checksum', {
-      udp: { checksum: 0x1234 },
-    }),
-    is('knows no such pod', 'stack no_endpoint', { inner: { dst: '10.42.3.99' } }),
-    is('leaves the node’s own flannel.1 address to the kernel', 'stack no_endpoint', {
-      inner: { dst: '10.42.3.0' },
-    }),
-    is('relays nothing to another node', 'stack no_endpoint', { inner: { dst: '10.42.2.7' } }),
-    is('relays nothing back to the node that it came from', 'stack no_endpoint', {
-      inner: { dst: '10.42.1.8' },
-    }),
-    is('relays nothing to the world', 'stack no_endpoint', { inner: { dst: '8.8.8.8' } }),
-    is('takes no other node’s pod for ours that has its number', 'stack no_endpoint', {
-      inner: { dst: near.ip.replace('10.42.3.', '10.42.2.') },
-    }),
-    is('takes nobody in the world for a pod that has its number', 'stack no_endpoint', {
-      inner: { dst: near.ip.replace('10.42.3.', '198.51.100.') },
-    }),
-    is('delivers no multicast (row 60)', 'stack no_endpoint', { inner: { dst: '224.0.0.251' } }),
-    is('leaves a slow receiver to the kernel path', 'stack slow', { inner: { dst: slow.ip } }),
-    is('leaves TTL 1 to the kernel, which says time exceeded (row 57)', 'stack ttl', { inner: { ttl: 1 } }),
-    is('leaves TTL 0 to the kernel (row 57)', 'stack ttl', { inner: { ttl: 0 } }),
-    is(
-      'leaves what is a byte too big for the receiver to the kernel (row 56)',
-      'stack too_big',
-      { inner: { dst: narrow.ip } },
-      segmentOf(1281),
-    ),
-    {
+    'in VXLAN that it does not speak': [
+      is('leaves another VNI to the kernel (row 47)', 'stack other_vni', { vxlan: { vni: 2 } }),
+      is('compares all 24 bits of the VNI (row 47)', 'stack other_vni', { vxlan: { vni: 0x01_0001 } }),
+      is('leaves a missing I flag to the kernel (row 47)', 'stack other_vni', { vxlan: { flags: 0 } }),
+      is('leaves other flags beside it to the kernel, GBP’s say (row 47)', 'stack other_vni', {
+        vxlan: { flags: 0x88 },
+      }),
+      is('leaves another inner MAC to the kernel (row 51)', 'stack other_mac', {
+        innerEther: { dst: 'aa:00:00:00:00:04' },
+      }),
+      is('leaves the other family’s device’s MAC to the kernel (row 51)', 'stack other_mac', {
+        innerEther: { dst: (side === v4 ? v6 : v4).settings.vtepMac },
+      }),
+      is('leaves an inner broadcast to the kernel (rows 51, 60)', 'stack other_mac', {
+        innerEther: { dst: 'ff:ff:ff:ff:ff:ff' },
+      }),
+      is('leaves inner ARP to the kernel (row 50)', 'stack not_ip', { innerEther: { type: 0x0806 } }),
+      is('leaves the other family inside to the kernel', 'stack not_ip', {
+        innerEther: { type: otherFamily },
+      }),
+      is('leaves unknown inner ethertypes to the kernel (row 50)', 'stack not_ip', {
+        innerEther: { type: 0x88cc },
+      }),
+      is(
+        'leaves inner IP options to the kernel',
+        'stack ip_options',
+        { inner: withOptionsIn },
+        optionsPayload,
+      ),
+      is('believes no other inner version', 'stack malformed', { inner: { version: 10 - side.family } }),
+      is('believes no other outer version', 'stack malformed', { outer: { version: 10 - side.family } }),
+    ],
+
+    'whose lengths contradict each other (row 46)': [
+      is('believes no outer length beyond the frame', 'stack malformed', {
+        outer: { length: frameBytes - uncounted + 1 },
+      }),
+      is('believes no outer length short of the frame', 'stack malformed', {
+        outer: { length: frameBytes - uncounted - 1 },
+      }),
+      is('believes no UDP length beyond the frame', 'stack malformed', {
+        udp: { length: frameBytes - ipBytes[side.family] + 1 },
+      }),
+      is('believes no UDP length short of the frame', 'stack malformed', {
+        udp: { length: frameBytes - ipBytes[side.family] - 1 },
+      }),
+      is('believes no inner length beyond the frame', 'stack malformed', {
+        inner: { length: ipBytes[side.family] + 20 - uncounted + 1 },
+      }),
+      is('believes no inner length short of the frame', 'stack malformed', {
+        inner: { length: ipBytes[side.family] + 20 - uncounted - 1 },
+      }),
+    ],
+
+    'from who must not': [
+      is('drops what comes from no node, in a node’s name (row 48)', 'drop unknown_peer', {
+        outer: { src: side.vtepOf(77) },
+      }),
+      is('drops what comes from no node, in nobody’s name (row 48)', 'drop unknown_peer', {
+        outer: { src: side.vtepOf(77) },
+        inner: { src: podOf(77, 7) },
+      }),
+      is('drops what seems to come from ourselves (row 48)', 'drop unknown_peer', {
+        outer: { src: side.settings.vtepIp },
+      }),
+      is('drops one node’s packet in another’s name (row 49)', 'drop spoofed_source', {
+        outer: { src: peers.two.vtepIp },
+      }),
+      is('drops a node’s packet in the name of no node (row 49)', 'drop spoofed_source', {
+        inner: { src: podOf(77, 7) },
+      }),
+      is('drops a node’s packet in our pods’ name (row 49)', 'drop spoofed_source', {
+        inner: { src: slow.ip },
+      }),
+      is('drops a node’s packet in the world’s name (row 49)', 'drop spoofed_source', {
+        inner: { src: side.world },
+      }),
+      is(
+        'drops a node’s packet in the name of an outsider with a number like its pods’ (row 49)',
+        'drop spoofed_source',
+        { inner: { src: side.serviceLikePod } },
+      ),
+      is('drops a node’s packet from a multicast address (rows 49, 60)', 'drop spoofed_source', {
+        inner: { src: side.multicast },
+      }),
+      is('drops a spoofed source also when no pod of ours is meant (row 49)', 'drop spoofed_source', {
+        inner: { src: podOf(2, 7), dst: side.world },
+      }),
+      is('drops a spoofed source also when the packet is padded (row 49)', 'drop spoofed_source', {
+        inner: { src: podOf(2, 7), length: 39 },
+      }),
+      is('leaves to the kernel what a node sends that the peers map cannot hold', 'stack no_peer', {
+        outer: { src: peers.unindexed.vtepIp },
+        inner: { src: podOf(16, 7) },
+      }),
+      arrives('takes a peer behind NAT from whatever address', { src: podOf(9, 7) }, segment, {
+        from: { ...peers.behindNat, vtepIp: side.world },
+      }),
+      is('lets a peer behind NAT speak for its own pods only (row 49)', 'drop spoofed_source', {
+        outer: { src: peers.behindNat.vtepIp },
+      }),
+    ],
+
+    'that the kernel must see to': [
+      is('knows no such pod', 'stack no_endpoint', { inner: { dst: podOf(3, 99) } }),
+      is('leaves the node’s own VXLAN device’s address to the kernel', 'stack no_endpoint', {
+        inner: { dst: podOf(3, 0) },
+      }),
+      is('relays nothing to another node', 'stack no_endpoint', { inner: { dst: podOf(2, 7) } }),
+      is('relays nothing back to the node that it came from', 'stack no_endpoint', {
+        inner: { dst: podOf(1, 8) },
+      }),
+      is('relays nothing to the world', 'stack no_endpoint', { inner: { dst: side.world } }),
+      is('takes no other node’s pod for ours that has its number', 'stack no_endpoint', {
+        inner: { dst: podOf(2, 20) },
+      }),
+      is('delivers no multicast (row 60)', 'stack no_endpoint', { inner: { dst: side.multicast } }),
+      is('leaves a slow receiver to the kernel path', 'stack slow', { inner: { dst: slow.ip } }),
+      is('leaves TTL 1 to the kernel, which says time exceeded (row 57)', 'stack ttl', { inner: { ttl: 1 } }),
+      is('leaves TTL 0 to the kernel (row 57)', 'stack ttl', { inner: { ttl: 0 } }),
+      is(
+        'leaves what is a byte too big for the receiver to the kernel (row 56)',
+        'stack too_big',
+        { inner: { dst: narrow.ip } },
+        segmentOf(1281),
+      ),
+      is('leaves SCTP to the kernel', 'stack translated', { inner: { protocol: SCTP } }, new Uint8Array(32)),
+    ],
+  };
+}
+
+const hooks = ['from_wire', 'xdp_from_wire'] as const;
+for (const side of sides)
+  for (const hook of hooks) runFixtures(hook, `IPv${side.family}`, fixturesOf(side, hook));
+
+for (const hook of hooks) {
+  const in4 = wordsOf(v4, hook);
+  runFixtures(hook, 'what only IPv4 has', {
+    'at the edges': [
+      in4.arrives('takes DF outside', {}, segment, { wire: { outer: { fragment: 0x4000 } } }),
+      in4.is('leaves outer IP options to the kernel (row 52)', 'stack ip_options', {
+        outer: { options: [1, 1, 1, 0] },
+      }),
+      in4.is('leaves a wrong outer header checksum to the kernel', 'stack malformed', {
+        outer: { checksum: 0x1234 },
+      }),
+      in4.is('leaves a wrong inner header checksum to the kernel', 'stack malformed', {
+        inner: { checksum: 0x1234 },
+      }),
+      in4.is('takes nobody in the world for a pod that has its number', 'stack no_endpoint', {
+        inner: { dst: '198.51.100.20' },
+      }),
+    ],
+  });
+
+  const in6 = wordsOf(v6, hook);
+  const { far } = v6.peers;
+  runFixtures(hook, 'what only IPv6 has', {
+    'neighbour discovery, which is the kernel’s (row 50)': [
+      ...[133, 134, 135, 136, 137].map((type) =>
+        in6.is(
+          `leaves type ${type} to it`,
+          'stack neighbour',
+          { inner: { protocol: ICMPV6, ttl: 255 } },
+          icmp(type),
+        ),
+      ),
+      in6.arrives('ends where the types end: 132 is another thing', { protocol: ICMPV6 }, icmp(132)),
+      in6.arrives('ends where the types end: 138 is another thing', { protocol: ICMPV6 }, icmp(138)),
+    ],
+    'a peer that wants outer checksums': [
+      in6.is('is the kernel’s in this direction too', 'stack slow', {
+        outer: { src: far.vtepIp },
+        inner: { src: v6.podOf(5, 7) },
+      }),
+      in6.is('speaks for its own pods only (row 49)', 'drop spoofed_source', { outer: { src: far.vtepIp } }),
+    ],
+    'headers before the transport header (row 52)': [
+      {
+        ...in6.is('outside are the kernel’s: whose port, nobody knows', 'stack not_vxlan'),
+        packet: ethernet(
+          { dst: TEST_RUN_MAC, src: '02:00:00:00:00:01' },
+          ip(
+            { src: v6.peers.one.vtepIp, dst: v6.settings.vtepIp, protocol: protocols.destinationOptions },
+            ipv6Extension(UDP, wireFrame(v6).subarray(54)),
+          ),
+        ),
+      },
+      in6.is(
+        'inside, behind a fragment header, are the kernel’s',
+        'stack ip_options',
+        { inner: { protocol: protocols.hopByHop, fragment: 0x2000 } },
+        ipv6Extension(UDP, udp({ src: 1, dst: 2 })),
+      ),
+      in6.is(
+        'are malformed when cut off (row 46)',
+        'stack malformed',
+        { inner: { protocol: protocols.fragment } },
+        new Uint8Array(7),
+      ),
+    ],
+    'the rest of the header': [in6.arrives('stays: the flow label', { flowLabel: 0xabcde, tos: 0xfc })],
+  });
+}
+
+runFixtures(
+  'from_wire',
+  'super-packets',
+  Object.fromEntries(
+    sides.map((side) => {
+      const { is, segmentOf } = wordsOf(side, 'from_wire');
       // A test run's GSO packet has no type, so the kernel refuses to shrink it.
-      ...is(
-        'leaves a packet that the kernel does not let shrink as it was',
+      const left = is(
+        'leaves one that the kernel does not let shrink as it was',
         'stack no_room',
         {},
         segmentOf(3000),
-      ),
-      gsoSize: 1400,
-    },
-    is('leaves SCTP to the kernel', 'stack translated', { inner: { protocol: SCTP } }, new Uint8Array(32)),
-  ],
-});
+      );
+      const checked = is(
+        'asks for no checksum, since GRO has verified it',
+        'stack no_room',
+        { udp: { checksum: 1 } },
+        segmentOf(3000),
+      );
+      const congested = is('drops one by RFC 6040', 'drop ecn', { outer: { tos: 3 } }, segmentOf(3000));
+      return [
+        `IPv${side.family}`,
+        [left, checked, congested].map((fixture) => ({ ...fixture, gsoSize: 1400 })),
+      ];
+    }),
+  ),
+);
 
 describeOnNode('from_wire, packet by packet', (node) => {
-  it('leaves the inner checksum right, whatever it was', () => {
-    const random = new Random(1624);
-    for (let round = 0; round < 256; round++) {
-      // ECT(1) becomes CE, and both bytes of the checksum take every value, so both changes carry now and then.
-      const inner = { id: round * 257, ttl: 2 + random.below(254), tos: 1 };
-      const { verdict, packet } = node().run('from_wire', wireFrame({ inner, outer: { tos: 3 } }));
-      const { valid, ttl, tos } = readIpv4(packet);
-      expect({ inner, verdict, valid, ttl, tos }).toEqual({
-        inner,
-        verdict: 'fast',
-        valid: true,
-        ttl: inner.ttl - 1,
-        tos: 3,
-      });
-    }
+  describe.each(sides)('IPv$family', (side) => {
+    it('leaves the inner header right, whatever it was', () => {
+      const random = new Random(1624);
+      for (let round = 0; round < 256; round++) {
+        // ECT(1) becomes CE, and both bytes of IPv4's checksum take every value, so both changes carry now and then.
+        const inner = { id: round * 257, ttl: 2 + random.below(254), tos: 1 };
+        const { verdict, packet } = node().run('from_wire', wireFrame(side, { inner, outer: { tos: 3 } }));
+        const { valid, ttl, tos } = readIp(packet);
+        expect({ inner, verdict, valid, ttl, tos }).toEqual({
+          inner,
+          verdict: 'fast',
+          valid: true,
+          ttl: inner.ttl - 1,
+          tos: 3,
+        });
+      }
+    });
+
+    it('takes outer checksums that are right, whatever the packet, and none that is not', () => {
+      const random = new Random(768);
+      for (let round = 0; round < 300; round++) {
+        const data = Uint8Array.from({ length: random.below(300) }, () => random.below(256));
+        const [protocol, payload] = random.pick([
+          [TCP, tcp({ src: random.below(65536), dst: 40000 }, data)],
+          [UDP, udp({ src: random.below(65536), dst: 40000 }, data)],
+          [side.icmp, icmp(side.family === 4 ? 8 : 128, Uint8Array.from([0, 1, 0, 1, ...data]))],
+        ] as const);
+        const fields = { src: side.podOf(1, 7), dst: side.pods.near.ip, protocol, tos: random.below(256) };
+        const inner = sealed(ip(fields, payload));
+        const frame = tunnelled(side, side.peers.one, inner, {
+          seal: sealed,
+          udp: { src: random.below(65536) },
+        });
+        for (const hook of hooks) {
+          const { counted } = node().run(hook, frame);
+          expect({ round, counted }).toEqual({ round, counted: `${hook}: fast decap` });
+          // A bit of what the headers show: addresses, ports, VXLAN, inner IP.
+          const wrong = frame.slice();
+          const at = 14 + ipBytes[side.family] + random.pick([0, 1, 6, 22, 27, 29]);
+          wrong[at]! ^= 1 << random.below(8);
+          const { counted: refused } = node().run(hook, wrong);
+          const outcome = at === 14 + ipBytes[side.family] + 29 ? 'not_ip' : 'outer_checksum';
+          const isZero = wrong[20 + ipBytes[side.family]] === 0 && wrong[21 + ipBytes[side.family]] === 0;
+          if (!isZero)
+            expect({ round, at, refused }).toEqual({ round, at, refused: `${hook}: stack ${outcome}` });
+        }
+      }
+    });
+
+    const whole = wireFrame(side);
+    // Linux runs no test on a frame that is shorter than its IP header.
+    const shortest = 14 + ipBytes[side.family];
+    const sizes = Array.from({ length: whole.length - shortest }, (_, i) => shortest + i);
+
+    it.each(hooks)('%s takes no packet that is cut anywhere, and leaves it as it was (row 46)', (hook) => {
+      for (const size of sizes) {
+        const { verdict, counted, packet } = node().run(hook, whole.subarray(0, size));
+        const outcome = size < shortest + 8 ? 'not_vxlan' : 'malformed';
+        expect({ size, verdict, counted }).toEqual({
+          size,
+          verdict: hook === 'from_wire' ? 'stack' : 'pass',
+          counted: `${hook}: stack ${outcome}`,
+        });
+        expect(packet).toEqual(whole.subarray(0, size));
+      }
+    });
+
+    it.each(hooks)(
+      '%s takes no inner packet that is cut anywhere, in an outer one that is whole (row 46)',
+      (hook) => {
+        for (const size of sizes.filter((size) => size >= shortest + 8)) {
+          const payload = whole.subarray(shortest + 8, size); // VXLAN header and what follows
+          const packet = ethernet(
+            { dst: TEST_RUN_MAC, src: '02:00:00:00:00:01' },
+            ip(
+              { src: side.peers.one.vtepIp, dst: side.settings.vtepIp },
+              udp({ src: 45678, dst: settings.port }, payload),
+            ),
+          );
+          const { counted } = node().run(hook, packet);
+          expect({ size, counted }).toEqual({ size, counted: `${hook}: stack malformed` });
+        }
+      },
+    );
   });
 
-  const whole = wireFrame();
-  // Linux runs no test on an IPv4 frame that is shorter than its IP header.
-  const sizes = Array.from({ length: whole.length - 34 }, (_, i) => 34 + i);
-
-  it('takes no packet that is cut anywhere, and leaves it as it was (row 46)', () => {
-    for (const size of sizes) {
-      const { verdict, packet } = node().run('from_wire', whole.subarray(0, size));
-      expect({ size, verdict }).toEqual({ size, verdict: 'stack' });
-      expect(packet).toEqual(whole.subarray(0, size));
-    }
-  });
-
-  it('takes no inner packet that is cut anywhere, in an outer one that is whole (row 46)', () => {
-    for (const size of sizes.filter((size) => size >= 42)) {
-      const payload = whole.subarray(42, size); // VXLAN header and what follows
-      const packet = ethernet(
-        { dst: '02:00:00:00:00:03', src: '02:00:00:00:00:01' },
-        ipv4({ src: peers.one.vtepIp, dst: settings.uplink.ip }, udp({ src: 45678, dst: 8472 }, payload)),
-      );
-      const { verdict, counted } = node().run('from_wire', packet);
-      expect({ size, verdict, counted }).toEqual({
-        size,
-        verdict: 'stack',
-        counted: 'from_wire: stack truncated',
-      });
-    }
+  it('counts what it takes by the bytes that leave, and XDP by those that come', () => {
+    const frame = wireFrame(v4);
+    expect(node().run('from_wire', frame).bytes).toBe(frame.length - encapBytes[4]);
+    expect(node().run('xdp_from_wire', frame).bytes).toBe(frame.length);
   });
 });

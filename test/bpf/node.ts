@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * The node that the fixtures of this folder run on: the programs as the agent loads them, over maps as the agent fills
- * them, and packets handed in by BPF_PROG_TEST_RUN. It has no network and needs none.
+ * The dual-stack node that the fixtures of this folder run on: the programs as the agent loads them, over maps as the agent
+ * fills them, and packets handed in by BPF_PROG_TEST_RUN. It has no network and needs none.
  */
 import type { BpfProgram } from '#libbpf-ts';
 import type { Struct } from '../../src/dataplane/codec.ts';
@@ -11,48 +11,64 @@ import {
   desiredPeers,
   desiredVteps,
   type Endpoint,
-  endpointSlot,
+  type FamilySettings,
   type NodeSettings,
   type Peer,
+  stateSlot,
 } from '../../src/dataplane/desired.ts';
 import { type LoadedPrograms, loadPrograms, type ProgramName } from '../../src/dataplane/programs.ts';
 import { pinPaths, type Tables } from '../../src/dataplane/tables.ts';
 import { TemporaryBpffs } from '../../src/libbpf-ts/test-support.ts';
-import { parseCidr } from '../../src/net/ip.ts';
+import { cidrContains, type Family, parseCidr } from '../../src/net/ip.ts';
+import { protocols } from '../support/packets.ts';
 
 /** Why the fixtures cannot run here; undefined when they can. */
 export const missing = process.getuid?.() === 0 ? undefined : 'needs root to load BPF programs';
 
-export const settings: NodeSettings = {
-  network: parseCidr('10.42.0.0/16'),
-  podCidr: parseCidr('10.42.3.0/24'),
-  vni: 1,
-  port: 8472,
-  vtepMac: 'aa:00:00:00:00:03',
-  uplink: { ifindex: 2, ip: '192.168.0.3', mtu: 1500 },
-  sourcePorts: { min: 32768, max: 60999 },
-};
+/** A test run comes in by the loopback device, so that is the veth of every pod that sends. */
+export const TEST_RUN_IFINDEX = 1;
+/** And the MAC address that frames for this node are addressed to is the loopback device's. */
+export const TEST_RUN_MAC = '00:00:00:00:00:00';
 
-function peer(n: number, over: Partial<Peer> = {}): Peer {
-  const podCidr = parseCidr(`10.42.${n}.0/24`);
-  const addresses = { vtepIp: `192.168.0.${n}`, vtepMac: `aa:00:00:00:00:0${n}` };
-  return { name: `node${n}`, podCidr, ...addresses, behindNat: false, ...over };
+/** One family of the node and of the cluster around it. */
+export interface Side {
+  readonly family: Family;
+  readonly settings: FamilySettings;
+  readonly icmp: number;
+  /** Pod `n` of a node; we are node 3. 0 is the address of the node's flannel.1. */
+  readonly podOf: (node: number, n: number) => string;
+  /** The underlay address of a node, or of nobody. */
+  readonly vtepOf: (node: number) => string;
+  readonly peers: {
+    readonly one: Peer;
+    readonly two: Peer;
+    /** Its podCIDR has another length than ours, so the peers map cannot hold it. */
+    readonly unindexed: Peer;
+    /** Behind a router, and behind NAT. */
+    readonly behindNat: Peer;
+    /** Behind a router. IPv6: wants checksums. */
+    readonly far: Peer;
+  };
+  readonly pods: {
+    readonly sender: Endpoint;
+    readonly slowSender: Endpoint;
+    readonly near: Endpoint;
+    readonly slow: Endpoint;
+    /** Its interface has a smaller MTU than the others'. */
+    readonly narrow: Endpoint;
+  };
+  /** Addresses outside the cluster network. */
+  readonly world: string;
+  readonly service: string;
+  /** A service with the number of a pod on node one. */
+  readonly serviceLikePod: string;
+  readonly multicast: string;
+  readonly martian: string;
 }
 
-export const peers = {
-  one: peer(1),
-  two: peer(2),
-  /** Its podCIDR has another length than ours, so the peers map has no slot for it. */
-  unindexed: peer(8, { podCidr: parseCidr('10.42.16.0/23') }),
-  behindNat: peer(9, { vtepIp: '203.0.113.9', behindNat: true }),
-};
-
-/** A test run comes in by the loopback device, so that is the veth of every pod that sends. */
-const TEST_RUN_IFINDEX = 1;
-
-function pod(n: number, over: Partial<Endpoint> = {}): Endpoint {
+function pod(ip: string, n: number, over: Partial<Endpoint> = {}): Endpoint {
   return {
-    ip: `10.42.3.${n}`,
+    ip,
     hostIfname: `veth${n}`,
     hostIfindex: 100 + n,
     podMac: `0a:00:00:00:00:${n}`,
@@ -63,14 +79,123 @@ function pod(n: number, over: Partial<Endpoint> = {}): Endpoint {
   };
 }
 
-export const pods = {
-  sender: pod(10, { hostIfindex: TEST_RUN_IFINDEX }),
-  slowSender: pod(11, { hostIfindex: TEST_RUN_IFINDEX, slow: true }),
-  near: pod(20),
-  slow: pod(21, { slow: true }),
-  /** Its interface has a smaller MTU than the others'. */
-  narrow: pod(22, { mtu: 1280 }),
+function podsBy(podOf: Side['podOf']): Side['pods'] {
+  const ours = (n: number, over?: Partial<Endpoint>): Endpoint => pod(podOf(3, n), n, over);
+  return {
+    sender: ours(10, { hostIfindex: TEST_RUN_IFINDEX }),
+    slowSender: ours(11, { hostIfindex: TEST_RUN_IFINDEX, slow: true }),
+    near: ours(20),
+    slow: ours(21, { slow: true }),
+    narrow: ours(22, { mtu: 1280 }),
+  };
+}
+
+const peer = (n: number, podCidr: string, vtepIp: string, over: Partial<Peer> = {}): Peer => ({
+  name: `node${n}`,
+  podCidr: parseCidr(podCidr),
+  vtepIp,
+  vtepMac: `aa:00:00:00:00:0${n}`,
+  behindNat: false,
+  ...over,
+});
+
+const podOf4: Side['podOf'] = (node, n) => `10.42.${node}.${n}`;
+const vtepOf4: Side['vtepOf'] = (node) => `192.168.0.${node}`;
+
+export const v4: Side = {
+  family: 4,
+  settings: {
+    network: parseCidr('10.42.0.0/16'),
+    podCidr: parseCidr('10.42.3.0/24'),
+    vtepMac: 'aa:00:00:00:00:03',
+    vtepIp: vtepOf4(3),
+  },
+  icmp: protocols.icmp,
+  podOf: podOf4,
+  vtepOf: vtepOf4,
+  peers: {
+    one: peer(1, '10.42.1.0/24', vtepOf4(1)),
+    two: peer(2, '10.42.2.0/24', vtepOf4(2)),
+    unindexed: peer(8, '10.42.16.0/23', vtepOf4(8)),
+    behindNat: peer(9, '10.42.9.0/24', '203.0.113.9', { behindNat: true }),
+    far: peer(5, '10.42.5.0/24', '198.51.100.5'),
+  },
+  pods: podsBy(podOf4),
+  world: '8.8.8.8',
+  service: '10.43.0.10',
+  serviceLikePod: '10.43.1.7',
+  multicast: '224.0.0.251',
+  martian: '127.0.0.1',
 };
+
+const podOf6: Side['podOf'] = (node, n) => `fd00:42:0:${node}::${n === 0 ? '' : n}`;
+const vtepOf6: Side['vtepOf'] = (node) => `fd00:31::${node}`;
+/** Its VXLAN device takes outer checksums of zero. */
+const ripstop = { zeroChecksum: true } as const;
+
+export const v6: Side = {
+  family: 6,
+  settings: {
+    network: parseCidr('fd00:42::/56'),
+    podCidr: parseCidr('fd00:42:0:3::/64'),
+    vtepMac: 'aa:00:00:00:06:03',
+    vtepIp: vtepOf6(3),
+  },
+  icmp: protocols.icmpv6,
+  podOf: podOf6,
+  vtepOf: vtepOf6,
+  peers: {
+    one: peer(1, 'fd00:42:0:1::/64', vtepOf6(1), { ...ripstop, vtepMac: 'aa:00:00:00:06:01' }),
+    two: peer(2, 'fd00:42:0:2::/64', vtepOf6(2), { ...ripstop, vtepMac: 'aa:00:00:00:06:02' }),
+    unindexed: peer(8, 'fd00:42:0:16::/63', vtepOf6(8), ripstop),
+    behindNat: peer(9, 'fd00:42:0:9::/64', '2001:db8:9::9', { ...ripstop, behindNat: true }),
+    far: peer(5, 'fd00:42:0:5::/64', '2001:db8:5::5'),
+  },
+  pods: podsBy(podOf6),
+  world: '2001:db8::8',
+  service: 'fd00:43::a',
+  serviceLikePod: 'fd00:43:0:1::7',
+  multicast: 'ff02::fb',
+  martian: '::1',
+};
+
+export const sides = [v4, v6] as const;
+
+export const settings: NodeSettings = {
+  v4: v4.settings,
+  v6: v6.settings,
+  vni: 1,
+  port: 8472,
+  uplink: { ifindex: 2, mtu: 1500, mac: TEST_RUN_MAC },
+  sourcePorts: { min: 32768, max: 60999 },
+};
+
+/** The same node where net-conf.json says DirectRouting. */
+export const directSettings: NodeSettings = { ...settings, directRouting: true };
+
+const l2 = [parseCidr('192.168.0.0/24'), parseCidr('fd00:31::/64')];
+
+/** Where the uplink sends packets to an underlay address. */
+export function nextHopTo(address: string): string {
+  if (l2.some((block) => cidrContains(block, address))) return address;
+  return address.includes(':') ? vtepOf6(254) : vtepOf4(254);
+}
+
+/** Write what the agent would write: who the peers are and which pods live here. */
+export function fillTables(
+  tables: Tables,
+  settings: NodeSettings,
+  peers: readonly Peer[],
+  pods: readonly Endpoint[],
+): void {
+  const indexed = desiredPeers(settings, peers, nextHopTo);
+  for (const [slot, value] of indexed.peers) tables.peers.set(Number(slot), value);
+  tables.peers6.setMany(indexed.peers6);
+  const { endpoints, endpoints6 } = desiredEndpoints(settings, pods);
+  for (const [slot, value] of endpoints) tables.endpoints.set(Number(slot), value);
+  tables.endpoints6.setMany(endpoints6);
+  tables.vteps.setMany(desiredVteps(settings, peers, indexed));
+}
 
 /** What the programs remember of a local pod's flows. */
 export interface Remembered {
@@ -85,26 +210,36 @@ export interface RunOptions {
 }
 
 export interface Outcome {
-  /** By the program's return value. */
+  /** By the program's return value; `pass` is XDP's only one. */
   readonly verdict: string;
   /** The counters that moved, such as `from_pod: fast local`, with how often when it was not once. */
   readonly counted: string;
   /** How far the byte counters moved. */
   readonly bytes: number;
+  /** Behind its metadata where it has any. */
   readonly packet: Uint8Array;
 }
 
-// linux/pkt_cls.h. TC_ACT_UNSPEC (-1) is our way to the stack, TC_ACT_SHOT a drop, TC_ACT_REDIRECT the fast path.
-const verdicts: Record<number, string> = { 0xffff_ffff: 'stack', 2: 'drop', 7: 'fast' };
+/** linux/pkt_cls.h: TC_ACT_UNSPEC (-1) is our way to the stack, TC_ACT_SHOT a drop, TC_ACT_REDIRECT the fast path. */
+const tcVerdicts: Readonly<Record<number, string>> = { 0xffff_ffff: 'stack', 2: 'drop', 7: 'fast' };
+/** linux/bpf.h: XDP_PASS. */
+const xdpVerdicts: Readonly<Record<number, string>> = { 2: 'pass' };
 
 /** `struct __sk_buff` of linux/bpf.h; a test run accepts little more than these members. */
 const SK_BUFF_BYTES = 192;
 const GSO_SIZE_OFFSET = 176;
 
-function context({ gsoSize = 0 }: RunOptions): Uint8Array {
-  const bytes = new Uint8Array(SK_BUFF_BYTES);
-  new Uint32Array(bytes.buffer)[GSO_SIZE_OFFSET / 4] = gsoSize;
-  return bytes;
+/** One packet through a program, its return value in words. */
+export function testRun(
+  program: BpfProgram,
+  packet: Uint8Array,
+  { gsoSize = 0, isXdp = false }: RunOptions & { readonly isXdp?: boolean },
+): { verdict: string; packet: Uint8Array } {
+  const context = new Uint8Array(SK_BUFF_BYTES);
+  new Uint32Array(context.buffer)[GSO_SIZE_OFFSET / 4] = gsoSize;
+  const { returnValue, data } = program.testRun({ data: packet, ...(!isXdp && { context }) });
+  const verdict = (isXdp ? xdpVerdicts : tcVerdicts)[returnValue];
+  return { verdict: verdict ?? `return value ${returnValue}`, packet: data };
 }
 
 export interface TestNode extends Disposable {
@@ -118,27 +253,24 @@ export interface TestNode extends Disposable {
   remember(remembered: Remembered): Disposable;
 }
 
-export function openNode(): TestNode {
+export function openNode(nodeSettings: NodeSettings = settings): TestNode {
   const bpffs = new TemporaryBpffs();
-  const loaded = loadPrograms(settings, pinPaths(bpffs.path));
+  const loaded = loadPrograms(nodeSettings, pinPaths(bpffs.path));
   const { programs, tables } = loaded;
-
-  const everyPeer = Object.values(peers);
-  const indexed = desiredPeers(settings, everyPeer, (address) => address);
-  for (const [slot, value] of indexed) tables.peers.set(Number(slot), value);
-  for (const [slot, value] of desiredEndpoints(settings, Object.values(pods)))
-    tables.endpoints.set(Number(slot), value);
-  tables.vteps.setMany(desiredVteps(settings, everyPeer, indexed));
+  fillTables(
+    tables,
+    nodeSettings,
+    sides.flatMap(({ peers }) => Object.values(peers)),
+    sides.flatMap(({ pods }) => Object.values(pods)),
+  );
 
   return {
     tables,
     programs,
-    run(program, packet, options = {}) {
+    run(program, packet, options) {
       const before = readCounters(tables);
-      const result = (typeof program === 'string' ? programs[program] : program).testRun({
-        data: packet,
-        context: context(options),
-      });
+      const called = typeof program === 'string' ? programs[program] : program;
+      const result = testRun(called, packet, { ...options, isXdp: program === 'xdp_from_wire' });
       const moved = readCounters(tables)
         .map((counter, i) => ({
           ...counter,
@@ -147,7 +279,7 @@ export function openNode(): TestNode {
         }))
         .filter((counter) => counter.packets !== 0);
       return {
-        verdict: verdicts[result.returnValue] ?? `return value ${result.returnValue}`,
+        ...result,
         counted: moved
           .map(
             ({ hook, verdict, reason, packets }) =>
@@ -155,12 +287,11 @@ export function openNode(): TestNode {
           )
           .join(', '),
         bytes: moved.reduce((sum, counter) => sum + counter.bytes, 0),
-        packet: result.data,
       };
     },
     sweepFlows: () => loaded.sweepFlows(),
     remember({ pod, flows = [], overflow = false }) {
-      const slot = endpointSlot(settings, pod.ip)!;
+      const slot = stateSlot(nodeSettings, pod.ip)!;
       tables.stack_flows.setMany(flows.map((flow) => [flow, { created_ns: 1 }]));
       tables.endpoint_state.set(slot, { stack_flows: flows.length, overflow: overflow ? 1 : 0 });
       return {

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Flows that conntrack translates must not overtake it: what from_pod and from_wire make of them, entry by entry. */
 import type { Struct } from '../../src/dataplane/codec.ts';
-import { ipv4, tcp, udp } from '../support/packets.ts';
+import type { Endpoint } from '../../src/dataplane/desired.ts';
+import { icmp, ip, protocols, tcp, udp } from '../support/packets.ts';
 import { type Fixture, runFixtures } from './fixtures.ts';
-import { chosenOf, delivered, encapsulated, ICMP, podFrame, TCP, wireFrame } from './frames.ts';
-import { peers, pods } from './node.ts';
+import { chosenOf, delivered, encapsulated, podFrame, wireFrame } from './frames.ts';
+import { type Side, sides, v6 } from './node.ts';
 
-const { sender, near } = pods;
+const { tcp: TCP, udp: UDP } = protocols;
 const payload = tcp({ src: 80, dst: 40000 });
-const far = '10.42.1.7';
 
 const flow = (src: string, dst: string, over: Partial<Struct<'flow'>> = {}): Struct<'flow'> => ({
   src,
@@ -19,134 +19,170 @@ const flow = (src: string, dst: string, over: Partial<Struct<'flow'>> = {}): Str
   ...over,
 });
 
-const outgoing = (says: string, fixture: Partial<Fixture>): Fixture => ({
-  says,
-  packet: podFrame({ dst: far }, payload),
-  verdict: 'stack translated',
-  remembered: { pod: sender, flows: [flow(sender.ip, far)] },
-  ...fixture,
-});
-
-const fastOut: Partial<Fixture> = {
-  verdict: 'fast encap',
-  out: (packet) =>
-    encapsulated(
-      peers.one,
-      ipv4({ src: sender.ip, dst: far, protocol: TCP, ttl: 63 }, payload),
-      chosenOf(packet),
+/** The fixtures' words, for one family. */
+function wordsOf(side: Side) {
+  const { sender, near } = side.pods;
+  const far = side.podOf(1, 7);
+  return {
+    outgoing: (says: string, fixture: Partial<Fixture>): Fixture => ({
+      says,
+      packet: podFrame(side, { dst: far }, payload),
+      verdict: 'stack translated',
+      remembered: { pod: sender, flows: [flow(sender.ip, far)] },
+      ...fixture,
+    }),
+    fastOut: {
+      verdict: 'fast encap',
+      out: (packet: Uint8Array) =>
+        encapsulated(
+          side,
+          side.peers.one,
+          ip({ src: sender.ip, dst: far, protocol: TCP, ttl: 63 }, payload),
+          chosenOf(side, packet),
+        ),
+    } as const,
+    local: (says: string, fixture: Partial<Fixture>): Fixture => ({
+      says,
+      packet: podFrame(side, { dst: near.ip }, payload),
+      verdict: 'stack translated',
+      ...fixture,
+    }),
+    incoming: (says: string, fixture: Partial<Fixture>): Fixture => ({
+      says,
+      packet: wireFrame(side, {}, payload),
+      verdict: 'stack translated',
+      remembered: { pod: near, flows: [flow(far, near.ip)] },
+      ...fixture,
+    }),
+    fastIn: {
+      verdict: 'fast decap',
+      out: delivered(near, ip({ src: far, dst: near.ip, protocol: TCP, ttl: 62 }, payload)),
+    } as const,
+    /** A destination unreachable: conntrack must translate the packet that it quotes. */
+    icmpError: icmp(
+      side.family === 4 ? 3 : 1,
+      Uint8Array.from([0, 0, 0, 0, ...ip({ src: far, dst: sender.ip }, udp({ src: 1, dst: 2 }))]),
     ),
-};
+  };
+}
 
-const local = (says: string, fixture: Partial<Fixture>): Fixture => ({
-  says,
-  packet: podFrame({ dst: near.ip }, payload),
-  verdict: 'stack translated',
-  ...fixture,
-});
+for (const side of sides) {
+  const { sender, near } = side.pods;
+  const far = side.podOf(1, 7);
+  const { outgoing, fastOut, local, incoming, fastIn, icmpError } = wordsOf(side);
 
-const incoming = (says: string, fixture: Partial<Fixture>): Fixture => ({
-  says,
-  packet: wireFrame({}, payload),
-  verdict: 'stack translated',
-  remembered: { pod: near, flows: [flow(far, near.ip)] },
-  ...fixture,
-});
+  runFixtures('from_pod', `IPv${side.family}`, {
+    'a translated flow to another node': [
+      outgoing('goes through the stack', {}),
+      outgoing('goes through the stack over UDP', {
+        packet: podFrame(side, { dst: far, protocol: UDP }, udp({ src: 80, dst: 40000 })),
+        remembered: { pod: sender, flows: [flow(sender.ip, far, { protocol: UDP })] },
+      }),
+      outgoing('does not slow down a flow from another port', {
+        remembered: { pod: sender, flows: [flow(sender.ip, far, { src_port: 81 })] },
+        ...fastOut,
+      }),
+      outgoing('does not slow down a flow to another port', {
+        remembered: { pod: sender, flows: [flow(sender.ip, far, { dst_port: 40001 })] },
+        ...fastOut,
+      }),
+      outgoing('does not slow down the same ports over UDP', {
+        remembered: { pod: sender, flows: [flow(sender.ip, far, { protocol: UDP })] },
+        ...fastOut,
+      }),
+      outgoing('does not slow down the same ports to another pod', {
+        remembered: { pod: sender, flows: [flow(sender.ip, side.podOf(1, 8))] },
+        ...fastOut,
+      }),
+      outgoing('is of one direction: the tuple as the packet carries it', {
+        remembered: { pod: sender, flows: [flow(far, sender.ip, { src_port: 40000, dst_port: 80 })] },
+        ...fastOut,
+      }),
+      outgoing('of another pod is not asked about', {
+        remembered: { pod: near, flows: [flow(sender.ip, far)] },
+        ...fastOut,
+      }),
+      outgoing('takes a fragment without ports along (row 53)', {
+        packet: podFrame(side, { dst: far, fragment: 0x00b9 }, payload),
+      }),
+      outgoing('takes a first fragment along, so that the later ones do not overtake it (row 53)', {
+        packet: podFrame(side, { dst: far, fragment: 0x2000 }, tcp({ src: 81, dst: 40000 })),
+      }),
+      outgoing('takes ICMP errors along, which may quote it', {
+        packet: podFrame(side, { dst: far, protocol: side.icmp }, icmpError),
+      }),
+      outgoing('takes a packet along whose ports are cut off', {
+        packet: podFrame(side, { dst: far }, new Uint8Array(3)),
+      }),
+    ],
+    'a translated flow on this node': [
+      local('of the sender goes through the stack', {
+        remembered: { pod: sender, flows: [flow(sender.ip, near.ip)] },
+      }),
+      local('of the receiver goes through the stack', {
+        remembered: { pod: near, flows: [flow(sender.ip, near.ip)] },
+      }),
+    ],
+    'an endpoint whose flows did not fit the map': [
+      outgoing('sends everything through the stack', { remembered: { pod: sender, overflow: true } }),
+      outgoing('sends fragments through the stack', {
+        packet: podFrame(side, { dst: far, fragment: 0x00b9 }, payload),
+        remembered: { pod: sender, overflow: true },
+      }),
+      local('gets everything of this node through the stack', {
+        remembered: { pod: near, overflow: true },
+      }),
+    ],
+  });
 
-const fastIn: Partial<Fixture> = {
-  verdict: 'fast decap',
-  out: delivered(near, ipv4({ src: far, dst: near.ip, protocol: TCP, ttl: 62 }, payload)),
-};
+  runFixtures('from_wire', `IPv${side.family}`, {
+    'a translated flow from another node': [
+      incoming('goes through the stack', {}),
+      incoming('does not slow down other flows', {
+        remembered: { pod: near, flows: [flow(far, near.ip, { src_port: 81 })] },
+        ...fastIn,
+      }),
+      incoming('of another pod is not asked about', {
+        remembered: { pod: sender, flows: [flow(far, near.ip)] },
+        ...fastIn,
+      }),
+      incoming('takes a fragment without ports along (row 53)', {
+        packet: wireFrame(side, { inner: { fragment: 0x00b9 } }, payload),
+      }),
+      incoming('takes ICMP errors along, which may quote it', {
+        packet: wireFrame(side, { inner: { protocol: side.icmp } }, icmpError),
+      }),
+    ],
+    'an endpoint whose flows did not fit the map': [
+      incoming('gets everything through the stack', { remembered: { pod: near, overflow: true } }),
+    ],
+  });
 
-/** A destination unreachable: conntrack must translate the packet that it quotes. */
-const icmpError = Uint8Array.of(
-  3,
-  3,
-  0xfc,
-  0xfc,
-  0,
-  0,
-  0,
-  0,
-  ...ipv4({ src: far, dst: sender.ip }, udp({ src: 1, dst: 2 })),
-);
+  runFixtures('xdp_from_wire', `IPv${side.family}`, {
+    'a translated flow from another node': [incoming('stays in its tunnel, for the stack', {})],
+  });
+}
 
-runFixtures('from_pod', {
-  'a translated flow to another node': [
-    outgoing('goes through the stack', {}),
-    outgoing('goes through the stack over UDP', {
-      packet: podFrame({ dst: far, protocol: 17 }, udp({ src: 80, dst: 40000 })),
-      remembered: { pod: sender, flows: [flow(sender.ip, far, { protocol: 17 })] },
-    }),
-    outgoing('does not slow down a flow from another port', {
-      remembered: { pod: sender, flows: [flow(sender.ip, far, { src_port: 81 })] },
+// endpoint_state has no room for 2^64 pods of IPv6, so some share.
+const { outgoing, fastOut } = wordsOf(v6);
+const shares: Endpoint = { ...v6.pods.near, ip: 'fd00:42:0:3:1::5:10' };
+const sharesNot: Endpoint = { ...shares, ip: 'fd00:42:0:3:1::5:11' };
+runFixtures('from_pod', 'IPv6 addresses that end alike', {
+  'share the knowledge that there are translated flows': [
+    outgoing('and look for theirs, in vain', {
+      remembered: { pod: shares, flows: [flow(shares.ip, v6.podOf(1, 7))] },
       ...fastOut,
     }),
-    outgoing('does not slow down a flow to another port', {
-      remembered: { pod: sender, flows: [flow(sender.ip, far, { dst_port: 40001 })] },
+    outgoing('and send what has no ports through the stack', {
+      packet: podFrame(v6, { fragment: 0x00b9 }, payload),
+      remembered: { pod: shares, flows: [flow(shares.ip, v6.podOf(1, 7))] },
+    }),
+    outgoing('and are slow together when they did not fit the map', {
+      remembered: { pod: shares, overflow: true },
+    }),
+    outgoing('but not with those that end otherwise', {
+      remembered: { pod: sharesNot, overflow: true },
       ...fastOut,
     }),
-    outgoing('does not slow down the same ports over UDP', {
-      remembered: { pod: sender, flows: [flow(sender.ip, far, { protocol: 17 })] },
-      ...fastOut,
-    }),
-    outgoing('is of one direction: the tuple as the packet carries it', {
-      remembered: { pod: sender, flows: [flow(far, sender.ip, { src_port: 40000, dst_port: 80 })] },
-      ...fastOut,
-    }),
-    outgoing('of another pod is not asked about', {
-      remembered: { pod: near, flows: [flow(sender.ip, far)] },
-      ...fastOut,
-    }),
-    outgoing('takes a fragment without ports along (row 53)', {
-      packet: podFrame({ dst: far, fragment: 0x00b9 }, payload),
-    }),
-    outgoing('takes a first fragment along, so that the later ones do not overtake it (row 53)', {
-      packet: podFrame({ dst: far, fragment: 0x2000 }, tcp({ src: 81, dst: 40000 })),
-    }),
-    outgoing('takes ICMP errors along, which may quote it', {
-      packet: podFrame({ dst: far, protocol: ICMP }, icmpError),
-    }),
-    outgoing('takes a packet along whose ports are cut off', {
-      packet: podFrame({ dst: far }, new Uint8Array(3)),
-    }),
-  ],
-  'a translated flow on this node': [
-    local('of the sender goes through the stack', {
-      remembered: { pod: sender, flows: [flow(sender.ip, near.ip)] },
-    }),
-    local('of the receiver goes through the stack', {
-      remembered: { pod: near, flows: [flow(sender.ip, near.ip)] },
-    }),
-  ],
-  'an endpoint whose flows did not fit the map': [
-    outgoing('sends everything through the stack', { remembered: { pod: sender, overflow: true } }),
-    outgoing('sends fragments through the stack', {
-      packet: podFrame({ dst: far, fragment: 0x00b9 }, payload),
-      remembered: { pod: sender, overflow: true },
-    }),
-    local('gets everything of this node through the stack', { remembered: { pod: near, overflow: true } }),
-  ],
-});
-
-runFixtures('from_wire', {
-  'a translated flow from another node': [
-    incoming('goes through the stack', {}),
-    incoming('does not slow down other flows', {
-      remembered: { pod: near, flows: [flow(far, near.ip, { src_port: 81 })] },
-      ...fastIn,
-    }),
-    incoming('of another pod is not asked about', {
-      remembered: { pod: sender, flows: [flow(far, near.ip)] },
-      ...fastIn,
-    }),
-    incoming('takes a fragment without ports along (row 53)', {
-      packet: wireFrame({ inner: { fragment: 0x00b9 } }, payload),
-    }),
-    incoming('takes ICMP errors along, which may quote it', {
-      packet: wireFrame({ inner: { protocol: ICMP } }, icmpError),
-    }),
-  ],
-  'an endpoint whose flows did not fit the map': [
-    incoming('gets everything through the stack', { remembered: { pod: near, overflow: true } }),
   ],
 });

@@ -4,22 +4,24 @@ import { BpfObject } from '#libbpf-ts';
 import { fixture } from '../../src/libbpf-ts/test-support.ts';
 import { describeOnNode } from './fixtures.ts';
 import { podFrame, wireFrame } from './frames.ts';
-import { pods } from './node.ts';
+import { v4, v6 } from './node.ts';
 
 const int32 = (value: number): Uint8Array => new Uint8Array(Int32Array.of(value).buffer);
 
 // What is taken here with its tag would leave with it: a pod could choose its VLAN on the underlay.
 describeOnNode('a packet whose VLAN tag the kernel has taken off', (node) => {
   it.each([
-    ['from_pod', 'to a pod of this node', podFrame({ dst: pods.near.ip })],
-    ['from_pod', 'to a pod of another node', podFrame()],
-    ['from_wire', 'to a pod of ours', wireFrame()],
+    ['from_pod', 'to a pod of this node', podFrame(v4, { dst: v4.pods.near.ip })],
+    ['from_pod', 'to a pod of another node', podFrame(v4)],
+    ['from_pod', 'to a pod of another node, over IPv6', podFrame(v6)],
+    ['from_wire', 'to a pod of ours', wireFrame(v4)],
+    ['from_wire', 'to a pod of ours, over IPv6', wireFrame(v6)],
   ] as const)('%s leaves to the kernel, %s (row 54)', (program, _, packet) => {
     using object = BpfObject.open(fixture('vlan', import.meta.dirname));
     object.load();
     object.map('under_test').update(int32(0), int32(node().programs[program].fd));
     expect(node().run(program, packet).verdict).toBe('fast');
     const { verdict, counted } = node().run(object.program('tagged'), packet);
-    expect({ verdict, counted }).toEqual({ verdict: 'stack', counted: `${program}: stack not_ipv4` });
+    expect({ verdict, counted }).toEqual({ verdict: 'stack', counted: `${program}: stack not_ip` });
   });
 });

@@ -54,17 +54,17 @@ describe.skipIf(missingHere())('a Node', () => {
   ): Promise<{ bpf: unknown[]; routes: unknown[]; neighbours: unknown[]; fdb: unknown[] }> {
     const node = cluster.nodes[0]!;
     const base = podCIDR.split('/')[0]!;
-    const slot = Number(base.split('.')[2]);
+    const slot = base.split('.')[2];
     const [routes, neighbours, fdb] = await Promise.all([
       ipJson<{ dst: string; gateway?: string; dev: string }>(['route', 'show', podCIDR], inNetns(node)),
       ipJson<{ dst: string; lladdr?: string }>(['neigh', 'show', base, 'dev', 'flannel.1'], inNetns(node)),
       bridgeJson<{ mac: string; dst?: string }>(['fdb', 'show', 'dev', 'flannel.1'], inNetns(node)),
     ]);
-    const others = readPeers(bpffsOf(cluster.lab, node), undefined).filter((row) => row.slot === 1);
+    const others = readPeers(bpffsOf(cluster.lab, node), undefined).filter((row) => row.key === '1');
     expect(others.map(({ vtepIp }) => vtepIp)).toEqual([cluster.nodes[1]!.ip]);
     return {
       bpf: readPeers(bpffsOf(cluster.lab, node), undefined)
-        .filter((row) => row.slot === slot)
+        .filter((row) => row.key === slot)
         .map(({ vtepIp, vtepMac }) => ({ vtepIp, vtepMac })),
       routes: routes.map(({ gateway, dev }) => ({ gateway, dev })),
       neighbours: neighbours.map(({ lladdr }) => lladdr),

@@ -5,6 +5,8 @@ export interface Check {
   readonly check: string;
   /** What is wrong; left out when all is well. */
   readonly problem?: string;
+  /** What this kernel lacks for it. */
+  readonly skipped?: string;
   readonly ms: number;
 }
 

@@ -12,6 +12,7 @@ import type { Logger } from 'pino';
 import { NodePath } from '../../src/agent/node-path.ts';
 import { AttachmentStore } from '../../src/cni/attachments.ts';
 import type { Peer } from '../../src/dataplane/desired.ts';
+import type { Ingress } from '../../src/dataplane/ingress.ts';
 import { removePins } from '../../src/dataplane/programs.ts';
 import { type Outcome, reconcile } from '../../src/dataplane/reconcile.ts';
 import { pinPaths } from '../../src/dataplane/tables.ts';
@@ -21,6 +22,7 @@ import { parseCidr } from '../../src/net/ip.ts';
 export interface NodeSpec {
   readonly name: string;
   readonly ip: string;
+  readonly uplink: string;
   readonly podCidr: string;
   readonly vtepMac: string;
   readonly network: string;
@@ -42,6 +44,8 @@ export interface PassReport {
   /** What was attached before, and is now. */
   readonly found: Readonly<Record<string, Attachment>>;
   readonly attached: Readonly<Record<string, Attachment>>;
+  /** Where the uplink's packets are decapsulated, and why there. */
+  readonly ingress?: Ingress | undefined;
 }
 
 function silence(): void {}
@@ -55,8 +59,8 @@ async function pass(spec: NodeSpec): Promise<PassReport> {
       nodeName: name,
       netConf: '',
       mode: 'cni',
-      ingress: 'tc',
-      iface: 'eth0',
+      ingress: 'auto',
+      iface: spec.uplink,
       bpffs,
       runDir,
       subnetFile: join(runDir, 'subnet.env'),
@@ -80,7 +84,7 @@ async function pass(spec: NodeSpec): Promise<PassReport> {
       internalIp: { v4: ip },
       flannelIsUp: false,
     },
-    podCidr,
+    families: [{ family: 4, network: parseCidr(spec.network), podCidr }],
     store: new AttachmentStore(runDir),
     log: { debug: silence, info: silence, warn: silence } as unknown as Logger,
   });
@@ -95,7 +99,7 @@ async function pass(spec: NodeSpec): Promise<PassReport> {
   const again = await reconcile(await path.steps(peers, true));
   const failed = [...made, ...outcomes, ...again].filter(({ error }) => error !== undefined);
   const problems = failed.map(({ target, error }) => `${target}: ${error}`);
-  return { problems, again, found, attached: attachedIn(bpffs) };
+  return { problems, again, found, attached: attachedIn(bpffs), ingress: path.ingress };
 }
 
 function strip({ bpffs }: NodeSpec): PassReport {

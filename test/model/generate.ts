@@ -3,32 +3,94 @@
  * Packets for the comparison, each of a seed and a number: sane ones of every kind that a node meets, and the same with
  * something wrong. A kind that a reason is about comes often enough that ten thousand packets show every reason.
  */
-import { ethernet, type Ipv4Fields, ipv4, tcp, udp, vxlan } from '../support/packets.ts';
+import type { Peer } from '../../src/dataplane/desired.ts';
+import { addressAt, type Family } from '../../src/net/ip.ts';
+import { type Side, sides, TEST_RUN_IFINDEX, TEST_RUN_MAC } from '../bpf/node.ts';
+import {
+  checksum,
+  ethernet,
+  type EthernetFields,
+  icmp,
+  ip,
+  ipv6Extension,
+  ipv6Fragment,
+  protocols,
+  sealed,
+  sealedAround,
+  tcp,
+  udp,
+  vxlan,
+} from '../support/packets.ts';
 import { Random } from '../support/random.ts';
 import type { Arrival, Hook } from './model.ts';
-import { IFINDEX, ports, world } from './world.ts';
+import { headerLength } from './read.ts';
+import { ports, type WorldName, worlds } from './world.ts';
 
-const { settings, peers, endpoints } = world;
+/** Linux runs no test on less: an Ethernet and an IP header of the family that the ethertype says. */
+export const SHORTEST: Readonly<Record<Family, number>> = { 4: 34, 6: 54 };
 
-const [ICMP, TCP, UDP, SCTP, GRE] = [1, 6, 17, 132, 47];
-/** Linux runs no test on less: an Ethernet and an IPv4 header. With the ethertype of IPv6 it wants that header. */
-export const SHORTEST = 34;
-const SHORTEST_IPV6 = 54;
+const { port: vxlanPort, vni } = worlds.tunnelled.settings;
 
-const podAddresses = endpoints.map(({ ip }) => ip);
-const senders = endpoints.filter(({ hostIfindex }) => hostIfindex === IFINDEX).map(({ ip }) => ip);
-const receivers = endpoints.filter(({ hostIfindex }) => hostIfindex !== IFINDEX).map(({ ip }) => ip);
-const remotePods = ['10.42.1.7', '10.42.2.7', '10.42.9.7', '10.42.1.0', '10.42.200.7'] as const;
-const strangers = ['10.42.77.7', '10.42.3.99', '10.42.3.0', '8.8.8.8', '10.43.0.10', '224.0.0.251'] as const;
-const nodes = [...peers.map(({ vtepIp }) => vtepIp), settings.uplink.ip];
-const anyone = [...podAddresses, ...remotePods, ...strangers, ...nodes];
-const noNode = '192.168.0.77';
+/** Who the packets of a family come from and go to. */
+interface Cast extends Pick<Side, 'family' | 'settings' | 'icmp'> {
+  readonly peers: (typeof worlds.tunnelled)['peers'];
+  /** Those that nothing special is to be said of. */
+  readonly plain: { readonly peer: Peer; readonly sender: string; readonly receiver: string };
+  readonly pods: readonly string[];
+  readonly senders: readonly string[];
+  readonly receivers: readonly string[];
+  readonly remotePods: readonly string[];
+  readonly anyone: readonly string[];
+  readonly nodes: readonly string[];
+  readonly noNode: string;
+}
 
-const sizes = [0, 1, 3, 4, 8, 20, 100, 1240, 1241, 1260, 1410, 1411, 1430, 1431, 1472] as const;
+function castOf({ family, settings, icmp, podOf, vtepOf, ...side }: Side): Cast {
+  const ofFamily = (address: string): boolean => address.includes(':') === (family === 6);
+  const endpoints = worlds.tunnelled.endpoints.filter(({ ip }) => ofFamily(ip));
+  const pods = endpoints.map(({ ip }) => ip);
+  const peers = worlds.tunnelled.peers.filter(({ podCidr }) => podCidr.family === family);
+  const remotePods = [podOf(1, 7), podOf(2, 7), podOf(5, 7), podOf(9, 7), podOf(1, 0), podOf(200, 7)];
+  const nodes = [...peers.map(({ vtepIp }) => vtepIp), settings.vtepIp];
+  const strangers = [podOf(77, 7), podOf(3, 99), podOf(3, 0), side.world, side.service, side.multicast];
+  // In the podCIDRs of one node and not of the other: the last quarter, and a part that IPv6 has in its lower half.
+  const edges = family === 4 ? [podOf(1, 207), podOf(3, 207)] : ['fd00:42:0:1:100::7', 'fd00:42:0:3:100::7'];
+  const isSender = (hostIfindex: number): boolean => hostIfindex === TEST_RUN_IFINDEX;
+  return {
+    family,
+    settings,
+    icmp,
+    peers,
+    plain: { peer: side.peers.one, sender: side.pods.sender.ip, receiver: side.pods.near.ip },
+    pods,
+    senders: endpoints.filter(({ hostIfindex }) => isSender(hostIfindex)).map(({ ip }) => ip),
+    receivers: endpoints.filter(({ hostIfindex }) => !isSender(hostIfindex)).map(({ ip }) => ip),
+    remotePods,
+    nodes,
+    anyone: [...pods, ...remotePods, ...strangers, ...edges, ...nodes],
+    noNode: vtepOf(77),
+  };
+}
+const casts = sides.map(castOf);
+
+const smallSizes = [0, 1, 3, 4, 8, 20, 26, 100] as const;
+/** The MTUs about, and a byte more. */
+const mtuEdges = [1280, 1430, 1450, 1500].flatMap((mtu) => [mtu, mtu + 1]);
 const ttls = [64, 64, 63, 255, 2, 1, 0] as const;
 const fragments = [0, 0, 0, 0x4000, 0x2000, 0x00b9, 0x20b9, 0x8000] as const;
+/** ICMPv6: too big, echo, and from before neighbour discovery to behind it. In IPv4 they mean nothing. */
+const icmpTypes = [0, 2, 8, 128, 129, 132, 133, 134, 135, 136, 137, 138] as const;
+const extensions = [
+  protocols.hopByHop,
+  protocols.routing,
+  51,
+  protocols.destinationOptions,
+  135,
+  139,
+  140,
+] as const;
 /** Bytes that headers are sensitive to. */
-const interesting = [0, 1, 3, 0x44, 0x45, 0x46, 0x4f, 0x7f, 0x80, 0xff] as const;
+const interesting = [0, 1, 3, 0x2c, 0x3a, 0x44, 0x45, 0x46, 0x4f, 0x60, 0x7f, 0x80, 0xff] as const;
 
 const one = (random: Random, of: number): boolean => random.below(of) === 0;
 
@@ -36,96 +98,173 @@ const one = (random: Random, of: number): boolean => random.below(of) === 0;
 const mostly = <T>(random: Random, usual: readonly T[], others: readonly T[]): T =>
   random.pick(one(random, 8) ? others : usual);
 
-function payloadOf(random: Random, protocol: number): Uint8Array {
-  const data = new Uint8Array(random.pick(sizes)).fill(random.below(256));
-  if (one(random, 10)) return data; // no such header in it
+/** Half of the time what the fast path is for. */
+const often = <T>(random: Random, plain: T, all: readonly T[]): T =>
+  one(random, 2) ? plain : random.pick(all);
+
+/** Hardly ever one of the others. */
+const odd = <T>(random: Random, usual: T, ...others: T[]): T =>
+  one(random, 40) ? random.pick(others) : usual;
+
+const transportHeaders: Readonly<Record<number, number>> = { [protocols.tcp]: 20, [protocols.udp]: 8 };
+
+function payloadOf(random: Random, { family }: Cast, protocol: number): Uint8Array {
+  const byte = random.below(256);
+  if (one(random, 10)) return new Uint8Array(random.pick(smallSizes)).fill(byte); // no such header in it
+  const headers = headerLength[family] + (transportHeaders[protocol] ?? 4);
+  const size = one(random, 4) ? random.pick(mtuEdges) - headers : random.pick(smallSizes);
+  const data = new Uint8Array(size).fill(byte);
   const port = { src: random.pick(ports), dst: random.pick(ports) };
-  if (protocol === TCP) return tcp({ ...port, flags: random.below(64) }, data);
-  if (protocol === UDP) return udp(one(random, 6) ? { ...port, dst: settings.port } : port, data);
+  if (protocol === protocols.tcp) return tcp({ ...port, flags: random.below(64) }, data);
+  if (protocol === protocols.udp) return udp(one(random, 6) ? { ...port, dst: vxlanPort } : port, data);
+  if (protocol === protocols.icmp || protocol === protocols.icmpv6) return icmp(random.pick(icmpTypes), data);
   return data;
 }
 
-function ipPacket(random: Random, fields: Pick<Ipv4Fields, 'src' | 'dst'>): Uint8Array {
-  const protocol = mostly(random, [TCP, UDP], [ICMP, SCTP, GRE, random.below(256)]);
-  const options = one(random, 20) && { options: Array.from({ length: 4 * (1 + random.below(10)) }, () => 1) };
-  const packet = ipv4(
-    {
-      ...fields,
-      protocol,
-      tos: random.below(256),
-      id: random.below(65536),
-      ttl: mostly(random, [64, 63], ttls),
-      fragment: mostly(random, [0], fragments),
-      ...options,
-    },
-    payloadOf(random, protocol),
+/** IPv6 options and their like: headers before the transport header. */
+function withExtension(random: Random, protocol: number, payload: Uint8Array): [number, Uint8Array] {
+  if (one(random, 3)) {
+    const inner = { protocol, fragment: random.pick(fragments), id: random.below(65536) };
+    return [protocols.fragment, ipv6Fragment(inner, payload)];
+  }
+  return [random.pick(extensions), ipv6Extension(protocol, payload)];
+}
+
+function ipPacket(random: Random, cast: Cast, ends: { src: string; dst: string }): Uint8Array {
+  const { family } = cast;
+  const protocol = mostly(
+    random,
+    [protocols.tcp, protocols.udp, protocols.tcp, protocols.udp, cast.icmp],
+    [protocols.icmp, protocols.icmpv6, protocols.sctp, protocols.gre, protocols.noNext, random.below(256)],
   );
-  return one(random, 12) ? Uint8Array.from([...packet, ...new Uint8Array(random.below(60))]) : packet; // padded
+  const payload = payloadOf(random, cast, protocol);
+  const hasOptions = one(random, 20);
+  const extended = hasOptions && family === 6 ? withExtension(random, protocol, payload) : undefined;
+  const fields = {
+    ...ends,
+    protocol: extended?.[0] ?? protocol,
+    tos: random.below(256),
+    id: random.below(65536),
+    flowLabel: random.below(0x100000),
+    ttl: mostly(random, [64, 63], ttls),
+    fragment: mostly(random, [extended?.[0] === protocols.fragment ? 0x2000 : 0], fragments),
+    version: odd(random, family, 4, 6, 0, 15),
+    ...(hasOptions && { options: Array.from({ length: 4 * (1 + random.below(10)) }, () => 1) }),
+    ...(one(random, 40) && { checksum: random.below(65536) }),
+  };
+  const packet = ip(fields, extended?.[1] ?? payload);
+  const isPlain = !hasOptions && (fields.fragment & 0x3fff) === 0 && fields.version === family;
+  if (one(random, 20)) return padded(packet, packet.length + random.below(60));
+  return isPlain && !one(random, 6) ? sealed(packet) : packet;
 }
 
-const macs = () => ({ dst: endpoints[0]!.hostMac, src: endpoints[0]!.podMac });
-
-function fromPod(random: Random): Uint8Array {
-  const src = mostly(random, senders, anyone);
-  const dst = mostly(random, [...receivers, ...remotePods.slice(0, 3)], anyone);
-  return ethernet(macs(), ipPacket(random, { src, dst }));
+function padded(packet: Uint8Array, length: number): Uint8Array {
+  const bytes = new Uint8Array(Math.max(length, packet.length));
+  bytes.set(packet);
+  return bytes;
 }
 
-function toVtep(random: Random): Uint8Array {
-  const dst = mostly(random, remotePods, anyone);
-  return ethernet(macs(), ipPacket(random, { src: mostly(random, podAddresses, anyone), dst }));
+const ethertypes = { 4: 0x0800, 6: 0x86dd } as const;
+const otherMacs = ['ff:ff:ff:ff:ff:ff', '33:33:00:00:00:01', '02:00:00:00:00:03', '00:00:00:00:00:01'];
+
+const macs = (random: Random, { family }: Cast): EthernetFields => ({
+  dst: one(random, 30) ? random.pick(otherMacs) : TEST_RUN_MAC,
+  src: '0a:00:00:00:00:10',
+  type: ethertypes[family],
+});
+
+function fromPod(random: Random, cast: Cast): Uint8Array {
+  const src = mostly(random, [often(random, cast.plain.sender, cast.senders)], cast.anyone);
+  const receiver = often(random, cast.plain.receiver, cast.receivers);
+  const pod = mostly(random, [receiver, ...cast.remotePods.slice(0, 4)], cast.anyone);
+  const dst = one(random, 20) ? random.pick(cast.nodes) : pod;
+  return ethernet(macs(random, cast), ipPacket(random, cast, { src, dst }));
 }
 
-function toPod(random: Random): Uint8Array {
-  const src = mostly(random, [...remotePods, ...podAddresses], anyone);
-  return ethernet(macs(), ipPacket(random, { src, dst: mostly(random, podAddresses, anyone) }));
+function toVtep(random: Random, cast: Cast): Uint8Array {
+  const dst = mostly(random, cast.remotePods, cast.anyone);
+  const src = mostly(random, cast.pods, cast.anyone);
+  return ethernet(macs(random, cast), ipPacket(random, cast, { src, dst }));
 }
 
-function fromWire(random: Random): Uint8Array {
-  const peer = random.pick(peers);
-  const own = peer.podCidr.base.replace(/\d+$/, '7');
-  const inner = ipPacket(random, {
-    src: mostly(random, [own], anyone),
-    dst: mostly(random, podAddresses, anyone),
-  });
-  const odd = (usual: number, ...others: number[]): number => (one(random, 40) ? random.pick(others) : usual);
-  const innerMacs = { dst: one(random, 40) ? peer.vtepMac : settings.vtepMac, src: peer.vtepMac };
-  const innerFrame = ethernet({ ...innerMacs, type: odd(0x0800, 0x0806, 0x86dd, 0x8100) }, inner);
-  const vxlanHeader = { vni: odd(settings.vni, 2, 0x10001), flags: odd(8, 0, 0x88, 0xff) };
+function toPod(random: Random, cast: Cast): Uint8Array {
+  const src = mostly(random, [...cast.remotePods, ...cast.pods], cast.anyone);
+  const dst = mostly(random, cast.pods, cast.anyone);
+  return ethernet(macs(random, cast), ipPacket(random, cast, { src, dst }));
+}
+
+/** Plain, as nodes on one L2 send it; a short one with the padding that a NIC gives it. */
+function plainFromWire(random: Random, cast: Cast): Uint8Array {
+  const src = mostly(random, cast.remotePods, cast.anyone);
+  const dst = mostly(random, [often(random, cast.plain.receiver, cast.pods)], cast.anyone);
+  const packet = ipPacket(random, cast, { src, dst });
+  return ethernet(macs(random, cast), one(random, 4) ? packet : padded(packet, 46));
+}
+
+const unsealed = (packet: Uint8Array): Uint8Array => packet;
+const seals = [unsealed, unsealed, sealed, sealedAround] as const;
+
+function tunnelledFromWire(random: Random, cast: Cast): Uint8Array {
+  const { family, settings } = cast;
+  const peer = often(random, cast.plain.peer, cast.peers);
+  const src = mostly(random, [addressAt(peer.podCidr, 7)], cast.anyone);
+  const dst = mostly(random, [often(random, cast.plain.receiver, cast.pods)], cast.anyone);
+  const inner = ipPacket(random, cast, { src, dst });
+  const type = odd<number>(random, ethertypes[family], 0x0800, 0x0806, 0x86dd, 0x8100);
+  const innerMacs = { dst: odd(random, settings.vtepMac, peer.vtepMac, ...otherMacs), src: peer.vtepMac };
+  const header = { vni: odd(random, vni, 2, 0x10001), flags: odd(random, 8, 0, 0x88, 0xff) };
   const datagram = udp(
     {
       src: random.below(65536),
-      dst: odd(settings.port, 4789, 53),
-      checksum: odd(0, 1, 0xffff),
+      dst: odd(random, vxlanPort, 4789, 53),
+      checksum: one(random, 6) ? random.below(65536) : 0,
     },
-    vxlan(vxlanHeader, innerFrame),
+    vxlan(header, ethernet({ ...innerMacs, type }, inner)),
   );
+  const protocol = odd<number>(random, protocols.udp, protocols.tcp, cast.icmp, protocols.noNext);
+  const hasOptions = one(random, 40);
+  const extended = hasOptions && family === 6 ? withExtension(random, protocol, datagram) : undefined;
   const outer = {
-    src: mostly(random, [peer.vtepIp], [noNode, ...nodes]),
-    dst: one(random, 40) ? noNode : settings.uplink.ip,
+    src: mostly(random, [peer.vtepIp], [cast.noNode, ...cast.nodes]),
+    dst: one(random, 40) ? cast.noNode : settings.vtepIp,
     tos: random.below(256),
     ttl: random.pick(ttls),
-    protocol: odd(UDP, TCP, ICMP),
-    fragment: odd(0, ...fragments),
-    ...(one(random, 40) && { options: [1, 1, 1, 0] }),
+    protocol: extended?.[0] ?? protocol,
+    fragment: odd(random, 0, ...fragments),
+    ...(hasOptions && { options: [1, 1, 1, 0] }),
   };
-  return ethernet({ dst: '02:00:00:00:00:03', src: '02:00:00:00:00:01' }, ipv4(outer, datagram));
+  const packet = ip(outer, extended?.[1] ?? datagram);
+  const seal = hasOptions || outer.fragment !== 0 ? unsealed : random.pick(seals);
+  return ethernet(macs(random, cast), seal(packet));
 }
 
-const packets: Record<Hook, (random: Random) => Uint8Array> = {
+function fromWire(random: Random, cast: Cast, node: WorldName): Uint8Array {
+  const isPlain = node === 'direct' ? one(random, 2) : one(random, 20);
+  return (isPlain ? plainFromWire : tunnelledFromWire)(random, cast);
+}
+
+const packets: Readonly<Record<Hook, (random: Random, cast: Cast, node: WorldName) => Uint8Array>> = {
   from_pod: fromPod,
   from_wire: fromWire,
   to_pod: toPod,
   to_vtep: toVtep,
+  xdp_from_wire: fromWire,
 };
-const usualHooks: readonly Hook[] = ['from_pod', 'from_wire'];
+const usualHooks: readonly Hook[] = ['from_pod', 'from_pod', 'from_wire', 'from_wire', 'xdp_from_wire'];
+
+/** Length fields' lower bytes in a frame: outer or inner IP, UDP. */
+const lengthFields: Readonly<Record<Family, readonly number[]>> = {
+  4: [17, 39, 67, 39],
+  6: [19, 59, 89, 59],
+};
 
 /** Break it somewhere, the headers first. */
-function mutated(random: Random, packet: Uint8Array): Uint8Array {
+function mutated(random: Random, packet: Uint8Array, { family }: Cast): Uint8Array {
   let bytes = packet.slice();
+  const headers = family === 4 ? 110 : 160;
   for (let left = 1 + random.below(3); left > 0; left--) {
-    const at = random.below(Math.min(bytes.length, 110));
-    switch (random.below(8)) {
+    const at = random.below(Math.min(bytes.length, headers));
+    switch (random.below(9)) {
       case 0:
       case 1:
         bytes[at]! ^= 1 << random.below(8);
@@ -136,12 +275,14 @@ function mutated(random: Random, packet: Uint8Array): Uint8Array {
       case 3:
         bytes[at] = random.pick(interesting);
         break;
-      case 4:
-        bytes = bytes.slice(0, SHORTEST + random.below(bytes.length - SHORTEST + 1));
+      case 4: {
+        const shortest = Math.min(SHORTEST[family], bytes.length);
+        bytes = bytes.slice(0, shortest + random.below(bytes.length - shortest + 1));
         break;
-      case 5: // a length field, off by a little: outer or inner IPv4, UDP, either way
+      }
+      case 5: // off by a little
         {
-          const field = random.pick([17, 39, 67, 39] as const);
+          const field = random.pick(lengthFields[family]);
           if (field < bytes.length) bytes[field]! += random.below(9) - 4;
         }
         break;
@@ -150,18 +291,77 @@ function mutated(random: Random, packet: Uint8Array): Uint8Array {
         bytes = Uint8Array.from([...bytes.subarray(0, 12), ...tag, ...bytes.subarray(12)]);
         break;
       }
+      case 7: {
+        const again = bytes.subarray(at, at + 1 + random.below(8));
+        bytes = Uint8Array.from([...bytes.subarray(0, at), ...again, ...bytes.subarray(at)]);
+        break;
+      }
       default:
-        bytes.set(one(random, 2) ? [0x86, 0xdd] : [0x08, 0x06], 12);
+        bytes.set(
+          random.pick([
+            [0x86, 0xdd],
+            [0x08, 0x06],
+            [0x08, 0x00],
+          ] as const),
+          12,
+        );
     }
+  }
+  return one(random, 3) ? bytes : mended(bytes);
+}
+
+/** With right IPv4 header checksums, so that a change is not told from these alone. */
+function mended(bytes: Uint8Array): Uint8Array {
+  for (const at of [14, 64]) {
+    const header = bytes.subarray(at, at + 20);
+    if (header.length < 20 || header[0] !== 0x45) continue;
+    header.set([0, 0], 10);
+    const sum = checksum(header);
+    header.set([sum >>> 8, sum & 255], 10);
   }
   return bytes;
 }
 
 function noise(random: Random): Uint8Array {
-  const bytes = Uint8Array.from({ length: SHORTEST + random.below(200) }, () => random.below(256));
-  if (!one(random, 4)) bytes.set([0x08, 0x00], 12);
-  if (one(random, 2)) bytes[14] = 0x45;
+  const bytes = Uint8Array.from({ length: SHORTEST[4] + random.below(200) }, () => random.below(256));
+  if (one(random, 2)) bytes.set([0, 0, 0, 0, 0, 0]);
+  const [type, first] = random.pick([
+    [[0x08, 0x00], 0x45],
+    [[0x86, 0xdd], 0x60],
+  ] as const);
+  if (!one(random, 4)) bytes.set(type, 12);
+  if (one(random, 2)) bytes[14] = first;
   return bytes;
+}
+
+/** What the sender's kernel has not cut into segments yet, or the receiver's has put together. */
+function superPacket(random: Random, cast: Cast, hook: 'from_pod' | 'from_wire', node: WorldName): Arrival {
+  const protocol = random.pick([protocols.tcp, protocols.udp]);
+  const port = { src: random.pick(ports), dst: random.pick(ports) };
+  const payload = (protocol === protocols.tcp ? tcp : udp)(port, new Uint8Array(3000));
+  const headers = headerLength[cast.family] + transportHeaders[protocol]!;
+  const gsoSize = one(random, 4) ? 536 : random.pick(mtuEdges) - headers;
+  const common = { protocol, ttl: random.pick(ttls), tos: random.below(256) };
+  const peer = random.pick(cast.peers);
+  const remote = addressAt(peer.podCidr, 7);
+  const inner =
+    hook === 'from_pod'
+      ? ip(
+          { ...common, src: random.pick(cast.senders), dst: random.pick([...cast.receivers, remote]) },
+          payload,
+        )
+      : ip({ ...common, src: remote, dst: random.pick(cast.pods) }, payload);
+  const isTunnelled = hook === 'from_wire' && !(node === 'direct' && one(random, 2));
+  const packet = isTunnelled
+    ? ip(
+        { src: peer.vtepIp, dst: cast.settings.vtepIp, tos: random.below(256) },
+        udp(
+          { src: 45678, dst: vxlanPort, checksum: random.pick([0, 1]) },
+          vxlan({ vni }, ethernet({ dst: cast.settings.vtepMac, src: peer.vtepMac }, inner)),
+        ),
+      )
+    : inner;
+  return { node, hook, packet: ethernet(macs(random, cast), packet), ifindex: TEST_RUN_IFINDEX, gsoSize };
 }
 
 /** The seed of packet `number`: neighbours must not look alike, so that each can be made by itself. */
@@ -175,28 +375,17 @@ function seedOf(seed: number, number: number): number {
 export function generate(seed: number, number: number): Arrival {
   const random = new Random(seedOf(seed, number));
   const hook: Hook = mostly(random, usualHooks, ['to_pod', 'to_vtep']);
-  if (one(random, 50) && hook === 'from_pod') return superPacket(random);
-  const whole = packets[hook](random);
+  const node: WorldName = one(random, 3) ? 'direct' : 'tunnelled';
+  const cast = random.pick(casts);
+  if ((hook === 'from_pod' || hook === 'from_wire') && one(random, 50))
+    return superPacket(random, cast, hook, node);
+  const whole = packets[hook](random, cast, node);
   const kind = random.below(20);
-  const packet = kind === 0 ? noise(random) : kind < 6 ? mutated(random, whole) : whole;
-  return { hook, packet: longEnough(packet), ifindex: IFINDEX, gsoSize: 0 };
+  const packet = kind === 0 ? noise(random) : kind < 6 ? mutated(random, whole, cast) : whole;
+  return { node, hook, packet: longEnough(packet), ifindex: TEST_RUN_IFINDEX, gsoSize: 0 };
 }
 
 function longEnough(packet: Uint8Array): Uint8Array {
   const isIpv6 = packet[12] === 0x86 && packet[13] === 0xdd;
-  if (!isIpv6 || packet.length >= SHORTEST_IPV6) return packet;
-  return Uint8Array.from([...packet, ...new Uint8Array(SHORTEST_IPV6 - packet.length)]);
-}
-
-/** TCP that the sender's kernel has not cut into segments yet. */
-function superPacket(random: Random): Arrival {
-  const fields = {
-    src: random.pick(senders),
-    dst: random.pick([...receivers, ...remotePods]),
-    protocol: TCP,
-    ttl: random.pick(ttls),
-  };
-  const payload = tcp({ src: random.pick(ports), dst: random.pick(ports) }, new Uint8Array(3000));
-  const gsoSize = random.pick([536, 1240, 1241, 1410, 1411] as const);
-  return { hook: 'from_pod', packet: ethernet(macs(), ipv4(fields, payload)), ifindex: IFINDEX, gsoSize };
+  return padded(packet, SHORTEST[isIpv6 ? 6 : 4]);
 }

@@ -1,22 +1,49 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
  * The verdict on a packet as the specification has it: the one rule ("take a packet only when sure"), what bpf/types.h
- * says of each reason, and RFC 791 (IPv4), 768 (UDP), 7348 (VXLAN), 6040 (ECN over tunnels) and 1624 (checksum updates).
- * Written apart from the programs, so that the two can be compared: neither may be made to follow the other.
+ * says of each reason, and RFC 791 (IPv4), 8200 (IPv6), 4861 (neighbour discovery), 768 (UDP), 7348 (VXLAN), 6040 (ECN over
+ * tunnels) and 1624 (checksum updates). Written apart from the programs, so that the two can be compared: neither may be
+ * made to follow the other.
  *
  * Every reason for the stack that holds of a packet is listed, since which of them is counted is the programs' free choice;
- * a sane packet has one at most. Drops are for what is well-formed: malformed packets are the kernel's to judge.
+ * a sane packet has one at most. A drop must be certain, so nothing else may speak against taking the packet but that its
+ * IP header is unsound: the kernel might mend what its receiver then believes.
  */
 import type { Verdict } from '../../src/dataplane/counters.ts';
-import { ENCAP_BYTES, type Endpoint, type Peer, peerSlot, podMtu } from '../../src/dataplane/desired.ts';
-import { addressToBytes, cidrContains } from '../../src/net/ip.ts';
+import {
+  encapBytes,
+  type Endpoint,
+  type FamilySettings,
+  familyOf as settingsOf,
+  type Peer,
+  podMtu,
+  stateSlot,
+} from '../../src/dataplane/desired.ts';
+import { addressToBytes, type Family } from '../../src/net/ip.ts';
 import { macToBytes } from '../../src/net/mac.ts';
-import { checksum } from '../support/packets.ts';
-import type { World } from './world.ts';
+import { checksum, protocols } from '../support/packets.ts';
+import {
+  addressNumber,
+  decrementTtl,
+  familyOf,
+  headerLength,
+  type IpPacket,
+  isNeighbourDiscovery,
+  membership,
+  pseudoHeaderSum,
+  readIp,
+  setEcn,
+  setU16,
+  sum,
+  u16,
+} from './read.ts';
+import type { World, WorldName } from './world.ts';
 
-export type Hook = 'from_pod' | 'from_wire' | 'to_pod' | 'to_vtep';
+export type Hook = 'from_pod' | 'from_wire' | 'to_pod' | 'to_vtep' | 'xdp_from_wire';
 
 export interface Arrival {
+  /** Which of the nodes it comes to. */
+  readonly node: WorldName;
   readonly hook: Hook;
   /** From the Ethernet header on. */
   readonly packet: Uint8Array;
@@ -27,7 +54,7 @@ export interface Arrival {
 
 export interface Decision {
   readonly verdict: Verdict;
-  /** Those that hold, as the counters name them: `truncated`, say. Any of them may be counted. */
+  /** Those that hold, as the counters name them: `malformed`, say. Any of them may be counted; none: nothing is. */
   readonly reasons: readonly string[];
   /** What leaves; of an encapsulated packet as {@link withoutChoices} shows it. The packet as it came when not fast. */
   readonly out: Uint8Array;
@@ -37,295 +64,404 @@ type Decided = Omit<Decision, 'out'> & Partial<Decision>;
 const stack = (...reasons: string[]): Decided => ({ verdict: 'stack', reasons });
 const drop = (reason: string): Decided => ({ verdict: 'drop', reasons: [reason] });
 
+/** A packet in VXLAN that a pod of ours may have, as it leaves the tunnel: not yet one hop further. */
+interface Detunnelled {
+  readonly receiver: Endpoint;
+  readonly inner: Uint8Array;
+}
+
 const ETHER = 14;
-const [TCP, UDP, SCTP] = [6, 17, 132];
-const IPV4 = 0x0800;
-const [MORE_FRAGMENTS, FRAGMENT_OFFSET] = [0x2000, 0x1fff];
-const [ECT1, CE] = [1, 3];
-
-const u16 = (bytes: Uint8Array, at: number): number => (bytes[at]! << 8) | bytes[at + 1]!;
-const address = (bytes: Uint8Array, at: number): string =>
-  `${bytes[at]}.${bytes[at + 1]}.${bytes[at + 2]}.${bytes[at + 3]}`;
-
-function setU16(bytes: Uint8Array, at: number, value: number): void {
-  bytes[at] = value >>> 8;
-  bytes[at + 1] = value & 255;
-}
-
-/** An IPv4 packet, as far as its first 20 bytes tell. */
-interface Ip {
-  /** Why it is not understood, if it is not: the rest may be nonsense then. */
-  readonly faults: readonly string[];
-  readonly tos: number;
-  readonly totalLength: number;
-  readonly fragment: number;
-  readonly ttl: number;
-  readonly protocol: number;
-  readonly src: string;
-  readonly dst: string;
-  /** Absent in fragments, in other protocols than TCP and UDP, and where they are cut off. */
-  readonly ports?: readonly [src: number, dst: number];
-}
-
-/** The IPv4 packet at `at`, whose room ends with the bytes. */
-function readIp(bytes: Uint8Array, at: number): Ip {
-  const totalLength = u16(bytes, at + 2);
-  const faults = [
-    ...(bytes[at] === 0x45 ? [] : ['ip_options']),
-    ...(totalLength < 20 || totalLength > bytes.length - at ? ['truncated'] : []),
-  ];
-  const fragment = u16(bytes, at + 6);
-  const protocol = bytes[at + 9]!;
-  const whole = (fragment & (MORE_FRAGMENTS | FRAGMENT_OFFSET)) === 0;
-  const hasPorts = whole && (protocol === TCP || protocol === UDP) && totalLength >= 24;
-  return {
-    faults,
-    tos: bytes[at + 1]!,
-    totalLength,
-    fragment,
-    ttl: bytes[at + 8]!,
-    protocol,
-    src: address(bytes, at + 12),
-    dst: address(bytes, at + 16),
-    ...(hasPorts && { ports: [u16(bytes, at + 20), u16(bytes, at + 22)] as const }),
-  };
-}
-
-/** RFC 1624, equation 3, for the header word at `word` of the IPv4 header at `at`. */
-function changeWord(bytes: Uint8Array, at: number, word: number, value: number): void {
-  let sum = (~u16(bytes, at + 10) & 0xffff) + (~u16(bytes, at + word) & 0xffff) + value;
-  while (sum > 0xffff) sum = (sum & 0xffff) + (sum >>> 16);
-  setU16(bytes, at + 10, ~sum & 0xffff);
-  setU16(bytes, at + word, value);
-}
-
-/** One hop. */
-function decrementTtl(bytes: Uint8Array, at: number): void {
-  changeWord(bytes, at, 8, u16(bytes, at + 8) - 0x0100);
-}
+const [NOT_ECT, ECT1, ECT0, CE] = [0, 1, 2, 3];
+/** IEEE 802.3: shorter payloads are padded on their way. */
+const SHORTEST_PAYLOAD = 46;
+/** UDP's header, and a ping's. */
+const SHORTEST_TRANSPORT = 8;
 
 /** RFC 6040, figure 4: the ECN field that leaves the tunnel, or undefined: drop. */
 function ecnOut(inner: number, outer: number): number | undefined {
-  if (outer === CE) return inner === 0 ? undefined : CE;
-  if (outer === ECT1 && inner === 2) return ECT1;
+  if (outer === CE) return inner === NOT_ECT ? undefined : CE;
+  if (outer === ECT1 && inner === ECT0) return ECT1;
   return inner;
 }
 
-/** All addresses that the world can be asked about, found by their text. */
+/** Pods keep their flows where others may keep theirs too: in IPv6 by the lowest bits of the address alone. */
+type FlowKeeper = number;
+
+/** What the world has of one family, by the numbers of addresses. */
+class FamilyView {
+  readonly family: Family;
+  readonly own: FamilySettings;
+  readonly vtepIp: bigint;
+  readonly isInNetwork: (address: bigint) => boolean;
+  readonly isOurs: (address: bigint) => boolean;
+  readonly endpoints: ReadonlyMap<bigint, Endpoint>;
+  /** Nodes' underlay addresses, ours not among them. */
+  readonly nodes: ReadonlyMap<bigint, Peer>;
+  readonly #world: World;
+  readonly #peers: readonly { readonly peer: Peer; readonly owns: (address: bigint) => boolean }[];
+
+  constructor(world: World, family: Family) {
+    this.#world = world;
+    this.family = family;
+    this.own = settingsOf(world.settings, family)!;
+    this.vtepIp = addressNumber(this.own.vtepIp);
+    this.isInNetwork = membership(this.own.network);
+    this.isOurs = membership(this.own.podCidr);
+    const endpoints = world.endpoints.filter(
+      ({ ip }) => addressToBytes(ip).length === (family === 4 ? 4 : 16),
+    );
+    this.endpoints = new Map(endpoints.map((endpoint) => [addressNumber(endpoint.ip), endpoint]));
+    const peers = world.peers.filter(({ podCidr }) => podCidr.family === family);
+    this.nodes = new Map(peers.map((peer) => [addressNumber(peer.vtepIp), peer]));
+    this.#peers = peers
+      .filter((peer) => this.isIndexed(peer))
+      .map((peer) => ({ peer, owns: membership(peer.podCidr) }));
+  }
+
+  /** The maps hold peers whose podCIDR has the length of ours. */
+  isIndexed({ podCidr }: Peer): boolean {
+    return podCidr.length === this.own.podCidr.length;
+  }
+
+  /** The node that may speak for the address, and is reached by it. */
+  peerOf(address: bigint): Peer | undefined {
+    return this.#peers.find(({ owns }) => owns(address))?.peer;
+  }
+
+  /** On our L2, and net-conf says that it is reached without encapsulation. */
+  isDirect({ vtepIp }: Peer): boolean {
+    return this.#world.settings.directRouting === true && this.#world.nextHopTo(vtepIp) === vtepIp;
+  }
+
+  /** IPv6 to who wants outer checksums: BPF cannot make them. */
+  isSlow(peer: Peer): boolean {
+    return this.family === 6 && !peer.zeroChecksum && !this.isDirect(peer);
+  }
+}
+
 export class Model {
   readonly #world: World;
-  readonly #indexedPeers: readonly Peer[];
-  readonly #endpoints: ReadonlyMap<string, Endpoint>;
+  readonly #views: Readonly<Record<Family, FamilyView>>;
   readonly #flows: ReadonlySet<string>;
-  readonly #flowPods: ReadonlySet<string>;
+  readonly #flowKeepers: ReadonlySet<FlowKeeper>;
+  readonly #overflowed: ReadonlySet<FlowKeeper>;
+  readonly #hostMac: Uint8Array;
 
   constructor(world: World) {
     this.#world = world;
-    this.#indexedPeers = world.peers.filter(({ podCidr }) => peerSlot(world.settings, podCidr) !== undefined);
-    this.#endpoints = new Map(world.endpoints.map((endpoint) => [endpoint.ip, endpoint]));
+    this.#views = { 4: new FamilyView(world, 4), 6: new FamilyView(world, 6) };
+    this.#hostMac = macToBytes(world.settings.uplink.mac);
     this.#flows = new Set(
-      world.flows.map(({ flow: { src, dst, src_port, dst_port, protocol } }) =>
-        [src, src_port, dst, dst_port, protocol].join(' '),
+      world.flows.map(({ flow }) =>
+        flowKey(
+          addressNumber(flow.src),
+          addressNumber(flow.dst),
+          [flow.src_port, flow.dst_port],
+          flow.protocol,
+        ),
       ),
     );
-    this.#flowPods = new Set(world.flows.map(({ pod }) => pod));
+    this.#flowKeepers = new Set(world.flows.map(({ pod }) => this.#keeperOf(pod)));
+    this.#overflowed = new Set(world.overflowed.map((pod) => this.#keeperOf(pod)));
   }
 
-  /** @throws RangeError when the packet is shorter than an Ethernet and an IPv4 header: no test run takes that. */
+  #keeperOf(pod: string): FlowKeeper {
+    return stateSlot(this.#world.settings, pod)!;
+  }
+
   decide(arrival: Arrival): Decision {
-    if (arrival.packet.length < ETHER + 20) throw new RangeError('no test run takes so short a packet');
     return { out: arrival.packet, ...this.#byHook(arrival) };
   }
 
   #byHook(arrival: Arrival): Decided {
-    if (u16(arrival.packet, 12) !== IPV4) return stack('not_ipv4');
-    switch (arrival.hook) {
+    const { hook, packet } = arrival;
+    const isForUs = starts(packet, 0, this.#hostMac) || hook === 'to_pod' || hook === 'to_vtep';
+    const reasons = isForUs ? [] : ['other_mac'];
+    const family = familyOf(u16(packet, 12));
+    if (!family) return stack(...reasons, 'not_ip');
+    const ip = readIp(packet.subarray(ETHER), family);
+    if (!ip) return stack(...reasons, 'malformed');
+    const view = this.#views[family];
+    switch (hook) {
       case 'from_pod':
-        return this.#fromPod(arrival);
+        return this.#fromPod(arrival, ip, view, reasons);
       case 'from_wire':
-        return this.#fromWire(arrival);
+        return isForUs ? this.#fromWire(arrival, ip, view) : stack(...reasons);
+      case 'xdp_from_wire':
+        return isForUs ? this.#xdpFromWire(arrival, ip, view) : stack(...reasons);
       default:
-        return this.#fromStack(arrival);
+        return this.#fromStack(arrival, ip, view);
     }
   }
 
-  #fromPod(arrival: Arrival): Decided {
+  #fromPod(arrival: Arrival, ip: IpPacket, view: FamilyView, otherMac: readonly string[]): Decided {
     const { packet, ifindex, gsoSize } = arrival;
     const { settings } = this.#world;
-    if (this.#isVxlanToNode(packet)) return drop('vxlan_from_pod');
-
-    const ip = readIp(packet, ETHER);
-    const reasons = [...ip.faults];
-    const sender = this.#endpoints.get(ip.src);
+    const reasons = [...otherMac, ...ip.faults];
+    const sender = view.endpoints.get(ip.src);
     if (sender?.hostIfindex !== ifindex) reasons.push('other_source');
-    if (!cidrContains(settings.network, ip.dst)) return stack(...reasons, 'outside');
+    if (!view.isInNetwork(ip.dst))
+      return this.#isVxlanToNode(ip, view) ? drop('vxlan_from_pod') : stack(...reasons, 'outside');
+    if (isNeighbourDiscovery(ip)) reasons.push('neighbour');
 
-    if (cidrContains(settings.podCidr, ip.dst)) {
-      const receiver = this.#endpoints.get(ip.dst);
+    if (view.isOurs(ip.dst)) {
+      const receiver = view.endpoints.get(ip.dst);
       reasons.push(...this.#keptOnStack(ip, sender, receiver));
       if (!receiver || receiver.hostIfindex === ifindex) return stack(...reasons, 'no_endpoint');
-      if (tooBig(arrival, ETHER, receiver.mtu)) reasons.push('too_big');
+      if (isTooBig(arrival, ip, receiver.mtu)) reasons.push('too_big');
       if (reasons.length > 0) return stack(...reasons);
       return { verdict: 'fast', reasons: ['local'], out: delivered(packet.subarray(ETHER), receiver) };
     }
 
-    const peer = this.#indexedPeers.find(({ podCidr }) => cidrContains(podCidr, ip.dst));
+    const peer = view.peerOf(ip.dst);
     reasons.push(...this.#keptOnStack(ip, sender));
     if (!peer) return stack(...reasons, 'no_peer');
+    if (view.isSlow(peer)) reasons.push('slow');
     if (ip.ttl <= 1) reasons.push('ttl');
-    if (tooBig(arrival, ETHER, podMtu(settings))) reasons.push('too_big');
+    const direct = view.isDirect(peer);
+    const mtu = direct ? settings.uplink.mtu : podMtu(settings, view.family);
+    if (isTooBig(arrival, ip, mtu)) reasons.push('too_big');
     if (reasons.length > 0) return stack(...reasons);
+    const out = packet.slice();
+    decrementTtl(out.subarray(ETHER), view.family);
+    if (direct) return { verdict: 'fast', reasons: ['direct'], out };
     if (gsoSize > 0) return stack('no_room'); // a test run's GSO packets have no type, so none may grow
-    const inner = packet.slice(ETHER);
-    decrementTtl(inner, 0);
-    return { verdict: 'fast', reasons: ['encap'], out: this.#encapsulated(inner, ip.tos & 3, peer) };
+    const encapsulated = this.#encapsulated(out.subarray(ETHER), ip.tos & 3, peer, view);
+    return { verdict: 'fast', reasons: ['encap'], out: encapsulated };
   }
 
-  /** UDP to the VXLAN port of a node, IP options or not; later fragments have no port to tell it by. */
-  #isVxlanToNode(packet: Uint8Array): boolean {
-    const headerLength = (packet[ETHER]! & 15) * 4;
-    const port = ETHER + headerLength + 2;
-    const { settings, peers } = this.#world;
-    const totalLength = u16(packet, ETHER + 2);
+  /**
+   * UDP to the VXLAN port of a node, whatever else is wrong with the packet; and in IPv6 what hides its ports behind headers
+   * on its way there. Later fragments have no port to tell it by, and make no packet without the first one.
+   */
+  #isVxlanToNode(ip: IpPacket, { nodes, vtepIp, family }: FamilyView): boolean {
+    if (ip.fragment === 'later' || !(ip.dst === vtepIp || nodes.has(ip.dst))) return false;
+    if (family === 6 && ip.faults.includes('ip_options')) return true;
     return (
-      packet[ETHER]! >>> 4 === 4 &&
-      headerLength >= 20 &&
-      totalLength >= headerLength + 4 &&
-      totalLength <= packet.length - ETHER &&
-      packet[ETHER + 9] === UDP &&
-      (u16(packet, ETHER + 6) & FRAGMENT_OFFSET) === 0 &&
-      u16(packet, port) === settings.port &&
-      [settings.uplink.ip, ...peers.map((peer) => peer.vtepIp)].includes(address(packet, ETHER + 16))
+      ip.protocol === protocols.udp &&
+      ip.headerEnd >= headerLength[family] &&
+      ip.payload.length >= 4 &&
+      u16(ip.payload, 2) === this.#world.settings.port
     );
   }
 
-  #fromWire(arrival: Arrival): Decided {
-    const { packet } = arrival;
-    const { settings, peers } = this.#world;
+  #fromWire(arrival: Arrival, ip: IpPacket, view: FamilyView): Decided {
+    if (this.#world.settings.directRouting && view.isOurs(ip.dst))
+      return this.#fromDirectPeer(arrival, ip, view);
+    const found = this.#detunnel(arrival, ip, view);
+    if ('verdict' in found) return found;
+    if (arrival.gsoSize > 0) return stack('no_room'); // as above: nor shrink
+    decrementTtl(found.inner, view.family);
+    return { verdict: 'fast', reasons: ['decap'], out: delivered(found.inner, found.receiver) };
+  }
 
-    const outer = readIp(packet, ETHER);
-    const reasons = [...outer.faults];
-    if ((outer.fragment & (MORE_FRAGMENTS | FRAGMENT_OFFSET)) !== 0) reasons.push('outer_fragment');
-    if (outer.protocol !== UDP || outer.dst !== settings.uplink.ip) return stack(...reasons, 'not_vxlan');
-    const udp = ETHER + 20;
-    const vxlan = udp + 8;
-    const innerEther = vxlan + 8;
-    const inner = innerEther + ETHER;
-    if (packet.length < vxlan) return stack(...reasons, 'truncated', 'not_vxlan'); // whose port, nobody knows
-    if (u16(packet, udp + 2) !== settings.port) return stack(...reasons, 'not_vxlan');
-    if (outer.totalLength !== packet.length - ETHER || u16(packet, udp + 4) !== packet.length - udp)
-      reasons.push('truncated');
-    const unverified = u16(packet, udp + 6) === 0 ? [] : ['outer_checksum'];
+  /**
+   * The packet goes on as a plain frame with the addresses that the outer one had, and a mark before it. A drop is for
+   * from_wire to make and to count, so here its packet goes on as it came.
+   */
+  #xdpFromWire(arrival: Arrival, ip: IpPacket, view: FamilyView): Decided {
+    const found = this.#detunnel(arrival, ip, view);
+    if ('verdict' in found) return found.verdict === 'drop' ? stack() : found;
+    const mark = new Uint8Array(Uint32Array.of(0x72697073, this.#world.settings.vni).buffer);
+    const out = Uint8Array.from([...mark, ...arrival.packet.subarray(0, ETHER), ...found.inner]);
+    return { verdict: 'fast', reasons: ['decap'], out };
+  }
 
-    if (packet.length < innerEther) return stack(...reasons, ...unverified, 'truncated');
+  /** What a VXLAN packet for a pod of ours holds, if all of it is as it should be. */
+  #detunnel({ packet, gsoSize }: Arrival, outer: IpPacket, view: FamilyView): Decided | Detunnelled {
+    const { settings } = this.#world;
+    const { family, own, nodes } = view;
+    // Of fragments and of what stands behind options nobody knows whose port they are for.
+    if (outer.fragment !== 'none') return stack(...outer.faults, 'outer_fragment', 'not_vxlan');
+    if (outer.protocol !== protocols.udp || outer.dst !== view.vtepIp)
+      return stack(...outer.faults, 'not_vxlan');
+    if (outer.faults.includes('ip_options') || outer.payload.length < 8)
+      return stack(...outer.faults, 'malformed', 'not_vxlan');
+    const datagram = outer.payload;
+    if (u16(datagram, 2) !== settings.port) return stack(...outer.faults, 'not_vxlan');
+
+    const reasons = [...outer.faults, ...(u16(datagram, 4) === datagram.length ? [] : ['malformed'])];
+    const [vxlan, ether, innerAt] = [8, 16, 16 + ETHER];
+    if (datagram.length < innerAt) return stack(...reasons, 'malformed');
     const vni = [settings.vni >>> 16, (settings.vni >>> 8) & 255, settings.vni & 255];
-    if (!starts(packet, vxlan, [8, 0, 0, 0, ...vni, 0])) reasons.push('other_vni');
-    if (packet.length < inner) return stack(...reasons, ...unverified, 'truncated');
-    if (!starts(packet, innerEther, macToBytes(settings.vtepMac))) reasons.push('other_mac');
-    if (u16(packet, innerEther + 12) !== IPV4) return stack(...reasons, ...unverified, 'not_ipv4');
-    if (packet.length < inner + 20) return stack(...reasons, ...unverified, 'truncated');
-    const ip = readIp(packet, inner);
-    reasons.push(...ip.faults);
-    if (reasons.length > 0) return stack(...reasons, ...unverified);
-
-    const speaker = this.#indexedPeers.find(({ podCidr }) => cidrContains(podCidr, ip.src));
-    if (!speaker?.behindNat && speaker?.vtepIp !== outer.src) {
-      const node = peers.find((peer) => peer.vtepIp === outer.src);
-      if (!node) return drop('unknown_peer');
-      if (this.#indexedPeers.includes(node)) return drop('spoofed_source');
-      reasons.push('no_peer'); // of a node without a slot the peers map cannot tell what is its own
-    }
-
-    const receiver = this.#endpoints.get(ip.dst);
-    reasons.push(...unverified, ...this.#keptOnStack(ip, receiver));
-    if (!receiver) return stack(...reasons, 'no_endpoint');
-    if (ip.ttl <= 1) reasons.push('ttl');
-    if (arrival.gsoSize === 0 && ip.totalLength > receiver.mtu) reasons.push('too_big');
+    if (!starts(datagram, vxlan, [8, 0, 0, 0, ...vni, 0])) reasons.push('other_vni');
+    if (!starts(datagram, ether, macToBytes(own.vtepMac))) reasons.push('other_mac');
+    // Families are never mixed, so another one's ethertype is as foreign as any.
+    if (familyOf(u16(datagram, ether + 12)) !== family) return stack(...reasons, 'not_ip');
+    const inner = readIp(datagram.subarray(innerAt), family);
+    if (!inner) return stack(...reasons, 'malformed');
     if (reasons.length > 0) return stack(...reasons);
-    const ecn = ecnOut(ip.tos & 3, outer.tos & 3);
+
+    const speaker = view.isInNetwork(inner.src) ? view.peerOf(inner.src) : undefined;
+    if (!speaker || !(speaker.behindNat || addressNumber(speaker.vtepIp) === outer.src)) {
+      const node = nodes.get(outer.src);
+      if (!node) return drop('unknown_peer');
+      if (view.isIndexed(node)) return drop('spoofed_source');
+      reasons.push('no_peer'); // of a node without an entry the peers map cannot tell what is its own
+    } else if (view.isSlow(speaker)) reasons.push('slow');
+
+    const receiver = view.endpoints.get(inner.dst);
+    reasons.push(...this.#againstDelivery(inner, receiver));
+    if (u16(datagram, 6) !== 0 && gsoSize === 0 && !headersVerify(packet.subarray(ETHER), inner, datagram))
+      reasons.push('outer_checksum');
+    const bytes = datagram.length - innerAt;
+    if (receiver && gsoSize === 0 && bytes > receiver.mtu) reasons.push('too_big');
+    if (!receiver || reasons.length > 0) return stack(...reasons);
+    const ecn = ecnOut(inner.tos & 3, outer.tos & 3);
     if (ecn === undefined) return drop('ecn');
-    const out = packet.slice(inner);
-    decrementTtl(out, 0);
-    changeWord(out, 0, 0, (u16(out, 0) & ~3) | ecn);
-    return { verdict: 'fast', reasons: ['decap'], out: delivered(out, receiver) };
+    const out = datagram.slice(innerAt);
+    setEcn(out, family, ecn);
+    return { receiver, inner: out };
+  }
+
+  /** A plain packet for a pod of ours, which only peers that we reach so ourselves may send us past the stack. */
+  #fromDirectPeer(arrival: Arrival, ip: IpPacket, view: FamilyView): Decided {
+    const peer = view.isInNetwork(ip.src) ? view.peerOf(ip.src) : undefined;
+    const receiver = view.endpoints.get(ip.dst);
+    const frame = arrival.packet.subarray(ETHER);
+    const isPadded =
+      frame.length === SHORTEST_PAYLOAD && ip.length >= headerLength[view.family] + SHORTEST_TRANSPORT;
+    const unpadded = isPadded ? readIp(frame.subarray(0, ip.length), view.family) : undefined;
+    const reasons = this.#againstDelivery(unpadded ?? ip, receiver);
+    if (!peer || !view.isDirect(peer)) return stack(...reasons, 'not_vxlan');
+    if (receiver && isTooBig(arrival, ip, receiver.mtu)) reasons.push('too_big');
+    if (!receiver || reasons.length > 0) return stack(...reasons);
+    const out = frame.slice();
+    decrementTtl(out, view.family);
+    return { verdict: 'fast', reasons: ['direct'], out: delivered(out, receiver) };
+  }
+
+  /** Why a packet from the wire is not given to this pod of ours past the stack, its size aside. */
+  #againstDelivery(ip: IpPacket, receiver: Endpoint | undefined): string[] {
+    return [
+      ...ip.faults,
+      ...(isNeighbourDiscovery(ip) ? ['neighbour'] : []),
+      ...(receiver ? this.#keptOnStack(ip, receiver) : ['no_endpoint']),
+      ...(ip.ttl <= 1 ? ['ttl'] : []),
+    ];
   }
 
   /** to_pod and to_vtep let everything go on. */
-  #fromStack({ hook, packet }: Arrival): Decided {
-    const { network } = this.#world.settings;
-    const ip = readIp(packet, ETHER);
-    if (!cidrContains(network, ip.src) || !cidrContains(network, ip.dst))
-      return stack(...ip.faults, 'outside');
-    if (!this.#endpoints.has(hook === 'to_pod' ? ip.dst : ip.src)) return stack(...ip.faults, 'no_endpoint');
-    const reply = { ...ip, src: ip.dst, dst: ip.src, ...(ip.ports && { ports: swapped(ip.ports) }) };
+  #fromStack({ hook }: Arrival, ip: IpPacket, view: FamilyView): Decided {
+    if (!view.isInNetwork(ip.src) || !view.isInNetwork(ip.dst)) return stack(...ip.faults, 'outside');
+    const ours = view.endpoints.get(hook === 'to_pod' ? ip.dst : ip.src);
+    if (!ours) return stack(...ip.faults, 'no_endpoint');
+    const { ports } = ip;
+    const reply = { ...ip, src: ip.dst, dst: ip.src, ...(ports && { ports: swapped(ports) }) };
     return stack(...ip.faults, this.#isRemembered(reply) ? 'translated' : 'untranslated');
   }
 
-  #isRemembered({ src, dst, ports, protocol }: Ip): boolean {
-    return ports !== undefined && this.#flows.has([src, ports[0], dst, ports[1], protocol].join(' '));
+  #isRemembered({
+    src,
+    dst,
+    ports,
+    protocol,
+  }: Pick<IpPacket, 'src' | 'dst' | 'ports' | 'protocol'>): boolean {
+    return ports !== undefined && this.#flows.has(flowKey(src, dst, ports, protocol));
   }
 
   /** Why a packet from or to these pods of ours stays on the kernel path, if it does. */
-  #keptOnStack(ip: Ip, ...pods: readonly (Endpoint | undefined)[]): string[] {
+  #keptOnStack(ip: IpPacket, ...pods: readonly (Endpoint | undefined)[]): string[] {
     const known = pods.filter((pod) => pod !== undefined);
     const reasons = known.some((pod) => pod.slow) ? ['slow'] : [];
-    if (ip.protocol === SCTP) return [...reasons, 'translated']; // its flows are not known
-    const overflowed = known.some((pod) => this.#world.overflowed.includes(pod.ip));
+    if (ip.protocol === protocols.sctp) return [...reasons, 'translated']; // its flows are not known
+    const keepers = known.map((pod) => this.#keeperOf(pod.ip));
+    const overflowed = keepers.some((keeper) => this.#overflowed.has(keeper));
     const unknowable = ip.ports === undefined || this.#isRemembered(ip);
-    const mayBeTranslated = unknowable && known.some((pod) => this.#flowPods.has(pod.ip));
+    const mayBeTranslated = unknowable && keepers.some((keeper) => this.#flowKeepers.has(keeper));
     return overflowed || mayBeTranslated ? [...reasons, 'translated'] : reasons;
   }
 
   /** RFC 7348 around an IP packet; MAC addresses are left to the kernel's neighbour table. */
-  #encapsulated(inner: Uint8Array, ecn: number, peer: Peer): Uint8Array {
-    const { uplink, port, vni, vtepMac } = this.#world.settings;
-    const out = new Uint8Array(ETHER + ENCAP_BYTES + inner.length);
-    setU16(out, 12, IPV4);
-    const ip = [0x45, ecn, 0, 0, 0, 0, 0, 0, 64, UDP, 0, 0];
-    out.set([...ip, ...addressToBytes(uplink.ip), ...addressToBytes(peer.vtepIp)], 14);
-    setU16(out, 16, ENCAP_BYTES + inner.length);
-    setU16(out, 24, checksum(out.subarray(14, 34)));
-    setU16(out, 36, port);
-    setU16(out, 38, ENCAP_BYTES - 20 + inner.length);
-    out.set([8, 0, 0, 0, vni >>> 16, (vni >>> 8) & 255, vni & 255, 0], 42);
-    out.set([...macToBytes(peer.vtepMac), ...macToBytes(vtepMac), 8, 0], 50);
-    out.set(inner, 64);
+  #encapsulated(inner: Uint8Array, ecn: number, peer: Peer, { family, own }: FamilyView): Uint8Array {
+    const { port, vni } = this.#world.settings;
+    const length = encapBytes[family] + inner.length;
+    const out = new Uint8Array(ETHER + length);
+    const ethertype = family === 4 ? 0x0800 : 0x86dd;
+    const ends = [...addressToBytes(own.vtepIp), ...addressToBytes(peer.vtepIp)];
+    setU16(out, 12, ethertype);
+    if (family === 4) {
+      out.set([0x45, ecn, 0, 0, 0, 0, 0, 0, 64, protocols.udp, 0, 0, ...ends], ETHER);
+      setU16(out, ETHER + 2, length);
+      setU16(out, ETHER + 10, checksum(out.subarray(ETHER, ETHER + 20)));
+    } else {
+      out.set([0x60, ecn << 4, 0, 0, 0, 0, protocols.udp, 64, ...ends], ETHER);
+      setU16(out, ETHER + 4, length - 40);
+    }
+    const udp = ETHER + headerLength[family];
+    setU16(out, udp + 2, port);
+    setU16(out, udp + 4, length - headerLength[family]);
+    out.set([8, 0, 0, 0, vni >>> 16, (vni >>> 8) & 255, vni & 255, 0], udp + 8);
+    out.set([...macToBytes(peer.vtepMac), ...macToBytes(own.vtepMac)], udp + 16);
+    setU16(out, udp + 28, ethertype);
+    out.set(inner, udp + 30);
     return out;
   }
 }
 
 const swapped = ([src, dst]: readonly [number, number]) => [dst, src] as const;
 
+const flowKey = (src: bigint, dst: bigint, ports: readonly [number, number], protocol: number): string =>
+  [src, dst, ...ports, protocol].join(' ');
+
 const starts = (bytes: Uint8Array, at: number, wanted: ArrayLike<number>): boolean =>
   Array.from(wanted).every((byte, i) => bytes[at + i] === byte);
 
+/** Of a GSO super-packet each segment counts: the headers once, and its share of the payload. */
+function isTooBig(
+  { packet, gsoSize }: Arrival,
+  { family, protocol, payload }: IpPacket,
+  mtu: number,
+): boolean {
+  if (gsoSize === 0) return packet.length - ETHER > mtu;
+  if (protocol === protocols.tcp && payload.length < 20) return true;
+  const transportHeader = protocol === protocols.tcp ? (payload[12]! >>> 4) * 4 : 8;
+  return headerLength[family] + transportHeader + gsoSize > mtu;
+}
+
 /**
- * Whether what stands from `at` on does not fit, padding included: it is carried along. Of a GSO super-packet each segment
- * counts: the headers once, and its share of the payload.
+ * Whether an outer UDP checksum is right if the inner one is ("local checksum offload",
+ * Documentation/networking/checksum-offloads.rst): then all that the inner one covers adds up to the complement of its
+ * pseudo header. Where there is no inner one that covers all the rest, nothing can be told.
  */
-function tooBig({ packet, gsoSize }: Arrival, at: number, mtu: number): boolean {
-  if (gsoSize === 0) return packet.length - at > mtu;
-  const tcpHeader = (packet[at + 32]! >>> 4) * 4;
-  return 20 + tcpHeader + gsoSize > mtu;
+function headersVerify(outerPacket: Uint8Array, inner: IpPacket, datagram: Uint8Array): boolean {
+  const { family, protocol, payload } = inner;
+  const isWholeUdp =
+    protocol === protocols.udp &&
+    payload.length >= 8 &&
+    u16(payload, 6) !== 0 &&
+    u16(payload, 4) === payload.length;
+  const isIcmp = protocol === (family === 4 ? protocols.icmp : protocols.icmpv6);
+  if (inner.fragment !== 'none' || !(isWholeUdp || isIcmp || protocol === protocols.tcp)) return false;
+  const innerHeader = datagram.subarray(30, 30 + headerLength[family]);
+  // ICMP for IPv4 has no pseudo header (RFC 792).
+  const covered =
+    protocol === protocols.icmp ? 0 : pseudoHeaderSum(innerHeader, family, protocol, payload.length);
+  const before = pseudoHeaderSum(outerPacket, family, protocols.udp, datagram.length);
+  const headers = sum(datagram.subarray(0, 30 + headerLength[family]));
+  return (before + headers - covered) % 0xffff === 0;
 }
 
 function delivered(ipPacket: Uint8Array, { podMac, hostMac }: Endpoint): Uint8Array {
-  return Uint8Array.from([...macToBytes(podMac), ...macToBytes(hostMac), 8, 0, ...ipPacket]);
+  const type = ipPacket[0]! >>> 4 === 4 ? [0x08, 0x00] : [0x86, 0xdd];
+  return Uint8Array.from([...macToBytes(podMac), ...macToBytes(hostMac), ...type, ...ipPacket]);
 }
 
 /**
- * An encapsulated packet with what the sender may choose set to zero: the outer IP id, under a right checksum, and the
+ * An encapsulated packet with what the sender may choose set to zero: an outer IPv4 id, under a right checksum, and the
  * outer source port, inside its range. A wrong checksum or port is left as it is, and so differs.
  */
 export function withoutChoices(packet: Uint8Array, { settings }: World): Uint8Array {
   const out = packet.slice();
-  if (checksum(out.subarray(14, 34)) === 0) {
+  const family = familyOf(u16(out, 12))!;
+  if (family === 4 && checksum(out.subarray(14, 34)) === 0) {
     setU16(out, 18, 0);
     setU16(out, 24, 0);
     setU16(out, 24, checksum(out.subarray(14, 34)));
   }
   const { min, max } = settings.sourcePorts;
-  const port = u16(out, 34);
-  if (port >= min && port <= max) setU16(out, 34, 0);
+  const udp = ETHER + headerLength[family];
+  const port = u16(out, udp);
+  if (port >= min && port <= max) setU16(out, udp, 0);
   return out;
 }

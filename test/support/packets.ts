@@ -1,9 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
-/** Packets for tests, built layer by layer from the outside in, with right lengths and checksums unless told otherwise. */
-import { addressToBytes } from '../../src/net/ip.ts';
+/**
+ * Packets for tests, built layer by layer from the inside out, with right lengths and IP checksums unless told otherwise.
+ * Both families take the same fields, under IPv4's names; {@link ip} goes by the addresses.
+ */
+import { addressFamily, addressToBytes, bytesToAddress } from '../../src/net/ip.ts';
 import { macToBytes } from '../../src/net/mac.ts';
 
-/** RFC 1071 over network-order words. */
+/** IANA's numbers of the protocols and extension headers that the tests speak of. */
+export const protocols = {
+  hopByHop: 0,
+  icmp: 1,
+  tcp: 6,
+  udp: 17,
+  routing: 43,
+  fragment: 44,
+  gre: 47,
+  icmpv6: 58,
+  noNext: 59,
+  destinationOptions: 60,
+  sctp: 132,
+} as const;
+
+/** The sum of RFC 1071 over network-order words, complemented. `start` is a sum that goes before. */
 export function checksum(bytes: Uint8Array, start = 0): number {
   let sum = start;
   for (let i = 0; i < bytes.length; i += 2) sum += (bytes[i]! << 8) | (bytes[i + 1] ?? 0);
@@ -14,54 +32,106 @@ export function checksum(bytes: Uint8Array, start = 0): number {
 const u16 = (value: number): number[] => [(value >>> 8) & 255, value & 255];
 const u32 = (value: number): number[] => [...u16(value >>> 16), ...u16(value)];
 
+function joined(...parts: readonly ArrayLike<number>[]): Uint8Array {
+  const bytes = new Uint8Array(parts.reduce((sum, part) => sum + part.length, 0));
+  let at = 0;
+  for (const part of parts) {
+    bytes.set(part, at);
+    at += part.length;
+  }
+  return bytes;
+}
+
 export interface EthernetFields {
   dst: string;
   src: string;
+  /** That of the payload's IP version when left out. */
   type?: number;
 }
 
 export function ethernet(fields: EthernetFields, payload: Uint8Array): Uint8Array {
-  return Uint8Array.from([
-    ...macToBytes(fields.dst),
-    ...macToBytes(fields.src),
-    ...u16(fields.type ?? 0x0800),
-    ...payload,
-  ]);
+  const type = fields.type ?? (payload[0]! >>> 4 === 6 ? 0x86dd : 0x0800);
+  return joined(macToBytes(fields.dst), macToBytes(fields.src), u16(type), payload);
 }
 
-export interface Ipv4Fields {
+export interface IpFields {
   src: string;
   dst: string;
+  /** UDP when left out. In IPv6 the next header. */
   protocol?: number;
+  /** Or hop limit. 64 when left out. */
   ttl?: number;
+  /** Or traffic class. */
   tos?: number;
   id?: number;
-  /** Flags and offset, as in the header. */
+  /** Flags and offset as in IPv4's header. In IPv6 a fragment header says the same; 0 is none. */
   fragment?: number;
+  /** What the header's length field says: of the whole packet in IPv4, of what follows the header in IPv6. */
+  length?: number;
+  version?: number;
+}
+
+export interface Ipv4Fields extends IpFields {
   /** Header options, a multiple of four bytes. */
   options?: number[];
-  totalLength?: number;
-  versionIhl?: number;
+  /** The header's length in words. */
+  ihl?: number;
+  checksum?: number;
 }
 
 export function ipv4(fields: Ipv4Fields, payload: Uint8Array): Uint8Array {
   const options = fields.options ?? [];
-  const header = Uint8Array.from([
-    fields.versionIhl ?? 0x45 + options.length / 4,
-    fields.tos ?? 0,
-    ...u16(fields.totalLength ?? 20 + options.length + payload.length),
-    ...u16(fields.id ?? 0),
-    ...u16(fields.fragment ?? 0),
-    fields.ttl ?? 64,
-    fields.protocol ?? 17,
-    0,
-    0,
-    ...addressToBytes(fields.src),
-    ...addressToBytes(fields.dst),
-    ...options,
-  ]);
-  header.set(u16(checksum(header)), 10);
-  return Uint8Array.from([...header, ...payload]);
+  const header = joined(
+    [((fields.version ?? 4) << 4) | (fields.ihl ?? 5 + options.length / 4), fields.tos ?? 0],
+    u16(fields.length ?? 20 + options.length + payload.length),
+    u16(fields.id ?? 0),
+    u16(fields.fragment ?? 0),
+    [fields.ttl ?? 64, fields.protocol ?? protocols.udp, 0, 0],
+    addressToBytes(fields.src),
+    addressToBytes(fields.dst),
+    options,
+  );
+  header.set(u16(fields.checksum ?? checksum(header)), 10);
+  return joined(header, payload);
+}
+
+export interface Ipv6Fields extends IpFields {
+  flowLabel?: number;
+}
+
+export function ipv6(fields: Ipv6Fields, payload: Uint8Array): Uint8Array {
+  const { protocol = protocols.udp, fragment = 0 } = fields;
+  const body = fragment === 0 ? payload : ipv6Fragment({ ...fields, protocol, fragment }, payload);
+  const word =
+    ((fields.version ?? 6) << 28) | ((fields.tos ?? 0) << 20) | ((fields.flowLabel ?? 0) & 0xfffff);
+  return joined(
+    u32(word >>> 0),
+    u16(fields.length ?? body.length),
+    [fragment === 0 ? protocol : protocols.fragment, fields.ttl ?? 64],
+    addressToBytes(fields.src),
+    addressToBytes(fields.dst),
+    body,
+  );
+}
+
+/** An IPv6 fragment header, flags and offset as in IPv4's header, and what follows it (RFC 8200 section 4.5). */
+export function ipv6Fragment(
+  fields: { protocol: number; fragment: number; id?: number },
+  payload: Uint8Array,
+): Uint8Array {
+  const { fragment } = fields;
+  const offset = ((fragment & 0x1fff) << 3) | (fragment & 0x2000 ? 1 : 0);
+  return joined([fields.protocol, 0], u16(offset), u32(fields.id ?? 0), payload);
+}
+
+/** The shape that most IPv6 extension headers have, with nothing but padding in it (RFC 8200 section 4.2). */
+export function ipv6Extension(next: number, payload: Uint8Array): Uint8Array {
+  return joined([next, 0, 1, 4, 0, 0, 0, 0], payload);
+}
+
+/** A packet of the addresses' family. */
+export function ip(fields: Ipv4Fields & Ipv6Fields, payload: Uint8Array): Uint8Array {
+  return addressFamily(fields.src) === 6 ? ipv6(fields, payload) : ipv4(fields, payload);
 }
 
 export interface UdpFields {
@@ -73,21 +143,22 @@ export interface UdpFields {
 }
 
 export function udp(fields: UdpFields, payload: Uint8Array = new Uint8Array(8)): Uint8Array {
-  return Uint8Array.from([
-    ...u16(fields.src),
-    ...u16(fields.dst),
-    ...u16(fields.length ?? 8 + payload.length),
-    ...u16(fields.checksum ?? 0),
-    ...payload,
-  ]);
+  const { src, dst, length = 8 + payload.length, checksum = 0 } = fields;
+  return joined(u16(src), u16(dst), u16(length), u16(checksum), payload);
 }
 
+/** A segment with a checksum of zero, which is wrong nearly always: see {@link sealed}. */
 export function tcp(
   fields: { src: number; dst: number; flags?: number },
   payload = new Uint8Array(0),
 ): Uint8Array {
   const header = [...u16(fields.src), ...u16(fields.dst), ...u32(1), ...u32(1), 0x50, fields.flags ?? 0x10];
-  return Uint8Array.from([...header, ...u16(64240), ...u16(0), ...u16(0), ...payload]);
+  return joined(header, u16(64240), [0, 0, 0, 0], payload);
+}
+
+/** ICMP of either family, with a checksum of zero: see {@link sealed}. */
+export function icmp(type: number, payload: Uint8Array = new Uint8Array(4)): Uint8Array {
+  return joined([type, 0, 0, 0], payload);
 }
 
 export interface VxlanFields {
@@ -96,19 +167,85 @@ export interface VxlanFields {
 }
 
 export function vxlan(fields: VxlanFields, payload: Uint8Array): Uint8Array {
-  return Uint8Array.from([fields.flags ?? 8, 0, 0, 0, ...u32(((fields.vni ?? 1) << 8) >>> 0), ...payload]);
+  return joined([fields.flags ?? 8, 0, 0, 0], u32(((fields.vni ?? 1) << 8) >>> 0), payload);
 }
 
-/** The fields of an IPv4 packet's header, read back; `valid` says whether its checksum is right. */
-export function readIpv4(bytes: Uint8Array, at = 14) {
-  const view = new DataView(bytes.buffer, bytes.byteOffset + at);
+/** Where the transport checksum stands, from the transport header on. */
+const checksumOffsets: Readonly<Record<number, number>> = {
+  [protocols.icmp]: 2,
+  [protocols.tcp]: 16,
+  [protocols.udp]: 6,
+  [protocols.icmpv6]: 2,
+};
+
+/**
+ * The same IP packet with its TCP, UDP, ICMP or ICMPv6 checksum right (RFC 9293, 768, 792, 4443). Not for fragments, options
+ * or extension headers; a packet whose checksum nobody knows, or has no room for, comes back as it is.
+ */
+export function sealed(packet: Uint8Array): Uint8Array {
+  const header = headerBytes(packet);
+  const at = checksumOffsets[protocolOf(packet)];
+  const transport = packet.slice(header);
+  if (at === undefined || transport.length < at + 2) return packet;
+  transport.set([0, 0], at);
+  // RFC 792's checksum has no pseudo header.
+  const before = protocolOf(packet) === protocols.icmp ? [] : pseudoHeader(packet, transport.length);
+  return withWord(packet, header + at, checksum(joined(before, transport)));
+}
+
+const isIpv6 = (packet: Uint8Array): boolean => packet[0]! >>> 4 === 6;
+const headerBytes = (packet: Uint8Array): number => (isIpv6(packet) ? 40 : 20);
+const protocolOf = (packet: Uint8Array): number => packet[isIpv6(packet) ? 6 : 9]!;
+
+/** What a transport checksum covers beside a transport part of so many bytes (RFC 768, 8200). */
+function pseudoHeader(packet: Uint8Array, length: number): Uint8Array {
+  const addresses = isIpv6(packet) ? packet.subarray(8, 40) : packet.subarray(12, 20);
+  return joined(addresses, u32(length), [0, 0, 0, protocolOf(packet)]);
+}
+
+function withWord(bytes: Uint8Array, at: number, value: number): Uint8Array {
+  const changed = bytes.slice();
+  // UDP's checksum of zero would say that there is none; to the others the two zeros are one.
+  changed.set(u16(value === 0 ? 0xffff : value), at);
+  return changed;
+}
+
+/**
+ * The same VXLAN packet with the outer checksum that it has if the inner one is right: what a sender writes that leaves the
+ * inner one to its NIC ("local checksum offload"). If there is none inside, or one that covers something else, it is wrong.
+ */
+export function sealedAround(packet: Uint8Array): Uint8Array {
+  const header = headerBytes(packet);
+  const innerAt = header + 8 + 8 + 14;
+  const inner = packet.subarray(innerAt);
+  if (inner.length < header) return packet;
+  const headers = packet.slice(header, innerAt + header);
+  headers.set([0, 0], 6);
+  // All that the inner checksum covers adds up to this.
+  const covered =
+    protocolOf(inner) === protocols.icmp ? 0xffff : checksum(pseudoHeader(inner, inner.length - header));
+  const before = pseudoHeader(packet, packet.length - header);
+  return withWord(packet, header + 6, checksum(joined(before, headers, u16(covered))));
+}
+
+/** The fields of an IP packet's header, read back; `valid` says whether lengths and IPv4's checksum are right. */
+export function readIp(bytes: Uint8Array, at = 14) {
+  const view = new DataView(bytes.buffer, bytes.byteOffset + at, bytes.length - at);
+  if (bytes[at]! >>> 4 === 6)
+    return {
+      tos: (view.getUint16(0) >>> 4) & 255,
+      ttl: bytes[at + 7]!,
+      protocol: bytes[at + 6]!,
+      src: bytesToAddress(bytes.subarray(at + 8, at + 24)),
+      dst: bytesToAddress(bytes.subarray(at + 24, at + 40)),
+      valid: view.getUint16(4) === view.byteLength - 40,
+    };
   return {
     tos: bytes[at + 1]!,
-    totalLength: view.getUint16(2),
     ttl: bytes[at + 8]!,
     protocol: bytes[at + 9]!,
-    src: bytes.subarray(at + 12, at + 16).join('.'),
-    dst: bytes.subarray(at + 16, at + 20).join('.'),
-    valid: checksum(bytes.subarray(at, at + 20)) === 0,
+    src: bytesToAddress(bytes.subarray(at + 12, at + 16)),
+    dst: bytesToAddress(bytes.subarray(at + 16, at + 20)),
+    valid: view.getUint16(2) === view.byteLength && checksum(bytes.subarray(at, at + 20)) === 0,
   };
 }

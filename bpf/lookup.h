@@ -1,0 +1,110 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Where an address stands in the configuration and in the maps. `address` points to a `__be32` or a `struct address`. */
+#pragma once
+
+#include "maps.h"
+#include "parse.h"
+
+/* Configuration is read through volatile, or the compiler would take it for the zeros that it sees. */
+static __always_inline bool in_prefix6(const struct address *address, const volatile struct address *base,
+				       const volatile struct address *mask)
+{
+	return (address->halves[0] & mask->halves[0]) == base->halves[0] &&
+	       (address->halves[1] & mask->halves[1]) == base->halves[1];
+}
+
+static __always_inline bool in_network(const void *address, bool v6)
+{
+	if (v6)
+		return in_prefix6(address, &config.network6, &config.network6_mask);
+	return (*(const __be32 *)address & config.network_mask) == config.network;
+}
+
+static __always_inline bool in_pod_cidr(const void *address, bool v6)
+{
+	if (v6)
+		return in_prefix6(address, &config.pod_cidr6, &config.pod_cidr6_mask);
+	return (*(const __be32 *)address & config.pod_cidr_mask) == config.pod_cidr;
+}
+
+/* Whether it is the underlay address that peers dial this node by. */
+static __always_inline bool is_our_vtep(const void *address, bool v6)
+{
+	if (v6) {
+		const struct address *a = address;
+		return a->halves[0] == config.vtep_ip6.halves[0] && a->halves[1] == config.vtep_ip6.halves[1];
+	}
+	return *(const __be32 *)address == config.vtep_ip;
+}
+
+/* The node that an address of the cluster network belongs to. */
+static __always_inline const struct peer_head *find_peer(const void *address, bool v6)
+{
+	if (v6) {
+		const struct address *a = address;
+		struct address base = { .halves = { a->halves[0] & config.pod_cidr6_mask.halves[0],
+						    a->halves[1] & config.pod_cidr6_mask.halves[1] } };
+		struct peer6 *peer = bpf_map_lookup_elem(&peers6, &base);
+
+		return peer ? &peer->head : NULL;
+	}
+	__u32 slot = bpf_ntohl(*(const __be32 *)address & ~config.network_mask) >> config.subnet_shift;
+	struct peer *peer = bpf_map_lookup_elem(&peers, &slot);
+
+	return peer && peer->head.flags & PEER_PRESENT ? &peer->head : NULL;
+}
+
+static __always_inline __u32 endpoint_slot(__be32 address)
+{
+	return bpf_ntohl(address & ~config.pod_cidr_mask);
+}
+
+/* The pod that an address of this node's podCIDR belongs to. */
+static __always_inline struct endpoint *find_endpoint(const void *address, bool v6)
+{
+	struct endpoint *endpoint;
+
+	if (v6) {
+		struct address key = *(const struct address *)address; /* map keys are not read out of packets */
+
+		endpoint = bpf_map_lookup_elem(&endpoints6, &key);
+	} else {
+		__u32 slot = endpoint_slot(*(const __be32 *)address);
+
+		endpoint = bpf_map_lookup_elem(&endpoints, &slot);
+	}
+	return endpoint && endpoint->ifindex ? endpoint : NULL;
+}
+
+/* See endpoint_state in maps.h. */
+static __always_inline __u32 state_slot(const void *address, bool v6)
+{
+	if (v6)
+		return config.endpoint_slots + (bpf_ntohl(((const struct address *)address)->words[3]) & (config.endpoint_slots - 1));
+	return endpoint_slot(*(const __be32 *)address);
+}
+
+static __always_inline struct endpoint_state *find_state(const void *address, bool v6)
+{
+	__u32 slot = state_slot(address, v6);
+
+	return bpf_map_lookup_elem(&endpoint_state, &slot);
+}
+
+/* Whether two addresses are the same, one out of a packet, one out of a map. */
+static __always_inline bool same_address(const void *address, bool v6, const struct address *known)
+{
+	if (v6) {
+		const struct address *a = address;
+		return a->halves[0] == known->halves[0] && a->halves[1] == known->halves[1];
+	}
+	return *(const __be32 *)address == known->words[3];
+}
+
+/* What is known of an underlay address. */
+static __always_inline struct vtep *find_vtep(const void *address, bool v6)
+{
+	struct address key = to_address(address, v6);
+
+	return bpf_map_lookup_elem(&vteps, &key);
+}

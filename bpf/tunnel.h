@@ -1,0 +1,160 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * The verdict on a VXLAN packet that a wire brought, for tc and XDP alike: nothing here needs more than the packet's bytes.
+ * Verdicts are reasons; FAST_DECAP is yes.
+ */
+#pragma once
+
+#include "flows.h"
+#include "lookup.h"
+#include "parse.h"
+#include "vxlan.h"
+
+struct arrival {
+	struct ip outer;
+	struct udp *udp;
+	struct ip inner;
+	struct endpoint *endpoint;
+};
+
+/* Whether it may be VXLAN for us, from the IP and UDP headers alone. */
+static __always_inline enum reason judge_outer(const struct ip *outer)
+{
+	struct cursor payload = outer->payload;
+	struct udp *udp;
+
+	if (outer->protocol != PROTOCOL_UDP)
+		return STACK_NOT_VXLAN;
+	if (outer->options)
+		return STACK_IP_OPTIONS;
+	if (outer->fragment)
+		return STACK_OUTER_FRAGMENT;
+	udp = parse_udp(&payload);
+	if (!udp || udp->dst_port != config.vxlan_port || !is_our_vtep(outer->dst, outer->v6))
+		return STACK_NOT_VXLAN;
+	return FAST_DECAP;
+}
+
+/*
+ * Whether the node that sent this may speak for the inner source: FAST_DECAP if so; to the stack when it is a node that
+ * the peers maps cannot tell of, or one whose packets belong there; else the reason to drop.
+ */
+static __always_inline enum reason judge_sender(const struct ip *outer, const struct ip *inner)
+{
+	bool v6 = outer->v6;
+	const struct peer_head *peer = in_network(inner->src, v6) ? find_peer(inner->src, v6) : NULL;
+
+	if (peer && (peer->flags & PEER_BEHIND_NAT || same_address(outer->src, v6, &peer->vtep_ip)))
+		return peer->flags & PEER_SLOW ? STACK_SLOW : FAST_DECAP;
+
+	struct vtep *sender = find_vtep(outer->src, v6);
+
+	if (!sender || !(sender->flags & VTEP_REMOTE))
+		return DROP_UNKNOWN_PEER;
+	return sender->flags & VTEP_UNINDEXED ? STACK_NO_PEER : DROP_SPOOFED_SOURCE;
+}
+
+/* Whether a packet for a pod of ours may be given to it past the stack. Its size is left to the caller. */
+static __always_inline enum reason judge_delivery(const struct ip *ip, struct endpoint **found)
+{
+	struct endpoint *endpoint = in_pod_cidr(ip->dst, ip->v6) ? find_endpoint(ip->dst, ip->v6) : NULL;
+
+	if (!is_sound(ip))
+		return STACK_MALFORMED;
+	if (ip->options)
+		return STACK_IP_OPTIONS;
+	if (is_neighbour_discovery(ip))
+		return STACK_NEIGHBOUR;
+	if (!endpoint)
+		return STACK_NO_ENDPOINT;
+	if (endpoint->flags & ENDPOINT_SLOW)
+		return STACK_SLOW;
+	if (is_stack_flow(ip->dst, ip))
+		return STACK_TRANSLATED;
+	if (ip->ttl <= 1)
+		return STACK_TTL;
+	*found = endpoint;
+	return FAST_DECAP;
+}
+
+/*
+ * The whole verdict but for size, outer checksum and ECN. The cursor stands at the start of a frame of `bytes` bytes that
+ * judge_outer() took for VXLAN.
+ */
+static __always_inline enum reason judge_arrival(struct cursor at, __u32 bytes, bool v6, struct arrival *arrival)
+{
+	struct ether *ether = parse_ether(&at);
+
+	if (!ether || !read_ip(&at, bytes - sizeof(*ether), v6, &arrival->outer))
+		return STACK_MALFORMED;
+
+	struct udp *udp = parse_udp(&at);
+
+	if (!udp || bpf_ntohs(udp->length) != bytes - sizeof(*ether) - IP_LEN(v6) || !is_sound(&arrival->outer))
+		return STACK_MALFORMED;
+
+	struct vxlan *vxlan = parse_vxlan(&at);
+
+	if (!vxlan)
+		return STACK_MALFORMED;
+
+	struct ether *inner_ether = parse_ether(&at);
+
+	if (!inner_ether)
+		return STACK_MALFORMED;
+	if (vxlan->flags != VXLAN_HAS_VNI || vxlan->vni != bpf_htonl(config.vni << 8))
+		return STACK_OTHER_VNI;
+	if (!mac_equal(&inner_ether->dst, v6 ? &config.vtep_mac6 : &config.vtep_mac))
+		return STACK_OTHER_MAC;
+	if (inner_ether->type != (v6 ? ETHERTYPE_IPV6 : ETHERTYPE_IPV4))
+		return STACK_NOT_IP;
+	if (!read_ip(&at, bytes - OUTER_LEN(v6), v6, &arrival->inner))
+		return STACK_MALFORMED;
+	arrival->udp = udp;
+
+	enum reason reason = judge_sender(&arrival->outer, &arrival->inner);
+
+	if (reason != FAST_DECAP)
+		return reason;
+	return judge_delivery(&arrival->inner, &arrival->endpoint);
+}
+
+/* The one's complement sum of an IP packet's pseudo header: addresses, protocol and the transport part's length. */
+static __always_inline __u32 pseudo_header_sum(const struct ip *ip, __u32 length)
+{
+	return sum16(ip->src, 2 * (ip->v6 ? sizeof(struct address) : sizeof(__be32))) + bpf_htons(ip->protocol) + bpf_htons(length);
+}
+
+/*
+ * Whether the outer UDP checksum is right, told from the headers alone. A transport checksum makes all that it covers sum
+ * up to the complement of its pseudo header, and the sender's kernel relies on that too ("local checksum offload",
+ * Documentation/networking/checksum-offloads.rst). So if the outer checksum does not fit, the stack shall verify it the
+ * long way; and if the inner one is wrong, the pod's own stack notices, as it does behind the kernel's VXLAN device.
+ */
+static __always_inline bool headers_verify(const struct arrival *arrival)
+{
+	const struct ip *outer = &arrival->outer, *inner = &arrival->inner;
+	const __u32 behind_outer = sizeof(struct udp) + sizeof(struct vxlan) + sizeof(struct ether);
+	__u32 udp_length = bpf_ntohs(arrival->udp->length);
+	__u32 inner_length = udp_length - behind_outer - IP_LEN(inner->v6);
+	struct cursor payload = inner->payload;
+	__u32 inner_pseudo = 0;
+
+	if (inner->fragment)
+		return false;
+	if (inner->protocol == PROTOCOL_UDP) {
+		struct udp *udp = parse_udp(&payload);
+
+		if (!udp || !udp->checksum || bpf_ntohs(udp->length) != inner_length)
+			return false;
+	} else if (inner->protocol != PROTOCOL_TCP && inner->protocol != (inner->v6 ? PROTOCOL_ICMPV6 : PROTOCOL_ICMP)) {
+		return false;
+	}
+	if (inner->v6 || inner->protocol != PROTOCOL_ICMP) /* RFC 792's checksum has no pseudo header */
+		inner_pseudo = pseudo_header_sum(inner, inner_length);
+
+	__u32 sum = pseudo_header_sum(outer, udp_length) + sum16(arrival->udp, behind_outer + IP_LEN(inner->v6)) +
+		    (__u16)~fold(inner_pseudo);
+
+	return fold(sum) == 0xffff;
+}

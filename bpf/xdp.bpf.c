@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * What the underlay brings, in the driver: a pod's packet is decapsulated before it becomes an skb, so that GRO sees plain
+ * TCP, and marked for from_wire, which delivers it. What XDP cannot be sure of goes on as it came, to from_wire's own eyes.
+ */
+#include "flows.h"
+#include "lookup.h"
+#include "parse.h"
+#include "stats.h"
+#include "tunnel.h"
+#include "vxlan.h"
+
+/*
+ * A drop is from_wire's to make, and to count: here the packet may still have a VLAN's tag in the NIC's descriptor, and not be
+ * ours at all.
+ */
+static __always_inline int pass(__u32 length, enum reason reason)
+{
+	if (reason < DROP_UNKNOWN_PEER)
+		count(length, HOOK_XDP_FROM_WIRE, reason);
+	return XDP_PASS;
+}
+
+static __always_inline int xdp_from_wire_ip(struct xdp_md *ctx, bool v6)
+{
+	struct cursor start = { PACKET_POINTER(ctx, data), PACKET_POINTER(ctx, data_end) };
+	struct cursor at = start;
+	__u32 length = start.end - start.pos;
+	struct ether *ether = parse_ether(&at);
+	struct arrival arrival;
+
+	if (!ether || !read_ip(&at, length - sizeof(*ether), v6, &arrival.outer))
+		return pass(length, STACK_MALFORMED);
+
+	enum reason reason = judge_outer(&arrival.outer);
+
+	if (reason == FAST_DECAP)
+		reason = judge_arrival(start, length, v6, &arrival);
+	if (reason != FAST_DECAP)
+		return pass(length, reason);
+	if (length - OUTER_LEN(v6) > arrival.endpoint->mtu)
+		return pass(length, STACK_TOO_BIG);
+	if (arrival.udp->checksum && !headers_verify(&arrival))
+		return pass(length, STACK_OUTER_CHECKSUM);
+
+	__u8 ecn = arrival.inner.tos & ECN_MASK;
+	int new_ecn = ecn_decapsulated(ecn, arrival.outer.tos & ECN_MASK);
+
+	if (new_ecn < 0)
+		return pass(length, DROP_ECN);
+	if (bpf_xdp_adjust_meta(ctx, -(int)sizeof(struct mark)))
+		return pass(length, STACK_NO_ROOM);
+
+	struct mark *mark = PACKET_POINTER(ctx, data_meta);
+	void *data = PACKET_POINTER(ctx, data);
+
+	if ((void *)(mark + 1) > data || data + OUTER_LEN(v6) + IP_LEN(v6) > PACKET_POINTER(ctx, data_end))
+		return pass(length, STACK_NO_ROOM); /* cannot be */
+
+	/* The frame keeps its addresses, so that the kernel takes it for the node's. */
+	struct ether *outer_ether = data, *inner_ether = data + ENCAP_LEN(v6);
+
+	inner_ether->dst = outer_ether->dst;
+	inner_ether->src = outer_ether->src;
+	if (new_ecn != ecn)
+		set_ecn(data + OUTER_LEN(v6), v6, new_ecn);
+	*mark = (struct mark){ .magic = MARK_MAGIC, .vni = config.vni };
+	if (bpf_xdp_adjust_head(ctx, ENCAP_LEN(v6)))
+		return XDP_DROP; /* cannot be: there is that much in front of what stays */
+	return pass(length, FAST_DECAP);
+}
+
+SEC("xdp")
+int xdp_from_wire(struct xdp_md *ctx)
+{
+	struct cursor at = { PACKET_POINTER(ctx, data), PACKET_POINTER(ctx, data_end) };
+	struct ether *ether = parse_ether(&at);
+
+	if (!ether)
+		return pass(0, STACK_MALFORMED);
+	/* XDP is not told whom a frame is for, and a promiscuous NIC takes all. */
+	if (!mac_equal(&ether->dst, &config.uplink_mac))
+		return pass(at.end - (void *)ether, STACK_OTHER_MAC);
+	if (ether->type == ETHERTYPE_IPV4)
+		return xdp_from_wire_ip(ctx, false);
+	if (ether->type == ETHERTYPE_IPV6)
+		return xdp_from_wire_ip(ctx, true);
+	return pass(at.end - (void *)ether, STACK_NOT_IP);
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+import { describe, expect, it } from 'vitest';
+import { cidrCovers, parseCidr } from '../net/ip.ts';
+import {
+  CLUSTER_NETWORKS,
+  MAX_NODES,
+  familiesOf,
+  gatewayAddress,
+  halvesOf,
+  nodeAddresses,
+} from './addresses.ts';
+import { parseLabOptions } from './options.ts';
+
+const ipv4 = parseLabOptions({});
+const dualStack = parseLabOptions({ ipv6: true });
+
+describe('the addresses of a lab', () => {
+  it('come in pairs when it is dual-stack, and alone when not', () => {
+    expect(nodeAddresses(ipv4, 2)).toEqual({ ip: '172.31.0.2', podCIDR: '10.42.1.0/24' });
+    expect(nodeAddresses(dualStack, 2)).toEqual({
+      ip: '172.31.0.2',
+      podCIDR: '10.42.1.0/24',
+      ip6: 'fd00:31::2',
+      podCIDR6: 'fd00:42:0:2::/64',
+    });
+    for (const options of [ipv4, dualStack]) {
+      expect(halvesOf(nodeAddresses(options, 1)).map(({ family }) => family)).toEqual(familiesOf(options));
+    }
+  });
+
+  it('lie in the cluster networks up to the last node, and never twice', () => {
+    const nodes = Array.from({ length: MAX_NODES }, (_, i) =>
+      halvesOf(nodeAddresses(dualStack, i + 1)),
+    ).flat();
+    const outside = nodes.filter(
+      ({ family, podCIDR }) => !cidrCovers(parseCidr(CLUSTER_NETWORKS[family]), parseCidr(podCIDR)),
+    );
+    expect(outside).toEqual([]);
+    expect(new Set(nodes.flatMap(({ ip, podCIDR }) => [ip, podCIDR])).size).toBe(4 * MAX_NODES);
+  });
+
+  it('leave the underlay one that no node has', () => {
+    expect(gatewayAddress('172.31.0.0/16')).toBe('172.31.255.254');
+    expect(gatewayAddress('192.168.4.0/22')).toBe('192.168.7.254');
+    expect(gatewayAddress('fd00:31::/64')).toBe('fd00:31::fffe');
+  });
+});

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+import { type Family, addressAt, parseCidr } from '../net/ip.ts';
+import type { LabOptions } from './options.ts';
+
+/** The cluster networks that pods' addresses come from. */
+export const CLUSTER_NETWORKS: Record<Family, string> = { 4: '10.42.0.0/16', 6: 'fd00:42::/56' };
+
+/** As many nodes as there are /64s in the IPv6 cluster network after the first; a /24 of the IPv4 one has room for each, too. */
+export const MAX_NODES = 255;
+
+const UNDERLAY6 = 'fd00:31::/64';
+
+/** The address families of a lab, in the order in which Kubernetes lists them. */
+export function familiesOf({ ipv6 }: LabOptions): Family[] {
+  return ipv6 ? [4, 6] : [4];
+}
+
+/** The network that the nodes' uplinks share. */
+export function underlayNetwork(options: LabOptions, family: Family): string {
+  return family === 4 ? options.underlay : UNDERLAY6;
+}
+
+/** The underlay's own address, the nodes' default gateway: the last usable one, or of many the 65,534th (172.31.255.254, fd00:31::fffe). */
+export function gatewayAddress(network: string): string {
+  const cidr = parseCidr(network);
+  const hostBits = (cidr.family === 4 ? 32 : 128) - cidr.length;
+  return addressAt(cidr, 2 ** Math.min(hostBits, 16) - 2);
+}
+
+/** A node in one address family. */
+export interface NodeHalf {
+  readonly family: Family;
+  /** The uplink's address. */
+  readonly ip: string;
+  readonly podCIDR: string;
+}
+
+/** Both halves of a node as its state and `lab status` spell them; the second is there on a dual-stack lab. */
+export interface NodeAddresses {
+  readonly ip: string;
+  readonly podCIDR: string;
+  readonly ip6?: string;
+  readonly podCIDR6?: string;
+}
+
+/** What node `index` (from 1) has of each network: 172.31.0.1 and 10.42.0.0/24, fd00:31::1 and fd00:42:0:1::/64. */
+export function nodeAddresses(options: LabOptions, index: number): NodeAddresses {
+  const uplink = (family: Family) => addressAt(parseCidr(underlayNetwork(options, family)), index);
+  return {
+    ip: uplink(4),
+    podCIDR: `${addressAt(parseCidr(CLUSTER_NETWORKS[4]), (index - 1) * 2 ** 8)}/24`,
+    ...(options.ipv6 && {
+      ip6: uplink(6),
+      podCIDR6: `${addressAt(parseCidr(CLUSTER_NETWORKS[6]), index * 2 ** 64)}/64`,
+    }),
+  };
+}
+
+/** The halves that the node has, IPv4 first. */
+export function halvesOf({ ip, podCIDR, ip6, podCIDR6 }: NodeAddresses): NodeHalf[] {
+  const v4: NodeHalf = { family: 4, ip, podCIDR };
+  return ip6 === undefined || podCIDR6 === undefined ? [v4] : [v4, { family: 6, ip: ip6, podCIDR: podCIDR6 }];
+}

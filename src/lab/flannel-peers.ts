@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+import { diff } from '../dataplane/target.ts';
+import { bridgeBatch, bridgeJson, ipBatch, ipJson, line } from '../host/ip.ts';
+import { type Cidr, type Family, addressFamily, cidrContains, formatCidr, parseCidr } from '../net/ip.ts';
+import { normalizeMac } from '../net/mac.ts';
+import { CLUSTER_NETWORKS, familiesOf, underlayNetwork } from './addresses.ts';
+import { FLANNEL_ANNOTATION, FLANNEL_NAMES } from './flannel.ts';
+import { type KubeNode, listNodes } from './kube.ts';
+import { netnsPath } from './netns.ts';
+import type { Lab, NodeState } from './state.ts';
+
+/** One family's pods on another node, and the way there. */
+export interface FlannelPeer {
+  podCIDR: string;
+  publicIp: string;
+  /** Not there when the peer is on the same L2 and routed to without a tunnel (DirectRouting). */
+  vtepMac?: string;
+}
+
+/** Bring every flannel node's neighbours, FDB and routes in line with the Nodes that the API server has now. */
+export async function syncFlannel(lab: Lab): Promise<void> {
+  const followers = lab.state.nodes.filter((node) => node.datapath === 'flannel');
+  if (followers.length === 0) return;
+  const nodes = await listNodes(lab);
+  const { options } = lab.state;
+  await Promise.all(
+    followers.flatMap((node) =>
+      familiesOf(options).map((family) => {
+        const direct = options.directRouting ? parseCidr(underlayNetwork(options, family)) : undefined;
+        return applyPeers(node, family, flannelPeers(nodes, node.name, family, direct));
+      }),
+    ),
+  );
+}
+
+/**
+ * One family's peers among these Nodes by their subnet's base address: all VXLAN leases but our own; what does not parse
+ * is left out.
+ * @param direct the network whose addresses need no tunnel. (flannel asks the routing table; here it would say the same.)
+ */
+export function flannelPeers(
+  nodes: readonly KubeNode[],
+  self: string,
+  family: Family,
+  direct?: Cidr,
+): Map<string, FlannelPeer> {
+  const names = FLANNEL_NAMES[family];
+  const peers = new Map<string, FlannelPeer>();
+  for (const { metadata, spec } of nodes) {
+    const annotation = (key: string) => metadata.annotations?.[`${FLANNEL_ANNOTATION}/${key}`] ?? '';
+    if (metadata.name === self || annotation('kube-subnet-manager') !== 'true') continue;
+    if (annotation('backend-type') !== 'vxlan') continue;
+    const publicIp = annotation(names.publicIp);
+    const vtepMac = normalizeMac(/"VtepMAC":"([^"]*)"/.exec(annotation(names.backendData))?.[1] ?? '');
+    const subnet = spec?.podCIDRs?.map(subnetOf).find((cidr) => cidr?.family === family);
+    if (addressFamily(publicIp) !== family || vtepMac === undefined || subnet === undefined) continue;
+    const podCIDR = formatCidr(subnet);
+    const tunnelled = !direct || !cidrContains(direct, publicIp);
+    peers.set(subnet.base, { podCIDR, publicIp, ...(tunnelled && { vtepMac }) });
+  }
+  return peers;
+}
+
+function subnetOf(podCIDR: string): Cidr | undefined {
+  try {
+    return parseCidr(podCIDR);
+  } catch {
+    return undefined;
+  }
+}
+
+async function applyPeers(
+  node: NodeState,
+  family: Family,
+  desired: ReadonlyMap<string, FlannelPeer>,
+): Promise<void> {
+  const netns = netnsPath(node.netns);
+  const { device } = FLANNEL_NAMES[family];
+  const { upserts, removals } = diff(desired, await listPeers(netns, family));
+  const gone = entriesOf(removals, device);
+  const come = entriesOf(upserts, device);
+  await ipBatch(
+    [
+      ...gone.routes.map((entry) => `route del ${entry}`),
+      ...gone.neighbours.map((entry) => `neigh del ${entry}`),
+    ],
+    { netns, force: true },
+  );
+  await bridgeBatch(
+    gone.fdb.map((entry) => `fdb del ${entry}`),
+    { netns },
+  );
+  // flanneld's order: neighbour, FDB, and the route last, so that no packet takes it before it can be sent.
+  await ipBatch(
+    come.neighbours.map((entry) => `neigh replace ${entry} nud permanent`),
+    { netns },
+  );
+  await bridgeBatch(
+    come.fdb.map((entry) => `fdb replace ${entry}`),
+    { netns },
+  );
+  await ipBatch(
+    come.routes.map((entry) => `route replace ${entry}`),
+    { netns },
+  );
+}
+
+/** The kernel's entries for these peers, as `ip` and `bridge` take them after the verb. Half a peer has not all three. */
+function entriesOf(
+  peers: ReadonlyMap<string, FlannelPeer>,
+  device: string,
+): Record<'neighbours' | 'fdb' | 'routes', string[]> {
+  const all = [...peers].map(([base, peer]) => ({ base, ...peer }));
+  return {
+    neighbours: all.flatMap(({ base, vtepMac }) =>
+      vtepMac ? [line`${base} lladdr ${vtepMac} dev ${device}`] : [],
+    ),
+    fdb: all.flatMap(({ publicIp, vtepMac }) =>
+      vtepMac && publicIp ? [line`${vtepMac} dev ${device} dst ${publicIp}`] : [],
+    ),
+    routes: all.map(({ base, podCIDR, publicIp, vtepMac }) =>
+      vtepMac === undefined
+        ? line`${podCIDR} via ${publicIp} dev eth0`
+        : line`${podCIDR} via ${base} dev ${device} onlink`,
+    ),
+  };
+}
+
+/** The peers that the kernel has, by base address; half a peer shows empty fields, so that it differs and is replaced. */
+async function listPeers(netns: string, family: Family): Promise<Map<string, FlannelPeer>> {
+  const { device } = FLANNEL_NAMES[family];
+  const ip = [`-${family}`];
+  const [routes, neighbours, fdb] = await Promise.all([
+    ipJson<{ dst: string; gateway?: string; dev: string }>(
+      [...ip, 'route', 'show', 'root', CLUSTER_NETWORKS[family]],
+      { netns },
+    ),
+    ipJson<{ dst: string; lladdr?: string }>([...ip, 'neigh', 'show', 'dev', device], { netns }),
+    bridgeJson<{ mac: string; dst?: string }>(['fdb', 'show', 'dev', device], { netns }),
+  ]);
+  const dialled = new Map(fdb.map((entry) => [entry.mac, entry.dst ?? '']));
+  const macs = new Map(neighbours.map((entry) => [entry.dst, entry.lladdr ?? '']));
+  return new Map(
+    routes.flatMap(({ dst, gateway, dev }): [string, FlannelPeer][] => {
+      if (gateway === undefined) return [];
+      const { base } = parseCidr(dst);
+      if (dev !== device) return [[base, { podCIDR: dst, publicIp: gateway }]];
+      const vtepMac = macs.get(base) ?? '';
+      return [[base, { podCIDR: dst, publicIp: dialled.get(vtepMac) ?? '', vtepMac }]];
+    }),
+  );
+}

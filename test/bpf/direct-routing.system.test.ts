@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: Apache-2.0
+/** Peers on one L2 are reached without encapsulation where net-conf.json says so, both ways; the others as ever. */
+import { encapBytes } from '../../src/dataplane/desired.ts';
+import { ethernet, icmp, ip, protocols, tcp, udp } from '../support/packets.ts';
+import { type Fixture, runFixtures } from './fixtures.ts';
+import {
+  chosenOf,
+  delivered,
+  encapsulated,
+  ipBytes,
+  type IpFields,
+  podFrame,
+  tunnelled,
+  wireFrame,
+} from './frames.ts';
+import { directSettings, settings, type Side, sides, TEST_RUN_MAC, v6 } from './node.ts';
+
+const { tcp: TCP, udp: UDP } = protocols;
+const segment = tcp({ src: 80, dst: 40000 });
+
+function wordsOf(side: Side) {
+  const { sender, near } = side.pods;
+  const far = side.podOf(1, 7);
+  /** A pod's packet to a pod on our L2: one hop further, the frame as it was; the kernel writes its addresses. */
+  const leaves = (says: string, fields: IpFields = {}, payload = segment): Fixture => ({
+    says,
+    packet: podFrame(side, fields, payload),
+    verdict: 'fast direct',
+    out: podFrame(side, { ...fields, ttl: (fields.ttl ?? 64) - 1 }, payload),
+  });
+  const plain = (fields: IpFields = {}, payload = segment): Uint8Array =>
+    ip({ src: far, dst: near.ip, protocol: TCP, ttl: 63, ...fields }, payload);
+  const onWire = (packet: Uint8Array, padding = 0): Uint8Array =>
+    ethernet(
+      { dst: TEST_RUN_MAC, src: '02:00:00:00:00:01' },
+      Uint8Array.from([...packet, ...new Uint8Array(padding)]),
+    );
+  return {
+    leaves,
+    plain,
+    onWire,
+    leavesFor: (says: string, verdict: Fixture['verdict'], fields: IpFields, payload = segment): Fixture => ({
+      says,
+      verdict,
+      packet: podFrame(side, fields, payload),
+    }),
+    /** A plain packet from the wire, one hop further. */
+    arrives: (says: string, fields: IpFields = {}, payload = segment): Fixture => ({
+      says,
+      packet: onWire(plain(fields, payload)),
+      verdict: 'fast direct',
+      out: delivered(near, plain({ ...fields, ttl: (fields.ttl ?? 63) - 1 }, payload)),
+    }),
+    is: (says: string, verdict: Fixture['verdict'], fields: IpFields, payload = segment): Fixture => ({
+      says,
+      verdict,
+      packet: onWire(plain(fields, payload)),
+    }),
+    /** TCP with `bytes` of IP packet in all. */
+    segmentOf: (bytes: number): Uint8Array =>
+      tcp({ src: 80, dst: 40000 }, new Uint8Array(bytes - ipBytes[side.family] - 20)),
+    gsoOf: (bytes: number): number => bytes - ipBytes[side.family] - 20,
+    sender,
+  };
+}
+
+for (const side of sides) {
+  const { peers, podOf, pods } = side;
+  const { leaves, leavesFor, arrives, is, plain, onWire, segmentOf, gsoOf, sender } = wordsOf(side);
+  const { near, slow, narrow } = pods;
+  const { uplink } = settings;
+  const title = `IPv${side.family} with DirectRouting`;
+
+  runFixtures(
+    'from_pod',
+    title,
+    {
+      'to a peer on our L2': [
+        leaves('sends the packet as it is, one hop further'),
+        leaves('sends to the other one too', { dst: podOf(2, 7) }),
+        leaves('sends UDP', { protocol: UDP }, udp({ src: 1, dst: 2 })),
+        leaves('sends a fragment whole (row 53)', { protocol: UDP, fragment: 0x20b9 }, new Uint8Array(32)),
+        leaves('keeps DSCP and ECN', { tos: 0xbb }),
+        leaves('sends the last TTL that may travel, 2 (row 57)', { ttl: 2 }),
+        leaves('sends what exactly fits the uplink (row 56)', {}, segmentOf(uplink.mtu)),
+        leavesFor(
+          'leaves a byte more to the kernel (row 56)',
+          'stack too_big',
+          {},
+          segmentOf(uplink.mtu + 1),
+        ),
+        {
+          ...leaves('sends a GSO super-packet whose segments fit the uplink (row 55)', {}, segmentOf(3000)),
+          gsoSize: gsoOf(uplink.mtu),
+        },
+        {
+          ...leavesFor(
+            'leaves one whose segments do not fit to the kernel',
+            'stack too_big',
+            {},
+            segmentOf(3000),
+          ),
+          gsoSize: gsoOf(uplink.mtu + 1),
+        },
+        leavesFor('leaves TTL 1 to the kernel (row 57)', 'stack ttl', { ttl: 1 }),
+        leavesFor('keeps a slow sender slow', 'stack slow', { src: pods.slowSender.ip }),
+      ],
+      'to a peer behind a router': [
+        {
+          says: 'encapsulates as ever',
+          packet: podFrame(side, { dst: podOf(9, 7) }, segment),
+          verdict: 'fast encap',
+          out: (packet) =>
+            encapsulated(
+              side,
+              peers.behindNat,
+              ip({ src: sender.ip, dst: podOf(9, 7), protocol: TCP, ttl: 63 }, segment),
+              chosenOf(side, packet),
+            ),
+        },
+        leavesFor(
+          'leaves what is too big for its tunnel to the kernel',
+          'stack too_big',
+          { dst: podOf(9, 7) },
+          segmentOf(uplink.mtu - encapBytes[side.family] + 1),
+        ),
+      ],
+    },
+    directSettings,
+  );
+
+  runFixtures(
+    'from_wire',
+    title,
+    {
+      'plain from a peer on our L2': [
+        arrives('delivers to the pod, one hop further'),
+        arrives('delivers UDP', { protocol: UDP }, udp({ src: 1, dst: 2 })),
+        arrives('delivers a ping', { protocol: side.icmp }, icmp(side.family === 4 ? 8 : 128)),
+        arrives('delivers a fragment whole (row 53)', { fragment: 0x00b9 }, new Uint8Array(32)),
+        arrives('keeps DSCP and ECN', { tos: 0xbb }),
+        arrives('delivers the last TTL that may travel, 2 (row 57)', { ttl: 2 }),
+        arrives('delivers what exactly fits the receiver', {}, segmentOf(1450)),
+        is('leaves a byte more to the kernel', 'stack too_big', {}, segmentOf(1451)),
+        {
+          ...arrives('delivers a super-packet whose segments fit (row 55)', {}, segmentOf(3000)),
+          gsoSize: gsoOf(1450),
+        },
+        {
+          ...is('leaves one whose segments do not fit to the kernel', 'stack too_big', {}, segmentOf(3000)),
+          gsoSize: gsoOf(1451),
+        },
+        is('leaves TTL 1 to the kernel (row 57)', 'stack ttl', { ttl: 1 }),
+        is('leaves a slow receiver to the kernel', 'stack slow', { dst: slow.ip }),
+        is('leaves SCTP to the kernel', 'stack translated', { protocol: protocols.sctp }, new Uint8Array(32)),
+        is('knows no such pod', 'stack no_endpoint', { dst: podOf(3, 99) }),
+        is('leaves what is too big for a narrow pod', 'stack too_big', { dst: narrow.ip }, segmentOf(1281)),
+        is('believes no length beyond the frame (row 46)', 'stack malformed', { length: 61 }),
+        {
+          ...is('leaves padding to the kernel that no NIC adds', 'stack malformed', {}),
+          packet: onWire(plain(), 1),
+        },
+        {
+          ...arrives('leaves a broadcast frame to the kernel'),
+          packet: ethernet({ dst: 'ff:ff:ff:ff:ff:ff', src: '02:00:00:00:00:01' }, plain()),
+          verdict: 'stack other_mac',
+          out: ethernet({ dst: 'ff:ff:ff:ff:ff:ff', src: '02:00:00:00:00:01' }, plain()),
+        },
+      ],
+      'plain from who must send it in a tunnel': [
+        is('leaves a peer behind a router to the kernel', 'stack not_vxlan', { src: podOf(9, 7) }),
+        is('leaves an address of nobody to the kernel', 'stack not_vxlan', { src: podOf(77, 7) }),
+        is('leaves the world to the kernel', 'stack not_vxlan', { src: side.world }),
+        is('leaves our own pods’ addresses to the kernel', 'stack not_vxlan', { src: slow.ip }),
+        is('leaves what is for no pod of ours to the kernel', 'stack not_vxlan', { dst: podOf(2, 7) }),
+      ],
+      'in a tunnel': [
+        {
+          says: 'comes what a peer on our L2 sends so all the same',
+          packet: wireFrame(side, {}, segment),
+          verdict: 'fast decap',
+          out: delivered(near, plain({ ttl: 62 })),
+        },
+        {
+          says: 'comes what a peer behind a router sends',
+          packet: tunnelled(side, peers.behindNat, plain({ src: podOf(9, 7) })),
+          verdict: 'fast decap',
+          out: delivered(near, plain({ src: podOf(9, 7), ttl: 62 })),
+        },
+        {
+          says: 'nobody speaks for another (row 49)',
+          packet: wireFrame(side, { outer: { src: peers.two.vtepIp } }),
+          verdict: 'drop spoofed_source',
+        },
+      ],
+    },
+    directSettings,
+  );
+
+  runFixtures('from_wire', `IPv${side.family} without DirectRouting`, {
+    plain: [is('is the kernel’s, whoever sends it', 'stack not_vxlan', {})],
+  });
+}
+
+const [v4Side] = sides;
+const in4 = wordsOf(v4Side);
+const tiny = udp({ src: 1, dst: 2 }, Uint8Array.of(7));
+const tinyFields = { protocol: UDP };
+const tinyBytes = in4.plain(tinyFields, tiny).length;
+runFixtures(
+  'from_wire',
+  'DirectRouting of short packets',
+  {
+    'padded to the shortest Ethernet frame': [
+      {
+        says: 'delivers them with the padding, which the pod takes off',
+        packet: in4.onWire(in4.plain(tinyFields, tiny), 46 - tinyBytes),
+        verdict: 'fast direct',
+        out: delivered(
+          v4Side.pods.near,
+          Uint8Array.from([
+            ...in4.plain({ ...tinyFields, ttl: 62 }, tiny),
+            ...new Uint8Array(46 - tinyBytes),
+          ]),
+        ),
+      },
+      {
+        says: 'leaves what is too short for a transport header to the kernel',
+        packet: in4.onWire(in4.plain(tinyFields, new Uint8Array(7)), 46 - 27),
+        verdict: 'stack malformed',
+      },
+    ],
+  },
+  directSettings,
+);
+
+const in6 = wordsOf(v6);
+runFixtures(
+  'from_pod',
+  'what only IPv6 with DirectRouting has',
+  {
+    'a peer behind a router that wants outer checksums': [
+      in6.leavesFor('is the kernel’s', 'stack slow', { dst: v6.podOf(5, 7) }),
+    ],
+    'neighbour discovery': [
+      in6.leavesFor('is the kernel’s (row 50)', 'stack neighbour', { protocol: v6.icmp }, icmp(135)),
+    ],
+  },
+  directSettings,
+);
+runFixtures(
+  'from_wire',
+  'what only IPv6 with DirectRouting has',
+  {
+    'neighbour discovery': [
+      in6.is('is the kernel’s (row 50)', 'stack neighbour', { protocol: v6.icmp }, icmp(136)),
+    ],
+  },
+  directSettings,
+);

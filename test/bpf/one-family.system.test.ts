@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+/** A node of one family leaves the other one alone: the kernel path is all that it has. */
+import { tcp, udp } from '../support/packets.ts';
+import { type Fixture, runFixtures } from './fixtures.ts';
+import { podFrame, wireFrame } from './frames.ts';
+import { settings, v4, v6 } from './node.ts';
+
+for (const [own, other] of [
+  [v4, v6],
+  [v6, v4],
+] as const) {
+  const nodeSettings = { ...settings, [other === v4 ? 'v4' : 'v6']: undefined };
+  const title = `a node of IPv${own.family} alone`;
+  const others = (says: string, verdict: Fixture['verdict'], packet: Uint8Array): Fixture => ({
+    says,
+    verdict,
+    packet,
+  });
+  runFixtures(
+    'from_pod',
+    title,
+    {
+      [`IPv${other.family}`]: [
+        others(
+          'of two pods of this node is the kernel’s',
+          'stack outside',
+          podFrame(other, { dst: other.pods.near.ip }),
+        ),
+        others('to another node is the kernel’s', 'stack outside', podFrame(other)),
+        // The highest address is all that such a node's network of the other family has.
+        others(
+          'to the highest address is the kernel’s, too',
+          'stack other_source',
+          podFrame(other, {
+            dst: other === v4 ? '255.255.255.255' : 'ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff',
+          }),
+        ),
+        others(
+          'to a node’s VXLAN is an attack all the same',
+          'drop vxlan_from_pod',
+          podFrame(other, { dst: other.peers.one.vtepIp, protocol: 17 }, udp({ src: 1, dst: settings.port })),
+        ),
+      ],
+    },
+    nodeSettings,
+  );
+  runFixtures(
+    'from_wire',
+    title,
+    { [`IPv${other.family}`]: [others('in VXLAN is the kernel’s', 'stack not_vxlan', wireFrame(other))] },
+    nodeSettings,
+  );
+  runFixtures(
+    'to_pod',
+    title,
+    {
+      [`IPv${other.family}`]: [
+        others(
+          'is let go on',
+          'stack outside',
+          podFrame(other, { dst: other.pods.near.ip }, tcp({ src: 1, dst: 2 })),
+        ),
+      ],
+    },
+    nodeSettings,
+  );
+}

@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+/** IP packets as the RFCs have them, as far as a verdict depends on them. Addresses are numbers here: both families alike. */
+import { addressToBytes, type Cidr, type Family } from '../../src/net/ip.ts';
+import { checksum, protocols } from '../support/packets.ts';
+
+export const u16 = (bytes: Uint8Array, at: number): number => (bytes[at]! << 8) | bytes[at + 1]!;
+
+export function setU16(bytes: Uint8Array, at: number, value: number): void {
+  bytes[at] = value >>> 8;
+  bytes[at + 1] = value & 255;
+}
+
+const toNumber = (bytes: Uint8Array): bigint =>
+  BigInt(`0x${Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString('hex')}`);
+
+/** An address as text → its number. */
+export const addressNumber = (text: string): bigint => toNumber(addressToBytes(text));
+
+/** Tells by their numbers which addresses of the block's family lie in it. */
+export function membership({ family, base, length }: Cidr): (address: bigint) => boolean {
+  const hostBits = BigInt((family === 4 ? 32 : 128) - length);
+  const prefix = addressNumber(base) >> hostBits;
+  return (address) => address >> hostBits === prefix;
+}
+
+/** Length of the IP header that everything understands: without options and extension headers. */
+export const headerLength = { 4: 20, 6: 40 } as const satisfies Record<Family, number>;
+
+/** An ethertype's family. */
+export function familyOf(ethertype: number): Family | undefined {
+  return ethertype === 0x0800 ? 4 : ethertype === 0x86dd ? 6 : undefined;
+}
+
+export interface IpPacket {
+  readonly family: Family;
+  /** Why a forwarder should not trust itself to understand it: `malformed`, `ip_options`. The rest may be nonsense then. */
+  readonly faults: readonly string[];
+  readonly tos: number;
+  readonly ttl: number;
+  readonly protocol: number;
+  readonly src: bigint;
+  readonly dst: bigint;
+  readonly fragment: 'none' | 'first' | 'later';
+  /** Its length by its own header. */
+  readonly length: number;
+  /** Where its header says that the payload begins. */
+  readonly headerEnd: number;
+  /** What stands behind the IP header, and behind options and a fragment header if there are any. */
+  readonly payload: Uint8Array;
+  /** Absent in fragments, in other protocols than TCP and UDP, and where they are cut off. */
+  readonly ports?: readonly [src: number, dst: number];
+}
+
+/** RFC 7045's list but for ESP, which is a transport of its own, and for experiments; with "no next header". */
+const extensionHeaders: ReadonlySet<number> = new Set([
+  protocols.hopByHop,
+  protocols.routing,
+  51, // authentication
+  protocols.noNext,
+  protocols.destinationOptions,
+  135, // mobility
+  139, // host identity
+  140, // shim6
+]);
+
+/** The packet of this family that the bytes hold; undefined when a header is cut off or the version is another. */
+export function readIp(bytes: Uint8Array, family: Family): IpPacket | undefined {
+  if (bytes.length < headerLength[family] || bytes[0]! >>> 4 !== family) return undefined;
+  return family === 4 ? readIpv4(bytes) : readIpv6(bytes);
+}
+
+/** RFC 791. */
+function readIpv4(bytes: Uint8Array): IpPacket {
+  const headerEnd = (bytes[0]! & 15) * 4;
+  const length = u16(bytes, 2);
+  const broken =
+    headerEnd < 20 || headerEnd > length || length !== bytes.length || checksum(bytes.subarray(0, headerEnd));
+  const word = u16(bytes, 6);
+  const fragment = word & 0x1fff ? 'later' : word & 0x2000 ? 'first' : 'none';
+  const payload = bytes.subarray(headerEnd);
+  return {
+    family: 4,
+    faults: [...(broken ? ['malformed'] : []), ...(headerEnd === 20 ? [] : ['ip_options'])],
+    tos: bytes[1]!,
+    ttl: bytes[8]!,
+    protocol: bytes[9]!,
+    src: toNumber(bytes.subarray(12, 16)),
+    dst: toNumber(bytes.subarray(16, 20)),
+    fragment,
+    length,
+    headerEnd,
+    payload,
+    ...portsOf(bytes[9]!, fragment, payload),
+  };
+}
+
+/** RFC 8200. One fragment header is understood: what travels through is as if whole. */
+function readIpv6(bytes: Uint8Array): IpPacket | undefined {
+  const length = 40 + u16(bytes, 4);
+  const isFragment = bytes[6] === protocols.fragment;
+  const headerEnd = isFragment ? 48 : 40;
+  const payload = bytes.subarray(headerEnd);
+  if (bytes.length < headerEnd) return undefined;
+  const protocol = bytes[isFragment ? 40 : 6]!;
+  const fragment = isFragment ? (u16(bytes, 42) >>> 3 ? 'later' : 'first') : 'none';
+  const hidden = extensionHeaders.has(protocol) || protocol === protocols.fragment;
+  return {
+    family: 6,
+    faults: [...(length === bytes.length ? [] : ['malformed']), ...(hidden ? ['ip_options'] : [])],
+    tos: (u16(bytes, 0) >>> 4) & 255,
+    ttl: bytes[7]!,
+    protocol,
+    src: toNumber(bytes.subarray(8, 24)),
+    dst: toNumber(bytes.subarray(24, 40)),
+    fragment,
+    length,
+    headerEnd,
+    payload,
+    ...portsOf(protocol, fragment, payload),
+  };
+}
+
+function portsOf(
+  protocol: number,
+  fragment: IpPacket['fragment'],
+  payload: Uint8Array,
+): Pick<IpPacket, 'ports'> {
+  const hasPorts = (protocol === protocols.tcp || protocol === protocols.udp) && fragment === 'none';
+  return hasPorts && payload.length >= 4 ? { ports: [u16(payload, 0), u16(payload, 2)] } : {};
+}
+
+/** RFC 4861: router solicitation to redirect. */
+export function isNeighbourDiscovery({ family, protocol, fragment, payload }: IpPacket): boolean {
+  const [type] = payload;
+  const isIcmp = family === 6 && protocol === protocols.icmpv6 && fragment === 'none' && payload.length >= 4;
+  return isIcmp && type! >= 133 && type! <= 137;
+}
+
+/** One's complement sum of what the checksum of a transport part of so many bytes covers beside it (RFC 768, 8200). */
+export function pseudoHeaderSum(
+  header: Uint8Array,
+  family: Family,
+  protocol: number,
+  length: number,
+): number {
+  const addresses = family === 4 ? header.subarray(12, 20) : header.subarray(8, 40);
+  return sum(addresses) + protocol + length;
+}
+
+/** One's complement sum, RFC 1071. */
+export const sum = (bytes: Uint8Array): number => ~checksum(bytes) & 0xffff;
+
+/** Change the word at `at` of an IPv4 header, and its checksum by RFC 1624, equation 3. */
+function changeWord(header: Uint8Array, at: number, value: number): void {
+  let sum = (~u16(header, 10) & 0xffff) + (~u16(header, at) & 0xffff) + value;
+  while (sum > 0xffff) sum = (sum & 0xffff) + (sum >>> 16);
+  setU16(header, 10, ~sum & 0xffff);
+  setU16(header, at, value);
+}
+
+/** One hop, to the packet itself. */
+export function decrementTtl(packet: Uint8Array, family: Family): void {
+  if (family === 6) packet[7]!--;
+  else changeWord(packet, 8, u16(packet, 8) - 0x0100);
+}
+
+/** To the packet itself. */
+export function setEcn(packet: Uint8Array, family: Family, ecn: number): void {
+  if (family === 6) packet[1] = (packet[1]! & 0xcf) | (ecn << 4);
+  else changeWord(packet, 0, (u16(packet, 0) & ~3) | ecn);
+}

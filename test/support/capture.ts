@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+/** What passes a device while something goes on, read back field by field: tcpdump captures, this dissects. */
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { startIn } from '../../src/lab/testing.ts';
+import { bytesToAddress } from '../../src/net/ip.ts';
+
+const ETHER_BYTES = 14;
+const VXLAN_BYTES = 8;
+const UDP_BYTES = 8;
+const UDP = 17;
+const TCP = 6;
+
+/** The fields of an IP packet and of the ports behind it. */
+export interface Packet {
+  family: 4 | 6;
+  src: string;
+  dst: string;
+  /** TTL or hop limit. */
+  ttl: number;
+  /** TOS byte or traffic class: DSCP and ECN. */
+  tos: number;
+  protocol: number;
+  /** IPv4: don't fragment. */
+  df: boolean;
+  /** IPv4: more fragments, or an offset. */
+  fragment: boolean;
+  /** Of TCP and UDP, 0 else. */
+  srcPort: number;
+  dstPort: number;
+  /** Of UDP, as on the wire. */
+  udpChecksum?: number;
+  /** What a VXLAN packet carries. */
+  vni?: number;
+  inner?: Packet;
+}
+
+/** A VXLAN packet, with what it carries. */
+export type Tunnelled = Packet & { udpChecksum: number; vni: number; inner: Packet };
+
+export interface Place {
+  netns: string;
+  device: string;
+  /** tcpdump's options and filter. */
+  filter: string[];
+}
+
+/** What passes each place while `work` goes on, in order. */
+export async function captureDuring(
+  places: readonly Place[],
+  work: () => Promise<unknown>,
+): Promise<Packet[][]> {
+  const dir = mkdtempSync(join(tmpdir(), 'ripstop-capture-'));
+  try {
+    const captures = places.map(({ netns, device, filter }, i) => {
+      const to = [
+        '-Z',
+        'root',
+        '-s',
+        '256',
+        '-B',
+        '32768',
+        '--immediate-mode',
+        '-U',
+        '-w',
+        join(dir, String(i)),
+      ];
+      return startIn(netns, 'tcpdump', ...to, '-i', device, ...filter);
+    });
+    await Promise.all(captures.map((capture) => capture.prints(/listening/)));
+    await work();
+    await sleep(100); // The last packets are on their way from the ring to the file.
+    await Promise.all(captures.map((capture) => capture.stop()));
+    return places.map((_, i) => readPackets(readFileSync(join(dir, String(i)))));
+  } finally {
+    rmSync(dir, { recursive: true });
+  }
+}
+
+/** The IP packets of a capture file: 24 bytes of header, then records of 16 bytes and the frame (pcap-savefile(5)). */
+export function readPackets(file: Uint8Array): Packet[] {
+  const view = new DataView(file.buffer, file.byteOffset, file.byteLength);
+  const packets: Packet[] = [];
+  for (let at = 24; at + 16 <= file.length;) {
+    const length = view.getUint32(at + 8, true);
+    const packet = readPacket(file.subarray(at + 16, at + 16 + length), ETHER_BYTES);
+    if (packet) packets.push(packet);
+    at += 16 + length;
+  }
+  return packets;
+}
+
+/** The tunnelled ones among packets. */
+export function tunnelled(packets: readonly Packet[]): Tunnelled[] {
+  return packets.filter((packet): packet is Tunnelled => packet.inner !== undefined);
+}
+
+function readPacket(bytes: Uint8Array, at: number): Packet | undefined {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  const version = (bytes[at] ?? 0) >> 4;
+  const needs = version === 4 ? 20 : 40;
+  if ((version !== 4 && version !== 6) || bytes.length < at + needs) return undefined;
+  const address = (from: number, length: number) =>
+    bytesToAddress(bytes.subarray(at + from, at + from + length));
+  const packet: Packet =
+    version === 4
+      ? {
+          family: 4,
+          src: address(12, 4),
+          dst: address(16, 4),
+          ttl: bytes[at + 8]!,
+          tos: bytes[at + 1]!,
+          protocol: bytes[at + 9]!,
+          df: (bytes[at + 6]! & 0x40) !== 0,
+          fragment: (view.getUint16(at + 6) & 0x3fff) !== 0,
+          srcPort: 0,
+          dstPort: 0,
+        }
+      : {
+          family: 6,
+          src: address(8, 16),
+          dst: address(24, 16),
+          ttl: bytes[at + 7]!,
+          tos: (view.getUint16(at) >> 4) & 0xff,
+          protocol: bytes[at + 6]!,
+          df: true,
+          fragment: bytes[at + 6] === 44,
+          srcPort: 0,
+          dstPort: 0,
+        };
+  const payload = at + (version === 4 ? (bytes[at]! & 15) * 4 : 40);
+  if (packet.fragment || bytes.length < payload + UDP_BYTES) return packet;
+  if (packet.protocol === TCP || packet.protocol === UDP) {
+    packet.srcPort = view.getUint16(payload);
+    packet.dstPort = view.getUint16(payload + 2);
+  }
+  if (packet.protocol !== UDP) return packet;
+  packet.udpChecksum = view.getUint16(payload + 6);
+  const vxlan = payload + UDP_BYTES;
+  const inner = packet.dstPort === 8472 ? readPacket(bytes, vxlan + VXLAN_BYTES + ETHER_BYTES) : undefined;
+  if (inner) Object.assign(packet, { vni: view.getUint32(vxlan + 4) >>> 8, inner });
+  return packet;
+}
