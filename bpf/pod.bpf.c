@@ -48,6 +48,18 @@ static __always_inline int deliver(struct __sk_buff *skb, struct ether *ether, c
 	return bpf_redirect_peer(endpoint->ifindex, 0);
 }
 
+/*
+ * The kernel does not put a tunnel around a super-packet that bears the marks of one. The pod did not make those: we left
+ * them when we took the tunnel off, and the pod, a load balancer perhaps or a VPN, sends on what it gets.
+ */
+static __always_inline void remember_forwarder(__u32 slot)
+{
+	struct endpoint_state *state = bpf_map_lookup_elem(&endpoint_state, &slot);
+
+	if (state)
+		state->forwards = 1;
+}
+
 /* To a pod on another node. */
 static __always_inline int send(struct __sk_buff *skb, const struct ip *ip)
 {
@@ -73,8 +85,14 @@ static __always_inline int send(struct __sk_buff *skb, const struct ip *ip)
 	} else {
 		if (!fits(skb, ip, ip->v6 ? config.pod_mtu6 : config.pod_mtu))
 			return to_stack(skb, HOOK_FROM_POD, STACK_TOO_BIG);
-		if (encapsulate(skb, peer, ip->v6, ip->tos & ECN_MASK, source_port(skb, ip)))
+
+		__u32 slot = state_slot(ip->src, ip->v6);
+
+		if (encapsulate(skb, peer, ip->v6, ip->tos & ECN_MASK, source_port(skb, ip))) {
+			if (skb->gso_size)
+				remember_forwarder(slot);
 			return to_stack(skb, HOOK_FROM_POD, STACK_NO_ROOM);
+		}
 	}
 	return bpf_redirect_neigh(config.uplink_ifindex, &next_hop, sizeof(next_hop), 0);
 }

@@ -204,11 +204,14 @@ static __always_inline bool is_used(__u32 slot)
 	return search.found;
 }
 
-/* Flows that found no room are known to nobody, so an endpoint that had one stays slow for as long as it lives. */
+/*
+ * Flows that found no room are known to nobody, so an endpoint that had one stays slow for as long as it lives; and who
+ * forwards today does so tomorrow.
+ */
 static long forgive_one(void *map, __u32 *slot, struct endpoint_state *state, struct sweep *sweep)
 {
-	if (state->overflow && !is_used(*slot))
-		state->overflow = 0;
+	if ((state->overflow | state->forwards) && !is_used(*slot))
+		state->overflow = state->forwards = 0;
 	return 0;
 }
 

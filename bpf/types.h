@@ -180,6 +180,7 @@ struct endpoint {
 struct endpoint_state {
 	__u32 stack_flows; /* entries of stack_flows that name it, or one that shares this; never less than there are */
 	__u32 overflow; /* set when stack_flows was full: from then on all of the endpoint's packets go to the stack */
+	__u32 forwards; /* set when it sent on a super-packet that had come through a tunnel: it gets those from the stack then */
 };
 
 /* A packet's tuple, as the packet carries it. */
@@ -247,7 +248,7 @@ enum reason {
 	STACK_UNTRANSLATED, /* left the stack as a plain flow */
 	STACK_TTL, /* about to expire: the kernel answers */
 	STACK_TOO_BIG, /* over the path's MTU: the kernel answers or fragments */
-	STACK_NO_ROOM, /* the kernel refused to grow or shrink the packet */
+	STACK_NO_ROOM, /* the kernel refuses to grow or shrink the packet, or would leave it wrong */
 
 	DROP_UNKNOWN_PEER, /* VXLAN for us from an address that is no node's */
 	DROP_SPOOFED_SOURCE, /* the inner source is not in the podCIDR of the node that sent it */

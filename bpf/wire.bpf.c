@@ -68,6 +68,18 @@ static __always_inline int from_xdp(struct __sk_buff *skb, const struct ip *ip)
 	return deliver(skb, endpoint, ip->v6, -1, FAST_DECAP);
 }
 
+/*
+ * Whether a super-packet will be right without its tunnel. Shrinking leaves the tunnel's marks on it (at least up to Linux
+ * 6.18). TCP's is cut up rightly all the same, but UDP's as if it were a tunnel still, and a receiver that did not ask for
+ * super-packets (UDP_GRO) would get nothing. And a pod that sends it on has it cut up at from_pod, slowly.
+ */
+static __always_inline bool may_shrink(const struct ip *inner)
+{
+	struct endpoint_state *state = find_state(inner->dst, inner->v6);
+
+	return inner->protocol == PROTOCOL_TCP && !(state && state->forwards);
+}
+
 static __always_inline int from_wire_ip(struct __sk_buff *skb, bool v6)
 {
 	struct cursor at = packet(skb, sizeof(struct ether) + IP_LEN(v6) + sizeof(struct udp));
@@ -108,11 +120,7 @@ static __always_inline int from_wire_ip(struct __sk_buff *skb, bool v6)
 	    !headers_verify(&arrival))
 		return to_stack(skb, HOOK_FROM_WIRE, STACK_OUTER_CHECKSUM);
 
-	/*
-	 * Shrinking leaves the tunnel's GSO state on a super-packet. TCP's is cut up rightly all the same, but UDP's as if it
-	 * were a tunnel still, and a receiver that did not ask for super-packets (UDP_GRO) would get nothing.
-	 */
-	if (skb->gso_size && arrival.inner.protocol == PROTOCOL_UDP)
+	if (skb->gso_size && !may_shrink(&arrival.inner))
 		return to_stack(skb, HOOK_FROM_WIRE, STACK_NO_ROOM);
 
 	__u8 ecn = arrival.inner.tos & ECN_MASK;

@@ -316,11 +316,11 @@ export class NodePath implements Disposable {
     ];
   }
 
-  /** The attached pods whose veth is still the one that they were given. */
+  /** The attached pods whose veth is still the one that they were given, and up: no route leads to it before. */
   async #endpoints(): Promise<Endpoint[]> {
     return (await this.#given.store.list()).flatMap((attachment) => {
       const link = this.#links.get(attachment.hostIfname);
-      if (link?.ifindex !== attachment.hostIfindex) return [];
+      if (link?.ifindex !== attachment.hostIfindex || !link.up) return [];
       const slow = attachment.slow ?? false;
       return attachment.ips.map((ip) => ({ ...attachment, ip, mtu: link.mtu, slow }));
     });

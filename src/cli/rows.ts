@@ -96,6 +96,7 @@ export async function readEndpoints(bpffs: string, runDir: string): Promise<Endp
       flags: [
         ...flagNames(layout.enums.endpoint_flags, endpoint.flags),
         ...(state && state.overflow !== 0 ? ['overflow'] : []),
+        ...(state && state.forwards !== 0 ? ['forwards'] : []),
       ],
     });
   };

@@ -103,7 +103,10 @@ const golden: { readonly [S in StructName]: Golden<S> } = {
     },
     bytes: '04030201 01000000 0a0000000005 0e0000000006 aa050000',
   },
-  endpoint_state: { value: { stack_flows: 3, overflow: 1 }, bytes: '03000000 01000000' },
+  endpoint_state: {
+    value: { stack_flows: 3, overflow: 1, forwards: 2 },
+    bytes: '03000000 01000000 02000000',
+  },
   flow: {
     value: { src: '10.42.1.2', dst: '10.42.3.4', src_port: 40000, dst_port: 80, protocol: 6 },
     bytes: `00000000000000000000ffff 0a2a0102

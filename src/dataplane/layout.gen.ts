@@ -110,8 +110,12 @@ export const layout = {
       },
     },
     endpoint_state: {
-      size: 8,
-      fields: { stack_flows: { offset: 0, kind: 'u32' }, overflow: { offset: 4, kind: 'u32' } },
+      size: 12,
+      fields: {
+        stack_flows: { offset: 0, kind: 'u32' },
+        overflow: { offset: 4, kind: 'u32' },
+        forwards: { offset: 8, kind: 'u32' },
+      },
     },
     flow: {
       size: 40,

@@ -16,10 +16,10 @@ describe.skipIf(missing)(`a table${missing ? ` (skipped: ${missing})` : ''}`, ()
   it('reads and writes a map of its layout', () => {
     using map = BpfMap.create('array', 'endpoint_state', 4, 8, 2);
     const table = typedTable('endpoint_state', map);
-    table.set(1, { stack_flows: 7, overflow: 0 });
+    table.set(1, { stack_flows: 7, overflow: 0, forwards: 0 });
     expect([...table]).toEqual([
-      [0, { stack_flows: 0, overflow: 0 }],
-      [1, { stack_flows: 7, overflow: 0 }],
+      [0, { stack_flows: 0, overflow: 0, forwards: 0 }],
+      [1, { stack_flows: 7, overflow: 0, forwards: 0 }],
     ]);
   });
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { RipstopError } from '../errors.ts';
 import { canonicalAddress } from '../net/ip.ts';
-import { ipBatch, ipJson, line } from './ip.ts';
+import { line } from './ip.ts';
 import type { RouteRow } from './routes.ts';
 import { tryRun, type RunOptions } from './run.ts';
 
@@ -57,50 +57,4 @@ export async function lookupNextHops(
 /** Whether a peer that this way leads to is on the uplink's own L2: DirectRouting then sends its pods' packets bare. */
 export function isOnSameL2(hop: NextHop | undefined, uplink: string): boolean {
   return hop !== undefined && hop.onLink && hop.dev === uplink;
-}
-
-/** A neighbour (ARP or ND) entry. */
-export interface Neighbour {
-  /** Undefined while unresolved. */
-  mac: string | undefined;
-  /** REACHABLE, STALE, FAILED, PERMANENT, … */
-  state: string;
-  /** The kernel itself keeps it resolved (NTF_EXT_MANAGED, since Linux 5.16). */
-  managed: boolean;
-}
-
-/** The neighbours on a device, both families, by address. */
-export async function listNeighbours(dev: string, options: RunOptions = {}): Promise<Map<string, Neighbour>> {
-  const rows = await ipJson<{ dst: string; lladdr?: string; state?: string[]; managed?: null }>(
-    ['neigh', 'show', 'dev', dev],
-    options,
-  );
-  return new Map(
-    rows.map((row) => [
-      row.dst,
-      { mac: row.lladdr, state: row.state?.[0] ?? 'NONE', managed: row.managed !== undefined },
-    ]),
-  );
-}
-
-/**
- * Have the kernel resolve these neighbours now and keep them so, for headers that carry their MACs ready-made. Entries that
- * are managed or permanent already are left alone.
- * @returns the addresses that were handed over.
- */
-export async function manageNeighbours(
-  dev: string,
-  addresses: readonly string[],
-  options: RunOptions = {},
-): Promise<string[]> {
-  const present = await listNeighbours(dev, options);
-  const handed = [...new Set(addresses.map(canonicalAddress))].filter((address) => {
-    const entry = present.get(address);
-    return !entry?.managed && entry?.state !== 'PERMANENT';
-  });
-  await ipBatch(
-    handed.map((address) => line`neigh replace ${address} dev ${dev} managed`),
-    options,
-  );
-  return handed;
 }

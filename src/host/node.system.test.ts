@@ -7,7 +7,7 @@ import { describe, expect, it, vi } from 'vitest';
 import { listLinks } from './links.ts';
 import { monitorKernel } from './monitor.ts';
 import { ensureBpffs, isBpffs } from './mount.ts';
-import { listNeighbours, lookupNextHops, manageNeighbours } from './neighbours.ts';
+import { lookupNextHops } from './neighbours.ts';
 import { testNetns, testNode, whyNoNetns } from './netns.fixture.ts';
 import { gatherHostFacts, missingRequirements } from './requirements.ts';
 import { run, tryRun } from './run.ts';
@@ -134,23 +134,6 @@ describe(title('the way to a peer'), { skip: skip !== undefined }, () => {
       'fd09:0::2': { dev: 'eth0', ip: 'fd09::2', onLink: true, source: 'fd09::1' },
       '2001:db8::1': { dev: 'eth0', ip: 'fd09::fe', onLink: false, source: 'fd09::1' },
     });
-  });
-
-  it('is kept resolved by the kernel on request', async () => {
-    await using node = await testNode();
-    await using peer = await testNetns();
-    await node.ip(`link set wire netns ${peer.path}`);
-    await peer.ip('addr add 192.168.9.254/24 dev wire', 'link set wire up');
-    await node.ip('neigh replace 192.168.9.8 lladdr 02:00:00:00:00:08 dev eth0 nud permanent');
-    const wanted = ['192.168.9.254', '192.168.9.8'];
-    expect(await manageNeighbours('eth0', wanted, node.options)).toEqual(['192.168.9.254']);
-    const mac = (await listLinks(peer.options)).get('wire')?.mac;
-    await vi.waitFor(async () => {
-      const neighbours = await listNeighbours('eth0', node.options);
-      expect(neighbours.get('192.168.9.254')).toEqual({ mac, state: 'REACHABLE', managed: true });
-      expect(neighbours.get('192.168.9.8')).toMatchObject({ mac: '02:00:00:00:00:08', state: 'PERMANENT' });
-    }, 5000);
-    expect(await manageNeighbours('eth0', wanted, node.options)).toEqual([]);
   });
 });
 

@@ -96,7 +96,7 @@ node.tables.stack_flows.setMany(
     { created_ns: 1 },
   ]),
 );
-node.tables.endpoint_state.set(slotOf(third), { stack_flows: maxEntries, overflow: 0 });
+node.tables.endpoint_state.set(slotOf(third), { stack_flows: maxEntries, overflow: 0, forwards: 0 });
 connect(near.ip, 40003, service, 80, [far, 8080]);
 say(
   'a service flow leaves and there is no room',

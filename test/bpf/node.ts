@@ -293,11 +293,11 @@ export function openNode(nodeSettings: NodeSettings = settings): TestNode {
     remember({ pod, flows = [], overflow = false }) {
       const slot = stateSlot(nodeSettings, pod.ip)!;
       tables.stack_flows.setMany(flows.map((flow) => [flow, { created_ns: 1 }]));
-      tables.endpoint_state.set(slot, { stack_flows: flows.length, overflow: overflow ? 1 : 0 });
+      tables.endpoint_state.set(slot, { stack_flows: flows.length, overflow: overflow ? 1 : 0, forwards: 0 });
       return {
         [Symbol.dispose]() {
           tables.stack_flows.deleteMany(flows);
-          tables.endpoint_state.set(slot, { stack_flows: 0, overflow: 0 });
+          tables.endpoint_state.set(slot, { stack_flows: 0, overflow: 0, forwards: 0 });
         },
       };
     },

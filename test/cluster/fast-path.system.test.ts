@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { describe, expect, it } from 'vitest';
 import {
+  addressesOf,
   carriedDuring,
   holdFrom,
   missingHere,
@@ -16,24 +17,30 @@ import {
 } from './support.ts';
 
 describe.skipIf(missingHere())('of two ripstop nodes beside a flannel node, the fast path', () => {
-  const cluster = useLab('fast', { datapath: 'ripstop,ripstop,flannel', pods: 2, wire: 'mtu' });
+  const cluster = useLab('fast', { datapath: 'ripstop,ripstop,flannel', pods: 2, wire: 'mtu', ipv6: true });
   const ripstopNodes = () => cluster.nodes.slice(0, 2);
   const pod = (node: number, i = 0) => podOf(cluster.nodes[node - 1], i);
 
-  /** Traffic of all kinds from pod 1 of node 1, and back. */
-  async function stream(to: { netns: string; ip: string }, bytes: number): Promise<void> {
+  /** Traffic of all kinds from pod 1 of node 1, and back, in both address families or in those asked for. */
+  async function stream(
+    to: { netns: string; ip: string; ip6?: string },
+    bytes: number,
+    addresses = addressesOf(to),
+  ): Promise<void> {
     const server = await serveIn(to);
     try {
-      await ping(pod(1), to.ip);
-      await talkTcp(pod(1), to.ip, bytes);
-      await talkUdp(pod(1), to.ip);
+      for (const address of addresses) {
+        await ping(pod(1), address);
+        await talkTcp(pod(1), address, bytes);
+        for (const size of [1, 1000]) await talkUdp(pod(1), address, 20, size);
+      }
     } finally {
       await server.stop();
     }
   }
 
   it('takes at least 99 % of what pods of two nodes send each other, and the kernel path stands still', async () => {
-    const carried = await carriedDuring(cluster.lab, ripstopNodes(), () => stream(pod(2), 20 << 20));
+    const carried = await carriedDuring(cluster.lab, ripstopNodes(), () => stream(pod(2), 10 << 20));
     for (const { by, fast, vtep, forwarded } of carried) {
       expect(by['from_pod fast_encap']).toBeGreaterThan(200);
       expect(by['from_wire fast_decap']).toBeGreaterThan(200);
@@ -45,7 +52,7 @@ describe.skipIf(missingHere())('of two ripstop nodes beside a flannel node, the 
 
   it('takes at least 99 % of what pods of one node send each other', async () => {
     const [carried, other] = await carriedDuring(cluster.lab, ripstopNodes(), () =>
-      stream(pod(1, 1), 20 << 20),
+      stream(pod(1, 1), 10 << 20),
     );
     expect(carried!.by['from_pod fast_local']).toBeGreaterThan(200);
     expect(carried!.forwarded).toBeLessThan(5);
@@ -53,11 +60,23 @@ describe.skipIf(missingHere())('of two ripstop nodes beside a flannel node, the 
   });
 
   it('takes at least 99 % of what a flannel node sends, whose tunnel has checksums, and of what it gets', async () => {
-    const [carried] = await carriedDuring(cluster.lab, ripstopNodes(), () => stream(pod(3), 20 << 20));
+    const [carried] = await carriedDuring(cluster.lab, ripstopNodes(), () =>
+      stream(pod(3), 20 << 20, [pod(3).ip]),
+    );
     const { by, fast, vtep, forwarded } = carried!;
     expect(by['from_pod fast_encap']).toBeGreaterThan(200);
     expect(by).not.toHaveProperty(['from_wire stack_outer_checksum']);
     expect(fast / (fast + vtep + forwarded)).toBeGreaterThanOrEqual(0.99);
+  });
+
+  it('leaves IPv6 with a flannel node, whose tunnel refuses what BPF can send, to the kernel path both ways', async () => {
+    const [carried] = await carriedDuring(cluster.lab, ripstopNodes(), () =>
+      stream(pod(3), 1 << 20, [pod(3).ip6!]),
+    );
+    expect(carried!.fast).toBe(0);
+    expect(carried!.by['from_pod stack_slow']).toBeGreaterThan(40);
+    expect(carried!.by['from_wire stack_slow']).toBeGreaterThan(40);
+    expect(carried!.vtep).toBeGreaterThan(80);
   });
 
   describe('leaves a pod that is marked slow', () => {

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
+import { isIPv6 } from 'node:net';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
 import { openTables } from '../../src/dataplane/tables.ts';
 import { run, tryRun } from '../../src/host/run.ts';
 import type { NodeState } from '../../src/lab/index.ts';
+import type { Family } from '../../src/net/ip.ts';
 import {
+  addressOf,
   bpffsOf,
   carriedDuring,
   holdFrom,
@@ -15,47 +18,69 @@ import {
   released,
   ripstopJson,
   serveIn,
+  talkBoth,
   talkTcp,
-  talkUdp,
   useLab,
 } from './support.ts';
 
-const CLUSTER = '10.42.0.0/16';
+const FAMILIES = [4, 6] as const;
+const CLUSTER = { 4: '10.42.0.0/16', 6: 'fd00:42::/56' };
 /** One Service for each backend, so that nothing is left to chance. */
-const TO_NEAR = '10.43.0.10';
-const TO_FAR = '10.43.0.20';
-const TO_SELF = '10.43.0.30';
+const TO_NEAR = { 4: '10.43.0.10', 6: 'fd00:43::10' };
+const TO_FAR = { 4: '10.43.0.20', 6: 'fd00:43::20' };
+const TO_SELF = { 4: '10.43.0.30', 6: 'fd00:43::30' };
 const NODE_PORT_NEAR = 30_010;
 const NODE_PORT_FAR = 30_020;
+/** The near backend's own, as the portmap plugin makes it: it sees who asks. */
+const HOST_PORT = 8010;
+
+const inBothFamilies = (work: (family: Family) => Promise<void>): Promise<unknown> =>
+  Promise.all(FAMILIES.map(work));
 
 interface Service {
   clusterIp: string;
   nodePort?: number;
+  hostPort?: number;
   backend: string;
 }
 
+const withPort = (address: string): string =>
+  isIPv6(address) ? `[${address}]:${PORT}` : `${address}:${PORT}`;
+
 /** The rules of kube-proxy's iptables mode for TCP and UDP Services of one backend each, in iptables-restore's language. */
-function kubeProxyRules(services: readonly Service[]): string {
+function iptablesRules(family: Family, services: readonly Service[]): string {
   const nat: string[] = [];
-  const chains = ['KUBE-SERVICES', 'KUBE-NODEPORTS', 'KUBE-POSTROUTING', 'KUBE-MARK-MASQ'];
-  for (const [i, { clusterIp, nodePort, backend }] of services.entries()) {
+  const chains = [
+    'KUBE-SERVICES',
+    'KUBE-NODEPORTS',
+    'KUBE-POSTROUTING',
+    'KUBE-MARK-MASQ',
+    'CNI-HOSTPORT-DNAT',
+  ];
+  for (const [i, { clusterIp, nodePort, hostPort, backend }] of services.entries()) {
     for (const protocol of ['tcp', 'udp']) {
       const id = `${protocol.toUpperCase()}${i}`;
       const match = `-p ${protocol} -m ${protocol}`;
+      const dnat = `-j DNAT --to-destination ${withPort(backend)}`;
       chains.push(`KUBE-SVC-${id}`, `KUBE-EXT-${id}`, `KUBE-SEP-${id}`);
       nat.push(
-        `-A KUBE-SERVICES -d ${clusterIp}/32 ${match} --dport ${PORT} -j KUBE-SVC-${id}`,
-        `-A KUBE-SVC-${id} ! -s ${CLUSTER} -d ${clusterIp}/32 ${match} --dport ${PORT} -j KUBE-MARK-MASQ`,
+        `-A KUBE-SERVICES -d ${clusterIp} ${match} --dport ${PORT} -j KUBE-SVC-${id}`,
+        `-A KUBE-SVC-${id} ! -s ${CLUSTER[family]} -d ${clusterIp} ${match} --dport ${PORT} -j KUBE-MARK-MASQ`,
         `-A KUBE-SVC-${id} -j KUBE-SEP-${id}`,
-        `-A KUBE-SEP-${id} -s ${backend}/32 -j KUBE-MARK-MASQ`,
-        `-A KUBE-SEP-${id} ${match} -j DNAT --to-destination ${backend}:${PORT}`,
+        `-A KUBE-SEP-${id} -s ${backend} -j KUBE-MARK-MASQ`,
+        `-A KUBE-SEP-${id} ${match} ${dnat}`,
       );
-      if (nodePort === undefined) continue;
-      nat.push(
-        `-A KUBE-NODEPORTS ${match} --dport ${nodePort} -j KUBE-EXT-${id}`,
-        `-A KUBE-EXT-${id} -j KUBE-MARK-MASQ`,
-        `-A KUBE-EXT-${id} -j KUBE-SVC-${id}`,
-      );
+      if (nodePort !== undefined)
+        nat.push(
+          `-A KUBE-NODEPORTS ${match} --dport ${nodePort} -j KUBE-EXT-${id}`,
+          `-A KUBE-EXT-${id} -j KUBE-MARK-MASQ`,
+          `-A KUBE-EXT-${id} -j KUBE-SVC-${id}`,
+        );
+      if (hostPort !== undefined)
+        nat.push(
+          `-A CNI-HOSTPORT-DNAT -s ${backend} ${match} --dport ${hostPort} -j KUBE-MARK-MASQ`,
+          `-A CNI-HOSTPORT-DNAT ${match} --dport ${hostPort} ${dnat}`,
+        );
     }
   }
   return [
@@ -63,6 +88,8 @@ function kubeProxyRules(services: readonly Service[]): string {
     ...chains.map((chain) => `:${chain} - [0:0]`),
     '-A PREROUTING -j KUBE-SERVICES',
     '-A OUTPUT -j KUBE-SERVICES',
+    '-A PREROUTING -m addrtype --dst-type LOCAL -j CNI-HOSTPORT-DNAT',
+    '-A OUTPUT -m addrtype --dst-type LOCAL -j CNI-HOSTPORT-DNAT',
     '-A POSTROUTING -j KUBE-POSTROUTING',
     '-A KUBE-MARK-MASQ -j MARK --or-mark 0x4000',
     '-A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN',
@@ -82,10 +109,70 @@ function kubeProxyRules(services: readonly Service[]): string {
   ].join('\n');
 }
 
-describe.skipIf(missingHere('iptables-restore', 'conntrack'))(
+/** The same by kube-proxy's nftables mode: maps to chains, one table for each family. */
+function nftablesRules(family: Family, services: readonly Service[]): string {
+  const ip = family === 4 ? 'ip' : 'ip6';
+  const all = services.flatMap((service, i) =>
+    ['tcp', 'udp'].map((protocol) => ({ ...service, protocol, id: `${protocol}-${i}` })),
+  );
+  const map = (entries: string[]) => `{ ${entries.join(', ')} }`;
+  const hostPorts = all.filter(({ hostPort }) => hostPort !== undefined);
+  return `
+    table ${ip} kube-proxy {
+      ${all
+        .map(
+          ({ id, clusterIp, backend, protocol }) => `
+      chain endpoint-${id} {
+        ${ip} saddr ${backend} jump mark-for-masquerade
+        meta l4proto ${protocol} dnat to ${withPort(backend)}
+      }
+      chain service-${id} {
+        ${ip} daddr ${clusterIp} ${ip} saddr != ${CLUSTER[family]} jump mark-for-masquerade
+        goto endpoint-${id}
+      }
+      chain external-${id} {
+        jump mark-for-masquerade
+        goto service-${id}
+      }`,
+        )
+        .join('')}
+      map service-ips {
+        type ${family === 4 ? 'ipv4' : 'ipv6'}_addr . inet_proto . inet_service : verdict
+        elements = ${map(all.map(({ id, clusterIp, protocol }) => `${clusterIp} . ${protocol} . ${PORT} : goto service-${id}`))}
+      }
+      map service-nodeports {
+        type inet_proto . inet_service : verdict
+        elements = ${map(
+          all
+            .filter(({ nodePort }) => nodePort !== undefined)
+            .map(({ id, protocol, nodePort }) => `${protocol} . ${nodePort} : goto external-${id}`),
+        )}
+      }
+      chain mark-for-masquerade { meta mark set meta mark or 0x4000; }
+      chain services {
+        ${ip} daddr . meta l4proto . th dport vmap @service-ips
+        fib daddr type local meta l4proto . th dport vmap @service-nodeports
+        ${hostPorts
+          .flatMap(({ protocol, hostPort, backend }) => [
+            `fib daddr type local ${protocol} dport ${hostPort} ${ip} saddr ${backend} jump mark-for-masquerade`,
+            `fib daddr type local ${protocol} dport ${hostPort} dnat to ${withPort(backend)}`,
+          ])
+          .join('\n')}
+      }
+      chain nat-prerouting { type nat hook prerouting priority dstnat; jump services; }
+      chain nat-output { type nat hook output priority -100; jump services; }
+      chain nat-postrouting {
+        type nat hook postrouting priority srcnat
+        meta mark and 0x4000 != 0 meta mark set meta mark xor 0x4000 masquerade fully-random
+      }
+      chain filter-forward { type filter hook forward priority -110; ct state invalid drop; }
+    }`;
+}
+
+describe.skipIf(missingHere('iptables-restore', 'conntrack', 'nft'))(
   'Services by kube-proxy’s rules on a ripstop node',
   () => {
-    const cluster = useLab('svc', { nodes: 2, pods: 2 });
+    const cluster = useLab('svc', { nodes: 2, pods: 2, ipv6: true });
     const pod = (node: number, i = 0) => podOf(cluster.nodes[node - 1], i);
     const client = () => pod(1);
     const near = () => pod(1, 1);
@@ -94,14 +181,34 @@ describe.skipIf(missingHere('iptables-restore', 'conntrack'))(
 
     beforeAll(async () => {
       node = cluster.nodes[0]!;
-      const services: Service[] = [
-        { clusterIp: TO_NEAR, nodePort: NODE_PORT_NEAR, backend: near().ip },
-        { clusterIp: TO_FAR, nodePort: NODE_PORT_FAR, backend: far().ip },
-        { clusterIp: TO_SELF, backend: client().ip },
-      ];
-      await run('iptables-restore', ['--noflush'], { ...inNetns(node), stdin: kubeProxyRules(services) });
       await Promise.all([client(), near(), far()].map((one) => serveIn(one)));
     });
+
+    const servicesOf = (family: Family): Service[] => [
+      {
+        clusterIp: TO_NEAR[family],
+        nodePort: NODE_PORT_NEAR,
+        hostPort: HOST_PORT,
+        backend: addressOf(near(), family),
+      },
+      { clusterIp: TO_FAR[family], nodePort: NODE_PORT_FAR, backend: addressOf(far(), family) },
+      { clusterIp: TO_SELF[family], backend: addressOf(client(), family) },
+    ];
+
+    /** kube-proxy as it starts in one mode, having been in the other. */
+    async function startProxy(mode: string): Promise<void> {
+      for (const family of FAMILIES) {
+        const [ip, restore] = family === 4 ? ['ip', 'iptables-restore'] : ['ip6', 'ip6tables-restore'];
+        const iptables =
+          mode === 'iptables' ? iptablesRules(family, servicesOf(family)) : '*nat\nCOMMIT\n*filter\nCOMMIT\n';
+        const nftables = mode === 'nftables' ? nftablesRules(family, servicesOf(family)) : '';
+        await run(restore, [], { ...inNetns(node), stdin: iptables });
+        await run('nft', ['-f', '-'], {
+          ...inNetns(node),
+          stdin: `table ${ip} kube-proxy\ndelete table ${ip} kube-proxy\n${nftables}`,
+        });
+      }
+    }
 
     const flows = () =>
       ripstopJson<{ protocol: string; source: string; destination: string }[]>(cluster.lab, node, 'flows');
@@ -121,7 +228,7 @@ describe.skipIf(missingHere('iptables-restore', 'conntrack'))(
       await run('conntrack', ['-F'], inNetns(node));
       await sweep();
       expect(await flows()).toEqual([]);
-      expect(await flowCounts()).toEqual({ [client().ip]: 0, [near().ip]: 0 });
+      expect(Object.values(await flowCounts())).toEqual([0, 0, 0, 0]);
     }
 
     async function sweep(): Promise<number> {
@@ -130,58 +237,78 @@ describe.skipIf(missingHere('iptables-restore', 'conntrack'))(
       return Number(await run(process.execPath, [program, pin], inNetns(node)));
     }
 
-    it.each([
-      { which: 'the client’s own node', clusterIp: TO_NEAR, backend: near },
-      { which: 'another node', clusterIp: TO_FAR, backend: far },
-    ])('lead a pod to a backend on $which, and answer from the ClusterIP', async ({ clusterIp, backend }) => {
-      const [carried] = await carriedDuring(cluster.lab, [node], async () => {
-        expect((await talkTcp(client(), clusterIp, 1 << 20)).seenAs).toBe(client().ip);
-        expect((await talkUdp(client(), clusterIp)).seenAs).toBe(client().ip);
-      });
-      expect(carried!.fast).toBe(0);
-      const shown = await flows();
-      expect(shown.map(({ protocol }) => protocol).toSorted()).toEqual(['tcp', 'udp']);
-      for (const { source, destination } of shown) {
-        expect(source).toBe(`${backend().ip}:${PORT}`);
-        expect(destination).toMatch(new RegExp(`^${client().ip}:\\d+$`));
-      }
-      await forgetAll();
-    });
+    describe.each(['iptables', 'nftables'])('in mode %s', (mode) => {
+      beforeAll(() => startProxy(mode));
 
-    it('lead a pod to itself', async () => {
-      // It must not see its own address as the peer's, or it would answer itself directly.
-      expect((await talkTcp(client(), TO_SELF, 1 << 20)).seenAs).not.toBe(client().ip);
-      await talkUdp(client(), TO_SELF);
-      await forgetAll();
-    });
-
-    it('lead the node itself to backends near and far', async () => {
-      for (const clusterIp of [TO_NEAR, TO_FAR, TO_SELF]) {
-        await talkTcp(node, clusterIp, 1 << 20);
-        await talkUdp(node, clusterIp);
-      }
-      await forgetAll();
-    });
-
-    it('lead other nodes and their pods through a NodePort to backends near and far', async () => {
-      const other = cluster.nodes[1]!;
-      for (const port of [NODE_PORT_NEAR, NODE_PORT_FAR]) {
-        for (const from of [other, pod(2, 1), client()]) {
-          await talkTcp(from, node.ip, 1 << 20, port);
-          await talkUdp(from, node.ip, 20, 1000, port);
+      it.each([
+        { which: 'the client’s own node', service: TO_NEAR, backend: near },
+        { which: 'another node', service: TO_FAR, backend: far },
+      ])('lead a pod to a backend on $which, and answer from the ClusterIP', async ({ service, backend }) => {
+        const [carried] = await carriedDuring(cluster.lab, [node], () =>
+          inBothFamilies(async (family) => {
+            expect(await talkBoth(client(), service[family])).toBe(addressOf(client(), family));
+          }),
+        );
+        expect(carried!.fast).toBe(0);
+        const shown = await flows();
+        for (const family of FAMILIES) {
+          const source = withPort(addressOf(backend(), family));
+          const back = shown.filter((flow) => flow.source === source);
+          expect(back.map(({ protocol }) => protocol).toSorted()).toEqual(['tcp', 'udp']);
+          for (const { destination } of back) expect(destination).toContain(addressOf(client(), family));
         }
-      }
-      await forgetAll();
+        expect(shown).toHaveLength(4);
+        await forgetAll();
+      });
+
+      it('lead a pod to itself (row 61)', async () => {
+        await inBothFamilies(async (family) => {
+          // It must not see its own address as the peer's, or it would answer itself directly.
+          expect(await talkBoth(client(), TO_SELF[family])).not.toBe(addressOf(client(), family));
+        });
+        await forgetAll();
+      });
+
+      it('lead the node itself to backends near and far', async () => {
+        await inBothFamilies(async (family) => {
+          for (const service of [TO_NEAR, TO_FAR, TO_SELF]) await talkBoth(node, service[family]);
+        });
+        await forgetAll();
+      });
+
+      it('lead other nodes and their pods through a NodePort to backends near and far', async () => {
+        await inBothFamilies(async (family) => {
+          for (const port of [NODE_PORT_NEAR, NODE_PORT_FAR]) {
+            for (const from of [cluster.nodes[1]!, pod(2, 1), client()])
+              await talkBoth(from, addressOf(node, family), port);
+          }
+        });
+        await forgetAll();
+      });
+
+      it('lead through a hostPort to its pod, which sees who asks', async () => {
+        const other = cluster.nodes[1]!;
+        await inBothFamilies(async (family) => {
+          const address = addressOf(node, family);
+          for (const from of [other, client()])
+            expect(await talkBoth(from, address, HOST_PORT)).toBe(addressOf(from, family));
+          // The pod itself, by its own hostPort, and another node's pod, which its node masquerades.
+          await talkBoth(near(), address, HOST_PORT);
+          expect(await talkBoth(pod(2, 1), address, HOST_PORT)).toBe(addressOf(other, family));
+        });
+        await forgetAll();
+      });
     });
 
     it('leave plain flows between the same pods on the fast path, while service flows use the stack', async () => {
-      for (const [clusterIp, backend] of [
-        [TO_NEAR, near()],
-        [TO_FAR, far()],
+      for (const [service, backend, family] of [
+        [TO_NEAR, near(), 4],
+        [TO_FAR, far(), 4],
+        [TO_FAR, far(), 6],
       ] as const) {
-        const held = await holdFrom(client(), clusterIp);
+        const held = await holdFrom(client(), service[family]);
         const [carried] = await carriedDuring(cluster.lab, [node], () =>
-          talkTcp(client(), backend.ip, 10 << 20),
+          talkTcp(client(), addressOf(backend, family), 10 << 20),
         );
         expect(carried!.fast).toBeGreaterThan(200);
         // What the held connection sends meanwhile, and nothing else.
@@ -196,24 +323,24 @@ describe.skipIf(missingHere('iptables-restore', 'conntrack'))(
     });
 
     it('are forgotten when conntrack forgets them, and not before', async () => {
-      const near = await holdFrom(client(), TO_NEAR);
-      const far = await holdFrom(client(), TO_FAR);
+      const near = await holdFrom(client(), TO_NEAR[4]);
+      const far = await holdFrom(client(), TO_FAR[6]);
       expect((await flows()).length).toBe(2);
       expect(await sweep()).toBe(0);
       expect((await flows()).length).toBe(2);
-      expect(await flowCounts()).toEqual({ [client().ip]: 1, [podOf(node, 1).ip]: 1 });
+      expect(await flowCounts()).toMatchObject({ [client().ip6!]: 1, [podOf(node, 1).ip]: 1 });
 
       expect(await released(near)).not.toHaveProperty('error');
-      await tryRun('conntrack', ['-D', '-d', TO_NEAR], inNetns(node));
+      await tryRun('conntrack', ['-D', '-d', TO_NEAR[4]], inNetns(node));
       expect(await sweep()).toBe(1);
-      expect((await flows()).map(({ source }) => source)).toEqual([`${pod(2).ip}:${PORT}`]);
-      expect(await flowCounts()).toEqual({ [client().ip]: 1, [podOf(node, 1).ip]: 0 });
+      expect((await flows()).map(({ source }) => source)).toEqual([withPort(pod(2).ip6!)]);
+      expect(await flowCounts()).toMatchObject({ [client().ip6!]: 1, [podOf(node, 1).ip]: 0 });
 
       expect(await released(far)).not.toHaveProperty('error');
       await forgetAll();
       using tables = openTables(bpffsOf(cluster.lab, node));
       for (const [, state] of tables.endpoint_state.entries()) {
-        expect(state).toEqual({ stack_flows: 0, overflow: 0 });
+        expect(state).toEqual({ stack_flows: 0, overflow: 0, forwards: 0 });
       }
     });
   },

@@ -9,7 +9,7 @@ import { readCounters } from '../../src/dataplane/counters.ts';
 import { openTables } from '../../src/dataplane/tables.ts';
 import { ipJson } from '../../src/host/ip.ts';
 import { readForwardCounters } from '../../src/host/rules.ts';
-import { type RunOptions, tryRun } from '../../src/host/run.ts';
+import { type RunOptions, run, tryRun } from '../../src/host/run.ts';
 import {
   type Lab,
   type LabFlags,
@@ -22,10 +22,13 @@ import {
   parseLabOptions,
   type PodState,
 } from '../../src/lab/index.ts';
+import type { Family } from '../../src/net/ip.ts';
 import { type Background, missingForLab, startIn, tracesOf } from '../../src/lab/testing.ts';
+import type { DatagramReport } from './datagrams.ts';
 import type { HoldReport, TcpReport, UdpReport } from './talker.ts';
 
 const TALKER = join(import.meta.dirname, 'talker.ts');
+const DATAGRAMS = join(import.meta.dirname, 'datagrams.ts');
 const CLI = join(import.meta.dirname, '../../src/cli/main.ts');
 
 /** Where the talkers serve. */
@@ -73,14 +76,27 @@ export function podOf(node: NodeState | undefined, i = 0): PodState {
   return pod;
 }
 
+/** A pod's, or a node's, addresses in a lab with `ipv6`: IPv4 first. */
+export const addressesOf = ({ ip, ip6 }: { ip: string; ip6?: string }): string[] => [
+  ip,
+  ...(ip6 ? [ip6] : []),
+];
+
+/** Its address of a family. */
+export function addressOf({ ip, ip6 }: { ip: string; ip6?: string }, family: Family): string {
+  const address = family === 4 ? ip : ip6;
+  if (address === undefined) throw new Error(`${ip} has no IPv6 address`);
+  return address;
+}
+
 export const inNetns = ({ netns }: { netns: string }): RunOptions => ({ netns: netnsPath(netns) });
 export const bpffsOf = (lab: Lab, node: NodeState): string => join(nodeDir(lab, node), 'bpf');
 export const runDirOf = (lab: Lab, node: NodeState): string => join(nodeDir(lab, node), 'run');
 
-/** Start an echo server (TCP and UDP) in a namespace, on one of its addresses or on all. Stop it, or leave that to the lab's end. */
+/** Start an echo server (TCP and UDP) in a namespace, on one of its addresses or on all of both families. Stop it, or leave that to the lab's end. */
 export async function serveIn(
   { netns }: { netns: string },
-  address = '0.0.0.0',
+  address = '::',
   port = PORT,
 ): Promise<Background> {
   const server = startIn(netns, process.execPath, TALKER, 'serve', address, String(port));
@@ -88,9 +104,13 @@ export async function serveIn(
   return server;
 }
 
-/** Hold one TCP connection open, a line there and back every 10 ms, until it is stopped with {@link released}. */
-export async function holdFrom({ netns }: { netns: string }, address: string): Promise<Background> {
-  const held = startIn(netns, process.execPath, TALKER, 'hold', address, String(PORT));
+/** Hold one TCP connection open, so many bytes there and back every 10 ms, until it is stopped with {@link released}. */
+export async function holdFrom(
+  { netns }: { netns: string },
+  address: string,
+  bytes = 13,
+): Promise<Background> {
+  const held = startIn(netns, process.execPath, TALKER, 'hold', address, String(PORT), String(bytes));
   await held.prints(/holding/);
   return held;
 }
@@ -133,6 +153,60 @@ export async function talkUdp(
   return report;
 }
 
+/** TCP and UDP, there and back, in one go; true when both came back whole. Who we are to the other end, which must be one. */
+export async function talkBoth(
+  from: { netns: string },
+  address: string,
+  port = PORT,
+  bytes = 1 << 20,
+): Promise<string> {
+  const report = await talk<{ tcp: TcpReport; udp: UdpReport }>(from, 'both', address, port, bytes);
+  const tcp = { bytes, received: report.tcp?.sent };
+  expect(report).toMatchObject({ tcp, udp: { answers: 20, from: [address], seenAs: report.tcp?.seenAs } });
+  return report.tcp.seenAs;
+}
+
+export interface Datagrams {
+  from: { netns: string };
+  to: { netns: string };
+  address: string;
+  /** Where to send, when that is not where the receiver itself is: somebody translates. */
+  via?: { address: string; port: number };
+  /** Of the buffers given to the kernel. */
+  sizes: readonly number[];
+  /** The kernel cuts each buffer into datagrams of this size (UDP_SEGMENT). */
+  segment?: number;
+  /** The receiver asks for super-packets (UDP_GRO). */
+  asSuper?: boolean;
+}
+
+/** Send datagrams one way; the sizes in which they arrived. True when all did, whole and in order. */
+export async function sendDatagrams({
+  from,
+  to,
+  address,
+  via = { address, port: PORT + 1 },
+  sizes,
+  segment = 0,
+  asSuper = false,
+}: Datagrams): Promise<number[]> {
+  const bytes = sizes.reduce((sum, size) => sum + size, 0);
+  const how = [String(PORT + 1), String(bytes), asSuper ? 'super' : 'single'];
+  const receiver = startIn(to.netns, process.execPath, DATAGRAMS, 'receive', address, ...how);
+  await receiver.prints(/serving/);
+  const where = [via.address, String(via.port), String(segment)];
+  const sent = await run(
+    process.execPath,
+    [DATAGRAMS, 'send', ...where, ...sizes.map(String)],
+    inNetns(from),
+  );
+  const lastLine = (text: string) => JSON.parse(text.trim().split('\n').at(-1)!) as DatagramReport;
+  await receiver.prints(/\{.*\}\s*$/);
+  const received = lastLine(await receiver.stop());
+  expect({ ...received, sizes: undefined }).toEqual({ hash: lastLine(sent).hash });
+  return received.sizes;
+}
+
 /** Ping some times, 10 ms apart. All must be answered. */
 export async function ping(from: { netns: string }, address: string, count = 5): Promise<void> {
   const { stdout } = await tryRun(
@@ -166,7 +240,7 @@ export interface Carried {
   /** By `hook verdict_reason`, e.g. `from_pod fast_encap`. */
   readonly by: Readonly<Record<string, number>>;
   readonly fast: number;
-  /** What flannel.1 sent and received. */
+  /** What flannel.1 and flannel-v6.1 sent and received. */
   readonly vtep: number;
   /** What the forward chain of the kernel path let pass. */
   readonly forwarded: number;
@@ -175,8 +249,8 @@ export interface Carried {
 async function readCarried(lab: Lab, node: NodeState): Promise<Carried> {
   using tables = openTables(bpffsOf(lab, node));
   const counters = readCounters(tables);
-  const [device] = await ipJson<{ stats64: { rx: { packets: number }; tx: { packets: number } } }>(
-    ['-s', 'link', 'show', 'dev', 'flannel.1'],
+  const devices = await ipJson<{ stats64: { rx: { packets: number }; tx: { packets: number } } }>(
+    ['-s', 'link', 'show', 'type', 'vxlan'],
     inNetns(node),
   );
   return {
@@ -184,7 +258,7 @@ async function readCarried(lab: Lab, node: NodeState): Promise<Carried> {
       counters.map(({ hook, verdict, reason, packets }) => [`${hook} ${verdict}_${reason}`, packets]),
     ),
     fast: counters.reduce((sum, { verdict, packets }) => sum + (verdict === 'fast' ? packets : 0), 0),
-    vtep: device!.stats64.rx.packets + device!.stats64.tx.packets,
+    vtep: devices.reduce((sum, { stats64: { rx, tx } }) => sum + rx.packets + tx.packets, 0),
     forwarded: (await readForwardCounters(inNetns(node)))?.packets ?? 0,
   };
 }

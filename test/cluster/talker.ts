@@ -5,12 +5,13 @@
  *   talker.ts serve ADDRESS PORT             echo what comes over TCP and UDP; the answer begins with who we saw it come from
  *   talker.ts tcp ADDRESS PORT BYTES         send that much over TCP, get it back, and print a TcpReport
  *   talker.ts udp ADDRESS PORT COUNT BYTES   send datagrams of that size, each after the last one's answer; print a UdpReport
- *   talker.ts hold ADDRESS PORT              one connection, a line there and back every 10 ms until SIGINT; print a HoldReport
+ *   talker.ts both ADDRESS PORT BYTES        tcp, and udp with 20 datagrams of 1,000 bytes; print { tcp, udp }
+ *   talker.ts hold ADDRESS PORT [BYTES]      one connection, so much (a line) there and back every 10 ms until SIGINT; print a HoldReport
  */
 import { createHash, randomBytes } from 'node:crypto';
-import { createSocket } from 'node:dgram';
+import { createSocket, type SocketType } from 'node:dgram';
 import { once } from 'node:events';
-import { connect, createServer } from 'node:net';
+import { connect, createServer, isIPv6 } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 
 /** Hashes are SHA-256 of all bytes sent, and of all bytes that came back. */
@@ -30,19 +31,24 @@ export interface UdpReport {
 
 export interface HoldReport {
   rounds: number;
-  /** The longest time that a line took there and back, ms. */
+  /** The longest time that a round took, ms. */
   longestMs: number;
   error?: string;
 }
 
+/** An IPv4 address as a socket of both families shows it, and as people write it. */
+const plain = (address = ''): string => address.replace(/^::ffff:(?=\d+\.)/, '');
+
+const udpType = (address: string): SocketType => (isIPv6(address) ? 'udp6' : 'udp4');
+
 async function serve(address: string, port: number): Promise<void> {
   const tcp = createServer({ allowHalfOpen: true, noDelay: true }, (socket) => {
     socket.on('error', () => socket.destroy());
-    socket.write(`${socket.remoteAddress}\n`);
+    socket.write(`${plain(socket.remoteAddress)}\n`);
     socket.pipe(socket);
   }).listen(port, address);
-  const udp = createSocket('udp4', (message, { address, port }) =>
-    udp.send([`${address}\n`, message], port, address),
+  const udp = createSocket(udpType(address), (message, { address, port }) =>
+    udp.send([`${plain(address)}\n`, message], port, address),
   ).bind(port, address);
   await Promise.all([once(tcp, 'listening'), once(udp, 'listening')]);
   console.log('serving');
@@ -79,7 +85,7 @@ async function talkTcp(address: string, port: number, bytes: number): Promise<Tc
 }
 
 async function talkUdp(address: string, port: number, count: number, bytes: number): Promise<UdpReport> {
-  const socket = createSocket('udp4');
+  const socket = createSocket(udpType(address));
   const from = new Set<string>();
   let seenAs = '';
   let answers = 0;
@@ -98,18 +104,23 @@ async function talkUdp(address: string, port: number, count: number, bytes: numb
   return { seenAs, from: [...from], answers };
 }
 
-async function hold(address: string, port: number): Promise<HoldReport> {
+async function hold(address: string, port: number, bytes: number): Promise<HoldReport> {
   const report: HoldReport = { rounds: -1, longestMs: 0 }; // The server's greeting is no round.
   const stop = new AbortController();
   process.once('SIGINT', () => stop.abort());
   const socket = connect({ host: address, port, noDelay: true });
+  const message = Buffer.alloc(bytes, 'still there? ');
   try {
     for (let sentAt = performance.now(); !stop.signal.aborted; sentAt = performance.now()) {
-      await once(socket, 'data', { signal: AbortSignal.timeout(15_000) });
+      const due = report.rounds < 0 ? 1 : bytes;
+      for (let got = 0; got < due;) {
+        const [data] = (await once(socket, 'data', { signal: AbortSignal.timeout(15_000) })) as [Buffer];
+        got += data.length;
+      }
       if (report.rounds++ >= 0) report.longestMs = Math.max(report.longestMs, performance.now() - sentAt);
       else console.log('holding');
       await sleep(10);
-      socket.write('still there?\n');
+      socket.write(message);
     }
   } catch (error) {
     report.error = String(error);
@@ -126,7 +137,11 @@ else {
   const report = {
     tcp: () => talkTcp(address, port, size),
     udp: () => talkUdp(address, port, size, bytes),
-    hold: () => hold(address, port),
+    both: async () => ({
+      tcp: await talkTcp(address, port, size),
+      udp: await talkUdp(address, port, 20, 1000),
+    }),
+    hold: () => hold(address, port, size || 13),
   }[command ?? ''];
   if (!report) throw new Error(`no such command: ${command}`);
   console.log(JSON.stringify(await report()));

@@ -27,8 +27,12 @@ describe.skipIf(missing)('a pod that talks VXLAN (row 63)', () => {
     await Promise.all(dumps.map((dump) => dump.prints(/listening/)));
 
     for (const [node, victim] of [near!, far!].map((node, i) => [node, victims[i]!] as const)) {
-      const status = await ripstopJson<{ agent: { vtep: { mac: string } } }>(cluster.lab, node, 'status');
-      const packet = Buffer.from(forged(status.agent.vtep.mac, victim.ip)).toString('hex');
+      const status = await ripstopJson<{ agent: { families: { vtep: { mac: string } }[] } }>(
+        cluster.lab,
+        node,
+        'status',
+      );
+      const packet = Buffer.from(forged(status.agent.families[0]!.vtep.mac, victim.ip)).toString('hex');
       const base = node.podCIDR.replace(/0\/24$/, '');
       for (const address of [node.ip, `${base}0`, `${base}1`]) {
         const script = `require('node:dgram').createSocket('udp4').send(Buffer.from('${packet}','hex'),8472,'${address}',()=>process.exit())`;

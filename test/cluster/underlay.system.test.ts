@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: Apache-2.0
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { beforeAll, describe, expect, it } from 'vitest';
+import { vtepDeviceName } from '../../src/agent/node-path.ts';
+import { bridgeJson, ipJson } from '../../src/host/ip.ts';
+import { listLinks } from '../../src/host/links.ts';
+import { listOwnRoutes } from '../../src/host/routes.ts';
+import { run, tryRun } from '../../src/host/run.ts';
+import { readSysctl } from '../../src/host/sysctl.ts';
+import { addPod, nodeDir, type NodeState, type PodState, removePod } from '../../src/lab/index.ts';
+import { setSysctls } from '../../src/lab/netns.ts';
+import { inNetns, missingHere, ping, podOf, serveIn, setSlow, useLab } from './support.ts';
+import {
+  configure,
+  countedDuringPings,
+  inUnderlay,
+  lostDuring,
+  plugIn,
+  untilReached,
+  waysBetween,
+} from './underlay.ts';
+
+describe.skipIf(missingHere())('of two dual-stack nodes', () => {
+  const cluster = useLab('uplink', { nodes: 2, pods: 2, ipv6: true });
+  const node = (i: number) => cluster.nodes[i - 1]!;
+  const pod = (i: number, j = 0) => podOf(node(i), j);
+  const near = () => waysBetween(pod(1), pod(1, 1));
+  const far = () => waysBetween(pod(1), pod(2));
+  const ip = (where: object, command: string) => run('ip', command.split(' '), where);
+
+  beforeAll(async () => {
+    await Promise.all([pod(1, 1), pod(2)].map((one) => serveIn(one)));
+  });
+
+  /**
+   * Do something to the underlay under connections that must outlive it, and wait until pods of both nodes reach each other
+   * again. The pods of one node must not notice; across nodes so many pings may be lost. In the end all is fast again.
+   */
+  async function survives(mayLose: number, work: () => Promise<unknown>): Promise<void> {
+    const [near4, near6, far4, far6] = await lostDuring([...near(), ...far()], async () => {
+      await work();
+      await untilReached(far());
+    });
+    expect([near4, near6]).toEqual([0, 0]);
+    expect(far4).toBeLessThanOrEqual(mayLose);
+    expect(far6).toBeLessThanOrEqual(mayLose);
+    await isFast();
+  }
+
+  async function isFast(): Promise<void> {
+    for (const by of await countedDuringPings(cluster.lab, cluster.nodes, far())) {
+      expect(by['from_pod fast_encap']).toBeGreaterThanOrEqual(40);
+      expect(by['from_wire fast_decap']).toBeGreaterThanOrEqual(40);
+    }
+  }
+
+  describe('the uplink of one may', () => {
+    it('lose its carrier for a while', () =>
+      survives(50, async () => {
+        await ip(inUnderlay(cluster.lab), `link set ${node(1).name} down`);
+        await sleep(200);
+        await ip(inUnderlay(cluster.lab), `link set ${node(1).name} up`);
+      }));
+
+    it('be set down and up', () =>
+      survives(100, async () => {
+        await ip(inNetns(node(1)), 'link set eth0 down');
+        await sleep(200);
+        await configure(cluster.lab, node(1));
+      }));
+
+    it('be taken out and put in as another device: the VTEPs come back as they were', async () => {
+      const before = await listLinks(inNetns(node(1)));
+      await survives(400, async () => {
+        await ip(inNetns(node(1)), 'link del eth0');
+        await expect.poll(async () => (await listLinks(inNetns(node(1)))).has('flannel.1')).toBe(false);
+        await sleep(200);
+        await plugIn(cluster.lab, node(1));
+        await configure(cluster.lab, node(1));
+      });
+      const after = await listLinks(inNetns(node(1)));
+      expect(after.get('eth0')!.ifindex).not.toBe(before.get('eth0')!.ifindex);
+      expect(after.get('eth0')!.mac).not.toBe(before.get('eth0')!.mac);
+      for (const name of ['flannel.1', 'flannel-v6.1']) {
+        const { mac, mtu, vxlan } = before.get(name)!;
+        expect(after.get(name)).toMatchObject({ mac, mtu, vxlan });
+      }
+    });
+  });
+
+  describe('the MTU of the uplinks may', () => {
+    /** How large a packet the pod is told to send at most, on a way; undefined when one of 1450 bytes gets through. */
+    async function toldMtu(from: PodState, to: string): Promise<number | undefined> {
+      const bytes = 1430 - (to.includes(':') ? 48 : 28);
+      const { stdout, stderr } = await tryRun(
+        'ping',
+        ['-n', '-c', '1', '-W', '1', '-M', 'do', '-s', String(bytes), to],
+        inNetns(from),
+      );
+      const told = /mtu ?[=:] ?(\d+)/i.exec(stdout + stderr);
+      if (!told) expect(stdout).toContain(' 1 received');
+      return told ? Number(told[1]) : undefined;
+    }
+
+    async function setMtu(mtu: number): Promise<void> {
+      for (const one of cluster.nodes) {
+        await ip(inUnderlay(cluster.lab), `link set ${one.name} mtu ${mtu}`);
+        await ip(inNetns(one), `link set eth0 mtu ${mtu}`);
+      }
+      for (const one of cluster.nodes) {
+        await expect
+          .poll(async () => (await listLinks(inNetns(one))).get('flannel-v6.1')?.mtu)
+          .toBe(mtu - 70);
+      }
+    }
+
+    /** A new pod's MTUs: of its device, and of its IPv6 route to the cluster. */
+    async function mtusOfNewPod(): Promise<number[]> {
+      const fresh = await addPod(cluster.lab, node(1));
+      const device = (await listLinks(inNetns(fresh))).get('eth0')!;
+      const routes = await ipJson<{ metrics?: { mtu?: number }[] }>(
+        ['-6', 'route', 'show', 'fd00:42::/56'],
+        inNetns(fresh),
+      );
+      await removePod(cluster.lab, node(1), fresh);
+      return [device.mtu, routes[0]!.metrics![0]!.mtu!];
+    }
+
+    const subnetEnv = () => readFileSync(join(nodeDir(cluster.lab, node(1)), 'subnet.env'), 'utf8');
+
+    it('shrink: old pods are told the right size, new ones begin with it', async () => {
+      expect(await Promise.all(far().map(({ from, to }) => toldMtu(from, to)))).toEqual([
+        undefined,
+        undefined,
+      ]);
+      await survives(0, () => setMtu(1400));
+      expect(await Promise.all(far().map(({ from, to }) => toldMtu(from, to)))).toEqual([1350, 1330]);
+      expect(await mtusOfNewPod()).toEqual([1350, 1330]);
+      expect(subnetEnv()).toContain('FLANNEL_MTU=1330');
+    });
+
+    it('grow again', async () => {
+      await survives(0, () => setMtu(1500));
+      expect(await mtusOfNewPod()).toEqual([1450, 1430]);
+      expect(subnetEnv()).toContain('FLANNEL_MTU=1430');
+    });
+  });
+
+  describe('the kernel path is kept', () => {
+    /** All that the kernel knows of its peers: devices, addresses, neighbours, FDB, routes. */
+    async function kernelPath(one: NodeState): Promise<object> {
+      const where = inNetns(one);
+      const links = await listLinks(where);
+      const devices = ([4, 6] as const).map(async (family) => {
+        const device = vtepDeviceName(family, 1);
+        const [neighbours, fdb] = await Promise.all([
+          tryRun('ip', ['neigh', 'show', 'dev', device, 'nud', 'permanent'], where),
+          bridgeJson<object>(['fdb', 'show', 'dev', device], where).catch(() => []),
+        ]);
+        return { ...links.get(device), ifindex: 0, neighbours: neighbours.stdout, fdb };
+      });
+      return { devices: await Promise.all(devices), routes: await listOwnRoutes(where) };
+    }
+
+    it('when somebody deletes both VTEPs, and the fast path goes on', async () => {
+      const before = await kernelPath(node(1));
+      await survives(0, async () => {
+        for (const family of [4, 6] as const) {
+          await ip(inNetns(node(1)), `link del ${vtepDeviceName(family, 1)}`);
+        }
+        await expect.poll(() => kernelPath(node(1))).toEqual(before);
+      });
+      // A process of the node's own has no other way to pods elsewhere.
+      for (const { to } of far()) await ping(node(1), to);
+    });
+
+    it.each(['net/ipv4/ip_forward', 'net/ipv6/conf/all/forwarding'])(
+      'when somebody turns %s off: it is on again at once',
+      async (path) => {
+        await setSlow(cluster.lab, node(1), pod(1), true);
+        await sleep(500); // Let the agent come to rest: it shall be woken by this alone.
+        await run('tee', [`/proc/sys/${path}`], { ...inNetns(node(1)), stdin: '0' });
+        await expect.poll(() => readSysctl(path, inNetns(node(1))), { timeout: 2000 }).toBe('1');
+        for (const { from, to } of far()) await ping(from, to);
+        await setSlow(cluster.lab, node(1), pod(1), false);
+      },
+    );
+
+    it('when somebody makes rp_filter strict everywhere', async () => {
+      const names = [...(await listLinks(inNetns(node(1)))).keys()];
+      await survives(0, async () => {
+        await setSysctls(
+          node(1).netns,
+          Object.fromEntries(
+            [...names, 'all', 'default'].map((name) => [
+              `ipv4.conf.${name.replaceAll('.', '/')}.rp_filter`,
+              1,
+            ]),
+          ),
+        );
+        await expect
+          .poll(() => readSysctl('net/ipv4/conf/flannel.1/rp_filter', inNetns(node(1))), { timeout: 5000 })
+          .toBe('2');
+      });
+      await setSlow(cluster.lab, node(1), pod(1), true);
+      for (const { from, to } of [...far(), ...near()]) await ping(from, to);
+      await setSlow(cluster.lab, node(1), pod(1), false);
+    });
+  });
+});

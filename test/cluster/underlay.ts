@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+/** What the stories of the underlay share: a node's cable, what its network manager does, and pods that talk meanwhile. */
+import { setTimeout as sleep } from 'node:timers/promises';
+import { expect } from 'vitest';
+import { ipBatch } from '../../src/host/ip.ts';
+import { type RunOptions, tryRun } from '../../src/host/run.ts';
+import {
+  gatewayAddress,
+  type Lab,
+  type NodeState,
+  type PodState,
+  underlayNetns,
+} from '../../src/lab/index.ts';
+import { halvesOf, underlayNetwork } from '../../src/lab/addresses.ts';
+import { parseCidr } from '../../src/net/ip.ts';
+import {
+  carriedDuring,
+  holdFrom,
+  inNetns,
+  ping,
+  pingOn,
+  released,
+  ripstopJson,
+  timeUntil,
+} from './support.ts';
+
+/** In the underlay's namespace: its bridge `br0`, and the nodes' cables by the nodes' names. */
+export const inUnderlay = (lab: Lab): RunOptions => inNetns({ netns: underlayNetns(lab.name) });
+
+/** Bring a device up with the node's addresses and default routes, as its network manager would. */
+export async function configure(lab: Lab, node: NodeState, device = 'eth0'): Promise<void> {
+  const halves = halvesOf(node).map(({ family, ip }) => ({
+    ip,
+    network: underlayNetwork(lab.state.options, family),
+  }));
+  await ipBatch(
+    [
+      `link set ${device} up`,
+      ...halves.map(({ ip, network }) => `address replace ${ip}/${parseCidr(network).length} dev ${device}`),
+      ...halves.map(({ network }) => `route replace default via ${gatewayAddress(network)} dev ${device}`),
+    ],
+    inNetns(node),
+  );
+}
+
+/** Give a node a cable: one end is plugged into the underlay's bridge, the other is the node's device. */
+export async function plugIn(lab: Lab, node: NodeState, device = 'eth0', port = node.name): Promise<void> {
+  await ipBatch(
+    [`link add ${port} type veth peer name ${device} netns ${node.netns}`, `link set ${port} master br0 up`],
+    inUnderlay(lab),
+  );
+}
+
+/** From a pod to an address of another. */
+export interface Way {
+  readonly from: PodState;
+  readonly to: string;
+}
+
+/** Both families' ways from pod to pod. */
+export function waysBetween(from: PodState, to: PodState): Way[] {
+  return [to.ip, to.ip6!].map((address) => ({ from, to: address }));
+}
+
+/**
+ * Do something while pods ping each other 100 times a second and hold TCP connections, whose packets are full. The
+ * connections must outlive it. Returns how many pings of each way were lost.
+ */
+export async function lostDuring(ways: readonly Way[], work: () => Promise<unknown>): Promise<number[]> {
+  const [pings, connections] = await Promise.all([
+    Promise.all(ways.map(({ from, to }) => pingOn(from, to))),
+    Promise.all(ways.map(({ from, to }) => holdFrom(from, to, 4000))),
+  ]);
+  try {
+    await work();
+    await sleep(100);
+  } finally {
+    const reports = await Promise.all(connections.map(released));
+    for (const report of reports) expect(report).not.toHaveProperty('error');
+  }
+  return Promise.all(pings.map(async (one) => (await one.lost()).length));
+}
+
+/** Wait until each way carries a ping again. */
+export async function untilReached(ways: readonly Way[]): Promise<void> {
+  for (const { from, to } of ways) {
+    const once = ['-n', '-c', '1', '-W', '0.2', to];
+    const tookMs = await timeUntil(async () => (await tryRun('ping', once, inNetns(from))).code === 0);
+    expect(tookMs, `${from.name} does not reach ${to}`).toBeLessThan(10_000);
+  }
+}
+
+/** What each of these nodes counted, by `hook verdict_reason`, while each way carried 20 pings. */
+export async function countedDuringPings(
+  lab: Lab,
+  nodes: readonly NodeState[],
+  ways: readonly Way[],
+): Promise<Readonly<Record<string, number>>[]> {
+  const carried = await carriedDuring(lab, nodes, () =>
+    Promise.all(ways.map(({ from, to }) => ping(from, to, 20))),
+  );
+  return carried.map(({ by }) => by);
+}
+
+/** Where the node's agent says that it decapsulates, and why. */
+export async function ingressOf(
+  lab: Lab,
+  node: NodeState,
+): Promise<{ hook: string; why: string } | undefined> {
+  const { agent } = await ripstopJson<{ agent?: { ingress?: { hook: string; why: string } } }>(
+    lab,
+    node,
+    'status',
+  );
+  return agent?.ingress;
+}
