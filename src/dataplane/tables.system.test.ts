@@ -14,7 +14,7 @@ describe.skipIf(missing)(`a table${missing ? ` (skipped: ${missing})` : ''}`, ()
   afterAll(() => bpffs[Symbol.dispose]());
 
   it('reads and writes a map of its layout', () => {
-    using map = BpfMap.create('array', 'endpoint_state', 4, 8, 2);
+    using map = BpfMap.create('array', 'endpoint_state', 4, 12, 2);
     const table = typedTable('endpoint_state', map);
     table.set(1, { stack_flows: 7, overflow: 0, forwards: 0 });
     expect([...table]).toEqual([

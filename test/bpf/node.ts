@@ -254,8 +254,9 @@ export interface TestNode extends Disposable {
 }
 
 export function openNode(nodeSettings: NodeSettings = settings): TestNode {
-  const bpffs = new TemporaryBpffs();
-  const loaded = loadPrograms(nodeSettings, pinPaths(bpffs.path));
+  using started = new DisposableStack();
+  const bpffs = started.use(new TemporaryBpffs());
+  const loaded = started.use(loadPrograms(nodeSettings, pinPaths(bpffs.path)));
   const { programs, tables } = loaded;
   fillTables(
     tables,
@@ -264,6 +265,7 @@ export function openNode(nodeSettings: NodeSettings = settings): TestNode {
     sides.flatMap(({ pods }) => Object.values(pods)),
   );
 
+  const resources = started.move();
   return {
     tables,
     programs,
@@ -301,9 +303,6 @@ export function openNode(nodeSettings: NodeSettings = settings): TestNode {
         },
       };
     },
-    [Symbol.dispose]() {
-      loaded[Symbol.dispose]();
-      bpffs[Symbol.dispose]();
-    },
+    [Symbol.dispose]: () => resources[Symbol.dispose](),
   };
 }

@@ -50,11 +50,21 @@ function castOf({ family, settings, icmp, podOf, vtepOf, ...side }: Side): Cast 
   const endpoints = worlds.tunnelled.endpoints.filter(({ ip }) => ofFamily(ip));
   const pods = endpoints.map(({ ip }) => ip);
   const peers = worlds.tunnelled.peers.filter(({ podCidr }) => podCidr.family === family);
-  const remotePods = [podOf(1, 7), podOf(2, 7), podOf(5, 7), podOf(9, 7), podOf(1, 0), podOf(200, 7)];
+  // In the podCIDR of a node or not, as these have the common lengths or not: another quarter, a part of the lower half.
+  const [remoteEdge, ownEdge] =
+    family === 4 ? [podOf(1, 207), podOf(3, 207)] : ['fd00:42:0:1:100::7', 'fd00:42:0:3:100::7'];
+  const remotePods = [
+    podOf(1, 7),
+    podOf(2, 7),
+    podOf(5, 7),
+    podOf(9, 7),
+    remoteEdge,
+    podOf(1, 0),
+    podOf(200, 7),
+  ];
   const nodes = [...peers.map(({ vtepIp }) => vtepIp), settings.vtepIp];
-  const strangers = [podOf(77, 7), podOf(3, 99), podOf(3, 0), side.world, side.service, side.multicast];
-  // In the podCIDRs of one node and not of the other: the last quarter, and a part that IPv6 has in its lower half.
-  const edges = family === 4 ? [podOf(1, 207), podOf(3, 207)] : ['fd00:42:0:1:100::7', 'fd00:42:0:3:100::7'];
+  const lost = [podOf(77, 7), podOf(3, 99), podOf(3, 0), ownEdge];
+  const strangers = [...lost, side.world, side.service, side.multicast];
   const isSender = (hostIfindex: number): boolean => hostIfindex === TEST_RUN_IFINDEX;
   return {
     family,
@@ -67,7 +77,7 @@ function castOf({ family, settings, icmp, podOf, vtepOf, ...side }: Side): Cast 
     receivers: endpoints.filter(({ hostIfindex }) => !isSender(hostIfindex)).map(({ ip }) => ip),
     remotePods,
     nodes,
-    anyone: [...pods, ...remotePods, ...strangers, ...edges, ...nodes],
+    anyone: [...pods, ...remotePods, ...strangers, ...nodes],
     noNode: vtepOf(77),
   };
 }
@@ -176,7 +186,7 @@ const macs = (random: Random, { family }: Cast): EthernetFields => ({
 function fromPod(random: Random, cast: Cast): Uint8Array {
   const src = mostly(random, [often(random, cast.plain.sender, cast.senders)], cast.anyone);
   const receiver = often(random, cast.plain.receiver, cast.receivers);
-  const pod = mostly(random, [receiver, ...cast.remotePods.slice(0, 4)], cast.anyone);
+  const pod = mostly(random, [receiver, ...cast.remotePods.slice(0, 5)], cast.anyone);
   const dst = one(random, 20) ? random.pick(cast.nodes) : pod;
   return ethernet(macs(random, cast), ipPacket(random, cast, { src, dst }));
 }
