@@ -83,7 +83,7 @@ static __always_inline void remember(const void *local, bool v6, const struct fl
  */
 static __always_inline int track_ip(struct __sk_buff *skb, enum hook hook, bool v6)
 {
-	struct cursor at = packet(skb, sizeof(struct ether) + IP_LEN(v6) + sizeof(struct ports));
+	struct cursor at = packet(skb, sizeof(struct ether) + IP_LEN(v6) + sizeof(struct ipv6_fragment));
 	struct flow flow;
 	struct ip ip;
 
@@ -118,7 +118,7 @@ static __always_inline int track_ip(struct __sk_buff *skb, enum hook hook, bool 
 
 static __always_inline int track(struct __sk_buff *skb, enum hook hook)
 {
-	struct cursor at = packet(skb, sizeof(struct ether) + sizeof(struct ipv6) + sizeof(struct ipv6_fragment));
+	struct cursor at = packet(skb, sizeof(struct ether));
 	struct ether *ether = parse_ether(&at);
 
 	if (ether && ether->type == ETHERTYPE_IPV4)

@@ -7,7 +7,9 @@
 #include "tunnel.h"
 #include "vxlan.h"
 
-/* Into the pod; the packet starts with an Ethernet header that is ours to write. One hop, as the kernel's routing is. */
+#define IPV6_BEFORE_ADDRESSES 8 /* bytes: all that changes on the way is there */
+
+/* Into the pod: the addresses of its own link, and one hop less, as the kernel's routing has it. */
 static __always_inline int deliver(struct __sk_buff *skb, const struct endpoint *endpoint, bool v6, int new_ecn, enum reason reason)
 {
 	struct cursor at = packet(skb, 0);
@@ -16,19 +18,30 @@ static __always_inline int deliver(struct __sk_buff *skb, const struct endpoint 
 	if (!ether || at.pos + IP_LEN(v6) > at.end)
 		return drop(skb, HOOK_FROM_WIRE, STACK_MALFORMED); /* cannot be: both were there before */
 
+	__u32 before = v6 ? sum16(at.pos, IPV6_BEFORE_ADDRESSES) : 0;
+
 	ether->dst = endpoint->pod_mac;
 	ether->src = endpoint->host_mac;
 	decrement_ttl(at.pos, v6);
 	if (new_ecn >= 0)
 		set_ecn(at.pos, v6, new_ecn);
+	/* A NIC may have summed the packet up from the IP header on. IPv4's own checksum makes up for what changed there. */
+	if (v6)
+		bpf_csum_update(skb, sum16(at.pos, IPV6_BEFORE_ADDRESSES) + (__u16)~fold(before));
 	count(skb->len, HOOK_FROM_WIRE, reason);
 	return bpf_redirect_peer(endpoint->ifindex, 0);
 }
 
 /* A plain packet for a pod of ours: fast if its sender is a peer that we, too, reach without encapsulation. */
-static __always_inline int from_direct_peer(struct __sk_buff *skb, struct ip *ip)
+static __always_inline int from_direct_peer(struct __sk_buff *skb, bool v6)
 {
-	const struct peer_head *peer = in_network(ip->src, ip->v6) ? find_peer(ip->src, ip->v6) : NULL;
+	struct cursor at = packet(skb, sizeof(struct ether) + IP_LEN(v6) + sizeof(struct tcp));
+	struct ip packet_ip, *ip = &packet_ip;
+
+	if (!parse_ether(&at) || !read_ip(&at, skb->len - sizeof(struct ether), v6, ip))
+		return to_stack(skb, HOOK_FROM_WIRE, STACK_MALFORMED);
+
+	const struct peer_head *peer = in_network(ip->src, v6) ? find_peer(ip->src, v6) : NULL;
 
 	if (!peer || !(peer->flags & PEER_DIRECT))
 		return to_stack(skb, HOOK_FROM_WIRE, STACK_NOT_VXLAN);
@@ -91,7 +104,7 @@ static __always_inline int from_wire_ip(struct __sk_buff *skb, bool v6)
 	if (is_marked(skb, ether))
 		return from_xdp(skb, &outer);
 	if (config.direct_routing && in_pod_cidr(outer.dst, v6))
-		return from_direct_peer(skb, &outer);
+		return from_direct_peer(skb, v6);
 
 	/* Most of what comes is not for us: tell that from as little as can be, before more of the packet is asked for. */
 	enum reason reason = judge_outer(&outer);
@@ -136,7 +149,7 @@ static __always_inline int from_wire_ip(struct __sk_buff *skb, bool v6)
 SEC("tc")
 int from_wire(struct __sk_buff *skb)
 {
-	struct cursor at = packet(skb, sizeof(struct ether) + sizeof(struct ipv6) + sizeof(struct tcp));
+	struct cursor at = packet(skb, sizeof(struct ether));
 	struct ether *ether = parse_ether(&at);
 
 	if (!ether)
