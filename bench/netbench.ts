@@ -3,6 +3,7 @@ import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { which } from 'zx';
 import { RipstopError, errorText } from '../src/errors.ts';
 import { run } from '../src/host/run.ts';
 
@@ -109,6 +110,11 @@ export interface ClientOptions {
 
 const SOURCE = fileURLToPath(new URL('netbench.c', import.meta.url));
 const FLAGS = ['-std=c11', '-O2', '-Wall', '-Wextra', '-Werror', '-pthread'];
+
+/** Debian's newest clang that the project is built with, or the machine's own. */
+export async function findClang(): Promise<string> {
+  return (await which('clang-19', { nothrow: true })) ?? 'clang';
+}
 
 /**
  * Compile netbench into `directory` with `compiler` and return the program's path.

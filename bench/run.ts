@@ -1,136 +1,174 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * The first figures: host network, flannel's kernel path and ripstop side by side in one run. Every round runs every arm
- * once, in a new order, and ratios are taken within rounds, because absolute figures drift on any machine.
- *
- * Every node of every arm has kube-proxy's rules for 100 services, as a node of a cluster has (--services 0: none).
- *
- *   npm run bench [-- --rounds 7 --seconds 1 --services 100]
+ * Host network, flannel's kernel path, ripstop, and ripstop kept to the kernel path, side by side in one run. Every round
+ * runs every arm once, in a new order, and ratios are taken within rounds, because absolute figures drift on any machine.
+ * An A/A control comes first. See README.md for the flags and how to read the results.
  */
 import { mkdirSync, writeFileSync } from 'node:fs';
+import { cpus, release } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { renderTable } from '../src/cli/table.ts';
-import { type Arm, buildDir, raiseArm } from './arms.ts';
-import { buildNetbench } from './netbench.ts';
-import { interleave, median, pairedRatio } from './stats.ts';
+import { errorText, RipstopError } from '../src/errors.ts';
+import type { Wire } from '../src/lab/index.ts';
+import { armSpecs, buildDir, type ClusterSize } from './arms.ts';
+import { renderSvg, writePng } from './charts.ts';
+import type { Comparison } from './compare.ts';
+import { buildNetbench, findClang } from './netbench.ts';
+import { axis, Bench, nothing } from './parts.ts';
+import { countingCost } from './program-cost.ts';
+import {
+  chartsOf,
+  judgementColumns,
+  MIN_ROUNDS,
+  planeColumns,
+  renderReport,
+  rowsOf,
+  type RunResult,
+  warningsOf,
+} from './report.ts';
+import { judge } from './targets.ts';
+import { labelOf, works } from './works.ts';
 
 const { values: flags } = parseArgs({
   options: {
-    rounds: { type: 'string', default: '7' },
-    seconds: { type: 'string', default: '1' },
-    seed: { type: 'string', default: '1' },
+    quick: { type: 'boolean', default: false },
+    scale: { type: 'boolean', default: false },
+    only: { type: 'string' },
+    rounds: { type: 'string' },
+    seconds: { type: 'string' },
+    wire: { type: 'string', default: 'both' },
     services: { type: 'string', default: '100' },
+    seed: { type: 'string', default: '1' },
   },
 });
-const rounds = Number(flags.rounds);
-const seconds = Number(flags.seconds);
-const seed = Number(flags.seed);
-const services = Number(flags.services);
 
-/** One question: what is measured, and whether more or less of it is better. */
-interface Work {
-  readonly name: string;
-  readonly unit: string;
-  readonly better: 'more' | 'less';
-  readonly measure: (arm: Arm) => Promise<number>;
+function number(name: string, text: string, least: number): number {
+  const value = Number(text);
+  if (text.trim() !== '' && Number.isFinite(value) && value >= least) return value;
+  throw new RipstopError(`--${name} ${text} is no number from ${least} on; give one`);
 }
 
-/** The servers' CPU. A client that shares it shows the path's cost, not the scheduler's luck; one beside it, throughput. */
-const serverCpu = 1;
-const shared = { seconds, warmup: 0.2, cpu: serverCpu };
-const beside = { ...shared, cpu: 0 };
-
-const works: Work[] = [
-  {
-    name: 'TCP RR 64 B, p50, one core',
-    unit: 'µs',
-    better: 'less',
-    measure: async (arm) => (await arm.run('tcp-rr', { size: 64, ...shared })).latencyUs.p50,
-  },
-  {
-    name: 'UDP 64 B, received, one core',
-    unit: 'kpps',
-    better: 'more',
-    measure: async (arm) => (await arm.run('udp-rate', { size: 64, ...shared })).receivedPps / 1000,
-  },
-  {
-    name: 'TCP stream, GSO wire, one core',
-    unit: 'Gbit/s',
-    better: 'more',
-    measure: async (arm) => (await arm.run('tcp-stream', shared)).gbitPerSecond,
-  },
-  {
-    name: 'TCP stream, GSO wire, two cores',
-    unit: 'Gbit/s',
-    better: 'more',
-    measure: async (arm) => (await arm.run('tcp-stream', beside)).gbitPerSecond,
-  },
-];
-
-mkdirSync(buildDir, { recursive: true });
-const program = await buildNetbench(buildDir);
-const say = (text: string): void => void process.stderr.write(`bench: ${text}\n`);
-
-interface Row {
-  work: string;
-  unit: string;
-  arm: string;
-  median: number;
-  vsHost: string;
-  vsFlannel: string;
+/** A line of progress, with the time since the start. */
+function say(text: string): void {
+  const seconds = Math.round(performance.now() / 1000);
+  process.stderr.write(
+    `bench ${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, '0')}  ${text}\n`,
+  );
 }
 
-const rows: Row[] = [];
-const raw: Record<string, Record<string, number[]>> = {};
+/** What client and server share when a work is pinned. */
+const PINNED_CPU = 1;
 
-say('raising three labs');
-await using stack = new AsyncDisposableStack();
-const arms: Arm[] = [];
-for (const datapath of ['host', 'flannel', 'ripstop'] as const) {
-  arms.push(stack.use(await raiseArm(datapath, { program, services, serverCpu })));
-}
-for (const work of works) {
-  const results: Record<string, number[]> = Object.fromEntries(arms.map(({ name }) => [name, []]));
-  for (const [round, order] of interleave(arms, rounds, seed).entries()) {
-    for (const arm of order) results[arm.name]!.push(await work.measure(arm));
-    const now = arms.map(({ name }) => `${name} ${results[name]!.at(-1)!.toFixed(1)}`).join(', ');
-    say(`${work.name}: round ${round + 1}/${rounds}: ${now} ${work.unit}`);
+/** The axes of the scale, from their common end, with the far ends alone for the hurried. */
+const smallest: ClusterSize = { peers: 10, endpoints: 1 };
+const larger = {
+  peers: { all: [100, 1000, 10_000], end: [10_000] },
+  endpoints: { all: [10, 50, 250], end: [250] },
+};
+
+async function main(): Promise<void> {
+  const rounds = number('rounds', flags.rounds ?? (flags.quick ? '5' : '7'), 1);
+  const seconds = number('seconds', flags.seconds ?? (flags.quick ? '0.2' : '0.5'), 0.05);
+  const services = number('services', flags.services, 0);
+  const seed = number('seed', flags.seed, 0);
+  const only = flags.only === undefined ? undefined : new RegExp(flags.only, 'i');
+  if (!['gso', 'mtu', 'both'].includes(flags.wire))
+    throw new RipstopError(`--wire ${flags.wire} is none of gso, mtu and both`);
+  const chosen = works.filter(
+    (work) =>
+      !flags.scale &&
+      (only?.test(labelOf(work)) ?? true) &&
+      (work.quick || !flags.quick) &&
+      (flags.wire === 'both' || flags.wire === work.wire),
+  );
+  if (chosen.length === 0 && !flags.scale)
+    throw new RipstopError('no work is left to do; see --only, --wire and --quick');
+  if (rounds < MIN_ROUNDS) say(`${rounds} rounds are too few for intervals; use at least ${MIN_ROUNDS}`);
+
+  // Ctrl-C ends the test that runs; then the labs are taken down.
+  const interruption = new AbortController();
+  for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => interruption.abort());
+  const begun = new Date();
+  mkdirSync(buildDir, { recursive: true });
+  const compiler = await findClang();
+  const program = await buildNetbench(buildDir, compiler);
+  const timing = { seconds, warmup: seconds / 4 };
+  const settings = { rounds, seed, timing, cpu: PINNED_CPU, signal: interruption.signal, say };
+  const bench = new Bench(settings, { program, services, serverCpu: PINNED_CPU });
+
+  const { control, bystanders } = await bench.part('A/A control and bystanders', () => bench.control(), {
+    control: nothing,
+    bystanders: nothing,
+  });
+  const countingNs = await bench.part<number | undefined>(
+    'what counting costs',
+    () => countingCost(buildDir, compiler),
+    undefined,
+  );
+  const planes: Comparison[] = [];
+  for (const wire of ['gso', 'mtu'] satisfies Wire[]) {
+    const own = chosen.filter((work) => work.wire === wire);
+    if (own.length === 0) continue;
+    planes.push(
+      await bench.part(`data planes, ${wire.toUpperCase()} wire`, () => bench.planes(wire, own), nothing),
+    );
   }
-  raw[work.name] = results;
-  for (const { name } of arms) {
-    const against = (base: string): string => {
-      if (base === name) return '-';
-      const ratio = pairedRatio(results[base]!, results[name]!, { seed });
-      return `${ratio.median.toFixed(2)} (${ratio.low.toFixed(2)}–${ratio.high.toFixed(2)})`;
-    };
-    rows.push({
-      work: work.name,
-      unit: `${work.unit}, ${work.better} is better`,
-      arm: name,
-      median: median(results[name]!),
-      vsHost: against('host'),
-      vsFlannel: against('flannel'),
-    });
-  }
+  const steps = flags.quick ? 'end' : 'all';
+  const onPeers = [smallest, ...larger.peers[steps].map((peers) => ({ ...smallest, peers }))];
+  const onEndpoints = [smallest, ...larger.endpoints[steps].map((endpoints) => ({ ...smallest, endpoints }))];
+  const sizes = [...onPeers, ...onEndpoints.slice(1)];
+  const scale = only ? nothing : await bench.part('scale', () => bench.sizes(sizes), nothing);
+
+  report({
+    meta: {
+      date: begun.toISOString(),
+      kernel: release(),
+      cpu: cpus()[0]?.model ?? 'unknown CPU',
+      cpus: cpus().length,
+      rounds,
+      seconds,
+      services,
+      seed,
+    },
+    control,
+    planes: { arms: armSpecs.map(({ name }) => name), measured: planes.flatMap(({ measured }) => measured) },
+    bystanders,
+    peers: axis(scale, onPeers, ({ peers }) => `${peers.toLocaleString('en')} peers`),
+    endpoints: axis(scale, onEndpoints, ({ endpoints }) => `${endpoints} pod${endpoints === 1 ? '' : 's'}`),
+    programs: bench.programs,
+    countingNs,
+    fastShare: bench.fastShare,
+    failures: bench.failures,
+  });
 }
 
-process.stdout.write(
-  renderTable<Row>(
-    [
-      { title: 'WORK', value: (row) => row.work },
-      { title: 'ARM', value: (row) => row.arm },
-      { title: 'MEDIAN', align: 'right', value: (row) => row.median.toFixed(1) },
-      { title: 'UNIT', value: (row) => row.unit },
-      { title: '× HOST (95 %)', align: 'right', value: (row) => row.vsHost },
-      { title: '× FLANNEL (95 %)', align: 'right', value: (row) => row.vsFlannel },
-    ],
-    rows,
-  ),
-);
-const results = join(import.meta.dirname, 'results');
-mkdirSync(results, { recursive: true });
-writeFileSync(
-  join(results, 'first-figures.json'),
-  `${JSON.stringify({ rounds, seconds, seed, services, raw }, undefined, 2)}\n`,
-);
+/** Tables on the terminal; everything in a directory of its own. */
+function report(result: RunResult): void {
+  const { date, seed } = result.meta;
+  const { planes } = result;
+  const tables = [
+    renderTable(planeColumns(planes.arms, false), rowsOf(planes, seed)),
+    renderTable(judgementColumns, judge(result)),
+  ];
+  process.stdout.write(`\n${tables.join('\n')}\n`);
+  for (const warning of warningsOf(result)) say(warning);
+
+  const directory = join(import.meta.dirname, 'results', date.replaceAll(/[:.]/g, '-'));
+  mkdirSync(directory, { recursive: true });
+  writeFileSync(join(directory, 'results.json'), `${JSON.stringify(result, undefined, 2)}\n`);
+  for (const chart of chartsOf(result)) {
+    const svg = renderSvg(chart);
+    writeFileSync(join(directory, `${chart.name}.svg`), svg);
+    writePng(svg, join(directory, `${chart.name}.png`));
+  }
+  writeFileSync(join(directory, 'report.md'), renderReport(result));
+  say(`${((Date.now() - Date.parse(date)) / 1000).toFixed(0)} s; see ${join(directory, 'report.md')}`);
+}
+
+try {
+  await main();
+} catch (error) {
+  say(errorText(error));
+  process.exitCode = 1;
+}

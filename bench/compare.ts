@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+/** The measuring itself: works in arms, side by side. */
+import { errorText, RipstopError } from '../src/errors.ts';
+import type { Arm } from './arms.ts';
+import { formatNumber } from './charts.ts';
+import { interleave } from './stats.ts';
+import { figuresOf, labelOf, questionOf, type QuestionId, type Work } from './works.ts';
+
+/** All samples of one number, by arm: one for each round, null where the measurement failed. */
+export interface Samples extends Pick<Work, 'name' | 'where'> {
+  readonly question: QuestionId;
+  /** Which of several numbers for the same question, e.g. `p99`. */
+  readonly detail?: string;
+  readonly samples: Readonly<Record<string, readonly (number | null)[]>>;
+}
+
+/** What was measured side by side. */
+export interface Comparison {
+  /** In the order of tables and legends; the first is what others are compared with, where nothing else is said. */
+  readonly arms: readonly string[];
+  readonly measured: readonly Samples[];
+}
+
+export interface Settings {
+  readonly rounds: number;
+  readonly seed: number;
+  readonly timing: { readonly seconds: number; readonly warmup: number };
+  /** The CPU that client and server share when a work is pinned. */
+  readonly cpu: number;
+  readonly signal: AbortSignal;
+  readonly say: (text: string) => void;
+  /** Is told what failed; the rest goes on. */
+  readonly fail: (what: string) => void;
+}
+
+/** Run one work in one arm, once. */
+export function measure(
+  arm: Arm,
+  work: Work,
+  { timing, cpu }: Pick<Settings, 'timing' | 'cpu'>,
+): ReturnType<Arm['run']> {
+  const pinned = work.cpus === 'one core' ? { cpu } : {};
+  const seconds = timing.seconds * work.stretch;
+  return arm.run(work.command, { ...work.options, ...timing, seconds, ...pinned }, work.place);
+}
+
+/**
+ * Every work in every arm, once a round, the arms in a new order each round.
+ * @throws RipstopError when interrupted.
+ */
+export async function compare(
+  arms: readonly Arm[],
+  works: readonly Work[],
+  settings: Settings,
+): Promise<Comparison> {
+  const { rounds, seed, say } = settings;
+  const measured: Samples[] = [];
+  for (const [i, work] of works.entries()) {
+    const found = new Map<string, Samples & { samples: Record<string, (number | null)[]> }>();
+    for (const [round, order] of interleave(arms, rounds, seed + i).entries()) {
+      for (const arm of order) {
+        for (const { question, detail, value } of await figures(arm, work, round, settings)) {
+          const key = `${question} ${detail}`;
+          if (!found.has(key)) {
+            const blank = arms.map(({ name }) => [name, Array.from<null>({ length: rounds }).fill(null)]);
+            const samples = Object.fromEntries(blank) as Record<string, (number | null)[]>;
+            const { name, where } = work;
+            found.set(key, { question, ...(detail && { detail }), name, where, samples });
+          }
+          if (Number.isFinite(value)) found.get(key)!.samples[arm.name]![round] = value;
+        }
+      }
+      const [main] = found.values();
+      const now = arms.map(({ name }) => {
+        const value = main?.samples[name]?.[round];
+        return `${name} ${value == null ? '-' : formatNumber(value)}`;
+      });
+      const unit = main ? questionOf(main.question).unit : '';
+      say(
+        `[${i + 1}/${works.length}] ${labelOf(work)}, round ${round + 1}/${rounds}: ${now.join(' · ')} ${unit}`,
+      );
+    }
+    measured.push(...found.values());
+  }
+  return { arms: arms.map(({ name }) => name), measured };
+}
+
+/** What one measurement says; nothing, when it failed. */
+async function figures(
+  arm: Arm,
+  work: Work,
+  round: number,
+  settings: Settings,
+): Promise<ReturnType<typeof figuresOf>> {
+  try {
+    if (settings.signal.aborted) throw settings.signal.reason;
+    return figuresOf(await measure(arm, work, settings));
+  } catch (error) {
+    if (settings.signal.aborted)
+      throw new RipstopError('interrupted; there are no results', { cause: error });
+    settings.fail(`${labelOf(work)}: ${arm.name}, round ${round + 1}: ${errorText(error)}`);
+    return [];
+  }
+}

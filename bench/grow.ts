@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * Making a lab of two nodes look like a large cluster to ripstop: Node objects in the API server, which the agents turn
+ * into map entries, routes, neighbours and FDB entries by themselves; and pods that nobody talks to. What is beyond the
+ * two nodes does not exist, so all traffic is between them.
+ */
+import { readFileSync, writeFileSync } from 'node:fs';
+import { Agent, request } from 'node:https';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { readEndpoints, readPeers } from '../src/cli/rows.ts';
+import { AttachmentStore } from '../src/cni/attachments.ts';
+import { RipstopError } from '../src/errors.ts';
+import { ipBatch, ipJson } from '../src/host/ip.ts';
+import { type Lab, netnsPath, nodeDir, type NodeState, startAgent, unboost } from '../src/lab/index.ts';
+import type { ApiAccess } from '../src/lab/kube.ts';
+import { addressAt, parseCidr } from '../src/net/ip.ts';
+
+/** Room for 65,536 nodes of a /24 each, and the lab's own 10.42.0.0/16 is in it. */
+const WIDE_NETWORK = '10.0.0.0/8';
+/** POSTs at a time. */
+const WRITERS = 8;
+const DEADLINE_MS = 120_000;
+
+/**
+ * Let every node have this many peers, the real one included, in a cluster network that has room for them: ripstop is
+ * loaded anew. Before the nodes have pods. Resolves when the maps of all nodes hold the peers.
+ */
+export async function growPeers(lab: Lab, peers: number): Promise<void> {
+  const { nodes } = lab.state;
+  await Promise.all(nodes.map((node) => unboost(lab, node)));
+  const file = join(lab.dir, 'net-conf.json');
+  const netConf = JSON.parse(readFileSync(file, 'utf8')) as object;
+  writeFileSync(file, JSON.stringify({ ...netConf, Network: WIDE_NETWORK }));
+  // Nobody watches meanwhile, so that the agents have one large change to make and not many.
+  await createNodes(lab, peers - (nodes.length - 1));
+  await Promise.all(nodes.map((node) => startAgent(lab, node)));
+  await Promise.all(
+    nodes.map((node) =>
+      untilMapped(lab, node, `its ${peers} peers`, (bpffs) => readPeers(bpffs, undefined).length === peers),
+    ),
+  );
+}
+
+async function createNodes(lab: Lab, count: number): Promise<void> {
+  const api = JSON.parse(readFileSync(join(lab.dir, 'apiserver.json'), 'utf8')) as ApiAccess;
+  const agent = new Agent({ keepAlive: true, maxSockets: WRITERS, ca: api.ca });
+  const numbers = Array.from({ length: count }, (_, i) => i).values();
+  const write = async (): Promise<void> => {
+    for (const i of numbers) await post(agent, api, distantNode(i));
+  };
+  try {
+    await Promise.all(Array.from({ length: WRITERS }, write));
+  } finally {
+    agent.destroy();
+  }
+}
+
+/** A Node as flannel would have left it: podCIDRs from 10.64.0.0/24 on, which is beyond the lab's, and so the address. */
+function distantNode(i: number): object {
+  const podCIDR = `${addressAt(parseCidr('10.64.0.0/10'), i * 256)}/24`;
+  const tail = [i >> 16, i >> 8, i].map((byte) => (byte & 255).toString(16).padStart(2, '0')).join(':');
+  const flannel = {
+    'kube-subnet-manager': 'true',
+    'backend-type': 'vxlan',
+    'backend-data': JSON.stringify({ VNI: 1, VtepMAC: `0a:00:64:${tail}` }),
+    'public-ip': addressAt(parseCidr('172.31.64.0/18'), i),
+  };
+  return {
+    apiVersion: 'v1',
+    kind: 'Node',
+    metadata: {
+      name: `distant${i}`,
+      annotations: Object.fromEntries(
+        Object.entries(flannel).map(([key, value]) => [`flannel.alpha.coreos.com/${key}`, value]),
+      ),
+    },
+    spec: { podCIDR, podCIDRs: [podCIDR] },
+  };
+}
+
+function post(agent: Agent, { url, token }: ApiAccess, body: object): Promise<void> {
+  const { promise, resolve, reject } = Promise.withResolvers<void>();
+  const headers = { authorization: `Bearer ${token}`, 'content-type': 'application/json' };
+  const outgoing = request(
+    new URL('/api/v1/nodes', url),
+    { method: 'POST', agent, headers, timeout: 10_000 },
+    (incoming) => {
+      incoming.resume();
+      incoming.on('error', reject);
+      incoming.on('end', () => {
+        if (incoming.statusCode === 201) resolve();
+        else reject(new RipstopError(`the lab's API server refused a Node with ${incoming.statusCode}`));
+      });
+    },
+  );
+  outgoing.on('timeout', () => outgoing.destroy(new Error("the lab's API server is silent for 10 s")));
+  outgoing.on('error', reject);
+  outgoing.end(JSON.stringify(body));
+  return promise;
+}
+
+/**
+ * Let a node that has a pod have this many, the others being a veth pair that leads nowhere and the record that the CNI
+ * plugin would have left: to ripstop that is an endpoint like any other, without a namespace and its processes behind it.
+ */
+export async function growEndpoints(lab: Lab, node: NodeState, endpoints: number): Promise<void> {
+  const netns = netnsPath(node.netns);
+  const store = new AttachmentStore(join(nodeDir(lab, node), 'run'));
+  const [model] = await store.list();
+  if (!model) throw new RipstopError(`${node.name} has no pod yet; add one before its idle neighbours`);
+  const cidr = parseCidr(node.podCIDR);
+  const idle = Array.from({ length: endpoints - 1 }, (_, i) => ({
+    hostIfname: `idle${i}`,
+    // From the end of the podCIDR: its beginning has been given out.
+    ip: addressAt(cidr, 254 - i),
+  }));
+  await ipBatch(
+    idle.map(({ hostIfname }, i) => `link add ${hostIfname} up type veth peer name end${i}`),
+    { netns },
+  );
+  const links = await ipJson<{ ifname: string; ifindex: number; address: string }>(['link', 'show'], {
+    netns,
+  });
+  const linkOf = new Map(links.map((link) => [link.ifname, link]));
+  for (const [i, { hostIfname, ip }] of idle.entries()) {
+    const host = linkOf.get(hostIfname)!;
+    await store.put({
+      ...model,
+      containerId: `idle${i}`,
+      hostIfname,
+      hostIfindex: host.ifindex,
+      hostMac: host.address,
+      podMac: linkOf.get(`end${i}`)!.address,
+      ips: [ip],
+    });
+  }
+  await nudgeAgent(node);
+  await untilMapped(lab, node, `its ${endpoints} endpoints`, async (...from) => {
+    return (await readEndpoints(...from)).length === endpoints;
+  });
+}
+
+/** A change of the node's addresses makes its agent look at everything again. */
+export async function nudgeAgent(node: NodeState): Promise<void> {
+  const netns = netnsPath(node.netns);
+  await ipBatch(['address add 192.0.2.1/32 dev lo', 'address del 192.0.2.1/32 dev lo'], { netns });
+}
+
+/** Wait until a node's maps are as wanted. @throws RipstopError that names `what` was waited for. */
+export async function untilMapped(
+  lab: Lab,
+  node: NodeState,
+  what: string,
+  holds: (bpffs: string, runDir: string) => boolean | Promise<boolean>,
+): Promise<void> {
+  const directory = nodeDir(lab, node);
+  for (const begun = performance.now(); performance.now() - begun < DEADLINE_MS; await sleep(250)) {
+    if (await holds(join(directory, 'bpf'), join(directory, 'run'))) return;
+  }
+  throw new RipstopError(
+    `${node.name}'s agent did not put ${what} into its maps in ${DEADLINE_MS / 1000} s; see ${join(directory, 'agent.log')}`,
+  );
+}

@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+/** The parts of a run: each raises its labs, compares them, and takes them down. */
+import { errorText, RipstopError } from '../src/errors.ts';
+import type { Datapath, Wire } from '../src/lab/index.ts';
+import { type Arm, type ArmOptions, armSpecs, type ClusterSize, type Packets, raiseArm } from './arms.ts';
+import { type Comparison, compare, measure, type Settings } from './compare.ts';
+import { programCosts } from './program-cost.ts';
+import type { RunResult } from './report.ts';
+import { bystanderWorks, controlWorks, scaleWorks, type Work } from './works.ts';
+
+/** Of a cluster size; a lab's name may be made of it. */
+function nameOf({ peers, endpoints }: ClusterSize): string {
+  return `${peers}-peers-${endpoints}-pods`;
+}
+
+/** A part of the comparison of sizes, with names that say what differs in it. */
+export function axis(
+  all: Comparison,
+  sizes: readonly ClusterSize[],
+  title: (size: ClusterSize) => string,
+): Comparison {
+  const titles = sizes
+    .map((size) => [nameOf(size), title(size)] as const)
+    .filter(([name]) => all.arms.includes(name));
+  return {
+    arms: titles.map(([, arm]) => arm),
+    measured: all.measured.map((one) => ({
+      ...one,
+      samples: Object.fromEntries(titles.map(([name, arm]) => [arm, one.samples[name] ?? []])),
+    })),
+  };
+}
+
+type ArmSpec = Pick<ArmOptions, 'slow' | 'wire' | 'size'> & {
+  readonly name: string;
+  readonly datapath?: Datapath;
+};
+
+export const nothing: Comparison = { arms: [], measured: [] };
+
+/** A run in its making: the settings, what all labs share, and what was found so far. */
+export class Bench {
+  readonly failures: string[] = [];
+  readonly programs: RunResult['programs'][number][] = [];
+  readonly #packets: Record<string, Packets> = {};
+  readonly #settings: Settings;
+  readonly #shared: { program: string; services: number; serverCpu: number };
+
+  constructor(
+    settings: Omit<Settings, 'fail'>,
+    shared: { program: string; services: number; serverCpu: number },
+  ) {
+    this.#shared = shared;
+    const fail = (what: string): void => {
+      this.failures.push(what);
+      settings.say(what);
+    };
+    this.#settings = { ...settings, fail };
+  }
+
+  /** Of ripstop's arms among the data planes. */
+  get fastShare(): Record<string, number> {
+    const shares = Object.entries(this.#packets).map(([arm, { fast, all }]) => [
+      arm,
+      all > 0 ? fast / all : 0,
+    ]);
+    return Object.fromEntries(shares) as Record<string, number>;
+  }
+
+  /** A part of the run; when it cannot be done the others still are. @throws RipstopError when interrupted. */
+  async part<T>(name: string, act: () => Promise<T>, otherwise: T): Promise<T> {
+    this.#settings.say(name);
+    try {
+      return await act();
+    } catch (error) {
+      if (this.#settings.signal.aborted) throw error;
+      this.#settings.fail(`${name}: ${errorText(error)}`);
+      return otherwise;
+    }
+  }
+
+  /** The control, and with its two labs the bystanders: one of them without ripstop's programs then. */
+  async control(): Promise<{ control: Comparison; bystanders: Comparison }> {
+    await using stack = new AsyncDisposableStack();
+    const arms = await this.#raise(
+      stack,
+      ['ripstop', 'ripstop-again'].map((name) => ({ name })),
+    );
+    const control = await compare(arms, controlWorks, this.#settings);
+    await arms[1]!.detach();
+    const pair = [
+      { ...arms[1]!, name: 'not attached' },
+      { ...arms[0]!, name: 'attached' },
+    ];
+    return { control, bystanders: await compare(pair, bystanderWorks, this.#settings) };
+  }
+
+  /** All data planes on one kind of wire. On the GSO wire then ripstop's programs are timed, which slows them. */
+  async planes(wire: Wire, some: readonly Work[]): Promise<Comparison> {
+    await using stack = new AsyncDisposableStack();
+    const arms = await this.#raise(
+      stack,
+      armSpecs.map((spec) => ({ ...spec, wire })),
+    );
+    const result = await compare(arms, some, this.#settings);
+    for (const arm of arms) {
+      const { fast, all } = this.#packets[arm.name] ?? { fast: 0, all: 0 };
+      const seen = arm.packets();
+      if (seen) this.#packets[arm.name] = { fast: fast + seen.fast, all: all + seen.all };
+    }
+    const ripstop = arms.find(({ name }) => name === 'ripstop')!;
+    if (wire === 'gso') await this.part('programs', () => this.#timePrograms(ripstop), undefined);
+    return result;
+  }
+
+  async #timePrograms(ripstop: Arm): Promise<void> {
+    for (const work of scaleWorks) {
+      this.#settings.say(`ns per run of each program: ${work.name}`);
+      const costs = await programCosts(ripstop, () => measure(ripstop, work, this.#settings));
+      this.programs.push(...costs.map((cost) => ({ ...cost, load: work.name })));
+    }
+  }
+
+  /** ripstop in clusters of several sizes; an arm's name is its size's, by {@link nameOf}. */
+  async sizes(sizes: readonly ClusterSize[]): Promise<Comparison> {
+    await using stack = new AsyncDisposableStack();
+    const arms: Arm[] = [];
+    // One after another: growing takes all CPUs that there are.
+    for (const size of sizes) {
+      this.#settings.say(`growing a cluster of ${nameOf(size)}`);
+      arms.push(...(await this.#raise(stack, [{ name: nameOf(size), size }])));
+    }
+    // Awaited here, or the labs would be taken down at once.
+    return await compare(arms, scaleWorks, this.#settings);
+  }
+
+  /** Labs that the stack takes down. When one cannot be raised, the others still are taken down. */
+  async #raise(stack: AsyncDisposableStack, specs: readonly ArmSpec[]): Promise<Arm[]> {
+    const raising = specs.map(({ datapath = 'ripstop', ...spec }) =>
+      raiseArm(datapath, { ...spec, ...this.#shared }),
+    );
+    const outcomes = await Promise.allSettled(raising);
+    const arms = outcomes.flatMap((outcome) =>
+      outcome.status === 'fulfilled' ? [stack.use(outcome.value)] : [],
+    );
+    const failed = outcomes.find((outcome) => outcome.status === 'rejected');
+    if (failed) throw failed.reason;
+    if (this.#settings.signal.aborted) throw new RipstopError('interrupted; there are no results');
+    return arms;
+  }
+}

@@ -1,0 +1,458 @@
+// SPDX-License-Identifier: Apache-2.0
+/** What a run's numbers say: rows with medians and ratios, charts, and a report that is read without the code. */
+import type { Column } from '../src/cli/table.ts';
+import { type Bar, type Chart, formatNumber, type Panel } from './charts.ts';
+import type { Comparison, Samples } from './compare.ts';
+import { type Ratio, type Summary, summarize } from './stats.ts';
+import { boundsOf, formatBound, type Judged, judge, type Judgement, ratioOf, verdictOn } from './targets.ts';
+import { type Question, questionOf, questions, titleOf } from './works.ts';
+
+/** Resampling fewer rounds than this says little about how sure a median is. */
+export const MIN_ROUNDS = 5;
+/** How far two labs of the same data plane may lie apart; beyond it small differences mean nothing. */
+const CONTROL_TOLERANCE = 0.02;
+/** An interval that reaches further than this to either side of its median tells little. */
+const NOISY = 0.1;
+
+/** Everything that a run has measured; this is what results.json holds. A part that was left out has no arms. */
+export interface RunResult extends Judged {
+  readonly meta: {
+    readonly date: string;
+    readonly kernel: string;
+    readonly cpu: string;
+    readonly cpus: number;
+    readonly rounds: number;
+    readonly seconds: number;
+    readonly services: number;
+    readonly seed: number;
+  };
+  /** Two labs of the same data plane. */
+  readonly control: Comparison;
+  readonly endpoints: Comparison;
+  /** Of ripstop's arms: the part of the packets that the fast path carried, 0 … 1. */
+  readonly fastShare: Readonly<Record<string, number>>;
+  readonly failures: readonly string[];
+}
+
+/** One number of one work, in all arms. */
+export interface Row {
+  readonly question: Question;
+  readonly title: string;
+  readonly samples: Samples;
+  /** By arm; undefined where no round measured anything. */
+  readonly summaries: Readonly<Record<string, Summary | undefined>>;
+  /** Of an arm ÷ a baseline; undefined where there are no two rounds that measured both. */
+  ratio(baseline: string, arm: string): Ratio | undefined;
+}
+
+export function rowsOf({ arms, measured }: Comparison, seed: number): Row[] {
+  return measured.map((samples) => ({
+    question: questionOf(samples.question),
+    title: titleOf(samples),
+    samples,
+    summaries: Object.fromEntries(
+      arms.map((arm) => {
+        const values = (samples.samples[arm] ?? []).filter((value) => value !== null);
+        return [arm, values.length > 0 ? summarize(values) : undefined];
+      }),
+    ),
+    ratio: (baseline, arm) => ratioOf(samples, baseline, arm, seed),
+  }));
+}
+
+type Interval = Pick<Ratio, 'median' | 'low' | 'high'>;
+
+/** `1.23 (1.20–1.26)`, or nothing. */
+export function formatRatio(ratio: Interval | undefined): string | undefined {
+  return ratio && `${ratio.median.toFixed(2)} (${ratio.low.toFixed(2)}–${ratio.high.toFixed(2)})`;
+}
+
+/** `12.9 (12.3–14.5)`: median and quartiles, or nothing. */
+function formatSummary(summary: Summary | undefined): string | undefined {
+  return (
+    summary && `${formatNumber(summary.median)} (${formatNumber(summary.q1)}–${formatNumber(summary.q3)})`
+  );
+}
+
+/** `÷ host ≤ 1.02 met · ÷ flannel ≤ 0.571 not met`, or nothing where nothing is asked. */
+function formatVerdicts(row: Row): string | undefined {
+  const bounds = boundsOf(row.samples);
+  const verdicts = (['host', 'flannel'] as const).flatMap((base) => {
+    const bound = bounds[base];
+    return bound ? [`÷ ${base} ${formatBound(bound)} ${verdictOn(row.ratio(base, 'ripstop'), bound)}`] : [];
+  });
+  return verdicts.length > 0 ? verdicts.join(' · ') : undefined;
+}
+
+/** The data planes side by side, one number a line. On a terminal there is no room for the quartiles. */
+export function planeColumns(arms: readonly string[], quartiles: boolean): Column<Row>[] {
+  return [
+    ...armColumns(arms, quartiles),
+    { title: 'ripstop ÷ host', align: 'right', value: (row) => formatRatio(row.ratio('host', 'ripstop')) },
+    {
+      title: 'ripstop ÷ flannel',
+      align: 'right',
+      value: (row) => formatRatio(row.ratio('flannel', 'ripstop')),
+    },
+    { title: 'target', value: formatVerdicts },
+  ];
+}
+
+function armColumns(arms: readonly string[], quartiles: boolean): Column<Row>[] {
+  return [
+    { title: 'work', value: ({ title }) => title },
+    { title: 'unit', value: ({ question }) => `${question.unit} ${question.better === 'more' ? '↑' : '↓'}` },
+    ...arms.map((arm): Column<Row> => ({
+      title: arm,
+      align: 'right',
+      value: ({ summaries: { [arm]: summary } }) =>
+        quartiles ? formatSummary(summary) : summary && formatNumber(summary.median),
+    })),
+  ];
+}
+
+/** Arms and what they are compared with, the first. */
+function againstFirst(arms: readonly string[]): Column<Row>[] {
+  const [first, ...others] = arms;
+  return [
+    ...armColumns(arms, true),
+    ...others.map((arm): Column<Row> => ({
+      title: `${arm} ÷ ${first}`,
+      align: 'right',
+      value: (row) => formatRatio(row.ratio(first!, arm)),
+    })),
+  ];
+}
+
+export const judgementColumns: Column<Judgement>[] = [
+  { title: 'figure', value: ({ figure }) => figure },
+  { title: 'of', value: ({ of }) => of },
+  { title: 'target', align: 'right', value: ({ bound }) => formatBound(bound) },
+  {
+    title: 'measured',
+    align: 'right',
+    value: ({ value }) => (value && value.median >= 10 ? value.median.toFixed(0) : formatRatio(value)),
+  },
+  { title: 'verdict', value: ({ verdict }) => verdict },
+];
+
+/** What a reader must know before believing anything: a biased control, too few rounds, arms that were not what they are called. */
+export function warningsOf(run: RunResult): string[] {
+  const warnings: string[] = [];
+  const { rounds, seed } = run.meta;
+  if (rounds < MIN_ROUNDS)
+    warnings.push(
+      `Only ${rounds} rounds: the intervals are narrower than they are true. Use at least ${MIN_ROUNDS}.`,
+    );
+  for (const row of rowsOf(run.control, seed)) {
+    const ratio = controlRatio(run, row);
+    if (row.question.id === 'loss' || (ratio && Math.abs(ratio.median - 1) <= CONTROL_TOLERANCE)) continue;
+    const what = `${row.title} (${row.question.unit})`;
+    warnings.push(
+      ratio
+        ? `Two labs of the same data plane differ by ${percent(ratio.median - 1)} in ${what}: believe no smaller difference there.`
+        : `The control has no answer for ${what}.`,
+    );
+  }
+  const noisy = rowsOf(run.planes, seed).filter((row) => {
+    const ratio = row.ratio('flannel', 'ripstop');
+    return ratio && Math.max(ratio.high - ratio.median, ratio.median - ratio.low) > NOISY * ratio.median;
+  });
+  if (noisy.length > 0) {
+    const names = noisy.map((row) => `${row.title} (${row.question.unit})`).join('; ');
+    warnings.push(
+      `Too noisy to tell, the interval of ripstop ÷ flannel being wider than ±${NOISY * 100} %: ${names}.`,
+    );
+  }
+  for (const [arm, expected] of [
+    ['ripstop', 1],
+    ['ripstop-slow', 0],
+  ] as const) {
+    const share = run.fastShare[arm];
+    if (share !== undefined && Math.abs(share - expected) > 0.05)
+      warnings.push(
+        `The fast path carried ${(share * 100).toFixed(1)} % of the packets of ${arm}: it is not what it is called.`,
+      );
+  }
+  if (run.failures.length > 0)
+    warnings.push(`${run.failures.length} measurements failed; they are named at the end.`);
+  return warnings;
+}
+
+function controlRatio({ control }: RunResult, row: Row): Ratio | undefined {
+  return row.ratio(control.arms[0]!, control.arms[1]!);
+}
+
+function percent(part: number): string {
+  return `${(Math.abs(part) * 100).toFixed(1)} %`;
+}
+
+function direction({ better }: Pick<Question, 'better'>): string {
+  return better === 'more' ? 'longer is better' : 'shorter is better';
+}
+
+function bySeries(rows: readonly Row[], arms: readonly string[]): Panel['groups'] {
+  return rows.map(({ samples, summaries }) => ({
+    label: samples.name,
+    bars: arms.flatMap((series): Bar[] => {
+      const summary = summaries[series];
+      return summary ? [{ series, value: summary.median, low: summary.q1, high: summary.q3 }] : [];
+    }),
+  }));
+}
+
+/** Panels by circumstances, because what differs in them is of another scale. */
+function panelsOf(rows: readonly Row[], arms: readonly string[]): Panel[] {
+  const panels = Map.groupBy(rows, ({ samples: { where, detail } }) =>
+    detail ? `${detail}, ${where}` : where,
+  );
+  return Array.from(panels, ([title, own]) => ({ title, groups: bySeries(own, arms) }));
+}
+
+/** How the numbers of the first arm change in the others, as ratios. */
+function growthChart(name: string, title: string, run: RunResult, { arms, measured }: Comparison): Chart {
+  const [first, ...others] = arms;
+  const rows = rowsOf({ arms, measured }, run.meta.seed).filter(({ question }) => question.id !== 'loss');
+  return {
+    name,
+    title,
+    subtitle: `÷ ${first}: 1 is no change · bar: median of ${run.meta.rounds} rounds · whiskers: 95 % interval`,
+    series: others,
+    panels: [
+      {
+        title: '',
+        groups: rows.map((row) => ({
+          label: `${row.samples.name}, ${row.question.unit}`,
+          bars: others.flatMap((series): Bar[] => {
+            const ratio = row.ratio(first!, series);
+            return ratio ? [{ ...interval(ratio), series, target: 1, text: ratio.median.toFixed(3) }] : [];
+          }),
+        })),
+      },
+    ],
+  };
+}
+
+function interval({ median: value, low, high }: Interval): Pick<Bar, 'value' | 'low' | 'high'> {
+  return { value, low, high };
+}
+
+function targetChart(run: RunResult): Chart {
+  const panels = Map.groupBy(judge(run), ({ of }) => of);
+  return {
+    name: 'targets',
+    title: 'Which figures are reached?',
+    subtitle:
+      'bar: median · whiskers: 95 % interval · black line: the target, to be reached (≥) or not to be passed (≤)',
+    series: ['met', 'met?', 'not met?', 'not met'],
+    colours: ['#009e73', '#8fd3bf', '#f2b27a', '#d55e00'],
+    panels: Array.from(panels, ([title, judgements]) => ({
+      title,
+      groups: judgements.flatMap(({ figure, bound, value, verdict }) => {
+        if (!value) return [];
+        const target = bound.atLeast ?? bound.atMost ?? 0;
+        const measured = value.median >= 10 ? value.median.toFixed(0) : value.median.toFixed(2);
+        const text = `${measured}, target ${formatBound(bound)}`;
+        // What comes after the semicolon is told in the table.
+        return [
+          { label: figure.split(';')[0]!, bars: [{ ...interval(value), series: verdict, target, text }] },
+        ];
+      }),
+    })).filter(({ groups }) => groups.length > 0),
+  };
+}
+
+/** A chart for each question that has an answer. */
+export function chartsOf(run: RunResult): Chart[] {
+  const { planes, bystanders, meta } = run;
+  const spread = `bar: median of ${meta.rounds} rounds · whiskers: quartiles`;
+  const rows = rowsOf(planes, meta.seed);
+  const loads = [...new Set(run.programs.map(({ load }) => load))];
+  const names = [...new Set(run.programs.map(({ program }) => program))];
+  const charts: Chart[] = [
+    targetChart(run),
+    ...questions.map((question) => ({
+      name: question.id,
+      title: question.title,
+      subtitle: `${question.unit}, ${direction(question)} · ${spread}`,
+      series: planes.arms,
+      panels: panelsOf(
+        rows.filter((row) => row.question === question),
+        planes.arms,
+      ),
+    })),
+    {
+      name: 'bystanders',
+      title: bystanderTitle,
+      subtitle: `µs of a request between the nodes themselves, shorter is better · ${spread}`,
+      series: bystanders.arms,
+      panels: panelsOf(
+        rowsOf(bystanders, meta.seed).filter(({ question }) => question.id === 'round-trip'),
+        bystanders.arms,
+      ),
+    },
+    growthChart('peers', peersTitle, run, run.peers),
+    growthChart('endpoints', endpointsTitle, run, run.endpoints),
+    {
+      name: 'programs',
+      title: programsTitle,
+      subtitle: `ns per run, mean, shorter is better · of it for counting itself: ${run.countingNs?.toFixed(0) ?? '?'} ns`,
+      series: loads,
+      panels: [
+        {
+          title: '',
+          groups: names.map((program) => ({
+            label: program,
+            bars: run.programs
+              .filter((cost) => cost.program === program)
+              .map(({ load, nsPerRun: ns }) => ({ series: load, value: ns, low: ns, high: ns })),
+          })),
+        },
+      ],
+    },
+  ];
+  return charts.filter(({ panels }) =>
+    panels.some(({ groups }) => groups.some(({ bars }) => bars.length > 0)),
+  );
+}
+
+const bystanderTitle = 'Do bystanders pay?';
+const peersTitle = 'Does the path grow slower with the number of nodes?';
+const endpointsTitle = 'Does the path grow slower with the number of pods?';
+const programsTitle = 'How long does each BPF program run?';
+
+function markdown<T>(columns: readonly Column<T>[], rows: readonly T[]): string {
+  const line = (cells: readonly (string | number | undefined)[]): string =>
+    `| ${cells.map((cell) => String(cell ?? '-').replaceAll('|', '\\|')).join(' | ')} |`;
+  return [
+    line(columns.map(({ title }) => title)),
+    line(columns.map(({ align }) => (align === 'right' ? '---:' : '---'))),
+    ...rows.map((row) => line(columns.map(({ value }) => value(row)))),
+  ].join('\n');
+}
+
+/** The report, in markdown; the charts are looked for beside it, as PNG. */
+export function renderReport(run: RunResult): string {
+  const { meta, planes, control, bystanders } = run;
+  const charts = chartsOf(run);
+  const section = (title: string, text: string, chart: string, body: string): string => {
+    const picture = charts.find(({ name }) => name === chart);
+    return [`## ${title}`, text, picture && `![${picture.title}](${chart}.png)`, body]
+      .filter(Boolean)
+      .join('\n\n');
+  };
+  const grown = (title: string, chart: string, text: string, comparison: Comparison): string[] =>
+    comparison.measured.length === 0
+      ? []
+      : [section(title, text, chart, markdown(againstFirst(comparison.arms), rowsOf(comparison, meta.seed)))];
+
+  const warnings = warningsOf(run);
+  const rows = rowsOf(planes, meta.seed);
+  const sections = [
+    section(
+      'Which figures are reached?',
+      'Ratios with their 95 % intervals. A verdict goes by the median; a question mark says that the interval holds the target too, so that more rounds might turn it.',
+      'targets',
+      markdown(judgementColumns, judge(run)),
+    ),
+    ...questions.flatMap((question) => {
+      const own = rows.filter((row) => row.question === question);
+      if (own.length === 0) return [];
+      const text = `In ${question.unit}; ${question.better} is better.`;
+      return [section(question.title, text, question.id, markdown(planeColumns(planes.arms, true), own))];
+    }),
+    ...(bystanders.measured.length === 0
+      ? []
+      : [
+          section(
+            bystanderTitle,
+            "Traffic of the nodes themselves, which shares the uplink with ripstop's programs: two equal labs, in one of them the programs detached and the agents ended.",
+            'bystanders',
+            markdown(againstFirst(bystanders.arms), rowsOf(bystanders, meta.seed)),
+          ),
+        ]),
+    ...grown(
+      peersTitle,
+      'peers',
+      'ripstop in clusters that look larger and larger: Node objects without nodes behind them, taken up by the agents into maps, routes, neighbours and FDB. All traffic is between the two real nodes. The agents are ended before measuring, so that only the path is compared.',
+      run.peers,
+    ),
+    ...grown(
+      endpointsTitle,
+      'endpoints',
+      'The same with more and more pods on both nodes, of which one on each talks and the others are idle.',
+      run.endpoints,
+    ),
+    ...(run.programs.length === 0
+      ? []
+      : [
+          section(
+            programsTitle,
+            `Mean over all runs on both nodes during a known load, by \`kernel.bpf_stats_enabled\`; less is better. A run of a TCP stream may carry a super-packet. Counting costs time itself, and that is in these figures: a program that does nothing is counted with ${run.countingNs?.toFixed(0) ?? '?'} ns.`,
+            'programs',
+            markdown(
+              [
+                { title: 'program', value: ({ program }) => program },
+                { title: 'load', value: ({ load }) => load },
+                { title: 'runs', align: 'right', value: ({ runs }) => runs },
+                { title: 'ns per run', align: 'right', value: ({ nsPerRun }) => nsPerRun.toFixed(0) },
+                {
+                  title: 'without counting',
+                  align: 'right',
+                  value: ({ nsPerRun }) =>
+                    run.countingNs === undefined ? undefined : (nsPerRun - run.countingNs).toFixed(0),
+                },
+              ],
+              run.programs,
+            ),
+          ),
+        ]),
+    section(
+      'Can this run tell equal from different?',
+      `Two labs of the same data plane, measured like everything else. How far a ratio is from 1 is about the smallest difference that this report can show; beyond ±${CONTROL_TOLERANCE * 100} % it is among the warnings at the top.`,
+      '',
+      control.measured.length === 0
+        ? 'The control was not measured in this run.'
+        : markdown(againstFirst(control.arms), rowsOf(control, meta.seed)),
+    ),
+    section(
+      'Did the arms do what they are called?',
+      "Of the packets that ripstop's programs saw, the fast path carried:",
+      '',
+      markdown(
+        [
+          { title: 'arm', value: ([arm]) => arm },
+          { title: 'fast path', align: 'right', value: ([, share]) => `${(share * 100).toFixed(1)} %` },
+        ],
+        Object.entries(run.fastShare),
+      ),
+    ),
+    ...(run.failures.length === 0
+      ? []
+      : [
+          section(
+            'What failed',
+            'These measurements are missing above.',
+            '',
+            run.failures.map((failure) => `- ${failure}`).join('\n'),
+          ),
+        ]),
+  ];
+  return `# ripstop benchmark, ${meta.date}
+
+${meta.cpus} × ${meta.cpu}, Linux ${meta.kernel}. ${meta.rounds} rounds of ${meta.seconds} s, the arms in a new order each round;
+kube-proxy's rules for ${meta.services} services on every node.
+${warnings.length > 0 ? `\n**Before you believe it:**\n\n${warnings.map((warning) => `- ${warning}`).join('\n')}\n` : ''}
+- **host**: the nodes themselves, without pods; nothing of ripstop is attached. On one node this is the loopback device.
+- **flannel**: flannel's kernel path between pods, with br_netfilter and FORWARD rules. On one node this is the bridge.
+- **ripstop**: ripstop's fast path between pods.
+- **ripstop-slow**: the same, with the pods marked for the kernel path: what ripstop costs where it does not help.
+
+A ratio is the median over rounds of an arm ÷ the baseline *of the same round*, with its 95 % interval; a plain number has its
+quartiles behind it. Absolute numbers are of this machine and this hour. "One core": client, server and path share one CPU;
+"free": the scheduler decides. "GSO wire": the kernel's super-packets cross the wire whole; "MTU wire": every packet fits the
+MTU, as on a plain NIC. ↑: more is better, ↓: less is. Where no other target is set, ripstop must not be worse than flannel.
+
+${sections.join('\n\n')}
+`;
+}

@@ -1,0 +1,298 @@
+// SPDX-License-Identifier: Apache-2.0
+/** The figures to reach, as data, and whether a run has reached them. */
+import type { Comparison, Samples } from './compare.ts';
+import type { ProgramCost } from './program-cost.ts';
+import { pairedRatio, type Ratio } from './stats.ts';
+import { questionOf, type QuestionId, titleOf } from './works.ts';
+
+/** What a value must not leave; both ends belong to it. */
+export interface Bound {
+  readonly atLeast?: number;
+  readonly atMost?: number;
+}
+
+export interface Target {
+  /** Its name for people. */
+  readonly figure: string;
+  readonly question: QuestionId;
+  readonly name: string;
+  readonly where: string;
+  readonly detail?: string;
+  /** Of ripstop ÷ this arm, in the question's unit. */
+  readonly host?: Bound;
+  readonly flannel?: Bound;
+}
+
+const oneCore = 'across nodes, one core, GSO wire';
+const oneNode = 'one node, one core, GSO wire';
+
+export const targets: readonly Target[] = [
+  {
+    figure: 'TCP RR, p50',
+    question: 'round-trip',
+    name: 'TCP RR ×1',
+    where: oneCore,
+    host: { atMost: 1.02 },
+    flannel: { atMost: 1 / 1.75 },
+  },
+  {
+    figure: 'UDP RR ×32',
+    question: 'transactions',
+    name: 'UDP RR ×32',
+    where: oneCore,
+    host: { atLeast: 0.98 },
+    flannel: { atLeast: 1.5 },
+  },
+  {
+    figure: 'UDP 64 B packet rate',
+    question: 'datagrams',
+    name: 'UDP 64 B',
+    where: oneCore,
+    host: { atLeast: 1 },
+    flannel: { atLeast: 2.5 },
+  },
+  {
+    figure: 'TCP stream, GSO wire',
+    question: 'stream',
+    name: 'TCP stream ×1',
+    where: oneCore,
+    host: { atLeast: 0.97 },
+    flannel: { atLeast: 1.35 },
+  },
+  {
+    // Bytes alone bound it to 0.966: each packet carries 50 more.
+    figure: 'TCP stream, MTU wire',
+    question: 'stream',
+    name: 'TCP stream ×1',
+    where: 'across nodes, one core, MTU wire',
+    host: { atLeast: 0.955 },
+    flannel: { atLeast: 1.2 },
+  },
+  {
+    figure: 'TCP connect-request-response',
+    question: 'transactions',
+    name: 'TCP connect-request-response',
+    where: oneCore,
+    host: { atLeast: 0.95 },
+    flannel: { atLeast: 1.6 },
+  },
+  {
+    figure: 'p99 at a fixed load',
+    question: 'latency',
+    name: 'TCP at 5000/s',
+    where: oneCore,
+    detail: 'p99',
+    host: { atMost: 1.1 },
+    flannel: { atMost: 0.6 },
+  },
+  {
+    figure: 'softirq time per GB',
+    question: 'softirq-per-gb',
+    name: 'TCP stream ×1',
+    where: oneCore,
+    flannel: { atMost: 0.65 },
+  },
+  {
+    figure: 'softirq time per GB, MTU wire',
+    question: 'softirq-per-gb',
+    name: 'TCP stream ×1',
+    where: 'across nodes, one core, MTU wire',
+    flannel: { atMost: 0.65 },
+  },
+  {
+    figure: 'TCP RR on one node, against the bridge',
+    question: 'transactions',
+    name: 'TCP RR ×1',
+    where: oneNode,
+    flannel: { atLeast: 1.3 },
+  },
+  {
+    figure: 'UDP 64 B on one node, against the bridge',
+    question: 'datagrams',
+    name: 'UDP 64 B',
+    where: oneNode,
+    flannel: { atLeast: 1.5 },
+  },
+];
+
+/** Host-network round trips with ripstop attached, ÷ not attached. */
+const bystanderBound: Bound = { atMost: 1.01 };
+/** Anything with the most peers, ÷ with the fewest. */
+const scaleBound: Bound = { atLeast: 0.98, atMost: 1.02 };
+/** ns, without what counting itself costs, of packets that are no super-packets. */
+const programBounds = [
+  { figure: 'encapsulate: from_pod', program: 'from_pod', bound: { atMost: 120 } },
+  { figure: 'decapsulate: from_wire', program: 'from_wire', bound: { atMost: 90 } },
+] as const;
+/** Under which load the programs are judged: every run carries one small packet. */
+export const JUDGED_LOAD = 'UDP 64 B';
+
+/**
+ * By the median; with a question mark where its interval holds the bound too, so that more rounds might turn the verdict.
+ */
+export type Verdict = 'met' | 'met?' | 'not met?' | 'not met' | 'not measured';
+
+export interface Judgement {
+  readonly figure: string;
+  /** What the value is, e.g. `ripstop ÷ host`. */
+  readonly of: string;
+  readonly bound: Bound;
+  /** Undefined where the run did not measure it. */
+  readonly value: { readonly median: number; readonly low: number; readonly high: number } | undefined;
+  readonly verdict: Verdict;
+}
+
+/** What is judged of a run. */
+export interface Judged {
+  readonly meta: { readonly seed: number };
+  readonly planes: Comparison;
+  readonly bystanders: Comparison;
+  readonly peers: Comparison;
+  readonly programs: readonly (ProgramCost & { readonly load: string })[];
+  /** ns; undefined: not measured. */
+  readonly countingNs: number | undefined;
+}
+
+/** Candidate over baseline, of the rounds that measured both; undefined without two such rounds, or for an arm itself. */
+export function ratioOf(
+  { samples }: Pick<Samples, 'samples'>,
+  baseline: string,
+  candidate: string,
+  seed: number,
+): Ratio | undefined {
+  if (baseline === candidate) return undefined;
+  const pairs = (samples[baseline] ?? [])
+    .map((base, round) => [base, samples[candidate]?.[round]] as const)
+    // Nothing is no baseline: e.g. no loss, or CPU time below the clock's resolution.
+    .filter((pair): pair is readonly [number, number] => pair.every((value) => value != null && value > 0));
+  if (pairs.length < 2) return undefined;
+  return pairedRatio(
+    pairs.map(([base]) => base),
+    pairs.map(([, value]) => value),
+    { seed },
+  );
+}
+
+export function verdictOn(
+  value: { median: number; low: number; high: number } | undefined,
+  { atLeast = -Infinity, atMost = Infinity }: Bound,
+): Verdict {
+  if (!value) return 'not measured';
+  const met = value.median >= atLeast && value.median <= atMost;
+  const inside = value.low >= atLeast && value.high <= atMost;
+  const outside = value.high < atLeast || value.low > atMost;
+  const open = met ? !inside : !outside;
+  return `${met ? 'met' : 'not met'}${open ? '?' : ''}`;
+}
+
+/** `≤ 1.02`, `0.98 … 1.02`. */
+export function formatBound({ atLeast, atMost }: Bound): string {
+  const text = (value: number): string => String(Number(value.toFixed(3)));
+  if (atLeast !== undefined && atMost !== undefined) return `${text(atLeast)} … ${text(atMost)}`;
+  return atLeast !== undefined ? `≥ ${text(atLeast)}` : `≤ ${text(atMost ?? Infinity)}`;
+}
+
+/** Loss at full speed is how much faster the sender is than the receiver: nothing to be judged by. */
+const unjudged: readonly QuestionId[] = ['loss'];
+
+/** What a number of ripstop's must not leave, ÷ that of another data plane: a target, or not to be worse than flannel. */
+export function boundsOf(samples: Omit<Samples, 'samples'>): { host?: Bound; flannel?: Bound } {
+  if (unjudged.includes(samples.question)) return {};
+  const own = targets.find(
+    ({ question, name, where, detail }) =>
+      question === samples.question &&
+      name === samples.name &&
+      where === samples.where &&
+      detail === samples.detail,
+  );
+  const noWorse: Bound = questionOf(samples.question).better === 'more' ? { atLeast: 1 } : { atMost: 1 };
+  return {
+    flannel: noWorse,
+    ...(own?.host && { host: own.host }),
+    ...(own?.flannel && { flannel: own.flannel }),
+  };
+}
+
+/** Every figure to reach, in order, whether it was measured or not. */
+export function judge(run: Judged): Judgement[] {
+  const make = (figure: string, of: string, bound: Bound, value: Judgement['value']): Judgement => {
+    return { figure, of, bound, value, verdict: verdictOn(value, bound) };
+  };
+  const { planes, bystanders, peers } = run;
+  const { seed } = run.meta;
+  const compared = targets.flatMap((target) => {
+    const samples = planes.measured.find(
+      ({ question, name, where, detail }) =>
+        question === target.question &&
+        name === target.name &&
+        where === target.where &&
+        detail === target.detail,
+    );
+    return (['host', 'flannel'] as const).flatMap((base) => {
+      const bound = target[base];
+      const ratio = samples && ratioOf(samples, base, 'ripstop', seed);
+      return bound ? [make(target.figure, `ripstop ÷ ${base}`, bound, ratio)] : [];
+    });
+  });
+  const cells = planes.measured.flatMap((samples) => {
+    const ratio = ratioOf(samples, 'flannel', 'ripstop', seed);
+    if (!ratio || unjudged.includes(samples.question)) return [];
+    const better = questionOf(samples.question).better === 'more' ? ratio : inverse(ratio);
+    return [{ ...better, label: titleOf(samples) }];
+  });
+  const worst = cells.toSorted((a, b) => a.median - b.median)[0];
+  const attached = (name: string): Judgement['value'] => {
+    const samples = bystanders.measured.find((one) => one.question === 'round-trip' && one.name === name);
+    return samples && ratioOf(samples, bystanders.arms[0]!, bystanders.arms[1]!, seed);
+  };
+  const [few, many] = [peers.arms[0], peers.arms.at(-1)];
+  const scale = peers.measured
+    .filter(({ question }) => ['round-trip', 'datagrams', 'stream'].includes(question))
+    .map((samples) =>
+      make(
+        `${samples.name}, as the cluster grows`,
+        `${many} ÷ ${few}`,
+        scaleBound,
+        ratioOf(samples, few!, many!, seed),
+      ),
+    );
+  const programs = programBounds.map(({ figure, program, bound }) => {
+    const cost = run.programs.find((one) => one.program === program && one.load === JUDGED_LOAD);
+    const ns = cost && run.countingNs !== undefined ? cost.nsPerRun - run.countingNs : undefined;
+    return make(
+      figure,
+      'ns, counting deducted',
+      bound,
+      ns === undefined ? undefined : { median: ns, low: ns, high: ns },
+    );
+  });
+  return [
+    ...compared,
+    make(
+      `no cell below flannel's; worst of ${cells.length}: ${worst?.label ?? 'none'}`,
+      'times better than flannel',
+      { atLeast: 1 },
+      worst,
+    ),
+    make(
+      'bystanders: TCP RR of the host network',
+      'attached ÷ not attached',
+      bystanderBound,
+      attached('TCP RR ×1'),
+    ),
+    make(
+      'bystanders: UDP RR of the host network',
+      'attached ÷ not attached',
+      bystanderBound,
+      attached('UDP RR ×1'),
+    ),
+    ...(scale.length > 0
+      ? scale
+      : [make('as the cluster grows', '10,000 peers ÷ 10 peers', scaleBound, undefined)]),
+    ...programs,
+  ];
+}
+
+function inverse({ median, low, high }: Ratio): { median: number; low: number; high: number } {
+  return { median: 1 / median, low: 1 / high, high: 1 / low };
+}

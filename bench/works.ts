@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: Apache-2.0
+/** What is measured, as data: the questions of a report, and the works that answer them. */
+import type { Wire } from '../src/lab/index.ts';
+import type { ClientOptions, Results, Side } from './netbench.ts';
+
+export interface Question {
+  readonly id: QuestionId;
+  /** As a reader asks it: the title of its chart. */
+  readonly title: string;
+  readonly unit: string;
+  readonly better: 'more' | 'less';
+}
+
+export type QuestionId =
+  | 'stream'
+  | 'transactions'
+  | 'round-trip'
+  | 'datagrams'
+  | 'loss'
+  | 'latency'
+  | 'softirq-per-gb'
+  | 'cpu-per-gb'
+  | 'cpu-per-transaction';
+
+export const questions: readonly Question[] = [
+  { id: 'stream', title: 'How much does a TCP stream carry?', unit: 'Gbit/s', better: 'more' },
+  { id: 'transactions', title: 'How many requests are answered?', unit: 'thousand/s', better: 'more' },
+  { id: 'round-trip', title: 'How long does a request take, one at a time?', unit: 'µs', better: 'less' },
+  { id: 'datagrams', title: 'How many UDP datagrams get through?', unit: 'thousand/s', better: 'more' },
+  { id: 'loss', title: 'How many UDP datagrams are lost at full speed?', unit: '%', better: 'less' },
+  { id: 'latency', title: 'How long does a request take at a fixed load?', unit: 'µs', better: 'less' },
+  {
+    id: 'softirq-per-gb',
+    title: 'How much softirq time does a gigabyte take?',
+    unit: 'softirq s/GB',
+    better: 'less',
+  },
+  { id: 'cpu-per-gb', title: 'How much CPU time does a gigabyte take?', unit: 'CPU s/GB', better: 'less' },
+  {
+    id: 'cpu-per-transaction',
+    title: 'How much CPU time does a request take?',
+    unit: 'CPU µs',
+    better: 'less',
+  },
+];
+
+export function questionOf(id: QuestionId): Question {
+  return questions.find((question) => question.id === id)!;
+}
+
+/** Where client and server are: pods on two nodes, pods that are both on the first, or processes of two nodes themselves. */
+export type Place = 'across nodes' | 'one node' | 'host network';
+/** Client and server share CPU 1 (the path's cost, not the scheduler's luck), or run where the scheduler puts them. */
+export type Cpus = 'one core' | 'free';
+
+/** One number of one measurement. `detail` tells numbers for the same question apart, such as `p99`. */
+export interface Figure {
+  readonly question: QuestionId;
+  readonly detail?: string;
+  readonly value: number;
+}
+
+/** One test that every arm runs once in each round. */
+export interface Work {
+  /** What is done, e.g. `TCP RR ×8`. */
+  readonly name: string;
+  /** Under which circumstances, e.g. `across nodes, one core, GSO wire`. */
+  readonly where: string;
+  readonly command: keyof Results;
+  readonly options: Omit<ClientOptions, 'host' | 'port'>;
+  readonly wire: Wire;
+  readonly place: Place;
+  readonly cpus: Cpus;
+  /** How many times as long as others it is measured. */
+  readonly stretch: number;
+  /** Part of `--quick`. */
+  readonly quick: boolean;
+}
+
+/** Its name for people, unique: `TCP RR ×8, across nodes, one core, GSO wire`. */
+export function labelOf({ name, where }: Pick<Work, 'name' | 'where'>): string {
+  return `${name}, ${where}`;
+}
+
+/** The name of one number of a work, unique within its question: `TCP at 5000/s, p99, across nodes, …`. */
+export function titleOf({ name, detail, where }: Pick<Work, 'name' | 'where'> & { detail?: string }): string {
+  return [name, ...(detail ? [detail] : []), where].join(', ');
+}
+
+type Kind = Pick<Work, 'name' | 'command' | 'options'> & { readonly stretch?: number };
+
+/** Requests a second of the fixed load: well below what any arm can answer, so that nothing queues for long. */
+const FIXED_RATE = 5000;
+
+const streams = [1, 8].map((connections): Kind => ({
+  name: `TCP stream ×${connections}`,
+  command: 'tcp-stream',
+  options: { connections },
+}));
+const requests = [
+  ['TCP RR', 'tcp-rr'],
+  ['UDP RR', 'udp-rr'],
+] as const;
+const roundTrips = requests.flatMap(([name, command]) =>
+  [1, 8, 32].map((connections): Kind => ({
+    name: `${name} ×${connections}`,
+    command,
+    options: { connections, size: 64 },
+  })),
+);
+const connects: Kind = { name: 'TCP connect-request-response', command: 'tcp-crr', options: { size: 64 } };
+const datagrams = [64, 512, 1400].map((size): Kind => ({
+  name: `UDP ${size} B`,
+  command: 'udp-rate',
+  options: { size },
+}));
+const fixedLoads = (['tcp', 'udp'] as const).map((proto): Kind => ({
+  name: `${proto.toUpperCase()} at ${FIXED_RATE}/s`,
+  command: 'fixed-load',
+  options: { proto, rate: FIXED_RATE, size: 64 },
+  // One request in a thousand is slower than p99.9, so there must be thousands.
+  stretch: 3,
+}));
+const kinds = [...streams, ...roundTrips, connects, ...datagrams, ...fixedLoads];
+
+const oneCore = 'across nodes, one core, GSO wire';
+
+/** These are part of `--quick`, by label. */
+const quick = new Set([
+  `TCP stream ×1, ${oneCore}`,
+  'TCP stream ×8, across nodes, free, GSO wire',
+  `TCP RR ×1, ${oneCore}`,
+  `UDP RR ×32, ${oneCore}`,
+  `TCP connect-request-response, ${oneCore}`,
+  `UDP 64 B, ${oneCore}`,
+  `TCP at ${FIXED_RATE}/s, ${oneCore}`,
+  'TCP RR ×1, one node, one core, GSO wire',
+  'UDP 64 B, one node, one core, GSO wire',
+  'TCP stream ×1, across nodes, one core, MTU wire',
+]);
+
+function worksOf(some: readonly Kind[], wire: Wire, place: Place, cpus: Cpus): Work[] {
+  const where = `${place}, ${cpus}, ${wire.toUpperCase()} wire`;
+  return some.map((kind) => {
+    const work = { stretch: 1, ...kind, where, wire, place, cpus };
+    return { ...work, quick: quick.has(labelOf(work)) };
+  });
+}
+
+/** What all data planes are compared by. */
+export const works: readonly Work[] = [
+  ...worksOf(kinds, 'gso', 'across nodes', 'one core'),
+  ...worksOf(kinds, 'gso', 'across nodes', 'free'),
+  ...worksOf(kinds, 'gso', 'one node', 'one core'),
+  // What a wire's MTU changes is how often a stream's bytes cross the path; the rest fits a packet anyway.
+  ...worksOf(streams, 'mtu', 'across nodes', 'one core'),
+  ...worksOf(streams, 'mtu', 'across nodes', 'free'),
+];
+
+/** One of {@link works}' kinds, across nodes, on one core and the GSO wire. */
+function typical(name: string): Work {
+  return works.find((work) => work.name === name && work.where === oneCore)!;
+}
+
+/** What a node's own processes get of the network while ripstop's programs are on the uplink that they share with pods. */
+export const bystanderWorks: readonly Work[] = worksOf(
+  roundTrips.filter(({ options }) => options.connections === 1),
+  'gso',
+  'host network',
+  'one core',
+);
+
+/** A work of each kind whose cost is the path's: what must not change as the cluster grows, and which programs are timed. */
+export const scaleWorks: readonly Work[] = ['TCP RR ×1', 'UDP 64 B', 'TCP stream ×1'].map(typical);
+
+/** The control: two labs of one data plane must not differ, or what the others differ by means nothing. */
+export const controlWorks: readonly Work[] = [
+  ...scaleWorks,
+  typical(`TCP at ${FIXED_RATE}/s`),
+  bystanderWorks[0]!,
+];
+
+/** CPU time of the machine while both sides were measured. A CPU that both share counts once, and so does an unpinned whole. */
+export function cpuSeconds(client: Side, server: Side): { softirq: number; busy: number } {
+  const sides = client.cpu === null || client.cpu === server.cpu ? [client] : [client, server];
+  const sum = (field: 'softirqSeconds' | 'busySeconds'): number =>
+    sides.reduce((total, { machine }) => total + machine[field], 0);
+  return { softirq: sum('softirqSeconds'), busy: sum('busySeconds') };
+}
+
+/** What netbench's document says about each question. A measurement without a byte or a transaction has no cost per one. */
+export function figuresOf(result: Results[keyof Results]): Figure[] {
+  const cpu = cpuSeconds(result.client, result.server);
+  if ('gbitPerSecond' in result) {
+    const gigabytes = result.receivedBytes / 1e9;
+    return [
+      { question: 'stream', value: result.gbitPerSecond },
+      { question: 'softirq-per-gb', value: cpu.softirq / gigabytes },
+      { question: 'cpu-per-gb', value: cpu.busy / gigabytes },
+    ];
+  }
+  if ('receivedPps' in result) {
+    return [
+      { question: 'datagrams', value: result.receivedPps / 1000 },
+      { question: 'loss', value: result.loss * 100 },
+    ];
+  }
+  if ('targetRate' in result) {
+    const { p50, p99, p999 } = result.latencyUs;
+    return [
+      { question: 'latency', detail: 'p50', value: p50 },
+      { question: 'latency', detail: 'p99', value: p99 },
+      { question: 'latency', detail: 'p99.9', value: p999 },
+    ];
+  }
+  return [
+    { question: 'transactions', value: result.rate / 1000 },
+    ...(result.connections === 1 ? [{ question: 'round-trip', value: result.latencyUs.p50 } as const] : []),
+    { question: 'cpu-per-transaction', value: (cpu.busy * 1e6) / result.transactions },
+  ];
+}
