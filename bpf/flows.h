@@ -28,8 +28,8 @@ static __always_inline bool read_flow(const struct ip *ip, struct flow *flow)
 
 /*
  * Whether this packet, from or to the local pod at `local`, belongs to the stack. An endpoint without translated flows
- * pays one test. With such flows about, a packet without ports of its own may belong to one: a fragment, an ICMP error
- * that quotes one. Of SCTP it cannot be known, since conntrack is asked about TCP and UDP only.
+ * pays one test. With such flows about, a packet without ports of its own may belong to one: an ICMP error that quotes
+ * one. Of SCTP it cannot be known, since conntrack is asked about TCP and UDP only.
  */
 static __always_inline bool is_stack_flow(const void *local, const struct ip *ip)
 {

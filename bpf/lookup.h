@@ -91,14 +91,19 @@ static __always_inline struct endpoint_state *find_state(const void *address, bo
 	return bpf_map_lookup_elem(&endpoint_state, &slot);
 }
 
-/* Whether two addresses are the same, one out of a packet, one out of a map. */
-static __always_inline bool same_address(const void *address, bool v6, const struct address *known)
+static __always_inline bool same_address(const void *a, const void *b, bool v6)
 {
 	if (v6) {
-		const struct address *a = address;
-		return a->halves[0] == known->halves[0] && a->halves[1] == known->halves[1];
+		const struct address *x = a, *y = b;
+		return x->halves[0] == y->halves[0] && x->halves[1] == y->halves[1];
 	}
-	return *(const __be32 *)address == known->words[3];
+	return *(const __be32 *)a == *(const __be32 *)b;
+}
+
+/* An address out of a map, as packets have it. */
+static __always_inline const void *from_address(const struct address *address, bool v6)
+{
+	return v6 ? (const void *)address : &address->words[3];
 }
 
 /* What is known of an underlay address. */

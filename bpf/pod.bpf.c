@@ -117,6 +117,8 @@ static __always_inline int from_pod_ip(struct __sk_buff *skb, bool v6)
 		return to_stack(skb, HOOK_FROM_POD, STACK_MALFORMED);
 	if (ip.options)
 		return to_stack(skb, HOOK_FROM_POD, STACK_IP_OPTIONS);
+	if (ip.fragment)
+		return to_stack(skb, HOOK_FROM_POD, STACK_FRAGMENT);
 	if (is_neighbour_discovery(&ip))
 		return to_stack(skb, HOOK_FROM_POD, STACK_NEIGHBOUR);
 

@@ -28,7 +28,7 @@ static __always_inline enum reason judge_outer(const struct ip *outer)
 	if (outer->options)
 		return STACK_IP_OPTIONS;
 	if (outer->fragment)
-		return STACK_OUTER_FRAGMENT;
+		return STACK_FRAGMENT;
 	udp = parse_udp(&payload);
 	if (!udp || udp->dst_port != config.vxlan_port || !is_our_vtep(outer->dst, outer->v6))
 		return STACK_NOT_VXLAN;
@@ -44,14 +44,17 @@ static __always_inline enum reason judge_sender(const struct ip *outer, const st
 	bool v6 = outer->v6;
 	const struct peer_head *peer = in_network(inner->src, v6) ? find_peer(inner->src, v6) : NULL;
 
-	if (peer && (peer->flags & PEER_BEHIND_NAT || same_address(outer->src, v6, &peer->vtep_ip)))
+	if (peer && (peer->flags & PEER_BEHIND_NAT || same_address(outer->src, from_address(&peer->vtep_ip, v6), v6)))
 		return peer->flags & PEER_SLOW ? STACK_SLOW : FAST_DECAP;
 
 	struct vtep *sender = find_vtep(outer->src, v6);
 
 	if (!sender || !(sender->flags & VTEP_REMOTE))
 		return DROP_UNKNOWN_PEER;
-	return sender->flags & VTEP_UNINDEXED ? STACK_NO_PEER : DROP_SPOOFED_SOURCE;
+	if (sender->flags & VTEP_UNINDEXED)
+		return STACK_NO_PEER;
+	/* A node speaks for itself as well: where nothing masquerades, that is how a process of it answers a pod of ours. */
+	return same_address(outer->src, inner->src, v6) ? STACK_OUTSIDE : DROP_SPOOFED_SOURCE;
 }
 
 /* Whether a packet for a pod of ours may be given to it past the stack. Its size is left to the caller. */
@@ -63,6 +66,8 @@ static __always_inline enum reason judge_delivery(const struct ip *ip, struct en
 		return STACK_MALFORMED;
 	if (ip->options)
 		return STACK_IP_OPTIONS;
+	if (ip->fragment)
+		return STACK_FRAGMENT;
 	if (is_neighbour_discovery(ip))
 		return STACK_NEIGHBOUR;
 	if (!endpoint)

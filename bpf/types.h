@@ -235,7 +235,7 @@ enum reason {
 	STACK_NOT_VXLAN, /* from the wire, and not for our VXLAN port and address */
 	STACK_MALFORMED, /* a header does not fit the packet, lengths contradict each other, or an IPv4 header's checksum is wrong */
 	STACK_IP_OPTIONS, /* or IPv6 extension headers */
-	STACK_OUTER_FRAGMENT,
+	STACK_FRAGMENT, /* the stack may wait until it has all of a packet (conntrack does), so none may pass it by */
 	STACK_OUTER_CHECKSUM, /* an outer UDP checksum that could not be verified */
 	STACK_OTHER_VNI, /* or VXLAN flags that we do not know */
 	STACK_OTHER_MAC, /* the frame is not addressed to this node, or the inner one not to our VTEP */
@@ -244,7 +244,7 @@ enum reason {
 	STACK_NO_ENDPOINT, /* an address of this node's podCIDR that no pod has */
 	STACK_NO_PEER, /* to or from an address of the cluster network that no slot of peers stands for */
 	STACK_SLOW, /* the endpoint or the peer is marked slow */
-	STACK_TRANSLATED, /* belongs to a flow that conntrack translates, or may: a fragment, SCTP, the endpoint's flows overflowed */
+	STACK_TRANSLATED, /* belongs to a flow that conntrack translates, or may: an ICMP error, SCTP, the endpoint's flows overflowed */
 	STACK_UNTRANSLATED, /* left the stack as a plain flow */
 	STACK_TTL, /* about to expire: the kernel answers */
 	STACK_TOO_BIG, /* over the path's MTU: the kernel answers or fragments */

@@ -187,7 +187,7 @@ export const layout = {
       STACK_NOT_VXLAN: 6,
       STACK_MALFORMED: 7,
       STACK_IP_OPTIONS: 8,
-      STACK_OUTER_FRAGMENT: 9,
+      STACK_FRAGMENT: 9,
       STACK_OUTER_CHECKSUM: 10,
       STACK_OTHER_VNI: 11,
       STACK_OTHER_MAC: 12,

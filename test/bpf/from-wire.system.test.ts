@@ -177,11 +177,6 @@ function checksumFixtures(side: Side, hook: Hook): Fixture[] {
       { protocol: UDP },
       udp({ src: 53, dst: 40000, length: 12, checksum: 1 }),
     ),
-    ...kept(
-      'a fragment, which has half of one',
-      { protocol: UDP, fragment: 0x2000 },
-      udp({ src: 53, dst: 40000, checksum: 1 }),
-    ),
     ...kept('what has none', { protocol: protocols.gre }, new Uint8Array(12)),
     ...kept(
       'the other family’s ICMP',
@@ -208,12 +203,12 @@ function fixturesOf(side: Side, hook: Hook): Record<string, readonly Fixture[]> 
       arrives('takes the outer header off'),
       arrives('takes UDP', { protocol: UDP }, udp({ src: 53, dst: 40000 })),
       arrives('takes a ping', { protocol: side.icmp }, icmp(side.family === 4 ? 0 : 129)),
-      arrives('takes a first fragment (row 53)', { protocol: UDP, fragment: 0x2000 }),
-      arrives(
-        'takes a later fragment, which has no ports (row 53)',
-        { protocol: UDP, fragment: 0x00b9, id: 77 },
-        new Uint8Array(32),
-      ),
+      is('leaves a first fragment to the kernel, which may wait for the others (row 53)', 'stack fragment', {
+        inner: { protocol: UDP, fragment: 0x2000 },
+      }),
+      is('leaves a later fragment to the kernel, too (row 53)', 'stack fragment', {
+        inner: { protocol: UDP, fragment: 0x00b9, id: 77 },
+      }),
       arrives('takes an empty IP packet', {}, new Uint8Array(0)),
       arrives('takes the last TTL that may travel, 2 (row 57)', { ttl: 2 }),
       arrives('takes TTL 255', { ttl: 255 }),
@@ -245,10 +240,10 @@ function fixturesOf(side: Side, hook: Hook): Record<string, readonly Fixture[]> 
       is('is not its business when TCP', 'stack not_vxlan', { outer: { protocol: TCP } }),
       is('is not its business on another port', 'stack not_vxlan', { udp: { dst: 4789 } }),
       is('is not its business at another address', 'stack not_vxlan', { outer: { dst: side.vtepOf(4) } }),
-      is('leaves a first outer fragment to the kernel (row 52)', 'stack outer_fragment', {
+      is('leaves a first outer fragment to the kernel (row 52)', 'stack fragment', {
         outer: { fragment: 0x2000 },
       }),
-      is('leaves a later outer fragment to the kernel (row 52)', 'stack outer_fragment', {
+      is('leaves a later outer fragment to the kernel (row 52)', 'stack fragment', {
         outer: { fragment: 0x00b9 },
       }),
       {
@@ -334,6 +329,9 @@ function fixturesOf(side: Side, hook: Hook): Record<string, readonly Fixture[]> 
       }),
       is('drops a node’s packet in our pods’ name (row 49)', 'drop spoofed_source', {
         inner: { src: slow.ip },
+      }),
+      is('leaves to the kernel what a node says in its own name', 'stack outside', {
+        inner: { src: peers.one.vtepIp },
       }),
       is('drops a node’s packet in the world’s name (row 49)', 'drop spoofed_source', {
         inner: { src: side.world },

@@ -202,6 +202,7 @@ export class Model {
     if (sender?.hostIfindex !== ifindex) reasons.push('other_source');
     if (!view.isInNetwork(ip.dst))
       return this.#isVxlanToNode(ip, view) ? drop('vxlan_from_pod') : stack(...reasons, 'outside');
+    if (ip.fragment !== 'none') reasons.push('fragment'); // the stack may be waiting for all of the packet
     if (isNeighbourDiscovery(ip)) reasons.push('neighbour');
 
     if (view.isOurs(ip.dst)) {
@@ -272,7 +273,7 @@ export class Model {
     const { settings } = this.#world;
     const { family, own, nodes } = view;
     // Of fragments and of what stands behind options nobody knows whose port they are for.
-    if (outer.fragment !== 'none') return stack(...outer.faults, 'outer_fragment', 'not_vxlan');
+    if (outer.fragment !== 'none') return stack(...outer.faults, 'fragment', 'not_vxlan');
     if (outer.protocol !== protocols.udp || outer.dst !== view.vtepIp)
       return stack(...outer.faults, 'not_vxlan');
     if (outer.faults.includes('ip_options') || outer.payload.length < 8)
@@ -296,7 +297,8 @@ export class Model {
     if (!speaker || !(speaker.behindNat || addressNumber(speaker.vtepIp) === outer.src)) {
       const node = nodes.get(outer.src);
       if (!node) return drop('unknown_peer');
-      if (view.isIndexed(node)) return drop('spoofed_source');
+      // A node may speak for itself: a process of it that answers a pod where nothing masquerades.
+      if (view.isIndexed(node)) return inner.src === outer.src ? stack('outside') : drop('spoofed_source');
       reasons.push('no_peer'); // of a node without an entry the peers map cannot tell what is its own
     } else if (view.isSlow(speaker)) reasons.push('slow');
 
@@ -337,6 +339,7 @@ export class Model {
   #againstDelivery(ip: IpPacket, receiver: Endpoint | undefined): string[] {
     return [
       ...ip.faults,
+      ...(ip.fragment === 'none' ? [] : ['fragment']),
       ...(isNeighbourDiscovery(ip) ? ['neighbour'] : []),
       ...(receiver ? this.#keptOnStack(ip, receiver) : ['no_endpoint']),
       ...(ip.ttl <= 1 ? ['ttl'] : []),
