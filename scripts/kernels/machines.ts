@@ -11,7 +11,7 @@ import { writeInitramfs } from './initramfs.ts';
 
 const STORY = join(import.meta.dirname, '../../test/kernels/scenario.ts');
 /** Several times what it takes where nothing else runs. */
-const DEADLINE_MS = 240_000;
+const DEADLINE_MS = 290_000;
 
 type Listener = (check: Check) => void;
 
