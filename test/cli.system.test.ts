@@ -77,7 +77,7 @@ describe.skipIf(missingHere('iptables'))('the command, on two nodes with a pod e
     expect(row).toMatchObject({
       node: 'node2',
       podCidr: here.nodes[1]!.podCIDR,
-      slot: 1,
+      key: '1',
       vtepIp: here.nodes[1]!.ip,
       nextHop: here.nodes[1]!.ip,
       flags: ['present'],
@@ -118,9 +118,12 @@ describe.skipIf(missingHere('iptables'))('the command, on two nodes with a pod e
   });
 
   it('shows the same entry decoded and as the kernel has it', async () => {
-    const [decoded] = await json<{ key: number; value: { vtep_ip: string } }[]>('maps peers');
+    const [decoded] = await json<{ key: number; value: object }[]>('maps peers');
     const [raw] = await json<{ key: string; value: string }[]>('maps peers --raw');
-    expect(decoded).toMatchObject({ key: 1, value: { vtep_ip: '172.31.0.2', flags: ['present'] } });
+    expect(decoded).toMatchObject({
+      key: 1,
+      value: { head: { vtep_ip: '172.31.0.2', flags: ['present'] } },
+    });
     expect(Buffer.from(raw!.key, 'hex')).toEqual(Buffer.of(1, 0, 0, 0));
     expect(raw!.value).toContain('ac1f0002');
     const [counter] = await json<{ value: string }[]>('maps counters --raw');

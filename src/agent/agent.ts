@@ -318,10 +318,10 @@ function viewNode(object: unknown, ownName: string, settings: LeaseSettings): No
 
 /** Bring the node's path and everything of its peers and pods to what it should be. Never throws: see the outcomes. */
 async function applyPeers(node: NodePath, view: PeerView, synced: boolean): Promise<Outcome[]> {
-  const problems = await node.ensure();
   const peers: Peer[] = view.peers.flatMap(({ name, v4, v6 }) =>
     [v4, v6].flatMap((one) => (one ? [{ name, ...one }] : [])),
   );
+  const problems = await node.ensure(peers, synced);
   try {
     return [...problems, ...(await reconcile(await node.steps(peers, synced)))];
   } catch (error) {

@@ -15,6 +15,7 @@ import {
 import { chooseIngress, type Ingress } from '../dataplane/ingress.ts';
 import { type LoadedPrograms, loadPrograms } from '../dataplane/programs.ts';
 import { type Outcome, step, type Step } from '../dataplane/reconcile.ts';
+import type { Target } from '../dataplane/target.ts';
 import { pinPaths, type Tables } from '../dataplane/tables.ts';
 import {
   desiredLinks,
@@ -38,6 +39,7 @@ import { writeSubnetEnv } from '../host/subnet-env.ts';
 import { ensureSysctls, nodeSysctls, podVethSysctls, readSysctl, type Sysctl } from '../host/sysctl.ts';
 import { findUplink, type Uplink } from '../host/uplink.ts';
 import { ensureVxlan } from '../host/vtep-device.ts';
+import { vtepSetTarget, vxlanSenders } from '../host/vtep-set.ts';
 import {
   fdbTarget,
   neighbourTarget,
@@ -90,9 +92,12 @@ export class NodePath implements Disposable {
   #audited = '';
   #auditedAt = 0;
   #ingress: Ingress | undefined;
+  /** They remember what they have written. */
+  readonly #vtepSets: ReadonlyMap<Family, Target<true>>;
 
   constructor(given: NodePathOptions) {
     this.#given = given;
+    this.#vtepSets = new Map(given.families.map(({ family }) => [family, vtepSetTarget(family, AUDIT_MS)]));
   }
 
   /** Undefined before the kernel path stands. */
@@ -126,8 +131,9 @@ export class NodePath implements Disposable {
   /**
    * Make what the node needs once. The kernel path comes first and does not depend on the programs: where those cannot be
    * loaded, the node is a plain flannel node. Never throws: what failed is in the outcomes.
+   * @param peers for the rules that tell nodes from strangers; `synced`: these are all.
    */
-  async ensure(): Promise<Outcome[]> {
+  async ensure(peers: readonly Peer[], synced: boolean): Promise<Outcome[]> {
     const problems: Outcome[] = [];
     const attempt = async (target: string, act: () => Promise<void> | void): Promise<void> => {
       try {
@@ -137,12 +143,12 @@ export class NodePath implements Disposable {
         this.#given.log.debug({ target, err: error }, 'failed');
       }
     };
-    await attempt('node', () => this.#ensureKernelPath());
+    await attempt('node', () => this.#ensureKernelPath(peers, synced));
     if (this.#settings) await attempt('programs', () => this.#ensurePrograms(this.#settings!));
     return problems;
   }
 
-  async #ensureKernelPath(): Promise<void> {
+  async #ensureKernelPath(peers: readonly Peer[], synced: boolean): Promise<void> {
     const { options, netConf, own, families, log } = this.#given;
     const { backend } = netConf;
     const before = await listLinks();
@@ -163,10 +169,18 @@ export class NodePath implements Disposable {
     if (await ensureConntrack()) log.info('had the kernel load nf_conntrack');
     await this.#ensureSysctls(nodeSysctls(wish.families, [uplink.name, ...uplink.advertised]));
     // No event tells of these, so they are looked at now and then only; and at once when anything they are made from changes.
-    const networks = families.map(({ network, podCidr }) => ({ network, podCidr }));
-    const audited = JSON.stringify([networks, mtu]);
+    const networks = families.map(({ family, network, podCidr }) => ({
+      network,
+      podCidr,
+      ...vxlanSenders(ofFamily(peers, family), synced),
+    }));
+    const audited = JSON.stringify([
+      networks.map(({ network, podCidr, strangers }) => [network, podCidr, strangers]),
+      mtu,
+    ]);
     if (audited !== this.#audited || performance.now() - this.#auditedAt > AUDIT_MS) {
-      await ensureRules({ networks, masquerade: options.ipMasq, vxlanPort: backend.port });
+      const { port, vni } = backend;
+      await ensureRules({ networks, masquerade: options.ipMasq, vxlanPort: port, vni });
       const widest = Math.max(...wish.families.map((family) => encapBytes[family]));
       await writeSubnetEnv(options.subnetFile, { networks, mtu: mtu - widest, ipMasq: options.ipMasq });
       this.#audited = audited;
@@ -253,18 +267,19 @@ export class NodePath implements Disposable {
     );
     for (const { podCidr } of families) podRoutes.set(formatCidr(podCidr), { unreachable: true });
     const routes = new Map<string, PeerRoute>();
-    const kernelPath: Step[] = [];
+    // First of all: what a new peer sends is let in before anybody answers it.
+    const kernelPath: Step[] = families.map(({ family }) =>
+      step(this.#vtepSets.get(family)!, vxlanSenders(ofFamily(peers, family), synced).vteps, synced),
+    );
     for (const { family } of families) {
       const device = vtepDeviceName(family, settings.vni);
       const entries = peerEntries(
-        peers
-          .filter(({ podCidr }) => podCidr.family === family)
-          .map(({ podCidr, vtepMac, vtepIp }) => ({
-            podCidr,
-            vtepMac,
-            publicIp: vtepIp,
-            ...(settings.directRouting && isOnSameL2(hops.get(vtepIp), uplink) && { directDev: uplink }),
-          })),
+        ofFamily(peers, family).map(({ podCidr, vtepMac, vtepIp }) => ({
+          podCidr,
+          vtepMac,
+          publicIp: vtepIp,
+          ...(settings.directRouting && isOnSameL2(hops.get(vtepIp), uplink) && { directDev: uplink }),
+        })),
         device,
       );
       // A device that is gone, as with its uplink, has nothing to be filled; `ensure` has said so.
@@ -330,6 +345,10 @@ export class NodePath implements Disposable {
 /** flannel's names for them. */
 export function vtepDeviceName(family: Family, vni: number): string {
   return family === 4 ? `flannel.${vni}` : `flannel-v6.${vni}`;
+}
+
+function ofFamily(peers: readonly Peer[], family: Family): Peer[] {
+  return peers.filter(({ podCidr }) => podCidr.family === family);
 }
 
 /** The name of a family's part in what has two. */

@@ -77,13 +77,19 @@ function usedEntries(tables: Tables, name: MapName): [key: Uint8Array, value: Ui
 }
 
 /** Members that are flags get their enumerators' names. */
-function named(kind: { readonly struct: keyof typeof layout.structs }, value: unknown): unknown {
+function named(kind: Kind, value: unknown): unknown {
+  if (typeof kind === 'string') return value;
   const fields: Record<string, { kind: Kind; enum?: keyof typeof layout.enums }> =
     layout.structs[kind.struct].fields;
   return Object.fromEntries(
     Object.entries(value as Record<string, unknown>).map(([name, member]) => {
-      const names = fields[name]?.enum;
-      return [name, names === undefined ? member : flagNames(layout.enums[names], member as number)];
+      const field = fields[name]!;
+      return [
+        name,
+        field.enum === undefined
+          ? named(field.kind, member)
+          : flagNames(layout.enums[field.enum], member as number),
+      ];
     }),
   );
 }

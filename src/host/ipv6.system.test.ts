@@ -7,6 +7,7 @@ import { isOnSameL2, lookupNextHops } from './neighbours.ts';
 import { testNetns, testNode, whyNoNetns, type TestNetns } from './netns.fixture.ts';
 import { type PodRoute, podRouteTarget } from './pod-routes.ts';
 import { ensureRules } from './rules.ts';
+import { vxlanSenders } from './vtep-set.ts';
 import { tryRun } from './run.ts';
 import { ensureSysctls, nodeSysctls, readSysctl } from './sysctl.ts';
 import { findUplink } from './uplink.ts';
@@ -49,8 +50,8 @@ async function testPath(node: TestNetns, pod: TestNetns, n: 1 | 2): Promise<Test
     address: `${podCidr.base}/128`,
   };
   await ensureVxlan(device, await listLinks(options), options);
-  const networks = [{ network: NETWORK, podCidr }];
-  await ensureRules({ networks, masquerade: true, vxlanPort: device.port }, options);
+  const networks = [{ network: NETWORK, podCidr, ...vxlanSenders([], false) }];
+  await ensureRules({ networks, masquerade: true, vxlanPort: device.port, vni: device.vni }, options);
   await node.ip(
     `link add vethA type veth peer name eth0 netns ${pod.path}`,
     'link set vethA addrgenmode none',

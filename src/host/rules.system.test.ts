@@ -1,30 +1,40 @@
 // SPDX-License-Identifier: Apache-2.0
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { describe, expect, it } from 'vitest';
 import { parseCidr } from '../net/ip.ts';
+import { ethernet, fragments, udp, vxlan } from '../../test/support/packets.ts';
+import { RawSocket } from '../../test/support/raw-socket.ts';
+import { ipJson } from './ip.ts';
 import { testNetns, whyNoNetns, type TestNetns } from './netns.fixture.ts';
 import { podRouteTarget } from './pod-routes.ts';
 import {
   ensureRules,
   listForwardDrops,
   readForwardCounters,
+  readRuleCounters,
   removeRules,
   type RulesWanted,
 } from './rules.ts';
 import { commandIn } from './run.ts';
 import { ensureSysctls, nodeSysctls } from './sysctl.ts';
+import { vtepSetTarget, vxlanSenders } from './vtep-set.ts';
 
 const skip = await whyNoNetns();
 const title = (text: string): string => (skip ? `${text} (skipped: ${skip})` : text);
 
+/** No peers, and there are none. */
+const NOBODY = vxlanSenders([], true);
+
 const WANTED: RulesWanted = {
   networks: [
-    { network: parseCidr('10.42.0.0/16'), podCidr: parseCidr('10.42.1.0/24') },
-    { network: parseCidr('fd00::/48'), podCidr: parseCidr('fd00:0:0:1::/64') },
+    { network: parseCidr('10.42.0.0/16'), podCidr: parseCidr('10.42.1.0/24'), ...NOBODY },
+    { network: parseCidr('fd00::/48'), podCidr: parseCidr('fd00:0:0:1::/64'), ...NOBODY },
   ],
   masquerade: true,
   vxlanPort: 8472,
+  vni: 1,
 };
 
 const POD = '10.42.1.5';
@@ -144,6 +154,11 @@ describe(title('the nft table'), { skip: skip !== undefined }, () => {
     ['a rule was deleted', 'flush chain inet ripstop postrouting'],
     ['a rule was added', 'insert rule inet ripstop forward drop'],
     ['a policy was changed', 'chain inet ripstop forward { policy drop; }'],
+    ['a set was deleted', 'flush chain inet ripstop input; delete set inet ripstop vteps6'],
+    [
+      'a set is of another type',
+      `delete table inet ripstop; add table inet ripstop; add set inet ripstop vteps4 { type inet_proto; elements = { tcp }; }`,
+    ],
     ['a chain was added', 'add chain inet ripstop extra { type filter hook input priority 0; }'],
     ['it was deleted', 'delete table inet ripstop'],
     ['everything was flushed', 'flush ruleset'],
@@ -159,12 +174,12 @@ describe(title('the nft table'), { skip: skip !== undefined }, () => {
   it('follows a change of the podCIDR and of --ip-masq', async () => {
     await using node = await testNetns();
     await ensureRules(WANTED, node.options);
-    const networks = [{ network: parseCidr('10.42.0.0/16'), podCidr: parseCidr('10.42.9.0/24') }];
-    expect(await ensureRules({ networks, masquerade: true, vxlanPort: 8472 }, node.options)).toBe(true);
+    const networks = [{ network: parseCidr('10.42.0.0/16'), podCidr: parseCidr('10.42.9.0/24'), ...NOBODY }];
+    expect(await ensureRules({ ...WANTED, networks }, node.options)).toBe(true);
     const moved = await node.run('nft', 'list', 'table', 'inet', 'ripstop');
     expect(moved).toContain('10.42.9.0/24');
     expect(moved).not.toContain('10.42.1.0/24');
-    expect(await ensureRules({ networks, masquerade: false, vxlanPort: 8472 }, node.options)).toBe(true);
+    expect(await ensureRules({ ...WANTED, networks, masquerade: false }, node.options)).toBe(true);
     expect(await node.run('nft', 'list', 'table', 'inet', 'ripstop')).not.toContain('masquerade');
   });
 
@@ -242,7 +257,74 @@ describe(title('packets through the node'), { skip: skip !== undefined }, () => 
   it('keep their address without --ip-masq', async () => {
     await using net = await testNet();
     await using _world = await mirror(net.world, WORLD);
-    await ensureRules({ ...WANTED, masquerade: false, vxlanPort: 8472 }, net.node.options);
+    await ensureRules({ ...WANTED, masquerade: false }, net.node.options);
     expect(await seenFrom(net.pod, WORLD)).toBe(POD);
+  });
+});
+
+describe(title('VXLAN in fragments'), { skip: skip !== undefined }, () => {
+  const VNI = 1;
+
+  /** A namespace with a cable to another one, in which a VXLAN device of each family listens. */
+  async function testWire(): Promise<AsyncDisposable & { node: TestNetns; wire: RawSocket; mac: string }> {
+    const stack = new AsyncDisposableStack();
+    const [node, world] = [stack.use(await testNetns()), stack.use(await testNetns())];
+    const vxlan = (name: string, local: string) =>
+      `link add ${name} type vxlan id ${VNI} dstport 8472 local ${local} nolearning`;
+    await node.ip(
+      `link add eth0 type veth peer name eth0 netns ${world.path}`,
+      'addr add 192.168.9.1/24 dev eth0',
+      'addr add fd09::1/64 dev eth0 nodad',
+      'link set eth0 up',
+      vxlan('flannel.1', '192.168.9.1'),
+      `${vxlan('flannel-v6.1', 'fd09::1')} udp6zerocsumrx`,
+      'link set flannel.1 up',
+      'link set flannel-v6.1 up',
+    );
+    await world.ip('link set eth0 up');
+    const [link] = await ipJson<{ address: string }>(['link', 'show', 'eth0'], node.options);
+    const wire = stack.use(new RawSocket(world.path, 'eth0'));
+    return { node, wire, mac: link!.address, [Symbol.asyncDispose]: () => stack.disposeAsync() };
+  }
+
+  it.each([
+    ['flannel.1', 'the first with all headers', '192.168.9.66', '192.168.9.1', 48],
+    ['flannel.1', 'the first with UDP’s only', '192.168.9.66', '192.168.9.1', 8],
+    ['flannel-v6.1', 'the first with all headers', 'fd09::66', 'fd09::1', 48],
+    ['flannel-v6.1', 'the first with UDP’s only', 'fd09::66', 'fd09::1', 8],
+  ])('reaches %s, %s, from nodes only', async (device, _, src, dst, bytes) => {
+    await using net = await testWire();
+    const { node, wire, mac } = net;
+    const send = async (id: number): Promise<{ received: number; dropped: number }> => {
+      const inner = ethernet(
+        { dst: '33:33:00:00:00:01', src: '02:00:00:00:00:66', type: 0x88b5 },
+        new Uint8Array(50),
+      );
+      const datagram = udp({ src: 40_000, dst: 8472 }, vxlan({ vni: VNI }, inner));
+      for (const packet of fragments({ src, dst, id }, datagram, bytes))
+        expect(wire.send(ethernet({ dst: mac, src: '02:00:00:00:00:c8' }, packet))).toBeUndefined();
+      await sleep(50);
+      const [link] = await ipJson<{ stats64: { rx: { packets: number } } }>(
+        ['-s', 'link', 'show', device],
+        node.options,
+      );
+      const counters = await readRuleCounters(node.options);
+      const dropped = counters.filter(({ why }) => why === 'a stranger talks VXLAN');
+      return {
+        received: link!.stats64.rx.packets,
+        dropped: dropped.reduce((sum, { packets }) => sum + packets, 0),
+      };
+    };
+    expect(await send(1)).toEqual({ received: 1, dropped: 0 });
+    // Nothing else in the table has the kernel put fragments together.
+    const rules = { ...WANTED, masquerade: false };
+    await ensureRules(rules, node.options);
+    expect(await send(2)).toEqual({ received: 1, dropped: 1 });
+    await vtepSetTarget(src.includes(':') ? 6 : 4, 0, node.options).upsert(new Map([[src, true]]));
+    expect(await ensureRules(rules, node.options)).toBe(false);
+    expect(await send(3)).toEqual({ received: 2, dropped: 1 });
+    // Written anew, the table still has its sets' elements.
+    expect(await ensureRules({ ...rules, masquerade: true }, node.options)).toBe(true);
+    expect(await send(4)).toEqual({ received: 3, dropped: 0 });
   });
 });

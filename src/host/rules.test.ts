@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 import { describe, expect, it } from 'vitest';
 import { parseCidr } from '../net/ip.ts';
-import { readFingerprint, renderRules } from './rules.ts';
+import type { NftObject } from './nft.ts';
+import { readFingerprint, renderRules, type RulesWanted } from './rules.ts';
+import { vxlanSenders } from './vtep-set.ts';
 
-const V4 = { network: parseCidr('10.42.0.0/16'), podCidr: parseCidr('10.42.1.0/24') };
-const V6 = { network: parseCidr('fd00::/48'), podCidr: parseCidr('fd00:0:0:1::/64') };
+const NOBODY_YET = vxlanSenders([], false);
+const V4 = { network: parseCidr('10.42.0.0/16'), podCidr: parseCidr('10.42.1.0/24'), ...NOBODY_YET };
+const V6 = { network: parseCidr('fd00::/48'), podCidr: parseCidr('fd00:0:0:1::/64'), ...NOBODY_YET };
+const VXLAN = { vxlanPort: 8472, vni: 1 };
 
 /** The rules of a chain without their comments. */
 function rulesOf(text: string, chain: string): string[] {
@@ -17,7 +21,7 @@ function rulesOf(text: string, chain: string): string[] {
 
 describe('the rendered table', () => {
   it("has flannel's rules in flannel's order", () => {
-    const { text } = renderRules({ networks: [V4], masquerade: true, vxlanPort: 8472 });
+    const { text } = renderRules({ networks: [V4], masquerade: true, ...VXLAN });
     expect(rulesOf(text, 'input')).toEqual(['ip saddr 10.42.0.0/16 udp dport 8472 counter drop']);
     expect(rulesOf(text, 'forward')).toEqual([
       'ip saddr 10.42.0.0/16 counter accept',
@@ -34,7 +38,7 @@ describe('the rendered table', () => {
   });
 
   it('adds the same for IPv6 when there is a network of that family', () => {
-    const { text } = renderRules({ networks: [V4, V6], masquerade: true, vxlanPort: 8472 });
+    const { text } = renderRules({ networks: [V4, V6], masquerade: true, ...VXLAN });
     expect(rulesOf(text, 'postrouting')).toHaveLength(11);
     expect(text).toContain('ip6 saddr fd00::/48 ip6 daddr != ff00::/8 masquerade fully-random');
     expect(rulesOf(text, 'forward').slice(2)).toEqual([
@@ -49,12 +53,12 @@ describe('the rendered table', () => {
   });
 
   it('translates nothing without --ip-masq', () => {
-    const { text } = renderRules({ networks: [V4], masquerade: false, vxlanPort: 8472 });
+    const { text } = renderRules({ networks: [V4], masquerade: false, ...VXLAN });
     expect(text).not.toContain('postrouting');
   });
 
   it('replaces the table in one transaction', () => {
-    const { text } = renderRules({ networks: [V4], masquerade: true, vxlanPort: 8472 });
+    const { text } = renderRules({ networks: [V4], masquerade: true, ...VXLAN });
     expect(text.split('\n').slice(0, 3)).toEqual([
       'add table inet ripstop',
       'delete table inet ripstop',
@@ -64,19 +68,94 @@ describe('the rendered table', () => {
 
   it('changes its fingerprint with every address', () => {
     const other = { ...V4, podCidr: parseCidr('10.42.2.0/24') };
-    expect(renderRules({ networks: [other], masquerade: true, vxlanPort: 8472 }).fingerprint).not.toEqual(
-      renderRules({ networks: [V4], masquerade: true, vxlanPort: 8472 }).fingerprint,
+    expect(renderRules({ networks: [other], masquerade: true, ...VXLAN }).fingerprint).not.toEqual(
+      renderRules({ networks: [V4], masquerade: true, ...VXLAN }).fingerprint,
     );
   });
 
   it('has comments that fit into the kernel (128 bytes)', () => {
-    const { fingerprint } = renderRules({ networks: [V4, V6], masquerade: true, vxlanPort: 8472 });
+    const behindNat = vxlanSenders([{ vtepIp: '203.0.113.7', behindNat: true }], true);
+    const networks = [V4, { ...V6, ...behindNat }];
+    const { fingerprint } = renderRules({ networks, masquerade: true, ...VXLAN });
     for (const row of fingerprint) expect(row.length).toBeLessThan(128);
   });
 });
 
+describe('VXLAN from strangers', () => {
+  const peer = (vtepIp: string, behindNat = false) => ({ vtepIp, behindNat });
+  const peers4 = [peer('172.31.0.1'), peer('172.31.0.2')];
+  const peers6 = [peer('fd00:31::1')];
+  const wanted = (v4: typeof peers4, v6: typeof peers4, synced: boolean): RulesWanted => ({
+    networks: [
+      { ...V4, ...vxlanSenders(v4, synced) },
+      { ...V6, ...vxlanSenders(v6, synced) },
+    ],
+    masquerade: false,
+    ...VXLAN,
+  });
+  const judged = ({ text }: { text: string }): string[] =>
+    rulesOf(text, 'input').filter((rule) => rule.includes('@vteps'));
+  const states = 'ct state invalid,established,related,new,untracked';
+  const drops = [
+    'udp dport 8472 @th,96,24 1 ip saddr != @vteps4 counter drop',
+    `udp dport 8472 @th,96,24 1 ${states} ip6 saddr != @vteps6 counter drop`,
+  ];
+  /** The listing of a table as it was rendered, with these elements in its set. */
+  const listing = (from: RulesWanted, ...elem: string[]): NftObject[] => [
+    { set: { name: 'vteps4', type: 'ipv4_addr', elem } },
+    ...renderRules(from)
+      .fingerprint.filter((row) => row.startsWith('rule input '))
+      .map((row) => ({ rule: { chain: 'input', comment: row.slice('rule input '.length), expr: [] } })),
+  ];
+
+  it('is dropped as soon as all peers are known, and not before', () => {
+    expect(judged(renderRules(wanted(peers4, peers6, false)))).toEqual([]);
+    expect(judged(renderRules(wanted(peers4, peers6, true)))).toEqual(drops);
+  });
+
+  it('finds the peers in the sets from the first moment on', () => {
+    const { text } = renderRules(wanted(peers4, peers6, true));
+    expect(text).toContain('set vteps4 {\n    type ipv4_addr;\n    elements = { 172.31.0.1, 172.31.0.2 }\n');
+    expect(text).toContain('set vteps6 {\n    type ipv6_addr;\n    elements = { fd00:31::1 }\n');
+    expect(renderRules(wanted([], [], true)).text).not.toContain('elements');
+  });
+
+  it('is let in and counted, in its family, when a peer is behind NAT', () => {
+    const behindNat = [...peers4, peer('203.0.113.7', true)];
+    for (const synced of [false, true]) {
+      const rules = renderRules(wanted(behindNat, peers6, synced));
+      expect(judged(rules)).toEqual([drops[0]!.replace(' drop', ''), ...(synced ? [drops[1]!] : [])]);
+      expect(rules.text).toContain('let in: a peer is behind NAT');
+    }
+  });
+
+  it('goes on to be dropped, or let in, when the agent starts anew and does not know the peers yet', () => {
+    const behindNat = [peer('203.0.113.7', true)];
+    for (const before of [
+      wanted(peers4, peers6, true),
+      wanted(behindNat, peers6, true),
+      wanted([], [], false),
+    ])
+      expect(judged(renderRules(wanted([], [], false), listing(before)))).toEqual(
+        judged(renderRules(before)),
+      );
+  });
+
+  it('is not told by a rule that is not as we would write it', () => {
+    const otherVni = { ...wanted(peers4, peers6, true), vni: 7 };
+    expect(judged(renderRules(wanted([], [], false), listing(otherVni)))).toEqual([]);
+  });
+
+  it('keeps the elements that are there when the table is written again', () => {
+    const found = listing(wanted(peers4, [], true), '172.31.0.2', '172.31.0.9');
+    expect(renderRules(wanted(peers4, [], true), found).text).toContain(
+      'elements = { 172.31.0.2, 172.31.0.9, 172.31.0.1 }',
+    );
+  });
+});
+
 describe('a listing', () => {
-  it('yields chains and rules in order, and a foreign rule among them shows', () => {
+  it('yields sets, chains and rules in order, and a foreign rule among them shows', () => {
     const chain = {
       family: 'inet',
       table: 'ripstop',
@@ -88,10 +167,16 @@ describe('a listing', () => {
     };
     expect(
       readFingerprint([
+        { set: { name: 'vteps4', type: 'ipv4_addr', elem: ['172.31.0.1'] } },
         { chain },
         { rule: { chain: 'forward', comment: 'ours [1]', expr: [] } },
         { rule: { chain: 'forward', expr: [] } },
       ]),
-    ).toEqual(['chain forward filter forward 0 accept', 'rule forward ours [1]', 'rule forward ']);
+    ).toEqual([
+      'set vteps4 ipv4_addr',
+      'chain forward filter forward 0 accept',
+      'rule forward ours [1]',
+      'rule forward ',
+    ]);
   });
 });

@@ -1,32 +1,36 @@
 // SPDX-License-Identifier: Apache-2.0
 import { createHash } from 'node:crypto';
 import { RipstopError } from '../errors.ts';
-import { formatCidr } from '../net/ip.ts';
+import { type Family, formatCidr } from '../net/ip.ts';
+import { applyNft, listNft, NFT_TABLE, type NftObject } from './nft.ts';
 import type { PodNetwork } from './pod-network.ts';
-import { run, tryRun, type RunOptions } from './run.ts';
+import type { RunOptions } from './run.ts';
+import { listedVteps, VTEP_SETS, type VxlanSenders } from './vtep-set.ts';
 
 /*
  * flannel's rules, as one nftables table of our own. Nobody else's table is read or written, no lock is shared, and each
  * change is one transaction. Every rule carries a comment with a digest of its text, so a listing tells whether the
  * kernel still holds exactly what was rendered, however this nft version spells it.
+ *
+ * A rule that lets only known nodes in must never meet an empty set, so it comes in one transaction with all the elements
+ * that are known. From then on vtep-set.ts keeps those.
  */
-
-/** The one table: family and name. */
-export const NFT_TABLE = ['inet', 'ripstop'] as const;
 
 export interface RulesWanted {
   /** One entry per family, at most two. */
-  networks: readonly PodNetwork[];
+  networks: readonly (PodNetwork & VxlanSenders)[];
   /** Hide pods behind the node's address when they talk to the world (`--ip-masq`). */
   masquerade: boolean;
   /** VXLAN's UDP port, which only nodes may talk to. */
   vxlanPort: number;
+  /** Of the VXLAN that is ours; others' may come from anywhere. */
+  vni: number;
 }
 
 export interface Ruleset {
   /** What `nft -f` gets: one transaction that puts the table in place of whatever it was. */
   text: string;
-  /** Chains and rules in order, as {@link readFingerprint} finds them in a listing. */
+  /** Sets, chains and rules in order, as {@link readFingerprint} finds them in a listing. */
   fingerprint: string[];
 }
 
@@ -36,13 +40,29 @@ interface Chain {
   hook: string;
   /** Standard priorities of netfilter_ipv4.h: filter 0, srcnat 100. */
   priority: number;
-  rules: { match: string; verdict: string; why: string }[];
+  rules: Rule[];
 }
 
-/** Render the table. Pure: the same wish gives the same text. */
-export function renderRules(wanted: RulesWanted): Ruleset {
+interface Rule {
+  match: string;
+  verdict: string;
+  why: string;
+}
+
+/** What tells our rules apart, at most 128 bytes. */
+function commentOf({ match, verdict, why }: Rule): string {
+  const digest = createHash('sha256').update(`${match} ${verdict}`).digest('hex').slice(0, 8);
+  return `${why} [${digest}]`;
+}
+
+/**
+ * Render the table. Pure: the same wish and the same find give the same text.
+ * @param found a listing of the table in whose place it will be. The elements of its sets stay: whether one is to go is not
+ * known here.
+ */
+export function renderRules(wanted: RulesWanted, found: readonly NftObject[] = []): Ruleset {
   const chains = [
-    inputChain(wanted),
+    inputChain(wanted, found),
     forwardChain(wanted),
     ...(wanted.masquerade ? [postroutingChain(wanted)] : []),
   ];
@@ -50,15 +70,21 @@ export function renderRules(wanted: RulesWanted): Ruleset {
   const table = NFT_TABLE.join(' ');
   // Adding the table first lets the deletion succeed also when it was not there; nft applies all of it or nothing.
   const lines = [`add table ${table}`, `delete table ${table}`, `table ${table} {`];
+  for (const { network, vteps } of wanted.networks) {
+    const { name, type } = VTEP_SETS[network.family];
+    const elements = [...new Map([...listedVteps(found, network.family), ...vteps]).keys()];
+    fingerprint.push(`set ${name} ${type}`);
+    lines.push(`  set ${name} {`, `    type ${type};`);
+    if (elements.length > 0) lines.push(`    elements = { ${elements.join(', ')} }`);
+    lines.push('  }');
+  }
   for (const { name, type, hook, priority, rules } of chains) {
     fingerprint.push(`chain ${name} ${type} ${hook} ${priority} accept`);
     lines.push(`  chain ${name} {`);
     lines.push(`    type ${type} hook ${hook} priority ${priority}; policy accept;`);
-    for (const { match, verdict, why } of rules) {
-      const digest = createHash('sha256').update(`${match} ${verdict}`).digest('hex').slice(0, 8);
-      const comment = `${why} [${digest}]`;
-      fingerprint.push(`rule ${name} ${comment}`);
-      lines.push(`    ${match} ${verdict} comment "${comment}"`);
+    for (const rule of rules) {
+      fingerprint.push(`rule ${name} ${commentOf(rule)}`);
+      lines.push(`    ${rule.match} ${rule.verdict} comment "${commentOf(rule)}"`);
     }
     lines.push('  }');
   }
@@ -67,22 +93,48 @@ export function renderRules(wanted: RulesWanted): Ruleset {
 
 /**
  * The VXLAN device's socket listens on every address of the node, those in the pod network too, and believes whoever finds
- * it: a pod could put packets with any source into others. Nodes talk VXLAN from underlay addresses only.
+ * it: a pod could put packets with any source into others, and so could anyone on the underlay whose packets from_wire
+ * leaves to the stack. Nodes talk VXLAN from underlay addresses only, and only nodes do.
  */
-function inputChain({ networks, vxlanPort }: RulesWanted): Chain {
+function inputChain({ networks, vxlanPort, vni }: RulesWanted, found: readonly NftObject[]): Chain {
   return {
     name: 'input',
     type: 'filter',
     hook: 'input',
     priority: 0,
-    rules: names(networks).flatMap(({ ip, cluster }) =>
-      // Each pod has a link-local IPv6 address too; no node publishes one of those.
-      (ip === 'ip6' ? [cluster, 'fe80::/10'] : [cluster]).map((from) => ({
-        match: `${ip} saddr ${from} udp dport ${vxlanPort}`,
-        verdict: 'counter drop',
-        why: 'a pod talks VXLAN',
-      })),
-    ),
+    rules: [
+      ...names(networks).flatMap(({ ip, cluster }) =>
+        // Each pod has a link-local IPv6 address too; no node publishes one of those.
+        (ip === 'ip6' ? [cluster, 'fe80::/10'] : [cluster]).map((from) => ({
+          match: `${ip} saddr ${from} udp dport ${vxlanPort}`,
+          verdict: 'counter drop',
+          why: 'a pod talks VXLAN',
+        })),
+      ),
+      ...networks.flatMap(({ network: { family }, strangers }) => {
+        const rules = strangerRules(family, vxlanPort, vni);
+        if (strangers !== 'as found') return [rules[strangers]];
+        const comments = found.map(({ rule }) => rule?.comment);
+        return Object.values(rules).filter((rule) => comments.includes(commentOf(rule)));
+      }),
+    ],
+  };
+}
+
+/** Any connection state. */
+const TRACKED = 'ct state invalid,established,related,new,untracked';
+
+/**
+ * What there may be about VXLAN from addresses that are no node's. The VNI stands behind UDP's header and VXLAN's flags.
+ * IPv4 puts fragments together before this hook, but IPv6 behind it, where a rule sees nothing of a VXLAN header in a second
+ * fragment: unless somebody asks for connection tracking, which has to do it first. So the rule does, whatever the state.
+ */
+function strangerRules(family: Family, port: number, vni: number): Record<'drop' | 'count', Rule> {
+  const from = family === 4 ? 'ip saddr' : `${TRACKED} ip6 saddr`;
+  const match = `udp dport ${port} @th,96,24 ${vni} ${from} != @${VTEP_SETS[family].name}`;
+  return {
+    drop: { match, verdict: 'counter drop', why: 'a stranger talks VXLAN' },
+    count: { match, verdict: 'counter', why: 'VXLAN from strangers is let in: a peer is behind NAT' },
   };
 }
 
@@ -142,47 +194,35 @@ function names(
   }));
 }
 
-/** The part of `nft -j` that is read here. */
-interface NftObject {
-  chain?: {
-    family: string;
-    table: string;
-    name: string;
-    type?: string;
-    hook?: string;
-    prio?: number;
-    policy?: string;
-  };
-  rule?: { chain: string; comment?: string; expr: { counter?: { packets: number; bytes: number } }[] };
-}
-
-/** What a listing of the table holds, in the form of {@link Ruleset}'s fingerprint; chains in the order of the listing. */
+/** What a listing of the table holds, in the form of {@link Ruleset}'s fingerprint, in the order of the listing. */
 export function readFingerprint(listing: readonly NftObject[]): string[] {
   const rules = listing.flatMap(({ rule }) => (rule ? [rule] : []));
-  return listing.flatMap(({ chain }) =>
-    chain
-      ? [
-          `chain ${chain.name} ${chain.type} ${chain.hook} ${chain.prio} ${chain.policy}`,
-          ...rules
-            .filter((rule) => rule.chain === chain.name)
-            .map((rule) => `rule ${chain.name} ${rule.comment ?? ''}`),
-        ]
-      : [],
-  );
+  return listing.flatMap(({ set, chain }) => {
+    if (set) return [`set ${set.name} ${set.type}`];
+    if (!chain) return [];
+    return [
+      `chain ${chain.name} ${chain.type} ${chain.hook} ${chain.prio} ${chain.policy}`,
+      ...rules
+        .filter((rule) => rule.chain === chain.name)
+        .map((rule) => `rule ${chain.name} ${rule.comment ?? ''}`),
+    ];
+  });
 }
 
 /**
- * Make our table be exactly the wanted one; when it is already, nothing is written and its counters go on.
+ * Make our table be exactly the wanted one, but for the elements of its sets; when it is already, nothing is written and its
+ * counters go on.
  * @returns whether it was written.
  * @throws RipstopError with nft's reason, or when the kernel does not list what it accepted.
  */
 export async function ensureRules(wanted: RulesWanted, options: RunOptions = {}): Promise<boolean> {
-  const { text, fingerprint } = renderRules(wanted);
-  const isThere = async (): Promise<boolean> =>
-    readFingerprint(await listTable(options)).join('\n') === fingerprint.join('\n');
-  if (await isThere()) return false;
-  await run('nft', ['-f', '-'], { ...options, stdin: text });
-  if (!(await isThere())) {
+  const found = await listTable(options);
+  const { text, fingerprint } = renderRules(wanted, found);
+  const isThere = (listing: readonly NftObject[]): boolean =>
+    readFingerprint(listing).join('\n') === fingerprint.join('\n');
+  if (isThere(found)) return false;
+  await applyNft([text], options);
+  if (!isThere(await listTable(options))) {
     throw new RipstopError(
       `nft accepted the table ${NFT_TABLE.join(' ')} but does not list it as written; see "nft list table ${NFT_TABLE.join(' ')}"`,
       { details: text },
@@ -194,23 +234,39 @@ export async function ensureRules(wanted: RulesWanted, options: RunOptions = {})
 /** Remove our table; no error when it is not there. */
 export async function removeRules(options: RunOptions = {}): Promise<void> {
   const table = NFT_TABLE.join(' ');
-  await run('nft', ['-f', '-'], { ...options, stdin: `add table ${table}\ndelete table ${table}\n` });
+  await applyNft([`add table ${table}`, `delete table ${table}`], options);
+}
+
+/** What a rule has counted since the table was last written. */
+export interface RuleCounter {
+  chain: string;
+  /** The rule's comment without its digest, e.g. `a stranger talks VXLAN`. */
+  why: string;
+  packets: number;
+  bytes: number;
+}
+
+/** What the rules that count have counted, in their order; none without the table. */
+export async function readRuleCounters(options: RunOptions = {}): Promise<RuleCounter[]> {
+  return (await listTable(options)).flatMap(({ rule }) =>
+    (rule?.expr ?? []).flatMap(({ counter }) =>
+      counter
+        ? [{ chain: rule!.chain, why: (rule!.comment ?? '').replace(/ \[\w+\]$/, ''), ...counter }]
+        : [],
+    ),
+  );
 }
 
 /** What the kernel path forwarded from or to the cluster network since the table was last written; undefined without it. */
 export async function readForwardCounters(
   options: RunOptions = {},
 ): Promise<{ packets: number; bytes: number } | undefined> {
-  const listing = await listTable(options);
-  if (!listing.some(({ chain }) => chain?.name === 'forward')) return undefined;
-  const total = { packets: 0, bytes: 0 };
-  for (const { rule } of listing) {
-    for (const { counter } of rule?.chain === 'forward' ? rule.expr : []) {
-      total.packets += counter?.packets ?? 0;
-      total.bytes += counter?.bytes ?? 0;
-    }
-  }
-  return total;
+  const counters = (await readRuleCounters(options)).filter(({ chain }) => chain === 'forward');
+  if (counters.length === 0) return undefined;
+  return {
+    packets: counters.reduce((sum, { packets }) => sum + packets, 0),
+    bytes: counters.reduce((sum, { bytes }) => sum + bytes, 0),
+  };
 }
 
 /**
@@ -219,24 +275,13 @@ export async function readForwardCounters(
  * invisible to nft.
  */
 export async function listForwardDrops(options: RunOptions = {}): Promise<string[]> {
-  const chains = parseListing(await run('nft', ['-j', 'list', 'chains'], options));
-  return chains.flatMap(({ chain }) =>
+  return (await listNft(['chains'], options)).flatMap(({ chain }) =>
     chain?.hook === 'forward' && chain.policy === 'drop'
       ? [`${chain.family} ${chain.table} ${chain.name}`]
       : [],
   );
 }
 
-async function listTable(options: RunOptions): Promise<NftObject[]> {
-  const { code, stdout, stderr } = await tryRun('nft', ['-j', 'list', 'table', ...NFT_TABLE], options);
-  if (code === 0) return parseListing(stdout);
-  if (stderr.includes('No such file or directory')) return [];
-  throw new RipstopError(
-    `cannot list the nft table ${NFT_TABLE.join(' ')}: ${stderr.trim().split('\n')[0] ?? `exit code ${code}`}`,
-    { details: stderr },
-  );
-}
-
-function parseListing(text: string): NftObject[] {
-  return (JSON.parse(text) as { nftables: NftObject[] }).nftables;
+function listTable(options: RunOptions): Promise<NftObject[]> {
+  return listNft(['table', ...NFT_TABLE], options);
 }

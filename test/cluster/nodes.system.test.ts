@@ -117,7 +117,7 @@ describe.skipIf(missingHere())('a Node', () => {
     expect(rows).toContainEqual({
       node: 'joins',
       podCidr: WHERE.podCIDR,
-      slot: 9,
+      key: '9',
       vtepIp: WHERE.ip,
       vtepMac: WHERE.mac,
       nextHop: WHERE.ip,

@@ -94,7 +94,7 @@ async function pass(spec: NodeSpec): Promise<PassReport> {
     vtepIp: peer.ip,
     behindNat: false,
   }));
-  const made = await path.ensure();
+  const made = await path.ensure(peers, true);
   const outcomes = await reconcile(await path.steps(peers, true));
   const again = await reconcile(await path.steps(peers, true));
   const failed = [...made, ...outcomes, ...again].filter(({ error }) => error !== undefined);

@@ -21,9 +21,9 @@ export const protocols = {
   sctp: 132,
 } as const;
 
-/** The sum of RFC 1071 over network-order words, complemented. `start` is a sum that goes before. */
-export function checksum(bytes: Uint8Array, start = 0): number {
-  let sum = start;
+/** The sum of RFC 1071 over network-order words, complemented. */
+export function checksum(bytes: Uint8Array): number {
+  let sum = 0;
   for (let i = 0; i < bytes.length; i += 2) sum += (bytes[i]! << 8) | (bytes[i + 1] ?? 0);
   while (sum > 0xffff) sum = (sum & 0xffff) + (sum >>> 16);
   return ~sum & 0xffff;
@@ -132,6 +132,15 @@ export function ipv6Extension(next: number, payload: Uint8Array): Uint8Array {
 /** A packet of the addresses' family. */
 export function ip(fields: Ipv4Fields & Ipv6Fields, payload: Uint8Array): Uint8Array {
   return addressFamily(fields.src) === 6 ? ipv6(fields, payload) : ipv4(fields, payload);
+}
+
+/** The same in as many fragments as it takes, each but the last with so many bytes of the payload: a multiple of 8. */
+export function fragments(fields: Ipv4Fields & Ipv6Fields, payload: Uint8Array, bytes: number): Uint8Array[] {
+  const starts = Array.from({ length: Math.ceil(payload.length / bytes) }, (_, i) => i * bytes);
+  return starts.map((at) => {
+    const more = at + bytes < payload.length ? 0x2000 : 0;
+    return ip({ ...fields, fragment: more | (at / 8) }, payload.subarray(at, at + bytes));
+  });
 }
 
 export interface UdpFields {

@@ -20,3 +20,10 @@ export class Random {
     return items[this.below(items.length)]!;
   }
 }
+
+/** The seed of number `number` in the series of `seed`: neighbours must not look alike, so that each can be made by itself. */
+export function seedOf(seed: number, number: number): number {
+  let mixed = Math.imul(seed ^ Math.imul(number + 1, 0x9e3779b1), 0x85ebca6b);
+  mixed = Math.imul(mixed ^ (mixed >>> 15), 0xc2b2ae35);
+  return mixed ^ (mixed >>> 13);
+}
