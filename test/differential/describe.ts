@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+/** A report of the differential, for people. */
+import type { Difference, Seen } from './compare.ts';
+import type { Report, Unexplained } from './differential.ts';
+import type { Fields } from './dissect.ts';
+import { rules } from './rules.ts';
+
+/** Cases that are told in full. */
+const TOLD = 10;
+/** Of a long value. */
+const SHOWN = 80;
+
+/** Every rule and what it explained, and what ripstop's programs did. */
+export function describeSummary({
+  cases,
+  arrivals,
+  explained,
+  unexplained,
+  unrepeated,
+  carried,
+}: Report): string {
+  const total = [...explained.values()].reduce((sum, count) => sum + count, 0);
+  const width = Math.max(...rules.map(({ name }) => name.length));
+  return [
+    `${cases} cases, ${arrivals[0]} arrivals with flannel, ${arrivals[1]} with ripstop`,
+    `${total} differences explained:`,
+    ...rules.map(
+      ({ name, why }) => `  ${String(explained.get(name) ?? 0).padStart(7)}  ${name.padEnd(width)}  ${why}`,
+    ),
+    'by ripstop:',
+    ...[...carried]
+      .toSorted(([, a], [, b]) => b - a)
+      .map(([what, packets]) => `  ${String(packets).padStart(7)}  ${what}`),
+    ...(unrepeated.length > 0 ? [`sent again, and then without a difference: ${unrepeated.join(' ')}`] : []),
+    `${unexplained.length} cases with differences that nothing explains`,
+  ].join('\n');
+}
+
+/** What is wrong, field by field; empty when nothing is. */
+export function describeFaults({ unexplained, strays }: Report, seed: number): string {
+  return [
+    ...unexplained.slice(0, TOLD).map((one) => describeCase(one, seed)),
+    ...(unexplained.length > TOLD
+      ? [
+          `… and cases ${unexplained
+            .slice(TOLD)
+            .map((one) => one.case.number)
+            .join(' ')}`,
+        ]
+      : []),
+    ...strays.slice(0, TOLD).map(
+      ({ lab, arrival: { place, received } }) =>
+        `of no case: at ${place} with ${lab.datapath}: ${Buffer.from(received.frame)
+          .toString('hex')
+          .slice(0, 2 * SHOWN)}`,
+    ),
+  ].join('\n\n');
+}
+
+function describeCase(
+  { case: { number, kind, from, frames }, sent, differences }: Unexplained,
+  seed: number,
+): string {
+  return [
+    `case ${number} of seed ${seed}, ${kind}, ${frames.length} frame${frames.length === 1 ? '' : 's'} from ${from}`,
+    `  again: npm run differential -- --seed ${seed} --first ${number} --cases 1`,
+    `  sent: ${describeFields(sent)}`,
+    ...differences.slice(0, TOLD).map((difference) => `  ${describeDifference(difference)}`),
+    ...(differences.length > TOLD ? [`  … and ${differences.length - TOLD} more`] : []),
+  ].join('\n');
+}
+
+function describeDifference(difference: Difference): string {
+  switch (difference.what) {
+    case 'refused':
+      return `the sending call: flannel ${difference.flannel || 'fine'}, ripstop ${difference.ripstop || 'fine'}`;
+    case 'differs': {
+      const { field, flannel, ripstop, seen } = difference;
+      return `${describePlace(seen)}: ${field}: flannel ${apart(flannel, ripstop)}, ripstop ${apart(ripstop, flannel)}`;
+    }
+    default:
+      return `${describePlace(difference.seen)}, ${difference.what}: ${describeFields(difference.seen.fields)}`;
+  }
+}
+
+const describePlace = ({ place, isAnswer }: Seen): string => `${isAnswer ? 'answer' : 'packet'} at ${place}`;
+
+const describeFields = (fields: Fields): string =>
+  Object.entries(fields)
+    .map(([name, value]) => `${name} ${value.length > SHOWN ? `${value.slice(0, SHOWN)}…` : value}`)
+    .join(', ');
+
+/** A value from shortly before where it begins to differ. */
+function apart(value: string | undefined, other: string | undefined): string {
+  if (value === undefined) return 'none';
+  if (value.length <= SHOWN) return value;
+  let at = 0;
+  while (at < value.length && value[at] === other?.[at]) at++;
+  const start = Math.max(0, at - 8);
+  return `…${value.slice(start, start + SHOWN)}… (at ${at} of ${value.length})`;
+}

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+/** The same packets through a flannel lab and a ripstop lab: what arrives must be the same, or a rule must say why not. */
+import { join } from 'node:path';
+import { readCounters } from '../../src/dataplane/counters.ts';
+import { openTables } from '../../src/dataplane/tables.ts';
+import { nodeDir, openLab } from '../../src/lab/index.ts';
+import { settleAll } from '../../src/lab/nodes.ts';
+import { type Case, caseOf } from './cases.ts';
+import { type Difference, differences } from './compare.ts';
+import { dissect } from './dissect.ts';
+import { exchange, type Outcome, type Stray } from './exchange.ts';
+import { type DiffLab, openDiffLab } from './labs.ts';
+import { isComplete } from './reassemble.ts';
+import { type Context, rules } from './rules.ts';
+
+export interface Unexplained extends Context {
+  readonly differences: readonly Difference[];
+}
+
+export interface Report {
+  readonly cases: number;
+  /** Frames that came out of flannel's lab, and of ripstop's. */
+  readonly arrivals: readonly [flannel: number, ripstop: number];
+  /** How many differences each rule has explained. */
+  readonly explained: ReadonlyMap<string, number>;
+  readonly unexplained: readonly Unexplained[];
+  /** Numbers of cases that nothing explained either, but that came out well when they were sent again. */
+  readonly unrepeated: readonly number[];
+  /** What belongs to no case. */
+  readonly strays: readonly Stray[];
+  /** What ripstop's programs did, by `hook verdict_reason`, in packets. */
+  readonly carried: ReadonlyMap<string, number>;
+}
+
+export type Labs = readonly [flannel: DiffLab, ripstop: DiffLab];
+
+/** Cases that are under way at once, so that waiting for stragglers is done once for all of them. */
+const CHUNK = 10_000;
+
+/** Bring up both labs. @param name begins the names of their namespaces. */
+export async function openLabs(name: string): Promise<Labs & AsyncDisposable> {
+  const opening = [openDiffLab(`${name}f`, 'flannel'), openDiffLab(`${name}r`, 'ripstop')] as const;
+  try {
+    const [flannel, ripstop] = await settleAll(opening);
+    const close = async () => {
+      await settleAll([flannel!, ripstop!].map(async (lab) => lab[Symbol.asyncDispose]()));
+    };
+    return Object.assign([flannel!, ripstop!] as const, { [Symbol.asyncDispose]: close });
+  } catch (error) {
+    for (const result of await Promise.allSettled(opening))
+      if (result.status === 'fulfilled') await result.value[Symbol.asyncDispose]();
+    throw error;
+  }
+}
+
+/** Send cases `first` … `first + count − 1` of the seed through both labs. @param onProgress gets the number done. */
+export async function compareLabs(
+  labs: Labs,
+  { seed, first = 0, count }: { seed: number; first?: number; count: number },
+  onProgress: (done: number) => void = () => {},
+): Promise<Report> {
+  const explained = new Map<string, number>();
+  const unexplained: Unexplained[] = [];
+  const unrepeated: number[] = [];
+  const strays: Stray[] = [];
+  const arrivals: [number, number] = [0, 0];
+  /** @returns the cases among these that differ for no known reason. */
+  const send = async (cases: readonly Case[]): Promise<Unexplained[]> => {
+    const result = await exchange(labs, cases);
+    strays.push(...result.strays);
+    return [...result.outcomes].flatMap(([one, outcomes]) => {
+      outcomes.forEach((outcome, i) => (arrivals[i as 0 | 1] += outcome.arrivals.length));
+      return judge(labs, one, outcomes as [Outcome, Outcome], explained) ?? [];
+    });
+  };
+  for (let done = 0; done < count; onProgress(done)) {
+    const size = Math.min(CHUNK, count - done);
+    const suspects = await send(Array.from({ length: size }, (_, i) => caseOf(seed, first + done + i)));
+    // A busy machine's kernel drops a packet now and then, and conntrack may take one for part of an earlier case's
+    // connection, in either lab; a fault shows again.
+    if (suspects.length > 0) await Promise.all(labs.map((lab) => lab.forgetConnections()));
+    const again = suspects.length === 0 ? [] : await send(suspects.map((one) => one.case));
+    unexplained.push(...again);
+    const faulty = new Set(again.map((one) => one.case));
+    unrepeated.push(...suspects.flatMap((one) => (faulty.has(one.case) ? [] : [one.case.number])));
+    done += size;
+  }
+  return {
+    cases: count,
+    arrivals,
+    explained,
+    unexplained,
+    unrepeated,
+    strays,
+    carried: carriedBy(labs[1].name),
+  };
+}
+
+/** Compare what became of a case, count what rules explain, and return the rest if there is any. */
+function judge(
+  labs: Labs,
+  one: Case,
+  outcomes: readonly [Outcome, Outcome],
+  explained: Map<string, number>,
+): Unexplained | undefined {
+  const all = differences(labs, outcomes);
+  if (all.length === 0) return undefined;
+  const [withFlannel, frames] = labs.map(({ macs }) => one.frames.map(({ frame }) => frame(macs))) as [
+    Uint8Array[],
+    Uint8Array[],
+  ];
+  const context = {
+    case: one,
+    sent: dissect({ frame: frames[0]! }, labs[1].names),
+    sentWithFlannel: dissect({ frame: withFlannel[0]! }, labs[0].names),
+    largest: Math.max(...frames.map(({ length }) => length - 14)),
+    isWhole: isComplete(frames),
+  };
+  const left = all.filter((difference) => {
+    const rule = rules.find(({ explains }) => explains(difference, context));
+    if (rule) explained.set(rule.name, (explained.get(rule.name) ?? 0) + 1);
+    return !rule;
+  });
+  return left.length === 0 ? undefined : { ...context, differences: left };
+}
+
+function carriedBy(name: string): Map<string, number> {
+  const lab = openLab(name);
+  const carried = new Map<string, number>();
+  for (const node of lab.state.nodes) {
+    using tables = openTables(join(nodeDir(lab, node), 'bpf'));
+    for (const { hook, verdict, reason, packets } of readCounters(tables)) {
+      const key = `${hook} ${verdict}_${reason}`;
+      if (packets > 0) carried.set(key, (carried.get(key) ?? 0) + packets);
+    }
+  }
+  return carried;
+}

@@ -1,0 +1,560 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * Where ripstop may differ from flannel, and why. Each rule is as narrow as its reason; what no rule explains is a fault of
+ * one of the two.
+ */
+import type { Case } from './cases.ts';
+import type { Difference } from './compare.ts';
+import type { Fields } from './dissect.ts';
+import {
+  familyOf,
+  GATEWAYS,
+  inCluster,
+  inPodCidr,
+  isCable,
+  isNode,
+  isPod,
+  isWide,
+  nodeNames,
+  nodeOf,
+  NODES,
+  other,
+  POD_MTU,
+  type PodName,
+  PODS,
+  podWith,
+  TUNNEL_MTU,
+  VTEPS,
+  WIDE_MTU,
+} from './plan.ts';
+
+export interface Context {
+  readonly case: Case;
+  /** The case's first frame as it was sent in ripstop's lab. */
+  readonly sent: Fields;
+  /** And in flannel's, where a neighbour has another MAC address. */
+  readonly sentWithFlannel: Fields;
+  /** Bytes of the largest IP packet, padding included. */
+  readonly largest: number;
+  /** Whether the frames make up datagrams without gaps or overlaps. */
+  readonly isWhole: boolean;
+}
+
+export interface Rule {
+  readonly name: string;
+  readonly why: string;
+  /** Ten thousand cases may have none of it. */
+  readonly rare?: true;
+  readonly explains: (difference: Difference, context: Context) => boolean;
+}
+
+type Differs = Extract<Difference, { what: 'differs' }>;
+type Only = Extract<Difference, { what: 'only flannel' | 'only ripstop' }>;
+
+const SCTP = '132';
+const VXLAN_PORT = '8472';
+
+const isTunnel = (fields: Fields): boolean => 'vxlan vni' in fields;
+
+const differs =
+  (test: (difference: Differs, context: Context) => boolean) =>
+  (difference: Difference, context: Context): boolean =>
+    difference.what === 'differs' && test(difference, context);
+const only =
+  (lab: 'flannel' | 'ripstop', test: (difference: Only, context: Context) => boolean) =>
+  (difference: Difference, context: Context): boolean =>
+    (difference.what === 'only flannel' || difference.what === 'only ripstop') &&
+    difference.what === `only ${lab}` &&
+    test(difference, context);
+
+/** The pod of the sender's node that a case's packets are for. */
+function neighbour({ case: { from }, sent }: Context): PodName | undefined {
+  const to = podWith(sent['ip dst']);
+  return isPod(from) && to && nodeOf(to) === nodeOf(from) ? to : undefined;
+}
+
+/** Where the inner packet of a case goes. */
+const destination = ({ case: { from }, sent }: Context): string | undefined =>
+  sent[isPod(from) ? 'ip dst' : 'inner ip dst'];
+const isNobody = (ip: string | undefined): boolean =>
+  nodeNames.some((node) => inPodCidr(node, ip)) && !isNode(ip) && podWith(ip) === undefined;
+const isLinkLocal = (ip: string | undefined): boolean => ip?.startsWith('fe80:') ?? false;
+const isGateway = (sent: Fields): boolean => sent['eth dst']?.startsWith('the gateway') ?? false;
+const gatewayOf = ({ case: { from, family } }: Context): string => GATEWAYS[family][nodeOf(from)];
+
+const spoofs = ({ case: { from, family }, sent }: Context): boolean =>
+  isPod(from) && sent['ip src'] !== PODS[family][from];
+
+/** Of IPv6, even where it says that there is no other fragment. */
+const hasFragmentHeader = (sent: Fields): boolean => 'ip label' in sent && 'ip id' in sent;
+
+/** Which is between neighbours, and so never the fast path's. */
+const isNeighbourDiscovery = (sent: Fields): boolean =>
+  'ip label' in sent && /^13[3-7]$/.test(sent['icmp type'] ?? '');
+
+/** Bytes of the largest IP packet; of a super-packet, its segments'. */
+function sizeOf({ largest, case: { frames } }: Context): number {
+  const gso = frames[0]!.offload?.gso;
+  return gso ? gso.size + gso.headers - 14 : largest;
+}
+
+/** Whether a packet to the sender's podCIDR exceeds what flannel's bridge carries, or the pod that it is for. */
+function isTooBig(context: Context): boolean {
+  const { from } = context.case;
+  if (!isPod(from) || !inPodCidr(nodeOf(from), context.sent['ip dst'])) return false;
+  const to = neighbour(context);
+  return sizeOf(context) > (to && to !== from && isWide(to) ? WIDE_MTU : POD_MTU);
+}
+
+/** Whether flannel's rules hide the sender of a case's packets behind the node's address. */
+const isMasqueraded = (context: Context): boolean =>
+  isPod(context.case.from)
+    ? !inCluster(context.sent['ip dst']) || spoofs(context)
+    : !inPodCidr(nodeOf(context.case.from), destination(context));
+
+/** Whether ripstop's kernel path, which is a router, takes what flannel's bridge carries between pods of one node. */
+function isRouted(context: Context): boolean {
+  const {
+    sent,
+    case: { from },
+  } = context;
+  const to = neighbour(context);
+  return (
+    to !== undefined &&
+    (isTooBig(context) ||
+      'ip options' in sent ||
+      'padding length' in sent ||
+      hasFragmentHeader(sent) ||
+      isNeighbourDiscovery(sent) ||
+      Number(sent['ip flags']) % 2 === 1 ||
+      Number(sent['ip offset']) > 0 ||
+      sent['ip protocol'] === SCTP ||
+      to === from ||
+      spoofs(context) ||
+      sent['vlan'] === '0')
+  );
+}
+
+/** An error of this sender, in a tunnel or not: unreachable, time exceeded, parameter problem. */
+function isRefusal(fields: Fields, by: string): boolean {
+  const layer = isTunnel(fields) ? 'inner ' : '';
+  const types = familyOf(by) === 4 ? /^(3|11|12)$/ : /^(1|3|4)$/;
+  return fields[`${layer}ip src`] === by && types.test(fields[`${layer}icmp type`] ?? '');
+}
+
+export const rules: readonly Rule[] = [
+  {
+    name: 'outer IP id',
+    why: 'the sender may choose it; ripstop counts, the kernel hashes',
+    explains: differs(({ field, seen }) => field === 'ip id' && isTunnel(seen.fields)),
+  },
+  {
+    name: 'outer source port',
+    why: 'a hash of the flow, seeded anew in each lab, over the local port range',
+    explains: differs(
+      ({ field, seen, ...values }) =>
+        field === 'udp src' &&
+        isTunnel(seen.fields) &&
+        [values.flannel, values.ripstop].every((port) => Number(port) >= 32768 && Number(port) <= 60999),
+    ),
+  },
+  {
+    name: 'no outer checksum',
+    why: 'RFC 7348 recommends none, over IPv6 where the peer accepts that (RFC 6935); the kernel makes one where the device has udpcsum',
+    explains: differs(
+      ({ field, seen, flannel, ripstop }) =>
+        field === 'udp checksum' && isTunnel(seen.fields) && flannel === 'right' && ripstop === 'none',
+    ),
+  },
+  {
+    name: 'outer ECN',
+    why: 'RFC 6040 copies CE to the outer header; the kernel follows RFC 3168 and writes ECT(0). The inner CE stays either way',
+    explains: differs(
+      ({ field, seen, flannel, ripstop }) =>
+        field === 'ip ecn' &&
+        isTunnel(seen.fields) &&
+        flannel === '2' &&
+        ripstop === '3' &&
+        seen.fields['inner ip ecn'] === '3',
+    ),
+  },
+  {
+    name: 'id of an answer',
+    why: 'the kernel that answers makes it up; an error about an answer quotes it',
+    explains: differs(
+      ({ field, seen, flannel, ripstop }, { case: { tag } }) =>
+        seen.isAnswer &&
+        (/^(inner )?ip id$/.test(field) ||
+          (field.endsWith('quoted ip id') && flannel !== String(tag) && ripstop !== String(tag))),
+    ),
+  },
+  {
+    name: 'no bridge',
+    why: 'from a pod of the same node a frame comes by way of the node, not of a bridge',
+    explains: differs(({ field, seen: { place, fields }, ripstop }) => {
+      const from = podWith(fields['ip src']);
+      const isNear = isPod(place) && (from === undefined || nodeOf(from) === nodeOf(place));
+      return field === 'eth src' && isNear && ripstop === `the gateway of ${nodeOf(place)}`;
+    }),
+  },
+  {
+    name: 'masqueraded port',
+    why: '--random-fully: the kernel of each lab draws its own',
+    explains: differs(
+      ({ field, seen: { place } }, context) =>
+        isMasqueraded(context) &&
+        (((isCable(place) || spoofs(context)) &&
+          /^(inner )?(quoted )?(udp src|tcp src|tcp dst|icmp rest)$/.test(field)) ||
+          /^(inner )?quoted (udp|tcp|icmp) checksum$/.test(field) ||
+          // The first fragment's alone.
+          (hasFragmentHeader(context.sent) && /^(udp|tcp|icmp) checksum$/.test(field))),
+    ),
+  },
+  {
+    name: 'one hop more',
+    why: 'what the fast path leaves to the kernel path is routed between pods of one node, where flannel has a bridge',
+    explains: differs(
+      ({ field, flannel, ripstop }, context) =>
+        isRouted(context) && /^(quoted )?ip ttl$/.test(field) && Number(flannel) - 1 === Number(ripstop),
+    ),
+  },
+  {
+    name: 'refused by a router',
+    why: 'between pods of one node: a router answers what has no TTL left or bad options, where a bridge carries it',
+    explains: (difference, context) =>
+      isRouted(context) &&
+      (Number(context.sent['ip ttl']) <= 1 || 'ip options' in context.sent) &&
+      (difference.what === 'only flannel' ||
+        (difference.what === 'only ripstop' &&
+          difference.seen.isAnswer &&
+          isRefusal(difference.seen.fields, gatewayOf(context)))),
+  },
+  {
+    name: 'options of a router',
+    why: 'a router records itself in the options that ask for it',
+    explains: differs(({ field }, context) => isRouted(context) && /^(quoted )?ip options$/.test(field)),
+  },
+  {
+    name: 'too big for the bridge',
+    why: 'what exceeds the MTU of the receiver, or of cni0, a router fragments or refuses, and a bridge drops it or a part of it',
+    explains: (difference, context) => {
+      if (difference.what === 'refused') return false;
+      const { fields, isAnswer } = difference.seen;
+      const to = neighbour(context);
+      const isTooBigAnswer =
+        isAnswer && to !== undefined && isWide(to) && Number(fields['ip length']) > POD_MTU;
+      return isTooBig(context) || (difference.what === 'only ripstop' && isTooBigAnswer);
+    },
+  },
+  {
+    name: 'cut elsewhere',
+    why: 'the same datagram in other pieces, or an error about one: where conntrack is on the way it is put together and cut anew',
+    explains: differs(
+      ({ field, seen: { fields, isAnswer } }, { case: { frames } }) =>
+        (field === 'fragments' && fields['ip flags'] !== '2') ||
+        (frames.length > 1 && isAnswer && (field.includes('quoted') || /^(inner )?ip length$/.test(field))),
+    ),
+  },
+  {
+    name: 'whole on the wire',
+    why: 'flannel’s conntrack puts a datagram together before the tunnel, which may cut it anew; the fast path encapsulates each piece',
+    explains: only(
+      'flannel',
+      ({ seen: { place, isAnswer } }, { case: { frames } }) =>
+        frames.length > 1 && isCable(place) && !isAnswer,
+    ),
+  },
+  {
+    name: 'fragment too big for the tunnel',
+    why: 'a router of IPv6 says so (RFC 8200); flannel’s bridge has conntrack take the fragment header off before it is one, and cuts the rest up anew',
+    explains: (difference, context) => {
+      const { sent, largest } = context;
+      if (!hasFragmentHeader(sent) || largest <= TUNNEL_MTU[6] || neighbour(context)) return false;
+      if (difference.what === 'only flannel') return true;
+      if (difference.what !== 'only ripstop') return false;
+      const { isAnswer, fields } = difference.seen;
+      return isAnswer && fields[isTunnel(fields) ? 'inner icmp type' : 'icmp type'] === '2';
+    },
+  },
+  {
+    name: 'IPv6 answer too big for the bridge',
+    rare: true,
+    why: 'what comes back to a wide pod from outside meets the MTU of flannel’s bridge, where ripstop has the pod’s own veth',
+    explains: (difference, { case: { from, family } }) => {
+      if (difference.what !== 'only flannel' && difference.what !== 'only ripstop') return false;
+      const { isAnswer, fields, place } = difference.seen;
+      if (family !== 6 || !isPod(from) || !isWide(from) || !isAnswer || inCluster(fields['ip src']))
+        return false;
+      return difference.what === 'only ripstop'
+        ? place === from && Number(fields['ip length']) + 40 > POD_MTU
+        : fields['icmp type'] === '2' && parseInt(fields['icmp rest']!, 16) === POD_MTU;
+    },
+  },
+  {
+    name: 'outer checksum of zero',
+    why: 'RFC 6935 lets a tunnel’s end accept it over IPv6: ripstop’s peers say so of themselves, flannel’s device refuses it',
+    explains: only(
+      'ripstop',
+      (_, { case: { from, family }, sent }) =>
+        isCable(from) && family === 6 && 'vxlan vni' in sent && sent['udp checksum'] === 'none',
+    ),
+  },
+  {
+    name: 'forward policy',
+    why: 'the flannel lab has a FORWARD policy of DROP, as Docker sets it: it does not route from node to node',
+    explains: only(
+      'ripstop',
+      ({ seen: { place } }, { sent, case: { from } }) =>
+        isCable(place) &&
+        place === from &&
+        sent['ip dst'] !== NODES[familyOf(sent['ip dst'])][nodeOf(from)] &&
+        !inCluster(sent['ip dst']),
+    ),
+  },
+  {
+    name: 'spoofed source',
+    why: 'a pod may send from its own address only',
+    explains: only('flannel', (_, context) => spoofs(context)),
+  },
+  {
+    name: 'spoofed IPv6 source',
+    why: 'on the kernel path no reverse path filter exists for IPv6: what a pod sends in another’s name its node routes, where flannel has a bridge',
+    explains: (difference, context) => {
+      const {
+        sent,
+        isWhole,
+        case: { family, from },
+      } = context;
+      if (family !== 6 || !spoofs(context)) return false;
+      if (difference.what === 'differs') {
+        const { field, flannel, ripstop, seen } = difference;
+        if (neighbour(context) === undefined) return false;
+        if (field.endsWith('quoted ip ttl')) return Number(flannel) - 1 === Number(ripstop);
+        return field === 'eth src' && flannel === from && ripstop === `the gateway of ${nodeOf(seen.place)}`;
+      }
+      if (difference.what !== 'only ripstop') return false;
+      // The flannel lab's FORWARD policy again; and an error to the one who is not meant.
+      const { isAnswer, fields } = difference.seen;
+      if (!isAnswer) return !inCluster(sent['ip src']) && !inCluster(sent['ip dst']);
+      const layer = isTunnel(fields) ? 'inner ' : '';
+      const isTimeout = fields[`${layer}icmp type`] === '3' && fields[`${layer}icmp code`] === '1';
+      return isTimeout && !isWhole;
+    },
+  },
+  {
+    name: 'refused before conntrack',
+    rare: true,
+    why: 'a router looks at hop-by-hop options, and whether the address is one to route, before its conntrack waits for the other fragments; a bridge’s conntrack is there first',
+    explains: (difference, { isWhole, sent }) => {
+      if (difference.what !== 'only flannel' && difference.what !== 'only ripstop') return false;
+      const { isAnswer, fields } = difference.seen;
+      if (!hasFragmentHeader(sent) || !isAnswer) return false;
+      // With the fragment header still there, or without.
+      if ((sent['ip options'] ?? '').startsWith('next 0 ')) return fields['icmp type'] === '4';
+      const isTimeout = fields['icmp type'] === '3' && fields['icmp code'] === '1';
+      return difference.what === 'only flannel' && !isWhole && sent['ip dst'] === '::1' && isTimeout;
+    },
+  },
+  {
+    name: 'an error for each fragment',
+    why: 'about a datagram of IPv6 that conntrack has put together the flannel lab’s node complains once, and a router once for each of its pieces',
+    explains: (difference, { case: { family, frames } }) =>
+      (difference.what === 'only flannel' || difference.what === 'only ripstop') &&
+      family === 6 &&
+      frames.length > 1 &&
+      difference.seen.isAnswer &&
+      difference.seen.fields['icmp type'] === '1',
+  },
+  {
+    name: 'tunnel’s MTU on one node',
+    why: 'ripstop’s kernel path keeps IPv6 between pods to what fits the tunnel, as the pods’ own routes do; flannel’s bridge has 20 bytes more',
+    explains: (difference, context) =>
+      context.case.family === 6 &&
+      isRouted(context) &&
+      sizeOf(context) > TUNNEL_MTU[6] &&
+      (difference.what === 'only flannel' ||
+        (difference.what === 'only ripstop' &&
+          difference.seen.isAnswer &&
+          difference.seen.fields['icmp type'] === '2' &&
+          difference.seen.fields['icmp rest'] === TUNNEL_MTU[6].toString(16).padStart(8, '0'))),
+  },
+  {
+    name: 'subnet-router anycast',
+    rare: true,
+    why: 'a podCIDR’s first address is also that of any router on flannel’s bridge (RFC 4291 section 2.6.1): it answers pings by another name, and TCP not at all',
+    explains: (difference, context) =>
+      (difference.what === 'only flannel' || difference.what === 'only ripstop') &&
+      difference.seen.isAnswer &&
+      nodeNames.some((node) => VTEPS[6][node] === destination(context)),
+  },
+  {
+    name: 'multicast ping over the MTU',
+    rare: true,
+    why: 'the answer to a wide pod is cut to the MTU of flannel’s bridge, and that of ripstop goes out of the pod’s own veth',
+    explains: (difference, { sent, largest, case: { from } }) =>
+      difference.what !== 'refused' &&
+      isPod(from) &&
+      isWide(from) &&
+      (sent['ip dst'] ?? '').startsWith('ff0') &&
+      largest > TUNNEL_MTU[6] &&
+      difference.seen.isAnswer,
+  },
+  {
+    name: 'VXLAN from a pod',
+    why: 'only nodes talk VXLAN to nodes',
+    explains: only('flannel', (_, { case: { from }, sent }) => {
+      const layer = isPod(from) ? '' : 'inner ';
+      // IPv6's extension headers may hide the port.
+      const isVxlan =
+        sent[`${layer}udp dst`] === VXLAN_PORT || (familyOf(sent['ip dst']) === 6 && 'ip options' in sent);
+      return isVxlan && isNode(sent[`${layer}ip dst`]);
+    }),
+  },
+  {
+    name: 'VXLAN from a stranger',
+    why: 'ripstop takes VXLAN from the nodes it knows, and from each only what its own pods may have sent',
+    explains: only('flannel', (_, { case: { from }, sent }) => {
+      if (isPod(from)) return false;
+      const peer = other(nodeOf(from));
+      return (
+        sent['ip src'] !== NODES[familyOf(sent['ip src'])][peer] || !inPodCidr(peer, sent['inner ip src'])
+      );
+    }),
+  },
+  {
+    name: 'no pod’s answer in a tunnel',
+    why: 'from a tunnel ripstop takes what the sending node’s podCIDR may send, and not what comes from the node’s own address or from outside',
+    explains: only(
+      'flannel',
+      ({ seen: { isAnswer, place, fields } }, { case: { from }, sent }) =>
+        isAnswer &&
+        isPod(place) &&
+        !inCluster(fields['ip src']) &&
+        (isCable(from) || fields['ip src'] === NODES[familyOf(fields['ip src'])][other(nodeOf(place))]) &&
+        (isCable(from) || fields['ip src'] === sent['ip dst']),
+    ),
+  },
+  {
+    name: 'MAC addresses under a checksum',
+    why: 'an error about a tunnelled packet quotes its outer checksum, which covers the labs’ own MAC addresses',
+    explains: differs(({ field }, { case: { from } }) => isCable(from) && field === 'quoted udp checksum'),
+  },
+  {
+    name: 'neighbour by way of the gateway',
+    rare: true,
+    why: 'a frame to the node for a pod of the node is routed by flannel, with a redirect; to ripstop it is one hop as any other',
+    explains: (difference, context) => {
+      const {
+        sent,
+        sentWithFlannel,
+        case: { kind },
+      } = context;
+      if (kind !== 'frame' || !neighbour(context) || !isGateway(sentWithFlannel)) return false;
+      if (difference.what === 'differs')
+        return (
+          difference.field.endsWith('ip ttl') && Number(difference.ripstop) - 1 === Number(difference.flannel)
+        );
+      if (difference.what === 'refused') return false;
+      const { fields, isAnswer } = difference.seen;
+      if (difference.what === 'only flannel') return isAnswer && /^(5|11)$/.test(fields['icmp type'] ?? '');
+      return Number(sent['ip ttl']) <= 1;
+    },
+  },
+  {
+    name: 'no bridge to carry it',
+    why: 'frames to other MAC addresses than the node’s, of VLANs and of other types than IP stay where they are: a bridge floods them',
+    explains: only(
+      'flannel',
+      ({ seen: { place } }, { case: { from, kind }, sent }) =>
+        kind === 'frame' &&
+        isPod(place) &&
+        nodeOf(place) === nodeOf(from) &&
+        (!isGateway(sent) || sent['eth type'] !== '0x0800' || Number(sent['vlan'] ?? 0) !== 0),
+    ),
+  },
+  {
+    name: 'priority tag',
+    rare: true,
+    why: 'what has a tag of VLAN 0 a bridge carries along as it is; a router takes the tag off and looks at the packet, and conntrack at its fragments',
+    explains: (difference, { sent, case: { from } }) =>
+      isPod(from) &&
+      sent['vlan'] === '0' &&
+      (difference.what === 'differs'
+        ? /^(vlan|padding|padding length)$/.test(difference.field) && difference.ripstop === undefined
+        : difference.what === 'only flannel' && nodeOf(difference.seen.place) === nodeOf(from)),
+  },
+  {
+    name: 'relayed',
+    why: 'what comes out of a tunnel for another node’s pods is not taken from the node that would send it on',
+    explains: only('flannel', (_, context) => {
+      const { from } = context.case;
+      const dst = destination(context);
+      return !isPod(from) && inCluster(dst) && !inPodCidr(nodeOf(from), dst);
+    }),
+  },
+  {
+    name: 'nobody there',
+    why: 'an address of a podCIDR that no pod has: flannel asks for it by ARP or neighbour discovery, ripstop has an unreachable route, whose answers the kernel limits to one a second, and gives before it looks at the TTL or cuts the packet up',
+    explains: (difference, context) => {
+      if (difference.what === 'refused' || !isNobody(destination(context))) return false;
+      if (difference.what === 'differs')
+        return difference.seen.isAnswer && difference.field.includes('quoted');
+      const { fields, isAnswer } = difference.seen;
+      const layer = isTunnel(fields) ? 'inner ' : '';
+      const answers = context.case.family === 4 ? /^(3 1|5 1|11 0|12 0)$/ : /^(1 0|1 3|3 0|4 [012])$/;
+      return isAnswer && answers.test(`${fields[`${layer}icmp type`]} ${fields[`${layer}icmp code`]}`);
+    },
+  },
+  {
+    name: 'link-local neighbour',
+    why: 'who has a link-local address is asked on the device that the packet came by: a bridge of the cluster’s MTU, or a pod’s own veth; and ripstop’s VXLAN device has no link-local network',
+    explains: (difference, context) =>
+      (difference.what === 'only flannel' || difference.what === 'only ripstop') &&
+      isLinkLocal(destination(context)) &&
+      difference.seen.isAnswer &&
+      /^[123]$/.test(
+        difference.seen.fields[isTunnel(difference.seen.fields) ? 'inner icmp type' : 'icmp type']!,
+      ),
+  },
+  {
+    name: 'reply in fragments',
+    why: 'ripstop’s pods keep IPv6 packets to each other to what fits the tunnel, also on one node; fragments are the kernel path’s, which is a hop',
+    explains: differs(
+      ({ field, flannel, ripstop, seen: { isAnswer, fields } }, context) =>
+        context.case.family === 6 &&
+        neighbour(context) !== undefined &&
+        isAnswer &&
+        field === 'ip ttl' &&
+        Number(flannel) - 1 === Number(ripstop) &&
+        'fragments' in fields &&
+        Number(fields['ip length']) + 40 > TUNNEL_MTU[6],
+    ),
+  },
+  {
+    name: 'redirect',
+    why: 'a pod that sends itself something by way of the node is told that it need not',
+    explains: only(
+      'ripstop',
+      ({ seen }, context) =>
+        neighbour(context) === context.case.from && seen.isAnswer && seen.fields['icmp type'] === '5',
+    ),
+  },
+  {
+    name: 'time of day',
+    why: 'a timestamp, asked for by an option or by ICMP, is filled in by each lab in its own time',
+    explains: differs(
+      ({ field, seen: { fields } }, { sent }) =>
+        ((sent['ip options'] ?? sent['inner ip options'] ?? '').startsWith('44') &&
+          /ip (options|checksum)$/.test(field)) ||
+        ((fields['icmp type'] ?? fields['inner icmp type']) === '14' && field.endsWith('icmp payload')),
+    ),
+  },
+  {
+    name: 'sum over the super-packet',
+    why: 'a capture of an encapsulated super-packet holds an unfinished outer checksum',
+    explains: differs(
+      ({ field, seen, ripstop }) =>
+        field === 'udp checksum' && isTunnel(seen.fields) && 'gso size' in seen.fields && ripstop === 'none',
+    ),
+  },
+];
