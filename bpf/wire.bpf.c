@@ -133,14 +133,13 @@ static __always_inline int from_wire_ip(struct __sk_buff *skb, bool v6)
 	    !headers_verify(&arrival))
 		return to_stack(skb, HOOK_FROM_WIRE, STACK_OUTER_CHECKSUM);
 
-	if (skb->gso_size && !may_shrink(&arrival.inner))
-		return to_stack(skb, HOOK_FROM_WIRE, STACK_NO_ROOM);
-
 	__u8 ecn = arrival.inner.tos & ECN_MASK;
 	int new_ecn = ecn_decapsulated(ecn, arrival.outer.tos & ECN_MASK);
 
 	if (new_ecn < 0)
 		return drop(skb, HOOK_FROM_WIRE, DROP_ECN);
+	if (skb->gso_size && !may_shrink(&arrival.inner))
+		return to_stack(skb, HOOK_FROM_WIRE, STACK_NO_ROOM);
 	if (bpf_skb_adjust_room(skb, -(int)ENCAP_LEN(v6), BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO))
 		return to_stack(skb, HOOK_FROM_WIRE, STACK_NO_ROOM);
 	return deliver(skb, endpoint, v6, new_ecn == ecn ? -1 : new_ecn, FAST_DECAP);

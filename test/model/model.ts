@@ -306,8 +306,6 @@ export class Model {
     reasons.push(...this.#againstDelivery(inner, receiver));
     if (u16(datagram, 6) !== 0 && gsoSize === 0 && !headersVerify(packet.subarray(ETHER), inner, datagram))
       reasons.push('outer_checksum');
-    // What the tunnel leaves on a UDP super-packet's skb would make nonsense of it where it is cut up.
-    if (gsoSize > 0 && inner.protocol === protocols.udp) reasons.push('no_room');
     const bytes = datagram.length - innerAt;
     if (receiver && gsoSize === 0 && bytes > receiver.mtu) reasons.push('too_big');
     if (!receiver || reasons.length > 0) return stack(...reasons);
