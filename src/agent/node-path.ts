@@ -47,7 +47,7 @@ import {
   type PeerRoute,
   peerRouteTarget,
 } from '../host/vxlan-target.ts';
-import { type Cidr, type Family, formatCidr, hostCidr } from '../net/ip.ts';
+import { type Cidr, type Family, formatCidr, half, hostCidr } from '../net/ip.ts';
 import { randomMac } from '../net/mac.ts';
 import type { AgentOptions } from './options.ts';
 
@@ -349,11 +349,6 @@ export function vtepDeviceName(family: Family, vni: number): string {
 
 function ofFamily(peers: readonly Peer[], family: Family): Peer[] {
   return peers.filter(({ podCidr }) => podCidr.family === family);
-}
-
-/** The name of a family's part in what has two. */
-export function half(family: Family): 'v4' | 'v6' {
-  return family === 4 ? 'v4' : 'v6';
 }
 
 /** net.ipv4.ip_local_port_range, which the kernel's own VXLAN hashes source ports into (RFC 7348 section 4.1). */

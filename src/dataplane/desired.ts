@@ -83,11 +83,6 @@ function maskText({ family, length }: Cidr): string {
   return bytesToAddress(maskBytes(length, family === 4 ? 4 : 16));
 }
 
-/** The settings of the family that a block belongs to; undefined when the node has it not. */
-export function familyOf(settings: NodeSettings, family: Family): FamilySettings | undefined {
-  return family === 4 ? settings.v4 : settings.v6;
-}
-
 /** Slots in the peers map: one for each podCIDR that the cluster network has room for. */
 export function peerCapacity({ v4 }: NodeSettings): number {
   return v4 ? 2 ** (v4.podCidr.length - v4.network.length) : 1;

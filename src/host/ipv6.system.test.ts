@@ -11,7 +11,8 @@ import { vxlanSenders } from './vtep-set.ts';
 import { tryRun } from './run.ts';
 import { ensureSysctls, nodeSysctls, readSysctl } from './sysctl.ts';
 import { findUplink } from './uplink.ts';
-import { ensureVxlan, VXLAN_OVERHEAD, type VtepDevice } from './vtep-device.ts';
+import { encapBytes } from '../dataplane/desired.ts';
+import { ensureVxlan, type VtepDevice } from './vtep-device.ts';
 import { fdbTarget, neighbourTarget, peerEntries, peerRouteTarget, type VtepPeer } from './vxlan-target.ts';
 
 const skip = await whyNoNetns();
@@ -45,7 +46,7 @@ async function testPath(node: TestNetns, pod: TestNetns, n: 1 | 2): Promise<Test
     port: 8472,
     localIp: uplink.ips.v6!,
     uplink: uplink.name,
-    mtu: uplink.mtu - VXLAN_OVERHEAD[6],
+    mtu: uplink.mtu - encapBytes[6],
     mac: `02:42:00:00:06:0${n}`,
     address: `${podCidr.base}/128`,
   };

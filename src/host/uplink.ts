@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import { RipstopError } from '../errors.ts';
-import { addressFamily, canonicalAddress, type Family } from '../net/ip.ts';
+import { addressFamily, canonicalAddress, type Family, half } from '../net/ip.ts';
 import { ipJson } from './ip.ts';
 import type { Link } from './links.ts';
 import { lookupNextHops, type NextHop } from './neighbours.ts';
@@ -69,7 +69,7 @@ export function chooseUplink(wish: UplinkWish, facts: UplinkFacts): Uplink {
     const ip =
       chosen !== undefined && addressFamily(chosen) === family ? chosen : ownAddress(link, family, nodeIp);
     if (ip === undefined) throw refusal(wish, facts, `${name} has no ${addressKind(family)} (${why})`);
-    ips[key(family)] = ip;
+    ips[half(family)] = ip;
     if (nodeIp !== undefined && nodeIp !== ip) {
       const holder = holderOf(nodeIp, facts);
       notes.push(`; ${holder ?? 'no interface'} has the Node's InternalIP ${nodeIp}`);
@@ -83,7 +83,7 @@ export function chooseUplink(wish: UplinkWish, facts: UplinkFacts): Uplink {
     advertised: [
       ...new Set(facts.defaultRoutes.flatMap(({ dev, protocol }) => (protocol === 'ra' ? [dev] : []))),
     ],
-    explanation: `${name} (${wish.families.map((family) => ips[key(family)]).join(', ')}): ${why}${notes.join('')}`,
+    explanation: `${name} (${wish.families.map((family) => ips[half(family)]).join(', ')}): ${why}${notes.join('')}`,
   };
 }
 
@@ -206,12 +206,8 @@ function ownAddress(link: Link, family: Family, nodeIp: string | undefined): str
 }
 
 function nodeIpOf({ nodeIps }: UplinkWish, family: Family): string | undefined {
-  const ip = nodeIps?.[key(family)];
+  const ip = nodeIps?.[half(family)];
   return ip === undefined ? undefined : canonicalAddress(ip);
-}
-
-function key(family: Family): 'v4' | 'v6' {
-  return family === 4 ? 'v4' : 'v6';
 }
 
 function addressesOf(link: Link, family: Family): Link['addresses'] {

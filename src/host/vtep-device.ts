@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+import { encapBytes } from '../dataplane/desired.ts';
 import { RipstopError } from '../errors.ts';
 import { addressFamily, canonicalAddress } from '../net/ip.ts';
 import { ipBatch, line } from './ip.ts';
@@ -39,9 +40,6 @@ export interface VtepPlan {
   /** The device is made anew. */
   created: boolean;
 }
-
-/** Bytes that VXLAN adds over each underlay: outer IP 20 or 40, UDP 8, VXLAN 8, inner Ethernet 14. */
-export const VXLAN_OVERHEAD = { 4: 50, 6: 70 } as const;
 
 /** The least MTU that a device with IPv6 may have (RFC 8200, section 5); below it the kernel turns IPv6 off there. */
 export const IPV6_LEAST_MTU = 1280;
@@ -164,13 +162,13 @@ function checkMtu(wanted: VtepDevice, links: ReadonlyMap<string, Link>): void {
       `cannot make ${wanted.name}: its uplink ${wanted.uplink} does not exist; choose one with --iface`,
     );
   }
-  const overhead = VXLAN_OVERHEAD[addressFamily(wanted.localIp) ?? 4];
+  const overhead = encapBytes[addressFamily(wanted.localIp) ?? 4];
   if (wanted.mtu > uplink.mtu - overhead) {
     throw new RipstopError(
       `cannot give ${wanted.name} an MTU of ${wanted.mtu}: ${wanted.uplink} carries ${uplink.mtu}, less ${overhead} for VXLAN leaves ${uplink.mtu - overhead}`,
     );
   }
-  if (overhead === VXLAN_OVERHEAD[6] && wanted.mtu < IPV6_LEAST_MTU) {
+  if (overhead === encapBytes[6] && wanted.mtu < IPV6_LEAST_MTU) {
     throw new RipstopError(
       `cannot give ${wanted.name} an MTU of ${wanted.mtu}: IPv6 needs ${IPV6_LEAST_MTU}, and so an uplink of ${IPV6_LEAST_MTU + overhead}; raise the MTU of ${wanted.uplink} or set EnableIPv6 to false`,
     );

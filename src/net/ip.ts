@@ -5,6 +5,11 @@ import { RipstopError } from '../errors.ts';
 /** An address family, as its IP version. */
 export type Family = 4 | 6;
 
+/** The name of a family's part in what has one for each. */
+export function half(family: Family): 'v4' | 'v6' {
+  return family === 4 ? 'v4' : 'v6';
+}
+
 /** A CIDR block in canonical form: host bits zero, IPv6 compressed (RFC 5952). */
 export interface Cidr {
   readonly family: Family;

@@ -21,7 +21,7 @@ import {
   udp,
   vxlan,
 } from '../support/packets.ts';
-import { Random } from '../support/random.ts';
+import { Random, seedOf } from '../support/random.ts';
 import type { Arrival, Hook } from './model.ts';
 import { headerLength } from './read.ts';
 import { ports, type WorldName, worlds } from './world.ts';
@@ -372,13 +372,6 @@ function superPacket(random: Random, cast: Cast, hook: 'from_pod' | 'from_wire',
       )
     : inner;
   return { node, hook, packet: ethernet(macs(random, cast), packet), ifindex: TEST_RUN_IFINDEX, gsoSize };
-}
-
-/** The seed of packet `number`: neighbours must not look alike, so that each can be made by itself. */
-function seedOf(seed: number, number: number): number {
-  let mixed = Math.imul(seed ^ Math.imul(number + 1, 0x9e3779b1), 0x85ebca6b);
-  mixed = Math.imul(mixed ^ (mixed >>> 15), 0xc2b2ae35);
-  return mixed ^ (mixed >>> 13);
 }
 
 /** Packet `number` of the series of `seed`, the same each time. */

@@ -14,12 +14,11 @@ import {
   encapBytes,
   type Endpoint,
   type FamilySettings,
-  familyOf as settingsOf,
   type Peer,
   podMtu,
   stateSlot,
 } from '../../src/dataplane/desired.ts';
-import { addressToBytes, type Family } from '../../src/net/ip.ts';
+import { addressToBytes, type Family, half } from '../../src/net/ip.ts';
 import { macToBytes } from '../../src/net/mac.ts';
 import { checksum, protocols } from '../support/packets.ts';
 import {
@@ -103,7 +102,7 @@ class FamilyView {
   constructor(world: World, family: Family) {
     this.#world = world;
     this.family = family;
-    this.own = settingsOf(world.settings, family)!;
+    this.own = world.settings[half(family)]!;
     this.vtepIp = addressNumber(this.own.vtepIp);
     this.isInNetwork = membership(this.own.network);
     this.isOurs = membership(this.own.podCidr);
