@@ -11,6 +11,13 @@ export interface ServerCertificate {
   certPem: string;
   /** The server's private key, PKCS #8 PEM. */
   keyPem: string;
+  /** Make a certificate by which a client is that user, and its key. */
+  readonly issueClient: (user: string) => Promise<ClientCertificate>;
+}
+
+export interface ClientCertificate {
+  certPem: string;
+  keyPem: string;
 }
 
 const algorithm = { name: 'ECDSA', namedCurve: 'P-256', hash: 'SHA-256' };
@@ -22,10 +29,7 @@ const day = 24 * 60 * 60 * 1000;
  */
 export async function issueCertificates(sans: readonly string[]): Promise<ServerCertificate> {
   const { subtle } = webcrypto;
-  const [caKeys, keys] = await Promise.all([
-    subtle.generateKey(algorithm, true, ['sign', 'verify']),
-    subtle.generateKey(algorithm, true, ['sign', 'verify']),
-  ]);
+  const caKeys = await subtle.generateKey(algorithm, true, ['sign', 'verify']);
   const validity = {
     notBefore: new Date(Date.now() - day),
     notAfter: new Date(Date.now() + 3650 * day),
@@ -44,28 +48,38 @@ export async function issueCertificates(sans: readonly string[]): Promise<Server
     },
     webcrypto,
   );
-  const certificate = await x509.X509CertificateGenerator.create(
-    {
-      ...validity,
-      subject: 'CN=kube-apiserver',
-      issuer: ca.subject,
-      publicKey: keys.publicKey,
-      signingKey: caKeys.privateKey,
-      extensions: [
-        new x509.BasicConstraintsExtension(false, undefined, true),
-        new x509.KeyUsagesExtension(x509.KeyUsageFlags.digitalSignature, true),
-        new x509.ExtendedKeyUsageExtension([x509.ExtendedKeyUsage.serverAuth]),
-        new x509.SubjectAlternativeNameExtension(
-          [...new Set(sans)].map((value) => ({ type: isIP(value) ? 'ip' : 'dns', value })),
-        ),
-        await x509.AuthorityKeyIdentifierExtension.create(caKeys.publicKey, false, webcrypto),
-      ],
-    },
-    webcrypto,
-  );
+  const issue = async (
+    commonName: string,
+    purpose: x509.ExtendedKeyUsage,
+    extensions: x509.Extension[],
+  ): Promise<ClientCertificate> => {
+    const keys = await subtle.generateKey(algorithm, true, ['sign', 'verify']);
+    const certificate = await x509.X509CertificateGenerator.create(
+      {
+        ...validity,
+        subject: [{ CN: [commonName] }],
+        issuer: ca.subject,
+        publicKey: keys.publicKey,
+        signingKey: caKeys.privateKey,
+        extensions: [
+          new x509.BasicConstraintsExtension(false, undefined, true),
+          new x509.KeyUsagesExtension(x509.KeyUsageFlags.digitalSignature, true),
+          new x509.ExtendedKeyUsageExtension([purpose]),
+          ...extensions,
+          await x509.AuthorityKeyIdentifierExtension.create(caKeys.publicKey, false, webcrypto),
+        ],
+      },
+      webcrypto,
+    );
+    const key = await subtle.exportKey('pkcs8', keys.privateKey);
+    return { certPem: certificate.toString('pem'), keyPem: x509.PemConverter.encode(key, 'PRIVATE KEY') };
+  };
+  const names = [...new Set(sans)].map((value) => ({ type: isIP(value) ? 'ip' : 'dns', value }) as const);
   return {
     caPem: ca.toString('pem'),
-    certPem: certificate.toString('pem'),
-    keyPem: x509.PemConverter.encode(await subtle.exportKey('pkcs8', keys.privateKey), 'PRIVATE KEY'),
+    ...(await issue('kube-apiserver', x509.ExtendedKeyUsage.serverAuth, [
+      new x509.SubjectAlternativeNameExtension(names),
+    ])),
+    issueClient: (user) => issue(user, x509.ExtendedKeyUsage.clientAuth, []),
   };
 }

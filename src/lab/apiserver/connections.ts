@@ -57,6 +57,9 @@ export class Connections {
     const secure = new TLSSocket(socket, {
       isServer: true,
       secureContext: this.#context,
+      // Whether there is a certificate, and whether it is good for anything, is seen when a request comes.
+      requestCert: true,
+      rejectUnauthorized: false,
       ALPNProtocols: ['http/1.1'],
     });
     secure.on('error', () => socket.destroy());

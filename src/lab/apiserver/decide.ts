@@ -9,7 +9,7 @@ import {
   deepFreeze,
 } from './objects.ts';
 import { groupVersion, type Resource } from './resources.ts';
-import { conflict, invalid, StatusError } from './status.ts';
+import { conflict, invalid, type StatusCause, StatusError } from './status.ts';
 
 /** What only the server can say about a new object. */
 export interface Stamp {
@@ -38,7 +38,12 @@ export function decideCreate(resource: Resource, input: ObjectInput, stamp: Stam
     ]);
   }
   const admitted = admit(resource, undefined, input, stamp.name);
-  return canonical(resource, admitted, { ...admitted.metadata, ...stamp, generation: 1 });
+  const { generation: _, ...metadata } = admitted.metadata ?? {};
+  return canonical(resource, admitted, {
+    ...metadata,
+    ...stamp,
+    ...(resource.generation && { generation: 1 }),
+  });
 }
 
 /**
@@ -55,15 +60,16 @@ export function decideUpdate(
   resourceVersion: string,
 ): KubeObject {
   checkShape(resource, input);
-  const { name, namespace, uid, generation, creationTimestamp } = current.metadata;
+  const { name, namespace, uid, generation, creationTimestamp, resourceVersion: version } = current.metadata;
   const claimed: MetadataInput = input.metadata ?? {};
   if (claimed.name !== name || (claimed.namespace ?? namespace) !== namespace) {
     throw new StatusError(400, `the object's name (${claimed.name}) is not the one on the URL (${name})`);
   }
   if (claimed.uid && claimed.uid !== uid) {
-    throw conflict(resource.plural, name, `its uid is ${uid}, not ${claimed.uid}`);
+    const message = `"${claimed.uid}": field is immutable`;
+    throw invalid(resource.kind, name, [{ field: 'metadata.uid', reason: 'FieldValueInvalid', message }]);
   }
-  if (claimed.resourceVersion && claimed.resourceVersion !== current.metadata.resourceVersion) {
+  if (claimed.resourceVersion && claimed.resourceVersion !== version) {
     throw conflict(
       resource.plural,
       name,
@@ -79,8 +85,9 @@ export function decideUpdate(
         ? { ...without(input, 'status'), ...pick(current, 'status') }
         : input;
   const admitted = admit(resource, current, proposed, name);
-  const kept = { name, ...(namespace && { namespace }), uid, creationTimestamp, generation };
-  const metadata = { ...admitted.metadata, ...kept, resourceVersion: current.metadata.resourceVersion };
+  const kept = { name, ...(namespace && { namespace }), uid, creationTimestamp, resourceVersion: version };
+  const { generation: _, ...said } = admitted.metadata ?? {};
+  const metadata = { ...said, ...kept, ...(generation !== undefined && { generation }) };
   const next = canonical(resource, admitted, metadata);
   if (isDeepStrictEqual(next, current)) return current;
   return deepFreeze({
@@ -88,7 +95,9 @@ export function decideUpdate(
     metadata: {
       ...next.metadata,
       resourceVersion,
-      generation: isDeepStrictEqual(next.spec, current.spec) ? generation : generation + 1,
+      ...(generation !== undefined && {
+        generation: isDeepStrictEqual(next.spec, current.spec) ? generation : generation + 1,
+      }),
     },
   });
 }
@@ -103,7 +112,7 @@ export function decideDelete(
   for (const field of ['uid', 'resourceVersion'] as const) {
     const wanted = preconditions[field];
     if (wanted && wanted !== current.metadata[field]) {
-      throw conflict(resource.plural, current.metadata.name, `its ${field} is not ${wanted}`);
+      throw conflict(resource.kind, current.metadata.name, `its ${field} is not ${wanted}`);
     }
   }
   return deepFreeze({ ...current, metadata: { ...current.metadata, resourceVersion } });
@@ -125,8 +134,28 @@ function admit(
   name: string,
 ): ObjectInput {
   const { object, causes } = resource.admit(current, proposed);
+  causes.push(...metadataCauses(object.metadata));
   if (causes.length > 0) throw invalid(resource.kind, name, causes);
   return object;
+}
+
+/** A key of a label or an annotation: a name, a DNS name and a slash before it or not. */
+const qualifiedName =
+  /^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?\/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$/;
+const labelValue = /^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$/;
+
+/** What is wrong with labels and annotations. */
+function metadataCauses({ labels = {}, annotations = {} }: MetadataInput = {}): StatusCause[] {
+  const causes: StatusCause[] = [];
+  for (const [field, map] of Object.entries({ labels, annotations })) {
+    for (const [key, value] of Object.entries(map ?? {})) {
+      const wrong = !qualifiedName.test(key) ? key : field === 'labels' && !labelValue.test(value) && value;
+      if (wrong === false) continue;
+      const message = `Invalid value: "${wrong}"`;
+      causes.push({ field: `metadata.${field}`, reason: 'FieldValueInvalid', message });
+    }
+  }
+  return causes;
 }
 
 /** The errors that Kubernetes' typed decoder would find. */
@@ -154,7 +183,7 @@ function checkShape(resource: Resource, input: ObjectInput): void {
   }
 }
 
-/** Plain JSON, members in the usual order, empty maps of metadata left out, frozen. */
+/** Plain JSON, members in the usual order, what is empty in metadata left out, frozen. */
 function canonical(resource: Resource, object: ObjectInput, metadata: Metadata): KubeObject {
   const { apiVersion: _apiVersion, kind: _kind, metadata: _metadata, ...rest } = object;
   const whole = {
@@ -164,12 +193,13 @@ function canonical(resource: Resource, object: ObjectInput, metadata: Metadata):
       ...metadata,
       labels: emptyToNothing(metadata.labels),
       annotations: emptyToNothing(metadata.annotations),
+      finalizers: emptyToNothing(metadata.finalizers),
     },
     ...rest,
   };
   return deepFreeze(JSON.parse(JSON.stringify(whole)) as KubeObject);
 }
 
-function emptyToNothing(map: Record<string, string> | undefined): Record<string, string> | undefined {
-  return map && Object.keys(map).length > 0 ? map : undefined;
+function emptyToNothing<T extends object>(collection: T | undefined): T | undefined {
+  return collection && Object.keys(collection).length > 0 ? collection : undefined;
 }

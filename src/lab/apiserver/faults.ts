@@ -61,6 +61,8 @@ export class Faults {
   connections: 'serve' | 'hang' | 'reset' = 'serve';
   /** How a watch from a forgotten resourceVersion is told: 410 in the stream (as the watch cache does) or as the answer. */
   goneAs: 'stream' | 'status' = 'stream';
+  /** Serve no metadata alone, as a server that knows no such thing: what else the client accepts counts. */
+  wholeOnly = false;
   readonly #controls: Controls;
   #rules: Rule[] = [];
 
@@ -115,6 +117,7 @@ export class Faults {
     this.#rules = [];
     this.connections = 'serve';
     this.goneAs = 'stream';
+    this.wholeOnly = false;
   }
 
   /** The fault of that kind that strikes now, if any; it counts as one hit. */

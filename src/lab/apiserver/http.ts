@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
+import type { KeyObject } from 'node:crypto';
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { Duplex } from 'node:stream';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { TLSSocket } from 'node:tls';
 import { discovery } from './discovery.ts';
 import type { Faults } from './faults.ts';
 import { listPage } from './list.ts';
@@ -9,7 +11,7 @@ import { isRecord, objectJson, type ObjectInput, type View } from './objects.ts'
 import { Outlet } from './outlet.ts';
 import { isPatchType } from './patch.ts';
 import { type ResourceName, resources } from './resources.ts';
-import { creatable, noTarget, parsePath, type RequestInfo, verbOf } from './routes.ts';
+import { creatable, noTarget, parsePath, type RequestInfo, type Verb, verbOf } from './routes.ts';
 import { selector } from './selectors.ts';
 import { notFound, type Status, StatusError } from './status.ts';
 import type { Store } from './store.ts';
@@ -21,6 +23,8 @@ export interface Context {
   readonly faults: Faults;
   /** Bearer token → user name. */
   readonly tokens: ReadonlyMap<string, string>;
+  /** Who signs client certificates, whose common name is the user. */
+  readonly clientCa: KeyObject;
   readonly authorize: (request: RequestInfo) => boolean;
   /** Reset the TCP connection that carries a request. */
   readonly reset: (socket: Duplex) => void;
@@ -55,7 +59,7 @@ export async function handle(
 ): Promise<void> {
   const [path = '/', search = ''] = (request.url ?? '/').split('?', 2);
   const query = new URLSearchParams(search);
-  const user = userOf(context.tokens, request);
+  const user = userOf(context, request);
   let info: RequestInfo = {
     ...noTarget,
     user,
@@ -124,7 +128,10 @@ function send(
   outlet.end();
 }
 
-function userOf(tokens: ReadonlyMap<string, string>, request: IncomingMessage): string | undefined {
+/** As in Kubernetes, a client certificate comes before a token; one of a foreign authority is none. */
+function userOf({ tokens, clientCa }: Context, request: IncomingMessage): string | undefined {
+  const certificate = request.socket instanceof TLSSocket && request.socket.getPeerX509Certificate();
+  if (certificate && certificate.verify(clientCa)) return /^CN=(.+)$/m.exec(certificate.subject)?.[1];
   const token = /^Bearer +(\S+)$/i.exec(request.headers.authorization ?? '')?.[1];
   return token === undefined ? undefined : tokens.get(token);
 }
@@ -149,7 +156,7 @@ async function answer(context: Context, call: Call): Promise<Answer | undefined>
   if (info.subresource !== undefined && !(info.subresource === 'status' && resources[resource].status)) {
     throw new StatusError(404, `${resource} have no subresource "${info.subresource}"`);
   }
-  const view = viewOf(request.headers.accept);
+  const view = viewOf(request.headers.accept, info.verb, context.faults.wholeOnly);
   if (info.verb === 'watch') return startWatch(context, call, resource, view);
   if (info.verb === 'list')
     return json(200, listPage(context.store, resource, info.namespace, call.query, view));
@@ -169,16 +176,29 @@ function forbidden({ user, verb, resource, subresource, namespace, name, path }:
   );
 }
 
-/** The first media type of an Accept header that the server can write. @throws StatusError 406. */
-function viewOf(accept = '*/*'): View {
+/**
+ * What the first media type of an Accept header that the server can write means. As in Kubernetes, one that asks for a
+ * kind of another group is passed over, and one that asks for a list of metadata where there is an object, or the other
+ * way round, is taken and then refused; the events of a watch are objects.
+ * @throws StatusError 406.
+ */
+function viewOf(accept = '*/*', verb: Verb, wholeOnly: boolean): View {
   for (const clause of accept.split(',')) {
     const [type = '', ...parameters] = clause.split(';').map((part) => part.trim());
     if (!['application/json', 'application/*', '*/*', ''].includes(type)) continue;
-    const as = parameters.find((parameter) => parameter.startsWith('as='))?.slice(3);
+    const { as, g, v } = Object.fromEntries(parameters.map((parameter) => parameter.split('=', 2))) as Record<
+      string,
+      string | undefined
+    >;
     if (as === undefined) return 'full';
-    if (as === 'PartialObjectMetadata' || as === 'PartialObjectMetadataList') return 'metadata';
+    const list = as === 'PartialObjectMetadataList';
+    const known = g === 'meta.k8s.io' && v === 'v1' && (list || as === 'PartialObjectMetadata');
+    if (!known || wholeOnly) continue;
+    if (list === (verb === 'list')) return 'metadata';
+    const what = list ? 'not a list' : 'a list';
+    throw new StatusError(406, `you requested ${as}, but the requested object is ${what}`);
   }
-  throw new StatusError(406, `only application/json is served, not ${accept}`);
+  throw new StatusError(406, `only the following media types are accepted: application/json, not ${accept}`);
 }
 
 /** GET, POST, PUT, PATCH and DELETE of one object: code and JSON. */
@@ -223,7 +243,7 @@ async function objectAnswer(
     isRecord(options) && isRecord(options['preconditions']) ? options['preconditions'] : {};
   const { uid } = store.delete(resource, name, { namespace, preconditions }).metadata;
   const details = { name, kind: plural, uid };
-  return [200, { kind: 'Status', apiVersion: 'v1', metadata: {}, status: 'Success', details, code: 200 }];
+  return [200, { kind: 'Status', apiVersion: 'v1', metadata: {}, status: 'Success', details }];
 }
 
 /** An object with the namespace of its URL. @throws StatusError 400 when it claims another. */

@@ -35,7 +35,8 @@ export const admitNode: Admit = (current, proposed) => {
     if (family === 0) {
       causes.push({ field, reason: 'FieldValueInvalid', message: `"${cidrs[index]}" is not a CIDR block` });
     } else if (families.indexOf(family) !== index) {
-      causes.push({ field, reason: 'FieldValueInvalid', message: `a second CIDR block of IPv${family}` });
+      const message = `${JSON.stringify(cidrs)}: may have one CIDR block for each family`;
+      causes.push({ field: 'spec.podCIDRs', reason: 'FieldValueInvalid', message });
     }
   }
   const forbid = (field: string): void => {

@@ -10,6 +10,7 @@ export interface MetadataInput {
   resourceVersion?: string;
   labels?: Record<string, string>;
   annotations?: Record<string, string>;
+  finalizers?: string[];
   [field: string]: unknown;
 }
 
@@ -27,7 +28,8 @@ export interface Metadata extends MetadataInput {
   name: string;
   uid: string;
   resourceVersion: string;
-  generation: number;
+  /** Of kinds that count the changes of their spec. */
+  generation?: number;
   creationTimestamp: string;
 }
 

@@ -58,9 +58,9 @@ describe('a strategic merge patch', () => {
     ]);
   });
 
-  it('adds a condition of a new type at the end', () => {
+  it('adds a condition of a new type in front, as Kubernetes does', () => {
     const { conditions } = patched({ status: { conditions: [{ type: 'New', status: 'True' }] } }).status;
-    expect(conditions.map(({ type }) => type)).toEqual(['Ready', 'NetworkUnavailable', 'New']);
+    expect(conditions.map(({ type }) => type)).toEqual(['New', 'Ready', 'NetworkUnavailable']);
   });
 
   it('merges addresses by type and removes one with $patch: delete', () => {
@@ -76,8 +76,8 @@ describe('a strategic merge patch', () => {
   it('joins finalizers and podCIDRs as sets, and removes from them by name', () => {
     expect(patched({ metadata: { finalizers: ['x', 'y'] } }).metadata.finalizers).toEqual(['x', 'y']);
     expect(patched({ spec: { podCIDRs: ['fd00::/64'] } }).spec.podCIDRs).toEqual([
-      '10.42.0.0/24',
       'fd00::/64',
+      '10.42.0.0/24',
     ]);
     expect(
       patched({ metadata: { '$deleteFromPrimitiveList/finalizers': ['x'] } }).metadata.finalizers,

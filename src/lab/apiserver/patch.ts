@@ -101,7 +101,11 @@ function mergeList(target: unknown, patch: readonly unknown[], path: string): un
   if (key === undefined || patch.some((element) => directive(element) === 'replace')) return added;
 
   let result: unknown[] = Array.isArray(target) ? [...target] : [];
-  if (key === '') return [...result, ...added.filter((value) => !result.includes(value))];
+  const before: readonly unknown[] = [...result];
+  if (key === '') {
+    const all = [...result, ...added.filter((value) => !result.includes(value))];
+    return inOrder(all, before, added);
+  }
   for (const element of patch) {
     const name = isRecord(element) ? element[key] : undefined;
     if (name === undefined) throw malformed(`an element of ${path} lacks its merge key "${key}"`);
@@ -115,7 +119,29 @@ function mergeList(target: unknown, patch: readonly unknown[], path: string): un
     if (index < 0) result.push(merged);
     else result[index] = merged;
   }
-  return result;
+  const nameOf = (element: unknown): unknown => (isRecord(element) ? element[key] : element);
+  return inOrder(result, before.map(nameOf), added.map(nameOf), nameOf);
+}
+
+/**
+ * Order a merged list as Kubernetes does: what the patch names, in its order, and what it does not are merged as two
+ * sorted lists would be, where only elements that were there `before` compare, and in doubt the patch's come first.
+ */
+function inOrder(
+  list: readonly unknown[],
+  before: readonly unknown[],
+  named: readonly unknown[],
+  nameOf: (element: unknown) => unknown = (element) => element,
+): unknown[] {
+  const place = (element: unknown): number => before.indexOf(nameOf(element));
+  const rank = (element: unknown): number => named.indexOf(nameOf(element));
+  const others = list.filter((element) => rank(element) < 0);
+  const ordered: unknown[] = [];
+  for (const element of list.filter((one) => rank(one) >= 0).sort((a, b) => rank(a) - rank(b))) {
+    while (others.length > 0 && place(others[0]) < place(element)) ordered.push(others.shift());
+    ordered.push(element);
+  }
+  return [...ordered, ...others];
 }
 
 /** RFC 6902, all six operations; one that fails makes the whole patch fail. */

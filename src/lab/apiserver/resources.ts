@@ -14,6 +14,8 @@ export interface Resource {
   readonly shortNames: readonly string[];
   /** Whether `…/status` is written apart from the rest. */
   readonly status: boolean;
+  /** Whether metadata.generation counts the changes of the spec. */
+  readonly generation: boolean;
   /** Fields a fieldSelector may name, besides metadata.name and metadata.namespace. */
   readonly fields: readonly string[];
   /** Defaults and checks of this kind alone. */
@@ -37,6 +39,7 @@ function core(
     shortNames: [shortName],
     namespaced: true,
     status: true,
+    generation: false,
     fields: [],
     admit: asIs,
     ...more,
@@ -51,7 +54,7 @@ export const resources = {
     admit: admitNode,
   }),
   namespaces: core('namespaces', 'Namespace', 'ns', { namespaced: false, fields: ['status.phase'] }),
-  pods: core('pods', 'Pod', 'po', { fields: ['spec.nodeName', 'status.phase'] }),
+  pods: core('pods', 'Pod', 'po', { generation: true, fields: ['spec.nodeName', 'status.phase'] }),
   services: core('services', 'Service', 'svc', { fields: ['spec.clusterIP', 'spec.type'] }),
   events: core('events', 'Event', 'ev', {
     status: false,
@@ -60,10 +63,12 @@ export const resources = {
   endpointslices: core('endpointslices', 'EndpointSlice', 'eps', {
     group: 'discovery.k8s.io',
     status: false,
+    generation: true,
   }),
   networkpolicies: core('networkpolicies', 'NetworkPolicy', 'netpol', {
     group: 'networking.k8s.io',
     status: false,
+    generation: true,
   }),
 } as const satisfies Record<string, Resource>;
 

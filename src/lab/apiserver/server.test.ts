@@ -131,7 +131,7 @@ describe('objects', () => {
     const written = await client.put(`${nodes}/a`, { ...read, spec: { ...read.spec, unschedulable: true } });
     expect(written).toMatchObject({
       code: 200,
-      body: { spec: { unschedulable: true }, metadata: { generation: 2 } },
+      body: { spec: { unschedulable: true } },
     });
     expect((await client.put(`${nodes}/a`, read)).body).toMatchObject({ code: 409, reason: 'Conflict' });
     expect((await client.put(`${nodes}/b`, read)).code).toBe(400);
@@ -199,9 +199,10 @@ describe('objects', () => {
   });
 
   it('come as metadata alone when asked so', async () => {
-    await start();
+    await start({ bookmarkIntervalMs: 20 });
+    const managedFields = [{ manager: 'kubelet', operation: 'Update' }];
     server.store.create('nodes', {
-      metadata: { name: 'a', labels: { x: 'y' } },
+      metadata: { name: 'a', labels: { x: 'y' }, managedFields },
       spec: { podCIDR: '10.42.0.0/24' },
     });
     const accept = 'application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json';
@@ -209,17 +210,45 @@ describe('objects', () => {
     expect(body).toMatchObject({ kind: 'PartialObjectMetadataList', apiVersion: 'meta.k8s.io/v1' });
     expect(body.items?.[0]).toMatchObject({
       kind: 'PartialObjectMetadata',
-      metadata: { labels: { x: 'y' } },
+      apiVersion: 'meta.k8s.io/v1',
+      metadata: { labels: { x: 'y' }, managedFields },
     });
     expect(body.items?.[0]).not.toHaveProperty('spec');
-    const one = await client.get(`${nodes}/a`, {
-      accept: 'application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1',
-    });
+    const single = 'application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1';
+    const one = await client.get(`${nodes}/a`, { accept: single });
     expect(one.body.kind).toBe('PartialObjectMetadata');
     const table = 'application/json;as=Table;v=v1;g=meta.k8s.io,application/json';
     expect((await client.get(`${nodes}/a`, { accept: table })).body.kind).toBe('Node');
-    const watch = await client.watch('', { accept });
-    expect((await watch.next()).object.kind).toBe('PartialObjectMetadata');
+    const watch = await client.watch('allowWatchBookmarks=true', { accept: `${single},application/json` });
+    const partial = { kind: 'PartialObjectMetadata', apiVersion: 'meta.k8s.io/v1' };
+    expect(await watch.next()).toMatchObject({
+      type: 'ADDED',
+      object: { ...partial, metadata: { name: 'a' } },
+    });
+    const bookmark = await watch.next();
+    expect(bookmark).toMatchObject({ type: 'BOOKMARK', object: partial });
+    server.store.delete('nodes', 'a');
+    const events = [await watch.next(), await watch.next(), await watch.next()];
+    expect(events.find(({ type }) => type === 'DELETED')?.object).toMatchObject(partial);
+  });
+
+  it.each([
+    ['a list of metadata for one object', '/a', 'as=PartialObjectMetadataList;g=meta.k8s.io;v=v1', 406],
+    ['the metadata of one object for a list', '', 'as=PartialObjectMetadata;g=meta.k8s.io;v=v1', 406],
+    ['metadata of an unknown group', '', 'as=PartialObjectMetadataList;g=example.com;v=v1', 406],
+    ['metadata of an unknown version', '', 'as=PartialObjectMetadataList;g=meta.k8s.io;v=v9', 406],
+    [
+      'that, or whatever there is',
+      '',
+      'as=PartialObjectMetadataList;g=example.com;v=v1,application/json',
+      200,
+    ],
+  ])('asked for as %s: %s with %s is answered %i', async (_, path, as, code) => {
+    await start();
+    addNodes('a');
+    const answer = await client.get(nodes + path, { accept: `application/json;${as}` });
+    expect(answer.code).toBe(code);
+    expect(answer.body.kind).toBe(code === 200 ? 'NodeList' : 'Status');
   });
 });
 

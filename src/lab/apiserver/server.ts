@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-import { randomBytes } from 'node:crypto';
+import { randomBytes, X509Certificate } from 'node:crypto';
 import { once } from 'node:events';
 import http from 'node:http';
 import net from 'node:net';
 import { createSecureContext } from 'node:tls';
 import { RipstopError } from '../../errors.ts';
-import { issueCertificates } from './certificates.ts';
+import { type ClientCertificate, issueCertificates } from './certificates.ts';
 import { Connections } from './connections.ts';
 import { Faults } from './faults.ts';
 import { handle } from './http.ts';
+import { kubeconfigText } from './kubeconfig.ts';
 import type { RequestInfo } from './routes.ts';
 import { Store } from './store.ts';
 import { Watches } from './watch.ts';
@@ -34,6 +35,7 @@ interface Parts {
   connections: Connections;
   watches: Watches;
   caPem: string;
+  issueClient: (user: string) => Promise<ClientCertificate>;
   tokens: Map<string, string>;
   adminToken: string;
   store: Store;
@@ -47,6 +49,8 @@ export class ApiServer {
   readonly url: string;
   /** The CA that signed the server's certificate, PEM. */
   readonly caPem: string;
+  /** Make a certificate by which a client is that user, and its key. */
+  readonly issueClient: (user: string) => Promise<ClientCertificate>;
   /** A token of the user `admin`. */
   readonly adminToken: string;
   /** Bearer token → user name; tokens may come and go while the server runs. */
@@ -60,6 +64,7 @@ export class ApiServer {
   private constructor(parts: Parts) {
     this.url = parts.url;
     this.caPem = parts.caPem;
+    this.issueClient = parts.issueClient;
     this.adminToken = parts.adminToken;
     this.tokens = parts.tokens;
     this.store = parts.store;
@@ -82,7 +87,13 @@ export class ApiServer {
     const watches = new Watches(store, options.bookmarkIntervalMs ?? 60_000);
     // Idle connections stay: a server that closes them races with its clients' next request.
     const httpServer = http.createServer({ keepAliveTimeout: 0, requestTimeout: 0 });
-    const secureContext = createSecureContext({ cert: certificate.certPem, key: certificate.keyPem });
+    const { caPem, certPem, keyPem, issueClient } = certificate;
+    // Sessions of connections that may have a client certificate are only resumed in a context with an id.
+    const secureContext = createSecureContext({
+      cert: certPem,
+      key: keyPem,
+      sessionIdContext: 'ripstop-lab',
+    });
     const connections = new Connections(httpServer, secureContext, () => faults.connections);
     const faults = new Faults({
       resetConnections: () => connections.resetAll(),
@@ -97,6 +108,7 @@ export class ApiServer {
       watches,
       faults,
       tokens,
+      clientCa: new X509Certificate(caPem).publicKey,
       authorize: options.authorize ?? (() => true),
       reset: (socket: Parameters<Connections['reset']>[0]) => connections.reset(socket),
     };
@@ -119,7 +131,8 @@ export class ApiServer {
     return new ApiServer({
       connections,
       watches,
-      caPem: certificate.caPem,
+      caPem,
+      issueClient,
       tokens,
       adminToken,
       store,
@@ -134,24 +147,7 @@ export class ApiServer {
    * @param token the bearer token to use, when it is not the administrator's.
    */
   kubeconfig(server: string = this.url, token: string = this.adminToken): string {
-    return `apiVersion: v1
-kind: Config
-clusters:
-  - name: lab
-    cluster:
-      server: ${JSON.stringify(server)}
-      certificate-authority-data: ${Buffer.from(this.caPem).toString('base64')}
-users:
-  - name: lab
-    user:
-      token: ${JSON.stringify(token)}
-contexts:
-  - name: lab
-    context:
-      cluster: lab
-      user: lab
-current-context: lab
-`;
+    return kubeconfigText(server, this.caPem, token);
   }
 
   /** Serve TLS also on what another listener accepts, e.g. one of another network namespace; close it with the rest. */

@@ -45,7 +45,8 @@ export interface Status {
   message?: string;
   reason?: string;
   details?: StatusDetails;
-  code: number;
+  /** Of a failure. */
+  code?: number;
 }
 
 /** A refusal: thrown anywhere below the HTTP edge, which turns it into the answer. */

@@ -52,29 +52,31 @@ export interface RequestOptions {
 
 /** A bare HTTPS client: every request on a connection of its own, nothing retried, nothing smoothed over. */
 export class TestClient {
-  readonly #server: ApiServer;
+  readonly server: Pick<ApiServer, 'url' | 'caPem' | 'adminToken'>;
   readonly #open = new Set<IncomingMessage>();
 
-  constructor(server: ApiServer) {
-    this.#server = server;
+  constructor(server: Pick<ApiServer, 'url' | 'caPem' | 'adminToken'>) {
+    this.server = server;
   }
 
   /** Send a request and read its head. Rejects when the connection breaks first. */
   async open(path: string, options: RequestOptions = {}): Promise<IncomingMessage> {
-    const { token = this.#server.adminToken, accept, body, type = 'application/json' } = options;
-    const request = https.request(this.#server.url + path, {
-      ca: this.#server.caPem,
+    const { token = this.server.adminToken, accept, body, type = 'application/json' } = options;
+    const text = body === undefined ? undefined : typeof body === 'string' ? body : JSON.stringify(body);
+    const request = https.request(this.server.url + path, {
+      ca: this.server.caPem,
       agent: false,
       method: options.method ?? 'GET',
       headers: {
         ...(token !== null && { authorization: `Bearer ${token}` }),
         ...(accept && { accept }),
-        ...(body !== undefined && { 'content-type': type }),
+        // Node leaves the length of a DELETE's body out.
+        ...(text !== undefined && { 'content-type': type, 'content-length': Buffer.byteLength(text) }),
       },
     });
     // Once there is a response, a broken connection shows there.
     request.on('error', () => {});
-    request.end(body === undefined ? undefined : typeof body === 'string' ? body : JSON.stringify(body));
+    request.end(text);
     const [response] = (await once(request, 'response')) as [IncomingMessage];
     this.#open.add(response);
     return response;

@@ -191,7 +191,7 @@ function bookmarkFrame(
     view === 'metadata'
       ? ['PartialObjectMetadata', 'meta.k8s.io/v1']
       : [resource.kind, groupVersion(resource)];
-  const metadata = { resourceVersion: String(revision), creationTimestamp: null, annotations };
+  const metadata = { resourceVersion: String(revision), annotations };
   return frameOf('BOOKMARK', JSON.stringify({ kind, apiVersion, metadata }));
 }
 
