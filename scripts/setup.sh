@@ -58,3 +58,17 @@ node -e 'const [major, minor] = process.versions.node.split(".").map(Number); pr
 
 node scripts/build-bpf.ts
 node scripts/build-cni.ts
+
+# A real etcd for the tests. Unpacked and not installed: the package would start a server at every boot.
+if ! command -v etcd >/dev/null 2>&1 && [ ! -x build/etcd/etcd ] && command -v apt-get >/dev/null 2>&1; then
+  say "fetching etcd"
+  unpacked=$(mktemp -d)
+  if (cd "$unpacked" && { apt-get download -qq etcd-server || { apt-get update -qq && apt-get download -qq etcd-server; }; } &&
+    dpkg-deb -x etcd-server_*.deb .) >"$unpacked/log" 2>&1; then
+    mkdir -p build/etcd
+    mv "$unpacked/usr/bin/etcd" build/etcd/etcd
+  else
+    say "no etcd from apt: $(tail -n 1 "$unpacked/log"); its tests will be skipped"
+  fi
+  rm -rf "$unpacked"
+fi

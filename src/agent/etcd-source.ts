@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+import { join } from 'node:path';
+import type { Logger } from 'pino';
+import type { NetConf, SubnetManager } from '../cluster/index.ts';
+import { EtcdClient } from '../cluster/etcd-client.ts';
+import type { EtcdOptions } from '../cluster/etcd-options.ts';
+import { type EtcdPast, EtcdSubnetManager, waitForEtcdNetConf } from '../cluster/etcd-subnets.ts';
+import { listLinks } from '../host/links.ts';
+import { readSubnetEnv } from '../host/subnet-env.ts';
+import { findUplink } from '../host/uplink.ts';
+import { vtepDeviceName } from '../host/vtep-device.ts';
+import { type Family, half } from '../net/ip.ts';
+import type { AgentOptions } from './options.ts';
+
+/** What of the agent's options says which lease is ours. */
+export type EtcdNodeOptions = Pick<
+  AgentOptions,
+  'nodeName' | 'stateDir' | 'subnetFile' | 'iface' | 'ifaceRegex' | 'ifaceCanReach' | 'publicIp'
+>;
+
+/** Where the network configuration is kept for when etcd is away. */
+export function etcdNetConfCopy(stateDir: string): string {
+  return join(stateDir, 'etcd-net-conf.json');
+}
+
+/**
+ * The configuration and the subnets of a cluster without Kubernetes, as flannel keeps them in etcd. Undefined when the
+ * signal came before there was a configuration.
+ * @throws RipstopError when the options are wrong.
+ */
+export async function openEtcd(
+  options: EtcdNodeOptions,
+  etcd: EtcdOptions,
+  log: Logger,
+  signal: AbortSignal,
+): Promise<{ netConf: NetConf; subnets: SubnetManager } | undefined> {
+  const client = new EtcdClient(etcd);
+  const copy = etcdNetConfCopy(options.stateDir);
+  const netConf = await waitForEtcdNetConf(client, etcd.prefix, log, signal, copy);
+  if (!netConf) {
+    await client.close();
+    return undefined;
+  }
+  const families: Family[] = [
+    ...(netConf.network ? [4 as const] : []),
+    ...(netConf.ipv6Network ? [6 as const] : []),
+  ];
+  const subnets = new EtcdSubnetManager({
+    client,
+    prefix: etcd.prefix,
+    nodeName: options.nodeName,
+    netConf,
+    log,
+    publicIps: async () => {
+      const { iface, ifaceRegex, ifaceCanReach, publicIp } = options;
+      const wish = { families, iface, ifaceRegex, ifaceCanReach, publicIps: publicIp };
+      return (await findUplink(wish, await listLinks())).ips;
+    },
+    past: () => pastOf(options, netConf, families),
+  });
+  return { netConf, subnets };
+}
+
+/** What an agent before us has left on this machine. */
+async function pastOf(
+  { subnetFile }: EtcdNodeOptions,
+  { backend }: NetConf,
+  families: readonly Family[],
+): Promise<EtcdPast> {
+  // A file that cannot be read is written anew later, and says nothing until then.
+  const env = await readSubnetEnv(subnetFile).catch(() => undefined);
+  const links = await listLinks();
+  const macs = families.flatMap((family) => {
+    const device = backend.type === 'vxlan' ? links.get(vtepDeviceName(family, backend.vni)) : undefined;
+    return device?.mac === undefined ? [] : [[half(family), device.mac]];
+  });
+  return {
+    podCidrs: Object.fromEntries((env?.networks ?? []).map(({ podCidr }) => [half(podCidr.family), podCidr])),
+    vtepMac: Object.fromEntries(macs) as { v4?: string; v6?: string },
+  };
+}
