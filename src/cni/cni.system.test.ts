@@ -426,6 +426,83 @@ describe.skipIf(missing)('the CNI plugin', () => {
     });
   });
 
+  describe("a pod of flannel's, from before this node was ripstop's", () => {
+    const host = () => ({ netns: node });
+    const leases = () => listLeases({ network, dataDir: `${dir}/leases` });
+
+    /** As flannel's plugin attaches it: bridge and host-local, with its own note of what it delegated. */
+    async function addFlannels(container: string): Promise<CniResult> {
+      await addNamespace(container);
+      const { code, stdout } = await tryRun('/usr/lib/cni/bridge', [], {
+        ...host(),
+        env: {
+          PATH: process.env['PATH'] ?? '',
+          CNI_COMMAND: 'ADD',
+          CNI_CONTAINERID: container,
+          CNI_IFNAME: 'eth0',
+          CNI_NETNS: `/run/netns/${prefix}-${container}`,
+          CNI_PATH: '/usr/lib/cni',
+        },
+        stdin: JSON.stringify({
+          cniVersion: '1.0.0',
+          name: network,
+          type: 'bridge',
+          bridge: 'cni0',
+          isGateway: true,
+          isDefaultGateway: true,
+          ipam: {
+            type: 'host-local',
+            ranges: [[{ subnet: ipv4.podCidr }]],
+            dataDir: `${dir}/leases`,
+          },
+        }),
+      });
+      expect({ code, stdout }).toMatchObject({ code: 0 });
+      await mkdir(`${dir}/flannel`, { recursive: true });
+      await writeFile(`${dir}/flannel/${container}`, '{}');
+      return JSON.parse(stdout) as CniResult;
+    }
+
+    it('has an address that no other pod gets, and is taken away by our DEL, again and again', async () => {
+      await addFlannels('old');
+      const { ips } = await addPod('new');
+      expect([(await leases()).map(({ ip }) => ip).toSorted(), ips[0]!.address]).toEqual([
+        ['10.42.1.2', '10.42.1.3'],
+        '10.42.1.3/32',
+      ]);
+      for (let i = 0; i < 3; i++) expect(await del('old')).toEqual({ exitCode: 0, output: {} });
+      expect((await leases()).map(({ ip }) => ip)).toEqual(['10.42.1.3']);
+      const links = await listLinks({ netns: `/run/netns/${prefix}-old` });
+      expect([...links.keys()]).toEqual(['lo']);
+      expect([...(await listLinks(host())).values()].filter(({ master }) => master)).toEqual([]);
+      expect(await readdir(`${dir}/flannel`)).toEqual([]);
+    });
+
+    it('gives its address back without its namespace too', async () => {
+      await addFlannels('old');
+      await run('ip', ['netns', 'del', `${prefix}-old`]);
+      expect(await del('old')).toEqual({ exitCode: 0, output: {} });
+      expect(await leases()).toEqual([]);
+    });
+
+    it("is never looked for in the node's own namespace", async () => {
+      await run('ip', ['link', 'add', 'eth0', 'type', 'veth', 'peer', 'name', 'wire'], host());
+      expect(await del('old', { CNI_NETNS: node })).toEqual({ exitCode: 0, output: {} });
+      expect((await listLinks(host())).has('eth0')).toBe(true);
+    });
+
+    it('passes CHECK as long as it has its interface and its address', async () => {
+      const result = await addFlannels('old');
+      const check = () => cni('CHECK', 'old', { config: { prevResult: result } });
+      expect(await check()).toEqual({ exitCode: 0, output: {} });
+      await run('ip', ['addr', 'flush', 'dev', 'eth0'], { netns: `/run/netns/${prefix}-old` });
+      expect((await check()).output).toMatchObject({
+        code: 103,
+        msg: "the pod's eth0 has lost 10.42.1.2",
+      });
+    });
+  });
+
   describe('GC', () => {
     const gc = (...valid: string[]): Promise<Answer> =>
       cni('GC', '', {

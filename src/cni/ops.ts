@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-import { stat } from 'node:fs/promises';
+import type { Stats } from 'node:fs';
+import { rm, stat } from 'node:fs/promises';
+import { join } from 'node:path';
 import { errorText, RipstopError } from '../errors.ts';
 import { listLinks } from '../host/links.ts';
 import { addressAt, parseCidr } from '../net/ip.ts';
 import type { Attachment, AttachmentStore } from './attachments.ts';
+import { flannelDataDir } from './conflist.ts';
 import {
   allocateAddresses,
   defaultDataDir,
@@ -157,14 +160,16 @@ async function refuseDuplicate(context: CniContext, call: AddCall): Promise<void
 
 /** A pod of the host's network has nothing to be attached to, and its ADD would rewrite the node's own routes. */
 async function refuseNodeNamespace(context: CniContext, netns: string): Promise<void> {
-  const [pod, node] = await Promise.all([
-    stat(netns).catch(() => undefined),
-    stat(context.netns ?? '/proc/self/ns/net'),
-  ]);
+  const pod = await stat(netns).catch(() => undefined);
   if (!pod) throw new CniError(CniCode.environment, `CNI_NETNS ${netns} does not exist`);
-  if (pod.ino === node.ino && pod.dev === node.dev) {
+  if (await isNodeNamespace(context, pod)) {
     throw new CniError(CniCode.environment, `CNI_NETNS ${netns} is the node's own network namespace`);
   }
+}
+
+async function isNodeNamespace(context: CniContext, { ino, dev }: Stats): Promise<boolean> {
+  const node = await stat(context.netns ?? '/proc/self/ns/net');
+  return ino === node.ino && dev === node.dev;
 }
 
 /**
@@ -182,6 +187,7 @@ async function teardown(context: CniContext, call: DelCall): Promise<void> {
   await step(context.store.remove(call));
   if (attachment) await step(context.detach(attachment));
   await step(deleteVeth(hostVethName(call), context.netns));
+  if (!attachment) await step(detachFlannels(context, call));
   // Last, so that nobody gets the addresses while anything still leads to their old owner.
   await step(releaseAddresses(poolOf(context, call), call));
   if (faults.length === 0) return;
@@ -190,14 +196,40 @@ async function teardown(context: CniContext, call: DelCall): Promise<void> {
   throw new CniError(CniCode.failed, faults.map(errorText).join('; '), { cause: first });
 }
 
-async function check(context: CniContext, call: CheckCall): Promise<void> {
-  const attachment = await context.store.get(call);
-  if (!attachment) {
+/**
+ * Take a pod off flannel's bridge, as its own plugin would: one that was attached before ripstop took the node over. Its
+ * address is in the same pool as ours.
+ */
+async function detachFlannels(context: CniContext, call: DelCall): Promise<void> {
+  await rm(join(flannelDataDir(context.dataDir ?? defaultDataDir), call.containerId), { force: true });
+  const pod = call.netns === undefined ? undefined : await stat(call.netns).catch(() => undefined);
+  // The node's own devices are nobody's to delete; and a namespace that cannot be entered has none any more.
+  if (!pod || (await isNodeNamespace(context, pod))) return;
+  const links = await listLinks({ netns: call.netns! }).catch(() => undefined);
+  if (links?.get(call.ifname)?.kind === 'veth') await deleteVeth(call.ifname, call.netns);
+}
+
+/** A pod that was attached before ripstop took the node over: flannel's plugin has no CHECK, so what it must have is little. */
+async function checkFlannels(context: CniContext, call: CheckCall): Promise<void> {
+  const leased = (await listLeases(poolOf(context, call))).filter((lease) => keyOf(lease) === keyOf(call));
+  if (leased.length === 0) {
     throw new CniError(
       CniCode.unknownContainer,
       `container ${call.containerId} is not attached as ${call.ifname}`,
     );
   }
+  const link = (await listLinks({ netns: call.netns })).get(call.ifname);
+  const faults = leased
+    .filter(({ ip }) => !link?.addresses.some((address) => address.ip === ip))
+    .map(({ ip }) => `the pod's ${call.ifname} has lost ${ip}`);
+  if (!link) faults.unshift(`the pod has no interface ${call.ifname}`);
+  else if (!link.up) faults.unshift(`the pod's ${call.ifname} is down`);
+  if (faults.length > 0) throw new CniError(CniCode.drifted, faults.join('; '));
+}
+
+async function check(context: CniContext, call: CheckCall): Promise<void> {
+  const attachment = await context.store.get(call);
+  if (!attachment) return checkFlannels(context, call);
   const promised = call.prevResult.interfaces.find(({ name, sandbox }) => name === call.ifname && sandbox);
   const faults = await inspectVeth(
     // A later plugin (tuning) may have changed the MAC address, and has said so in the result.

@@ -35,7 +35,10 @@ export interface NetworkCall {
   readonly cniPath: readonly string[];
 }
 
-export type DelCall = NetworkCall & AttachmentId;
+export interface DelCall extends NetworkCall, AttachmentId {
+  /** Path of the pod's network namespace, when the runtime says it: it may be gone. */
+  readonly netns?: string;
+}
 
 export interface AddCall extends DelCall {
   /** Path of the pod's network namespace. */
@@ -162,7 +165,7 @@ async function execute(env: CniRequest['env'], input: unknown, ops: CniOps): Pro
       return json(formatResult(await ops.add(call), call, version, config.dns ?? {}));
     }
     case 'DEL':
-      await ops.del({ ...network, ...id! });
+      await ops.del({ ...network, ...id!, ...optionalNetns(env) });
       break;
     case 'CHECK':
       await ops.check({ ...network, ...id!, netns: netns!, prevResult: required(config, 'prevResult') });
@@ -197,6 +200,11 @@ function parseAttachmentId(env: CniRequest['env'], command: Command): Attachment
 
 function parseNetns(env: CniRequest['env'], command: Command): string {
   return variable(env, 'CNI_NETNS', command, netnsPattern);
+}
+
+/** DEL works without, so a path that is none is no reason to refuse it. */
+function optionalNetns({ CNI_NETNS = '' }: CniRequest['env']): { netns?: string } {
+  return netnsPattern.test(CNI_NETNS) ? { netns: CNI_NETNS } : {};
 }
 
 function variable(env: CniRequest['env'], name: string, command: Command, pattern: RegExp): string {

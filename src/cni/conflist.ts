@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+import { readdir, rename, rm } from 'node:fs/promises';
+import { basename, join } from 'node:path';
+import { z } from 'zod';
+import { readIfThere, writeIfDifferent } from '../host/files.ts';
+
+/*
+ * The container runtime's network configuration. ripstop's takes the name that flannel's has, so that a node has one network
+ * at any time; what was there before is kept beside it (by deploy/ripstop.yml), under a name that no runtime reads.
+ */
+
+/** What the name of a kept configuration ends with. */
+export const SAVED = '.ripstop-saved';
+
+const Conflist = z.looseObject({
+  name: z.string(),
+  plugins: z.array(z.looseObject({ type: z.string() })),
+});
+export type Conflist = z.infer<typeof Conflist>;
+
+/** A configuration that runs ripstop's plugin, or undefined. */
+export function parseOurs(text: string): Conflist | undefined {
+  try {
+    const conflist = Conflist.parse(JSON.parse(text));
+    return conflist.plugins.some(({ type }) => type === 'ripstop-cni') ? conflist : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+/** The same network by flannel's plugin, as kube-flannel.yml configures it; the plugins after it stay. */
+export function flannelInstead(ours: Conflist): Conflist {
+  const flannel = { type: 'flannel', delegate: { hairpinMode: true, isDefaultGateway: true } };
+  return { ...ours, plugins: ours.plugins.map((one) => (one.type === 'ripstop-cni' ? flannel : one)) };
+}
+
+/** The configurations of this directory that are ours. */
+export async function listOurConflists(dir: string): Promise<{ file: string; conflist: Conflist }[]> {
+  const names = (await readdir(dir).catch(() => [])).filter((name) => name.endsWith('.conflist')).sort();
+  const read = names.map(async (name) => {
+    const conflist = parseOurs((await readIfThere(join(dir, name))) ?? '');
+    return conflist ? [{ file: join(dir, name), conflist }] : [];
+  });
+  return (await Promise.all(read)).flat();
+}
+
+/** Take our configurations away; one that they replaced stays where it is kept. @returns what was done. */
+export async function removeConflists(dir: string): Promise<string[]> {
+  const ours = await listOurConflists(dir);
+  for (const { file } of ours) await rm(file);
+  return ours.map(({ file }) => `removed ${file}`);
+}
+
+/** Put back what our configurations have replaced; where nothing is kept, what flannel's manifest says. */
+export async function restoreConflists(dir: string): Promise<string[]> {
+  const done: string[] = [];
+  for (const { file, conflist } of await listOurConflists(dir)) {
+    const saved = `${file}${SAVED}`;
+    if ((await readIfThere(saved)) !== undefined) {
+      await rename(saved, file);
+      done.push(`put back ${file}, from ${basename(saved)}`);
+    } else {
+      await writeIfDifferent(file, `${JSON.stringify(flannelInstead(conflist), undefined, 2)}\n`);
+      done.push(`wrote ${file} for flannel's plugin: none was kept`);
+    }
+  }
+  return done;
+}
+
+/**
+ * What flannel's plugin keeps for each of its pods, `/var/lib/cni/flannel/<containerID>`: the configuration of the plugin
+ * that it delegated to. Its DEL does with it what is to be done, and without it nothing: a pod that ripstop attached would
+ * keep its address for ever.
+ */
+export function flannelDelegate(given: {
+  network: string;
+  podCidrs: readonly string[];
+  clusterNetworks: readonly string[];
+  mtu: number;
+  ipMasq: boolean;
+  dataDir: string;
+}): string {
+  return JSON.stringify({
+    // The one of flannel's manifest: every version of the plugins knows it.
+    cniVersion: '0.3.1',
+    hairpinMode: true,
+    ipMasq: !given.ipMasq,
+    ipam: {
+      type: 'host-local',
+      ranges: given.podCidrs.map((subnet) => [{ subnet }]),
+      routes: given.clusterNetworks.map((dst) => ({ dst })),
+      dataDir: given.dataDir,
+    },
+    isDefaultGateway: true,
+    isGateway: true,
+    mtu: given.mtu,
+    name: given.network,
+    type: 'bridge',
+  });
+}
+
+/** Where flannel's plugin keeps that, beside host-local's leases. */
+export function flannelDataDir(ipamDir: string): string {
+  return join(ipamDir, '../flannel');
+}

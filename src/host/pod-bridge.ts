@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+import type { Target } from '../dataplane/target.ts';
+import { addressAt, canonicalAddress, type Cidr, type Family } from '../net/ip.ts';
+import { ipBatch, ipJson, line } from './ip.ts';
+import type { Link } from './links.ts';
+import { ROUTE_PROTOCOL, stillPresent } from './routes.ts';
+import type { RunOptions } from './run.ts';
+import type { Sysctl } from './sysctl.ts';
+
+/*
+ * Pods that flannel's CNI plugin has attached hang off a bridge, cni0, and go on doing so when ripstop takes the node over.
+ * To them the whole podCIDR is on their link: they ask for each other's MAC address. Pods that ripstop attaches hang off
+ * veths of their own, so the node answers in their place (a proxy neighbour for each, on the bridge), gets the packet and
+ * routes it. The other way round the connected route of the bridge leads to the bridged pods, as it always did; the /32
+ * routes of the others are more specific.
+ */
+
+/** The bridge that has the gateway's address of this podCIDR; it also has the podCIDR's connected route. */
+export function findPodBridge(podCidr: Cidr, links: ReadonlyMap<string, Link>): Link | undefined {
+  const gateway = canonicalAddress(addressAt(podCidr, 1));
+  return [...links.values()].find(
+    ({ kind, addresses }) =>
+      kind === 'bridge' && addresses.some(({ ip, length }) => ip === gateway && length === podCidr.length),
+  );
+}
+
+/**
+ * Bridges of these podCIDRs that no pod hangs off any more. flannel's plugin makes its bridge anew when it needs it, so
+ * one that is left behind is of no use; but it keeps the podCIDR's route, into nowhere. One that somebody gave another
+ * address stays.
+ */
+export function idlePodBridges(podCidrs: readonly Cidr[], links: ReadonlyMap<string, Link>): string[] {
+  const gateways = podCidrs.map((podCidr) => canonicalAddress(addressAt(podCidr, 1)));
+  const bridges = new Set(podCidrs.flatMap((podCidr) => findPodBridge(podCidr, links) ?? []));
+  return [...bridges]
+    .filter(({ name, addresses }) => {
+      const hasPort = [...links.values()].some(({ master }) => master === name);
+      const isOthers = addresses.some(({ ip, scope }) => scope !== 'link' && !gateways.includes(ip));
+      return !hasPort && !isOthers;
+    })
+    .map(({ name }) => name);
+}
+
+/** What the bridge needs to answer for pods that are not on it. */
+export function podBridgeSysctls(bridge: string, families: readonly Family[]): Sysctl[] {
+  return families.flatMap((family) => [
+    ...(family === 6
+      ? [
+          {
+            path: `net/ipv6/conf/${bridge}/proxy_ndp`,
+            value: '1',
+            why: 'the node answers for its pods that are not on the bridge',
+          },
+        ]
+      : []),
+    {
+      path: `net/ipv${family}/neigh/${bridge}/proxy_delay`,
+      value: '0',
+      why: 'and at once: the kernel would let others answer first, for up to 0.8 s',
+    },
+  ]);
+}
+
+/** The addresses that the node answers for on the bridge, both families. Ours are those of our protocol. */
+export function proxyTarget(bridge: string, options: RunOptions = {}): Target<true> {
+  const list = async (): Promise<Map<string, true>> => {
+    const show = ['neigh', 'show', 'proxy', 'dev', bridge];
+    const rows = await ipJson<{ dst: string; protocol?: string }>(show, options);
+    return new Map(
+      rows
+        .filter(({ protocol }) => protocol === String(ROUTE_PROTOCOL))
+        .map(({ dst }) => [canonicalAddress(dst), true]),
+    );
+  };
+  return {
+    name: 'proxy-neighbours',
+    list,
+    upsert: async (entries) =>
+      ipBatch(
+        [...entries.keys()].map(
+          (ip) => line`neigh replace proxy ${ip} dev ${bridge} protocol ${ROUTE_PROTOCOL}`,
+        ),
+        { ...options, force: true },
+      ),
+    remove: async (entries) =>
+      ipBatch(
+        [...(await stillPresent(entries, list)).keys()].map(
+          (ip) => line`neigh del proxy ${ip} dev ${bridge}`,
+        ),
+        { ...options, force: true },
+      ),
+  };
+}

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+import { describe, expect, it } from 'vitest';
+import { parseCidr } from '../net/ip.ts';
+import type { Link } from './links.ts';
+import { findPodBridge, idlePodBridges } from './pod-bridge.ts';
+import type { RouteRow } from './routes.ts';
+import { planAdoption } from './takeover.ts';
+
+describe("flannel's routes", () => {
+  const route = (more: Partial<RouteRow>): RouteRow => ({
+    type: 'unicast',
+    dst: '10.42.7.0/24',
+    gateway: '10.42.7.0',
+    protocol: 'boot',
+    flags: ['onlink'],
+    ...more,
+  });
+
+  it('become ours, those of vanished peers too', () => {
+    const rows = [route({}), route({ dst: 'fd00:42:0:8::/64', gateway: 'fd00:42:0:8::' })];
+    expect(planAdoption(rows, 'flannel.1')).toEqual([
+      'route replace 10.42.7.0/24 via 10.42.7.0 dev flannel.1 onlink proto 82',
+      'route replace fd00:42:0:8::/64 via fd00:42:0:8:: dev flannel.1 onlink proto 82',
+    ]);
+  });
+
+  it.each([
+    ['ours already', route({ protocol: '82' })],
+    ['not of its shape', route({ gateway: '10.42.7.1' })],
+    ["the device's own", { type: 'unicast', dst: '10.42.1.0', flags: [] }],
+  ])('stay as they are when they are %s', (_, row) => {
+    expect(planAdoption([row], 'flannel.1')).toEqual([]);
+  });
+});
+
+describe("the bridge of flannel's pods", () => {
+  const v4 = parseCidr('10.42.1.0/24');
+  const v6 = parseCidr('fd00:42:0:1::/64');
+  const addressed = (...texts: string[]): Link['addresses'] =>
+    texts.map((text) => {
+      const [ip = '', length] = text.split('/');
+      const family = ip.includes(':') ? 6 : 4;
+      const scope = ip.startsWith('fe80') ? 'link' : 'global';
+      return { family, ip, length: Number(length), scope, primary: true };
+    });
+  const link = (name: string, more: Partial<Link>): Link => ({
+    name,
+    ifindex: 1,
+    mac: undefined,
+    mtu: 1450,
+    up: true,
+    running: true,
+    kind: 'bridge',
+    loopback: false,
+    master: undefined,
+    peer: undefined,
+    vxlan: undefined,
+    addresses: [],
+    ...more,
+  });
+  const cni0 = link('cni0', { addresses: addressed('10.42.1.1/24', 'fd00:42:0:1::1/64', 'fe80::1/64') });
+  const port = link('veth1', { kind: 'veth', master: 'cni0' });
+  const among = (...links: Link[]): Map<string, Link> => new Map(links.map((one) => [one.name, one]));
+
+  it('is the one that has the gateway, whatever its name', () => {
+    const other = link('docker0', { addresses: addressed('172.17.0.1/16') });
+    // As on every host veth of ours.
+    const veth = link('veth2', { kind: 'veth', addresses: addressed('10.42.1.1/32') });
+    expect(findPodBridge(v4, among(veth, other, cni0))?.name).toBe('cni0');
+    expect(findPodBridge(v6, among(other, cni0))?.name).toBe('cni0');
+    expect(findPodBridge(parseCidr('10.42.2.0/24'), among(other, cni0))).toBeUndefined();
+  });
+
+  it('is idle when nothing hangs off it, and it is nobody elses', () => {
+    expect(idlePodBridges([v4, v6], among(cni0, link('veth1', { kind: 'veth' })))).toEqual(['cni0']);
+    expect(idlePodBridges([v4, v6], among(cni0, port))).toEqual([]);
+    const shared = link('cni0', { addresses: addressed('10.42.1.1/24', '192.168.5.1/24') });
+    expect(idlePodBridges([v4], among(shared))).toEqual([]);
+    expect(idlePodBridges([v4], among())).toEqual([]);
+  });
+});

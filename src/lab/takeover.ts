@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+import { RipstopError } from '../errors.ts';
+import { run } from '../host/run.ts';
+import { syncFlannel } from './flannel-peers.ts';
+import { netnsPath } from './netns.ts';
+import { removeBpffs, ripstopCommand, setUpRipstop, stopAgent } from './ripstop.ts';
+import { type Lab, type NodeState, saveLab } from './state.ts';
+
+/**
+ * Let ripstop take a flannel node over while its pods run, as when flanneld has been stopped and an agent in mode `cni` is
+ * started. Resolves when the agent can serve pods; those that come from here on are attached by ripstop's plugin.
+ */
+export async function takeOver(lab: Lab, node: NodeState): Promise<void> {
+  if (node.datapath !== 'flannel') {
+    throw new RipstopError(`${node.name} has the ${node.datapath} datapath; only flannel is taken over`);
+  }
+  node.datapath = 'ripstop';
+  saveLab(lab);
+  await setUpRipstop(lab, node);
+}
+
+/**
+ * Give a node back to flannel: stop the agent and run `ripstop uninstall --restore-flannel`. From here on pods are attached
+ * by flannel's plugin, and the node follows its peers as a flannel node.
+ * @returns what the command printed.
+ * @throws RipstopError when it fails.
+ */
+export async function giveBack(lab: Lab, node: NodeState): Promise<string> {
+  await stopAgent(lab, node);
+  const [program, ...args] = ripstopCommand(lab, node, 'uninstall');
+  const printed = await run(program, [...args, '--restore-flannel'], { netns: netnsPath(node.netns) });
+  await removeBpffs(lab, node);
+  node.datapath = 'flannel';
+  saveLab(lab);
+  await syncFlannel(lab);
+  return printed;
+}
