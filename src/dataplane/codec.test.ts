@@ -216,7 +216,7 @@ describe('the codec of', () => {
   it('an address or a MAC refuses text that is none', () => {
     expect(() => encode('be32', 'fd00::1')).toThrow();
     expect(() => encode('address', 'fd00::1::2')).toThrow('not an IP address');
-    expect(() => encode('be32', '10.0.0')).toThrow('not an IP address');
+    expect(() => encode('be32', '10.0.0')).toThrow('not an IPv4 address');
     expect(() => encode('mac', 'aa-bb-cc-dd-ee-ff')).toThrow('not a MAC address');
   });
 });

@@ -11,7 +11,7 @@
  *   other structs  objects; members named `unused` do not exist on this side and are written as zero
  */
 import type { Codec } from '#libbpf-ts';
-import { addressToBytes, bytesToAddress } from '../net/ip.ts';
+import { addressToBytes, bytesToAddress, intToIpv4, ipv4ToInt } from '../net/ip.ts';
 import { bytesToMac, macToBytes } from '../net/mac.ts';
 import { layout } from './layout.gen.ts';
 
@@ -57,111 +57,122 @@ export function kindSize(kind: Kind): number {
   return typeof kind === 'string' ? sizes[kind] : layout.structs[kind.struct].size;
 }
 
-function view(bytes: Uint8Array): DataView {
-  return new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+/** Where a value is: in the bytes, or in their view, at an offset. */
+interface Place {
+  readonly bytes: Uint8Array;
+  readonly view: DataView;
+}
+
+function placeOf(bytes: Uint8Array): Place {
+  return { bytes, view: new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength) };
+}
+
+/** How one kind is read and written. */
+interface Access {
+  write(place: Place, at: number, value: unknown): void;
+  read(place: Place, at: number): unknown;
 }
 
 const mappedPrefix = Uint8Array.of(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff);
 
-function isMapped(bytes: Uint8Array): boolean {
-  return mappedPrefix.every((byte, i) => bytes[i] === byte);
-}
-
-function encodeAddress(text: string, into: Uint8Array): void {
-  const bytes = addressToBytes(text);
-  if (bytes.length === 4) into.set(mappedPrefix);
-  into.set(bytes, 16 - bytes.length);
+function isMapped(bytes: Uint8Array, at: number): boolean {
+  return mappedPrefix.every((byte, i) => bytes[at + i] === byte);
 }
 
 const littleEndian = new Uint8Array(Uint16Array.of(1).buffer)[0] === 1;
 
-function encodeKind(kind: Kind, value: unknown, into: Uint8Array): void {
-  switch (kind) {
-    case 'u8':
-      into[0] = value as number;
-      return;
-    case 'u16':
-      return view(into).setUint16(0, value as number, littleEndian);
-    case 'u32':
-      return view(into).setUint32(0, value as number, littleEndian);
-    case 'u64':
-      return view(into).setBigUint64(0, BigInt(value as number), littleEndian);
-    case 'be16':
-      return view(into).setUint16(0, value as number, false);
-    case 'net32':
-      return view(into).setUint32(0, value as number, false);
-    case 'be32':
-      return into.set(addressToBytes(value as string));
-    case 'mac':
-      return into.set(macToBytes(value as string));
-    case 'address':
-      return encodeAddress(value as string, into);
-    default:
-      return encodeStruct(kind.struct, value as Record<string, unknown>, into);
-  }
-}
+const plain: Record<Exclude<Kind, object>, Access> = {
+  u8: {
+    write: ({ bytes }, at, value) => void (bytes[at] = value as number),
+    read: ({ bytes }, at) => bytes[at],
+  },
+  u16: {
+    write: ({ view }, at, value) => view.setUint16(at, value as number, littleEndian),
+    read: ({ view }, at) => view.getUint16(at, littleEndian),
+  },
+  u32: {
+    write: ({ view }, at, value) => view.setUint32(at, value as number, littleEndian),
+    read: ({ view }, at) => view.getUint32(at, littleEndian),
+  },
+  u64: {
+    write: ({ view }, at, value) => view.setBigUint64(at, BigInt(value as number), littleEndian),
+    read: ({ view }, at) => Number(view.getBigUint64(at, littleEndian)),
+  },
+  be16: {
+    write: ({ view }, at, value) => view.setUint16(at, value as number, false),
+    read: ({ view }, at) => view.getUint16(at, false),
+  },
+  net32: {
+    write: ({ view }, at, value) => view.setUint32(at, value as number, false),
+    read: ({ view }, at) => view.getUint32(at, false),
+  },
+  be32: {
+    write: ({ view }, at, value) => view.setUint32(at, ipv4ToInt(value as string), false),
+    read: ({ view }, at) => intToIpv4(view.getUint32(at, false)),
+  },
+  mac: {
+    write: ({ bytes }, at, value) => bytes.set(macToBytes(value as string), at),
+    read: ({ bytes }, at) => bytesToMac(bytes.subarray(at, at + 6)),
+  },
+  address: {
+    write: ({ bytes }, at, value) => {
+      const address = addressToBytes(value as string);
+      if (address.length === 4) bytes.set(mappedPrefix, at);
+      bytes.set(address, at + 16 - address.length);
+    },
+    read: ({ bytes }, at) => bytesToAddress(bytes.slice(isMapped(bytes, at) ? at + 12 : at, at + 16)),
+  },
+};
 
-function decodeKind(kind: Kind, bytes: Uint8Array): unknown {
-  switch (kind) {
-    case 'u8':
-      return bytes[0];
-    case 'u16':
-      return view(bytes).getUint16(0, littleEndian);
-    case 'u32':
-      return view(bytes).getUint32(0, littleEndian);
-    case 'u64':
-      return Number(view(bytes).getBigUint64(0, littleEndian));
-    case 'be16':
-      return view(bytes).getUint16(0, false);
-    case 'net32':
-      return view(bytes).getUint32(0, false);
-    case 'be32':
-      return bytesToAddress(bytes.subarray(0, 4));
-    case 'mac':
-      return bytesToMac(bytes.subarray(0, 6));
-    case 'address':
-      return bytesToAddress(isMapped(bytes) ? bytes.subarray(12, 16) : bytes.subarray(0, 16));
-    default:
-      return decodeStruct(kind.struct, bytes);
-  }
-}
+/** Each struct's members are looked up once: a map of a large cluster has a hundred thousand of them. */
+const structs = new Map<StructName, Access>();
 
-function fieldsOf(name: StructName): [string, Field][] {
-  return Object.entries(layout.structs[name].fields);
-}
-
-function encodeStruct(name: StructName, value: Record<string, unknown>, into: Uint8Array): void {
-  into.fill(0);
-  for (const [field, { offset, kind }] of fieldsOf(name)) {
-    encodeKind(kind, value[field], into.subarray(offset, offset + kindSize(kind)));
-  }
-}
-
-function decodeStruct(name: StructName, bytes: Uint8Array): Record<string, unknown> {
-  const value: Record<string, unknown> = {};
-  for (const [field, { offset, kind }] of fieldsOf(name)) {
-    value[field] = decodeKind(kind, bytes.subarray(offset, offset + kindSize(kind)));
-  }
-  return value;
+function accessOf(kind: Kind): Access {
+  if (typeof kind === 'string') return plain[kind];
+  const known = structs.get(kind.struct);
+  if (known) return known;
+  const fields: { readonly [member: string]: Field } = layout.structs[kind.struct].fields;
+  const members = Object.entries(fields).map(([name, field]) => ({
+    name,
+    ...field,
+    access: accessOf(field.kind),
+  }));
+  const size = kindSize(kind);
+  const access: Access = {
+    write: (place, at, value) => {
+      place.bytes.fill(0, at, at + size);
+      for (const { name, offset, access } of members) {
+        access.write(place, at + offset, (value as Record<string, unknown>)[name]);
+      }
+    },
+    read: (place, at) => {
+      const value: Record<string, unknown> = {};
+      for (const { name, offset, access } of members) value[name] = access.read(place, at + offset);
+      return value;
+    },
+  };
+  structs.set(kind.struct, access);
+  return access;
 }
 
 /** A codec for any kind of the layout. */
 export function kindCodec<K extends Kind>(kind: K): Codec<ValueOf<K>> {
+  const { read, write } = accessOf(kind);
   return {
     size: kindSize(kind),
-    encode: (value, into) => encodeKind(kind, value, into),
-    decode: (bytes) => decodeKind(kind, bytes) as ValueOf<K>,
+    encode: (value, into) => write(placeOf(into), 0, value),
+    decode: (bytes) => read(placeOf(bytes), 0) as ValueOf<K>,
   };
 }
 
 /** Encode one value into fresh bytes. */
 export function encode<K extends Kind>(kind: K, value: ValueOf<K>): Uint8Array {
   const bytes = new Uint8Array(kindSize(kind));
-  encodeKind(kind, value, bytes);
+  accessOf(kind).write(placeOf(bytes), 0, value);
   return bytes;
 }
 
 /** Decode one value. `bytes` must hold at least the kind's size. */
 export function decode<K extends Kind>(kind: K, bytes: Uint8Array): ValueOf<K> {
-  return decodeKind(kind, bytes) as ValueOf<K>;
+  return accessOf(kind).read(placeOf(bytes), 0) as ValueOf<K>;
 }

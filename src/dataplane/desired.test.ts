@@ -15,6 +15,7 @@ import {
   type FamilySettings,
   type NodeSettings,
   type Peer,
+  type PeerHop,
   peer6Value,
   peerCapacity,
   peerKey,
@@ -24,8 +25,7 @@ import {
 } from './desired.ts';
 
 const common = {
-  vni: 1,
-  port: 8472,
+  tunnel: { vni: 1, port: 8472 },
   uplink: { ifindex: 2, mtu: 1500, mac: '02:00:00:00:00:03' },
   sourcePorts: { min: 32768, max: 60999 },
 } as const;
@@ -47,6 +47,9 @@ const k3s: NodeSettings = { ...common, v4: own4 };
 const dual: NodeSettings = { ...common, v4: own4, v6: own6 };
 const only6: NodeSettings = { ...common, v6: own6 };
 const direct: NodeSettings = { ...dual, directRouting: true };
+
+const by = (ip: string): PeerHop => ({ ip, direct: false });
+const onLink = (ip: string): PeerHop => ({ ip, direct: true });
 
 function peer(n: number, over: Partial<Peer> = {}): Peer {
   return {
@@ -222,7 +225,7 @@ describe('a podCIDR', () => {
 
 describe('a peer', () => {
   it('has its outer header ready to copy, byte by byte', () => {
-    const { head, header } = peerValue(k3s, own4, peer(1), '192.168.0.254');
+    const { head, header } = peerValue(k3s, own4, peer(1), by('192.168.0.254'));
     expect(hexOf(encode({ struct: 'outer_header' }, header))).toBe(
       [
         '000000000000 000000000000 0800', // filled in by the kernel's neighbour table
@@ -238,7 +241,7 @@ describe('a peer', () => {
   });
 
   it('has its outer IPv6 header ready to copy, byte by byte', () => {
-    const { head, header } = peer6Value(dual, own6, peer6(1), 'fd00:31::fe');
+    const { head, header } = peer6Value(dual, own6, peer6(1), by('fd00:31::fe'));
     expect(hexOf(encode({ struct: 'outer_header6' }, header))).toBe(
       [
         '000000000000 000000000000 86dd',
@@ -255,10 +258,10 @@ describe('a peer', () => {
   });
 
   it('carries the largest VNI and another port too', () => {
-    const settings = { ...dual, vni: 0xff_ffff, port: 4789 };
+    const settings = { ...dual, tunnel: { vni: 0xff_ffff, port: 4789 } };
     for (const { header } of [
-      peerValue(settings, own4, peer(1), '192.168.0.1'),
-      peer6Value(settings, own6, peer6(1), 'fd00:31::1'),
+      peerValue(settings, own4, peer(1), by('192.168.0.1')),
+      peer6Value(settings, own6, peer6(1), by('fd00:31::1')),
     ]) {
       expect(hexOf(encode({ struct: 'vxlan' }, header.vxlan))).toBe('08000000ffffff00');
       expect(hexOf(encode({ struct: 'udp' }, header.udp))).toBe('000012b500000000');
@@ -266,31 +269,31 @@ describe('a peer', () => {
   });
 
   const [present, behindNat, slow, onL2] = [1, 2, 4, 8];
-  const flags4 = (settings: NodeSettings, nextHop: string, over: Partial<Peer> = {}): number =>
-    peerValue(settings, own4, peer(1, over), nextHop).head.flags;
-  const flags6 = (settings: NodeSettings, nextHop: string, over: Partial<Peer> = {}): number =>
-    peer6Value(settings, own6, peer6(1, over), nextHop).head.flags;
+  const flags4 = (hop: PeerHop, over: Partial<Peer> = {}): number =>
+    peerValue(dual, own4, peer(1, over), hop).head.flags;
+  const flags6 = (hop: PeerHop, over: Partial<Peer> = {}): number =>
+    peer6Value(dual, own6, peer6(1, over), hop).head.flags;
 
   it('behind NAT is marked as such', () => {
-    expect(flags4(dual, '192.168.0.1', { behindNat: true })).toBe(present | behindNat);
-    expect(flags6(dual, 'fd00:31::1', { behindNat: true })).toBe(present | behindNat);
+    expect(flags4(by('192.168.0.1'), { behindNat: true })).toBe(present | behindNat);
+    expect(flags6(by('fd00:31::1'), { behindNat: true })).toBe(present | behindNat);
   });
 
   it('that wants outer checksums is slow, over IPv6', () => {
     for (const zeroChecksum of [false, undefined])
-      expect(flags6(dual, 'fd00:31::1', { zeroChecksum: zeroChecksum as boolean })).toBe(present | slow);
-    expect(flags4(dual, '192.168.0.1', { zeroChecksum: false })).toBe(present);
+      expect(flags6(by('fd00:31::1'), { zeroChecksum: zeroChecksum as boolean })).toBe(present | slow);
+    expect(flags4(by('192.168.0.1'), { zeroChecksum: false })).toBe(present);
   });
 
   it('on our L2 is marked as such where DirectRouting is asked for, and needs no checksum then', () => {
-    expect(flags4(direct, '192.168.0.1')).toBe(present | onL2);
-    expect(flags6(direct, 'fd00:31::1', { zeroChecksum: false })).toBe(present | onL2);
+    expect(flags4(onLink('192.168.0.1'))).toBe(present | onL2);
+    expect(flags6(onLink('fd00:31::1'), { zeroChecksum: false })).toBe(present | onL2);
   });
 
   it('behind a router is encapsulated for, DirectRouting or not', () => {
-    expect(flags4(direct, '192.168.0.254')).toBe(present);
-    expect(flags6(direct, 'fd00:31::fe')).toBe(present);
-    expect(flags6(direct, 'fd00:31::fe', { zeroChecksum: false })).toBe(present | slow);
+    expect(flags4(by('192.168.0.254'))).toBe(present);
+    expect(flags6(by('fd00:31::fe'))).toBe(present);
+    expect(flags6(by('fd00:31::fe'), { zeroChecksum: false })).toBe(present | slow);
   });
 
   it('has the checksum of what never changes: a header that is filled in as the program does it is right (RFC 1071)', () => {
@@ -299,7 +302,7 @@ describe('a peer', () => {
       new Uint16Array(Uint8Array.of(high, low).buffer)[0]!;
     for (let i = 0; i < 500; i++) {
       const vtepIp = [0, 0, 0, 0].map(() => random.below(256)).join('.');
-      const { head, header } = peerValue(k3s, own4, peer(1, { vtepIp }), vtepIp);
+      const { head, header } = peerValue(k3s, own4, peer(1, { vtepIp }), by(vtepIp));
       const [tos, length, id] = [random.below(256), random.below(65536), random.below(65536)];
       const bytes = encode({ struct: 'ipv4' }, { ...header.ip, tos, total_length: length, id });
       let sum = head.checksum_base + wordOf(0, tos) + wordOf(length >> 8, length) + wordOf(id >> 8, id);
@@ -312,8 +315,8 @@ describe('a peer', () => {
 });
 
 describe('the peers maps', () => {
-  const nextHopTo = (ip: string): string | undefined =>
-    ({ '10.9.9.9': '192.168.0.254', '2001:db8::9': 'fd00:31::fe' })[ip] ?? ip;
+  const hopTo = (ip: string): PeerHop =>
+    by({ '10.9.9.9': '192.168.0.254', '2001:db8::9': 'fd00:31::fe' }[ip] ?? ip);
 
   it('hold each peer by its podCIDR, by way of the next hop to it', () => {
     const far = peer(200, {
@@ -322,17 +325,17 @@ describe('the peers maps', () => {
       vtepIp: '10.9.9.9',
     });
     const far6 = peer6(9, { vtepIp: '2001:db8::9' });
-    const { peers, peers6 } = desiredPeers(dual, [peer(1), far, peer6(1), far6], nextHopTo);
+    const { peers, peers6 } = desiredPeers(dual, [peer(1), far, peer6(1), far6], hopTo);
     expect(peers).toEqual(
       new Map([
-        ['1', peerValue(dual, own4, peer(1), '192.168.0.1')],
-        ['200', peerValue(dual, own4, far, '192.168.0.254')],
+        ['1', peerValue(dual, own4, peer(1), by('192.168.0.1'))],
+        ['200', peerValue(dual, own4, far, by('192.168.0.254'))],
       ]),
     );
     expect(peers6).toEqual(
       new Map([
-        ['fd00:42:0:1::', peer6Value(dual, own6, peer6(1), 'fd00:31::1')],
-        ['fd00:42:0:9::', peer6Value(dual, own6, far6, 'fd00:31::fe')],
+        ['fd00:42:0:1::', peer6Value(dual, own6, peer6(1), by('fd00:31::1'))],
+        ['fd00:42:0:9::', peer6Value(dual, own6, far6, by('fd00:31::fe'))],
       ]),
     );
   });
@@ -349,7 +352,7 @@ describe('the peers maps', () => {
       peer6(6),
     ];
     const { peers, peers6 } = desiredPeers(dual, all, (ip) =>
-      ip === '198.51.100.1' || ip === '2001:db8::1' ? undefined : ip,
+      ip === '198.51.100.1' || ip === '2001:db8::1' ? undefined : by(ip),
     );
     expect([...peers.keys()]).toEqual(['6']);
     expect([...peers6.keys()]).toEqual(['fd00:42:0:6::']);
@@ -357,18 +360,14 @@ describe('the peers maps', () => {
 
   it('hold nothing of a family that the node has not', () => {
     const all = [peer(1), peer6(1)];
-    expect(desiredPeers(k3s, all, nextHopTo).peers6.size).toBe(0);
-    expect(desiredPeers(only6, all, nextHopTo).peers.size).toBe(0);
+    expect(desiredPeers(k3s, all, hopTo).peers6.size).toBe(0);
+    expect(desiredPeers(only6, all, hopTo).peers.size).toBe(0);
   });
 });
 
 describe('the vteps map', () => {
   const vtepsOf = (settings: NodeSettings, peers: readonly Peer[]) =>
-    desiredVteps(
-      settings,
-      peers,
-      desiredPeers(settings, peers, (ip) => ip),
-    );
+    desiredVteps(settings, peers, desiredPeers(settings, peers, by));
 
   it('knows every node, those too that the peers maps cannot hold, and us as us', () => {
     const peers = [

@@ -13,6 +13,7 @@ import {
   ipv4ToInt,
   parseCidr,
 } from '../net/ip.ts';
+import { NO_MAC } from '../net/mac.ts';
 import { encode, type Struct } from './codec.ts';
 import { layout } from './layout.gen.ts';
 
@@ -22,7 +23,7 @@ export interface FamilySettings {
   readonly network: Cidr;
   /** This node's part of it. All nodes' podCIDRs have its length, or they are left to the kernel path. */
   readonly podCidr: Cidr;
-  /** MAC address of flannel.1, or flannel-v6.1: peers put it into the inner frames for us. */
+  /** MAC address of flannel.1, or flannel-v6.1: peers put it into the inner frames for us. All zero without tunnels. */
   readonly vtepMac: string;
   /** The uplink's address that peers dial. */
   readonly vtepIp: string;
@@ -32,9 +33,8 @@ export interface FamilySettings {
 export interface NodeSettings {
   readonly v4?: FamilySettings | undefined;
   readonly v6?: FamilySettings | undefined;
-  readonly vni: number;
-  /** VXLAN's UDP port, 8472 in flannel. */
-  readonly port: number;
+  /** The tunnels'; without it there are none (host-gw, alloc), and only peers on our own L2 are reached. */
+  readonly tunnel?: Tunnel | undefined;
   readonly uplink: { readonly ifindex: number; readonly mtu: number; readonly mac: string };
   /** net.ipv4.ip_local_port_range, both ends included; outer source ports are hashed into it as the kernel does. */
   readonly sourcePorts: { readonly min: number; readonly max: number };
@@ -42,11 +42,18 @@ export interface NodeSettings {
   readonly directRouting?: boolean | undefined;
 }
 
+export interface Tunnel {
+  readonly vni: number;
+  /** VXLAN's UDP port, 8472 in flannel. */
+  readonly port: number;
+}
+
 /** Another node, as far as its packets of one family are concerned; a dual-stack node is two. */
 export interface Peer {
   readonly name: string;
   readonly podCidr: Cidr;
   readonly vtepIp: string;
+  /** All zero without tunnels. */
   readonly vtepMac: string;
   /** It publishes public-ip-overwrite: packets from it may carry any outer source. */
   readonly behindNat: boolean;
@@ -126,15 +133,16 @@ export function stateSlot6(slots: number, ip: string): number {
 }
 
 /** The largest IP packet that a pod may send to another node. */
-export function podMtu(settings: NodeSettings, family: Family): number {
-  return settings.uplink.mtu - encapBytes[family];
+export function podMtu({ uplink, tunnel }: NodeSettings, family: Family): number {
+  return tunnel ? uplink.mtu - encapBytes[family] : uplink.mtu;
 }
 
 const nothing = {
   v4: parseCidr('255.255.255.255/32'),
   v6: parseCidr('ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff/128'),
 };
-const noMac = '00:00:00:00:00:00';
+/** No packet has it: there are 24 bits for a VNI on the wire. */
+const noVni = 0xffff_ffff;
 
 /** The programs' read-only configuration. */
 export function desiredConfig(settings: NodeSettings): Struct<'config'> {
@@ -145,16 +153,16 @@ export function desiredConfig(settings: NodeSettings): Struct<'config'> {
     pod_cidr: (v4?.podCidr ?? nothing.v4).base,
     pod_cidr_mask: maskText(v4?.podCidr ?? nothing.v4),
     vtep_ip: v4?.vtepIp ?? nothing.v4.base,
-    vxlan_port: settings.port,
-    vtep_mac: v4?.vtepMac ?? noMac,
-    vtep_mac6: v6?.vtepMac ?? noMac,
+    vxlan_port: settings.tunnel?.port ?? 0,
+    vtep_mac: v4?.vtepMac ?? NO_MAC,
+    vtep_mac6: v6?.vtepMac ?? NO_MAC,
     uplink_mac: settings.uplink.mac,
     network6: (v6?.network ?? nothing.v6).base,
     network6_mask: maskText(v6?.network ?? nothing.v6),
     pod_cidr6: (v6?.podCidr ?? nothing.v6).base,
     pod_cidr6_mask: maskText(v6?.podCidr ?? nothing.v6),
     vtep_ip6: v6?.vtepIp ?? nothing.v6.base,
-    vni: settings.vni,
+    vni: settings.tunnel?.vni ?? noVni,
     subnet_shift: 32 - (v4?.podCidr ?? nothing.v4).length,
     endpoint_slots: endpointCapacity(settings),
     uplink_ifindex: settings.uplink.ifindex,
@@ -171,18 +179,28 @@ export function desiredConfig(settings: NodeSettings): Struct<'config'> {
  * What of the outer header is the same for all packets to a peer (RFC 7348; TTL 64 and DF clear, as the kernel's VXLAN
  * device sends). The kernel's neighbour table fills in the outer MACs on the way out, so none here can go stale.
  */
-function template<Ip>(settings: NodeSettings, own: FamilySettings, peer: Peer, ethertype: number, ip: Ip) {
+function template<Ip>({ vni, port }: Tunnel, own: FamilySettings, peer: Peer, ethertype: number, ip: Ip) {
   return {
-    ether: { dst: noMac, src: noMac, type: ethertype },
+    ether: { dst: NO_MAC, src: NO_MAC, type: ethertype },
     ip,
-    udp: { src_port: 0, dst_port: settings.port, length: 0, checksum: 0 },
-    vxlan: { flags: 0x0800_0000, vni: (settings.vni << 8) >>> 0 },
+    udp: { src_port: 0, dst_port: port, length: 0, checksum: 0 },
+    vxlan: { flags: 0x0800_0000, vni: (vni << 8) >>> 0 },
     inner_ether: { dst: peer.vtepMac, src: own.vtepMac, type: ethertype },
   };
 }
 
-function peerHead(peer: Peer, nextHop: string, settings: NodeSettings): Struct<'peer_head'> {
-  const direct = settings.directRouting === true && nextHop === peer.vtepIp;
+/** Where the uplink sends what goes to a peer. */
+export interface PeerHop {
+  /** The neighbour that gets the frame: a gateway, or the peer itself. */
+  readonly ip: string;
+  /** The peer is on our own L2, and gets its pods' packets as they are. */
+  readonly direct: boolean;
+}
+
+/** Of peers that are reached without one. */
+const noTunnel: Tunnel = { vni: 0, port: 0 };
+
+function peerHead(peer: Peer, { ip, direct }: PeerHop): Struct<'peer_head'> {
   const slow = peer.podCidr.family === 6 && peer.zeroChecksum !== true && !direct;
   return {
     flags:
@@ -192,7 +210,7 @@ function peerHead(peer: Peer, nextHop: string, settings: NodeSettings): Struct<'
       (slow ? peer_flags.PEER_SLOW : 0),
     checksum_base: 0,
     vtep_ip: peer.vtepIp,
-    next_hop: nextHop,
+    next_hop: ip,
   };
 }
 
@@ -201,7 +219,7 @@ export function peerValue(
   settings: NodeSettings,
   own: FamilySettings,
   peer: Peer,
-  nextHop: string,
+  hop: PeerHop,
 ): Struct<'peer'> {
   const ip: Struct<'ipv4'> = {
     version_ihl: 0x45,
@@ -217,8 +235,8 @@ export function peerValue(
   };
   const words = new Uint16Array(encode({ struct: 'ipv4' }, ip).buffer);
   return {
-    head: { ...peerHead(peer, nextHop, settings), checksum_base: words.reduce((sum, word) => sum + word, 0) },
-    header: template(settings, own, peer, 0x0800, ip),
+    head: { ...peerHead(peer, hop), checksum_base: words.reduce((sum, word) => sum + word, 0) },
+    header: template(settings.tunnel ?? noTunnel, own, peer, 0x0800, ip),
   };
 }
 
@@ -227,11 +245,11 @@ export function peer6Value(
   settings: NodeSettings,
   own: FamilySettings,
   peer: Peer,
-  nextHop: string,
+  hop: PeerHop,
 ): Struct<'peer6'> {
   return {
-    head: peerHead(peer, nextHop, settings),
-    header: template(settings, own, peer, 0x86dd, {
+    head: peerHead(peer, hop),
+    header: template(settings.tunnel ?? noTunnel, own, peer, 0x86dd, {
       version_class_flow: 0x6000_0000,
       payload_length: 0,
       next_header: 17,
@@ -250,22 +268,23 @@ export interface PeerMaps {
 
 /**
  * The peers maps. A peer whose podCIDR the index cannot hold is left out, and so to the kernel path.
- * @param nextHopTo where the uplink sends packets to this address; undefined (no route): left out too.
+ * @param hopTo the way to this address; undefined (no route over the uplink): left out too, as is without tunnels who is
+ * not direct.
  */
 export function desiredPeers(
   settings: NodeSettings,
   all: readonly Peer[],
-  nextHopTo: (address: string) => string | undefined,
+  hopTo: (address: string) => PeerHop | undefined,
 ): PeerMaps {
   const { v4, v6 } = settings;
   const maps: PeerMaps = { peers: new Map(), peers6: new Map() };
   for (const peer of all) {
-    const nextHop = nextHopTo(peer.vtepIp);
-    if (nextHop === undefined) continue;
+    const hop = hopTo(peer.vtepIp);
+    if (!hop || !(settings.tunnel || hop.direct)) continue;
     const slot = peerSlot(settings, peer.podCidr);
     const key = peerKey(settings, peer.podCidr);
-    if (v4 && slot !== undefined) maps.peers.set(String(slot), peerValue(settings, v4, peer, nextHop));
-    if (v6 && key !== undefined) maps.peers6.set(key, peer6Value(settings, v6, peer, nextHop));
+    if (v4 && slot !== undefined) maps.peers.set(String(slot), peerValue(settings, v4, peer, hop));
+    if (v6 && key !== undefined) maps.peers6.set(key, peer6Value(settings, v6, peer, hop));
   }
   return maps;
 }

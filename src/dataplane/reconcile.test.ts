@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { describe, expect, it } from 'vitest';
-import { reconcile, step } from './reconcile.ts';
-import { diff, type Target } from './target.ts';
+import { Ledger, reconcile, step, type Step } from './reconcile.ts';
+import { diff, isSame, type Target } from './target.ts';
 
 /** A target in memory that writes down what is done to it. */
 function memory(
@@ -51,6 +51,19 @@ describe('diff', () => {
   });
 });
 
+describe('isSame', () => {
+  it.each([
+    [{ a: 1, b: { c: 'x' } }, { b: { c: 'x' }, a: 1 }, true],
+    [{ a: 1 }, { a: 1, b: undefined }, false],
+    [{ a: undefined }, { b: undefined }, false],
+    [{ a: { b: 1 } }, { a: { b: 2 } }, false],
+    [[1, 2], [1, 2], true],
+    [null, {}, false],
+    [true, true, true],
+    ['1', 1, false],
+  ])('%j and %j: %j', (a, b, same) => expect(isSame(a, b)).toBe(same));
+});
+
 describe('reconcile', () => {
   it('adds everywhere before it removes anywhere, and removes in reverse order', async () => {
     const log: string[] = [];
@@ -89,5 +102,88 @@ describe('reconcile', () => {
     bad.broken = false;
     await reconcile([step(bad, wanted), step(good, wanted)]);
     expect(log).toEqual(['good + a=1', 'bad + a=1']);
+  });
+});
+
+describe('a ledger', () => {
+  const HOUR_MS = 3_600_000;
+
+  /** Passes over one target with a ledger; each says whether the target was listed, and what was done to it. */
+  function passes(options: { auditMs?: number; toldOf?: boolean } = {}) {
+    const log: string[] = [];
+    const held = new Map<string, number>();
+    const target = memory('t', log, held);
+    const { list } = target;
+    let during = (): void => {};
+    target.list = () => {
+      log.push('look');
+      during();
+      return list();
+    };
+    const ledger = new Ledger(options.auditMs ?? HOUR_MS);
+    const pass = async (wanted: Map<string, number>): Promise<string[]> => {
+      log.length = 0;
+      const toldOf = options.toldOf ?? true;
+      const steps: Step[] = [step(target, () => wanted, true, { key: 't', inputs: [wanted], toldOf })];
+      const due = ledger.due(steps);
+      ledger.note(due, await reconcile(due));
+      return [...log];
+    };
+    return { held, ledger, pass, target, whileListing: (act: () => void) => (during = act) };
+  }
+
+  it('has what was written looked at once more, and then no longer', async () => {
+    const { pass } = passes();
+    const wanted = new Map([['a', 1]]);
+    expect(await pass(wanted)).toEqual(['look', 't + a=1']);
+    expect(await pass(wanted)).toEqual(['look']);
+    expect(await pass(wanted)).toEqual([]);
+  });
+
+  it('has a target looked at when something else is wanted of it', async () => {
+    const { pass } = passes();
+    for (let i = 0; i < 3; i++) await pass(new Map());
+    expect(await pass(new Map([['b', 2]]))).toEqual(['look', 't + b=2']);
+  });
+
+  it('has it looked at after an event, also one that came while it was being listed', async () => {
+    const { held, ledger, pass, whileListing } = passes();
+    const wanted = new Map([['a', 1]]);
+    for (let i = 0; i < 3; i++) await pass(wanted);
+    held.delete('a');
+    ledger.doubt();
+    expect(await pass(wanted)).toEqual(['look', 't + a=1']);
+    whileListing(() => ledger.doubt());
+    expect(await pass(wanted)).toEqual(['look']);
+    whileListing(() => {});
+    expect(await pass(wanted)).toEqual(['look']);
+    expect(await pass(wanted)).toEqual([]);
+  });
+
+  it('lets events be about those only that they can be about', async () => {
+    const { ledger, pass } = passes({ toldOf: false });
+    const wanted = new Map([['a', 1]]);
+    for (let i = 0; i < 3; i++) await pass(wanted);
+    ledger.doubt();
+    expect(await pass(wanted)).toEqual([]);
+    ledger.doubtAll();
+    expect(await pass(wanted)).toEqual(['look']);
+  });
+
+  it('has everything looked at when an audit is due', async () => {
+    const { held, pass } = passes({ auditMs: -1 });
+    const wanted = new Map([['a', 1]]);
+    for (let i = 0; i < 3; i++) await pass(wanted);
+    held.set('drifted', 9);
+    expect(await pass(wanted)).toEqual(['look', 't - drifted']);
+  });
+
+  it('has a target that failed tried again', async () => {
+    const { pass, target } = passes();
+    const wanted = new Map([['a', 1]]);
+    target.broken = true;
+    expect(await pass(wanted)).toEqual(['look']);
+    target.broken = false;
+    expect(await pass(wanted)).toEqual(['look', 't + a=1']);
   });
 });

@@ -5,14 +5,85 @@ import { diff, type Target } from './target.ts';
 /** One target and what it should hold. */
 export interface Step<V = unknown> {
   readonly target: Target<V>;
-  readonly desired: ReadonlyMap<string, V>;
+  /** Only asked for when the target is looked at: to compute it may be most of the work. */
+  readonly desired: () => ReadonlyMap<string, V>;
   /** False as long as absence from `desired` may only mean that we do not know yet (before the first complete sync). */
   readonly mayRemove: boolean;
+  /** For a {@link Ledger}; without it the target is looked at in each pass. */
+  readonly basis?: Basis;
+}
+
+/** What a step depends on. */
+export interface Basis {
+  /** One step's own, in all passes. */
+  readonly key: string;
+  /** What `desired` is made from, compared by identity. */
+  readonly inputs: readonly unknown[];
+  /** Whether changes in the world are told of: then {@link Ledger.doubt} is for this target, too. */
+  readonly toldOf: boolean;
 }
 
 /** Pair a target with its desired entries; the types meet here and are forgotten in the list of steps. */
-export function step<V>(target: Target<V>, desired: ReadonlyMap<string, V>, mayRemove = true): Step {
-  return { target, desired, mayRemove };
+export function step<V>(
+  target: Target<V>,
+  desired: ReadonlyMap<string, V> | (() => ReadonlyMap<string, V>),
+  mayRemove = true,
+  basis?: Basis,
+): Step {
+  return {
+    target,
+    desired: typeof desired === 'function' ? desired : () => desired,
+    mayRemove,
+    ...(basis && { basis }),
+  };
+}
+
+/**
+ * Remembers which targets were seen to be as they should be, so that a pass need not look at what nothing has happened to:
+ * what is wanted is made from the same as then, no event has cast doubt on it, and the next audit is not due.
+ */
+export class Ledger {
+  readonly #auditMs: number;
+  readonly #settled = new Map<string, { readonly basis: Basis; readonly at: number }>();
+  #doubts = 0;
+  #doubtsBefore = 0;
+
+  constructor(auditMs: number) {
+    this.#auditMs = auditMs;
+  }
+
+  /** The steps of a pass that begins now that need a look. */
+  due(steps: readonly Step[]): Step[] {
+    this.#doubtsBefore = this.#doubts;
+    return steps.filter(({ basis }) => {
+      const before = basis && this.#settled.get(basis.key);
+      if (!before || performance.now() - before.at > this.#auditMs) return true;
+      return before.basis.inputs.some((input, i) => input !== basis.inputs[i]);
+    });
+  }
+
+  /** What came of them. What had to be written is looked at once more. */
+  note(due: readonly Step[], outcomes: readonly Outcome[]): void {
+    for (const [i, { basis }] of due.entries()) {
+      if (!basis) continue;
+      const { upserts, removals, error } = outcomes[i]!;
+      const doubted = basis.toldOf && this.#doubts !== this.#doubtsBefore;
+      if (upserts + removals > 0 || error !== undefined || doubted) this.#settled.delete(basis.key);
+      else this.#settled.set(basis.key, { basis, at: performance.now() });
+    }
+  }
+
+  /** Something has happened in the world that events tell of. */
+  doubt(): void {
+    this.#doubts++;
+    for (const [key, { basis }] of this.#settled) if (basis.toldOf) this.#settled.delete(key);
+  }
+
+  /** Look at everything again. */
+  doubtAll(): void {
+    this.#doubts++;
+    this.#settled.clear();
+  }
 }
 
 /** What one pass did to one target. */
@@ -31,7 +102,9 @@ export interface Outcome {
  */
 export async function reconcile(steps: readonly Step[]): Promise<Outcome[]> {
   const differences = await Promise.allSettled(
-    steps.map(async ({ target, desired }) => diff(desired, await target.list())),
+    steps.map(
+      async ({ target, desired }) => target.difference?.(desired()) ?? diff(desired(), await target.list()),
+    ),
   );
   const outcomes = steps.map(({ target }): Outcome => ({ target: target.name, upserts: 0, removals: 0 }));
   const attempt = async (at: number, act: () => Promise<Partial<Outcome>>): Promise<void> => {

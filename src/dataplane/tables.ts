@@ -5,10 +5,12 @@ import { join } from 'node:path';
 import { BpfMap, TypedMap } from '#libbpf-ts';
 import { RipstopError } from '../errors.ts';
 import { type Kind, kindCodec, type ValueOf } from './codec.ts';
+import { currentGeneration } from './generation.ts';
 import { layout } from './layout.gen.ts';
 
 /** Where everything of ripstop is pinned below a bpffs mount. */
 export interface PinPaths {
+  /** Leads to the generation in use: see generation.ts. */
   readonly maps: string;
   readonly programs: string;
   readonly links: string;
@@ -19,9 +21,9 @@ export function pinPaths(bpffs: string): PinPaths {
   return { maps: join(root, 'maps'), programs: join(root, 'programs'), links: join(root, 'links') };
 }
 
-/** Make the pin directories, for root only. */
-export function makePinDirs(paths: PinPaths): void {
-  for (const directory of Object.values(paths)) mkdirSync(directory, { recursive: true, mode: 0o700 });
+/** Make the directories for pins of programs and links, for root only. */
+export function makePinDirs({ programs, links }: PinPaths): void {
+  for (const directory of [programs, links]) mkdirSync(directory, { recursive: true, mode: 0o700 });
 }
 
 export type MapName = keyof typeof layout.maps;
@@ -40,13 +42,19 @@ export function typedTable<M extends MapName>(name: M, map: BpfMap): Table<M> {
 
 /**
  * Open the pinned maps below a bpffs mount.
- * @throws RipstopError when nothing is pinned there.
+ * @throws RipstopError when nothing is pinned there, or maps of another layout than this program knows.
  */
 export function openTables(bpffs: string): Tables & Disposable {
   const { maps } = pinPaths(bpffs);
   if (!existsSync(join(maps, mapNames[0]!))) {
     throw new RipstopError(
       `no ripstop maps are pinned below ${bpffs}; is the agent running on this node, with this --bpffs?`,
+    );
+  }
+  const version = currentGeneration({ maps })?.version;
+  if (version !== layout.version) {
+    throw new RipstopError(
+      `the pinned maps have layout ${version}, and this ripstop reads layout ${layout.version}: use the one of the agent that runs on this node`,
     );
   }
   const opened = mapNames.map((name) => [name, BpfMap.openPinned(join(maps, name))] as const);

@@ -10,13 +10,15 @@ export interface Target<V> {
   readonly name: string;
   /** Everything of ours that is there now, by key. */
   list(): Promise<Map<string, V>>;
+  /** What separates `list` from these entries, where that can be told for less than listing it all. */
+  difference?(desired: ReadonlyMap<string, V>): Promise<Difference<V>>;
   /** Make these entries be there, with exactly these values. */
   upsert(entries: ReadonlyMap<string, V>): Promise<void>;
   /** Make these entries not be there; `values` are as `list` gave them. */
   remove(entries: ReadonlyMap<string, V>): Promise<void>;
 }
 
-/** What to do to make `actual` equal `desired`. Values are compared by their JSON, so keep them plain and canonical. */
+/** What to do to make `actual` equal `desired`. Values are compared member by member, so keep them plain. */
 export interface Difference<V> {
   upserts: Map<string, V>;
   removals: Map<string, V>;
@@ -27,8 +29,19 @@ export function diff<V>(desired: ReadonlyMap<string, V>, actual: ReadonlyMap<str
   const removals = new Map<string, V>();
   for (const [key, value] of desired) {
     const present = actual.get(key);
-    if (present === undefined || JSON.stringify(present) !== JSON.stringify(value)) upserts.set(key, value);
+    if (present === undefined || !isSame(present, value)) upserts.set(key, value);
   }
   for (const [key, value] of actual) if (!desired.has(key)) removals.set(key, value);
   return { upserts, removals };
+}
+
+/** Whether two plain values have the same members. */
+export function isSame(a: unknown, b: unknown): boolean {
+  if (a === b) return true;
+  if (typeof a !== 'object' || typeof b !== 'object' || a === null || b === null) return false;
+  const [keys, others] = [Object.keys(a), Object.keys(b)];
+  return (
+    keys.length === others.length &&
+    keys.every((key) => Object.hasOwn(b, key) && isSame(a[key as keyof typeof a], b[key as keyof typeof b]))
+  );
 }

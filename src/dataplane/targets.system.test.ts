@@ -3,7 +3,7 @@ import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
-import { directSettings, nextHopTo, sides } from '../../test/bpf/node.ts';
+import { directSettings, hopTo, sides } from '../../test/bpf/node.ts';
 import { testNode } from '../host/netns.fixture.ts';
 import { fixture, noKernel, TemporaryBpffs } from '../libbpf-ts/test-support.ts';
 import { desiredEndpoints, desiredPeers, desiredVteps } from './desired.ts';
@@ -72,7 +72,7 @@ describe.skipIf(noKernel)(`the maps${noKernel ? ` (skipped: ${noKernel})` : ''}`
     const everyPod = sides.flatMap(({ pods }) => Object.values(pods));
 
     const pass = async (peers: typeof everyPeer, pods: typeof everyPod) => {
-      const indexed = desiredPeers(directSettings, peers, nextHopTo);
+      const indexed = desiredPeers(directSettings, peers, (address) => hopTo(address, true));
       const { endpoints, endpoints6 } = desiredEndpoints(directSettings, pods);
       const outcomes = await reconcile([
         step(peersTarget(tables), indexed.peers),

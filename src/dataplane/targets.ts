@@ -2,28 +2,39 @@
 /** The data plane's targets: maps and links, each with list, upsert and remove. */
 import { existsSync, readdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
-import { attachTc, BpfError, BpfLink, type BpfProgram, ifindexOf, TcFilter } from '#libbpf-ts';
+import { attachTc, BpfError, BpfLink, type BpfProgram, ifindexOf, TcFilter, type TypedMap } from '#libbpf-ts';
 import { decode, kindSize, type Struct, type StructName } from './codec.ts';
 import type { ProgramName } from './programs.ts';
 import type { Tables } from './tables.ts';
-import type { Target } from './target.ts';
+import type { Difference, Target } from './target.ts';
 
-/** An array map in which a zero first field means that the slot is empty. Keys are slot numbers as text. */
-function slotTarget<V extends object>(
-  name: string,
-  table: { entries(): Iterable<[number, V]>; setMany(entries: Iterable<[number, V]>): void },
-  isEmpty: (value: V) => boolean,
-  empty: V,
-): Target<V> {
+/** What of a table the targets of maps need. */
+type Table<K, V> = Pick<TypedMap<K, V>, 'difference' | 'entries' | 'setMany' | 'deleteMany'>;
+
+function differenceOf<K, V>(
+  table: Table<K, V>,
+  keyOf: (text: string) => K,
+  desired: ReadonlyMap<string, V>,
+  options: { skipZero?: boolean } = {},
+): Difference<V> {
+  const { differing, unwanted } = table.difference(
+    desired.entries().map(([text, value]): [K, V] => [keyOf(text), value]),
+    options,
+  );
+  const textual = (entries: [K, V][]): Map<string, V> =>
+    new Map(entries.map(([key, value]) => [String(key), value]));
+  return { upserts: textual(differing), removals: textual(unwanted) };
+}
+
+/** An array map in which all zero means that the slot is empty. Keys are slot numbers as text. */
+function slotTarget<V extends object>(name: string, table: Table<number, V>, empty: V): Target<V> {
   return {
     name,
-    list: async () => {
-      const found = new Map<string, V>();
-      for (const [slot, value] of table.entries()) if (!isEmpty(value)) found.set(String(slot), value);
-      return found;
-    },
-    upsert: async (entries) => table.setMany([...entries].map(([slot, value]) => [Number(slot), value])),
-    remove: async (entries) => table.setMany([...entries.keys()].map((slot) => [Number(slot), empty])),
+    list: async () =>
+      new Map(table.entries({ skipZero: true }).map(([slot, value]) => [String(slot), value])),
+    difference: async (desired) => differenceOf(table, Number, desired, { skipZero: true }),
+    upsert: async (entries) => table.setMany(entries.entries().map(([slot, value]) => [Number(slot), value])),
+    remove: async (entries) => table.setMany(entries.keys().map((slot) => [Number(slot), empty])),
   };
 }
 
@@ -33,25 +44,19 @@ function zero<S extends StructName>(struct: S): Struct<S> {
 }
 
 export function peersTarget(tables: Tables): Target<Struct<'peer'>> {
-  return slotTarget('peers', tables.peers, (peer) => peer.head.flags === 0, zero('peer'));
+  return slotTarget('peers', tables.peers, zero('peer'));
 }
 
 export function endpointsTarget(tables: Tables): Target<Struct<'endpoint'>> {
-  return slotTarget('endpoints', tables.endpoints, (endpoint) => endpoint.ifindex === 0, zero('endpoint'));
+  return slotTarget('endpoints', tables.endpoints, zero('endpoint'));
 }
 
 /** A hash map; keys are addresses. */
-function addressTarget<V>(
-  name: string,
-  table: {
-    entries(): Iterable<[string, V]>;
-    setMany(entries: Iterable<[string, V]>): void;
-    deleteMany(keys: Iterable<string>): unknown;
-  },
-): Target<V> {
+function addressTarget<V>(name: string, table: Table<string, V>): Target<V> {
   return {
     name,
     list: async () => new Map(table.entries()),
+    difference: async (desired) => differenceOf(table, (address) => address, desired),
     upsert: async (entries) => table.setMany(entries),
     remove: async (entries) => void table.deleteMany(entries.keys()),
   };

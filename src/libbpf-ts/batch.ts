@@ -15,8 +15,16 @@ const ENOSPC = 28;
 /** Entries of one system call: the kernel holds locks and copies meanwhile. */
 const CHUNK = 4096;
 
-/** Every entry of a map; undefined where the map's type has no batches. */
-export function lookupInBatches(fd: number, map: Sizes, subject: string): RawEntry[] | undefined {
+/**
+ * Every entry of a map; undefined where the map's type has no batches.
+ * @param skipZero leave out values that are all zero, as most of a large array's are.
+ */
+export function lookupInBatches(
+  fd: number,
+  map: Sizes,
+  subject: string,
+  skipZero: boolean,
+): RawEntry[] | undefined {
   const entries: RawEntry[] = [];
   // The position is a bucket number in a hash and a key elsewhere.
   const position = new Uint8Array(Math.max(map.keySize, 8));
@@ -37,6 +45,7 @@ export function lookupInBatches(fd: number, map: Sizes, subject: string): RawEnt
     if (status === -ENOTSUPP || status === -EINTR) return undefined;
     if (status !== -ENOENT) checkStatus('bpf_map_lookup_batch', status, subject);
     for (let i = 0; i < count[0]; i++) {
+      if (skipZero && isZero(values, i * map.valueSize, map.valueSize)) continue;
       entries.push([
         keys.subarray(i * map.keySize, (i + 1) * map.keySize),
         values.subarray(i * map.valueSize, (i + 1) * map.valueSize),
@@ -46,6 +55,11 @@ export function lookupInBatches(fd: number, map: Sizes, subject: string): RawEnt
     if (status === -ENOENT) return entries;
     first = false;
   }
+}
+
+export function isZero(bytes: Uint8Array, from: number, length: number): boolean {
+  for (let i = from; i < from + length; i++) if (bytes[i] !== 0) return false;
+  return true;
 }
 
 /** Whether the map's type has batches; then every entry is written. */

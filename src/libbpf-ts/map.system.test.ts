@@ -147,3 +147,49 @@ describe.skipIf(noKernel)('a typed map', () => {
     );
   });
 });
+
+describe.skipIf(noKernel)(
+  `the difference of a map from what is wanted${noKernel ? ` (skipped: ${noKernel})` : ''}`,
+  () => {
+    test('of a hash names what lacks, differs or is not wanted', () => {
+      using map = BpfMap.create('hash', 'diff', 4, 8, 10);
+      const typed = new TypedMap(map, number32, number64);
+      typed.setMany([
+        [1, 10n],
+        [2, 20n],
+        [3, 0n],
+      ]);
+      expect(
+        typed.difference([
+          [1, 10n],
+          [2, 21n],
+          [4, 40n],
+        ]),
+      ).toEqual({
+        differing: [
+          [2, 21n],
+          [4, 40n],
+        ],
+        unwanted: [[3, 0n]],
+      });
+    });
+
+    test('of an array passes over what nobody has written, however large it is', () => {
+      using map = BpfMap.create('array', 'slots', 4, 8, 10_000);
+      const typed = new TypedMap(map, number32, number64);
+      typed.setMany([
+        [1, 10n],
+        [9_999, 20n],
+      ]);
+      expect([...typed.entries({ skipZero: true })]).toEqual([
+        [1, 10n],
+        [9_999, 20n],
+      ]);
+      expect([...typed.entries()].length).toBe(10_000);
+      expect(typed.difference([[1, 10n]], { skipZero: true })).toEqual({
+        differing: [],
+        unwanted: [[9_999, 20n]],
+      });
+    });
+  },
+);

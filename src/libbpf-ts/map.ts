@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-import { deleteInBatches, lookupInBatches, updateInBatches, type RawEntry } from './batch.ts';
+import { deleteInBatches, isZero, lookupInBatches, updateInBatches, type RawEntry } from './batch.ts';
 import { BatchError, checkStatus } from './error.ts';
 import { mapCreateOptions } from './calls.ts';
 import { libbpf } from './ffi.ts';
@@ -144,10 +144,16 @@ export class BpfMap extends BpfHandle {
     return this.entries();
   }
 
-  /** All entries in as few system calls as the map allows (Linux 5.6; one by one where it has no batches). */
-  lookupBatch(): RawEntry[] {
+  /**
+   * All entries in as few system calls as the map allows (Linux 5.6; one by one where it has no batches).
+   * @param skipZero leave out values that are all zero: of an array, entries that nobody has written.
+   */
+  lookupBatch({ skipZero = false }: { skipZero?: boolean } = {}): RawEntry[] {
     if (this.#perCpu) throw new TypeError(`${this.subject} is per CPU: use keys and lookupPerCpu`);
-    return lookupInBatches(this.fd, this.info, this.subject) ?? [...this.entries()];
+    return (
+      lookupInBatches(this.fd, this.info, this.subject, skipZero) ??
+      [...this.entries()].filter(([, value]) => !skipZero || !isZero(value, 0, value.length))
+    );
   }
 
   /**

@@ -153,6 +153,11 @@ export class BpfObject {
     this.#pinNew(reused);
   }
 
+  /** Where a map is not what the object declares for one of {@link mapNames}: one line for each field, none for no difference. */
+  mapDifferences(name: string, other: BpfMap): string[] {
+    return mapDifferences(this.#mapPointer(name), name, other);
+  }
+
   /** One of {@link mapNames}, after {@link load}. */
   map(name: string): BpfMap {
     return this.#handle(this.#openMaps, name, () =>

@@ -61,10 +61,37 @@ export class TypedMap<K, V> {
     for (const key of this.map.keys()) yield this.#key.decode(key);
   }
 
-  /** Every entry, read in batches before the first is given. */
-  *entries(): Generator<[K, V]> {
-    for (const [key, value] of this.map.lookupBatch())
+  /** Every entry, read in batches before the first is given; see {@link BpfMap.lookupBatch}. */
+  *entries(options: { skipZero?: boolean } = {}): Generator<[K, V]> {
+    for (const [key, value] of this.map.lookupBatch(options))
       yield [this.#key.decode(key), this.#value.decode(value)];
+  }
+
+  /**
+   * What separates the map from the wanted entries, found by comparing bytes: nothing that is alike is decoded.
+   * @returns the entries to write, and those that nobody wants.
+   */
+  difference(
+    wanted: Iterable<readonly [key: K, value: V]>,
+    options: { skipZero?: boolean } = {},
+  ): { differing: [K, V][]; unwanted: [K, V][] } {
+    // Keys and values as text of one character a byte: that is what can be looked up and compared at once.
+    const there = new Map<string, Uint8Array>();
+    for (const [key, value] of this.map.lookupBatch(options)) there.set(textOf(key), value);
+    const differing: [K, V][] = [];
+    for (const [key, value] of wanted) {
+      const text = textOf(this.#encodeKey(key));
+      const present = there.get(text);
+      there.delete(text);
+      this.#valueBytes.fill(0);
+      this.#value.encode(value, this.#valueBytes);
+      if (!present || Buffer.compare(present, this.#valueBytes) !== 0) differing.push([key, value]);
+    }
+    const unwanted = Array.from(there, ([key, value]): [K, V] => [
+      this.#key.decode(Buffer.from(key, 'latin1')),
+      this.#value.decode(value),
+    ]);
+    return { differing, unwanted };
   }
 
   [Symbol.iterator](): Generator<[K, V]> {
@@ -93,6 +120,10 @@ export class TypedMap<K, V> {
     this.#key.encode(key, this.#keyBytes);
     return this.#keyBytes;
   }
+}
+
+function textOf(bytes: Uint8Array): string {
+  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length).toString('latin1');
 }
 
 function encode<T>(codec: Codec<T>, value: T): Uint8Array {

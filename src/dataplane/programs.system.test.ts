@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0
+import { execFileSync } from 'node:child_process';
+import {
+  cpSync,
+  mkdtempSync,
+  readdirSync,
+  readlinkSync,
+  renameSync,
+  rmSync,
+  symlinkSync,
+  unlinkSync,
+  writeFileSync,
+} from 'node:fs';
+import { tmpdir } from 'node:os';
+import { dirname, join } from 'node:path';
+import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { settings, v4 } from '../../test/bpf/node.ts';
+import { fixture, noKernel, TemporaryBpffs } from '../libbpf-ts/test-support.ts';
+import { parseCidr } from '../net/ip.ts';
+import { layout } from './layout.gen.ts';
+import { type LoadedPrograms, loadPrograms, objectDir, removePins } from './programs.ts';
+import { mapNames, openTables, pinPaths, type PinPaths } from './tables.ts';
+
+describe.skipIf(noKernel)(`maps of a node${noKernel ? ` (skipped: ${noKernel})` : ''}`, () => {
+  let bpffs: TemporaryBpffs;
+  let paths: PinPaths;
+  let started: DisposableStack;
+  beforeEach(() => {
+    bpffs = new TemporaryBpffs();
+    paths = pinPaths(bpffs.path);
+    started = new DisposableStack();
+  });
+  afterEach(() => {
+    started.dispose();
+    bpffs[Symbol.dispose]();
+  });
+
+  const load = (given = settings, directory = objectDir): LoadedPrograms =>
+    started.use(loadPrograms(given, paths, directory));
+  const ids = ({ tables }: LoadedPrograms) =>
+    Object.fromEntries(mapNames.map((name) => [name, tables[name].map.info.id]));
+  const directories = () => readdirSync(dirname(paths.maps)).filter((name) => name.startsWith('maps'));
+  const current = `maps:${layout.version}:1`;
+  /** A cluster network twice as large, so there are twice as many peers. */
+  const wider = { ...settings, v4: { ...v4.settings, network: parseCidr('10.42.0.0/15') } };
+
+  it('are adopted with all that they hold', () => {
+    const first = load();
+    expect(first.pending).toBeUndefined();
+    first.tables.vteps.set('192.168.0.1', { flags: 2 });
+    const second = load();
+    expect(second.pending).toBeUndefined();
+    expect(ids(second)).toEqual(ids(first));
+    expect(directories().toSorted()).toEqual(['maps', current]);
+  });
+
+  it('of another capacity are made beside those in use, which readers see until the new ones take over', () => {
+    const before = load();
+    before.tables.vteps.set('192.168.0.1', { flags: 2 });
+    const after = load(wider);
+    expect(after.pending).toEqual({ kept: mapNames.filter((name) => name !== 'peers'), slow: 'none' });
+    const { peers: old, ...kept } = ids(before);
+    const { peers: fresh, ...same } = ids(after);
+    expect(same).toEqual(kept);
+    expect(after.tables.peers.map.info.maxEntries).toBe(2 * before.tables.peers.map.info.maxEntries);
+    const seen = () => {
+      using tables = openTables(bpffs.path);
+      return tables.peers.map.info.id;
+    };
+    expect(seen()).toBe(old);
+    after.takeOver();
+    expect(after.pending).toBeUndefined();
+    expect(seen()).toBe(fresh);
+    expect(directories().toSorted()).toEqual(['maps', `maps:${layout.version}:2`]);
+  });
+
+  it('that were never taken over are made anew by the next agent, and the old ones stay meanwhile', () => {
+    const before = load();
+    load(wider);
+    const again = load(wider);
+    expect(again.pending).toBeDefined();
+    expect(directories().toSorted()).toEqual(['maps', current, `maps:${layout.version}:2`]);
+    expect(ids(load())).toEqual(ids(before));
+  });
+
+  it('of which one was unpinned by hand are completed', () => {
+    const before = load();
+    unlinkSync(join(paths.maps, 'counters'));
+    const after = load();
+    expect(after.pending?.kept).toEqual(mapNames.filter((name) => name !== 'counters'));
+    const { counters: _old, ...kept } = ids(before);
+    expect(ids(after)).toMatchObject(kept);
+  });
+
+  it.each([
+    ['stack_flows', 'those with translated flows', [[20, 1]]],
+    ['endpoint_state', 'all', 512],
+  ] as const)(
+    'without the old %s leave the kernel path to whoever may have translated flows: %s',
+    (name, slow, marked) => {
+      const before = load();
+      before.tables.endpoint_state.set(20, { stack_flows: 3, overflow: 0, forwards: 1 });
+      unlinkSync(join(paths.maps, name));
+      const after = load();
+      expect(after.pending?.slow).toBe(slow);
+      const overflowing = () =>
+        [...after.tables.endpoint_state]
+          .filter(([, { overflow }]) => overflow)
+          .map(([slot, { overflow }]) => [slot, overflow]);
+      if (typeof marked === 'number') expect(overflowing()).toHaveLength(marked);
+      else expect(overflowing()).toEqual(marked);
+      // Slot 20 has a pod; the others are nobody's, and whoever comes there finds them clean.
+      after.tables.endpoints.set(20, {
+        ifindex: 7,
+        flags: 0,
+        pod_mac: '0a:00:00:00:00:01',
+        host_mac: '0a:00:00:00:00:02',
+        mtu: 1450,
+      });
+      after.takeOver();
+      expect(overflowing()).toEqual([[20, 1]]);
+    },
+  );
+
+  it('of a later layout stay as they are, and the error tells what differs', () => {
+    load();
+    const later = `maps:${layout.version + 1}:1`;
+    renameSync(join(dirname(paths.maps), current), join(dirname(paths.maps), later));
+    unlinkSync(paths.maps);
+    symlinkSync(later, paths.maps);
+    unlinkSync(join(paths.maps, 'vteps'));
+    const before = readdirSync(paths.programs).toSorted();
+    expect(() => load(wider)).toThrow(
+      /have layout \d+, and this ripstop, which is older, .*peers: max entries is 256, the object wants 512; vteps: is not there/,
+    );
+    expect(() => openTables(bpffs.path)).toThrow(/use the one of the agent that runs on this node/);
+    expect(directories().toSorted()).toEqual(['maps', later]);
+    expect(readdirSync(paths.programs).toSorted()).toEqual(before);
+  });
+
+  it('stay when the objects for new ones cannot be loaded', () => {
+    const before = load();
+    const broken = mkdtempSync(join(tmpdir(), 'ripstop-objects-'));
+    try {
+      cpSync(objectDir, broken, { recursive: true });
+      writeFileSync(join(broken, 'stack.bpf.o'), fixture('refused'));
+      expect(() => load(wider, broken)).toThrow();
+      rmSync(join(broken, 'wire.bpf.o'));
+      expect(() => load(wider, broken)).toThrow();
+    } finally {
+      rmSync(broken, { recursive: true });
+    }
+    expect(directories().toSorted()).toEqual(['maps', current]);
+    expect(ids(load())).toEqual(ids(before));
+  });
+
+  it('from before there were generations are taken over like any others', () => {
+    const before = load();
+    unlinkSync(paths.maps);
+    renameSync(join(dirname(paths.maps), current), paths.maps);
+    if (layout.version === 0) expect(ids(load())).toEqual(ids(before));
+    const after = load(wider);
+    after.takeOver();
+    expect(readlinkSync(paths.maps)).toMatch(/^maps:\d+:\d+$/);
+    expect(directories()).toHaveLength(2);
+  });
+
+  it('go without a trace', () => {
+    load();
+    load(wider);
+    removePins(paths);
+    expect(execFileSync('find', [dirname(paths.maps)], { encoding: 'utf8' }).trim()).toBe(
+      dirname(paths.maps),
+    );
+    removePins(paths);
+  });
+});

@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: Apache-2.0
+import { readdirSync, readlinkSync } from 'node:fs';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { BpfMap } from '#libbpf-ts';
+import { readCounters } from '../../src/dataplane/counters.ts';
+import { layout } from '../../src/dataplane/layout.gen.ts';
+import { mapNames, pinPaths, typedTable } from '../../src/dataplane/tables.ts';
+import { run, tryRun } from '../../src/host/run.ts';
+import { type NodeState, startAgent, stopAgent } from '../../src/lab/index.ts';
+import {
+  agentLog,
+  bpffsOf,
+  cniStatus,
+  holdFrom,
+  inNetns,
+  missingHere,
+  pingOn,
+  podOf,
+  PORT,
+  released,
+  ripstop,
+  serveIn,
+  talkTcp,
+  useLab,
+} from './support.ts';
+import { Version } from './versions.ts';
+
+const SERVICE = '10.96.0.1';
+
+describe.skipIf(missingHere('clang-19'))('a ripstop whose maps differ', () => {
+  const cluster = useLab('upgrade', { nodes: 2, pods: 2 });
+  const node = (): NodeState => cluster.nodes[0]!;
+  const pod = (of: number, i = 0) => podOf(cluster.nodes[of - 1], i);
+  let next: Version;
+  let later: Version;
+
+  beforeAll(async () => {
+    // Some maps have another value, one another name; what remembers translated flows is as it was.
+    next = new Version();
+    next.change('bpf/types.h', '__u32 mtu; /* of the pod', '__u32 colour;\n\t__u32 mtu; /* of the pod');
+    next.change('src/dataplane/desired.ts', 'mtu: endpoint.mtu,', 'mtu: endpoint.mtu, colour: 7,');
+    // As long as before, but not the same.
+    next.change('bpf/types.h', /(enum peer_flags flags;)\n(\t__u32 checksum_base;[^\n]*)/g, '$2\n\t$1');
+    next.change('{bpf,src}/**/*.{c,h,ts}', /\bvteps\b/g, 'underlay');
+    await next.build();
+    // And then that differs too.
+    later = new Version(next);
+    later.change('bpf/types.h', '__u64 created_ns;', '__u64 created_ns;\n\t__u64 colour;');
+    await later.build();
+
+    for (const one of [pod(1, 1), pod(2)]) await serveIn(one);
+    const rules = [
+      'table ip services {',
+      'chain in { type nat hook prerouting priority dstnat',
+      `ip daddr ${SERVICE} tcp dport ${PORT} dnat to ${pod(2).ip}`,
+      '}',
+      '}',
+    ].join('\n');
+    await run('nft', [rules], inNetns(node()));
+  }, 120_000);
+
+  afterAll(() => {
+    next?.[Symbol.dispose]();
+    later?.[Symbol.dispose]();
+  });
+
+  /** The maps in use, by name: their ids. And every directory of maps that there is. */
+  function maps(): { version: number; ids: Record<string, number>; directories: string[] } {
+    const { maps: link } = pinPaths(bpffsOf(cluster.lab, node()));
+    const ids = readdirSync(link).map((name) => {
+      using map = BpfMap.openPinned(join(link, name));
+      return [name, map.info.id] as const;
+    });
+    const directories = readdirSync(join(link, '..')).filter((name) => name.startsWith('maps:'));
+    return { version: Number(readlinkSync(link).split(':')[1]), ids: Object.fromEntries(ids), directories };
+  }
+
+  /** Packets by verdict. The counters' layout is the same in all versions here. */
+  function verdicts(): { fast: number; stack: number } {
+    using map = BpfMap.openPinned(join(pinPaths(bpffsOf(cluster.lab, node())).maps, 'counters'));
+    const sums = { fast: 0, stack: 0, drop: 0 };
+    const ofPod = readCounters({ counters: typedTable('counters', map) }).filter(
+      ({ hook }) => hook === 'from_pod',
+    );
+    for (const { verdict, packets } of ofPod) sums[verdict] += packets;
+    return sums;
+  }
+
+  /** While something happens on node 1: pings and connections of its first pod, both ways, also through a service. */
+  async function unharmed(work: () => Promise<unknown>): Promise<void> {
+    const pairs = [
+      [pod(1), pod(1, 1).ip],
+      [pod(1), pod(2).ip],
+      [pod(2), pod(1, 1).ip],
+    ] as const;
+    const pings = await Promise.all(pairs.map(([from, to]) => pingOn(from, to)));
+    const through = [...pairs, [pod(1), SERVICE] as const];
+    const connections = await Promise.all(through.map(([from, to]) => holdFrom(from, to)));
+    try {
+      await work();
+      await sleep(300);
+    } finally {
+      const lost = await Promise.all(pings.map((one) => one.lost()));
+      const reports = await Promise.all(connections.map(released));
+      expect(lost).toEqual([[], [], []]);
+      for (const report of reports) {
+        expect(report).not.toHaveProperty('error');
+        expect(report.longestMs).toBeLessThan(1000);
+      }
+    }
+  }
+
+  async function change(to?: Version): Promise<void> {
+    await stopAgent(cluster.lab, node());
+    if (to) process.env['RIPSTOP_LAB_COMMAND'] = to.main;
+    try {
+      await startAgent(cluster.lab, node());
+    } finally {
+      delete process.env['RIPSTOP_LAB_COMMAND'];
+    }
+  }
+
+  it('fills its own beside the old ones, takes over without a packet lost, and keeps what is the same', async () => {
+    const before = maps();
+    expect(before).toMatchObject({ version: layout.version, directories: [expect.any(String)] });
+    await unharmed(async () => {
+      await change(next);
+      await expect.poll(() => maps().version, { timeout: 10_000 }).toBe(layout.version + 1);
+      const fast = verdicts();
+      await sleep(500);
+      expect(verdicts().fast - fast.fast).toBeGreaterThan(100);
+    });
+    const { ids, directories } = maps();
+    const kept = ['counters', 'endpoint_state', 'stack_flows'];
+    expect(Object.keys(ids)).toEqual(expect.arrayContaining(['underlay', ...kept]));
+    expect(Object.keys(ids)).toHaveLength(mapNames.length);
+    const old = before.ids['endpoints'];
+    const same = Object.keys(ids).filter((name) => ids[name] === before.ids[name]);
+    expect(same.toSorted()).toEqual(kept);
+    expect(directories).toHaveLength(1);
+    expect((await tryRun('bpftool', ['map', 'show', 'id', String(old)])).code).not.toBe(0);
+
+    const { code, stderr } = await ripstop(cluster.lab, node(), 'peers');
+    expect(code).toBe(1);
+    expect(stderr).toContain(
+      `the pinned maps have layout ${layout.version + 1}, and this ripstop reads layout ${layout.version}`,
+    );
+  });
+
+  it('that cannot keep the translated flows leaves their pods to the kernel path, and breaks none of them', async () => {
+    await unharmed(async () => {
+      await change(later);
+      await expect.poll(() => maps().version, { timeout: 10_000 }).toBe(layout.version + 2);
+    });
+    expect(agentLog(cluster.lab, node())).toMatch(/"slow":"those with translated flows"/);
+    // The pod with the connection through the service, and no other.
+    using map = BpfMap.openPinned(join(pinPaths(bpffsOf(cluster.lab, node())).maps, 'endpoint_state'));
+    const slow = [...typedTable('endpoint_state', map)].filter(([, { overflow }]) => overflow !== 0);
+    expect(slow.map(([slot]) => slot)).toEqual([Number(pod(1).ip.split('.')[3])]);
+    const before = verdicts();
+    await talkTcp(pod(2), pod(1, 1).ip, 1 << 20);
+    expect(verdicts().fast).toBeGreaterThan(before.fast + 10);
+  });
+
+  it('older than what it finds leaves that as it is, and says all that differs and what to do', async () => {
+    const before = maps();
+    const logged = agentLog(cluster.lab, node()).length;
+    let started: Promise<unknown> | undefined;
+    await unharmed(async () => {
+      started = change().catch(() => {}); // It is not ready before it is replaced.
+      await expect
+        .poll(() => agentLog(cluster.lab, node()).slice(logged), { timeout: 10_000 })
+        .toContain(`the maps in use have layout ${layout.version + 2}, and this ripstop, which is older`);
+    });
+    // What forwards there would take a new pod for the one that had its address before.
+    await expect.poll(() => cniStatus(cluster.lab, node())).toMatch(/code 50: .*no pod can be added/);
+    const said = agentLog(cluster.lab, node()).slice(logged);
+    for (const difference of [
+      'endpoints: value size is 28, the object wants 24',
+      'stack_flows: value size is 16, the object wants 8',
+      'vteps: is not there',
+      'underlay: is not known here',
+      'ripstop uninstall',
+    ])
+      expect(said).toContain(difference);
+    expect(maps()).toEqual(before);
+
+    await unharmed(() => change(later));
+    await started;
+    expect(maps()).toEqual(before);
+  });
+});

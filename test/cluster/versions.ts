@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+import { cpSync, globSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { run } from '../../src/host/run.ts';
+
+const ROOT = join(import.meta.dirname, '../..');
+
+/** Another version of ripstop: this checkout with changes, built by its own scripts. */
+export class Version implements Disposable {
+  readonly root: string;
+
+  /** @param from the version before; left out, this checkout. */
+  constructor(from: { readonly root: string } = { root: ROOT }) {
+    this.root = mkdtempSync(join(tmpdir(), 'ripstop-version-'));
+    for (const part of ['src', 'bpf', 'scripts', 'build', 'package.json'])
+      cpSync(join(from.root, part), join(this.root, part), { recursive: true, preserveTimestamps: true });
+    symlinkSync(join(ROOT, 'node_modules'), join(this.root, 'node_modules'));
+  }
+
+  get main(): string {
+    return join(this.root, 'src/cli/main.ts');
+  }
+
+  /** Replace a text in the files of a pattern; one of them has it. */
+  change(pattern: string, from: string | RegExp, to: string): this {
+    let hits = 0;
+    for (const file of globSync(pattern, { cwd: this.root })) {
+      const path = join(this.root, file);
+      const before = readFileSync(path, 'utf8');
+      const after = before.replaceAll(from, to);
+      if (after === before) continue;
+      writeFileSync(path, after);
+      hits++;
+    }
+    if (hits === 0) throw new Error(`no file ${pattern} has ${String(from)}`);
+    return this;
+  }
+
+  async build(): Promise<this> {
+    for (const script of ['build-bpf.ts', 'gen-layout.ts'])
+      await run(process.execPath, [join(this.root, 'scripts', script)]);
+    return this;
+  }
+
+  [Symbol.dispose](): void {
+    rmSync(this.root, { recursive: true, force: true });
+  }
+}
