@@ -15,47 +15,44 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import type { Logger } from 'pino';
 import {
   ApiClient,
-  fetchOwnNode,
-  type LeaseSettings,
+  KubeSubnetManager,
   leaseSettings,
   type NetConf,
+  type OwnHalf,
+  type OwnLease,
   type OwnNode,
   ownPodCidrs,
   type ParsedNode,
-  parseNode,
-  parseOwnNode,
   PeerTable,
-  type PeerView,
-  publishLease,
+  type PeerNode,
   readNetConf,
-  Reflector,
+  type SubnetManager,
 } from '../cluster/index.ts';
 import { AttachmentStore } from '../cni/attachments.ts';
 import type { CniContext } from '../cni/ops.ts';
 import { createCniServer } from '../cni/server.ts';
 import { type FamilySettings, type NodeSettings, type Peer, podMtu } from '../dataplane/desired.ts';
-import { type Outcome, reconcile } from '../dataplane/reconcile.ts';
+import type { Outcome } from '../dataplane/reconcile.ts';
 import { errorText, RipstopError } from '../errors.ts';
 import { ensureBpffs } from '../host/mount.ts';
-import { monitorKernel } from '../host/monitor.ts';
+import { monitorKernel, monitorRules } from '../host/monitor.ts';
 import { gatherHostFacts, missingRequirements } from '../host/requirements.ts';
 import { readSubnetEnv, type SubnetEnv } from '../host/subnet-env.ts';
 import { createMetrics, type Metrics } from '../metrics/metrics.ts';
 import { type Endpoint, serveEndpoints } from '../metrics/server.ts';
 import { type Cidr, formatCidr } from '../net/ip.ts';
+import { NO_MAC } from '../net/mac.ts';
+import { LastKnownFile } from './last-known.ts';
 import { Loop } from './loop.ts';
 import { type NodeFamily, NodePath } from './node-path.ts';
 import { type AgentOptions, runFiles } from './options.ts';
+import { Publisher } from './publisher.ts';
 import { AgentState } from './state.ts';
 
 const SETTLE_MS = 20;
 const AUDIT_MS = 30_000;
-
-/** What is kept of a Node object: its meaning as a peer, and for our own Node what publishing needs. */
-interface NodeView {
-  readonly parsed: ParsedNode;
-  readonly own?: OwnNode;
-}
+/** How long to wait for our own node before the last-known state has to do. */
+const ANSWER_MS = 3000;
 
 /**
  * Run until the signal.
@@ -66,50 +63,78 @@ export async function runAgent(options: AgentOptions, log: Logger, signal: Abort
   refuseWhatIsNotBuilt(options);
   const missing = missingRequirements(await gatherHostFacts());
   if (missing.length > 0) throw new RipstopError(missing.join('; '));
+  const source = options.etcd
+    ? await (await import('./etcd-source.ts')).openEtcd(options, options.etcd, log, signal)
+    : await openKubernetes(options, log);
+  if (!source) return;
+  const { netConf, subnets } = source;
+  if (await ensureBpffs(options.bpffs)) log.info({ bpffs: options.bpffs }, 'mounted a BPF file system');
+  mkdirSync(options.runDir, { recursive: true, mode: 0o700 });
+  await new Agent(options, netConf, subnets, log).run(signal);
+}
+
+async function openKubernetes(
+  options: AgentOptions,
+  log: Logger,
+): Promise<{ netConf: NetConf; subnets: SubnetManager }> {
   const netConf = await readNetConf(options.netConf);
   const client = await ApiClient.open(
     options.kubeconfig === undefined ? {} : { kubeconfig: options.kubeconfig },
   );
-  if (await ensureBpffs(options.bpffs)) log.info({ bpffs: options.bpffs }, 'mounted a BPF file system');
-  mkdirSync(options.runDir, { recursive: true, mode: 0o700 });
-  await new Agent(options, netConf, client, log).run(signal);
+  const subnets = new KubeSubnetManager(
+    client,
+    options.nodeName,
+    leaseSettings(netConf, options.annotationPrefix),
+    log,
+  );
+  return { netConf, subnets };
 }
 
 class Agent {
   readonly #options: AgentOptions;
   readonly #netConf: NetConf;
-  readonly #client: ApiClient;
+  readonly #subnets: SubnetManager;
   readonly #log: Logger;
-  readonly #leaseSettings: LeaseSettings;
   readonly #state: AgentState;
   readonly #store: AttachmentStore;
   readonly #metrics: Metrics;
+  readonly #file: LastKnownFile;
+  readonly #publisher: Publisher;
+  readonly #peerTable = new PeerTable();
+  /** The peers until all nodes are seen, if they could not be asked for at the start. */
+  #lastKnown: readonly ParsedNode[] | undefined;
   /** Undefined until our own Node is known. */
   #node: NodePath | undefined;
+  /** The uplink's addresses as of the last pass. */
+  #ips = '';
   #loop: Loop | undefined;
 
-  constructor(options: AgentOptions, netConf: NetConf, client: ApiClient, log: Logger) {
+  constructor(options: AgentOptions, netConf: NetConf, subnets: SubnetManager, log: Logger) {
     this.#options = options;
     this.#netConf = netConf;
-    this.#client = client;
+    this.#subnets = subnets;
     this.#log = log;
-    this.#leaseSettings = leaseSettings(netConf);
+    this.#publisher = new Publisher(subnets, log);
     this.#state = new AgentState(options.nodeName);
     this.#store = new AttachmentStore(options.runDir);
+    const lease = leaseSettings(netConf, options.annotationPrefix);
+    const file = join(options.stateDir, 'last-known.json');
+    this.#file = new LastKnownFile(file, { nodeName: options.nodeName, lease }, log);
     this.#metrics = createMetrics({
       tables: () => this.#node?.tables,
       api: () => this.#state.api,
       peers: () => this.#state.view.peers.length,
       endpoints: () => this.#node?.endpointCount ?? 0,
-      alarms: () => this.#state.view.alarms.length,
+      alarms: () => this.#state.view.alarms,
+      lastKnownAgeMs: () => this.#state.lastKnownAgeMs,
     });
   }
 
   /** Who can be asked is up first, who changes the node comes last; they end in the reverse order. */
   async run(signal: AbortSignal): Promise<void> {
     await using running = new AsyncDisposableStack();
-    running.defer(() => this.#client.close());
-    const { runDir, metricsAddr, subnetFile, nodeName } = this.#options;
+    running.defer(() => this.#subnets.stop());
+    const { runDir, metricsAddr, subnetFile } = this.#options;
     const endpoints = await serveEndpoints(
       metricsAddr,
       join(runDir, runFiles.agentSocket),
@@ -125,15 +150,34 @@ class Agent {
     });
     running.defer(() => cni.close());
 
-    const own = await waitForOwnNode(
-      this.#client,
-      nodeName,
-      this.#leaseSettings,
-      this.#state,
-      this.#log,
-      signal,
-    );
+    let own = await this.#findOwn(signal);
     if (!own) return;
+    this.#state.source = this.#subnets;
+    this.#subnets.start(() => this.#loop?.trigger());
+    running.defer(() => this.#file.flush());
+    while (own) own = await this.#serve(own, signal);
+  }
+
+  /** Our own node; as we last knew it, when nobody answers for a while. Undefined when the signal came first. */
+  async #findOwn(signal: AbortSignal): Promise<OwnNode | undefined> {
+    const found = waitForOwnNode(this.#subnets, this.#state, this.#log, signal);
+    const silence = sleep(ANSWER_MS, 'silence' as const, { signal, ref: false }).catch(() => undefined);
+    const first = await Promise.race([found, silence]);
+    if (first !== 'silence') return first;
+    const known = await this.#file.read();
+    if (!known) return found;
+    const { own, peers, at } = known;
+    this.#lastKnown = peers.map((peer) => ({ name: peer.name, uid: peer.uid, kind: 'peer', peer }));
+    this.#state.lastKnownAt = at;
+    const since = new Date(at).toISOString();
+    this.#log.warn({ since, peers: peers.length }, 'nobody answers: going on with the last-known state');
+    return own;
+  }
+
+  /** Be this node until the signal, or until it gets other podCIDRs: then it is another node, which is returned. */
+  async #serve(own: OwnNode, signal: AbortSignal): Promise<OwnNode | undefined> {
+    await using running = new AsyncDisposableStack();
+    this.#state.begin();
     const podCidrs = ownPodCidrs(own, this.#netConf);
     const families = this.#families(podCidrs);
     this.#node = running.use(
@@ -147,66 +191,96 @@ class Agent {
       }),
     );
 
-    const peerTable = new PeerTable();
-    const reflector = new Reflector<NodeView>({
-      client: this.#client,
-      path: '/api/v1/nodes',
-      project: (object) => viewNode(object, nodeName, this.#leaseSettings),
-      onChange: () => loop.trigger(),
-      log: this.#log,
-    });
-    const loop = new Loop(() => this.#pass(reflector, peerTable, own, Object.values(podCidrs)), {
-      settleMs: SETTLE_MS,
-      auditMs: AUDIT_MS,
-    });
-    this.#state.reflector = reflector;
+    const moved = new AbortController();
+    let successor: OwnNode | undefined;
+    const pass = async (): Promise<void> => {
+      successor = this.#movedTo(own);
+      if (successor) moved.abort();
+      else await this.#pass(own, Object.values(podCidrs));
+    };
+    const loop = new Loop(pass, { settleMs: SETTLE_MS, auditMs: AUDIT_MS });
     this.#loop = loop;
-    const monitor = monitorKernel(() => loop.trigger(), {
-      onTrouble: (why) => this.#log.warn({ why }, 'ip monitor ended; it is started again'),
-    });
-    running.defer(() => monitor.stop());
-    running.defer(() => reflector.stop());
-    reflector.start();
-    await loop.run(signal);
+    const node = this.#node;
+    const monitors = [
+      monitorKernel(
+        (change) => {
+          if (change !== 'pods') node.doubt(change === 'any');
+          loop.trigger();
+        },
+        {
+          onTrouble: (why) => this.#log.warn({ why }, 'ip monitor ended; it is started again'),
+        },
+      ),
+      monitorRules(
+        () => {
+          node.auditNext();
+          loop.trigger();
+        },
+        {
+          onTrouble: (why) => this.#log.warn({ why }, 'nft monitor ended; it is started again'),
+        },
+      ),
+    ];
+    running.defer(async () => void (await Promise.all(monitors.map((monitor) => monitor.stop()))));
+    await loop.run(AbortSignal.any([signal, moved.signal]));
+    return signal.aborted ? undefined : successor;
+  }
+
+  /** Our own node when it has got other podCIDRs than these, and ones that serve. */
+  #movedTo(own: OwnNode): OwnNode | undefined {
+    const now = this.#subnets.own;
+    const [was, is] = [own, now ?? own].map(({ podCidrs }) => podCidrs.map(formatCidr).join(','));
+    if (!now || is === was) return undefined;
+    try {
+      ownPodCidrs(now, this.#netConf);
+    } catch {
+      return undefined; // As when the Node was deleted, and has none yet: what it had holds until then.
+    }
+    this.#log.error(
+      { was, is },
+      "this node's podCIDR has changed: pods from before keep addresses that no other node sends here; start them anew",
+    );
+    return now;
   }
 
   /** One pass: peers from Nodes, the node's path, maps and links, and our lease. */
-  async #pass(
-    reflector: Reflector<NodeView>,
-    peerTable: PeerTable,
-    own: OwnNode,
-    podCidrs: readonly Cidr[],
-  ): Promise<void> {
+  async #pass(own: OwnNode, podCidrs: readonly Cidr[]): Promise<void> {
     const startedAt = performance.now();
-    const nodes = [...reflector.items.values()].map(({ value }) => value);
-    const view = peerTable.update(
-      nodes.map(({ parsed }) => parsed),
-      { name: own.name, podCidrs },
-    );
+    const { synced } = this.#subnets;
+    if (synced && this.#lastKnown) {
+      this.#log.info('all nodes are known again: the last-known state is history');
+      this.#lastKnown = undefined;
+      this.#state.lastKnownAt = undefined;
+    }
+    const view = this.#peerTable.update(this.#lastKnown ?? this.#subnets.nodes, { name: own.name, podCidrs });
     this.#state.setView(view, this.#log);
-    const outcomes = await applyPeers(this.#node!, view, reflector.synced);
+    if (synced) this.#subnets.report?.(view.alarms);
+    // With `alloc` somebody else brings packets to other nodes.
+    const peers = this.#netConf.backend.type === 'alloc' ? NOBODY : view.peers;
+    const outcomes = await applyPeers(this.#node!, peers, synced);
     this.#state.passed(outcomes, performance.now() - startedAt, this.#log);
     const failed = outcomes.filter(({ error }) => error !== undefined).map(({ target }) => target);
     this.#metrics.observePass(this.#state.lastDurationMs, failed);
+    const ips = Object.values(this.#node!.uplink?.ips ?? {}).join();
+    if (this.#ips !== '' && ips !== this.#ips) this.#subnets.reconnect();
+    this.#ips = ips;
+    if (!synced) return;
     const { settings } = this.#node!;
-    if (reflector.synced && settings) {
-      await this.#publish(nodes.find((node) => node.own)?.own ?? own, settings);
-    }
+    if (settings) this.#publisher.say(this.#subnets.own ?? own, this.#leaseOf(settings));
+    this.#file.note({ own: this.#subnets.own ?? own, peers: view.peers });
   }
 
-  /** Make our Node say where our VTEPs are, once this node forwards. */
-  async #publish(own: OwnNode, { v4, v6 }: NodeSettings): Promise<void> {
-    const leaseOf = (one: FamilySettings): { publicIp: string; vtepMac: string } => ({
-      publicIp: one.vtepIp,
-      vtepMac: one.vtepMac,
+  /** What the others need to know of us, once this node forwards. */
+  #leaseOf({ v4, v6, tunnel }: NodeSettings): OwnLease {
+    const leaseOf = ({ vtepIp, vtepMac }: FamilySettings): OwnHalf => ({
+      publicIp: vtepIp,
+      ...(tunnel && { vtepMac }),
     });
-    try {
-      const lease = { ...(v4 && { v4: leaseOf(v4) }), ...(v6 && { v6: leaseOf(v6) }), flannelIsUp: true };
-      const written = await publishLease(this.#client, own, lease, this.#leaseSettings);
-      if (written) this.#log.info(lease, 'published our lease');
-    } catch (error) {
-      this.#log.warn({ why: errorText(error) }, 'cannot publish our lease; trying again at the next pass');
-    }
+    return {
+      ...(v4 && { v4: leaseOf(v4) }),
+      ...(v6 && { v6: { ...leaseOf(v6), zeroChecksum: this.#node?.acceptsZeroChecksum === true } }),
+      flannelIsUp: this.#options.setNodeNetworkUnavailable,
+    };
   }
 
   /** The families that the cluster has, each with this node's part. */
@@ -279,11 +353,9 @@ function refuseWhatIsNotBuilt({ mode }: AgentOptions): void {
   }
 }
 
-/** Our own Node, asked for until the API server answers; undefined when the signal came first. */
+/** Our own node, asked for until there is an answer; undefined when the signal came first. */
 async function waitForOwnNode(
-  client: ApiClient,
-  name: string,
-  settings: LeaseSettings,
+  subnets: SubnetManager,
   state: AgentState,
   log: Logger,
   signal: AbortSignal,
@@ -292,7 +364,7 @@ async function waitForOwnNode(
   let said = '';
   while (!signal.aborted) {
     try {
-      return await fetchOwnNode(client, name, settings);
+      return await subnets.fetchOwn();
     } catch (error) {
       const why = errorText(error);
       state.waitingFor = why;
@@ -306,24 +378,32 @@ async function waitForOwnNode(
   return undefined;
 }
 
-function viewNode(object: unknown, ownName: string, settings: LeaseSettings): NodeView {
-  const parsed = parseNode(object, settings);
-  if (parsed.name !== ownName) return { parsed };
-  try {
-    return { parsed, own: parseOwnNode(object, settings) };
-  } catch {
-    return { parsed };
-  }
+const known = new WeakMap<readonly PeerNode[], readonly Peer[]>();
+
+/** Nodes by their halves; the same array for the same nodes, which tells the node's path that nothing is new. */
+function peersOf(nodes: readonly PeerNode[]): readonly Peer[] {
+  const before = known.get(nodes);
+  if (before) return before;
+  const peers = nodes.flatMap(({ name, v4, v6 }) =>
+    [v4, v6].flatMap((one) => (one ? [{ name, vtepMac: NO_MAC, ...one }] : [])),
+  );
+  known.set(nodes, peers);
+  return peers;
 }
 
+const NOBODY: readonly PeerNode[] = [];
+
 /** Bring the node's path and everything of its peers and pods to what it should be. Never throws: see the outcomes. */
-async function applyPeers(node: NodePath, view: PeerView, synced: boolean): Promise<Outcome[]> {
-  const peers: Peer[] = view.peers.flatMap(({ name, v4, v6 }) =>
-    [v4, v6].flatMap((one) => (one ? [{ name, ...one }] : [])),
-  );
+async function applyPeers(node: NodePath, nodes: readonly PeerNode[], synced: boolean): Promise<Outcome[]> {
+  const peers = peersOf(nodes);
   const problems = await node.ensure(peers, synced);
+  if (node.unreachable.length > 0) {
+    const [names, more] = [node.unreachable.slice(0, 5).join(', '), node.unreachable.length - 5];
+    const error = `without tunnels only nodes on our own L2 are reached, not ${names}${more > 0 ? ` and ${more} more` : ''}; use the backend vxlan with DirectRouting`;
+    problems.push({ target: 'peer-routes', upserts: 0, removals: 0, error });
+  }
   try {
-    return [...problems, ...(await reconcile(await node.steps(peers, synced)))];
+    return [...problems, ...(await node.apply(peers, synced))];
   } catch (error) {
     return [...problems, { target: 'node', upserts: 0, removals: 0, error: errorText(error) }];
   }

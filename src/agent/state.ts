@@ -1,20 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
 import type { Logger } from 'pino';
-import type { PeerView, Reflector } from '../cluster/index.ts';
+import type { PeerView, SubnetManager } from '../cluster/index.ts';
 import type { Outcome } from '../dataplane/reconcile.ts';
 import { formatCidr } from '../net/ip.ts';
-import { type NodePath, vtepDeviceName } from './node-path.ts';
+import { vtepDeviceName } from '../host/vtep-device.ts';
+import type { NodePath } from './node-path.ts';
 import type { AgentStatus } from './status.ts';
 
 /** What the endpoints tell about the agent. */
 export class AgentState {
   readonly #name: string;
-  reflector: Pick<Reflector<unknown>, 'health' | 'synced'> | undefined;
+  /** Undefined before it is followed. */
+  source: Pick<SubnetManager, 'health' | 'synced'> | undefined;
   view: PeerView = { peers: [], alarms: [] };
   waitingFor = 'starting';
+  /** Since when what we go by may be untrue (ms since 1970); undefined while it comes from the API server. */
+  lastKnownAt: number | undefined;
   lastErrors: readonly Outcome[] = [];
   lastDurationMs = 0;
   #passes = 0;
+  /** How many passes there were before the node's path was begun anew. */
+  #begunAt = 0;
   #errors = 0;
 
   constructor(name: string) {
@@ -22,14 +28,23 @@ export class AgentState {
   }
 
   get api(): { connected: boolean; lastEventAgeMs?: number | undefined } {
-    return this.reflector?.health ?? { connected: false };
+    return this.source?.health ?? { connected: false };
+  }
+
+  get lastKnownAgeMs(): number | undefined {
+    return this.lastKnownAt === undefined ? undefined : Math.max(0, Date.now() - this.lastKnownAt);
   }
 
   get notReady(): string | undefined {
-    if (!this.reflector) return this.waitingFor;
-    if (this.#passes === 0) return 'the first pass is under way';
+    if (!this.source) return this.waitingFor;
+    if (this.#passes === this.#begunAt) return 'the first pass is under way';
     const fatal = this.lastErrors.find(({ target }) => target === 'node');
     return fatal?.error;
+  }
+
+  /** From here on nothing is ready before there was another pass. */
+  begin(): void {
+    this.#begunAt = this.#passes;
   }
 
   setView(view: PeerView, log: Logger): void {
@@ -59,7 +74,8 @@ export class AgentState {
   }
 
   toStatus(node: NodePath | undefined): AgentStatus {
-    const health = this.reflector?.health;
+    const health = this.source?.health;
+    const { lastKnownAgeMs } = this;
     const settled = node?.settings;
     const why = this.notReady;
     return {
@@ -75,9 +91,11 @@ export class AgentState {
                 network: formatCidr(one.network),
                 podCidr: formatCidr(one.podCidr),
                 vtep: {
-                  device: vtepDeviceName(one.podCidr.family, settled!.vni),
                   ip: one.vtepIp,
-                  mac: one.vtepMac,
+                  ...(settled?.tunnel && {
+                    device: vtepDeviceName(one.podCidr.family, settled.tunnel.vni),
+                    mac: one.vtepMac,
+                  }),
                 },
               },
             ]
@@ -92,9 +110,10 @@ export class AgentState {
       }),
       api: {
         connected: health?.connected ?? false,
-        synced: this.reflector?.synced ?? false,
+        synced: this.source?.synced ?? false,
         ...(health?.lastEventAgeMs !== undefined && { lastEventAgeMs: Math.round(health.lastEventAgeMs) }),
         ...(health?.lastError !== undefined && { lastError: health.lastError }),
+        ...(lastKnownAgeMs !== undefined && { lastKnownAgeMs }),
       },
       peers: this.view.peers.flatMap(({ name, v4, v6 }) =>
         [v4, v6].flatMap((one) =>

@@ -14,7 +14,12 @@ export interface AgentStatus {
   readonly families: readonly {
     readonly network: string;
     readonly podCidr: string;
-    readonly vtep: { readonly device: string; readonly ip: string; readonly mac: string };
+    /** Without tunnels (host-gw, alloc), only the address that peers route to. */
+    readonly vtep: {
+      readonly ip: string;
+      readonly device?: string;
+      readonly mac?: string;
+    };
   }[];
   readonly uplink?: {
     readonly name: string;
@@ -27,9 +32,11 @@ export interface AgentStatus {
     /** Since the last event or bookmark of the watch. */
     readonly lastEventAgeMs?: number;
     readonly lastError?: string;
+    /** Running on what was known so long ago, for nobody answered at the start; absent once all nodes are seen. */
+    readonly lastKnownAgeMs?: number;
   };
   readonly peers: readonly { readonly name: string; readonly podCidr: string; readonly vtepIp: string }[];
-  readonly alarms: readonly { readonly node: string; readonly reason: string }[];
+  readonly alarms: readonly { readonly node: string; readonly kind: string; readonly reason: string }[];
   readonly passes: {
     readonly count: number;
     readonly errors: number;

@@ -13,7 +13,7 @@ export interface FamilyKeys {
   readonly publicIpOverwrite: string;
 }
 
-/** The keys by which nodes tell each other how to be reached: flannel's, and one of ripstop. */
+/** The keys by which nodes tell each other how to be reached: flannel's, and ripstop's own. */
 export interface AnnotationKeys {
   readonly managed: string;
   readonly backendType: string;
@@ -21,11 +21,16 @@ export interface AnnotationKeys {
   readonly v6: FamilyKeys;
   /** ripstop's own: `"true"` on a node that accepts VXLAN over IPv6 with an outer UDP checksum of zero. */
   readonly zeroChecksum: string;
+  /**
+   * ripstop's own: the Node's podCIDRs as in its spec, joined with commas, for those who watch metadata alone. Whoever may
+   * patch nodes/status can change it, as public-ip and VtepMAC; where the spec is known, the spec is believed.
+   */
+  readonly podCidrs: string;
 }
 
 /**
  * The annotation keys under a prefix, joined as flannel's `--kube-annotation-prefix` is: `host.name` gives
- * `host.name/public-ip`, `host.name/team` gives `host.name/team-public-ip`. It does not change ripstop's own key.
+ * `host.name/public-ip`, `host.name/team` gives `host.name/team-public-ip`. It does not change ripstop's own keys.
  * @throws RipstopError when the prefix cannot begin an annotation's key.
  */
 export function annotationKeys(prefix: string = DEFAULT_ANNOTATION_PREFIX): AnnotationKeys {
@@ -53,5 +58,31 @@ export function annotationKeys(prefix: string = DEFAULT_ANNOTATION_PREFIX): Anno
       publicIpOverwrite: `${start}public-ipv6-overwrite`,
     },
     zeroChecksum: 'ripstop.io/udp6-zero-checksum',
+    podCidrs: 'ripstop.io/pod-cidrs',
   };
+}
+
+/** Every annotation that a lease consists of or is steered by. */
+export function leaseKeys({
+  managed,
+  backendType,
+  v4,
+  v6,
+  zeroChecksum,
+  podCidrs,
+}: AnnotationKeys): string[] {
+  return [managed, backendType, ...Object.values(v4), ...Object.values(v6), zeroChecksum, podCidrs];
+}
+
+/** Of all annotations those of a lease. */
+export function leaseAnnotations(
+  annotations: Readonly<Record<string, string>> | null | undefined,
+  keys: AnnotationKeys,
+): Record<string, string> {
+  const result: Record<string, string> = {};
+  for (const key of leaseKeys(keys)) {
+    const value = annotations?.[key];
+    if (value !== undefined) result[key] = value;
+  }
+  return result;
 }

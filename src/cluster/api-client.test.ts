@@ -1,14 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-import { execFile } from 'node:child_process';
-import { copyFile, mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import http from 'node:http';
-import https from 'node:https';
 import net, { type AddressInfo } from 'node:net';
-import type { TLSSocket } from 'node:tls';
 import type { Duplex } from 'node:stream';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
-import { promisify } from 'node:util';
 import { afterAll, afterEach, beforeAll, describe, expect, it, vi } from 'vitest';
 import { errorText } from '../errors.ts';
 import { ApiServer } from '../lab/apiserver/index.ts';
@@ -137,57 +133,56 @@ describe('credentials', () => {
     });
   });
 
+  it('of a token in a file that is replaced, which comes before a token of the kubeconfig', async () => {
+    await file('tokens/current', `${server.adminToken}\n`);
+    const user = 'token: not-this-one, tokenFile: tokens/current';
+    const client = await open(kubeconfig(server.url, user, ca()));
+    expect(await client.request('GET', '/api/v1/nodes')).toMatchObject({ kind: 'NodeList' });
+
+    server.tokens.set('rotated', 'admin');
+    server.tokens.delete(server.adminToken);
+    try {
+      expect(await failure(client.request('GET', '/api/v1/nodes'))).toMatchObject({ status: 401 });
+      await file('tokens/current', 'rotated\n');
+      expect(await client.request('GET', '/api/v1/nodes')).toMatchObject({ kind: 'NodeList' });
+    } finally {
+      server.tokens.set(server.adminToken, 'admin');
+    }
+  });
+
   it('of a client certificate that is replaced on disk', async () => {
-    const issue = promisify(execFile);
-    const make = (name: string) => {
-      const request = '-x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1'.split(' ');
-      const subject = ['-subj', `/CN=${name}`, '-addext', 'subjectAltName=IP:127.0.0.1'];
-      const output = [
-        '-keyout',
-        path.join(directory, `${name}.key`),
-        '-out',
-        path.join(directory, `${name}.crt`),
-      ];
-      return issue('openssl', ['req', ...request, ...subject, ...output]);
+    const use = async (user: string): Promise<void> => {
+      const { certPem, keyPem } = await server.issueClient(user);
+      await file('client.crt', certPem);
+      await file('client.key', keyPem);
     };
-    await Promise.all([make('first'), make('second'), make('tls')]);
-    const read = (name: string) => readFile(path.join(directory, name));
-    const seen: string[] = [];
-    const tls = https.createServer(
-      {
-        key: await read('tls.key'),
-        cert: await read('tls.crt'),
-        requestCert: true,
-        rejectUnauthorized: false,
-      },
-      (request, response) => {
-        const name = (request.socket as TLSSocket).getPeerCertificate().subject.CN;
-        seen.push(String(name));
-        response.writeHead(seen.length === 2 ? 401 : 200).end('{}');
-      },
-    );
-    await new Promise<void>((resolve) => void tls.listen(0, '127.0.0.1', resolve));
-    const use = async (name: string) => {
-      await copyFile(path.join(directory, `${name}.crt`), path.join(directory, 'client.crt'));
-      await copyFile(path.join(directory, `${name}.key`), path.join(directory, 'client.key'));
-    };
-    await use('first');
-    const url = `https://127.0.0.1:${(tls.address() as AddressInfo).port}`;
+    await use('nobody');
+    await file('ca.crt', server.caPem);
     // Relative paths are meant from the kubeconfig's directory.
     const client = await open(
       kubeconfig(
-        url,
+        server.url,
         'client-certificate: client.crt, client-key: client.key',
-        ', certificate-authority: tls.crt',
+        ', certificate-authority: ca.crt',
       ),
     );
-    await client.request('GET', '/api');
-    await use('second');
-    await failure(client.request('GET', '/api')); // 401: time to look again
-    await client.request('GET', '/api');
-    expect(seen).toEqual(['first', 'first', 'second']);
-    tls.closeAllConnections();
-    await new Promise((resolve) => void tls.close(resolve));
+    const body = { metadata: { annotations: { certified: 'true' } } };
+    const contentType = 'application/merge-patch+json';
+    const patch = () => client.request('PATCH', '/api/v1/nodes/a', { body, contentType });
+    expect(await client.request('GET', '/api/v1/nodes')).toMatchObject({ kind: 'NodeList' });
+    expect((await failure(patch())).message).toContain('403: nodes "a" is forbidden: User "nobody" cannot');
+    await use('admin');
+    expect(await patch()).toMatchObject(body);
+  });
+
+  it('of a client certificate that another authority signed are refused', async () => {
+    const other = await ApiServer.start();
+    const { certPem, keyPem } = await other.issueClient('admin');
+    await other.close();
+    const data = (pem: string) => Buffer.from(pem).toString('base64');
+    const user = `client-certificate-data: ${data(certPem)}, client-key-data: ${data(keyPem)}`;
+    const client = await open(kubeconfig(server.url, user, ca()));
+    expect(await failure(client.request('GET', '/api/v1/nodes'))).toMatchObject({ status: 401 });
   });
 
   it('go through a proxy when the cluster has one', async () => {
@@ -209,8 +204,14 @@ describe('credentials', () => {
     const client = await open(kubeconfig(server.url, `token: ${server.adminToken}`, ca() + proxyUrl));
     expect(await client.request('GET', '/api/v1/nodes')).toMatchObject({ kind: 'NodeList' });
     expect(targets).toEqual([new URL(server.url).host]);
+    const watch = await client.stream('/api/v1/nodes', { query: { watch: 1 } });
+    for await (const chunk of watch) {
+      expect(String(chunk)).toContain('"type":"ADDED"');
+      break;
+    }
     for (const tunnel of tunnels) tunnel.destroy();
     await new Promise((resolve) => void proxy.close(resolve));
+    expect(await failure(client.request('GET', '/api/v1/nodes'))).toMatchObject({ reason: 'ECONNREFUSED' });
   });
 
   it('that the server refuses are named, with what to do', async () => {

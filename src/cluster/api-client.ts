@@ -2,7 +2,8 @@
 import { createHash } from 'node:crypto';
 import http, { type IncomingMessage } from 'node:http';
 import https, { type RequestOptions } from 'node:https';
-import { access } from 'node:fs/promises';
+import { access, readFile } from 'node:fs/promises';
+import path from 'node:path';
 import type { KubeConfig } from '@kubernetes/client-node';
 import { z } from 'zod';
 import { errorText, RipstopError } from '../errors.ts';
@@ -48,6 +49,8 @@ export interface RequestSettings {
   body?: unknown;
   /** Of the body. Default `application/json`. */
   contentType?: string;
+  /** Media types to answer in, as in the HTTP header. Default `application/json`. */
+  accept?: string;
   /** Until the whole answer is here; for a stream, until its headers are. Default 30 s. */
   deadlineMs?: number;
   signal?: AbortSignal;
@@ -66,7 +69,7 @@ interface Credentials {
 
 /** Tokens that rotate on disk stay valid for minutes after that: client-go re-reads them this often too. */
 const CREDENTIALS_MAX_AGE_MS = 60_000;
-/** A page of 250 Nodes has up to 8 MB; an API server has no reason to send more than this. */
+/** A page of 100 Nodes has up to 3 MB; an API server has no reason to send more than this. */
 const MAX_BODY_BYTES = 64 << 20;
 /** Idle time before TCP asks whether the other side is still there (then every second, ten times). */
 const TCP_KEEPALIVE_MS = 15_000;
@@ -238,6 +241,7 @@ async function loadKubeConfig(options: ApiClientOptions): Promise<KubeConfig> {
   }
   try {
     config.loadFromFile(kubeconfig);
+    await useTokenFile(config, kubeconfig);
   } catch (error) {
     throw new RipstopError(
       `cannot read the kubeconfig ${kubeconfig}: ${errorText(error)}; check the path given with --kubeconfig and its permissions`,
@@ -252,6 +256,23 @@ async function loadKubeConfig(options: ApiClientOptions): Promise<KubeConfig> {
     );
   }
   return config;
+}
+
+const usersSchema = z.object({
+  users: z.array(
+    z.object({ name: z.string(), user: z.object({ tokenFile: z.string().optional() }).nullish() }),
+  ),
+});
+
+/** kubectl's `tokenFile`, which KubeConfig does not know; like client-go it comes before `token`. */
+async function useTokenFile(config: KubeConfig, kubeconfig: string): Promise<void> {
+  const current = config.getCurrentUser();
+  const { load } = await import('js-yaml');
+  const parsed = usersSchema.safeParse(load(await readFile(kubeconfig, 'utf8')));
+  const tokenFile = parsed.data?.users.find(({ name }) => name === current?.name)?.user?.tokenFile;
+  if (!current || !tokenFile) return;
+  const token = await readFile(path.resolve(path.dirname(kubeconfig), tokenFile), 'utf8');
+  config.users = config.users.map((user) => (user === current ? { ...user, token: token.trim() } : user));
 }
 
 /** Ask the KubeConfig for headers and TLS material. Its own agent has no keep-alive, so only a proxy's is used. */
@@ -297,7 +318,7 @@ async function roundTrip(
   const body = settings.body === undefined ? undefined : JSON.stringify(settings.body);
   const headers = {
     ...credentials.headers,
-    accept: 'application/json',
+    accept: settings.accept ?? 'application/json',
     'user-agent': 'ripstop',
     ...(body !== undefined && {
       'content-type': settings.contentType ?? 'application/json',

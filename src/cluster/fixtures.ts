@@ -7,6 +7,7 @@ import type { LeaseSettings } from './node-lease.ts';
 
 export const dualStack: LeaseSettings = {
   keys: annotationKeys(),
+  backend: 'vxlan',
   vni: 1,
   network: parseCidr('10.42.0.0/16'),
   ipv6Network: parseCidr('fd00:42::/56'),

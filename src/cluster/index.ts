@@ -2,7 +2,7 @@
 export { type AnnotationKeys, annotationKeys, DEFAULT_ANNOTATION_PREFIX } from './annotations.ts';
 export { ApiClient, type ApiClientOptions, ApiError } from './api-client.ts';
 export type { Item } from './item-store.ts';
-export { type NetConf, parseNetConf, readNetConf, type VxlanBackend } from './net-conf.ts';
+export { type Backend, type BackendType, type NetConf, parseNetConf, readNetConf } from './net-conf.ts';
 export {
   type LeaseSettings,
   leaseSettings,
@@ -20,6 +20,8 @@ export {
   parseOwnNode,
   publishLease,
 } from './own-lease.ts';
+export { KubeSubnetManager } from './kube-subnets.ts';
+export type { SourceHealth, SubnetManager } from './subnet-manager.ts';
 export { type OwnSubnets, type PeerAlarm, PeerTable, type PeerView } from './peer-table.ts';
 export {
   type FaultKind,

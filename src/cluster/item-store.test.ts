@@ -83,6 +83,34 @@ describe('the item store', () => {
     expect(content()).toEqual(['a/a1=A']);
   });
 
+  it('keeps the very same value where an event changes only the version, and does not call that a change', () => {
+    const store = new ItemStore<{ readonly cidrs: readonly string[] }>();
+    const cidrs = (...cidrs: string[]) => ({ cidrs });
+    store.replace([{ meta: meta('a', 'a1', 5), value: cidrs('x', 'y') }], '10');
+    const before = store.items.get('a1')!.value;
+    const modified = (version: number, ...now: string[]) =>
+      store.apply(event('MODIFIED', 'a', 'a1', version), () => cidrs(...now));
+    expect(modified(11, 'x', 'y')).toBe(false);
+    expect(store.items.get('a1')).toMatchObject({ resourceVersion: '11' });
+    expect(store.resourceVersion).toBe('11');
+    expect(store.items.get('a1')!.value).toBe(before);
+    // The version has gone on, so what is older is still known as such.
+    expect(modified(8, 'old')).toBe(false);
+    expect(store.replace([{ meta: meta('a', 'a1', 12), value: cidrs('x', 'y') }], '12')).toBe(false);
+    expect(store.items.get('a1')!.value).toBe(before);
+    expect(store.items.get('a1')!.resourceVersion).toBe('12');
+    expect(modified(13, 'y', 'x')).toBe(true);
+    expect(store.items.get('a1')!.value).toEqual(cidrs('y', 'x'));
+  });
+
+  it('counts a new object as a change, whatever is kept of it', () => {
+    const store = new ItemStore<undefined>();
+    store.replace([], '10');
+    expect(store.apply(event('ADDED', 'a', 'a1', 11), () => undefined)).toBe(true);
+    expect(store.replace([{ meta: meta('a', 'a2', 12), value: undefined }], '12')).toBe(true);
+    expect(store.apply(event('ADDED', 'a', 'a3', 13), () => undefined)).toBe(true);
+  });
+
   it('believes a list from the past: the API server was restored from a backup', () => {
     expect(store.replace([{ meta: meta('a', 'a1', 3), value: 'old A' }], '4')).toBe(true);
     expect(content()).toEqual(['a/a1=old A']);

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+import { isDeepStrictEqual } from 'node:util';
 import { type Frame, newer, type ObjectMeta } from './frames.ts';
 
 /** An object of the cluster, reduced to what its consumer wants to keep. */
@@ -14,6 +15,9 @@ export type ObjectFrame = Extract<Frame, { meta: ObjectMeta }>;
 /**
  * The objects of one resource as of one resourceVersion. Keyed by UID, for an object that was deleted and made again
  * under its name is another one.
+ *
+ * Values must be plain data. Most events change nothing of what is kept (a kubelet's heartbeat, say): then the value stays
+ * the very same, so that later stages may compare by identity, and only the version goes on.
  */
 export class ItemStore<T> {
   #items = new Map<string, Item<T>>();
@@ -33,7 +37,7 @@ export class ItemStore<T> {
   /**
    * Take over a complete list. It is the truth, also where it is older than what is here: an API server restored from a
    * backup counts from an earlier version.
-   * @returns whether anything differs from before.
+   * @returns whether anything but versions differs from before.
    */
   replace(list: readonly { meta: ObjectMeta; value: T }[], resourceVersion: string): boolean {
     const items = new Map<string, Item<T>>();
@@ -41,9 +45,9 @@ export class ItemStore<T> {
     let changed = false;
     for (const { meta, value } of list) {
       const old = this.#items.get(meta.uid);
-      const same = old?.resourceVersion === meta.resourceVersion;
-      changed ||= !same;
-      items.set(meta.uid, same ? old : toItem(meta, value));
+      const item = old?.resourceVersion === meta.resourceVersion ? old : toItem(meta, value, old);
+      changed ||= !old || item.value !== old.value;
+      items.set(meta.uid, item);
       uids.set(nameKey(meta), meta.uid);
     }
     changed ||= items.size !== this.#items.size;
@@ -56,7 +60,7 @@ export class ItemStore<T> {
   /**
    * Apply an event. Versions rise along a watch, so whatever is not newer than what is here has been seen already.
    * @param project makes the value to keep; not called for events that are ignored.
-   * @returns whether anything changed.
+   * @returns whether anything but the version changed.
    */
   apply(frame: ObjectFrame, project: (object: unknown) => T): boolean {
     const { meta } = frame;
@@ -71,13 +75,13 @@ export class ItemStore<T> {
     }
     // An unknown object that is not newer than the newest event was deleted before that event.
     if (!newer(meta.resourceVersion, known?.resourceVersion ?? this.#resourceVersion)) return false;
-    const value = project(frame.object);
+    const item = toItem(meta, project(frame.object), known);
     const predecessor = this.#uids.get(nameKey(meta));
     if (predecessor !== undefined && predecessor !== meta.uid) this.#items.delete(predecessor);
-    this.#items.set(meta.uid, toItem(meta, value));
+    this.#items.set(meta.uid, item);
     this.#uids.set(nameKey(meta), meta.uid);
     this.advance(meta.resourceVersion);
-    return true;
+    return !known || item.value !== known.value;
   }
 
   /** Note that all up to this version has been seen (a bookmark). */
@@ -86,8 +90,14 @@ export class ItemStore<T> {
   }
 }
 
-function toItem<T>({ name, uid, resourceVersion }: ObjectMeta, value: T): Item<T> {
-  return { name, uid, resourceVersion, value };
+/** @param old what is known of the same object; an equal value is kept in place of the new one. */
+function toItem<T>({ name, uid, resourceVersion }: ObjectMeta, value: T, old: Item<T> | undefined): Item<T> {
+  return {
+    name,
+    uid,
+    resourceVersion,
+    value: old && isDeepStrictEqual(old.value, value) ? old.value : value,
+  };
 }
 
 function nameKey({ namespace = '', name }: ObjectMeta): string {

@@ -10,7 +10,7 @@ describe('net-conf.json', () => {
       enableIpv4: true,
       enableIpv6: false,
       network: { family: 4, base: '10.42.0.0', length: 16 },
-      backend: { type: 'vxlan', vni: 1, port: 8472, directRouting: false, learning: false, gbp: false },
+      backend: { type: 'vxlan', vni: 1, port: 8472, directRouting: false },
     });
   });
 
@@ -18,7 +18,7 @@ describe('net-conf.json', () => {
     const text = `{
       "NETWORK": "10.244.0.0/16", "enableipv6": true, "ipv6network": "fd00::/48", "EnableNFTables": true,
       "SubnetLen": 24, "SubnetMin": "10.244.1.0",
-      "backend": {"type": "VXLAN", "vni": 4096, "PORT": 4789, "mtu": 1400, "directrouting": true, "GBP": true, "learning": true}
+      "backend": {"type": "VXLAN", "vni": 4096, "PORT": 4789, "mtu": 1400, "directrouting": true}
     }`;
     expect(parseNetConf(text)).toEqual({
       enableIpv4: true,
@@ -31,8 +31,6 @@ describe('net-conf.json', () => {
         port: 4789,
         mtu: 1400,
         directRouting: true,
-        learning: true,
-        gbp: true,
       },
     });
   });
@@ -47,7 +45,7 @@ describe('net-conf.json', () => {
     });
     expect(conf.network).toBeUndefined();
     expect(conf.ipv6Network?.base).toBe('fd00::');
-    expect(conf.backend.mtu).toBeUndefined();
+    expect(conf.backend).not.toHaveProperty('mtu');
   });
 
   it('has an MTU that IPv6 can live with in the tunnel, where that is on', () => {
@@ -57,7 +55,7 @@ describe('net-conf.json', () => {
       IPv6Network: 'fd00::/48',
       Backend: { Type: 'vxlan', MTU },
     });
-    expect(parse(conf(1350)).backend.mtu).toBe(1350);
+    expect(parse(conf(1350)).backend).toMatchObject({ mtu: 1350 });
     expect(() => parse(conf(1349))).toThrow('Backend.MTU 1349 is too small for IPv6, which needs 1350');
   });
 
@@ -65,7 +63,7 @@ describe('net-conf.json', () => {
     const text = JSON.stringify({
       Network: '10.42.0.1/16',
       EnableIPv6: 'yes',
-      Backend: { Type: 'vxlan', VNI: 0x100_0000, Port: '8472', MTU: 100, Learning: 1 },
+      Backend: { Type: 'vxlan', VNI: 0x100_0000, Port: '8472', MTU: 100, DirectRouting: 1 },
     });
     expect(() => parseNetConf(text, '/etc/net-conf.json')).toThrow(
       '/etc/net-conf.json: EnableIPv6 "yes" is neither true nor false; ' +
@@ -73,8 +71,34 @@ describe('net-conf.json', () => {
         'Backend.MTU 100 is too small for IPv4, which needs 576; leave it out to follow the uplink; ' +
         'Backend.VNI 16777216 is no whole number from 1 to 16777215; ' +
         'Backend.Port "8472" is no whole number from 1 to 65535; ' +
-        'Backend.Learning 1 is neither true nor false',
+        'Backend.DirectRouting 1 is neither true nor false',
     );
+  });
+
+  it.each(['host-gw', 'alloc', 'Host-GW'])('knows the backend %s, which has no options', (Type) => {
+    const conf = parse({ Network: '10.42.0.0/16', Backend: { Type, DirectRouting: true } });
+    expect(conf.backend).toEqual({ type: Type.toLowerCase() });
+  });
+
+  it.each([
+    ['udp', 'for debugging only'],
+    ['ipip', 'no VXLAN'],
+    ['wireguard', 'does not encrypt'],
+    ['ipsec', 'does not encrypt'],
+    ['extension', 'runs no commands'],
+    ['tencent-vpc', 'no cloud API'],
+  ])('refuses the backend %s, says why, and names those that there are', (Type, why) => {
+    const refused = () => parse({ Network: '10.42.0.0/16', Backend: { Type } });
+    expect(refused).toThrow(`Backend.Type "${Type}" is not supported (`);
+    expect(refused).toThrow(why);
+    expect(refused).toThrow('ripstop supports "vxlan", "host-gw" and "alloc"');
+  });
+
+  it.each(['GBP', 'Learning'])('refuses the option %s, which the fast path would not honour', (option) => {
+    const conf = (value: boolean) =>
+      parse({ Network: '10.42.0.0/16', Backend: { Type: 'vxlan', [option]: value } });
+    expect(conf(false).backend.type).toBe('vxlan');
+    expect(() => conf(true)).toThrow(`Backend.${option} true is not supported: `);
   });
 
   it.each([
@@ -82,10 +106,6 @@ describe('net-conf.json', () => {
     ['[]', 'the file is not a JSON object'],
     ['{"Network":"10.42.0.0/16"}', 'Backend.Type is missing; ripstop supports "vxlan"'],
     ['{"Network":"10.42.0.0/16","Backend":"vxlan"}', 'Backend is not a JSON object'],
-    [
-      '{"Network":"10.42.0.0/16","Backend":{"Type":"wireguard"}}',
-      '"wireguard" is not supported; ripstop supports "vxlan"',
-    ],
     ['{"Backend":{"Type":"vxlan"}}', 'Network is missing'],
     ['{"Network":"fd00::/48","Backend":{"Type":"vxlan"}}', 'Network "fd00::/48" is not an IPv4 block'],
     ['{"Network":7,"Backend":{"Type":"vxlan"}}', 'Network "7" is not a CIDR block'],

@@ -3,7 +3,16 @@ import { readFile } from 'node:fs/promises';
 import { errorText, RipstopError } from '../errors.ts';
 import { type Cidr, type Family, parseCidr } from '../net/ip.ts';
 
-/** flannel's vxlan backend as net-conf.json sets it. */
+/** How packets reach other nodes' pods, as net-conf.json sets it. */
+export type Backend = VxlanBackend | PlainBackend;
+export type BackendType = Backend['type'];
+
+/** Without tunnels. `host-gw` routes to all peers directly; `alloc` only publishes the lease, others do the rest. */
+export interface PlainBackend {
+  readonly type: 'host-gw' | 'alloc';
+}
+
+/** flannel's vxlan backend. Of its options GBP and Learning are refused: no packet of the fast path would honour them. */
 export interface VxlanBackend {
   readonly type: 'vxlan';
   readonly vni: number;
@@ -12,8 +21,6 @@ export interface VxlanBackend {
   /** MTU of the uplink in bytes, when the file overrides what the device says. */
   readonly mtu?: number;
   readonly directRouting: boolean;
-  readonly learning: boolean;
-  readonly gbp: boolean;
 }
 
 /** net-conf.json, validated; a network is there whenever its family is enabled. */
@@ -22,7 +29,7 @@ export interface NetConf {
   readonly enableIpv6: boolean;
   readonly network?: Cidr;
   readonly ipv6Network?: Cidr;
-  readonly backend: VxlanBackend;
+  readonly backend: Backend;
 }
 
 /**
@@ -76,12 +83,38 @@ export function parseNetConf(text: string, source = 'net-conf.json'): NetConf {
 /** IPv4 hosts need not receive more than 576 bytes (RFC 791); IPv6 in a tunnel over IPv6 takes 1280 (RFC 8200) + 70. */
 const leastMtu = { ipv4: 576, ipv6: 1350 };
 
-function parseBackend(json: unknown, enableIpv6: boolean, mistakes: string[]): VxlanBackend {
+/** Why flannel's other backends are not here, for whoever has one of them. */
+const otherBackends: Readonly<Record<string, string>> = {
+  udp: 'flannel itself keeps it for debugging only',
+  ipip: 'its packets are no VXLAN',
+  wireguard: 'ripstop does not encrypt',
+  ipsec: 'ripstop does not encrypt',
+  extension: 'ripstop runs no commands of the configuration',
+  'tencent-vpc': 'ripstop knows no cloud API',
+};
+
+function parseBackend(json: unknown, enableIpv6: boolean, mistakes: string[]): Backend {
   const fields = new Fields(json ?? {}, 'Backend.', mistakes);
-  const type = fields.get('Type');
-  if (typeof type !== 'string' || type.toLowerCase() !== 'vxlan') {
-    const what = type === undefined ? 'is missing' : `${JSON.stringify(type)} is not supported`;
-    mistakes.push(`Backend.Type ${what}; ripstop supports "vxlan"`);
+  const given = fields.get('Type');
+  const type = typeof given === 'string' ? given.toLowerCase() : given;
+  if (type === 'host-gw' || type === 'alloc') return { type };
+  if (type !== 'vxlan') {
+    const reason = typeof type === 'string' ? otherBackends[type] : undefined;
+    const what =
+      type === undefined
+        ? 'is missing'
+        : `${JSON.stringify(given)} is not supported${reason === undefined ? '' : ` (${reason})`}`;
+    mistakes.push(`Backend.Type ${what}; ripstop supports "vxlan", "host-gw" and "alloc"`);
+  }
+  if (fields.boolean('GBP', false)) {
+    mistakes.push(
+      'Backend.GBP true is not supported: the fast path carries no group policy marks; leave it out, on all nodes',
+    );
+  }
+  if (fields.boolean('Learning', false)) {
+    mistakes.push(
+      'Backend.Learning true is not supported: where peers are comes from their leases, and a device that learns believes any sender; leave it out',
+    );
   }
   const mtu = fields.integer('MTU', 0, 0, 65_535);
   const family = enableIpv6 ? 'IPv6' : 'IPv4';
@@ -97,13 +130,11 @@ function parseBackend(json: unknown, enableIpv6: boolean, mistakes: string[]): V
     port: fields.integer('Port', 8472, 1, 65_535),
     ...(mtu !== 0 && { mtu }),
     directRouting: fields.boolean('DirectRouting', false),
-    learning: fields.boolean('Learning', false),
-    gbp: fields.boolean('GBP', false),
   };
 }
 
 /** A JSON object read by case-insensitive keys; each mistake is noted with its key's path and reading goes on. */
-class Fields {
+export class Fields {
   readonly #values = new Map<string, unknown>();
   readonly #path: string;
   readonly #mistakes: string[];

@@ -6,7 +6,12 @@ import { dualStack, flannelNode } from './fixtures.ts';
 import { type LeaseSettings, leaseSettings, parseNode } from './node-lease.ts';
 import { parseNetConf } from './net-conf.ts';
 
-const ipv4Only: LeaseSettings = { keys: annotationKeys(), vni: 1, network: parseCidr('10.42.0.0/16') };
+const ipv4Only: LeaseSettings = {
+  keys: annotationKeys(),
+  backend: 'vxlan',
+  vni: 1,
+  network: parseCidr('10.42.0.0/16'),
+};
 
 describe("a flannel node's annotations", () => {
   it('make a peer with a half for each family', () => {
@@ -23,7 +28,6 @@ describe("a flannel node's annotations", () => {
           vtepIp: '192.168.1.7',
           vtepMac: '0a:00:00:00:04:07',
           podCidr: parseCidr('10.42.7.0/24'),
-          vni: 1,
           behindNat: false,
           zeroChecksum: false,
         },
@@ -31,7 +35,6 @@ describe("a flannel node's annotations", () => {
           vtepIp: '2001:db8::7',
           vtepMac: '0a:00:00:00:06:07',
           podCidr: parseCidr('fd00:42:0:7::/64'),
-          vni: 1,
           behindNat: false,
           zeroChecksum: false,
         },
@@ -75,7 +78,7 @@ describe("a flannel node's annotations", () => {
   it('of the time before VNI was published mean the cluster’s VNI', () => {
     const node = flannelNode(7, { 'backend-data': '{"VtepMAC":"0A:00:00:00:04:07"}' });
     expect(parseNode(node, dualStack)).toMatchObject({
-      peer: { v4: { vni: 1, vtepMac: '0a:00:00:00:04:07' } },
+      peer: { v4: { vtepMac: '0a:00:00:00:04:07' } },
     });
   });
 
@@ -96,20 +99,21 @@ describe('nodes that are no peers', () => {
     [
       'not flannel’s',
       { 'kube-subnet-manager': null },
-      false,
+      undefined,
       'no annotation flannel.alpha.coreos.com/kube-subnet-manager',
     ],
-    ['disowned', { 'kube-subnet-manager': 'false' }, false, 'no annotation'],
+    ['disowned', { 'kube-subnet-manager': 'false' }, undefined, 'no annotation'],
     [
       'of another backend',
       { 'backend-type': 'host-gw', 'backend-data': 'null' },
-      true,
+      'other_backend',
       'backend-type "host-gw"',
     ],
-    ['of no backend', { 'backend-type': null }, true, 'no backend-type'],
-  ])('%s', (_, changes, warn, reason) => {
+    ['of no backend', { 'backend-type': null }, 'other_backend', 'no backend-type'],
+  ])('%s', (_, changes, alarm, reason) => {
     const parsed = parseNode(flannelNode(7, changes), dualStack);
-    expect(parsed).toMatchObject({ kind: 'ignored', warn, reason: expect.stringContaining(reason) });
+    expect(parsed).toMatchObject({ kind: 'ignored', reason: expect.stringContaining(reason) });
+    expect('alarm' in parsed ? parsed.alarm : undefined).toBe(alarm);
   });
 
   it('without a podCIDR, yet', () => {

@@ -14,16 +14,15 @@ import {
 } from '../net/ip.ts';
 import { macToBytes, normalizeMac } from '../net/mac.ts';
 import { type AnnotationKeys, annotationKeys, type FamilyKeys } from './annotations.ts';
-import type { NetConf } from './net-conf.ts';
+import type { BackendType, NetConf } from './net-conf.ts';
 
 /** How to reach one address family's pods of a peer. */
 export interface PeerHalf {
   /** The outer destination: the underlay address that the peer publishes. */
   readonly vtepIp: string;
-  /** The inner destination MAC: that of the peer's flannel.1. Lower case. */
-  readonly vtepMac: string;
+  /** With vxlan, the inner destination MAC: that of the peer's flannel.1. Lower case. */
+  readonly vtepMac?: string;
   readonly podCidr: Cidr;
-  readonly vni: number;
   /** The peer publishes `public-ip-overwrite`: it sits behind NAT, so its outer source may differ from `vtepIp`. */
   readonly behindNat: boolean;
   /**
@@ -44,17 +43,50 @@ export interface PeerNode {
   readonly v6?: PeerHalf;
 }
 
-/** What a Node object means. `ignored` with `warn` is a peer that we cannot speak to, which someone should know. */
-export type ParsedNode = { readonly name: string; readonly uid: string } & (
-  | { readonly kind: 'peer'; readonly peer: PeerNode }
-  | { readonly kind: 'ignored'; readonly reason: string; readonly warn: boolean }
-  | { readonly kind: 'malformed'; readonly reason: string }
+/**
+ * What a Node object means. `ignored` with an alarm is a peer that we cannot speak to, which someone should know; of a
+ * `pending` one not all is known yet.
+ */
+export type ParsedNode = {
+  readonly name: string;
+  readonly uid: string;
+  /** An annotation of ripstop's own says that it runs here. */
+  readonly ripstop?: true;
+} & (
+  | { readonly kind: 'peer'; readonly peer: PeerNode; readonly mistaken?: string }
+  | { readonly kind: 'pending' }
+  | { readonly kind: 'ignored'; readonly reason: string; readonly alarm?: AlarmKind }
+  | { readonly kind: 'malformed'; readonly reason: string; readonly alarm: AlarmKind }
 );
+
+/** What can be wrong with a node, for machines. */
+export type AlarmKind =
+  /** What the API server gave is no Node object. */
+  | 'malformed_node'
+  /** An annotation, or the podCIDRs, cannot be read. */
+  | 'malformed_lease'
+  /** It has no lease that this cluster could use. */
+  | 'no_lease'
+  /** Its podCIDRs cannot be had from the API server. */
+  | 'podcidr_unknown'
+  /** The podCIDRs that it publishes are not those of its spec. */
+  | 'podcidr_mistaken'
+  | 'other_backend'
+  /** Its podCIDR does not lie in the network of net-conf.json. */
+  | 'podcidr_outside'
+  /** Its podCIDR overlaps an older node's. */
+  | 'podcidr_conflict'
+  /** Its VTEP's address or MAC is another node's too. */
+  | 'vtep_shared'
+  /** Our own subnet went to another node; etcd only. */
+  | 'subnet_lost';
 
 /** What a lease must agree with. A family is enabled when its network is there. */
 export interface LeaseSettings {
   readonly keys: AnnotationKeys;
-  readonly vni: number;
+  readonly backend: BackendType;
+  /** With vxlan. */
+  readonly vni?: number;
   readonly network?: Cidr;
   readonly ipv6Network?: Cidr;
 }
@@ -63,7 +95,8 @@ export interface LeaseSettings {
 export function leaseSettings(netConf: NetConf, annotationPrefix?: string): LeaseSettings {
   return {
     keys: annotationKeys(annotationPrefix),
-    vni: netConf.backend.vni,
+    backend: netConf.backend.type,
+    ...(netConf.backend.type === 'vxlan' && { vni: netConf.backend.vni }),
     ...(netConf.network && { network: netConf.network }),
     ...(netConf.ipv6Network && { ipv6Network: netConf.ipv6Network }),
   };
@@ -109,31 +142,38 @@ export function parseNode(node: unknown, settings: LeaseSettings): ParsedNode {
       ...looseIdentity(node),
       kind: 'malformed',
       reason: `no valid Node object: ${zodText(parsed.error)}`,
+      alarm: 'malformed_node',
     };
   }
-  const { metadata } = parsed.data;
-  const identity = { name: metadata.name, uid: metadata.uid };
+  return readLease(parsed.data, settings);
+}
+
+/** {@link parseNode} of an object whose shape has been checked. */
+export function readLease(node: NodeObject, settings: LeaseSettings): ParsedNode {
+  const { metadata } = node;
   const annotations = metadata.annotations ?? {};
+  const named = { name: metadata.name, uid: metadata.uid };
+  const ripstop = Object.keys(annotations).some((key) => key.startsWith('ripstop.io/'));
+  const identity = { ...named, ...(ripstop && { ripstop }) };
   if (annotations[settings.keys.managed] !== 'true') {
     return {
       ...identity,
       kind: 'ignored',
       reason: `no annotation ${settings.keys.managed}="true"`,
-      warn: false,
     };
   }
   const backendType = annotations[settings.keys.backendType];
-  if (backendType !== 'vxlan') {
+  if (backendType !== settings.backend) {
     const what = backendType === undefined ? 'no backend-type' : `backend-type ${quote(backendType)}`;
     return {
       ...identity,
       kind: 'ignored',
-      reason: `${what}; ripstop speaks to vxlan peers only`,
-      warn: true,
+      reason: `${what}; this node speaks to ${settings.backend} peers only`,
+      alarm: 'other_backend',
     };
   }
   try {
-    const podCidrs = podCidrsOf(parsed.data);
+    const podCidrs = podCidrsOf(node);
     const v4 = parseHalf(4, podCidrs, annotations, settings);
     const v6 = parseHalf(6, podCidrs, annotations, settings);
     if (!v4 && !v6) {
@@ -141,13 +181,14 @@ export function parseNode(node: unknown, settings: LeaseSettings): ParsedNode {
         podCidrs.length === 0
           ? 'no podCIDR yet'
           : 'no lease published for an address family that this cluster uses';
-      return { ...identity, kind: 'ignored', reason, warn: true };
+      return { ...identity, kind: 'ignored', reason, alarm: 'no_lease' };
     }
     const createdAt = Date.parse(metadata.creationTimestamp);
-    const peer = { ...identity, createdAt, podCidrs, ...(v4 && { v4 }), ...(v6 && { v6 }) };
+    const peer = { ...named, createdAt, podCidrs, ...(v4 && { v4 }), ...(v6 && { v6 }) };
     return { ...identity, kind: 'peer', peer };
   } catch (error) {
-    return { ...identity, kind: 'malformed', reason: errorText(error) };
+    const alarm = error instanceof OutsideError ? 'podcidr_outside' : 'malformed_lease';
+    return { ...identity, kind: 'malformed', reason: errorText(error), alarm };
   }
 }
 
@@ -155,9 +196,8 @@ export function parseNode(node: unknown, settings: LeaseSettings): ParsedNode {
  * A Node's podCIDRs, at most one for each family: `spec.podCIDRs`, or `spec.podCIDR` from before dual stack.
  * @throws RipstopError when one is no canonical CIDR block, or a family has two.
  */
-export function podCidrsOf(node: NodeObject): Cidr[] {
-  const { podCIDR, podCIDRs } = node.spec ?? {};
-  const texts = podCIDRs?.length ? podCIDRs : podCIDR ? [podCIDR] : [];
+export function podCidrsOf({ spec }: Pick<NodeObject, 'spec'>): Cidr[] {
+  const texts = podCidrTexts(spec);
   const cidrs = texts.map((text) => {
     if (text.length > 64) throw new RipstopError(`podCIDR ${quote(text)} is not a CIDR block`);
     return parseCidr(text);
@@ -167,6 +207,14 @@ export function podCidrsOf(node: NodeObject): Cidr[] {
   }
   return cidrs;
 }
+
+/** A Node's podCIDRs as they are written in its spec. */
+export function podCidrTexts(spec: NodeObject['spec']): readonly string[] {
+  const { podCIDR, podCIDRs } = spec ?? {};
+  return podCIDRs?.length ? podCIDRs : podCIDR ? [podCIDR] : [];
+}
+
+class OutsideError extends RipstopError {}
 
 /** The half of one family, or undefined when the family is off here or the node takes no part in it. */
 function parseHalf(
@@ -183,7 +231,7 @@ function parseHalf(
   const published = (data !== undefined && data !== 'null') || publicIp !== undefined;
   if (!network || !podCidr || !published) return undefined;
   if (!cidrCovers(network, podCidr)) {
-    throw new RipstopError(`podCIDR ${formatCidr(podCidr)} is outside Network ${formatCidr(network)}`);
+    throw new OutsideError(`podCIDR ${formatCidr(podCidr)} is outside Network ${formatCidr(network)}`);
   }
   const vtepIp = parsePublicIp(family, keys.publicIp, publicIp);
   if (cidrContains(podCidr, vtepIp)) {
@@ -191,15 +239,12 @@ function parseHalf(
       `${keys.publicIp} ${vtepIp} lies in the node's own podCIDR ${formatCidr(podCidr)}`,
     );
   }
-  const { vni, vtepMac } = parseBackendData(keys.backendData, data, settings.vni);
-  if (vni !== settings.vni) {
-    throw new RipstopError(`${keys.backendData} has VNI ${vni}, but this cluster's is ${settings.vni}`);
-  }
+  const vtepMac =
+    settings.vni === undefined ? undefined : parseBackendData(keys.backendData, data, settings.vni);
   return {
     vtepIp,
-    vtepMac,
+    ...(vtepMac !== undefined && { vtepMac }),
     podCidr,
-    vni,
     behindNat: overwriteOf(annotations, keys) !== undefined,
     zeroChecksum: family === 6 && annotations[settings.keys.zeroChecksum] === 'true',
   };
@@ -231,12 +276,12 @@ export function parsePublicIp(family: Family, key: string, text: string | undefi
   return canonicalAddress(text);
 }
 
-/** `{"VNI":1,"VtepMAC":"…"}` → its values. @throws RipstopError naming the annotation and what is wrong with it. */
-export function parseBackendData(
-  key: string,
-  text: string | undefined,
-  defaultVni: number,
-): { vni: number; vtepMac: string } {
+/**
+ * `{"VNI":1,"VtepMAC":"…"}` → the MAC, lower case.
+ * @param vni the cluster's, which the data must name, if any.
+ * @throws RipstopError naming the annotation and what is wrong with it.
+ */
+export function parseBackendData(key: string, text: string | undefined, vni: number): string {
   if (text === undefined || text === 'null') throw new RipstopError(`${key} is missing`);
   const fail = (why: string) => new RipstopError(`${key} ${quote(text)}: ${why}`);
   if (text.length > 1024) throw fail('longer than 1024 characters');
@@ -253,7 +298,9 @@ export function parseBackendData(
   const bytes = macToBytes(vtepMac);
   if (bytes.every((byte) => byte === 0)) throw fail('VtepMAC is all zero');
   if (bytes[0]! & 1) throw fail('VtepMAC is a group address');
-  return { vni: parsed.data.VNI ?? defaultVni, vtepMac };
+  if ((parsed.data.VNI ?? vni) !== vni)
+    throw new RipstopError(`${key} has VNI ${parsed.data.VNI}, but this cluster's is ${vni}`);
+  return vtepMac;
 }
 
 /** A malformed object's name and UID as far as they can be had, so that its last good state is found again. */

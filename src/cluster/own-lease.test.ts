@@ -16,6 +16,7 @@ import {
   ownPodCidrs,
   parseOwnNode,
   publishLease,
+  withdrawLease,
 } from './own-lease.ts';
 
 const prefix = 'flannel.alpha.coreos.com/';
@@ -27,10 +28,12 @@ const bare = Object.fromEntries(
   ),
 );
 const zeroChecksum = 'ripstop.io/udp6-zero-checksum';
+const podCidrs = 'ripstop.io/pod-cidrs';
+const ofNode7 = '10.42.7.0/24,fd00:42:0:7::/64';
 /** Our own Node as we left it. */
 const own = (changes: Record<string, string | null> = {}, podCIDRs?: string[]) =>
   parseOwnNode(
-    flannelNode(7, { [zeroChecksum]: 'true', ...changes }, podCIDRs ? { podCIDRs } : {}),
+    flannelNode(7, { [zeroChecksum]: 'true', [podCidrs]: ofNode7, ...changes }, podCIDRs ? { podCIDRs } : {}),
     dualStack,
   );
 
@@ -41,7 +44,7 @@ describe('our own lease', () => {
 
   it('is published whole on a bare node, with the condition once the data plane forwards', () => {
     const now = new Date('2026-08-01T10:00:00.500Z');
-    const node = own({ ...bare, [zeroChecksum]: null });
+    const node = own({ ...bare, [zeroChecksum]: null, [podCidrs]: null });
     expect(leasePatch(node, { v4, v6, flannelIsUp: true }, dualStack, now)).toEqual({
       metadata: {
         annotations: {
@@ -51,6 +54,7 @@ describe('our own lease', () => {
           [`${prefix}backend-v6-data`]: '{"VNI":1,"VtepMAC":"0a:00:00:00:06:07"}',
           [`${prefix}public-ipv6`]: '2001:db8::7',
           [zeroChecksum]: 'true',
+          [podCidrs]: ofNode7,
           [`${prefix}kube-subnet-manager`]: 'true',
         },
       },
@@ -129,13 +133,25 @@ describe('our own lease', () => {
     );
   });
 
+  it.each([
+    ['nothing', null, undefined, ofNode7],
+    ['what another spec says', '10.42.9.0/24', undefined, ofNode7],
+    ['their order turned round', 'fd00:42:0:7::/64,10.42.7.0/24', undefined, ofNode7],
+    ['one, but there is none in the spec', '10.42.7.0/24', [], null],
+  ])('says which podCIDRs the spec has, where the annotation says %s', (_, said, podCIDRs, written) => {
+    const node = own({ [podCidrs]: said }, podCIDRs);
+    expect(leasePatch(node, { v4, v6, flannelIsUp: false }, dualStack)).toEqual({
+      metadata: { annotations: { [podCidrs]: written } },
+    });
+  });
+
   it('of a cluster with IPv6 only has that half alone', () => {
-    const node = own({ ...bare, [zeroChecksum]: null });
+    const node = own({ ...bare, [zeroChecksum]: null, [podCidrs]: null });
     const written = leasePatch(node, { v6, flannelIsUp: false }, dualStack)?.metadata?.annotations;
     expect(Object.keys(written ?? {})).toEqual(
       ['backend-type', 'backend-v6-data', 'public-ipv6']
         .map((key) => prefix + key)
-        .concat(zeroChecksum, `${prefix}kube-subnet-manager`),
+        .concat(zeroChecksum, podCidrs, `${prefix}kube-subnet-manager`),
     );
   });
 
@@ -268,6 +284,9 @@ describe('publishing to an API server', () => {
       peer: { v4: { vtepIp: v4.publicIp, vtepMac: v4.vtepMac }, v6: { vtepIp: '2001:db8::99' } },
     });
     expect(last?.metadata.annotations?.['other']).toBe('kept');
+
+    await withdrawLease(client, await fetchOwnNode(client, 'node-7', dualStack), dualStack);
+    expect(server.store.get('nodes', 'node-7')?.metadata.annotations).toEqual({ other: 'kept' });
   });
 
   it('of a node that is not there says so', async () => {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { RipstopError } from '../errors.ts';
 import { addressFamily, type Cidr, cidrCovers, type Family, formatCidr } from '../net/ip.ts';
-import { type AnnotationKeys, type FamilyKeys } from './annotations.ts';
+import { type FamilyKeys, leaseAnnotations } from './annotations.ts';
 import { type ApiClient, ApiError } from './api-client.ts';
 import type { NetConf } from './net-conf.ts';
 import {
@@ -35,7 +35,10 @@ export interface OwnNode {
 /** Our half of one family, as it is to be published. */
 export interface OwnHalf {
   readonly publicIp: string;
-  readonly vtepMac: string;
+  /** With vxlan. */
+  readonly vtepMac?: string;
+  /** The device takes packets without an outer UDP checksum over IPv6; left out: it does, as all that we make. */
+  readonly zeroChecksum?: boolean;
 }
 
 export interface OwnLease {
@@ -57,12 +60,7 @@ export function parseOwnNode(node: unknown, settings: LeaseSettings): OwnNode {
     });
   }
   const { name, uid } = parsed.data.metadata;
-  const all = parsed.data.metadata.annotations ?? {};
-  const annotations: Record<string, string> = {};
-  for (const key of leaseKeys(settings.keys)) {
-    const value = all[key];
-    if (value !== undefined) annotations[key] = value;
-  }
+  const annotations = leaseAnnotations(parsed.data.metadata.annotations, settings.keys);
   const { v4, v6 } = settings.keys;
   return {
     name,
@@ -117,9 +115,12 @@ function withoutPodCidr(own: OwnNode, family: Family, networks: readonly Cidr[])
   );
 }
 
-/** VNI and MAC as flannel writes them: compact, keys in this order, for its own parser splits the text. */
-export function formatBackendData(vni: number, vtepMac: string): string {
-  return JSON.stringify({ VNI: vni, VtepMAC: vtepMac });
+/**
+ * VNI and MAC as flannel writes them: compact, keys in this order, for its own parser splits the text. Backends without a
+ * VTEP have no data: `null`.
+ */
+export function formatBackendData(vni: number | undefined, vtepMac: string | undefined): string {
+  return vni === undefined ? 'null' : JSON.stringify({ VNI: vni, VtepMAC: vtepMac });
 }
 
 /** A strategic-merge patch for `nodes/status`. */
@@ -140,13 +141,13 @@ export function leasePatch(
   settings: LeaseSettings,
   now: Date = new Date(),
 ): LeasePatch | undefined {
-  const { keys, vni } = settings;
+  const { keys, vni, backend } = settings;
   const wanted: Record<string, string | null> = {
-    [keys.backendType]: 'vxlan',
+    [keys.backendType]: backend,
     ...halfAnnotations(4, lease.v4, own, keys.v4, vni),
     ...halfAnnotations(6, lease.v6, own, keys.v6, vni),
-    // True of every node that publishes through us, since it is we who made its flannel-v6 device.
-    [keys.zeroChecksum]: lease.v6 ? 'true' : null,
+    [keys.zeroChecksum]: lease.v6?.vtepMac === undefined || lease.v6.zeroChecksum === false ? null : 'true',
+    [keys.podCidrs]: own.podCidrs.map(formatCidr).join(',') || null,
     [keys.managed]: 'true',
   };
   const changed = Object.entries(wanted).filter(([key, value]) => (own.annotations[key] ?? null) !== value);
@@ -171,11 +172,30 @@ export async function publishLease(
 ): Promise<boolean> {
   const patch = leasePatch(own, lease, settings);
   if (!patch) return false;
-  await client.request('PATCH', `/api/v1/nodes/${encodeURIComponent(own.name)}/status`, {
+  await patchNodeStatus(client, own.name, patch);
+  return true;
+}
+
+/**
+ * Take back all that this node has published about itself. The user's own annotations stay.
+ * @throws ApiError when the API server refuses.
+ */
+export async function withdrawLease(client: ApiClient, own: OwnNode, { keys }: LeaseSettings): Promise<void> {
+  const ours = [keys.managed, keys.backendType, keys.zeroChecksum, keys.podCidrs].concat(
+    [keys.v4, keys.v6].flatMap(({ backendData, publicIp }) => [backendData, publicIp]),
+  );
+  const present = ours.filter((key) => own.annotations[key] !== undefined);
+  if (present.length === 0) return;
+  await patchNodeStatus(client, own.name, {
+    metadata: { annotations: Object.fromEntries(present.map((key) => [key, null])) },
+  });
+}
+
+async function patchNodeStatus(client: ApiClient, name: string, patch: LeasePatch): Promise<void> {
+  await client.request('PATCH', `/api/v1/nodes/${encodeURIComponent(name)}/status`, {
     body: patch,
     contentType: 'application/strategic-merge-patch+json',
   });
-  return true;
 }
 
 /**
@@ -208,7 +228,7 @@ function halfAnnotations(
   half: OwnHalf | undefined,
   own: OwnNode,
   keys: FamilyKeys,
-  vni: number,
+  vni: number | undefined,
 ): Record<string, string | null> {
   if (!half) return { [keys.backendData]: null, [keys.publicIp]: null };
   const overwrite = overwriteOf(own.annotations, keys);
@@ -241,13 +261,10 @@ function isUp(node: NodeObject): boolean {
   return condition?.status === 'False' && condition.reason === 'FlannelIsUp';
 }
 
-function leaseKeys({ managed, backendType, v4, v6, zeroChecksum }: AnnotationKeys): string[] {
-  return [managed, backendType, ...Object.values(v4), ...Object.values(v6), zeroChecksum];
-}
-
-function publishedMac(data: string | undefined, vni: number): string | undefined {
+function publishedMac(data: string | undefined, vni: number | undefined): string | undefined {
+  if (vni === undefined) return undefined;
   try {
-    return parseBackendData('', data, vni).vtepMac;
+    return parseBackendData('', data, vni);
   } catch {
     return undefined; // It will be published anew.
   }

@@ -125,7 +125,7 @@ describe('the peer table', () => {
     const cluster = new Cluster(flannelNode(1, { 'backend-type': 'wireguard' }));
     expect(cluster.peers()).toEqual([]);
     expect(cluster.alarms()).toEqual([
-      'node-1: skipped: backend-type "wireguard"; ripstop speaks to vxlan peers only',
+      'node-1: skipped: backend-type "wireguard"; this node speaks to vxlan peers only',
     ]);
   });
 
@@ -204,13 +204,33 @@ describe('two nodes that claim the same addresses', () => {
     expect(peer?.v6?.podCidr.base).toBe('fd00:42:0:2::');
   });
 
-  it('never win against the node that looks, which is no peer of itself', () => {
+  it('never win against the node that looks, which is no peer of itself; the alarm is about the younger all the same', () => {
     const cluster = new Cluster(first, second, flannelNode(3));
     cluster.own = { name: 'node-2', podCidrs: subnet.map(parseCidr) };
     expect(cluster.peers()).toEqual(['node-3 10.42.3.0/24 @ 192.168.1.3']);
     expect(cluster.alarms()[0]).toBe(
-      'node-1: podCIDR 10.42.5.0/24 refused: it overlaps 10.42.5.0/24 of node-2 (this node)',
+      'node-2: other nodes refuse podCIDR 10.42.5.0/24: it overlaps 10.42.5.0/24 of node-1',
     );
+    cluster.own = { ...cluster.own, name: 'node-1' };
+    expect(cluster.alarms()[0]).toBe(
+      'node-2: podCIDR 10.42.5.0/24 refused: it overlaps 10.42.5.0/24 of node-1 (this node)',
+    );
+    // Before it has a lease of its own, nobody knows how old its claim is.
+    cluster.nodes = [second, flannelNode(3)];
+    expect(cluster.alarms()[0]).toMatch(/^node-2: .* of node-1 \(this node\)$/);
+  });
+
+  it.each([
+    ['malformed_lease', flannelNode(2, { 'backend-data': 'rubbish' })],
+    ['malformed_node', { ...flannelNode(2), metadata: { name: 'node-2', uid: 'uid-2' } } as TestNode],
+    ['podcidr_outside', flannelNode(2, {}, { podCIDRs: ['192.168.0.0/24'] })],
+    ['podcidr_conflict', flannelNode(2, {}, { createdAt: younger, podCIDRs: ['10.42.1.0/24'] })],
+    ['other_backend', flannelNode(2, { 'backend-type': 'wireguard' })],
+    ['no_lease', flannelNode(2, {}, { podCIDRs: [] })],
+    ['vtep_shared', flannelNode(2, { 'public-ip': '192.168.1.1' })],
+  ])('and everything else that is wrong has a name for machines: %s', (kind, node) => {
+    const { alarms } = new Cluster(flannelNode(1), node).view();
+    expect(alarms).toEqual([{ node: 'node-2', uid: 'uid-2', kind, reason: expect.any(String) }]);
   });
 
   it('agree with a plain comparison of all pairs, in 40 seeded clusters', () => {
@@ -263,7 +283,12 @@ describe('peers that share a VTEP', () => {
 it('15,000 nodes take a pass of well under a second', () => {
   const parsed = Array.from({ length: 15_000 }, (_, i) => {
     const podCIDRs = [`10.${64 + (i >> 8)}.${i & 255}.0/24`];
-    const settings = { keys: dualStack.keys, vni: 1, network: parseCidr('10.0.0.0/8') };
+    const settings = {
+      keys: dualStack.keys,
+      backend: 'vxlan' as const,
+      vni: 1,
+      network: parseCidr('10.0.0.0/8'),
+    };
     const node = flannelNode(
       1,
       { 'public-ip': `172.16.${i >> 8}.${i & 255}` },

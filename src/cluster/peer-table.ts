@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 import { addressToBytes, type Cidr, formatCidr } from '../net/ip.ts';
-import type { ParsedNode, PeerHalf, PeerNode } from './node-lease.ts';
+import type { AlarmKind, ParsedNode, PeerHalf, PeerNode } from './node-lease.ts';
 
 /** Something about a node that a person should look at. */
 export interface PeerAlarm {
-  /** The node's name. */
+  /** The node's name, and its UID as far as it has one. */
   readonly node: string;
+  readonly uid: string;
+  readonly kind: AlarmKind;
   readonly reason: string;
 }
 
@@ -31,33 +33,47 @@ export interface OwnSubnets {
 export class PeerTable {
   /** By UID: a node that is deleted and made again starts without a past. */
   #lastGood = new Map<string, PeerNode>();
+  #last:
+    | { readonly nodes: readonly ParsedNode[]; readonly own: string | undefined; readonly view: PeerView }
+    | undefined;
 
   /**
-   * @param nodes every Node of the cluster, as {@link parseNode} gave it.
+   * The same nodes give the same view, and the same peers the same array: so later stages see that nothing is new.
+   * @param all every Node of the cluster, as {@link parseNode} gave it.
    * @param own this node: it is no peer of itself, and it never sends its own podCIDR away, whoever claims it.
    */
-  update(nodes: Iterable<ParsedNode>, own?: OwnSubnets): PeerView {
+  update(all: Iterable<ParsedNode>, own?: OwnSubnets): PeerView {
+    const nodes = [...all];
+    const as = own && JSON.stringify(own);
+    const last = this.#last;
+    if (last && last.own === as && isSameList(last.nodes, nodes)) return last.view;
     const alarms: PeerAlarm[] = [];
     const lastGood = new Map<string, PeerNode>();
     const byName = new Map<string, PeerNode>();
     for (const node of nodes) {
+      const alarm = (kind: AlarmKind, reason: string): void =>
+        void alarms.push({ node: node.name, uid: node.uid, kind, reason });
       if (node.kind === 'ignored') {
-        if (node.warn) alarms.push({ node: node.name, reason: `skipped: ${node.reason}` });
+        if (node.alarm) alarm(node.alarm, `skipped: ${node.reason}`);
         continue;
       }
       const good = node.kind === 'peer' ? node.peer : this.#knownGood(node);
-      if (node.kind === 'malformed') alarms.push({ node: node.name, reason: quarantine(node.reason, good) });
+      if (node.kind === 'malformed') alarm(node.alarm, quarantine(node.reason, good));
+      if (node.kind === 'peer' && node.mistaken !== undefined) alarm('podcidr_mistaken', node.mistaken);
       if (!good) continue;
       lastGood.set(good.uid, good);
-      if (good.name === own?.name) continue;
       // One name with two UIDs is a node that was made again: the newer object is the node.
       const other = byName.get(good.name);
       if (!other || other.createdAt <= good.createdAt) byName.set(good.name, good);
     }
     this.#lastGood = lastGood;
-    const peers = settleClaims([...byName.values()], own, alarms);
+    const ourself = own && byName.get(own.name);
+    if (own) byName.delete(own.name);
+    const peers = settleClaims([...byName.values()], own, ourself, alarms);
     alarmAboutSharedVteps(peers, alarms);
-    return { peers, alarms };
+    const view = { peers: last && isSameList(last.view.peers, peers) ? last.view.peers : peers, alarms };
+    this.#last = { nodes, own: as, view };
+    return view;
   }
 
   #knownGood(node: ParsedNode): PeerNode | undefined {
@@ -66,19 +82,33 @@ export class PeerTable {
   }
 }
 
+function isSameList<T>(a: readonly T[], b: readonly T[]): boolean {
+  return a.length === b.length && a.every((item, i) => item === b[i]);
+}
+
 function quarantine(reason: string, good: PeerNode | undefined): string {
   return good
     ? `quarantined with its last good lease: ${reason}`
     : `left out, it has no earlier good lease: ${reason}`;
 }
 
-/** Let the older of two nodes that claim the same addresses have them; drop that half of the younger one. */
-function settleClaims(nodes: PeerNode[], own: OwnSubnets | undefined, alarms: PeerAlarm[]): PeerNode[] {
+/**
+ * Let the older of two nodes that claim the same addresses have them; drop that half of the younger one. The alarm is about
+ * the younger, also when that is the node that looks: so all nodes have the same alarms.
+ * @param ourself the node that looks, as the others see it.
+ */
+function settleClaims(
+  nodes: PeerNode[],
+  own: OwnSubnets | undefined,
+  ourself: PeerNode | undefined,
+  alarms: PeerAlarm[],
+): PeerNode[] {
   const claims = new Claims(
     nodes.flatMap((node) => halves(node).map((half) => half.podCidr)).concat(own?.podCidrs ?? []),
   );
-  for (const cidr of own?.podCidrs ?? []) claims.add(cidr, `${own!.name} (this node)`);
-  nodes.sort((a, b) => a.createdAt - b.createdAt || (a.uid < b.uid ? -1 : 1));
+  const ourName = `${own?.name} (this node)`;
+  for (const cidr of own?.podCidrs ?? []) claims.add(cidr, ourName);
+  nodes.sort(byAge);
   const peers: PeerNode[] = [];
   for (const node of nodes) {
     const refused = new Set<PeerHalf>();
@@ -86,8 +116,13 @@ function settleClaims(nodes: PeerNode[], own: OwnSubnets | undefined, alarms: Pe
       const holder = claims.add(half.podCidr, node.name);
       if (holder === undefined) continue;
       refused.add(half);
-      const reason = `podCIDR ${formatCidr(half.podCidr)} refused: it overlaps ${formatCidr(holder.cidr)} of ${holder.node}`;
-      alarms.push({ node: node.name, reason });
+      const [theirs, held] = [formatCidr(half.podCidr), formatCidr(holder.cidr)];
+      const older = holder.node === ourName && ourself && byAge(node, ourself) < 0;
+      const { name, uid } = older ? ourself : node;
+      const reason = older
+        ? `other nodes refuse podCIDR ${held}: it overlaps ${theirs} of ${node.name}`
+        : `podCIDR ${theirs} refused: it overlaps ${held} of ${holder.node}`;
+      alarms.push({ node: name, uid, kind: 'podcidr_conflict', reason });
     }
     if (refused.size === 0) peers.push(node);
     else if (refused.size < halves(node).length) {
@@ -96,6 +131,10 @@ function settleClaims(nodes: PeerNode[], own: OwnSubnets | undefined, alarms: Pe
     }
   }
   return peers;
+}
+
+function byAge(a: PeerNode, b: PeerNode): number {
+  return a.createdAt - b.createdAt || (a.uid < b.uid ? -1 : 1);
 }
 
 function halves(node: PeerNode): PeerHalf[] {
@@ -114,10 +153,14 @@ function alarmAboutSharedVteps(peers: readonly PeerNode[], alarms: PeerAlarm[]):
         ['public IP', half.vtepIp],
         ['VTEP MAC', half.vtepMac],
       ] as const) {
+        if (value === undefined) continue;
         const key = `${half.podCidr.family} ${value}`;
         const holder = holders.get(key);
         if (holder === undefined) holders.set(key, node.name);
-        else alarms.push({ node: node.name, reason: `${what} ${value} is also that of ${holder}` });
+        else {
+          const reason = `${what} ${value} is also that of ${holder}`;
+          alarms.push({ node: node.name, uid: node.uid, kind: 'vtep_shared', reason });
+        }
       }
     }
   }

@@ -7,7 +7,13 @@ import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { z } from 'zod';
 import { ApiServer, type Fault, type RequestInfo } from '../lab/apiserver/index.ts';
 import { ApiClient } from './api-client.ts';
-import { type FaultKind, Reflector, type ReflectorTiming } from './reflector.ts';
+import {
+  DEFAULT_TIMING,
+  type FaultKind,
+  Reflector,
+  type ReflectorOptions,
+  type ReflectorTiming,
+} from './reflector.ts';
 
 /** As in production, only quicker. */
 const quick: Partial<ReflectorTiming> = {
@@ -24,8 +30,10 @@ const quick: Partial<ReflectorTiming> = {
   retryAfterMaxMs: 5000,
 };
 
-const labelled = z.object({ metadata: z.object({ labels: z.record(z.string(), z.string()).optional() }) });
-const project = (object: unknown): string => labelled.parse(object).metadata.labels?.['v'] ?? '';
+const annotated = z.object({
+  metadata: z.object({ annotations: z.record(z.string(), z.string()).optional() }),
+});
+const project = (object: unknown): string => annotated.parse(object).metadata.annotations?.['v'] ?? '';
 
 const watches = (request: RequestInfo): boolean => request.verb === 'watch';
 const lists = (request: RequestInfo): boolean => request.verb === 'list';
@@ -57,6 +65,7 @@ afterEach(async () => {
 function start(
   timing: Partial<ReflectorTiming> = {},
   projection: (object: unknown) => string = project,
+  more: Pick<Partial<ReflectorOptions<string>>, 'metadataOnly' | 'listWhole'> = {},
 ): void {
   changes = 0;
   logged = [];
@@ -71,6 +80,7 @@ function start(
     },
     log: pino({ level: 'debug' }, { write: (line: string) => void logged.push(JSON.parse(line) as never) }),
     timing: { ...quick, ...timing },
+    ...more,
   });
   reflector.start();
 }
@@ -81,7 +91,7 @@ async function synced(timing: Partial<ReflectorTiming> = {}): Promise<void> {
 }
 
 function put(name: string, v: string): void {
-  const metadata = { name, labels: { v } };
+  const metadata = { name, annotations: { v } };
   if (server.store.get('nodes', name)) {
     server.store.patch('nodes', name, 'application/merge-patch+json', { metadata });
   } else server.store.create('nodes', { metadata });
@@ -126,6 +136,23 @@ describe('a reflector in good times', () => {
     expect(content()).toBe('n1=first n2=changed n4=first n5=first n6=first n7=first n8=new');
     expect(reflector.health).toMatchObject({ connected: true, relists: 1, watches: 1, faults: {} });
     expect(warnings()).toEqual([]);
+  });
+
+  it('is not disturbed by changes of what it does not keep', async () => {
+    await synced();
+    const items = [...reflector.items.values()].map(({ value }) => value);
+    for (let i = 0; i < 50; i++) {
+      const metadata = { annotations: { heartbeat: String(i) } };
+      server.store.patch('nodes', 'n1', 'application/merge-patch+json', { metadata });
+    }
+    const { resourceVersion } = server.store.get('nodes', 'n1')!.metadata;
+    const version = (): string | undefined =>
+      reflector.items.values().find(({ name }) => name === 'n1')?.resourceVersion;
+    await until(() => version() === resourceVersion);
+    expect(changes).toBe(1);
+    expect([...reflector.items.values()].map(({ value }) => value)).toEqual(items);
+    await expectAlive();
+    expect(changes).toBe(2);
   });
 
   it('is in sync with an empty cluster too, and says so', async () => {
@@ -186,6 +213,58 @@ describe('a reflector in good times', () => {
     await reflector.stop();
     expect(performance.now() - begin).toBeLessThan(300);
     expect(reflector.health.connected).toBe(false);
+  });
+});
+
+describe('a reflector of metadata alone', () => {
+  const seen = z.object({
+    kind: z.string().optional(),
+    spec: z.unknown().optional(),
+    metadata: z.object({ name: z.string(), annotations: z.record(z.string(), z.string()).optional() }),
+  });
+  /** The annotation, and whether the object came whole. */
+  const shown = (object: unknown): string => {
+    const { kind, spec, metadata } = seen.parse(object);
+    expect(spec === undefined).toBe(kind === 'PartialObjectMetadata');
+    return `${metadata.annotations?.['v']}${spec === undefined ? '' : ' whole'}`;
+  };
+  const startLight = (listWhole?: (page: readonly string[]) => boolean) => {
+    for (const { metadata } of server.store.list('nodes')) {
+      const spec = { unschedulable: true };
+      server.store.patch('nodes', metadata.name, 'application/merge-patch+json', { spec });
+    }
+    start({}, shown, { metadataOnly: true, ...(listWhole && { listWhole }) });
+  };
+
+  it('lists and watches no more than that', async () => {
+    startLight();
+    await until(() => reflector.health.connected);
+    put('n2', 'changed');
+    server.store.delete('nodes', 'n3');
+    await until(() => changes === 3);
+    expect(content()).toBe('n1=first n2=changed n4=first n5=first n6=first n7=first');
+  });
+
+  it('takes whole objects from a server that knows no other', async () => {
+    server.faults.wholeOnly = true;
+    startLight();
+    await until(() => reflector.health.connected);
+    put('n2', 'changed');
+    await until(() => changes === 2);
+    expect(content()).toContain('n1=first whole n2=changed whole n3=first whole');
+    expect(reflector.health.faults).toEqual({});
+  });
+
+  it('lists from the page on whole that its consumer wants so, and watches as before', async () => {
+    put('n5', 'lacking');
+    startLight((page) => page.includes('lacking'));
+    await until(() => reflector.health.connected);
+    put('n6', 'changed');
+    await until(() => changes === 2);
+    expect(content()).toBe(
+      'n1=first n2=first n3=first n4=first whole n5=lacking whole n6=changed n7=first whole',
+    );
+    expect(reflector.health).toMatchObject({ relists: 1, faults: {} });
   });
 });
 
@@ -312,6 +391,21 @@ describe('a forgotten history', () => {
     for (const [uid, item] of items) expect(reflector.items.get(uid)).toBe(item);
   });
 
+  it('in which a node was deleted and made again brings another one', async () => {
+    await synced();
+    const uid = (): string => [...reflector.items.values()].find(({ name }) => name === 'n2')!.uid;
+    const before = uid();
+    server.faults.inject({ kind: 'latency', ms: 50 }, { match: lists });
+    server.faults.expireHistory('status');
+    server.store.delete('nodes', 'n2');
+    put('n2', 'reborn');
+    server.faults.expireHistory('status');
+    await until(() => content().includes('n2=reborn'));
+    expect(uid()).not.toBe(before);
+    expect(reflector.items.size).toBe(7);
+    expect(fewest).toBe(7);
+  });
+
   it('in the middle of a paged list begins the list again', async () => {
     server.faults.inject({ kind: 'latency', ms: 50 }, { match: lists });
     start();
@@ -348,6 +442,14 @@ describe('an API server in trouble', () => {
     server.faults.connections = 'serve';
     await until(() => reflector.items.size === 6);
     expect(reflector.health.relists).toBe(1);
+  });
+
+  it('is found again within a minute of its return, whatever we are waiting for, by the timing of production', () => {
+    const { headerDeadlineMs, pageDeadlineMs, idleMs, backoffMaxMs } = DEFAULT_TIMING;
+    // An attempt that it never answers, and the longest back-off after it.
+    expect(Math.max(headerDeadlineMs, pageDeadlineMs) + backoffMaxMs).toBeLessThan(60_000);
+    // A watch that it forgot while it was away, and the attempt after it.
+    expect(idleMs + headerDeadlineMs).toBeLessThanOrEqual(60_000);
   });
 
   it.each([401, 403, 429, 500, 503] as const)('that answers %i is retried', async (code) => {

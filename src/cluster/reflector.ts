@@ -3,6 +3,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import type { Logger } from 'pino';
 import { errorText } from '../errors.ts';
 import { type ApiClient, ApiError, type Query } from './api-client.ts';
+import { backoffMs, type BackoffTiming } from './backoff.ts';
 import { FrameError, lines, type ObjectMeta, parseFrame, parseListPage } from './frames.ts';
 import { type Item, ItemStore } from './item-store.ts';
 
@@ -90,7 +91,8 @@ export class Reflector<T> {
 
   /** Get everything anew, and put it in place of what is here only when it is complete. */
   async #list(signal: AbortSignal): Promise<void> {
-    const { client, path, query, project } = this.#options;
+    const { client, path, query, project, listWhole } = this.#options;
+    let { metadataOnly = false } = this.#options;
     const { pageSize, pageDeadlineMs, listDeadlineMs } = this.#timing;
     const endsAt = performance.now() + listDeadlineMs;
     const list: { meta: ObjectMeta; value: T }[] = [];
@@ -105,11 +107,17 @@ export class Reflector<T> {
       const page = parseListPage(
         await client.request('GET', path, {
           query: { ...query, limit: pageSize, continue: next || undefined },
+          ...(metadataOnly && { accept: partialMetadata('PartialObjectMetadataList') }),
           deadlineMs: Math.min(pageDeadlineMs, leftMs),
           signal,
         }),
       );
-      for (const { meta, object } of page.objects) list.push({ meta, value: project(object) });
+      const objects = page.objects.map(({ meta, object }) => ({ meta, value: project(object) }));
+      if (metadataOnly && listWhole?.(objects.map(({ value }) => value))) {
+        metadataOnly = false;
+        continue;
+      }
+      list.push(...objects);
       next = page.next;
       if (next !== '') continue;
       const changed = this.#store.replace(list, page.resourceVersion) || !this.#synced;
@@ -125,7 +133,7 @@ export class Reflector<T> {
 
   /** Follow the changes. Returns when the watch is to be renewed, which is no fault. */
   async #watch(signal: AbortSignal): Promise<void> {
-    const { client, path, query, project } = this.#options;
+    const { client, path, query, project, metadataOnly } = this.#options;
     const { watchSecondsMin, watchSecondsMax, watchGraceMs, headerDeadlineMs, idleMs, healthyAfterMs } =
       this.#timing;
     // Each node its own time, or all nodes of a cluster would come back to the API server at once.
@@ -138,6 +146,7 @@ export class Reflector<T> {
         resourceVersion: this.#store.resourceVersion,
         timeoutSeconds,
       },
+      ...(metadataOnly && { accept: partialMetadata('PartialObjectMetadata') }),
       deadlineMs: headerDeadlineMs,
       signal,
     });
@@ -189,10 +198,7 @@ export class Reflector<T> {
   #noteFault({ kind, text, relist, retryAfterMs }: Fault): number {
     this.#count(kind);
     if (relist) this.#listNext = true;
-    const { backoffMinMs, backoffMaxMs, retryAfterMaxMs } = this.#timing;
-    const ceiling = Math.min(backoffMaxMs, backoffMinMs * 2 ** Math.min(this.#failures, 20));
-    const asked = Math.min(retryAfterMs ?? 0, retryAfterMaxMs);
-    const delayMs = Math.max(ceiling * (0.5 + Math.random() / 2), asked * (1 + Math.random() / 10));
+    const delayMs = backoffMs(this.#timing, this.#failures, retryAfterMs);
     this.#failures++;
     // Once for each trouble, not for each attempt.
     const news = this.#lastError !== text;
@@ -233,15 +239,24 @@ export interface ReflectorOptions<T> {
   readonly path: string;
   /** Selectors, e.g. `{ fieldSelector: 'spec.nodeName=a' }`. */
   readonly query?: Query;
-  /** From a whole object, fresh from JSON, to the little that is kept of it. Should not throw: that counts as a fault. */
+  /**
+   * Ask for the metadata alone. `project` then gets objects of kind PartialObjectMetadata, but whole ones from a server that
+   * does not know how, and where `listWhole` wants them.
+   */
+  readonly metadataOnly?: boolean;
+  /** With each page of a list of metadata: whether it and those after it shall come whole instead. */
+  listWhole?(this: void, page: readonly T[]): boolean;
+  /**
+   * From an object, fresh from JSON, to the little that is kept of it, plain data. Should not throw: that counts as a fault.
+   */
   project(this: void, object: unknown): T;
-  /** Something differs in `items`, or they are complete for the first time. Should only take a note. */
+  /** A value in `items` differs, or they are complete for the first time. Should only take a note. */
   onChange(this: void): void;
   readonly log: Logger;
   readonly timing?: Partial<ReflectorTiming>;
 }
 
-export interface ReflectorTiming {
+export interface ReflectorTiming extends BackoffTiming {
   /** Objects in one page of a list. */
   readonly pageSize: number;
   readonly pageDeadlineMs: number;
@@ -258,15 +273,17 @@ export interface ReflectorTiming {
   readonly idleMs: number;
   /** A watch that lived so long proves that all is well. */
   readonly healthyAfterMs: number;
-  readonly backoffMinMs: number;
-  readonly backoffMaxMs: number;
-  /** A Retry-After beyond this is not believed. */
-  readonly retryAfterMaxMs: number;
+}
+
+/** An Accept header for metadata alone, or for whole objects where the server has no such thing. */
+function partialMetadata(kind: 'PartialObjectMetadata' | 'PartialObjectMetadataList'): string {
+  return `application/json;as=${kind};g=meta.k8s.io;v=v1,application/json`;
 }
 
 /** Together they bring a node back within 60 s of the API server's return: 20 s back-off + 15 s for an attempt under way. */
-const DEFAULT_TIMING: ReflectorTiming = {
-  pageSize: 250,
+export const DEFAULT_TIMING: ReflectorTiming = {
+  // A page of whole Nodes is read and parsed at once, and has 2 MB.
+  pageSize: 100,
   pageDeadlineMs: 30_000,
   listDeadlineMs: 240_000,
   headerDeadlineMs: 15_000,

@@ -9,7 +9,10 @@ export interface MetricsSource {
   readonly api: () => { connected: boolean; lastEventAgeMs?: number | undefined };
   readonly peers: () => number;
   readonly endpoints: () => number;
-  readonly alarms: () => number;
+  /** The kind of each alarm that is up. */
+  /** Undefined while all that we go by comes from the API server. */
+  readonly lastKnownAgeMs: () => number | undefined;
+  readonly alarms: () => readonly { readonly kind: string }[];
 }
 
 export interface Metrics {
@@ -35,7 +38,7 @@ export function createMetrics(source: MetricsSource): Metrics {
       registers,
       collect() {
         const value = read();
-        if (value === undefined) this.reset();
+        if (value === undefined) this.remove();
         else this.set(value);
       },
     });
@@ -88,6 +91,16 @@ export function createMetrics(source: MetricsSource): Metrics {
       for (const map of tables ? mapNames : []) this.set({ map }, tables![map].map.info.maxEntries);
     },
   });
+  const alarms = new Gauge({
+    name: 'ripstop_node_alarms',
+    help: 'Alarms about nodes that are quarantined, refused or in conflict, by kind',
+    labelNames: ['kind'] as const,
+    registers,
+    collect() {
+      this.reset();
+      for (const { kind } of source.alarms()) this.inc({ kind });
+    },
+  });
   const duration = new Histogram({
     name: 'ripstop_reconcile_duration_seconds',
     help: 'Duration of the passes that bring maps, links and the kernel path to the desired state',
@@ -106,14 +119,18 @@ export function createMetrics(source: MetricsSource): Metrics {
     bytes,
     gauge('ripstop_peers', 'Nodes that this node forwards to', source.peers),
     gauge('ripstop_endpoints', 'Pods attached on this node', source.endpoints),
-    gauge('ripstop_node_alarms', 'Nodes that are quarantined, refused or in conflict', source.alarms),
+    alarms,
+    gauge(
+      'ripstop_last_known_age_seconds',
+      'Age of the last-known state that this node runs on, while the API server has not answered since the start',
+      () => inSeconds(source.lastKnownAgeMs()),
+    ),
     gauge('ripstop_api_watch_connected', 'Whether the watch on Nodes is open', () =>
       Number(source.api().connected),
     ),
-    gauge('ripstop_api_watch_age_seconds', 'Time since the last event of the watch on Nodes', () => {
-      const age = source.api().lastEventAgeMs;
-      return age === undefined ? undefined : age / 1000;
-    }),
+    gauge('ripstop_api_watch_age_seconds', 'Time since the last event of the watch on Nodes', () =>
+      inSeconds(source.api().lastEventAgeMs),
+    ),
     mapEntries,
     mapMaxEntries,
     duration,
@@ -127,4 +144,8 @@ export function createMetrics(source: MetricsSource): Metrics {
       for (const target of failedTargets) errors.inc({ target });
     },
   };
+}
+
+function inSeconds(ms: number | undefined): number | undefined {
+  return ms === undefined ? undefined : ms / 1000;
 }

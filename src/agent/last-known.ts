@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * What this node last knew of itself and its peers, on disk: so that a node which reboots while the API server is down
+ * still has a network. The file's time of modification says when all of it was last known to be true.
+ */
+import { stat, utimes } from 'node:fs/promises';
+import type { Logger } from 'pino';
+import { z } from 'zod';
+import type { LeaseSettings, OwnNode, PeerHalf, PeerNode } from '../cluster/index.ts';
+import { errorText, RipstopError } from '../errors.ts';
+import { readIfThere, writeIfDifferent } from '../host/files.ts';
+import { addressFamily, type Cidr, formatCidr, parseCidr } from '../net/ip.ts';
+import { normalizeMac } from '../net/mac.ts';
+
+/** Of the file. Another number is another format, and none of ours. */
+const FORMAT = 1;
+const WRITE_EVERY_MS = 10_000;
+
+export interface LastKnown {
+  readonly own: OwnNode;
+  /** No two of their podCIDRs overlap. */
+  readonly peers: readonly PeerNode[];
+}
+
+/** Whose knowledge it is: under another name, network or backend it is worth nothing. */
+export interface LastKnownScope {
+  readonly nodeName: string;
+  readonly lease: LeaseSettings;
+}
+
+const cidr = z
+  .string()
+  .max(64)
+  .transform((text, context) => {
+    try {
+      return parseCidr(text);
+    } catch (error) {
+      context.addIssue(errorText(error));
+      return z.NEVER;
+    }
+  });
+const address = z.string().refine((text) => addressFamily(text) !== undefined, 'is no address');
+const mac = z.string().refine((text) => normalizeMac(text) === text, 'is no MAC address');
+
+const PeerHalfFile = z.object({
+  vtepIp: address,
+  vtepMac: mac.exactOptional(),
+  podCidr: cidr,
+  behindNat: z.boolean(),
+  zeroChecksum: z.boolean(),
+}) satisfies z.ZodType<PeerHalf>;
+
+const PeerFile = z.object({
+  name: z.string(),
+  uid: z.string(),
+  createdAt: z.number(),
+  podCidrs: z.array(cidr),
+  v4: PeerHalfFile.exactOptional(),
+  v6: PeerHalfFile.exactOptional(),
+}) satisfies z.ZodType<PeerNode>;
+
+const perFamily = <T extends z.ZodType>(schema: T) =>
+  z.object({ v4: schema.exactOptional(), v6: schema.exactOptional() });
+
+const OwnFile = z.object({
+  name: z.string(),
+  uid: z.string(),
+  podCidrs: z.array(cidr),
+  annotations: z.record(z.string(), z.string()),
+  vtepMac: perFamily(mac),
+  nodePublicIp: perFamily(address),
+  internalIp: perFamily(address),
+  flannelIsUp: z.boolean(),
+}) satisfies z.ZodType<OwnNode>;
+
+const Head = z.object({ format: z.literal(FORMAT), scope: z.record(z.string(), z.unknown()) });
+const Body = z.object({ own: OwnFile, peers: z.array(PeerFile) });
+
+/** As text: one line of JSON. */
+export function encodeLastKnown({ own, peers }: LastKnown, scope: LastKnownScope): string {
+  return `${JSON.stringify({
+    format: FORMAT,
+    scope: scopeOf(scope),
+    own: { ...own, podCidrs: own.podCidrs.map(formatCidr) },
+    peers: peers.map(({ v4, v6, podCidrs, ...peer }) => ({
+      ...peer,
+      podCidrs: podCidrs.map(formatCidr),
+      ...(v4 && { v4: encodeHalf(v4) }),
+      ...(v6 && { v6: encodeHalf(v6) }),
+    })),
+  })}\n`;
+}
+
+/** The inverse. @throws RipstopError saying why this text is of no use here. */
+export function decodeLastKnown(text: string, scope: LastKnownScope): LastKnown {
+  let json: unknown;
+  try {
+    json = JSON.parse(text);
+  } catch (error) {
+    throw new RipstopError('it is no JSON', { cause: error });
+  }
+  const head = Head.safeParse(json);
+  if (!head.success) throw new RipstopError(`it is not of format ${FORMAT}`);
+  const [theirs, ours] = [head.data.scope, scopeOf(scope)];
+  for (const [key, value] of Object.entries(ours)) {
+    if (theirs[key] === value) continue;
+    throw new RipstopError(`its ${key} is ${JSON.stringify(theirs[key])}, and ours ${JSON.stringify(value)}`);
+  }
+  const body = Body.safeParse(json);
+  if (body.success) return body.data;
+  const [issue] = body.error.issues;
+  throw new RipstopError(`${issue?.path.join('.')}: ${issue?.message}`, { cause: body.error });
+}
+
+function encodeHalf({ podCidr, ...half }: PeerHalf): Omit<PeerHalf, 'podCidr'> & { podCidr: string } {
+  return { ...half, podCidr: formatCidr(podCidr) };
+}
+
+function scopeOf({ nodeName, lease }: LastKnownScope): Record<string, string | number | null> {
+  const network = (one: Cidr | undefined): string | null => (one ? formatCidr(one) : null);
+  return {
+    node: nodeName,
+    network: network(lease.network),
+    ipv6Network: network(lease.ipv6Network),
+    backend: lease.backend,
+    vni: lease.vni ?? null,
+  };
+}
+
+/** The file, written at most every ten seconds and only for a change. */
+export class LastKnownFile {
+  readonly #path: string;
+  readonly #scope: LastKnownScope;
+  readonly #log: Logger;
+  readonly #everyMs: number;
+  /** What the file holds, or is about to. */
+  #written: LastKnown | undefined;
+  #wanted: LastKnown | undefined;
+  #touchedAt = Number.NEGATIVE_INFINITY;
+  #timer: NodeJS.Timeout | undefined;
+  #writing: Promise<void> = Promise.resolve();
+  #trouble = '';
+
+  constructor(path: string, scope: LastKnownScope, log: Logger, everyMs: number = WRITE_EVERY_MS) {
+    this.#path = path;
+    this.#scope = scope;
+    this.#log = log;
+    this.#everyMs = everyMs;
+  }
+
+  /** What is of use, and since when it may be untrue (ms since 1970). Of a file that is none, the log tells why. */
+  async read(): Promise<(LastKnown & { readonly at: number }) | undefined> {
+    try {
+      const text = await readIfThere(this.#path);
+      if (text === undefined) return undefined;
+      const { mtimeMs } = await stat(this.#path);
+      return { ...decodeLastKnown(text, this.#scope), at: mtimeMs };
+    } catch (error) {
+      this.#log.warn({ file: this.#path, why: errorText(error) }, 'the last-known state is of no use here');
+      return undefined;
+    }
+  }
+
+  /** This is how things are now; returns at once. */
+  note(known: LastKnown): void {
+    this.#wanted = known;
+    if (this.#timer !== undefined) return;
+    const wait = Math.max(0, this.#touchedAt + this.#everyMs - performance.now());
+    // What is the same need not be made known before its time comes anyway.
+    if (wait > 0 && this.#written && isSame(this.#written, known)) return;
+    this.#timer = setTimeout(() => void this.flush(), wait);
+  }
+
+  /** Write what is noted now. Never throws: see the log. */
+  flush(): Promise<void> {
+    clearTimeout(this.#timer);
+    this.#timer = undefined;
+    this.#touchedAt = performance.now();
+    return (this.#writing = this.#writing.then(() => this.#write()));
+  }
+
+  async #write(): Promise<void> {
+    const known = this.#wanted;
+    if (!known) return;
+    try {
+      if (this.#written && isSame(this.#written, known)) {
+        const now = new Date();
+        await utimes(this.#path, now, now);
+      } else {
+        const text = encodeLastKnown(known, this.#scope);
+        if (!(await writeIfDifferent(this.#path, text, 0o600))) {
+          const now = new Date();
+          await utimes(this.#path, now, now);
+        }
+        this.#written = known;
+      }
+      this.#trouble = '';
+    } catch (error) {
+      this.#written = undefined;
+      const why = errorText(error);
+      if (why !== this.#trouble) {
+        this.#log.warn(
+          { why },
+          'cannot keep the last-known state; after a reboot this node needs the API server',
+        );
+      }
+      this.#trouble = why;
+    }
+  }
+}
+
+/** Peers keep their identity as long as nothing about them changes, so this is mostly 15,000 comparisons of pointers. */
+function isSame(one: LastKnown, other: LastKnown): boolean {
+  const same = (a: object, b: object | undefined): boolean =>
+    a === b || JSON.stringify(a) === JSON.stringify(b);
+  return (
+    one.peers.length === other.peers.length &&
+    same(one.own, other.own) &&
+    one.peers.every((peer, i) => same(peer, other.peers[i]))
+  );
+}

@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: Apache-2.0
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { Logger } from 'pino';
+import { errorText } from '../errors.ts';
+import { type ApiClient, ApiError } from './api-client.ts';
+import { backoffMs, type BackoffTiming } from './backoff.ts';
+import { nodeSchema, podCidrTexts } from './node-lease.ts';
+
+/** A Node of which only the metadata is known. */
+export interface BareNode {
+  readonly name: string;
+  readonly uid: string;
+  readonly resourceVersion: string;
+}
+
+export interface FetchTiming extends BackoffTiming {
+  /** Requests under way at once. */
+  readonly parallel: number;
+  readonly deadlineMs: number;
+  /** How long changes are gathered before Nodes are asked for. */
+  readonly settleMs: number;
+  /** How soon a Node that has no podCIDR yet is asked for again, once it has changed. */
+  readonly recheckMs: number;
+  /** How soon a Node that the API server refuses to show is asked for again. */
+  readonly refusedMs: number;
+}
+
+export const FETCH_TIMING: FetchTiming = {
+  parallel: 4,
+  deadlineMs: 15_000,
+  settleMs: 20,
+  recheckMs: 5_000,
+  refusedMs: 60_000,
+  backoffMinMs: 1_000,
+  backoffMaxMs: 20_000,
+  retryAfterMaxMs: 60_000,
+};
+
+/** `empty` it has no podCIDR yet · `gone` there is no such Node · `refused` asking again helps little · `failed` it may */
+interface Attempt {
+  readonly outcome: 'empty' | 'gone' | 'refused' | 'failed';
+  readonly error?: string;
+  readonly resourceVersion: string;
+  readonly count: number;
+  readonly againAtMs: number;
+}
+
+/**
+ * Gets the podCIDRs of Nodes that do not publish them as an annotation, which are plain flannel's, by reading those Nodes
+ * whole, each once. What was learned of a UID holds for good: Kubernetes never changes podCIDRs that are set.
+ */
+export class PodCidrFetcher {
+  readonly #client: ApiClient;
+  readonly #wanted: () => readonly BareNode[];
+  readonly #onChange: () => void;
+  readonly #log: Logger;
+  readonly #timing: FetchTiming;
+  readonly #known = new Map<string, readonly string[]>();
+  /** Of those that are wanted. */
+  #attempts = new Map<string, Attempt>();
+  readonly #stopping = new AbortController();
+  #running: Promise<void> | undefined;
+  #wake = Promise.withResolvers<void>();
+  #lastError: string | undefined;
+
+  /**
+   * @param wanted which Nodes lack their podCIDRs now.
+   * @param onChange something was learned, or could not be. Should only take a note.
+   */
+  constructor(options: {
+    client: ApiClient;
+    wanted: () => readonly BareNode[];
+    onChange: () => void;
+    log: Logger;
+    timing?: Partial<FetchTiming>;
+  }) {
+    this.#client = options.client;
+    this.#wanted = options.wanted;
+    this.#onChange = options.onChange;
+    this.#log = options.log;
+    this.#timing = { ...FETCH_TIMING, ...options.timing };
+  }
+
+  /** As in the spec; undefined while unknown or none. */
+  known(uid: string): readonly string[] | undefined {
+    return this.#known.get(uid);
+  }
+
+  /** Take note of what a whole Node says. */
+  learn(uid: string, podCidrs: readonly string[]): void {
+    if (podCidrs.length > 0 && !this.#known.has(uid)) this.#known.set(uid, podCidrs);
+  }
+
+  /** Drop what was learned of Nodes that are no more, now and then. */
+  forget(existing: ReadonlyMap<string, unknown>): void {
+    if (this.#known.size < 2 * existing.size + 1000) return;
+    for (const uid of this.#known.keys()) if (!existing.has(uid)) this.#known.delete(uid);
+  }
+
+  /** Whether the Node was read, and had none. */
+  isEmpty(uid: string): boolean {
+    return this.#attempts.get(uid)?.outcome === 'empty';
+  }
+
+  /** Why a Node could not be read. */
+  failure(uid: string): string | undefined {
+    return this.#attempts.get(uid)?.error;
+  }
+
+  /** Whether all that can be known now of Nodes that lack their podCIDRs is known. */
+  get settled(): boolean {
+    return this.#wanted().every(({ uid }) => (this.#attempts.get(uid)?.outcome ?? 'failed') !== 'failed');
+  }
+
+  /** The trouble at hand; absent when there is none. */
+  get lastError(): string | undefined {
+    return this.#lastError;
+  }
+
+  /** Begin; returns at once. */
+  start(): void {
+    this.#running ??= this.#run(this.#stopping.signal);
+  }
+
+  /** Other Nodes may be wanted. */
+  wake(): void {
+    this.#wake.resolve();
+  }
+
+  async stop(): Promise<void> {
+    this.#stopping.abort();
+    this.#wake.resolve();
+    await this.#running;
+  }
+
+  async #run(signal: AbortSignal): Promise<void> {
+    let failures = 0;
+    while (!signal.aborted) {
+      const due = this.#due();
+      if (due.length === 0) {
+        await this.#untilWoken(signal);
+        continue;
+      }
+      const trouble = await this.#fetch(due, signal);
+      if (signal.aborted) return;
+      this.#note(trouble);
+      this.#onChange();
+      if (!trouble) {
+        failures = 0;
+        continue;
+      }
+      const retryAfterMs = trouble instanceof ApiError ? trouble.retryAfterMs : undefined;
+      await sleep(backoffMs(this.#timing, failures++, retryAfterMs), undefined, { signal }).catch(() => {});
+    }
+  }
+
+  /** Those to ask for now; those that failed most often come last, so that they hold up nobody. */
+  #due(): BareNode[] {
+    const wanted = this.#wanted();
+    const attempts = new Map<string, Attempt>();
+    for (const { uid } of wanted) {
+      const attempt = this.#attempts.get(uid);
+      if (attempt) attempts.set(uid, attempt);
+    }
+    this.#attempts = attempts;
+    const now = performance.now();
+    return wanted
+      .filter(({ uid, resourceVersion }) => {
+        const attempt = attempts.get(uid);
+        if (!attempt) return true;
+        const useless = attempt.outcome === 'empty' && attempt.resourceVersion === resourceVersion;
+        return !useless && now >= attempt.againAtMs;
+      })
+      .sort((a, b) => (attempts.get(a.uid)?.count ?? 0) - (attempts.get(b.uid)?.count ?? 0));
+  }
+
+  async #untilWoken(signal: AbortSignal): Promise<void> {
+    const { recheckMs, settleMs } = this.#timing;
+    this.#wake = Promise.withResolvers<void>();
+    const recheck = this.#attempts.size > 0 ? setTimeout(() => this.#wake.resolve(), recheckMs) : undefined;
+    await this.#wake.promise;
+    clearTimeout(recheck);
+    await sleep(settleMs, undefined, { signal }).catch(() => {});
+  }
+
+  /** @returns the failure that ended it: an API server in trouble is not asked for the rest at once. */
+  async #fetch(due: readonly BareNode[], signal: AbortSignal): Promise<Error | undefined> {
+    const queue = due.values();
+    let trouble: Error | undefined;
+    const work = async (): Promise<void> => {
+      for (const node of queue) {
+        trouble = (await this.#fetchOne(node, signal)) ?? trouble;
+        if (trouble || signal.aborted) return;
+      }
+    };
+    await Promise.all(Array.from({ length: this.#timing.parallel }, work));
+    return trouble;
+  }
+
+  /** @returns why it is worth while to wait and try again. */
+  async #fetchOne(node: BareNode, signal: AbortSignal): Promise<Error | undefined> {
+    const { name, uid, resourceVersion } = node;
+    const { deadlineMs, recheckMs, refusedMs } = this.#timing;
+    const note = (outcome: Attempt['outcome'], waitMs: number, error?: string): void => {
+      const count = (this.#attempts.get(uid)?.count ?? 0) + 1;
+      const againAtMs = performance.now() + waitMs;
+      const attempt = { outcome, resourceVersion, count, againAtMs, ...(error !== undefined && { error }) };
+      this.#attempts.set(uid, attempt);
+    };
+    try {
+      const settings = { deadlineMs, signal };
+      const read = nodeSchema.safeParse(
+        await this.#client.request('GET', `/api/v1/nodes/${encodeURIComponent(name)}`, settings),
+      );
+      if (!read.success) {
+        note('refused', refusedMs, 'the API server answered with something that is no Node');
+        return undefined;
+      }
+      const { metadata, spec } = read.data;
+      const podCidrs = podCidrTexts(spec);
+      this.learn(metadata.uid, podCidrs);
+      // Another UID: ours is no more, as the watch will tell.
+      if (metadata.uid !== uid) note('gone', recheckMs);
+      else if (podCidrs.length === 0) note('empty', recheckMs);
+      return undefined;
+    } catch (error) {
+      if (signal.aborted) return undefined;
+      const status = error instanceof ApiError ? (error.status ?? 0) : 0;
+      if (status === 404) note('gone', recheckMs);
+      else if (status >= 400 && status < 500 && ![401, 408, 429].includes(status)) {
+        note('refused', refusedMs, errorText(error));
+      } else {
+        note('failed', 0, errorText(error));
+        return error instanceof Error ? error : new Error(errorText(error));
+      }
+      return undefined;
+    }
+  }
+
+  /** Once for each trouble, not for each attempt. */
+  #note(trouble: Error | undefined): void {
+    const text = trouble && errorText(trouble);
+    if (text !== undefined && text !== this.#lastError)
+      this.#log.warn({ why: text }, 'cannot read a Node without ripstop.io/pod-cidrs; trying on');
+    this.#lastError = text;
+  }
+}

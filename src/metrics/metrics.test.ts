@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+import { expect, it } from 'vitest';
+import { createMetrics, type MetricsSource } from './metrics.ts';
+
+/** The lines of one metric. */
+async function exported(name: string, source: Partial<MetricsSource>): Promise<string[]> {
+  const { registry } = createMetrics({
+    tables: () => undefined,
+    api: () => ({ connected: true }),
+    peers: () => 0,
+    endpoints: () => 0,
+    lastKnownAgeMs: () => undefined,
+    alarms: () => [],
+    ...source,
+  });
+  const text = await registry.metrics();
+  return text.split('\n').filter((line) => line.startsWith(name) && !line.startsWith('#'));
+}
+
+it('alarms are counted by their kind, and no longer when they are over', async () => {
+  const up = [{ kind: 'podcidr_conflict' }, { kind: 'vtep_shared' }, { kind: 'podcidr_conflict' }];
+  const alarms = () => up;
+  expect(await exported('ripstop_node_alarms', { alarms })).toEqual([
+    'ripstop_node_alarms{kind="podcidr_conflict"} 2',
+    'ripstop_node_alarms{kind="vtep_shared"} 1',
+  ]);
+  expect(await exported('ripstop_node_alarms', {})).toEqual([]);
+});
+
+it('the age of the last-known state is there only while that is what the node runs on', async () => {
+  const name = 'ripstop_last_known_age_seconds';
+  expect(await exported(name, { lastKnownAgeMs: () => 90_000 })).toEqual([`${name} 90`]);
+  expect(await exported(name, {})).toEqual([]);
+});
