@@ -189,6 +189,7 @@ describe.skipIf(missingHere('iptables'))('the command, on two nodes with a pod e
         'ripstop_api_watch_connected gauge',
         'ripstop_bytes_total counter',
         'ripstop_endpoints gauge',
+        'ripstop_last_known_age_seconds gauge',
         'ripstop_map_entries gauge',
         'ripstop_map_max_entries gauge',
         'ripstop_node_alarms gauge',

@@ -1,14 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-import {
-  existsSync,
-  globSync,
-  mkdirSync,
-  mkdtempSync,
-  readFileSync,
-  rmSync,
-  statSync,
-  writeFileSync,
-} from 'node:fs';
+import { existsSync, globSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import * as k8s from '@kubernetes/client-node';
@@ -20,17 +11,26 @@ import { validate as validateServiceAccount } from 'kubernetes-models/_schemas/I
 import { validate as validateClusterRole } from 'kubernetes-models/_schemas/IoK8sApiRbacV1ClusterRole';
 import { validate as validateClusterRoleBinding } from 'kubernetes-models/_schemas/IoK8sApiRbacV1ClusterRoleBinding';
 import { describe, expect, it } from 'vitest';
+import { Flag } from '../src/cli/options.ts';
+import { createProgram } from '../src/cli/program.ts';
 import { parseNetConf } from '../src/cluster/net-conf.ts';
 import { supportedVersions } from '../src/cni/spec.ts';
 import { REQUIRED_PROGRAMS } from '../src/host/requirements.ts';
 import { run } from '../src/host/run.ts';
 import { formatCidr } from '../src/net/ip.ts';
+import {
+  installInto,
+  manifest,
+  parseManifest,
+  readme,
+  readmeEdits,
+  rendered,
+  shapes,
+} from './support/manifest.ts';
 
 const root = join(import.meta.dirname, '..');
 const read = (path: string) => readFileSync(join(root, path), 'utf8');
 
-const manifest = read('deploy/ripstop.yml');
-const readme = read('deploy/README.md');
 const recipe = parseDockerfile(read('deploy/Dockerfile'));
 const { version, scripts } = JSON.parse(read('package.json')) as {
   version: string;
@@ -89,30 +89,6 @@ function mistakes(document: object): string[] {
 }
 
 // ---- the manifest ------------------------------------------------------------------------------------------------
-
-interface Documents {
-  namespace: k8s.V1Namespace;
-  account: k8s.V1ServiceAccount;
-  role: k8s.V1ClusterRole;
-  binding: k8s.V1ClusterRoleBinding;
-  config: k8s.V1ConfigMap;
-  daemonSet: k8s.V1DaemonSet;
-}
-
-function parseManifest(text: string): Documents {
-  const documents = loadAll(text) as { kind: string }[];
-  const kinds = [
-    'Namespace',
-    'ServiceAccount',
-    'ClusterRole',
-    'ClusterRoleBinding',
-    'ConfigMap',
-    'DaemonSet',
-  ];
-  expect(documents.map(({ kind }) => kind)).toEqual(kinds);
-  const [namespace, account, role, binding, config, daemonSet] = documents;
-  return { namespace, account, role, binding, config, daemonSet } as Documents;
-}
 
 const { namespace, account, role, binding, config, daemonSet } = parseManifest(manifest);
 const pod = daemonSet.spec!.template.spec!;
@@ -180,7 +156,14 @@ describe('ripstop.yml', () => {
       );
     });
     expect(granted.toSorted()).toEqual([...callsInSources()].toSorted());
-    expect(granted.toSorted()).toEqual(['get /nodes', 'list /nodes', 'patch /nodes/status', 'watch /nodes']);
+    expect(granted.toSorted()).toEqual([
+      'create /events',
+      'get /nodes',
+      'list /nodes',
+      'patch /events',
+      'patch /nodes/status',
+      'watch /nodes',
+    ]);
   });
 
   it('mounts volumes that exist, each of them somewhere, and none twice at one place', () => {
@@ -225,11 +208,13 @@ describe('ripstop.yml', () => {
     );
     expect(mounts).toEqual({
       '/run/ripstop': ['/run/ripstop', undefined],
+      '/var/lib/ripstop': ['/var/lib/ripstop', undefined],
       '/run/flannel': ['/run/flannel', undefined],
       '/run/netns': ['/run/netns', 'HostToContainer'],
       '/sys/fs/bpf': ['/sys/fs/bpf', 'HostToContainer'],
       '/var/lib/cni': ['/var/lib/cni', undefined],
       '/etc/cni/net.d': ['/etc/cni/net.d', undefined],
+      '/run/xtables.lock': ['/run/xtables.lock', undefined],
       '/etc/kube-flannel': [undefined, undefined],
     });
     expect(agent.env).toContainEqual({
@@ -274,30 +259,10 @@ describe('ripstop.yml', () => {
   });
 
   it.each([
-    ['cni', ['net.d/10-flannel.conflist 644', 'bin/ripstop-cni 755']],
+    ['cni', ['/etc/cni/net.d/10-flannel.conflist 644', '/opt/cni/bin/ripstop-cni 755']],
     ['boost', []],
   ])('in mode %s installs %j', async (mode, expected) => {
-    const host = mkdtempSync(join(tmpdir(), 'ripstop-deploy-'));
-    try {
-      for (const directory of ['image', 'config', 'bin', 'net.d']) mkdirSync(join(host, directory));
-      writeFileSync(join(host, 'image/ripstop-cni'), 'the shim');
-      writeFileSync(join(host, 'config/cni-conf.json'), config.data!['cni-conf.json']!);
-      const script = container('install-cni')
-        .args!.join('\n')
-        .replaceAll('/opt/ripstop/build', join(host, 'image'))
-        .replaceAll('/etc/kube-flannel', join(host, 'config'))
-        .replaceAll('/host/opt/cni', host)
-        .replaceAll('/host/etc/cni', host);
-      // Twice: an upgrade replaces what is there.
-      for (let i = 0; i < 2; i++)
-        await run('sh', ['-c', script], { env: { PATH: process.env['PATH'] ?? '', RIPSTOP_MODE: mode } });
-      const installed = globSync('{bin,net.d}/*', { cwd: host }).map(
-        (file) => `${file} ${(statSync(join(host, file)).mode & 0o777).toString(8)}`,
-      );
-      expect(installed.toSorted()).toEqual(expected.toSorted());
-    } finally {
-      rmSync(host, { recursive: true });
-    }
+    expect(await installed(manifest, mode)).toEqual(expected);
   });
 
   it('runs scripts that a POSIX shell can read', async () => {
@@ -310,6 +275,21 @@ describe('ripstop.yml', () => {
     expect(new Set(containers.map((one) => one.image))).toEqual(new Set([`ripstop:${version}`]));
   });
 });
+
+/** What is on a host after an installation and an upgrade. */
+async function installed(text: string, mode?: string): Promise<string[]> {
+  const host = mkdtempSync(join(tmpdir(), 'ripstop-deploy-'));
+  try {
+    const image = join(host, 'image');
+    mkdirSync(image);
+    writeFileSync(join(image, 'ripstop-cni'), 'the shim');
+    const root = join(host, 'root');
+    await installInto(root, parseManifest(text), image, mode);
+    return await installInto(root, parseManifest(text), image, mode);
+  } finally {
+    rmSync(host, { recursive: true });
+  }
+}
 
 /** `verb group/resource` of every Kubernetes call in the sources: a path's literal tells it. */
 function callsInSources(): Set<string> {
@@ -324,10 +304,12 @@ function callsInSources(): Set<string> {
     )) {
       const [, method, literal = ''] = match;
       const path = literal.replaceAll(/\$\{[^}]*\}/g, 'NAME');
-      const [, , resource = '', name, sub] = /^\/api\/(v1)\/(\w+)(?:\/(NAME)(?:\/(\w+))?)?$/.exec(path) ?? [];
+      const [, , resource = '', name, sub] =
+        /^\/api\/(v1)\/(?:namespaces\/default\/)?(\w+)(?:\/(NAME)(?:\/(\w+))?)?$/.exec(path) ?? [];
       const target = `/${resource}${sub ? `/${sub}` : ''}`;
       if (resource && name && method === 'GET') calls.add(`get ${target}`);
       else if (resource && name && method === 'PATCH') calls.add(`patch ${target}`);
+      else if (resource && !name && method === 'POST') calls.add(`create ${target}`);
       else if (resource && !name && method === undefined) {
         // The reflector's path: it lists, then watches.
         calls.add(`list ${target}`).add(`watch ${target}`);
@@ -414,16 +396,11 @@ describe('Dockerfile', () => {
 // ---- the instructions --------------------------------------------------------------------------------------------
 
 describe('README.md', () => {
-  /** The arguments of each `sed` in the README that changes the manifest on its way to kubectl. */
-  const edits = [...readme.matchAll(/^sed ((?:-e '[^']+'[\s\\]*)+)deploy\/ripstop\.yml \| kubectl/gm)].map(
-    (match) => [...(match[1] ?? '').matchAll(/'([^']+)'/g)].flatMap((edit) => ['-e', edit[1] ?? '']),
-  );
-
   it('changes what it says, and the outcome is still valid', async () => {
-    expect(edits).toHaveLength(3);
+    expect(readmeEdits).toHaveLength(3);
     const outcomes: object[] = [];
-    for (const edit of edits) {
-      const text = await run('sed', edit, { stdin: manifest });
+    for (const edit of readmeEdits) {
+      const text = await rendered(edit);
       for (const document of loadAll(text) as object[]) expect(mistakes(document)).toEqual([]);
       const { config, daemonSet } = parseManifest(text);
       const paths = daemonSet.spec!.template.spec!.volumes!.map((volume) => volume.hostPath?.path);
@@ -443,6 +420,38 @@ describe('README.md', () => {
         cni: ['/var/lib/rancher/k3s/data/cni', '/var/lib/rancher/k3s/agent/etc/cni/net.d'],
       },
     ]);
+  });
+
+  it.each(shapes)('has for $cluster what it says in its table', async (shape) => {
+    const text = await rendered(shape.edit);
+    const netConf = parseNetConf(parseManifest(text).config.data!['net-conf.json']!);
+    expect(formatCidr(netConf.network!)).toBe(shape.network);
+    expect(await installed(text)).toEqual(
+      [`${shape.confDir}/10-flannel.conflist 644`, `${shape.binDir}/ripstop-cni 755`].toSorted(),
+    );
+  });
+
+  it('has a table of clusters, each with an edit of its own', () => {
+    expect(shapes.map(({ cluster }) => cluster)).toEqual([
+      'kubeadm, minikube',
+      'k3s with `--flannel-backend=none`, RKE2 with `cni: none`',
+      'k3s with directories of its own',
+    ]);
+    expect(new Set(shapes.map(({ edit }) => edit.join('\n'))).size).toBe(3);
+  });
+
+  it('names each variable of flannel beside the flag that reads it', () => {
+    const agent = createProgram().commands.find((command) => command.name() === 'agent')!;
+    const read = agent.options.flatMap((option) =>
+      option instanceof Flag
+        ? option.variables.filter((name) => !name.startsWith('RIPSTOP_')).map((name) => [option.long, name])
+        : [],
+    );
+    const quoted = (cell: string) => [...cell.matchAll(/`([^`]+)`/g)].map(([, text]) => text);
+    const told = [...readme.matchAll(/^\| (`--[^|]+) \| ([^|]+) \|/gm)].flatMap(
+      ([, flags = '', names = '']) => quoted(flags).map((flag, i) => [flag, quoted(names)[i]]),
+    );
+    expect(told.map(String).toSorted()).toEqual(read.map(String).toSorted());
   });
 
   it('names objects and files that exist', () => {

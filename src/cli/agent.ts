@@ -1,18 +1,44 @@
 // SPDX-License-Identifier: Apache-2.0
 import { type Command, InvalidArgumentError } from 'commander';
 import type { AgentOptions } from '../agent/options.ts';
-import { bpffsFlag, flag, runDirFlag } from './options.ts';
+import { DEFAULT_ANNOTATION_PREFIX } from '../cluster/annotations.ts';
+import { addressFamily, canonicalAddress, type Family } from '../net/ip.ts';
+import { addEtcdFlags, type EtcdFlags, withEtcd } from './etcd-flags.ts';
+import { uselessFlannelVariables } from './flannel-env.ts';
+import { booleanFlag, bpffsFlag, Flag, flag, runDirFlag } from './options.ts';
 
 export function addAgentCommand(program: Command): void {
-  program
+  const agent = program
     .command('agent')
     .description('run the data plane of this node')
-    .addOption(flag('--node-name <name>', "this node's name in the cluster").makeOptionMandatory())
     .addOption(
-      flag('--kubeconfig <file>', 'how to reach the API server (default: the service account of the pod)'),
+      flag('--node-name <name>', "this node's name in the cluster", 'NODE_NAME').makeOptionMandatory(),
     )
     .addOption(
-      flag('--net-conf <file>', "flannel's net-conf.json").default('/etc/kube-flannel/net-conf.json'),
+      flag(
+        '--kubeconfig <file>',
+        'how to reach the API server (default: the service account of the pod)',
+        'FLANNELD_KUBECONFIG_FILE',
+      ),
+    )
+    .addOption(
+      flag('--net-conf <file>', "flannel's net-conf.json", 'FLANNELD_NET_CONFIG_PATH').default(
+        '/etc/kube-flannel/net-conf.json',
+      ),
+    )
+    .addOption(
+      flag(
+        '--kube-annotation-prefix <prefix>',
+        'what the annotations of nodes begin with',
+        'FLANNELD_KUBE_ANNOTATION_PREFIX',
+      ).default(DEFAULT_ANNOTATION_PREFIX),
+    )
+    .addOption(
+      booleanFlag(
+        '--set-node-network-unavailable [bool]',
+        "clear the Node's condition NetworkUnavailable once the network is there",
+        'FLANNELD_SET_NODE_NETWORK_UNAVAILABLE',
+      ),
     )
     .addOption(
       flag('--mode <mode>', 'replace flannel (cni) or accelerate a running one (boost)')
@@ -22,13 +48,42 @@ export function addAgentCommand(program: Command): void {
     .addOption(
       flag('--ingress <hook>', 'where to decapsulate').choices(['auto', 'tc', 'xdp']).default('auto'),
     )
-    .addOption(flag('--iface <name>', 'the uplink, by name or address'))
-    .addOption(flag('--iface-regex <regex>', 'the uplink, by a pattern of its address or name'))
-    .addOption(flag('--iface-can-reach <ip>', 'the uplink that leads to this address'))
+    .addOption(
+      flag(
+        '--iface <name>',
+        'the uplink, by name or address; of several (repeated, or with commas) the first that is there',
+        'FLANNELD_IFACE',
+      ).argParser((text, before?: string[]) => [...(before ?? []), ...text.split(',')]),
+    )
+    .addOption(
+      flag(
+        '--iface-regex <regex>',
+        'the uplink, by a pattern of its address or name; may be repeated',
+        'FLANNELD_IFACE_REGEX',
+      ).argParser((text, before?: string[]) => [...(before ?? []), text]),
+    )
+    .addOption(
+      flag('--iface-can-reach <ip>', 'the uplink that leads to this address', 'FLANNELD_IFACE_CAN_REACH'),
+    )
+    .addOption(
+      flag(
+        '--public-ip <ip>',
+        "this node's address for tunnels, and unless --iface… says it, their uplink",
+        'FLANNELD_PUBLIC_IP',
+      ).argParser(addressParser(4)),
+    )
+    .addOption(
+      flag('--public-ipv6 <ip>', 'the same for IPv6', 'FLANNELD_PUBLIC_IPV6').argParser(addressParser(6)),
+    )
     .addOption(bpffsFlag())
     .addOption(runDirFlag())
     .addOption(
-      flag('--subnet-file <file>', 'what flannel tells CNI plugins').default('/run/flannel/subnet.env'),
+      flag('--state-dir <path>', 'where to keep what must outlive a reboot').default('/var/lib/ripstop'),
+    )
+    .addOption(
+      flag('--subnet-file <file>', 'what flannel tells CNI plugins', 'FLANNELD_SUBNET_FILE').default(
+        '/run/flannel/subnet.env',
+      ),
     )
     .addOption(
       flag('--metrics-addr <host:port>', 'where to serve /metrics, /healthz, /readyz').default(
@@ -39,18 +94,27 @@ export function addAgentCommand(program: Command): void {
       flag('--ipam-dir <path>', 'where host-local keeps its leases').default('/var/lib/cni/networks'),
     )
     .addOption(
-      flag('--ip-masq [true|false]', 'masquerade what pods send out of the cluster network')
-        .argParser(parseBoolean)
-        .preset('true')
-        .default(true),
+      booleanFlag(
+        '--ip-masq [true|false]',
+        'masquerade what pods send out of the cluster network',
+        'FLANNELD_IP_MASQ',
+      ),
     )
     .addOption(
       flag('--log-level <level>', 'what to log').choices(['debug', 'info', 'warn', 'error']).default('info'),
     )
-    .action(async (options: AgentOptions & { logLevel: string }) => {
+    .action(async (flags: AgentFlags, command: Command) => {
+      const { keepHeapSmall } = await import('../agent/memory.ts');
+      keepHeapSmall();
       const { pino } = await import('pino');
       const { runAgent } = await import('../agent/agent.ts');
-      const log = pino({ level: options.logLevel, base: { node: options.nodeName } });
+      const log = pino({ level: flags.logLevel, base: { node: flags.nodeName } });
+      const read = new Set(
+        command.options.flatMap((option) => (option instanceof Flag ? option.variables : [])),
+      );
+      const useless = uselessFlannelVariables(process.env, read);
+      if (Object.keys(useless).length > 0)
+        log.warn({ variables: useless }, 'variables of flannel that mean nothing here');
       const stop = new AbortController();
       for (const signal of ['SIGINT', 'SIGTERM'] as const) {
         process.on(signal, () => {
@@ -58,13 +122,34 @@ export function addAgentCommand(program: Command): void {
           stop.abort();
         });
       }
-      await runAgent(options, log, stop.signal);
+      await runAgent(agentOptions(flags), log, stop.signal);
     });
+  addEtcdFlags(agent);
 }
 
-/** As Go's flag package reads a boolean, for manifests that were written for flannel. */
-function parseBoolean(text: string): boolean {
-  if (['true', '1', 't'].includes(text.toLowerCase())) return true;
-  if (['false', '0', 'f'].includes(text.toLowerCase())) return false;
-  throw new InvalidArgumentError('Say true or false.');
+export interface AgentFlags extends Omit<AgentOptions, 'publicIp' | 'annotationPrefix' | 'etcd'>, EtcdFlags {
+  publicIp?: string;
+  publicIpv6?: string;
+  kubeAnnotationPrefix: string;
+  logLevel: string;
+}
+
+/** What the command line means. */
+export function agentOptions(flags: AgentFlags): AgentOptions {
+  const { publicIp, publicIpv6, kubeAnnotationPrefix, ...same } = withEtcd(flags);
+  return {
+    ...same,
+    publicIp: {
+      ...(publicIp !== undefined && { v4: publicIp }),
+      ...(publicIpv6 !== undefined && { v6: publicIpv6 }),
+    },
+    annotationPrefix: kubeAnnotationPrefix,
+  };
+}
+
+function addressParser(family: Family): (text: string) => string {
+  return (text) => {
+    if (addressFamily(text) !== family) throw new InvalidArgumentError(`Give an IPv${family} address.`);
+    return canonicalAddress(text);
+  };
 }

@@ -20,8 +20,10 @@ export function addLabCommands(program: Command): void {
       flag('--wire <wire>', 'gso: super-packets cross the wire; mtu: packets of MTU size, as on a NIC'),
     )
     .addOption(flag('--mtu <bytes>', 'MTU of the uplinks'))
+    .addOption(flag('--network <cidr>', "the IPv4 network of pods' addresses"))
     .addOption(flag('--ipv6', 'dual-stack: IPv6 beside IPv4, on the underlay and for pods'))
     .addOption(flag('--direct-routing', 'no tunnel between nodes of one L2, as all of a lab are'))
+    .addOption(flag('--backend <type>', 'vxlan, host-gw or alloc'))
     .addOption(nameFlag())
     .action(async (flags: LabFlags) => {
       const { labSteps, labUp, parseLabOptions } = await import('../lab/index.ts');

@@ -4,6 +4,7 @@ import { errorText, RipstopError } from '../errors.ts';
 import { addAgentCommand } from './agent.ts';
 import { addLabCommands } from './lab.ts';
 import { addReaderCommands } from './readers.ts';
+import { addUninstallCommand } from './uninstall.ts';
 
 /** The whole command line. Each subcommand loads what it needs when it runs. */
 export function createProgram(output: OutputConfiguration = {}): Command {
@@ -21,6 +22,7 @@ export function createProgram(output: OutputConfiguration = {}): Command {
     .exitOverride();
   addAgentCommand(program);
   addReaderCommands(program);
+  addUninstallCommand(program);
   addLabCommands(program);
   return program;
 }

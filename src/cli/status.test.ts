@@ -82,8 +82,14 @@ describe('status', () => {
         ...agent,
         ready: false,
         notReady: 'the uplink has no address',
-        api: { connected: false, synced: true, lastEventAgeMs: 61_000, lastError: 'connection refused' },
-        alarms: [{ node: 'node7', reason: 'its podCIDR is taken by node3' }],
+        api: {
+          connected: false,
+          synced: false,
+          lastEventAgeMs: 61_000,
+          lastError: 'connection refused',
+          lastKnownAgeMs: 90_400,
+        },
+        alarms: [{ node: 'node7', kind: 'podcidr_conflict', reason: 'its podCIDR is taken by node3' }],
         passes: {
           ...agent.passes,
           errors: 1,
@@ -91,11 +97,12 @@ describe('status', () => {
         },
       },
     });
-    expect(lines(text).filter((line) => /NOT |^ERROR|^ALARM/.test(line))).toEqual([
-      'node       node1, mode cni, NOT READY: the uplink has no address',
-      'API watch  NOT CONNECTED, last event 61 s ago: connection refused',
-      'ERROR      links: EPERM',
-      'ALARM      node7: its podCIDR is taken by node3',
+    expect(lines(text).filter((line) => /NOT |^ERROR|^ALARM|^LAST/.test(line))).toEqual([
+      'node        node1, mode cni, NOT READY: the uplink has no address',
+      'API watch   NOT CONNECTED, last event 61 s ago: connection refused',
+      'LAST KNOWN  running on last-known state of 90 s ago, until the API server answers',
+      'ERROR       links: EPERM',
+      'ALARM       node7: its podCIDR is taken by node3',
     ]);
   });
 

@@ -72,10 +72,17 @@ export function renderStatus(status: Status): string {
     if (agent.uplink) lines.push(['uplink', `${agent.uplink.explanation}, MTU ${agent.uplink.mtu}`]);
     for (const { podCidr, network, vtep } of agent.families) {
       lines.push(['podCIDR', `${podCidr} of ${network}`]);
-      lines.push(['VTEP', `${vtep.device} ${vtep.mac} at ${vtep.ip}`]);
+      lines.push([
+        'VTEP',
+        vtep.device ? `${vtep.device} ${vtep.mac} at ${vtep.ip}` : `${vtep.ip}, no tunnels`,
+      ]);
     }
     if (agent.ingress) lines.push(['ingress', `${agent.ingress.hook}: ${agent.ingress.why}`]);
     lines.push(['API watch', describeWatch(agent)]);
+    if (agent.api.lastKnownAgeMs !== undefined) {
+      const age = Math.round(agent.api.lastKnownAgeMs / 1000);
+      lines.push(['LAST KNOWN', `running on last-known state of ${age} s ago, until the API server answers`]);
+    }
     lines.push([
       'passes',
       `${agent.passes.count}, the last took ${agent.passes.lastDurationMs} ms, ${agent.passes.errors} errors`,

@@ -3,7 +3,7 @@ import { describe, expect, it, vi } from 'vitest';
 import { reconcile, step } from '../dataplane/reconcile.ts';
 import { formatCidr, parseCidr } from '../net/ip.ts';
 import { listLinks } from './links.ts';
-import { isOnSameL2, lookupNextHops } from './neighbours.ts';
+import { lookupNextHops } from './neighbours.ts';
 import { testNetns, testNode, whyNoNetns, type TestNetns } from './netns.fixture.ts';
 import { type PodRoute, podRouteTarget } from './pod-routes.ts';
 import { ensureRules } from './rules.ts';
@@ -12,7 +12,7 @@ import { tryRun } from './run.ts';
 import { ensureSysctls, nodeSysctls, readSysctl } from './sysctl.ts';
 import { findUplink } from './uplink.ts';
 import { encapBytes } from '../dataplane/desired.ts';
-import { ensureVxlan, type VtepDevice } from './vtep-device.ts';
+import { acceptsZeroChecksum, ensureVxlan, type VtepDevice } from './vtep-device.ts';
 import { fdbTarget, neighbourTarget, peerEntries, peerRouteTarget, type VtepPeer } from './vxlan-target.ts';
 
 const skip = await whyNoNetns();
@@ -52,7 +52,7 @@ async function testPath(node: TestNetns, pod: TestNetns, n: 1 | 2): Promise<Test
   };
   await ensureVxlan(device, await listLinks(options), options);
   const networks = [{ network: NETWORK, podCidr, ...vxlanSenders([], false) }];
-  await ensureRules({ networks, masquerade: true, vxlanPort: device.port, vni: device.vni }, options);
+  await ensureRules({ networks, masquerade: true, tunnel: device }, options);
   await node.ip(
     `link add vethA type veth peer name eth0 netns ${pod.path}`,
     'link set vethA addrgenmode none',
@@ -79,7 +79,7 @@ async function testPath(node: TestNetns, pod: TestNetns, n: 1 | 2): Promise<Test
     pod,
     podIp,
     device,
-    asPeer: { podCidr, vtepMac: device.mac, publicIp: device.localIp },
+    asPeer: { podCidr, vtepMac: device.mac, vtepIp: device.localIp },
   };
 }
 
@@ -184,9 +184,13 @@ describe(title('flannel-v6.1 between two nodes'), { skip: skip !== undefined }, 
     expect(await counter(two, 'Udp6InErrors')).toBeGreaterThan(0);
 
     const { options } = two.node;
-    const { changes, created } = await ensureVxlan(two.device, await listLinks(options), options);
-    expect(created).toBe(true);
-    expect(changes[0]).toBe('re-created flannel-v6.1: it refuses packets without an outer checksum');
+    const adopted = await ensureVxlan(two.device, await listLinks(options), options);
+    expect(adopted.created).toBe(false);
+    expect(acceptsZeroChecksum(adopted.link)).toBe(false);
+
+    await two.node.ip('link del flannel-v6.1');
+    const made = await ensureVxlan(two.device, await listLinks(options), options);
+    expect(acceptsZeroChecksum(made.link)).toBe(true);
     expect(await connect(two, one)).toBe(3);
     expect(await reaches(one, two.podIp)).toBe(true);
   });
@@ -220,9 +224,9 @@ describe(title('flannel-v6.1 between two nodes'), { skip: skip !== undefined }, 
     await using cluster = await twoNodes();
     const { one, two } = cluster;
     const direct = async (from: TestPath, to: TestPath): Promise<string | undefined> => {
-      const { publicIp } = to.asPeer;
-      const hops = await lookupNextHops([publicIp], from.node.options);
-      return isOnSameL2(hops.get(publicIp), 'eth0') ? 'eth0' : undefined;
+      const { vtepIp } = to.asPeer;
+      const hops = await lookupNextHops([vtepIp], from.node.options);
+      return hops.get(vtepIp)?.onLink ? 'eth0' : undefined;
     };
     await connect(one, two, await direct(one, two));
     await connect(two, one, await direct(two, one));
@@ -233,9 +237,9 @@ describe(title('flannel-v6.1 between two nodes'), { skip: skip !== undefined }, 
       [one, two],
       [two, one],
     ] as const) {
-      await path.node.ip(`route add ${other.asPeer.publicIp}/128 via fe80::99 dev eth0`);
+      await path.node.ip(`route add ${other.asPeer.vtepIp}/128 via fe80::99 dev eth0`);
       expect(await direct(path, other)).toBeUndefined();
-      await path.node.ip(`route del ${other.asPeer.publicIp}/128`);
+      await path.node.ip(`route del ${other.asPeer.vtepIp}/128`);
       expect(await connect(path, other)).toBeGreaterThan(0);
     }
     expect(await reaches(one, two.podIp, 1430)).toBe(true);
@@ -328,7 +332,7 @@ describe(title('IPv6 on a node'), { skip: skip !== undefined }, () => {
     );
     const links = await listLinks(node.options);
     expect(links.get('eth0')?.addresses.find(({ ip }) => ip === 'fd09::77')?.primary).toBe(false);
-    await expect(findUplink({ families: [6], iface: 'eth0' }, links, node.options)).rejects.toThrow(
+    await expect(findUplink({ families: [6], iface: ['eth0'] }, links, node.options)).rejects.toThrow(
       'eth0 has no lasting IPv6 address',
     );
   });
@@ -357,7 +361,7 @@ describe(title('IPv6 on a node'), { skip: skip !== undefined }, () => {
       expect(await defaults()).toEqual(['eth0 ra', 'mgmt ra']);
     }, 10_000);
     const links = await listLinks(node.options);
-    const uplink = await findUplink({ families: [6], iface: 'eth0' }, links, node.options);
+    const uplink = await findUplink({ families: [6], iface: ['eth0'] }, links, node.options);
     expect(uplink.advertised.toSorted()).toEqual(['eth0', 'mgmt']);
     const { changed } = await ensureSysctls(
       nodeSysctls([6], [uplink.name, ...uplink.advertised]),

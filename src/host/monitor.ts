@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { spawn, type ChildProcess } from 'node:child_process';
+import { createInterface } from 'node:readline';
+import { NFT_TABLE } from './nft.ts';
 import { commandIn, type RunOptions } from './run.ts';
 
 export interface MonitorOptions extends RunOptions {
@@ -21,8 +23,59 @@ const HEALTHY_MS = 60_000;
  * Call `onChange` whenever links, addresses, routes, neighbours or settings of the network (forwarding, rp_filter) change:
  * a trigger to list again, nothing more (`ip monitor` prints text only, and may miss events under load). Expect bursts and
  * act at your own pace. It is also called after each restart, since changes may have gone unseen.
+ * @param onChange gets `pods` when only a pod's device or route is concerned, so that all about peers is as it was, and `peers`
+ * when it is an entry of a VTEP device, which says nothing of how VTEPs are reached.
  */
-export function monitorKernel(onChange: () => void, options: MonitorOptions = {}): Monitor {
+export function monitorKernel(
+  onChange: (change: 'pods' | 'peers' | 'any') => void,
+  options: MonitorOptions = {},
+): Monitor {
+  const objects = ['link', 'address', 'route', 'nexthop', 'neigh', 'netconf'];
+  return monitor(
+    ['ip', '-oneline', 'monitor', ...objects],
+    (line) => !isNeighbourTraffic(line),
+    (line) =>
+      onChange(line === undefined ? 'any' : isAboutPod(line) ? 'pods' : isAboutPeer(line) ? 'peers' : 'any'),
+    options,
+  );
+}
+
+/** What neighbours on the wire are up to, minute by minute. Of ours, on VTEP devices, any change counts. */
+function isNeighbourTraffic(line: string): boolean {
+  return / (INCOMPLETE|REACHABLE|STALE|DELAY|PROBE|FAILED) ?$/.test(line) && !/ dev flannel\S* /.test(line);
+}
+
+/** A route, nexthop, neighbour or FDB entry of a VTEP device; lines about the device itself begin with its number. */
+function isAboutPeer(line: string): boolean {
+  return / dev flannel(-v6)?\.\d+ /.test(line) && !/^(Deleted )?\d+: /.test(line);
+}
+
+/** Of a pod's veth or a route to it: it has no part in the way to peers. */
+function isAboutPod(line: string): boolean {
+  return /(^|: | dev )veth[0-9a-f]{8}\b/.test(line) && !/ via /.test(line);
+}
+
+/**
+ * Call `onLoss` when somebody takes something of our nft table away, as `nft flush ruleset` does. What others do to their own
+ * tables, which kube-proxy does all the time, and what becomes of our sets' elements, is passed over.
+ */
+export function monitorRules(onLoss: () => void, options: MonitorOptions = {}): Monitor {
+  const ours = new RegExp(`^delete (table|chain|rule|set) ${NFT_TABLE.join(' ')}\\b`);
+  return monitor(
+    ['nft', 'monitor', 'destroy'],
+    (line) => ours.test(line),
+    () => onLoss(),
+    options,
+  );
+}
+
+/** Run a program that prints a line for each event, for as long as we want it. */
+function monitor(
+  [program, ...programArgs]: readonly [string, ...string[]],
+  concerns: (line: string) => boolean,
+  onChange: (line?: string) => void,
+  options: MonitorOptions,
+): Monitor {
   let stopped = false;
   let child: ChildProcess | undefined;
   let timer: NodeJS.Timeout | undefined;
@@ -30,28 +83,22 @@ export function monitorKernel(onChange: () => void, options: MonitorOptions = {}
   const ended = Promise.withResolvers<void>();
 
   const start = (): void => {
-    const [file, ...args] = commandIn(options.netns, 'ip', [
-      'monitor',
-      'link',
-      'address',
-      'route',
-      'neigh',
-      'netconf',
-    ]);
+    const [file, ...args] = commandIn(options.netns, program, programArgs);
     const startedAt = performance.now();
     let why = '';
-    child = spawn(file, args, { stdio: ['ignore', 'pipe', 'pipe'], env: options.env ?? process.env });
-    const trigger = (): void => {
-      if (!stopped) onChange();
+    const running = spawn(file, args, { stdio: ['ignore', 'pipe', 'pipe'], env: options.env ?? process.env });
+    child = running;
+    const trigger = (line?: string): void => {
+      if (!stopped) onChange(line);
     };
-    child.stdout?.on('data', trigger);
+    createInterface({ input: running.stdout }).on('line', (line) => concerns(line) && trigger(line));
     // Lost events (ENOBUFS) are told on standard error.
-    child.stderr?.setEncoding('utf8').on('data', (text: string) => {
+    running.stderr.setEncoding('utf8').on('data', (text: string) => {
       why = text.trim();
       trigger();
     });
-    child.on('error', (error) => (why = error.message));
-    child.on('close', (code, signal) => {
+    running.on('error', (error) => (why = error.message));
+    running.on('close', (code, signal) => {
       child = undefined;
       if (stopped) {
         ended.resolve();

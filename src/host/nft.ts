@@ -16,7 +16,14 @@ export interface NftObject {
     prio?: number;
     policy?: string;
   };
-  rule?: { chain: string; comment?: string; expr: { counter?: { packets: number; bytes: number } }[] };
+  table?: { family: string; name: string };
+  rule?: {
+    chain: string;
+    /** By which it can be deleted. */
+    handle?: number;
+    comment?: string;
+    expr: { counter?: { packets: number; bytes: number }; jump?: { target: string } }[];
+  };
   /** Elements of a set of ours are plain text; somebody else's may have a timeout or a comment, and are then objects. */
   set?: { name: string; type: string; elem?: unknown[] };
 }

@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { describe, expect, it, vi } from 'vitest';
 import { listLinks } from './links.ts';
-import { monitorKernel } from './monitor.ts';
+import { monitorKernel, monitorRules } from './monitor.ts';
 import { ensureBpffs, isBpffs } from './mount.ts';
 import { lookupNextHops } from './neighbours.ts';
 import { testNetns, testNode, whyNoNetns } from './netns.fixture.ts';
@@ -111,7 +111,7 @@ describe(title('the uplink'), { skip: skip !== undefined }, () => {
       ips: { v4: '10.5.0.1' },
     });
     await expect(
-      findUplink({ families: [4], iface: 'ens3' }, await listLinks(node.options), node.options),
+      findUplink({ families: [4], iface: ['ens3'] }, await listLinks(node.options), node.options),
     ).rejects.toThrow('choose with --iface among wire (10.5.0.1), eth0 (192.168.9.1)');
     await node.ip('route del default');
     await expect(
@@ -177,6 +177,40 @@ describe(title('the monitor'), { skip: skip !== undefined }, () => {
     await node.ip('link set eth0 mtu 1400');
     await sleep(100);
     expect(onChange).not.toHaveBeenCalled();
+  });
+
+  it('of our nft table tells when something of it is taken away, and of nothing else', async () => {
+    await using node = await testNode();
+    const onLoss = vi.fn<() => void>();
+    const monitor = monitorRules(onLoss, node.options);
+    const nft = (commands: string) => node.run('nft', commands);
+    const make =
+      'add table inet ripstop; add chain inet ripstop forward; add set inet ripstop vteps4 { type ipv4_addr; }';
+    try {
+      await nft(make);
+      // Until it listens.
+      await vi.waitFor(async () => {
+        await nft('add chain inet ripstop probe; delete chain inet ripstop probe');
+        await sleep(20);
+        expect(onLoss).toHaveBeenCalled();
+      }, 3000);
+      await sleep(100);
+      onLoss.mockClear();
+      await nft('add table inet other; add chain inet other forward; delete chain inet other forward');
+      await nft(
+        'add element inet ripstop vteps4 { 192.0.2.1 }; delete element inet ripstop vteps4 { 192.0.2.1 }',
+      );
+      await nft('add rule inet ripstop forward accept; delete table inet other');
+      await sleep(200);
+      expect(onLoss).not.toHaveBeenCalled();
+      for (const loss of ['flush chain inet ripstop forward', 'flush ruleset']) {
+        onLoss.mockClear();
+        await nft(loss);
+        await vi.waitFor(() => expect(onLoss).toHaveBeenCalled(), 2000);
+      }
+    } finally {
+      await monitor.stop();
+    }
   });
 
   it('keeps trying, more and more slowly, when it cannot start', async () => {

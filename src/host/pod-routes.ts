@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import type { Target } from '../dataplane/target.ts';
 import { ipBatch, line } from './ip.ts';
-import { listOwnRoutes, ROUTE_PROTOCOL, routeKey, stillPresent } from './routes.ts';
+import { listOwnRoutes, ROUTE_PROTOCOL, stillPresent } from './routes.ts';
 import type { RunOptions } from './run.ts';
 
 /**
@@ -17,10 +17,10 @@ export type PodRoute = { dev: string } | { unreachable: true };
 export function podRouteTarget(options: RunOptions = {}): Target<PodRoute> {
   const list = async (): Promise<Map<string, PodRoute>> => {
     const routes = new Map<string, PodRoute>();
-    for (const row of await listOwnRoutes(options)) {
+    for (const row of listOwnRoutes(options)) {
       if (row.gateway !== undefined) continue;
-      if (row.type === 'unreachable') routes.set(routeKey(row), { unreachable: true });
-      else if (row.dev !== undefined) routes.set(routeKey(row), { dev: row.dev });
+      if (row.type === 'unreachable') routes.set(row.dst, { unreachable: true });
+      else if (row.dev !== undefined) routes.set(row.dst, { dev: row.dev });
     }
     return routes;
   };

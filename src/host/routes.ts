@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import { formatCidr, hostCidr, parseCidr } from '../net/ip.ts';
-import { ipJson } from './ip.ts';
+import { type KernelRoute, listRoutes } from './netlink.ts';
 import type { RunOptions } from './run.ts';
 
 /**
@@ -28,13 +28,8 @@ export interface RouteRow {
 }
 
 /** Our routes in the main table, both families. */
-export async function listOwnRoutes(options: RunOptions = {}): Promise<RouteRow[]> {
-  const ours = ['route', 'show', 'table', 'main', 'proto', String(ROUTE_PROTOCOL)];
-  const [v4, v6] = await Promise.all([
-    ipJson<RouteRow>(['-4', ...ours], options),
-    ipJson<RouteRow>(['-6', ...ours], options),
-  ]);
-  return [...v4, ...v6];
+export function listOwnRoutes(options: RunOptions = {}): KernelRoute[] {
+  return listRoutes(ROUTE_PROTOCOL, options);
 }
 
 /** The destination of a listed route (never `default`) as a canonical CIDR block, the key of our route targets. */

@@ -33,8 +33,7 @@ const WANTED: RulesWanted = {
     { network: parseCidr('fd00::/48'), podCidr: parseCidr('fd00:0:0:1::/64'), ...NOBODY },
   ],
   masquerade: true,
-  vxlanPort: 8472,
-  vni: 1,
+  tunnel: { port: 8472, vni: 1 },
 };
 
 const POD = '10.42.1.5';
@@ -320,7 +319,7 @@ describe(title('VXLAN in fragments'), { skip: skip !== undefined }, () => {
     const rules = { ...WANTED, masquerade: false };
     await ensureRules(rules, node.options);
     expect(await send(2)).toEqual({ received: 1, dropped: 1 });
-    await vtepSetTarget(src.includes(':') ? 6 : 4, 0, node.options).upsert(new Map([[src, true]]));
+    await vtepSetTarget(src.includes(':') ? 6 : 4, node.options).upsert(new Map([[src, true]]));
     expect(await ensureRules(rules, node.options)).toBe(false);
     expect(await send(3)).toEqual({ received: 2, dropped: 1 });
     // Written anew, the table still has its sets' elements.

@@ -8,7 +8,7 @@ import { vxlanSenders } from './vtep-set.ts';
 const NOBODY_YET = vxlanSenders([], false);
 const V4 = { network: parseCidr('10.42.0.0/16'), podCidr: parseCidr('10.42.1.0/24'), ...NOBODY_YET };
 const V6 = { network: parseCidr('fd00::/48'), podCidr: parseCidr('fd00:0:0:1::/64'), ...NOBODY_YET };
-const VXLAN = { vxlanPort: 8472, vni: 1 };
+const VXLAN = { tunnel: { port: 8472, vni: 1 } };
 
 /** The rules of a chain without their comments. */
 function rulesOf(text: string, chain: string): string[] {
@@ -142,7 +142,7 @@ describe('VXLAN from strangers', () => {
   });
 
   it('is not told by a rule that is not as we would write it', () => {
-    const otherVni = { ...wanted(peers4, peers6, true), vni: 7 };
+    const otherVni = { ...wanted(peers4, peers6, true), tunnel: { port: 8472, vni: 7 } };
     expect(judged(renderRules(wanted([], [], false), listing(otherVni)))).toEqual([]);
   });
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import { createHash } from 'node:crypto';
+import type { Tunnel } from '../dataplane/desired.ts';
 import { RipstopError } from '../errors.ts';
 import { type Family, formatCidr } from '../net/ip.ts';
 import { applyNft, listNft, NFT_TABLE, type NftObject } from './nft.ts';
@@ -21,10 +22,8 @@ export interface RulesWanted {
   networks: readonly (PodNetwork & VxlanSenders)[];
   /** Hide pods behind the node's address when they talk to the world (`--ip-masq`). */
   masquerade: boolean;
-  /** VXLAN's UDP port, which only nodes may talk to. */
-  vxlanPort: number;
-  /** Of the VXLAN that is ours; others' may come from anywhere. */
-  vni: number;
+  /** The tunnels that only nodes may talk through; VXLAN of another VNI may come from anywhere. */
+  tunnel?: Tunnel | undefined;
 }
 
 export interface Ruleset {
@@ -62,7 +61,7 @@ function commentOf({ match, verdict, why }: Rule): string {
  */
 export function renderRules(wanted: RulesWanted, found: readonly NftObject[] = []): Ruleset {
   const chains = [
-    inputChain(wanted, found),
+    ...(wanted.tunnel ? [inputChain(wanted.networks, wanted.tunnel, found)] : []),
     forwardChain(wanted),
     ...(wanted.masquerade ? [postroutingChain(wanted)] : []),
   ];
@@ -70,7 +69,7 @@ export function renderRules(wanted: RulesWanted, found: readonly NftObject[] = [
   const table = NFT_TABLE.join(' ');
   // Adding the table first lets the deletion succeed also when it was not there; nft applies all of it or nothing.
   const lines = [`add table ${table}`, `delete table ${table}`, `table ${table} {`];
-  for (const { network, vteps } of wanted.networks) {
+  for (const { network, vteps } of wanted.tunnel ? wanted.networks : []) {
     const { name, type } = VTEP_SETS[network.family];
     const elements = [...new Map([...listedVteps(found, network.family), ...vteps]).keys()];
     fingerprint.push(`set ${name} ${type}`);
@@ -96,7 +95,7 @@ export function renderRules(wanted: RulesWanted, found: readonly NftObject[] = [
  * it: a pod could put packets with any source into others, and so could anyone on the underlay whose packets from_wire
  * leaves to the stack. Nodes talk VXLAN from underlay addresses only, and only nodes do.
  */
-function inputChain({ networks, vxlanPort, vni }: RulesWanted, found: readonly NftObject[]): Chain {
+function inputChain(networks: RulesWanted['networks'], tunnel: Tunnel, found: readonly NftObject[]): Chain {
   return {
     name: 'input',
     type: 'filter',
@@ -106,13 +105,13 @@ function inputChain({ networks, vxlanPort, vni }: RulesWanted, found: readonly N
       ...names(networks).flatMap(({ ip, cluster }) =>
         // Each pod has a link-local IPv6 address too; no node publishes one of those.
         (ip === 'ip6' ? [cluster, 'fe80::/10'] : [cluster]).map((from) => ({
-          match: `${ip} saddr ${from} udp dport ${vxlanPort}`,
+          match: `${ip} saddr ${from} udp dport ${tunnel.port}`,
           verdict: 'counter drop',
           why: 'a pod talks VXLAN',
         })),
       ),
       ...networks.flatMap(({ network: { family }, strangers }) => {
-        const rules = strangerRules(family, vxlanPort, vni);
+        const rules = strangerRules(family, tunnel);
         if (strangers !== 'as found') return [rules[strangers]];
         const comments = found.map(({ rule }) => rule?.comment);
         return Object.values(rules).filter((rule) => comments.includes(commentOf(rule)));
@@ -129,7 +128,7 @@ const TRACKED = 'ct state invalid,established,related,new,untracked';
  * IPv4 puts fragments together before this hook, but IPv6 behind it, where a rule sees nothing of a VXLAN header in a second
  * fragment: unless somebody asks for connection tracking, which has to do it first. So the rule does, whatever the state.
  */
-function strangerRules(family: Family, port: number, vni: number): Record<'drop' | 'count', Rule> {
+function strangerRules(family: Family, { port, vni }: Tunnel): Record<'drop' | 'count', Rule> {
   const from = family === 4 ? 'ip saddr' : `${TRACKED} ip6 saddr`;
   const match = `udp dport ${port} @th,96,24 ${vni} ${from} != @${VTEP_SETS[family].name}`;
   return {

@@ -92,20 +92,31 @@ describe('the uplink', () => {
   });
 
   it('is --iface by name or by address, before all else', () => {
-    expect(choose({ iface: 'eth1', nodeIps: { v4: '10.0.0.5' } })).toMatchObject({
+    expect(choose({ iface: ['eth1'], nodeIps: { v4: '10.0.0.5' } })).toMatchObject({
       name: 'eth1',
       ips: { v4: '192.168.7.5' },
     });
-    expect(choose({ iface: '10.0.0.6' })).toMatchObject({ name: 'eth0', ips: { v4: '10.0.0.6' } });
-    expect(choose({ iface: 'eth0', nodeIps: { v4: '10.0.0.6' } }).ips.v4).toBe('10.0.0.6');
+    expect(choose({ iface: ['10.0.0.6'] })).toMatchObject({ name: 'eth0', ips: { v4: '10.0.0.6' } });
+    expect(choose({ iface: ['eth0'], nodeIps: { v4: '10.0.0.6' } }).ips.v4).toBe('10.0.0.6');
   });
 
   it('matches --iface-regex against addresses, then names', () => {
-    expect(choose({ ifaceRegex: String.raw`^192\.168\.` })).toMatchObject({
+    expect(choose({ ifaceRegex: [String.raw`^192\.168\.`] })).toMatchObject({
       name: 'eth1',
       ips: { v4: '192.168.7.5' },
     });
-    expect(choose({ ifaceRegex: '^docker' }).name).toBe('docker0');
+    expect(choose({ ifaceRegex: ['^docker'] }).name).toBe('docker0');
+  });
+
+  it('is the first of several --iface that is there, else what --iface-regex, else what --iface-can-reach finds', () => {
+    expect(choose({ iface: ['ens9', '10.9.9.9', 'eth1', 'eth0'] }).name).toBe('eth1');
+    const reach = { dev: 'eth1', ip: '192.168.7.1', onLink: false, source: '192.168.7.5' };
+    const rest = { iface: ['ens9'], ifaceCanReach: '1.1.1.1' };
+    expect(choose({ ...rest, ifaceRegex: ['^ens', '^docker'] }, { reach }).name).toBe('docker0');
+    expect(choose({ ...rest, ifaceRegex: ['^ens'] }, { reach }).name).toBe('eth1');
+    expect(() => choose({ ...rest, ifaceRegex: ['^ens'] })).toThrow(
+      'there is no interface ens9 of --iface, nothing matches --iface-regex ^ens, no route leads to 1.1.1.1 of --iface-can-reach; choose',
+    );
   });
 
   it('leads to --iface-can-reach', () => {
@@ -117,14 +128,14 @@ describe('the uplink', () => {
   });
 
   it('has an address of the asked family', () => {
-    expect(choose({ families: [6], iface: 'eth1' }).ips).toEqual({ v6: 'fd07::5' });
+    expect(choose({ families: [6], iface: ['eth1'] }).ips).toEqual({ v6: 'fd07::5' });
   });
 
   it.each<[Partial<UplinkWish>, string]>([
-    [{ iface: 'ens9' }, 'there is no interface ens9 (it is --iface ens9)'],
-    [{ iface: '10.9.9.9' }, 'no interface has the address 10.9.9.9 of --iface'],
-    [{ iface: 'bare0' }, 'bare0 has no IPv4 address'],
-    [{ ifaceRegex: '^ens' }, 'nothing matches --iface-regex ^ens'],
+    [{ iface: ['ens9'] }, 'there is no interface ens9 of --iface'],
+    [{ iface: ['10.9.9.9'] }, 'no interface has the address 10.9.9.9 of --iface'],
+    [{ iface: ['bare0'] }, 'bare0 has no IPv4 address'],
+    [{ ifaceRegex: ['^ens'] }, 'nothing matches --iface-regex ^ens'],
     [{ ifaceCanReach: '1.1.1.1' }, 'no route leads to 1.1.1.1'],
     [{ nodeIps: { v4: '10.255.0.1' } }, 'lo is a loopback'],
   ])('names the candidates when %j cannot be met', (wish, why) => {
@@ -134,12 +145,48 @@ describe('the uplink', () => {
     );
   });
 
+  it('is the interface of the public IP, whatever the InternalIP says', () => {
+    expect(choose({ publicIps: { v4: '192.168.7.5' }, nodeIps: { v4: '10.0.0.5' } })).toMatchObject({
+      name: 'eth1',
+      ips: { v4: '192.168.7.5' },
+      explanation: 'eth1 (192.168.7.5): it has the public IP 192.168.7.5 that is asked for',
+    });
+    // Of several addresses the one that is asked for, though it is no primary one.
+    expect(choose({ publicIps: { v4: '10.0.0.100' } })).toMatchObject({
+      name: 'eth0',
+      ips: { v4: '10.0.0.100' },
+    });
+  });
+
+  it('is the operator’s interface even where the public IP is on another, as on a loopback', () => {
+    const publicIps = { v4: '10.255.0.1' };
+    for (const wish of [
+      { iface: ['eth1'] },
+      { iface: ['192.168.7.5'] },
+      { ifaceRegex: ['^eth1'] },
+    ] satisfies Partial<UplinkWish>[]) {
+      const { name, ips, explanation } = choose({ ...wish, publicIps });
+      expect({ name, ips }).toEqual({ name: 'eth1', ips: publicIps });
+      expect(explanation).toMatch(/^eth1 \(10\.255\.0\.1\): .*; the public IP 10\.255\.0\.1 is on lo$/);
+    }
+    expect(() => choose({ publicIps })).toThrow('lo is a loopback');
+  });
+
+  it('has the public IP, or there is none', () => {
+    const why =
+      "no interface has the public IP 203.0.113.9 that --public-ip or the Node's annotation node-public-ip asks for; " +
+      "to publish an address that is not this node's own (NAT), annotate the Node with public-ip-overwrite";
+    expect(() => choose({ publicIps: { v4: '203.0.113.9' } })).toThrow(why);
+    expect(() => choose({ iface: ['eth1'], publicIps: { v4: '203.0.113.9' } })).toThrow(why);
+    expect(choose({ publicIps: { v6: '2001:db8::1' } }).name).toBe('eth0'); // A family that is off.
+  });
+
   it('says so when there is no default route to choose by', () => {
     expect(() => choose({}, { defaultRoutes: [] })).toThrow('no IPv4 default route');
   });
 
   it('refuses a malformed --iface-regex', () => {
-    expect(() => choose({ ifaceRegex: '(' })).toThrow('"(" is not a regular expression');
+    expect(() => choose({ ifaceRegex: ['('] })).toThrow('"(" is not a regular expression');
   });
 });
 
@@ -200,10 +247,25 @@ describe('the uplink of a dual-stack node', () => {
     });
   });
 
+  it('has the public IPs of both families, and is where the IPv4 one is', () => {
+    const eth1 = { name: 'eth1', ips: { v4: '192.168.7.5', v6: 'fd07::5' } };
+    expect(both({ publicIps: { v6: 'FD07::5' } })).toMatchObject(eth1);
+    expect(both({ publicIps: { v4: '192.168.7.5' } })).toMatchObject(eth1);
+    expect(both({ publicIps: { v4: '192.168.7.5', v6: '2001:db8::5' } })).toMatchObject({
+      name: 'eth1',
+      ips: { v4: '192.168.7.5', v6: '2001:db8::5' },
+      explanation:
+        'eth1 (192.168.7.5, 2001:db8::5): it has the public IP 192.168.7.5 that is asked for; the public IP 2001:db8::5 is on eth0',
+    });
+    expect(() => both({ publicIps: { v6: 'fd99::1' } })).toThrow(
+      "no interface has the public IP fd99::1 that --public-ipv6 or the Node's annotation node-public-ipv6 asks for",
+    );
+  });
+
   it('follows the operator in either family', () => {
     const eth1 = { name: 'eth1', ips: { v4: '192.168.7.5', v6: 'fd07::5' } };
-    expect(both({ iface: 'fd07::5' })).toMatchObject(eth1);
-    expect(both({ ifaceRegex: '^fd07:' })).toMatchObject(eth1);
+    expect(both({ iface: ['fd07::5'] })).toMatchObject(eth1);
+    expect(both({ ifaceRegex: ['^fd07:'] })).toMatchObject(eth1);
     const reach = { dev: 'eth1', ip: 'fd07::1', onLink: false, source: 'fd07::5' };
     expect(both({ ifaceCanReach: '2001:db8:1::1' }, { ...dual(), reach })).toMatchObject(eth1);
     // The kernel would speak from the temporary address, which is gone tomorrow.
@@ -214,12 +276,12 @@ describe('the uplink of a dual-stack node', () => {
   });
 
   it('must have both families, and those that do are named', () => {
-    for (const wish of [{ iface: 'eth2' }, { nodeIps: { v4: '192.168.8.5', v6: 'fd07::5' } }]) {
+    for (const wish of [{ iface: ['eth2'] }, { nodeIps: { v4: '192.168.8.5', v6: 'fd07::5' } }]) {
       expect(() => both(wish)).toThrow(
         /eth2 has no lasting IPv6 address \(global, neither temporary nor deprecated nor a duplicate\) .*; choose with --iface among eth0 \(10\.0\.0\.5, 2001:db8::5\), eth1 \(192\.168\.7\.5, fd07::5\)$/,
       );
     }
-    expect(both({ families: [4], iface: 'eth2' }).ips).toEqual({ v4: '192.168.8.5' });
+    expect(both({ families: [4], iface: ['eth2'] }).ips).toEqual({ v4: '192.168.8.5' });
     const v4Only = { links: new Map([['eth0', LINKS[1]!]]), defaultRoutes: FACTS.defaultRoutes };
     expect(() => both({}, v4Only)).toThrow(
       'give one an address of each family, which EnableIPv4 and EnableIPv6 ask for',

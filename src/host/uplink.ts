@@ -15,18 +15,24 @@ export interface FamilyIps {
 }
 
 /**
- * How the operator and the Node object say which interface carries the tunnels; the first that is given decides. On a
- * dual-stack node one interface carries those of both families.
+ * How the operator and the Node object say which interface carries the tunnels, in the order in which they are asked. Of
+ * the operator's words about interfaces the first that one fits decides. On a dual-stack node one interface carries the
+ * tunnels of both families.
  */
 export interface UplinkWish {
   /** The families that the cluster has on, IPv4 first. */
   families: readonly Family[];
-  /** `--iface`: a name or one of the node's addresses. */
-  iface?: string | undefined;
+  /** `--iface`: names, or addresses of the node. */
+  iface?: readonly string[] | undefined;
   /** `--iface-regex`: matched against addresses of the families, then against names. */
-  ifaceRegex?: string | undefined;
+  ifaceRegex?: readonly string[] | undefined;
   /** `--iface-can-reach`: an address to route to. */
   ifaceCanReach?: string | undefined;
+  /**
+   * The addresses at which peers are to reach us, each on some interface of this node. They choose the interface when
+   * nothing above does, and are our tunnels' source in any case, for peers take nothing from an address that they do not know.
+   */
+  publicIps?: FamilyIps | undefined;
   /** The Node's InternalIPs. */
   nodeIps?: FamilyIps | undefined;
 }
@@ -66,11 +72,16 @@ export function chooseUplink(wish: UplinkWish, facts: UplinkFacts): Uplink {
   const notes: string[] = [];
   for (const family of wish.families) {
     const nodeIp = nodeIpOf(wish, family);
+    const publicIp = publicIpOf(wish, family, facts);
     const ip =
-      chosen !== undefined && addressFamily(chosen) === family ? chosen : ownAddress(link, family, nodeIp);
+      publicIp ??
+      (chosen !== undefined && addressFamily(chosen) === family ? chosen : ownAddress(link, family, nodeIp));
     if (ip === undefined) throw refusal(wish, facts, `${name} has no ${addressKind(family)} (${why})`);
     ips[half(family)] = ip;
-    if (nodeIp !== undefined && nodeIp !== ip) {
+    if (publicIp !== undefined) {
+      const holder = holderOf(publicIp, facts);
+      if (holder !== name) notes.push(`; the public IP ${publicIp} is on ${holder}`);
+    } else if (nodeIp !== undefined && nodeIp !== ip) {
       const holder = holderOf(nodeIp, facts);
       notes.push(`; ${holder ?? 'no interface'} has the Node's InternalIP ${nodeIp}`);
     }
@@ -137,18 +148,27 @@ interface Decision {
   why: string;
 }
 
+/** What the wish decides, or why it finds nothing. */
+type Finding = Decision | string;
+
 function decide(wish: UplinkWish, facts: UplinkFacts): Decision {
-  const { families, iface, ifaceRegex, ifaceCanReach } = wish;
-  if (iface !== undefined) {
-    if (addressFamily(iface) === undefined) return { name: iface, why: `it is --iface ${iface}` };
-    const found = holderOf(iface, facts);
-    if (!found) throw refusal(wish, facts, `no interface has the address ${iface} of --iface`);
-    return { name: found, ip: canonicalAddress(iface), why: `it has the address of --iface ${iface}` };
+  const { families, iface = [], ifaceRegex = [], ifaceCanReach } = wish;
+  const asked: (() => Finding)[] = [
+    ...iface.map((one) => () => byNameOrAddress(one, facts)),
+    ...ifaceRegex.map((one) => () => byRegex(one, wish, facts)),
+    ...(ifaceCanReach === undefined ? [] : [() => byRoute(ifaceCanReach, facts)]),
+  ];
+  const without: string[] = [];
+  for (const find of asked) {
+    const found = find();
+    if (typeof found !== 'string') return found;
+    without.push(found);
   }
-  if (ifaceRegex !== undefined) return byRegex(ifaceRegex, wish, facts);
-  if (ifaceCanReach !== undefined) {
-    if (!facts.reach) throw refusal(wish, facts, `no route leads to ${ifaceCanReach} of --iface-can-reach`);
-    return { name: facts.reach.dev, why: `it leads to ${ifaceCanReach} of --iface-can-reach` };
+  if (without.length > 0) throw refusal(wish, facts, without.join(', '));
+  for (const family of families) {
+    const publicIp = publicIpOf(wish, family, facts);
+    if (publicIp !== undefined)
+      return { name: holderOf(publicIp, facts)!, why: `it has the public IP ${publicIp} that is asked for` };
   }
   for (const family of families) {
     const nodeIp = nodeIpOf(wish, family);
@@ -165,7 +185,17 @@ function decide(wish: UplinkWish, facts: UplinkFacts): Decision {
   return { name: route.dev, why: 'it carries the default route' };
 }
 
-function byRegex(ifaceRegex: string, wish: UplinkWish, facts: UplinkFacts): Decision {
+function byNameOrAddress(iface: string, facts: UplinkFacts): Finding {
+  if (addressFamily(iface) === undefined) {
+    if (!facts.links.has(iface)) return `there is no interface ${iface} of --iface`;
+    return { name: iface, why: `it is --iface ${iface}` };
+  }
+  const name = holderOf(iface, facts);
+  if (name === undefined) return `no interface has the address ${iface} of --iface`;
+  return { name, ip: canonicalAddress(iface), why: `it has the address of --iface ${iface}` };
+}
+
+function byRegex(ifaceRegex: string, wish: UplinkWish, facts: UplinkFacts): Finding {
   let pattern: RegExp;
   try {
     pattern = new RegExp(ifaceRegex);
@@ -183,7 +213,12 @@ function byRegex(ifaceRegex: string, wish: UplinkWish, facts: UplinkFacts): Deci
   }
   const link = links.find(({ name }) => pattern.test(name));
   if (link) return { name: link.name, why: `its name matches --iface-regex ${ifaceRegex}` };
-  throw refusal(wish, facts, `nothing matches --iface-regex ${ifaceRegex}`);
+  return `nothing matches --iface-regex ${ifaceRegex}`;
+}
+
+function byRoute(target: string, { reach }: UplinkFacts): Finding {
+  if (!reach) return `no route leads to ${target} of --iface-can-reach`;
+  return { name: reach.dev, why: `it leads to ${target} of --iface-can-reach` };
 }
 
 function holderOf(ip: string, facts: UplinkFacts): string | undefined {
@@ -208,6 +243,20 @@ function ownAddress(link: Link, family: Family, nodeIp: string | undefined): str
 function nodeIpOf({ nodeIps }: UplinkWish, family: Family): string | undefined {
   const ip = nodeIps?.[half(family)];
   return ip === undefined ? undefined : canonicalAddress(ip);
+}
+
+/** @throws RipstopError when the node does not have it. */
+function publicIpOf(wish: UplinkWish, family: Family, facts: UplinkFacts): string | undefined {
+  const ip = wish.publicIps?.[half(family)];
+  if (ip === undefined) return undefined;
+  if (holderOf(ip, facts) === undefined) {
+    const [six, wanted] = family === 4 ? ['', ip] : ['v6', canonicalAddress(ip)];
+    throw new RipstopError(
+      `no interface has the public IP ${wanted} that --public-ip${six} or the Node's annotation node-public-ip${six} asks for; ` +
+        `to publish an address that is not this node's own (NAT), annotate the Node with public-ip${six}-overwrite`,
+    );
+  }
+  return canonicalAddress(ip);
 }
 
 function addressesOf(link: Link, family: Family): Link['addresses'] {

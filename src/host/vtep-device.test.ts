@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { describe, expect, it } from 'vitest';
 import type { Link } from './links.ts';
-import { planVtep, type VtepDevice } from './vtep-device.ts';
+import { acceptsZeroChecksum, planVtep, type VtepDevice } from './vtep-device.ts';
 
 const WANTED: VtepDevice = {
   name: 'flannel.1',
@@ -159,7 +159,6 @@ describe('the plan for flannel-v6.1', () => {
   });
 
   it.each([
-    [{ zeroChecksum6: { tx: false, rx: false } }, 'it refuses packets without an outer checksum'],
     [{ zeroChecksum6: { tx: true, rx: true } }, 'it sends packets without an outer checksum'],
     [{ local: 'fd09::7' }, 'local address fd09::7 → fd09::1'],
   ])('makes it anew when it has %j', (details, why) => {
@@ -167,6 +166,13 @@ describe('the plan for flannel-v6.1', () => {
     expect(plan.created).toBe(true);
     expect(plan.device[0]).toBe('link del dev flannel-v6.1');
     expect(plan.changes[0]).toBe(`re-created flannel-v6.1: ${why}`);
+  });
+
+  it('leaves one that flannel has made as it is, and says what it does not accept', () => {
+    const flannels = vtep6({ zeroChecksum6: { tx: false, rx: false } });
+    const plan = planVtep(WANTED_V6, links(link('eth0'), flannels));
+    expect(plan).toEqual({ device: [], address: [], changes: [], created: false });
+    expect([flannels, vtep6(), undefined].map(acceptsZeroChecksum)).toEqual([false, true, false]);
   });
 
   it('gives its address back after it was down, when the kernel takes IPv6 addresses away', () => {

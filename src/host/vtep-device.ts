@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { encapBytes } from '../dataplane/desired.ts';
 import { RipstopError } from '../errors.ts';
-import { addressFamily, canonicalAddress } from '../net/ip.ts';
+import { addressFamily, canonicalAddress, type Family } from '../net/ip.ts';
 import { ipBatch, line } from './ip.ts';
 import { listLinks, type Link } from './links.ts';
 import type { RunOptions } from './run.ts';
@@ -135,6 +135,26 @@ export async function ensureVxlan(
   return { links: after, link, changes, created };
 }
 
+/** flannel's names for them. */
+export function vtepDeviceName(family: Family, vni: number): string {
+  return family === 4 ? `flannel.${vni}` : `flannel-v6.${vni}`;
+}
+
+/** Whether {@link vtepDeviceName} gives such a name. */
+export function isVtepDeviceName(name: string): boolean {
+  return /^flannel(-v6)?\.\d+$/.test(name);
+}
+
+/** Whether this VTEP device takes IPv6 packets without an outer checksum: ours do, one that flannel has made does not. */
+export function acceptsZeroChecksum(link: Link | undefined): boolean {
+  return link?.vxlan?.zeroChecksum6.rx === true;
+}
+
+/** Remove a VTEP device, and with it all that refers to it. @throws RipstopError with the kernel's reason. */
+export async function removeVxlan(name: string, options: RunOptions = {}): Promise<void> {
+  await ipBatch([line`link del ${name}`], options);
+}
+
 function immutableDifferences(wanted: VtepDevice, present: Link): string[] {
   const { vxlan } = present;
   if (!vxlan) return [`it is a ${present.kind ?? 'plain'} device, not vxlan`];
@@ -146,9 +166,10 @@ function immutableDifferences(wanted: VtepDevice, present: Link): string[] {
   compare('port', vxlan.port, wanted.port);
   compare('local address', vxlan.local, canonicalAddress(wanted.localIp));
   compare('uplink', vxlan.uplink, wanted.uplink);
-  if (addressFamily(wanted.localIp) === 6) {
-    if (!vxlan.zeroChecksum6.rx) differences.push('it refuses packets without an outer checksum');
-    if (vxlan.zeroChecksum6.tx) differences.push('it sends packets without an outer checksum');
+  // One that flannel has made also refuses packets without an outer checksum. It stays: made anew it would lose traffic,
+  // and peers are told what it takes (see acceptsZeroChecksum).
+  if (addressFamily(wanted.localIp) === 6 && vxlan.zeroChecksum6.tx) {
+    differences.push('it sends packets without an outer checksum');
   }
   if (vxlan.learning) differences.push('it learns addresses from packets');
   if (vxlan.extras.length > 0) differences.push(`it has ${vxlan.extras.join(', ')} set`);

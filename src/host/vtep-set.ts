@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 import type { Target } from '../dataplane/target.ts';
 import { canonicalAddress, type Family } from '../net/ip.ts';
-import { applyNft, listNft, NFT_TABLE, type NftObject } from './nft.ts';
+import { listSetElements } from './netlink.ts';
+import { applyNft, NFT_TABLE, type NftObject } from './nft.ts';
 import type { RunOptions } from './run.ts';
 
 /*
@@ -51,24 +52,13 @@ export function listedVteps(listing: readonly NftObject[], family: Family): Map<
   return new Map(elements.map((element) => [canonicalAddress(element), true]));
 }
 
-/**
- * The elements of a family's set: addresses, canonical. Nobody but us has a reason to change them, no event tells of a
- * change, and to list 15,000 takes nft 0.1 s to 0.4 s. So the kernel is asked when `auditMs` have passed, or a write has
- * failed, and in between what was written is remembered.
- */
-export function vtepSetTarget(family: Family, auditMs: number, options: RunOptions = {}): Target<true> {
+/** The elements of a family's set: addresses, canonical. Nobody but us has a reason to change them, and no event tells of it. */
+export function vtepSetTarget(family: Family, options: RunOptions = {}): Target<true> {
   const { name, type } = VTEP_SETS[family];
   const set = [...NFT_TABLE, name].join(' ');
-  let known: Map<string, true> | undefined;
-  let listedAt = 0;
 
-  const write = async (
-    verbs: readonly string[],
-    after: Map<string, true>,
-    entries: ReadonlyMap<string, true>,
-  ) => {
+  const write = async (verbs: readonly string[], entries: ReadonlyMap<string, true>): Promise<void> => {
     const elements = [...entries.keys()].map(canonicalAddress).join(', ');
-    known = undefined;
     await applyNft(
       [
         // Somebody's `flush ruleset` takes the set away; the rules come back at the next audit.
@@ -78,23 +68,13 @@ export function vtepSetTarget(family: Family, auditMs: number, options: RunOptio
       ],
       options,
     );
-    known = after;
-  };
-  const list = async (): Promise<Map<string, true>> => {
-    if (!known || performance.now() - listedAt > auditMs) {
-      known = listedVteps(await listNft(['set', ...NFT_TABLE, name], options), family);
-      listedAt = performance.now();
-    }
-    return new Map(known);
   };
   return {
     name: 'vtep-set',
-    list,
-    upsert: async (entries) => write(['add'], new Map([...(await list()), ...entries]), entries),
+    list: async () =>
+      new Map(listSetElements(NFT_TABLE[1], name, family, options).map((address) => [address, true])),
+    upsert: async (entries) => write(['add'], entries),
     // Added first, since nft refuses to delete what is not there.
-    remove: async (entries) => {
-      const left = [...(await list())].filter(([address]) => !entries.has(address));
-      await write(['add', 'delete'], new Map(left), entries);
-    },
+    remove: async (entries) => write(['add', 'delete'], entries),
   };
 }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 import type { Target } from '../dataplane/target.ts';
-import { formatCidr, type Cidr } from '../net/ip.ts';
-import { bridgeBatch, bridgeJson, ipBatch, ipJson, line } from './ip.ts';
+import { type Cidr, formatCidr, ipv4ToInt, parseCidr } from '../net/ip.ts';
+import { bridgeBatch, ipBatch, ipJson, line } from './ip.ts';
+import { type KernelRoute, listFdb, listNeighbours } from './netlink.ts';
 import { listOwnRoutes, ROUTE_PROTOCOL, routeKey, type RouteRow, stillPresent } from './routes.ts';
 import type { RunOptions } from './run.ts';
 
@@ -18,8 +19,8 @@ export interface VtepPeer {
   podCidr: Cidr;
   vtepMac: string;
   /** The address that we dial. */
-  publicIp: string;
-  /** With DirectRouting and the peer on our own L2: the uplink's name; its pods are then routed without a tunnel. */
+  vtepIp: string;
+  /** The peer is on our own L2 and its pods are routed without a tunnel: the uplink's name. */
   directDev?: string;
 }
 
@@ -42,16 +43,20 @@ export interface PeerEntries {
   routes: Map<string, PeerRoute>;
 }
 
-/** flannel's three entries of each peer, as the desired values of the targets below. */
-export function peerEntries(peers: Iterable<VtepPeer>, device: string): PeerEntries {
+/**
+ * flannel's three entries of each peer, as the desired values of the targets below. A peer that neither direct routing nor
+ * a tunnel leads to has none.
+ * @param device of this family; undefined without tunnels.
+ */
+export function peerEntries(peers: Iterable<VtepPeer>, device: string | undefined): PeerEntries {
   const entries: PeerEntries = { neighbours: new Map(), fdb: new Map(), routes: new Map() };
-  for (const { podCidr, vtepMac, publicIp, directDev } of peers) {
-    if (directDev === undefined) {
+  for (const { podCidr, vtepMac, vtepIp, directDev } of peers) {
+    if (directDev !== undefined) {
+      entries.routes.set(formatCidr(podCidr), { via: vtepIp, dev: directDev, onlink: false });
+    } else if (device !== undefined) {
       entries.neighbours.set(podCidr.base, vtepMac);
-      entries.fdb.set(vtepMac, publicIp);
+      entries.fdb.set(vtepMac, vtepIp);
       entries.routes.set(formatCidr(podCidr), { via: podCidr.base, dev: device, onlink: true });
-    } else {
-      entries.routes.set(formatCidr(podCidr), { via: publicIp, dev: directDev, onlink: false });
     }
   }
   return entries;
@@ -59,13 +64,7 @@ export function peerEntries(peers: Iterable<VtepPeer>, device: string): PeerEntr
 
 /** The permanent neighbours of the VTEP device: podCIDR base → VtepMAC. All of them are ours. */
 export function neighbourTarget(device: string, options: RunOptions = {}): Target<string> {
-  const list = async (): Promise<Map<string, string>> => {
-    const rows = await ipJson<{ dst: string; lladdr?: string }>(
-      ['neigh', 'show', 'dev', device, 'nud', 'permanent'],
-      options,
-    );
-    return new Map(rows.map((row) => [row.dst, row.lladdr ?? '']));
-  };
+  const list = async (): Promise<Map<string, string>> => listNeighbours(device, options);
   return {
     name: 'neighbours',
     list,
@@ -87,13 +86,7 @@ export function neighbourTarget(device: string, options: RunOptions = {}): Targe
 
 /** The permanent FDB entries of the VTEP device: VtepMAC → the node's public IP. All of them are ours. */
 export function fdbTarget(device: string, options: RunOptions = {}): Target<string> {
-  const list = async (): Promise<Map<string, string>> => {
-    const rows = await bridgeJson<{ mac: string; dst?: string; state?: string }>(
-      ['fdb', 'show', 'dev', device],
-      options,
-    );
-    return new Map(rows.filter((row) => row.state === 'permanent').map((row) => [row.mac, row.dst ?? '']));
-  };
+  const list = async (): Promise<Map<string, string>> => listFdb(device, options);
   return {
     name: 'fdb',
     list,
@@ -117,33 +110,45 @@ export function fdbTarget(device: string, options: RunOptions = {}): Target<stri
  * somebody else made is taken over, as flannel would.
  */
 export function peerRouteTarget(options: RunOptions = {}): Target<PeerRoute> {
-  const list = async (): Promise<Map<string, PeerRoute>> => {
-    const routes = new Map<string, PeerRoute>();
-    for (const row of await listOwnRoutes(options)) {
-      if (row.gateway === undefined || row.dev === undefined) continue;
-      routes.set(routeKey(row), { via: row.gateway, dev: row.dev, onlink: row.flags.includes('onlink') });
-    }
-    return routes;
-  };
-  const command = (verb: string, cidr: string, { via, dev, onlink }: PeerRoute): string =>
-    line`route ${verb} ${cidr} via ${via} dev ${dev} proto ${ROUTE_PROTOCOL}` + (onlink ? ' onlink' : '');
+  const rows = (): KernelRoute[] => listOwnRoutes(options).filter(({ gateway, dev }) => gateway && dev);
   return {
     name: 'peer-routes',
-    list,
-    upsert: async (entries) =>
-      ipBatch(
-        [
-          ...(await inTheWay(entries, options)),
-          ...[...entries].map(([cidr, route]) => command('replace', cidr, route)),
-        ],
-        { ...options, force: true },
-      ),
-    remove: async (entries) =>
-      ipBatch(
-        [...(await stillPresent(entries, list))].map(([cidr, route]) => command('del', cidr, route)),
-        { ...options, force: true },
-      ),
+    list: async () =>
+      new Map(rows().map(({ dst, gateway, dev, onlink }) => [dst, { via: gateway!, dev: dev!, onlink }])),
+    upsert: async (entries) => {
+      const room = await inTheWay(entries, options);
+      const commands = [...entries].flatMap(([cidr, route]) => replaceCommands(cidr, route));
+      await ipBatch([...room, ...commands], { ...options, force: true });
+    },
+    remove: async (entries) => {
+      const present = entries.size > 0 ? rows().filter(({ dst }) => entries.has(dst)) : [];
+      await ipBatch(present.flatMap(removeCommands), { ...options, force: true });
+    },
   };
+}
+
+/**
+ * An IPv4 route has its way as an object of its own (ip-nexthop(8)). Among ways inside routes the kernel looks for one that
+ * is the same before it makes another, and finds them all in one bucket of its hash table, since the gateway is no part of
+ * the hash: 15,000 routes would take it ten times as long. IPv6 routes do not share their ways.
+ */
+function replaceCommands(cidr: string, { via, dev, onlink }: PeerRoute): string[] {
+  const way = line`via ${via} dev ${dev} proto ${ROUTE_PROTOCOL}` + (onlink ? ' onlink' : '');
+  const { family, base } = parseCidr(cidr);
+  if (family === 6) return [line`route replace ${cidr} ` + way];
+  // podCIDRs do not overlap, and the small numbers are those of routing daemons.
+  const id = ipv4ToInt(base);
+  return [
+    line`nexthop replace id ${id} ` + way,
+    line`route replace ${cidr} nhid ${id} proto ${ROUTE_PROTOCOL}`,
+  ];
+}
+
+/** The route first: a way in use takes its routes along, for which the kernel would search all there are. */
+function removeCommands({ dst, gateway, dev, nexthop }: KernelRoute): string[] {
+  if (nexthop === undefined)
+    return [line`route del ${dst} via ${gateway!} dev ${dev!} proto ${ROUTE_PROTOCOL}`];
+  return [line`route del ${dst} nhid ${nexthop} proto ${ROUTE_PROTOCOL}`, line`nexthop del id ${nexthop}`];
 }
 
 /** The metric of IPv6 routes that are given none, such as ours: IP6_RT_PRIO_USER of the kernel's ipv6_route.h. */

@@ -2,8 +2,8 @@
 import { describe, expect, it } from 'vitest';
 import { cidrCovers, parseCidr } from '../net/ip.ts';
 import {
-  CLUSTER_NETWORKS,
   MAX_NODES,
+  clusterNetwork,
   familiesOf,
   gatewayAddress,
   halvesOf,
@@ -33,10 +33,14 @@ describe('the addresses of a lab', () => {
       halvesOf(nodeAddresses(dualStack, i + 1)),
     ).flat();
     const outside = nodes.filter(
-      ({ family, podCIDR }) => !cidrCovers(parseCidr(CLUSTER_NETWORKS[family]), parseCidr(podCIDR)),
+      ({ family, podCIDR }) => !cidrCovers(parseCidr(clusterNetwork(dualStack, family)), parseCidr(podCIDR)),
     );
     expect(outside).toEqual([]);
     expect(new Set(nodes.flatMap(({ ip, podCIDR }) => [ip, podCIDR])).size).toBe(4 * MAX_NODES);
+  });
+
+  it('of pods come from the network that is asked for', () => {
+    expect(nodeAddresses(parseLabOptions({ network: '10.244.0.0/16' }), 3).podCIDR).toBe('10.244.2.0/24');
   });
 
   it('leave the underlay one that no node has', () => {

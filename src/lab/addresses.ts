@@ -2,8 +2,7 @@
 import { type Family, addressAt, parseCidr } from '../net/ip.ts';
 import type { LabOptions } from './options.ts';
 
-/** The cluster networks that pods' addresses come from. */
-export const CLUSTER_NETWORKS: Record<Family, string> = { 4: '10.42.0.0/16', 6: 'fd00:42::/56' };
+const CLUSTER6 = 'fd00:42::/56';
 
 /** As many nodes as there are /64s in the IPv6 cluster network after the first; a /24 of the IPv4 one has room for each, too. */
 export const MAX_NODES = 255;
@@ -13,6 +12,11 @@ const UNDERLAY6 = 'fd00:31::/64';
 /** The address families of a lab, in the order in which Kubernetes lists them. */
 export function familiesOf({ ipv6 }: LabOptions): Family[] {
   return ipv6 ? [4, 6] : [4];
+}
+
+/** The network that pods' addresses come from. */
+export function clusterNetwork(options: LabOptions, family: Family): string {
+  return family === 4 ? options.network : CLUSTER6;
 }
 
 /** The network that the nodes' uplinks share. */
@@ -46,12 +50,13 @@ export interface NodeAddresses {
 /** What node `index` (from 1) has of each network: 172.31.0.1 and 10.42.0.0/24, fd00:31::1 and fd00:42:0:1::/64. */
 export function nodeAddresses(options: LabOptions, index: number): NodeAddresses {
   const uplink = (family: Family) => addressAt(parseCidr(underlayNetwork(options, family)), index);
+  const pods = (family: Family, n: number) => addressAt(parseCidr(clusterNetwork(options, family)), n);
   return {
     ip: uplink(4),
-    podCIDR: `${addressAt(parseCidr(CLUSTER_NETWORKS[4]), (index - 1) * 2 ** 8)}/24`,
+    podCIDR: `${pods(4, (index - 1) * 2 ** 8)}/24`,
     ...(options.ipv6 && {
       ip6: uplink(6),
-      podCIDR6: `${addressAt(parseCidr(CLUSTER_NETWORKS[6]), index * 2 ** 64)}/64`,
+      podCIDR6: `${pods(6, index * 2 ** 64)}/64`,
     }),
   };
 }

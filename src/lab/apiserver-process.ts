@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 import { spawn } from 'node:child_process';
 import { closeSync, existsSync, openSync, readFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { RipstopError } from '../errors.ts';
 import { commandLine, listProcesses } from './netns.ts';
 import { flannelNetConf } from './flannel.ts';
 import { type Lab, saveLab, writeAtomically } from './state.ts';
 
-const PROGRAM = join(import.meta.dirname, 'apiserver-main.ts');
+const OWN_PROGRAM = join(import.meta.dirname, 'apiserver-main.ts');
 
-const READY_TIMEOUT_MS = 20_000;
+/** A real one starts an etcd too. */
+const READY_TIMEOUT_MS = 60_000;
 
 /**
  * Start the lab's API server as a process of its own that outlives this one. It is ready when it has written both
@@ -21,7 +22,8 @@ export async function startApiServer(lab: Lab): Promise<void> {
   writeAtomically(join(lab.dir, 'net-conf.json'), `${JSON.stringify(netConf, null, 2)}\n`);
   const logFile = join(lab.dir, 'apiserver.log');
   const log = openSync(logFile, 'a', 0o600);
-  const child = spawn(process.execPath, [PROGRAM, lab.dir], { detached: true, stdio: ['ignore', log, log] });
+  const program = lab.state.options.real?.apiServer ?? OWN_PROGRAM;
+  const child = spawn(process.execPath, [program, lab.dir], { detached: true, stdio: ['ignore', log, log] });
   closeSync(log);
   child.unref();
   let ended: string | undefined;
@@ -45,6 +47,6 @@ export async function startApiServer(lab: Lab): Promise<void> {
 export function apiServerProcesses(dir: string): number[] {
   return listProcesses().filter((pid) => {
     const argv = commandLine(pid);
-    return argv.at(-1) === dir && argv.at(-2) === PROGRAM;
+    return argv.at(-1) === dir && basename(argv.at(-2) ?? '') === basename(OWN_PROGRAM);
   });
 }

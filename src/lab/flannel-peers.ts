@@ -3,10 +3,11 @@ import { diff } from '../dataplane/target.ts';
 import { bridgeBatch, bridgeJson, ipBatch, ipJson, line } from '../host/ip.ts';
 import { type Cidr, type Family, addressFamily, cidrContains, formatCidr, parseCidr } from '../net/ip.ts';
 import { normalizeMac } from '../net/mac.ts';
-import { CLUSTER_NETWORKS, familiesOf, underlayNetwork } from './addresses.ts';
+import { clusterNetwork, familiesOf, underlayNetwork } from './addresses.ts';
 import { FLANNEL_ANNOTATION, FLANNEL_NAMES } from './flannel.ts';
 import { type KubeNode, listNodes } from './kube.ts';
 import { netnsPath } from './netns.ts';
+import type { LabOptions } from './options.ts';
 import type { Lab, NodeState } from './state.ts';
 
 /** One family's pods on another node, and the way there. */
@@ -20,14 +21,15 @@ export interface FlannelPeer {
 /** Bring every flannel node's neighbours, FDB and routes in line with the Nodes that the API server has now. */
 export async function syncFlannel(lab: Lab): Promise<void> {
   const followers = lab.state.nodes.filter((node) => node.datapath === 'flannel');
-  if (followers.length === 0) return;
+  // A real flanneld follows by itself.
+  if (followers.length === 0 || lab.state.options.real?.flannel) return;
   const nodes = await listNodes(lab);
   const { options } = lab.state;
   await Promise.all(
     followers.flatMap((node) =>
       familiesOf(options).map((family) => {
         const direct = options.directRouting ? parseCidr(underlayNetwork(options, family)) : undefined;
-        return applyPeers(node, family, flannelPeers(nodes, node.name, family, direct));
+        return applyPeers(options, node, family, flannelPeers(nodes, node.name, family, direct));
       }),
     ),
   );
@@ -70,13 +72,14 @@ function subnetOf(podCIDR: string): Cidr | undefined {
 }
 
 async function applyPeers(
+  options: LabOptions,
   node: NodeState,
   family: Family,
   desired: ReadonlyMap<string, FlannelPeer>,
 ): Promise<void> {
   const netns = netnsPath(node.netns);
   const { device } = FLANNEL_NAMES[family];
-  const { upserts, removals } = diff(desired, await listPeers(netns, family));
+  const { upserts, removals } = diff(desired, await listPeers(options, netns, family));
   const gone = entriesOf(removals, device);
   const come = entriesOf(upserts, device);
   await ipBatch(
@@ -127,12 +130,16 @@ function entriesOf(
 }
 
 /** The peers that the kernel has, by base address; half a peer shows empty fields, so that it differs and is replaced. */
-async function listPeers(netns: string, family: Family): Promise<Map<string, FlannelPeer>> {
+async function listPeers(
+  options: LabOptions,
+  netns: string,
+  family: Family,
+): Promise<Map<string, FlannelPeer>> {
   const { device } = FLANNEL_NAMES[family];
   const ip = [`-${family}`];
   const [routes, neighbours, fdb] = await Promise.all([
     ipJson<{ dst: string; gateway?: string; dev: string }>(
-      [...ip, 'route', 'show', 'root', CLUSTER_NETWORKS[family]],
+      [...ip, 'route', 'show', 'root', clusterNetwork(options, family)],
       { netns },
     ),
     ipJson<{ dst: string; lladdr?: string }>([...ip, 'neigh', 'show', 'dev', device], { netns }),

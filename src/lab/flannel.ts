@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import { ipBatch, ipJson } from '../host/ip.ts';
 import { run } from '../host/run.ts';
 import { type Family, parseCidr } from '../net/ip.ts';
-import { CLUSTER_NETWORKS, type NodeHalf, familiesOf, halvesOf } from './addresses.ts';
+import { type NodeHalf, clusterNetwork, familiesOf, halvesOf } from './addresses.ts';
 import { CNI_PLUGINS, type CniPlugin } from './cni.ts';
 import { patchNodeStatus } from './kube.ts';
 import { netnsPath, setSysctls } from './netns.ts';
@@ -36,9 +36,9 @@ const OVERHEAD_BYTES = 50;
 /** The cluster's net-conf.json. */
 export function flannelNetConf(options: LabOptions): object {
   return {
-    Network: CLUSTER_NETWORKS[4],
-    ...(options.ipv6 && { EnableIPv6: true, IPv6Network: CLUSTER_NETWORKS[6] }),
-    Backend: { Type: 'vxlan', ...(options.directRouting && { DirectRouting: true }) },
+    Network: clusterNetwork(options, 4),
+    ...(options.ipv6 && { EnableIPv6: true, IPv6Network: clusterNetwork(options, 6) }),
+    Backend: { Type: options.backend, ...(options.directRouting && { DirectRouting: true }) },
   };
 }
 
@@ -56,7 +56,7 @@ export async function setUpFlannel(lab: Lab, node: NodeState): Promise<void> {
   });
   for (const half of halves) {
     const restore = half.family === 4 ? 'iptables-restore' : 'ip6tables-restore';
-    await run(restore, [], { netns, stdin: flannelRules(half) });
+    await run(restore, [], { netns, stdin: flannelRules(lab.state.options, half) });
   }
   const leases = await Promise.all(halves.map((half) => leaseOf(half, netns)));
   const lease = Object.assign(
@@ -101,7 +101,9 @@ export function flannelPlugin(lab: Lab, node: NodeState): CniPlugin {
       ipam: {
         type: 'host-local',
         ranges: halvesOf(node).map(({ podCIDR }) => [{ subnet: podCIDR }]),
-        routes: familiesOf(lab.state.options).map((family) => ({ dst: CLUSTER_NETWORKS[family] })),
+        routes: familiesOf(lab.state.options).map((family) => ({
+          dst: clusterNetwork(lab.state.options, family),
+        })),
         dataDir: join(nodeDir(lab, node), 'ipam'),
       },
     },
@@ -113,8 +115,8 @@ function podMtu(lab: Lab): number {
 }
 
 /** flanneld's chains in iptables-restore's language, on a node whose FORWARD policy is DROP as Docker and hardened hosts set it. */
-function flannelRules({ family, podCIDR }: NodeHalf): string {
-  const cluster = CLUSTER_NETWORKS[family];
+function flannelRules(options: LabOptions, { family, podCIDR }: NodeHalf): string {
+  const cluster = clusterNetwork(options, family);
   const multicast = family === 4 ? '224.0.0.0/4' : 'ff00::/8';
   const postrtg = [
     '-m mark --mark 0x4000/0x4000 -m comment --comment "flanneld masq" -j RETURN',

@@ -15,6 +15,7 @@ export {
 } from './options.ts';
 export { addPod, removePod } from './pods.ts';
 export { restartAgent, startAgent, stopAgent, unboost } from './ripstop.ts';
+export { giveBack, takeOver } from './takeover.ts';
 export {
   findNode,
   labDir,

@@ -29,6 +29,8 @@ export async function createKubeNode(lab: Lab, node: NodeState): Promise<void> {
     metadata: {
       name: node.name,
       labels: { 'kubernetes.io/hostname': node.name, 'kubernetes.io/os': 'linux' },
+      // A kubelet's; flanneld 0.28 dies of a Node without any annotation.
+      annotations: { 'volumes.kubernetes.io/controller-managed-attach-detach': 'true' },
     },
     spec: { podCIDR: node.podCIDR, podCIDRs: halves.map((half) => half.podCIDR) },
   });
@@ -56,6 +58,22 @@ export async function patchNodeStatus(lab: Lab, name: string, patch: object): Pr
 export async function listNodes(lab: Lab): Promise<KubeNode[]> {
   const { items } = (await call(lab, 'GET', '/api/v1/nodes')) as { items: KubeNode[] };
   return items;
+}
+
+/** What the lab reads of an Event. */
+export interface KubeEvent {
+  involvedObject: { kind: string; name: string; uid: string };
+  reason: string;
+  message: string;
+  type: string;
+  count: number;
+  source: { component: string; host: string };
+}
+
+/** The Events on one Node. */
+export async function eventsOn(lab: Lab, node: string): Promise<KubeEvent[]> {
+  const { items } = (await call(lab, 'GET', '/api/v1/namespaces/default/events')) as { items: KubeEvent[] };
+  return items.filter(({ involvedObject: { kind, name } }) => kind === 'Node' && name === node);
 }
 
 /**

@@ -169,16 +169,17 @@ async function waitUntilReachable(lab: Lab): Promise<void> {
     nodes.map(async (from) => {
       for (const to of nodes) {
         if (to === from) continue;
-        for (const address of addressesFor(from, to)) await waitForAnswer(from, to, address, deadline);
+        for (const address of addressesFor(lab, from, to)) await waitForAnswer(from, to, address, deadline);
       }
     }),
   );
 }
 
 /** What a node is to reach another by: its first pod, or itself, in each family that has an address. */
-function addressesFor(from: NodeState, to: NodeState): string[] {
-  // A plain host has no route to pods.
-  const { ip, ip6 } = (from.datapath === 'host' ? undefined : to.pods[0]) ?? to;
+function addressesFor({ state: { options } }: Lab, from: NodeState, to: NodeState): string[] {
+  // A plain host has no route to pods, and with `alloc` nobody has, until somebody else brings one.
+  const routed = from.datapath !== 'host' && options.backend !== 'alloc';
+  const { ip, ip6 } = (routed ? to.pods[0] : undefined) ?? to;
   return ip6 === undefined ? [ip] : [ip, ip6];
 }
 

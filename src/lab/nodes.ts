@@ -2,6 +2,7 @@
 import { mkdirSync, rmSync } from 'node:fs';
 import { syncFlannel } from './flannel-peers.ts';
 import { setUpFlannel } from './flannel.ts';
+import { setUpFlanneld } from './flanneld.ts';
 import { createKubeNode, deleteKubeNode } from './kube.ts';
 import { deleteNetns, killAll, processesIn } from './netns.ts';
 import type { Datapath } from './options.ts';
@@ -38,7 +39,8 @@ export async function setUpNode(lab: Lab, datapath: Datapath, pods: number): Pro
   mkdirSync(nodeDir(lab, node));
   await Promise.all([createNodeNetns(lab, node), createKubeNode(lab, node)]);
   if (datapath === 'host') return node;
-  await (datapath === 'flannel' ? setUpFlannel(lab, node) : setUpRipstop(lab, node));
+  if (datapath === 'ripstop') await setUpRipstop(lab, node);
+  else await (lab.state.options.real?.flannel ? setUpFlanneld(lab, node) : setUpFlannel(lab, node));
   // One after another, so that pod1 has the first address.
   for (let i = 0; i < pods; i++) await addPod(lab, node);
   return node;

@@ -11,9 +11,11 @@ describe('the flags of lab up', () => {
       pods: 2,
       wire: 'gso',
       mtu: 1500,
+      network: '10.42.0.0/16',
       underlay: '172.31.0.0/16',
       ipv6: false,
       directRouting: false,
+      backend: 'vxlan',
     });
   });
 
@@ -40,6 +42,8 @@ describe('the flags of lab up', () => {
     ['no node', { nodes: '0' }, 'from 1 to 255'],
     ['text for a number', { mtu: '1e9' }, '--mtu cannot be "1e9"'],
     ['a name that would leave its directory', { name: '../etc' }, 'is no lab name'],
+    ['a network without room', { network: '10.42.0.0/20' }, '--network cannot be "10.42.0.0/20"'],
+    ['a network that is none', { network: '10.42.0.1/16' }, '--network: '],
     ['an underlay without room', { underlay: '192.168.0.0/24' }, 'is too small'],
   ])('refuse %s, in one line and as wrong usage', (_, flags, message) => {
     expect(() => parseLabOptions(flags)).toThrow(

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-import { RipstopError } from '../errors.ts';
-import { parseCidr } from '../net/ip.ts';
+import type { BackendType } from '../cluster/index.ts';
+import { errorText, RipstopError } from '../errors.ts';
+import { type Cidr, parseCidr } from '../net/ip.ts';
 import { MAX_NODES } from './addresses.ts';
 
 /** What moves a node's pod traffic: ripstop, the real flannel kernel path, or nothing (node ↔ node only, no pods). */
@@ -21,12 +22,29 @@ export interface LabOptions {
   readonly wire: Wire;
   /** The uplinks' MTU, bytes. */
   readonly mtu: number;
+  /** The IPv4 network that pods' addresses come from, a /24 of it for each node, e.g. `10.42.0.0/16`. */
+  readonly network: string;
   /** The IPv4 network that the nodes' uplinks share, e.g. `172.31.0.0/16`. */
   readonly underlay: string;
   /** Dual-stack: IPv6 beside IPv4, on the underlay and for pods. */
   readonly ipv6: boolean;
   /** flannel's `DirectRouting`: no tunnel between nodes of one L2, as all of a lab are. */
   readonly directRouting: boolean;
+  /** How nodes reach each other's pods. The lab's own flannel nodes know tunnels only. */
+  readonly backend: BackendType;
+  /** What a test brings along in place of the lab's own; no flag sets it. */
+  readonly real?: RealPeers;
+}
+
+/** The real thing in place of what the lab has of its own. */
+export interface RealPeers {
+  /**
+   * A program `apiserver-main.ts` that serves the Kubernetes API: run as `node PROGRAM LAB-DIRECTORY`, it writes there
+   * what the lab's own of that name does.
+   */
+  readonly apiServer?: string;
+  /** Paths of flanneld and of flannel's CNI plugin, for the `flannel` nodes. */
+  readonly flannel?: { readonly daemon: string; readonly plugin: string };
 }
 
 /** The flags of `ripstop lab up` as a command line or an environment gives them; what is left out takes its default. */
@@ -41,6 +59,8 @@ export interface LabFlags {
   mtu?: number | string | undefined;
   ipv6?: boolean | undefined;
   directRouting?: boolean | undefined;
+  backend?: string | undefined;
+  network?: string | undefined;
   underlay?: string | undefined;
 }
 
@@ -68,15 +88,21 @@ export function parseLabOptions(flags: LabFlags): LabOptions {
       `--datapath names ${each.length} nodes but --nodes is ${nodes}; name one datapath or ${nodes}`,
     );
   }
+  const backend = choice('--backend', flags.backend ?? 'vxlan', ['vxlan', 'host-gw', 'alloc'] as const);
+  if (backend !== 'vxlan' && each.includes('flannel')) {
+    throw usage(`the lab's flannel nodes cannot run --backend ${backend}; use --datapath ripstop`);
+  }
   return {
     name: labName(flags.name ?? DEFAULT_LAB_NAME),
     datapaths: each.length > 1 ? each : Array.from({ length: nodes }, () => each[0]!),
     pods: integer('--pods', flags.pods ?? 2, 0, MAX_PODS),
     wire: choice('--wire', flags.wire ?? 'gso', ['gso', 'mtu'] as const),
     mtu: integer('--mtu', flags.mtu ?? 1500, MIN_MTU + (ipv6 ? OVERHEAD6_BYTES : 0), MAX_MTU),
+    network: podNetwork(flags.network ?? '10.42.0.0/16'),
     underlay: largeEnough(flags.underlay ?? '172.31.0.0/16'),
     ipv6,
     directRouting: flags.directRouting ?? false,
+    backend,
   };
 }
 
@@ -87,6 +113,20 @@ export function parseLabOptions(flags: LabFlags): LabOptions {
 export function labName(text: string): string {
   if (/^[a-z][a-z0-9-]{0,39}$/.test(text)) return text;
   throw usage(`"${text}" is no lab name; use up to 40 lower-case letters, digits and dashes, a letter first`);
+}
+
+function podNetwork(text: string): string {
+  const { family, length } = cidrOf('--network', text);
+  if (family === 4 && length <= 16) return text;
+  throw usage(`--network cannot be "${text}"; give an IPv4 /16 or larger such as 10.42.0.0/16`);
+}
+
+function cidrOf(flag: string, text: string): Cidr {
+  try {
+    return parseCidr(text);
+  } catch (error) {
+    throw usage(`${flag}: ${errorText(error)}`);
+  }
 }
 
 function largeEnough(text: string): string {

@@ -3,6 +3,7 @@ import { randomBytes } from 'node:crypto';
 import { RipstopError } from '../errors.ts';
 import { type CniCall, type CniPlugin, callCni, resultAddresses } from './cni.ts';
 import { flannelPlugin } from './flannel.ts';
+import { flanneldPlugin } from './flanneld.ts';
 import { addNetns, deleteNetns, killAll, processesIn } from './netns.ts';
 import { ripstopPlugin } from './ripstop.ts';
 import { type Lab, type NodeState, type PodState, lowestFree, saveLab } from './state.ts';
@@ -51,7 +52,9 @@ function podCall(node: NodeState, pod: PodState, plugin: CniPlugin, command: 'AD
 }
 
 function pluginOf(lab: Lab, node: NodeState): CniPlugin {
-  if (node.datapath === 'flannel') return flannelPlugin(lab, node);
+  const { real } = lab.state.options;
+  if (node.datapath === 'flannel')
+    return real?.flannel ? flanneldPlugin(lab, node) : flannelPlugin(lab, node);
   if (node.datapath === 'ripstop') return ripstopPlugin(lab, node);
   throw new RipstopError(`${node.name} has the host datapath, which has no pods; choose ripstop or flannel`);
 }

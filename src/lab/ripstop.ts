@@ -10,7 +10,13 @@ import { commandLine, isAlive, netnsPath, signalProcess } from './netns.ts';
 import { type Lab, type NodeState, nodeDir, saveLab } from './state.ts';
 
 const ROOT = join(import.meta.dirname, '../..');
-const AGENT = join(ROOT, 'src/cli/main.ts');
+const COMMAND = join(ROOT, 'src/cli/main.ts');
+/** As the image has it: glibc gives back what is freed, and the threads of libuv share one heap. */
+const AGENT_ENV = {
+  MALLOC_ARENA_MAX: '1',
+  MALLOC_MMAP_THRESHOLD_: '131072',
+  MALLOC_TRIM_THRESHOLD_: '131072',
+};
 const PLUGIN = join(ROOT, 'build/ripstop-cni');
 
 /** How long an agent may take from its start until its CNI socket answers STATUS. */
@@ -26,31 +32,42 @@ export async function setUpRipstop(lab: Lab, node: NodeState): Promise<void> {
   await startAgent(lab, node);
 }
 
-/** Start the node's agent, detached, its output appended to agent.log. Resolves when it is ready. */
-export async function startAgent(lab: Lab, node: NodeState): Promise<void> {
+/** `ripstop agent` or `ripstop uninstall` with the flags that say where this node has its things. */
+export function ripstopCommand(
+  lab: Lab,
+  node: NodeState,
+  command: 'agent' | 'uninstall',
+): [string, ...string[]] {
   const dir = nodeDir(lab, node);
-  const log = openSync(join(dir, 'agent.log'), 'a', 0o600);
   const flags = {
     'node-name': node.name,
     kubeconfig: join(lab.dir, 'node.kubeconfig'),
     'net-conf': join(lab.dir, 'net-conf.json'),
-    mode: 'cni',
     bpffs: bpffsOf(lab, node),
     'run-dir': join(dir, 'run'),
     'subnet-file': join(dir, 'subnet.env'),
     'ipam-dir': join(dir, 'ipam'),
-    'metrics-addr': '127.0.0.1:9480',
+    'state-dir': join(dir, 'state'),
+    ...(command === 'uninstall' && {
+      'cni-conf-dir': join(dir, 'net.d'),
+      'cni-bin-dir': join(dir, 'cni-bin'),
+    }),
   };
-  const agent = [
-    process.execPath,
-    AGENT,
-    'agent',
-    ...Object.entries(flags).flatMap(([flag, value]) => [`--${flag}`, value]),
-  ];
+  const argv = Object.entries(flags).flatMap(([flag, value]) => [`--${flag}`, value]);
+  // The sources, or what scripts/build-agent.ts has made of them.
+  return [process.execPath, process.env['RIPSTOP_LAB_COMMAND'] ?? COMMAND, command, ...argv];
+}
+
+/** Start the node's agent, detached, its output appended to agent.log. Resolves when it is ready. */
+export async function startAgent(lab: Lab, node: NodeState): Promise<void> {
+  const dir = nodeDir(lab, node);
+  const log = openSync(join(dir, 'agent.log'), 'a', 0o600);
+  const agent = [...ripstopCommand(lab, node, 'agent'), '--mode', 'cni', '--metrics-addr', '127.0.0.1:9480'];
   // nsenter without --fork becomes the agent: the child's id is the agent's.
   const child = spawn('nsenter', [`--net=${netnsPath(node.netns)}`, '--', ...agent], {
     detached: true,
     stdio: ['ignore', log, log],
+    env: { ...process.env, ...AGENT_ENV },
   });
   closeSync(log);
   const failed = new Promise<never>((_, reject) => child.once('error', reject));

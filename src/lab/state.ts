@@ -25,7 +25,8 @@ export interface NodeState extends NodeAddresses {
   /** From 1; decides the node's addresses. */
   readonly index: number;
   readonly netns: string;
-  readonly datapath: Datapath;
+  /** Another one after {@link takeOver} and {@link giveBack}. */
+  datapath: Datapath;
   /** The ripstop agent's process, while there is one. */
   agentPid?: number;
   pods: PodState[];

@@ -19,10 +19,37 @@ export interface Cidr {
   readonly length: number;
 }
 
+/**
+ * A strict dotted quad (four decimal parts without leading zeros) → its value as an unsigned 32-bit number, or undefined.
+ * By hand, since an agent of a large cluster reads some hundred thousand of them in a pass.
+ */
+function readIpv4(text: string): number | undefined {
+  let value = 0;
+  let parts = 0;
+  let part = -1;
+  for (let i = 0; i <= text.length; i++) {
+    const digit = i < text.length ? text.charCodeAt(i) - 0x30 : DOT;
+    if (digit === DOT) {
+      if (part < 0) return undefined;
+      value = value * 256 + part;
+      parts++;
+      part = -1;
+    } else {
+      if (digit < 0 || digit > 9 || part === 0) return undefined;
+      part = part < 0 ? digit : part * 10 + digit;
+      if (part > 255) return undefined;
+    }
+  }
+  return parts === 4 ? value : undefined;
+}
+
+/** '.' as far from '0' as its code is. */
+const DOT = -2;
+
 /** The family of an address text, or undefined when it is no strict IPv4 (four decimal parts) or IPv6 address. */
 export function addressFamily(text: string): Family | undefined {
   // ipaddr.js knows octal and two-part forms too; annotations and manifests never mean those.
-  if (ipaddr.IPv4.isValidFourPartDecimal(text)) return 4;
+  if (readIpv4(text) !== undefined) return 4;
   if (text.includes(':') && !text.includes('%') && ipaddr.IPv6.isValid(text)) return 6;
   return undefined;
 }
@@ -30,8 +57,9 @@ export function addressFamily(text: string): Family | undefined {
 /** IPv4 text → its value as an unsigned 32-bit number in host order (10.0.0.1 → 0x0a000001).
  * @throws RipstopError when the text is no dotted quad. */
 export function ipv4ToInt(text: string): number {
-  if (addressFamily(text) !== 4) throw new RipstopError(`"${text}" is not an IPv4 address`);
-  return text.split('.').reduce((value, part) => value * 256 + Number(part), 0);
+  const value = readIpv4(text);
+  if (value === undefined) throw new RipstopError(`"${text}" is not an IPv4 address`);
+  return value;
 }
 
 /** The inverse of {@link ipv4ToInt}. */
@@ -42,19 +70,22 @@ export function intToIpv4(value: number): string {
 /** Address text → its bytes in network order, 4 or 16.
  * @throws RipstopError when the text is no address. */
 export function addressToBytes(text: string): Uint8Array {
+  const value = readIpv4(text);
+  if (value !== undefined) return Uint8Array.of(value >>> 24, value >>> 16, value >>> 8, value);
   if (addressFamily(text) === undefined) throw new RipstopError(`"${text}" is not an IP address`);
   return Uint8Array.from(ipaddr.parse(text).toByteArray());
 }
 
 /** Bytes in network order (4 or 16) → canonical text. */
 export function bytesToAddress(bytes: Uint8Array): string {
-  if (bytes.length === 4) return bytes.join('.');
+  if (bytes.length === 4) return `${bytes[0]}.${bytes[1]}.${bytes[2]}.${bytes[3]}`;
   return ipaddr.fromByteArray([...bytes]).toString();
 }
 
 /** The canonical spelling of an address. @throws RipstopError when the text is no address. */
 export function canonicalAddress(text: string): string {
-  return bytesToAddress(addressToBytes(text));
+  // A dotted quad has only one.
+  return readIpv4(text) === undefined ? bytesToAddress(addressToBytes(text)) : text;
 }
 
 /**
@@ -68,10 +99,9 @@ export function parseCidr(text: string): Cidr {
   if (!match || family === undefined || length > (family === 4 ? 32 : 128)) {
     throw new RipstopError(`"${text}" is not a CIDR block such as 10.42.0.0/16`);
   }
-  const bytes = addressToBytes(match[1]!);
-  const masked = maskBytes(bytes, length);
-  const base = bytesToAddress(masked);
-  if (base !== bytesToAddress(bytes)) {
+  const address = canonicalAddress(match[1]!);
+  const base = maskAddress(address, length);
+  if (base !== address) {
     throw new RipstopError(`"${text}" has host bits set; did you mean ${base}/${length}?`);
   }
   return { family, base, length };
@@ -89,7 +119,7 @@ export function hostCidr(address: string): string {
 /** Whether an address (text, either family) lies in the block. */
 export function cidrContains(cidr: Cidr, address: string): boolean {
   if (addressFamily(address) !== cidr.family) return false;
-  return bytesToAddress(maskBytes(addressToBytes(address), cidr.length)) === cidr.base;
+  return maskAddress(address, cidr.length) === cidr.base;
 }
 
 /** Whether `inner` lies wholly in `outer`. */
@@ -113,6 +143,12 @@ export function addressAt(cidr: Cidr, n: number): string {
   return bytesToAddress(bytes);
 }
 
-function maskBytes(bytes: Uint8Array, length: number): Uint8Array {
-  return bytes.map((byte, i) => byte & (0xff00 >> Math.min(8, Math.max(0, length - i * 8))) & 0xff);
+/** The address without its host bits, canonical. */
+function maskAddress(address: string, length: number): string {
+  const value = readIpv4(address);
+  // A shift by 32 would be one by 0.
+  if (value !== undefined) return intToIpv4(length === 0 ? 0 : value & (-1 << (32 - length)));
+  return bytesToAddress(
+    addressToBytes(address).map((byte, i) => byte & (0xff00 >> Math.min(8, Math.max(0, length - i * 8)))),
+  );
 }

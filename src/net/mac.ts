@@ -8,15 +8,20 @@ export function normalizeMac(text: string): string | undefined {
 
 /** MAC text → 6 bytes as on the wire. @throws RipstopError when the text is no MAC address. */
 export function macToBytes(text: string): Uint8Array {
-  const mac = normalizeMac(text);
-  if (!mac) throw new RipstopError(`"${text}" is not a MAC address`);
-  return Uint8Array.from(mac.split(':'), (part) => Number.parseInt(part, 16));
+  if (!normalizeMac(text)) throw new RipstopError(`"${text}" is not a MAC address`);
+  const bytes = new Uint8Array(6);
+  for (let i = 0; i < 6; i++) bytes[i] = Number.parseInt(text.slice(i * 3, i * 3 + 2), 16);
+  return bytes;
 }
 
 /** 6 bytes as on the wire → lower-case text. */
 export function bytesToMac(bytes: Uint8Array): string {
-  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, '0')).join(':');
+  let text = '';
+  for (const byte of bytes) text += (text === '' ? '' : ':') + HEX[byte]!;
+  return text;
 }
+
+const HEX = Array.from({ length: 256 }, (_, byte) => byte.toString(16).padStart(2, '0'));
 
 /** A random unicast, locally administered MAC address (IEEE 802: second-least bit of the first octet set). */
 export function randomMac(): string {
@@ -24,3 +29,6 @@ export function randomMac(): string {
   bytes[0] = (bytes[0]! & 0xfc) | 0x02;
   return bytesToMac(bytes);
 }
+
+/** Stands where there is no MAC address. */
+export const NO_MAC = '00:00:00:00:00:00';

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+import ipaddr from 'ipaddr.js';
 import { describe, expect, it } from 'vitest';
 import {
   addressAt,
@@ -32,6 +33,38 @@ describe('addresses', () => {
     'refuse %j',
     (text) => expect(addressFamily(text)).toBeUndefined(),
   );
+
+  it('read dotted quads as ipaddr.js does, right and wrong ones', () => {
+    const parts = [
+      '0',
+      '1',
+      '9',
+      '10',
+      '99',
+      '100',
+      '255',
+      '256',
+      '999',
+      '00',
+      '01',
+      '',
+      ' 1',
+      '-1',
+      '0x1',
+      '1e1',
+    ];
+    let state = 1;
+    const any = (): string => parts[(state = (state * 48_271) % 2_147_483_647) % parts.length]!;
+    for (let i = 0; i < 5000; i++) {
+      // Mostly four parts, with one in eight from the wrong end of the list.
+      const text = Array.from({ length: i % 16 === 0 ? 3 + (i % 3) : 4 }, () =>
+        i % 4 === 0 ? any() : parts[Number.parseInt(String(any().length * i), 10) % 7]!,
+      ).join('.');
+      const valid = ipaddr.IPv4.isValidFourPartDecimal(text);
+      expect([text, addressFamily(text)]).toEqual([text, valid ? 4 : undefined]);
+      if (valid) expect([...addressToBytes(text)]).toEqual(ipaddr.IPv4.parse(text).toByteArray());
+    }
+  });
 });
 
 describe('CIDR blocks', () => {

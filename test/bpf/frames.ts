@@ -15,7 +15,7 @@ import {
   vxlan,
   type VxlanFields,
 } from '../support/packets.ts';
-import { settings, type Side, TEST_RUN_MAC } from './node.ts';
+import { tunnel, type Side, TEST_RUN_MAC } from './node.ts';
 
 export type IpFields = Partial<Ipv4Fields & Ipv6Fields>;
 
@@ -78,7 +78,7 @@ export function tunnelled(side: Side, from: Peer, inner: Uint8Array, fields: Wir
   const innerFrame = ethernet({ dst: vtepMac, src: from.vtepMac, type, ...fields.innerEther }, inner);
   const outer = ip(
     { src: from.vtepIp, dst: vtepIp, ...fields.outer },
-    udp({ src: 45678, dst: settings.port, ...fields.udp }, vxlan(fields.vxlan ?? {}, innerFrame)),
+    udp({ src: 45678, dst: tunnel.port, ...fields.udp }, vxlan(fields.vxlan ?? {}, innerFrame)),
   );
   return ethernet(
     { dst: TEST_RUN_MAC, src: '02:00:00:00:00:01', type, ...fields.ether },
@@ -100,8 +100,8 @@ export function encapsulated(
     ip(
       { src: vtepIp, dst: to.vtepIp, ttl: 64, tos: chosen.ecn ?? 0, id: chosen.id },
       udp(
-        { src: chosen.sourcePort, dst: settings.port },
-        vxlan({ vni: settings.vni }, ethernet({ dst: to.vtepMac, src: vtepMac }, inner)),
+        { src: chosen.sourcePort, dst: tunnel.port },
+        vxlan({ vni: tunnel.vni }, ethernet({ dst: to.vtepMac, src: vtepMac }, inner)),
       ),
     ),
   );

@@ -23,7 +23,7 @@ import {
   podFrame,
   withOptions,
 } from './frames.ts';
-import { settings, type Side, sides, v4, v6 } from './node.ts';
+import { settings, type Side, sides, v4, v6, tunnel } from './node.ts';
 
 const { tcp: TCP, udp: UDP, sctp: SCTP, icmpv6: ICMPV6 } = protocols;
 const segment = tcp({ src: 40000, dst: 80 });
@@ -66,7 +66,7 @@ function wordsOf(side: Side) {
     }),
 
     /** VXLAN as a pod may try to send it. */
-    vxlan: (dst: string, fields: IpFields = {}, port = settings.port): [IpFields, Uint8Array] => [
+    vxlan: (dst: string, fields: IpFields = {}, port = tunnel.port): [IpFields, Uint8Array] => [
       { dst, protocol: UDP, ...fields },
       udp({ src: 40000, dst: port }, new Uint8Array(58)),
     ],
@@ -250,7 +250,7 @@ function fixturesOf(side: Side): Record<string, readonly Fixture[]> {
         'lets a pod talk TCP to the VXLAN port of a node',
         'stack outside',
         { dst: peers.one.vtepIp },
-        tcp({ src: 40000, dst: settings.port }),
+        tcp({ src: 40000, dst: tunnel.port }),
       ),
       is(
         'reads no ports out of a later fragment’s payload',
@@ -354,7 +354,7 @@ runFixtures('from_pod', 'what only IPv4 has', {
     in4.is(
       'finds no port in a header that is shorter than a header',
       'stack outside',
-      ...in4.vxlan(v4.peers.one.vtepIp, { ihl: 0, length: settings.port }),
+      ...in4.vxlan(v4.peers.one.vtepIp, { ihl: 0, length: tunnel.port }),
     ),
     in4.is('leaves a wrong header checksum to the kernel', 'stack malformed', { checksum: 0x1234 }),
     in4.is('believes no header shorter than a header', 'stack ip_options', { ihl: 4 }),

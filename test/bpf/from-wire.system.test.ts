@@ -28,7 +28,7 @@ import {
   wireFrame,
   withOptions,
 } from './frames.ts';
-import { settings, type Side, sides, TEST_RUN_MAC, v4, v6 } from './node.ts';
+import { tunnel, type Side, sides, TEST_RUN_MAC, v4, v6 } from './node.ts';
 
 const { tcp: TCP, udp: UDP, sctp: SCTP, icmpv6: ICMPV6 } = protocols;
 const segment = tcp({ src: 80, dst: 40000 });
@@ -36,7 +36,7 @@ const segment = tcp({ src: 80, dst: 40000 });
 type Hook = 'from_wire' | 'xdp_from_wire';
 
 /** Bytes that xdp_from_wire leaves before its frame: `struct mark` of bpf/types.h. */
-const mark = new Uint8Array(Uint32Array.of(0x72697073, settings.vni).buffer);
+const mark = new Uint8Array(Uint32Array.of(0x72697073, tunnel.vni).buffer);
 
 /** The fixtures' words, for one family at one hook. */
 function wordsOf(side: Side, hook: Hook) {
@@ -560,7 +560,7 @@ describeOnNode('from_wire, packet by packet', (node) => {
             { dst: TEST_RUN_MAC, src: '02:00:00:00:00:01' },
             ip(
               { src: side.peers.one.vtepIp, dst: side.settings.vtepIp },
-              udp({ src: 45678, dst: settings.port }, payload),
+              udp({ src: 45678, dst: tunnel.port }, payload),
             ),
           );
           const { counted } = node().run(hook, packet);

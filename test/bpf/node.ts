@@ -14,6 +14,8 @@ import {
   type FamilySettings,
   type NodeSettings,
   type Peer,
+  type PeerHop,
+  type Tunnel,
   stateSlot,
 } from '../../src/dataplane/desired.ts';
 import { type LoadedPrograms, loadPrograms, type ProgramName } from '../../src/dataplane/programs.ts';
@@ -161,11 +163,12 @@ export const v6: Side = {
 
 export const sides = [v4, v6] as const;
 
+export const tunnel: Tunnel = { vni: 1, port: 8472 };
+
 export const settings: NodeSettings = {
   v4: v4.settings,
   v6: v6.settings,
-  vni: 1,
-  port: 8472,
+  tunnel,
   uplink: { ifindex: 2, mtu: 1500, mac: TEST_RUN_MAC },
   sourcePorts: { min: 32768, max: 60999 },
 };
@@ -176,9 +179,9 @@ export const directSettings: NodeSettings = { ...settings, directRouting: true }
 const l2 = [parseCidr('192.168.0.0/24'), parseCidr('fd00:31::/64')];
 
 /** Where the uplink sends packets to an underlay address. */
-export function nextHopTo(address: string): string {
-  if (l2.some((block) => cidrContains(block, address))) return address;
-  return address.includes(':') ? vtepOf6(254) : vtepOf4(254);
+export function hopTo(address: string, direct = false): PeerHop {
+  if (l2.some((block) => cidrContains(block, address))) return { ip: address, direct };
+  return { ip: address.includes(':') ? vtepOf6(254) : vtepOf4(254), direct: false };
 }
 
 /** Write what the agent would write: who the peers are and which pods live here. */
@@ -188,7 +191,7 @@ export function fillTables(
   peers: readonly Peer[],
   pods: readonly Endpoint[],
 ): void {
-  const indexed = desiredPeers(settings, peers, nextHopTo);
+  const indexed = desiredPeers(settings, peers, (address) => hopTo(address, settings.directRouting));
   for (const [slot, value] of indexed.peers) tables.peers.set(Number(slot), value);
   tables.peers6.setMany(indexed.peers6);
   const { endpoints, endpoints6 } = desiredEndpoints(settings, pods);

@@ -3,7 +3,7 @@
 import { tcp, udp } from '../support/packets.ts';
 import { type Fixture, runFixtures } from './fixtures.ts';
 import { podFrame, wireFrame } from './frames.ts';
-import { settings, v4, v6 } from './node.ts';
+import { settings, v4, v6, tunnel } from './node.ts';
 
 for (const [own, other] of [
   [v4, v6],
@@ -38,7 +38,7 @@ for (const [own, other] of [
         others(
           'to a node’s VXLAN is an attack all the same',
           'drop vxlan_from_pod',
-          podFrame(other, { dst: other.peers.one.vtepIp, protocol: 17 }, udp({ src: 1, dst: settings.port })),
+          podFrame(other, { dst: other.peers.one.vtepIp, protocol: 17 }, udp({ src: 1, dst: tunnel.port })),
         ),
       ],
     },

@@ -2,9 +2,20 @@
 import { afterEach, describe, expect, it } from 'vitest';
 import { readPeers } from '../../src/cli/rows.ts';
 import { bridgeJson, ipJson } from '../../src/host/ip.ts';
-import type { NodeState } from '../../src/lab/index.ts';
-import { createKubeNode, deleteKubeNode, patchNodeStatus } from '../../src/lab/kube.ts';
-import { bpffsOf, inNetns, missingHere, podOf, ping, ripstopJson, timeUntil, useLab } from './support.ts';
+import { addPod, type NodeState, removePod, syncFlannel } from '../../src/lab/index.ts';
+import { createKubeNode, deleteKubeNode, eventsOn, listNodes, patchNodeStatus } from '../../src/lab/kube.ts';
+import {
+  agentLog,
+  bpffsOf,
+  inNetns,
+  missingHere,
+  nudge,
+  podOf,
+  ping,
+  ripstopJson,
+  timeUntil,
+  useLab,
+} from './support.ts';
 
 const PREFIX = 'flannel.alpha.coreos.com';
 
@@ -27,13 +38,15 @@ function lease({ ip, mac }: { ip: string; mac: string }): Record<string, string>
 }
 
 describe.skipIf(missingHere())('a Node', () => {
-  const cluster = useLab('nodes', { datapath: 'ripstop,flannel', pods: 1 });
+  const cluster = useLab('nodes', { datapath: 'ripstop,flannel,ripstop', pods: 1 });
   const made = new Set<string>();
 
   afterEach(async () => {
     // The other nodes go on whatever happens to one.
     await ping(podOf(cluster.nodes[0]), podOf(cluster.nodes[1]).ip);
     for (const name of made) await remove(name);
+    // Else the next test may take for its own node what is still held of this one's.
+    await expect.poll(() => held(WHERE.podCIDR)).toEqual(nothing);
   });
 
   async function create(name: string, { podCIDR, ip }: Place): Promise<void> {
@@ -198,6 +211,18 @@ describe.skipIf(missingHere())('a Node', () => {
       .poll(() => alarmsOf('thief'))
       .toContainEqual(expect.stringContaining('overlaps 10.42.9.0/24 of owner'));
     expect(await held(WHERE.podCIDR)).toEqual(entriesOf(WHERE));
+    // Both nodes with ripstop see it; one of them tells the cluster, on the Node concerned.
+    const told = async () =>
+      (await eventsOn(cluster.lab, 'thief')).filter(({ reason }) => reason === 'PodcidrConflict');
+    await expect.poll(told).toHaveLength(1);
+    expect(await told()).toMatchObject([
+      {
+        type: 'Warning',
+        message: expect.stringContaining('overlaps 10.42.9.0/24 of owner'),
+        source: { component: 'ripstop', host: expect.stringMatching(/^node[13]$/) },
+        count: 1,
+      },
+    ]);
     await remove('thief');
     await expect.poll(() => alarmsOf('thief')).toEqual([]);
     expect(await held(WHERE.podCIDR)).toEqual(entriesOf(WHERE));
@@ -209,5 +234,40 @@ describe.skipIf(missingHere())('a Node', () => {
       .poll(() => alarmsOf('thief'))
       .toContainEqual(expect.stringContaining('of node1 (this node)'));
     expect((await held(ours.podCIDR)).bpf).toEqual([]);
+  });
+
+  it('that is our own and deleted takes nothing from us, and is published again once it is back (row 27)', async () => {
+    const [node, other] = cluster.nodes;
+    const published = async () => {
+      const nodes = await listNodes(cluster.lab);
+      const annotations = nodes.find(({ metadata }) => metadata.name === node!.name)?.metadata.annotations;
+      return annotations && ['backend-data', 'public-ip'].map((key) => annotations[`${PREFIX}/${key}`]);
+    };
+    const before = await published();
+    const logged = agentLog(cluster.lab, node!).length;
+    const complaints = () =>
+      agentLog(cluster.lab, node!)
+        .slice(logged)
+        .match(/cannot publish our lease/g) ?? [];
+    await deleteKubeNode(cluster.lab, node!.name);
+    await expect.poll(complaints).toHaveLength(1);
+    for (let i = 0; i < 3; i++) {
+      await nudge(node!);
+      await ping(podOf(node), podOf(other).ip, 20);
+      // Who comes is followed all the same.
+      if (i === 0) await create('joins', WHERE);
+      if (i === 1) await annotate('joins', lease(WHERE));
+      if (i === 2) await expect.poll(() => held(WHERE.podCIDR)).toEqual(entriesOf(WHERE));
+    }
+    // A pod can start and end.
+    const pod = await addPod(cluster.lab, node!);
+    await ping(pod, podOf(other).ip);
+    await removePod(cluster.lab, node!, pod);
+    expect(complaints()).toHaveLength(1);
+
+    await createKubeNode(cluster.lab, node!);
+    await expect.poll(published).toEqual(before);
+    await syncFlannel(cluster.lab);
+    await ping(podOf(other), podOf(node).ip);
   });
 });

@@ -11,6 +11,7 @@ import { ipJson } from '../../src/host/ip.ts';
 import { readForwardCounters } from '../../src/host/rules.ts';
 import { type RunOptions, run, tryRun } from '../../src/host/run.ts';
 import {
+  callCni,
   type Lab,
   type LabFlags,
   labDown,
@@ -22,6 +23,7 @@ import {
   parseLabOptions,
   type PodState,
 } from '../../src/lab/index.ts';
+import { ripstopPlugin } from '../../src/lab/ripstop.ts';
 import type { Family } from '../../src/net/ip.ts';
 import { type Background, missingForLab, startIn, tracesOf } from '../../src/lab/testing.ts';
 import type { DatagramReport } from './datagrams.ts';
@@ -334,6 +336,16 @@ export async function timeUntil(seen: () => Promise<boolean>): Promise<number> {
     await sleep(5);
   }
   return Math.round(performance.now() - begun);
+}
+
+/** What the CNI plugin answers to STATUS: undefined when all is well, else the error. */
+export async function cniStatus(lab: Lab, node: NodeState): Promise<string | undefined> {
+  const { config, ...plugin } = ripstopPlugin(lab, node);
+  const call = { ...plugin, config: { ...config, cniVersion: '1.1.0' }, hostNetns: node.netns };
+  return callCni({ ...call, command: 'STATUS' }).then(
+    () => undefined,
+    (error: unknown) => String(error),
+  );
 }
 
 export function agentLog(lab: Lab, node: NodeState): string {

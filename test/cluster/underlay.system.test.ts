@@ -3,7 +3,7 @@ import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { beforeAll, describe, expect, it } from 'vitest';
-import { vtepDeviceName } from '../../src/agent/node-path.ts';
+import { vtepDeviceName } from '../../src/host/vtep-device.ts';
 import { bridgeJson, ipJson } from '../../src/host/ip.ts';
 import { listLinks } from '../../src/host/links.ts';
 import { listOwnRoutes } from '../../src/host/routes.ts';
@@ -161,7 +161,7 @@ describe.skipIf(missingHere())('of two dual-stack nodes', () => {
         ]);
         return { ...links.get(device), ifindex: 0, neighbours: neighbours.stdout, fdb };
       });
-      return { devices: await Promise.all(devices), routes: await listOwnRoutes(where) };
+      return { devices: await Promise.all(devices), routes: listOwnRoutes(where) };
     }
 
     it('when somebody deletes both VTEPs, and the fast path goes on', async () => {
@@ -187,6 +187,19 @@ describe.skipIf(missingHere())('of two dual-stack nodes', () => {
         await setSlow(cluster.lab, node(1), pod(1), false);
       },
     );
+
+    it('when somebody flushes the nft ruleset: our table is back at once', async () => {
+      const table = async () => {
+        const { stdout } = await tryRun('nft', ['list', 'table', 'inet', 'ripstop'], inNetns(node(1)));
+        return stdout.replaceAll(/packets \d+ bytes \d+/g, '');
+      };
+      const before = await table();
+      expect(before).toContain('masquerade');
+      await survives(0, async () => {
+        await run('nft', ['flush', 'ruleset'], inNetns(node(1)));
+        await expect.poll(table, { timeout: 3000 }).toBe(before);
+      });
+    });
 
     it('when somebody makes rp_filter strict everywhere', async () => {
       const names = [...(await listLinks(inNetns(node(1)))).keys()];

@@ -5,7 +5,7 @@
  */
 import type { Peer } from '../../src/dataplane/desired.ts';
 import { addressAt, type Family } from '../../src/net/ip.ts';
-import { type Side, sides, TEST_RUN_IFINDEX, TEST_RUN_MAC } from '../bpf/node.ts';
+import { type Side, sides, TEST_RUN_IFINDEX, TEST_RUN_MAC, tunnel } from '../bpf/node.ts';
 import {
   checksum,
   ethernet,
@@ -29,7 +29,7 @@ import { ports, type WorldName, worlds } from './world.ts';
 /** Linux runs no test on less: an Ethernet and an IP header of the family that the ethertype says. */
 export const SHORTEST: Readonly<Record<Family, number>> = { 4: 34, 6: 54 };
 
-const { port: vxlanPort, vni } = worlds.tunnelled.settings;
+const { port: vxlanPort, vni } = tunnel;
 
 /** Who the packets of a family come from and go to. */
 interface Cast extends Pick<Side, 'family' | 'settings' | 'icmp'> {

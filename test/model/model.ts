@@ -20,6 +20,7 @@ import {
 } from '../../src/dataplane/desired.ts';
 import { addressToBytes, type Family, half } from '../../src/net/ip.ts';
 import { macToBytes } from '../../src/net/mac.ts';
+import { tunnel } from '../bpf/node.ts';
 import { checksum, protocols } from '../support/packets.ts';
 import {
   addressNumber,
@@ -129,7 +130,7 @@ class FamilyView {
 
   /** On our L2, and net-conf says that it is reached without encapsulation. */
   isDirect({ vtepIp }: Peer): boolean {
-    return this.#world.settings.directRouting === true && this.#world.nextHopTo(vtepIp) === vtepIp;
+    return this.#world.hopTo(vtepIp).direct;
   }
 
   /** IPv6 to who wants outer checksums: BPF cannot make them. */
@@ -241,7 +242,7 @@ export class Model {
       ip.protocol === protocols.udp &&
       ip.headerEnd >= headerLength[family] &&
       ip.payload.length >= 4 &&
-      u16(ip.payload, 2) === this.#world.settings.port
+      u16(ip.payload, 2) === tunnel.port
     );
   }
 
@@ -262,14 +263,13 @@ export class Model {
   #xdpFromWire(arrival: Arrival, ip: IpPacket, view: FamilyView): Decided {
     const found = this.#detunnel(arrival, ip, view);
     if ('verdict' in found) return found.verdict === 'drop' ? stack() : found;
-    const mark = new Uint8Array(Uint32Array.of(0x72697073, this.#world.settings.vni).buffer);
+    const mark = new Uint8Array(Uint32Array.of(0x72697073, tunnel.vni).buffer);
     const out = Uint8Array.from([...mark, ...arrival.packet.subarray(0, ETHER), ...found.inner]);
     return { verdict: 'fast', reasons: ['decap'], out };
   }
 
   /** What a VXLAN packet for a pod of ours holds, if all of it is as it should be. */
   #detunnel({ packet, gsoSize }: Arrival, outer: IpPacket, view: FamilyView): Decided | Detunnelled {
-    const { settings } = this.#world;
     const { family, own, nodes } = view;
     // Of fragments and of what stands behind options nobody knows whose port they are for.
     if (outer.fragment !== 'none') return stack(...outer.faults, 'fragment', 'not_vxlan');
@@ -278,12 +278,12 @@ export class Model {
     if (outer.faults.includes('ip_options') || outer.payload.length < 8)
       return stack(...outer.faults, 'malformed', 'not_vxlan');
     const datagram = outer.payload;
-    if (u16(datagram, 2) !== settings.port) return stack(...outer.faults, 'not_vxlan');
+    if (u16(datagram, 2) !== tunnel.port) return stack(...outer.faults, 'not_vxlan');
 
     const reasons = [...outer.faults, ...(u16(datagram, 4) === datagram.length ? [] : ['malformed'])];
     const [vxlan, ether, innerAt] = [8, 16, 16 + ETHER];
     if (datagram.length < innerAt) return stack(...reasons, 'malformed');
-    const vni = [settings.vni >>> 16, (settings.vni >>> 8) & 255, settings.vni & 255];
+    const vni = [tunnel.vni >>> 16, (tunnel.vni >>> 8) & 255, tunnel.vni & 255];
     if (!starts(datagram, vxlan, [8, 0, 0, 0, ...vni, 0])) reasons.push('other_vni');
     if (!starts(datagram, ether, macToBytes(own.vtepMac))) reasons.push('other_mac');
     // Families are never mixed, so another one's ethertype is as foreign as any.
@@ -376,7 +376,7 @@ export class Model {
 
   /** RFC 7348 around an IP packet; MAC addresses are left to the kernel's neighbour table. */
   #encapsulated(inner: Uint8Array, ecn: number, peer: Peer, { family, own }: FamilyView): Uint8Array {
-    const { port, vni } = this.#world.settings;
+    const { port, vni } = tunnel;
     const length = encapBytes[family] + inner.length;
     const out = new Uint8Array(ETHER + length);
     const ethertype = family === 4 ? 0x0800 : 0x86dd;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 /** The nodes that the model and the programs are compared on: with one of each kind of neighbour that a packet can meet. */
 import type { Struct } from '../../src/dataplane/codec.ts';
-import type { Endpoint, NodeSettings, Peer } from '../../src/dataplane/desired.ts';
+import type { Endpoint, NodeSettings, Peer, PeerHop } from '../../src/dataplane/desired.ts';
 import { type Cidr, parseCidr } from '../../src/net/ip.ts';
-import { directSettings, nextHopTo, settings, type Side, sides, v4, v6 } from '../bpf/node.ts';
+import { directSettings, hopTo, settings, type Side, sides, v4, v6 } from '../bpf/node.ts';
 import { protocols } from '../support/packets.ts';
 
 /** All that a verdict depends on, besides the packet. */
@@ -11,7 +11,7 @@ export interface World {
   readonly settings: NodeSettings;
   readonly peers: readonly Peer[];
   /** Where the uplink sends packets to an underlay address. */
-  readonly nextHopTo: (address: string) => string;
+  readonly hopTo: (address: string) => PeerHop;
   readonly endpoints: readonly Endpoint[];
   /** Packets with these tuples belong to conntrack; the pod is the local one that they are kept for. */
   readonly flows: readonly { readonly pod: string; readonly flow: Struct<'flow'> }[];
@@ -73,7 +73,7 @@ function worldOf(nodeSettings: NodeSettings): World {
   return {
     settings: nodeSettings,
     peers,
-    nextHopTo,
+    hopTo: (address) => hopTo(address, settings.directRouting),
     endpoints: [
       ...sides.flatMap(({ pods }) => Object.values(pods)),
       ...busy.flatMap(({ endpoints }) => endpoints),

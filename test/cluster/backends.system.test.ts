@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { readPeers } from '../../src/cli/rows.ts';
+import { ipJson } from '../../src/host/ip.ts';
+import { tryRun } from '../../src/host/run.ts';
+import { addPod, nodeDir } from '../../src/lab/index.ts';
+import { listNodes } from '../../src/lab/kube.ts';
+import { startIn } from '../../src/lab/testing.ts';
+import {
+  agentLog,
+  bpffsOf,
+  carriedDuring,
+  inNetns,
+  missingHere,
+  nudge,
+  ping,
+  podOf,
+  ripstopJson,
+  serveIn,
+  talkBoth,
+  useLab,
+} from './support.ts';
+
+const missing = missingHere('tcpdump');
+const PREFIX = 'flannel.alpha.coreos.com';
+
+interface AgentView {
+  readonly agent: {
+    readonly ready: boolean;
+    readonly families: readonly { readonly vtep: object }[];
+    readonly passes: { readonly lastErrors: readonly { readonly target: string; readonly error: string }[] };
+  };
+}
+
+describe.skipIf(missing)('the backend host-gw', () => {
+  const cluster = useLab('hostgw', { nodes: 2, pods: 2, backend: 'host-gw' });
+  const [pod1, pod2] = [() => podOf(cluster.nodes[0]), () => podOf(cluster.nodes[1])];
+  const status = () => ripstopJson<AgentView>(cluster.lab, cluster.nodes[0]!, 'status');
+
+  beforeAll(() => serveIn(pod2()));
+
+  it('carries pods’ packets as they are, on the fast path both ways', async () => {
+    const [node1, node2] = [cluster.nodes[0]!, cluster.nodes[1]!];
+    const wire = startIn(node1.netns, 'tcpdump', '-l', '-nn', '-i', 'eth0', 'udp or icmp');
+    await wire.prints(/listening/);
+    const [one, two] = await carriedDuring(cluster.lab, [node1, node2], async () => {
+      await ping(pod1(), pod2().ip, 20);
+      expect(await talkBoth(pod1(), pod2().ip)).toBe(pod1().ip);
+    });
+    const seen = await wire.stop();
+    expect(seen).toContain(`${pod1().ip} > ${pod2().ip}: ICMP echo request`);
+    expect(seen).not.toMatch(/VXLAN|\.8472/);
+    for (const carried of [one!, two!]) {
+      expect(carried.by['from_pod fast_direct']).toBeGreaterThan(20);
+      expect(carried.by['from_wire fast_direct']).toBeGreaterThan(20);
+      expect(carried.forwarded).toBe(0);
+    }
+  });
+
+  it('has no VTEP device, gives pods the whole MTU, and publishes what flannel would', async () => {
+    const [node1, node2] = [cluster.nodes[0]!, cluster.nodes[1]!];
+    expect(await ipJson(['link', 'show', 'type', 'vxlan'], inNetns(node1))).toEqual([]);
+    const [eth0] = await ipJson<{ mtu: number }>(['link', 'show', 'eth0'], inNetns(pod1()));
+    expect(eth0).toMatchObject({ mtu: 1500 });
+    expect(await ipJson(['route', 'show', node2.podCIDR], inNetns(node1))).toMatchObject([
+      { gateway: node2.ip, dev: 'eth0' },
+    ]);
+    const { metadata } = (await listNodes(cluster.lab)).find((node) => node.metadata.name === node1.name)!;
+    expect(metadata.annotations).toMatchObject({
+      [`${PREFIX}/backend-type`]: 'host-gw',
+      [`${PREFIX}/backend-data`]: 'null',
+      [`${PREFIX}/kube-subnet-manager`]: 'true',
+      [`${PREFIX}/public-ip`]: node1.ip,
+    });
+    expect(await readFile(join(nodeDir(cluster.lab, node1), 'subnet.env'), 'utf8')).toContain(
+      'FLANNEL_MTU=1500\n',
+    );
+    expect((await status()).agent).toMatchObject({ ready: true, families: [{ vtep: { ip: node1.ip } }] });
+  });
+
+  it('has full packets cross, and a pod that comes later', async () => {
+    const full = await tryRun(
+      'ping',
+      ['-n', '-M', 'do', '-s', '1472', '-c', '2', '-W', '1', pod2().ip],
+      inNetns(pod1()),
+    );
+    expect(full.stdout).toContain('2 received');
+    const late = await addPod(cluster.lab, cluster.nodes[0]!);
+    await ping(late, pod2().ip);
+    await ping(pod2(), late.ip);
+  });
+
+  it('names a peer that is behind a router, and sends nothing to it that somebody else would get', async () => {
+    const [node1, node2] = [cluster.nodes[0]!, cluster.nodes[1]!];
+    const behind = ['route', 'replace', `${node2.ip}/32`, 'via', '172.31.255.254', 'dev', 'eth0'];
+    await tryRun('ip', behind, inNetns(node1));
+    await expect
+      .poll(async () => (await status()).agent.passes.lastErrors)
+      .toMatchObject([
+        {
+          target: 'peer-routes',
+          error: expect.stringContaining(`not node2 (${node2.ip}); use the backend vxlan`),
+        },
+      ]);
+    expect(await ipJson(['route', 'show', node2.podCIDR], inNetns(node1))).toEqual([]);
+    expect(readPeers(bpffsOf(cluster.lab, node1), undefined)).toEqual([]);
+    await tryRun('ip', ['route', 'del', `${node2.ip}/32`], inNetns(node1));
+    await expect.poll(async () => (await status()).agent.passes.lastErrors).toEqual([]);
+    await ping(pod1(), pod2().ip);
+  });
+
+  it('takes away the VTEP device of an earlier configuration', async () => {
+    const node1 = cluster.nodes[0]!;
+    const device = ['flannel.1', 'type', 'vxlan', 'id', '1', 'dev', 'eth0', 'dstport', '8472'];
+    await tryRun('ip', ['link', 'add', ...device], inNetns(node1));
+    await nudge(node1);
+    await expect.poll(() => ipJson(['link', 'show', 'type', 'vxlan'], inNetns(node1))).toEqual([]);
+    expect(agentLog(cluster.lab, node1)).toContain('removed the VTEP device of an earlier configuration');
+  });
+});
+
+describe.skipIf(missing)('the backend alloc', () => {
+  const cluster = useLab('alloc', { nodes: 2, pods: 2, backend: 'alloc' });
+
+  it('publishes leases and connects the pods of a node, and leaves the way to others to somebody else', async () => {
+    const [node1, node2] = [cluster.nodes[0]!, cluster.nodes[1]!];
+    const [carried] = await carriedDuring(cluster.lab, [node1], () =>
+      ping(podOf(node1, 0), podOf(node1, 1).ip, 10),
+    );
+    expect(carried!.by['from_pod fast_local']).toBeGreaterThanOrEqual(20);
+    expect(await ipJson(['route', 'show', node2.podCIDR], inNetns(node1))).toEqual([]);
+    for (const { metadata } of await listNodes(cluster.lab))
+      expect(metadata.annotations).toMatchObject({ [`${PREFIX}/backend-type`]: 'alloc' });
+
+    // Somebody else: a cloud's route table, here the node's own.
+    const there = (to: typeof node1) => ['route', 'add', to.podCIDR, 'via', to.ip];
+    await tryRun('ip', there(node2), inNetns(node1));
+    await tryRun('ip', there(node1), inNetns(node2));
+    await serveIn(podOf(node2));
+    expect(await talkBoth(podOf(node1), podOf(node2).ip)).toBe(podOf(node1).ip);
+  });
+  afterAll(() => expect(agentLog(cluster.lab, cluster.nodes[0]!)).not.toMatch(/"level":(50|60)/));
+});

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+/** deploy/ripstop.yml as an operator edits it, and what it then does to a node. */
+import { globSync, mkdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import type * as k8s from '@kubernetes/client-node';
+import { loadAll } from 'js-yaml';
+import { run } from '../../src/host/run.ts';
+
+const DEPLOY = join(import.meta.dirname, '../../deploy');
+
+export const manifest = readFileSync(join(DEPLOY, 'ripstop.yml'), 'utf8');
+export const readme = readFileSync(join(DEPLOY, 'README.md'), 'utf8');
+
+export interface Manifest {
+  namespace: k8s.V1Namespace;
+  account: k8s.V1ServiceAccount;
+  role: k8s.V1ClusterRole;
+  binding: k8s.V1ClusterRoleBinding;
+  config: k8s.V1ConfigMap;
+  daemonSet: k8s.V1DaemonSet;
+}
+
+/** @throws Error when its documents are others than these, in this order. */
+export function parseManifest(text: string): Manifest {
+  const documents = loadAll(text) as { kind: string }[];
+  const kinds = documents.map(({ kind }) => kind).join(' ');
+  if (kinds !== 'Namespace ServiceAccount ClusterRole ClusterRoleBinding ConfigMap DaemonSet')
+    throw new Error(`the manifest consists of ${kinds}`);
+  const [namespace, account, role, binding, config, daemonSet] = documents;
+  return { namespace, account, role, binding, config, daemonSet } as Manifest;
+}
+
+/** The arguments of each `sed` in the README that changes the manifest on its way to kubectl. */
+export const readmeEdits: readonly (readonly string[])[] = [
+  ...readme.matchAll(/^sed ((?:-e '[^']+'[\s\\]*)+)deploy\/ripstop\.yml \| kubectl/gm),
+].map((match) => [...(match[1] ?? '').matchAll(/'([^']+)'/g)].flatMap((edit) => ['-e', edit[1] ?? '']));
+
+/** The manifest after an edit of the README's; without one as it is. */
+export function rendered(edit: readonly string[] = []): Promise<string> {
+  return run('sed', edit.length > 0 ? edit : ['-n', 'p'], { stdin: manifest });
+}
+
+/** A kind of cluster as the README's table describes it. */
+export interface Shape {
+  cluster: string;
+  network: string;
+  confDir: string;
+  binDir: string;
+  /** What to do to the manifest for it. */
+  edit: readonly string[];
+}
+
+/** The rows of the README's table; its clusters are in the order of the edits. */
+export const shapes: readonly Shape[] = [
+  ...readme.matchAll(/^\| ([^|]+) \| (\d[\d./]+) \| (\/[^|]+) \| (\/[^|]+) \|$/gm),
+].map(([, cluster = '', network = '', confDir = '', binDir = ''], i) => ({
+  cluster,
+  network,
+  confDir,
+  binDir,
+  edit: [[], readmeEdits[0] ?? [], readmeEdits[2] ?? []][i] ?? [],
+}));
+
+/**
+ * Do to a host whose root is `root` what the init container `install-cni` would, with `image` as its image's directory of
+ * built files. Resolves with the files that are there then, with their modes.
+ */
+export async function installInto(
+  root: string,
+  { config, daemonSet }: Manifest,
+  image: string,
+  mode = 'cni',
+): Promise<string[]> {
+  const pod = daemonSet.spec!.template.spec!;
+  const installer = pod.initContainers!.find(({ name }) => name === 'install-cni')!;
+  const configMap = join(root, '.config');
+  mkdirSync(configMap, { recursive: true });
+  for (const [key, text] of Object.entries(config.data!)) writeFileSync(join(configMap, key), text);
+  let script = installer.args!.join('\n').replaceAll('/opt/ripstop/build', image);
+  for (const { name, mountPath } of installer.volumeMounts!) {
+    const volume = pod.volumes!.find((one) => one.name === name)!;
+    const source = volume.hostPath ? join(root, volume.hostPath.path) : configMap;
+    if (volume.hostPath?.type === 'DirectoryOrCreate') mkdirSync(source, { recursive: true });
+    script = script.replaceAll(mountPath, source);
+  }
+  await run('sh', ['-c', script], { env: { PATH: process.env['PATH'] ?? '', RIPSTOP_MODE: mode } });
+  return globSync('**/*', { cwd: root })
+    .filter((file) => statSync(join(root, file)).isFile() && !file.startsWith('.config'))
+    .map((file) => `/${file} ${(statSync(join(root, file)).mode & 0o777).toString(8)}`)
+    .toSorted();
+}
