@@ -1,0 +1,57 @@
+#!/usr/bin/env node
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * ripstop among the real ones: kube-apiserver with etcd, flanneld and flannel's CNI plugin, built from their Go modules the
+ * first time (see test/peers/README.md), then the stories of test/peers. Needs root, and Go for the first time.
+ *
+ *   sudo npm run test:peers [-- exchanges | cluster | flannel ...]
+ */
+import { spawn } from 'node:child_process';
+import { existsSync, readdirSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import { errorText, RipstopError } from '../src/errors.ts';
+import { labDir, labDown } from '../src/lab/index.ts';
+import { isAlive } from '../src/lab/netns.ts';
+import { missingForLab } from '../src/lab/testing.ts';
+import { buildPeers, missingForPeers } from '../test/peers/build.ts';
+
+const ROOT = join(import.meta.dirname, '..');
+
+/** Take down the labs that a run left which did not come to its end; their names end in its process id. */
+async function sweep(): Promise<void> {
+  const labs = dirname(labDir('any'));
+  for (const name of existsSync(labs) ? readdirSync(labs) : []) {
+    const pid = /^peers-[a-z]+-(\d+)$/.exec(name)?.[1];
+    if (pid !== undefined && !isAlive(Number(pid))) await labDown(name);
+  }
+}
+
+async function main(stories: readonly string[]): Promise<number> {
+  const missing = missingForLab('nft', 'bridge') ?? (await missingForPeers());
+  if (missing !== undefined) {
+    console.log(`test-peers: skipped: ${missing}`);
+    return 0;
+  }
+  await sweep();
+  await buildPeers((line) => console.log(`test-peers: ${line}`));
+  const vitest = join(ROOT, 'node_modules/vitest/vitest.mjs');
+  const files = stories.map((story) => `test/peers/${story}`);
+  const argv = [vitest, 'run', '--config', join(ROOT, 'test/peers/vitest.config.ts'), ...files];
+  const child = spawn(process.execPath, argv, { cwd: ROOT, stdio: 'inherit' });
+  // Ctrl-C reaches it too, and it cleans up.
+  for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => child.kill(signal));
+  const exitCode = await new Promise<number>((resolve, reject) => {
+    child.on('error', reject);
+    child.on('exit', (code) => resolve(code ?? 1));
+  });
+  await sweep();
+  return exitCode;
+}
+
+try {
+  process.exitCode = await main(process.argv.slice(2));
+} catch (error) {
+  console.error(`test-peers: ${errorText(error)}`);
+  if (error instanceof RipstopError && error.details) console.error(error.details);
+  process.exitCode = error instanceof RipstopError ? error.exitCode : 1;
+}

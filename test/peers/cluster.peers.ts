@@ -1,0 +1,335 @@
+// SPDX-License-Identifier: Apache-2.0
+import { randomUUID } from 'node:crypto';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { pino } from 'pino';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
+import { ApiClient } from '../../src/cluster/api-client.ts';
+import { AlarmEvents } from '../../src/cluster/events.ts';
+import { dualStack, flannelNode } from '../../src/cluster/fixtures.ts';
+import { KubeSubnetManager } from '../../src/cluster/kube-subnets.ts';
+import { fetchOwnNode, type OwnLease, publishLease } from '../../src/cluster/own-lease.ts';
+import { PeerTable } from '../../src/cluster/peer-table.ts';
+import { Reflector } from '../../src/cluster/reflector.ts';
+import { errorText } from '../../src/errors.ts';
+import { kubeconfigText } from '../../src/lab/apiserver/index.ts';
+import type { TestClient } from '../../src/lab/apiserver/test-client.ts';
+import { type Lab, labDown } from '../../src/lab/index.ts';
+import { manifest, parseManifest } from '../support/manifest.ts';
+import { compactEtcd, restartApiServer } from './server.ts';
+import { clientOf, labNameFor, nodeTokenOf, realLab } from './support.ts';
+
+const NODES = '/api/v1/nodes';
+const EVENTS = '/api/v1/namespaces/default/events';
+const SELF = 'node-1';
+const silent = pino({ level: 'silent' });
+/** As in production, only quicker. */
+const quick = { pageSize: 3, healthyAfterMs: 100, backoffMinMs: 50, backoffMaxMs: 200, settleMs: 5 };
+const lease: OwnLease = {
+  v4: { publicIp: '192.168.1.1', vtepMac: '0a:00:00:00:04:01' },
+  v6: { publicIp: '2001:db8::1', vtepMac: '0a:00:00:00:06:01' },
+  flannelIsUp: true,
+};
+
+let lab: Lab;
+let admin: TestClient;
+let directory: string;
+
+beforeAll(async () => {
+  lab = await realLab('cluster', []);
+  admin = clientOf(lab);
+  directory = mkdtempSync(join(tmpdir(), 'ripstop-peers-'));
+});
+
+afterAll(async () => {
+  admin?.close();
+  if (directory) rmSync(directory, { recursive: true });
+  await labDown(labNameFor('cluster'));
+});
+
+/** A client with the credentials of a service account, as a kubeconfig gives them. */
+async function clientWith(token: string): Promise<ApiClient> {
+  // One for each: it is read again when the server refuses.
+  const kubeconfig = join(directory, randomUUID());
+  writeFileSync(kubeconfig, kubeconfigText(admin.server.url, admin.server.caPem, token));
+  return ApiClient.open({ kubeconfig });
+}
+
+async function ask(method: string, path: string, body?: object, type?: string): Promise<unknown> {
+  const answer = await admin.request(path, { method, body, ...(type && { type }) });
+  if (answer.code >= 300) throw new Error(`${method} ${path}: ${answer.text}`);
+  return answer.body;
+}
+
+/** Node number `n`: plain flannel's, or with the podCIDRs as ripstop publishes them. */
+async function add(n: number, kind: 'bare' | 'flannel' | 'ripstop'): Promise<void> {
+  const published = { 'ripstop.io/pod-cidrs': `10.42.${n}.0/24,fd00:42:0:${n.toString(16)}::/64` };
+  const { apiVersion, metadata, spec } = flannelNode(n, kind === 'ripstop' ? published : {});
+  const { name, annotations } = metadata;
+  const given = { name, ...(kind !== 'bare' && { annotations }) };
+  await ask('POST', NODES, { apiVersion, kind: 'Node', metadata: given, spec });
+}
+
+const remove = (n: number): Promise<unknown> => ask('DELETE', `${NODES}/node-${n}`);
+
+async function removeAll(): Promise<void> {
+  const { items = [] } = (await admin.get(NODES)).body;
+  for (const { metadata } of items) await ask('DELETE', `${NODES}/${metadata.name}`);
+}
+
+describe('what the agent has of the cluster', () => {
+  let manager: KubeSubnetManager;
+  let table: PeerTable;
+
+  beforeEach(async () => {
+    await add(1, 'bare');
+    for (let n = 2; n <= 8; n++) await add(n, n % 2 === 0 ? 'ripstop' : 'flannel');
+    table = new PeerTable();
+    manager = new KubeSubnetManager(await clientWith(nodeTokenOf(lab)), SELF, dualStack, silent, quick);
+    manager.start(() => {});
+    await expect.poll(() => manager.synced && manager.health.connected).toBe(true);
+  });
+
+  afterEach(async () => {
+    await manager.stop();
+    await removeAll();
+  });
+
+  const peers = (): string[] => {
+    const own = { name: SELF, podCidrs: manager.own?.podCidrs ?? [] };
+    return table
+      .update(manager.nodes, own)
+      .peers.map(({ name, v4 }) => `${name} ${v4?.podCidr.base} ${v4?.vtepIp}`)
+      .toSorted();
+  };
+  const peer = (n: number): string => `node-${n} 10.42.${n}.0 192.168.1.${n}`;
+
+  it('is there after pages of metadata, the podCIDRs of plain flannel too, and follows', async () => {
+    expect(peers()).toEqual([2, 3, 4, 5, 6, 7, 8].map(peer));
+    await add(9, 'flannel');
+    await add(10, 'ripstop');
+    await remove(3);
+    await remove(4);
+    await expect.poll(peers).toEqual([peer(10), ...[2, 5, 6, 7, 8, 9].map(peer)]);
+    // Gone and come back as another machine, between two looks.
+    await remove(5);
+    await add(5, 'ripstop');
+    await ask(
+      'PATCH',
+      `${NODES}/node-5/status`,
+      { metadata: { annotations: { 'flannel.alpha.coreos.com/public-ip': '192.168.1.55' } } },
+      'application/strategic-merge-patch+json',
+    );
+    await expect.poll(peers).toContain('node-5 10.42.5.0 192.168.1.55');
+    expect(manager.health).toMatchObject({ connected: true });
+  });
+
+  it('outlives the server and its history: lost is only time', async () => {
+    const whole = reflectorOf(await clientWith(nodeTokenOf(lab)), { metadataOnly: false });
+    whole.start();
+    try {
+      await expect.poll(() => whole.health.connected).toBe(true);
+      const names = (): string[] => [...whole.items.values()].map(({ name }) => name).toSorted();
+      const before = peers();
+      await remove(2);
+      await expect.poll(peers).toEqual(before.slice(1));
+      await add(11, 'ripstop');
+      await expect.poll(names).toContain('node-11');
+      // The history goes on without a Node in it: what was last seen of them is then too old to watch from.
+      await ask('POST', '/api/v1/namespaces/default/configmaps', { metadata: { name: 'unrelated' } });
+      await compactEtcd(lab);
+      await restartApiServer(lab);
+      await remove(3);
+      const left = [11, 4, 5, 6, 7, 8];
+      await expect.poll(peers, { timeout: 30_000 }).toEqual(left.map(peer));
+      await expect.poll(names).toEqual([SELF, ...left.map((n) => `node-${n}`)]);
+      await expect.poll(() => manager.health.connected && whole.health.connected).toBe(true);
+      expect(whole.health).toMatchObject({ relists: 2, faults: { gone: 1 } });
+    } finally {
+      await whole.stop();
+    }
+  });
+
+  it('is told of us: lease and condition in one patch, once; and is rid of it again', async () => {
+    const own = await manager.fetchOwn();
+    expect(own.podCidrs.map(({ base }) => base)).toEqual(['10.42.1.0', 'fd00:42:0:1::']);
+    expect(await manager.publish(own, lease)).toBe(true);
+    const { metadata, status } = (await admin.get(`${NODES}/${SELF}`)).body;
+    expect(metadata.annotations).toEqual({
+      'flannel.alpha.coreos.com/backend-data': '{"VNI":1,"VtepMAC":"0a:00:00:00:04:01"}',
+      'flannel.alpha.coreos.com/backend-type': 'vxlan',
+      'flannel.alpha.coreos.com/backend-v6-data': '{"VNI":1,"VtepMAC":"0a:00:00:00:06:01"}',
+      'flannel.alpha.coreos.com/kube-subnet-manager': 'true',
+      'flannel.alpha.coreos.com/public-ip': '192.168.1.1',
+      'flannel.alpha.coreos.com/public-ipv6': '2001:db8::1',
+      'ripstop.io/pod-cidrs': '10.42.1.0/24,fd00:42:0:1::/64',
+      'ripstop.io/udp6-zero-checksum': 'true',
+    });
+    expect(status).toMatchObject({
+      conditions: [{ type: 'NetworkUnavailable', status: 'False', reason: 'FlannelIsUp' }],
+    });
+    await expect.poll(() => manager.own?.flannelIsUp).toBe(true);
+    expect(await manager.publish(manager.own!, lease)).toBe(false);
+    await manager.withdraw();
+    expect((await admin.get(`${NODES}/${SELF}`)).body.metadata.annotations).toBeUndefined();
+  });
+});
+
+/** What is done with the API server, by the right that it takes: each as the product does it, failing when it fails. */
+const uses: Readonly<Record<string, (client: ApiClient) => Promise<void>>> = {
+  'get nodes': async (client) => void (await fetchOwnNode(client, SELF, dualStack)),
+  'list nodes': (client) => reflect(client, (reflector) => reflector.synced),
+  'watch nodes': (client) => reflect(client, (reflector) => reflector.health.connected),
+  'patch nodes/status': async (client) => {
+    await removeAll();
+    await add(1, 'bare');
+    const asAdmin = await clientWith(admin.server.adminToken);
+    const own = await fetchOwnNode(asAdmin, SELF, dualStack).finally(() => asAdmin.close());
+    await publishLease(client, own, lease, dualStack);
+  },
+  'create events': (client) => tell(client, 'one'),
+  'patch events': (client) => tell(client, 'one', 'another'),
+};
+
+function reflectorOf(client: ApiClient, { metadataOnly }: { metadataOnly: boolean }): Reflector<unknown> {
+  return new Reflector<unknown>({
+    client,
+    path: NODES,
+    metadataOnly,
+    project: () => undefined,
+    onChange: () => {},
+    log: silent,
+    timing: quick,
+  });
+}
+
+async function reflect(client: ApiClient, done: (reflector: Reflector<unknown>) => boolean): Promise<void> {
+  const reflector = reflectorOf(client, { metadataOnly: true });
+  reflector.start();
+  try {
+    await expect.poll(() => done(reflector) || (reflector.health.faults.auth ?? 0) > 0).toBe(true);
+    if (!done(reflector)) throw new Error(reflector.health.lastError);
+  } finally {
+    await reflector.stop();
+  }
+}
+
+/** Raise an alarm with these reasons, one after the other, and see each in the Node's Events. */
+async function tell(client: ApiClient, ...reasons: string[]): Promise<void> {
+  let warned = '';
+  const log = pino({ level: 'warn' }, { write: (line: string) => (warned = line) });
+  const timing = { repeatMs: 60_000, burst: 10, refillMs: 10, retryMs: 50 };
+  const events = new AlarmEvents(client, SELF, log, timing);
+  try {
+    for (const reason of reasons) {
+      const alarm = { node: 'node-2', uid: 'uid-2', kind: 'malformed_lease', reason } as const;
+      events.update([alarm], () => [SELF]);
+      const told = async (): Promise<boolean> => {
+        const { items = [] } = (await admin.get(`${EVENTS}?fieldSelector=involvedObject.name%3Dnode-2`)).body;
+        return warned !== '' || items.some((event) => event.message === reason);
+      };
+      await expect.poll(told).toBe(true);
+      if (warned !== '') throw new Error(warned);
+    }
+  } finally {
+    await events.stop();
+    await ask('DELETE', EVENTS);
+  }
+}
+
+interface Rule {
+  apiGroups?: string[];
+  resources?: string[];
+  verbs: string[];
+  nonResourceURLs?: string[];
+}
+
+/** `list nodes`, for each right that the rules give. */
+function rightsOf(rules: readonly Rule[]): string[] {
+  return rules
+    .flatMap(({ apiGroups = [], resources = [], nonResourceURLs = [], verbs }) => {
+      const grouped = apiGroups.flatMap((group) => resources.map((one) => (group ? `${one}.${group}` : one)));
+      return verbs.flatMap((verb) => [...grouped, ...nonResourceURLs].map((what) => `${verb} ${what}`));
+    })
+    .toSorted();
+}
+
+async function effectiveRights(token: string): Promise<string[]> {
+  const { status } = (
+    await admin.request('/apis/authorization.k8s.io/v1/selfsubjectrulesreviews', {
+      method: 'POST',
+      token,
+      body: { spec: { namespace: 'default' } },
+    })
+  ).body as { status: { resourceRules: Rule[]; nonResourceRules: Rule[] } };
+  return rightsOf([...status.resourceRules, ...status.nonResourceRules]);
+}
+
+/** A service account with these rights and no others; its token. */
+async function accountWith(name: string, rules: readonly Rule[]): Promise<string> {
+  const accounts = '/api/v1/namespaces/default/serviceaccounts';
+  const rbac = '/apis/rbac.authorization.k8s.io/v1';
+  await ask('POST', accounts, { metadata: { name } });
+  await ask('POST', `${rbac}/clusterroles`, { metadata: { name }, rules });
+  await ask('POST', `${rbac}/clusterrolebindings`, {
+    metadata: { name },
+    roleRef: { apiGroup: 'rbac.authorization.k8s.io', kind: 'ClusterRole', name },
+    subjects: [{ kind: 'ServiceAccount', name, namespace: 'default' }],
+  });
+  const { status } = (await ask('POST', `${accounts}/${name}/token`, {})) as { status: { token: string } };
+  // The authorizer hears of it by a watch of its own.
+  await expect.poll(() => effectiveRights(status.token)).toEqual(expect.arrayContaining(rightsOf(rules)));
+  return status.token;
+}
+
+describe('the ClusterRole that deploy/ripstop.yml ships', () => {
+  const rules: readonly Rule[] = parseManifest(manifest).role.rules!;
+  const rights = rightsOf(rules);
+
+  beforeAll(async () => {
+    for (let n = 1; n <= 4; n++) await add(n, 'flannel');
+  });
+  afterAll(removeAll);
+
+  async function complaints(token: string): Promise<Record<string, string>> {
+    const client = await clientWith(token);
+    const said: Record<string, string> = {};
+    for (const [right, use] of Object.entries(uses)) {
+      await use(client).catch((error: unknown) => (said[right] = errorText(error)));
+    }
+    client.close();
+    return said;
+  }
+
+  it('has a use for each of its rights', () => {
+    expect(rights).toEqual(Object.keys(uses).toSorted());
+  });
+
+  it('is enough for all of them', async () => {
+    expect(await complaints(nodeTokenOf(lab))).toEqual({});
+  });
+
+  it('gives what every account has, and these rights', async () => {
+    const everybodys = await effectiveRights(await accountWith('nobody', []));
+    const ours = await effectiveRights(nodeTokenOf(lab));
+    expect(ours.filter((right) => !everybodys.includes(right))).toEqual(rights);
+  });
+
+  for (const right of rights) {
+    it(`is not enough without "${right}"`, async () => {
+      const [verb = '', what = ''] = right.split(' ');
+      const fewer = rules
+        .map((rule) =>
+          rule.resources?.includes(what)
+            ? { ...rule, verbs: rule.verbs.filter((one) => one !== verb) }
+            : rule,
+        )
+        .filter(({ verbs }) => verbs.length > 0);
+      const said = await complaints(await accountWith(right.replaceAll(/[ /]/g, '-'), fewer));
+      expect(said).toHaveProperty([right]);
+      // A watch needs a list first, a second Event needs a first one: they complain of that.
+      for (const text of Object.values(said)) expect(text).toMatch(`cannot ${verb} resource`);
+    });
+  }
+});
