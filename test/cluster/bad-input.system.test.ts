@@ -75,8 +75,8 @@ describe.skipIf(missingHere('setpriv', 'unshare'))('a node with something wrong'
     ['is missing', undefined, /cannot read the network configuration .*--net-conf/],
     [
       'has several mistakes',
-      '{"Network":"10.42.0.0/99","Backend":{"Type":"host-gw","VNI":-1}}',
-      /Network.*"host-gw" is not supported.*Backend\.VNI -1/,
+      '{"Network":"10.42.0.0/99","Backend":{"Type":"ipip","VNI":-1}}',
+      /Network.*"ipip" is not supported.*Backend\.VNI -1/,
     ],
     [
       'enables IPv6',

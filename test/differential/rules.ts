@@ -541,6 +541,7 @@ export const rules: readonly Rule[] = [
   },
   {
     name: 'time of day',
+    rare: true,
     why: 'a timestamp, asked for by an option or by ICMP, is filled in by each lab in its own time',
     explains: differs(
       ({ field, seen: { fields } }, { sent }) =>

@@ -73,7 +73,7 @@ function worldOf(nodeSettings: NodeSettings): World {
   return {
     settings: nodeSettings,
     peers,
-    hopTo: (address) => hopTo(address, settings.directRouting),
+    hopTo: (address) => hopTo(address, nodeSettings.directRouting),
     endpoints: [
       ...sides.flatMap(({ pods }) => Object.values(pods)),
       ...busy.flatMap(({ endpoints }) => endpoints),
