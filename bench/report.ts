@@ -321,7 +321,7 @@ const peersTitle = 'Does the path grow slower with the number of nodes?';
 const endpointsTitle = 'Does the path grow slower with the number of pods?';
 const programsTitle = 'How long does each BPF program run?';
 
-function markdown<T>(columns: readonly Column<T>[], rows: readonly T[]): string {
+export function markdown<T>(columns: readonly Column<T>[], rows: readonly T[]): string {
   const line = (cells: readonly (string | number | undefined)[]): string =>
     `| ${cells.map((cell) => String(cell ?? '-').replaceAll('|', '\\|')).join(' | ')} |`;
   return [

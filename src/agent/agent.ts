@@ -51,6 +51,8 @@ import { AgentState } from './state.ts';
 
 const SETTLE_MS = 20;
 const AUDIT_MS = 30_000;
+/** No pass takes so long, not the first one among 15,000 nodes: whoever watches over us should start us anew. */
+const STUCK_MS = 120_000;
 /** How long to wait for our own node before the last-known state has to do. */
 const ANSWER_MS = 3000;
 
@@ -331,7 +333,11 @@ class Agent {
         body: await this.#metrics.registry.metrics(),
         contentType: this.#metrics.registry.contentType,
       }),
-      '/healthz': async () => ({ body: 'ok\n' }),
+      '/healthz': async () => {
+        const stuckMs = this.#loop?.underWayMs ?? 0;
+        if (stuckMs < STUCK_MS) return { body: 'ok\n' };
+        return { status: 503, body: `a pass has been under way for ${Math.round(stuckMs / 1000)} s\n` };
+      },
       '/readyz': async () => {
         const why = this.#state.notReady;
         return why === undefined ? { body: 'ok\n' } : { status: 503, body: `not ready: ${why}\n` };

@@ -35,6 +35,14 @@ describe('the loop', () => {
     await stop();
   });
 
+  it('tells for how long a pass has been under way', async () => {
+    const { loop, stop } = running({ passMs: 80 });
+    await sleep(40);
+    expect(loop.underWayMs).toBeGreaterThan(20);
+    await expect.poll(() => loop.underWayMs).toBe(0);
+    await stop();
+  });
+
   it('answers a storm of events with one pass', async () => {
     const { loop, passes, stop } = running();
     await sleep(20);

@@ -10,6 +10,7 @@ export class Loop {
   readonly #pass: () => Promise<void>;
   readonly #settleMs: number;
   readonly #auditMs: number;
+  #begunAt: number | undefined;
   #dirty = Promise.withResolvers<void>();
   /** Resolved by the first pass that starts after the promise was handed out. */
   #next = Promise.withResolvers<void>();
@@ -19,6 +20,11 @@ export class Loop {
     this.#pass = pass;
     this.#settleMs = settleMs;
     this.#auditMs = auditMs;
+  }
+
+  /** How long the pass under way has been so, in ms; 0 between passes. */
+  get underWayMs(): number {
+    return this.#begunAt === undefined ? 0 : performance.now() - this.#begunAt;
   }
 
   /** Something changed. */
@@ -44,7 +50,9 @@ export class Loop {
       const waiting = this.#next;
       this.#next = Promise.withResolvers();
       this.#dirty = Promise.withResolvers();
+      this.#begunAt = performance.now();
       await this.#pass();
+      this.#begunAt = undefined;
       waiting.resolve();
       const audit = new AbortController();
       await Promise.race([

@@ -9,6 +9,4 @@ import { setFlagsFromString } from 'node:v8';
 export function keepHeapSmall(): void {
   // When the heap is a fifth larger than what was in use after the last collection.
   setFlagsFromString('--heap-growing-percent=20');
-  // New objects have as much room as at the start.
-  setFlagsFromString('--semi-space-growth-factor=1');
 }

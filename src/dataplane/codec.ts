@@ -69,8 +69,8 @@ function placeOf(bytes: Uint8Array): Place {
 
 /** How one kind is read and written. */
 interface Access {
-  write(place: Place, at: number, value: unknown): void;
-  read(place: Place, at: number): unknown;
+  write(this: void, place: Place, at: number, value: unknown): void;
+  read(this: void, place: Place, at: number): unknown;
 }
 
 const mappedPrefix = Uint8Array.of(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff);

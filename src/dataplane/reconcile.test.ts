@@ -113,7 +113,7 @@ describe('a ledger', () => {
     const log: string[] = [];
     const held = new Map<string, number>();
     const target = memory('t', log, held);
-    const { list } = target;
+    const list = target.list.bind(target);
     let during = (): void => {};
     target.list = () => {
       log.push('look');

@@ -33,26 +33,21 @@ export function monitorKernel(
   const objects = ['link', 'address', 'route', 'nexthop', 'neigh', 'netconf'];
   return monitor(
     ['ip', '-oneline', 'monitor', ...objects],
-    (line) => !isNeighbourTraffic(line),
-    (line) =>
-      onChange(line === undefined ? 'any' : isAboutPod(line) ? 'pods' : isAboutPeer(line) ? 'peers' : 'any'),
+    (line) => changeOf(line) !== undefined,
+    (line) => onChange((line === undefined ? undefined : changeOf(line)) ?? 'any'),
     options,
   );
 }
 
-/** What neighbours on the wire are up to, minute by minute. Of ours, on VTEP devices, any change counts. */
-function isNeighbourTraffic(line: string): boolean {
-  return / (INCOMPLETE|REACHABLE|STALE|DELAY|PROBE|FAILED) ?$/.test(line) && !/ dev flannel\S* /.test(line);
-}
-
-/** A route, nexthop, neighbour or FDB entry of a VTEP device; lines about the device itself begin with its number. */
-function isAboutPeer(line: string): boolean {
-  return / dev flannel(-v6)?\.\d+ /.test(line) && !/^(Deleted )?\d+: /.test(line);
-}
-
-/** Of a pod's veth or a route to it: it has no part in the way to peers. */
-function isAboutPod(line: string): boolean {
-  return /(^|: | dev )veth[0-9a-f]{8}\b/.test(line) && !/ via /.test(line);
+/** What a line of `ip -oneline monitor` is about; undefined: nothing that anybody here looks at. Pure. */
+export function changeOf(line: string): 'pods' | 'peers' | 'any' | undefined {
+  const onVtep = / dev flannel(-v6)?\.\d+ /.test(line);
+  // What neighbours on the wire are up to, minute by minute. Of ours, on VTEP devices, any change counts.
+  if (!onVtep && / (INCOMPLETE|REACHABLE|STALE|DELAY|PROBE|FAILED) *$/.test(line)) return undefined;
+  // Of a pod's veth, or a route to it.
+  if (/(^|: | dev )veth[0-9a-f]{8}\b/.test(line) && !/ via /.test(line)) return 'pods';
+  // A route, nexthop, neighbour or FDB entry; lines about the device itself begin with its number.
+  return onVtep && !/^(Deleted )?\d+: /.test(line) ? 'peers' : 'any';
 }
 
 /**

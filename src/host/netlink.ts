@@ -19,7 +19,6 @@ const RTM_GETNEIGH = 30;
 const RT_TABLE_MAIN = 254;
 const RTNH_F_ONLINK = 4;
 const NUD_PERMANENT = 0x80;
-const NTF_PROXY = 0x08;
 const RTA = { dst: 1, oif: 4, gateway: 5, priority: 6, prefsrc: 7, table: 15, via: 18, nexthop: 30 } as const;
 const NDA = { dst: 1, lladdr: 2, ifindex: 8 } as const;
 const IFLA_IFNAME = 3;
@@ -123,8 +122,7 @@ function listEntries(family: number, device: string, { netns }: Where): { addres
   request[0] = family;
   return socket.dump(RTM_GETNEIGH, payloadOf(request, [[NDA.ifindex, word(ifindex)]]), ({ payload }) => {
     const state = payload[8]! | (payload[9]! << 8);
-    if (u32(payload, 4) !== ifindex || (state & NUD_PERMANENT) === 0 || (payload[10]! & NTF_PROXY) !== 0)
-      return undefined;
+    if (u32(payload, 4) !== ifindex || (state & NUD_PERMANENT) === 0) return undefined;
     const attributes = attributesOf(payload, NDMSG);
     const address = attributes.get(NDA.dst);
     const mac = attributes.get(NDA.lladdr);
@@ -150,7 +148,7 @@ export function listSetElements(table: string, set: string, family: Family, { ne
 function readElements(payload: Uint8Array, family: Family): string[] {
   const list = attributesOf(payload, 4).get(ELEMENTS.elements);
   const addresses: string[] = [];
-  for (const [, element] of list ? attributeList(list) : []) {
+  for (const element of list ? attributeList(list) : []) {
     // NFTA_SET_ELEM_KEY and in it NFTA_DATA_VALUE, both 1.
     const key = attributesOf(element, 0).get(1);
     const value = key && attributesOf(key, 0).get(1);

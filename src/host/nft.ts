@@ -32,8 +32,12 @@ export interface NftObject {
  * What `nft list` says: `['chains']`, `['table', 'inet', 'ripstop']`. Empty when there is no such thing.
  * @throws RipstopError with nft's reason.
  */
-export async function listNft(what: readonly string[], options: RunOptions = {}): Promise<NftObject[]> {
-  const { code, stdout, stderr } = await tryRun('nft', ['-j', 'list', ...what], options);
+export async function listNft(
+  what: readonly string[],
+  options: RunOptions = {},
+  flags: readonly string[] = [],
+): Promise<NftObject[]> {
+  const { code, stdout, stderr } = await tryRun('nft', ['-j', ...flags, 'list', ...what], options);
   if (code === 0) return (JSON.parse(stdout) as { nftables: NftObject[] }).nftables;
   if (stderr.includes('No such file or directory')) return [];
   throw new RipstopError(

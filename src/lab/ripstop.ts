@@ -11,7 +11,8 @@ import { type Lab, type NodeState, nodeDir, saveLab } from './state.ts';
 
 const ROOT = join(import.meta.dirname, '../..');
 const COMMAND = join(ROOT, 'src/cli/main.ts');
-/** As the image has it: glibc gives back what is freed, and the threads of libuv share one heap. */
+/** As the image has it: little room for new objects; glibc gives back what is freed, and all threads share one heap. */
+const NODE_OPTIONS = '--max-semi-space-size=4';
 const AGENT_ENV = {
   MALLOC_ARENA_MAX: '1',
   MALLOC_MMAP_THRESHOLD_: '131072',
@@ -67,7 +68,11 @@ export async function startAgent(lab: Lab, node: NodeState): Promise<void> {
   const child = spawn('nsenter', [`--net=${netnsPath(node.netns)}`, '--', ...agent], {
     detached: true,
     stdio: ['ignore', log, log],
-    env: { ...process.env, ...AGENT_ENV },
+    env: {
+      ...process.env,
+      ...AGENT_ENV,
+      NODE_OPTIONS: `${process.env['NODE_OPTIONS'] ?? ''} ${NODE_OPTIONS}`,
+    },
   });
   closeSync(log);
   const failed = new Promise<never>((_, reject) => child.once('error', reject));

@@ -150,16 +150,28 @@ function align(length: number): number {
 
 /** Attributes behind a struct of so many bytes. */
 export function attributesOf(payload: Uint8Array, fixed: number): Attributes {
-  return new Map(attributeList(payload, fixed));
+  const attributes = new Map<number, Uint8Array>();
+  eachAttribute(payload, fixed, (type, value) => attributes.set(type, value));
+  return attributes;
 }
 
-/** The same where a number comes more than once. */
-export function* attributeList(payload: Uint8Array, fixed = 0): Generator<[type: number, value: Uint8Array]> {
-  for (let at = fixed; at + 4 <= payload.length;) {
+/** The values of a list, whose attributes all have one number. */
+export function attributeList(payload: Uint8Array): Uint8Array[] {
+  const values: Uint8Array[] = [];
+  eachAttribute(payload, 0, (_type, value) => values.push(value));
+  return values;
+}
+
+function eachAttribute(
+  payload: Uint8Array,
+  from: number,
+  give: (type: number, value: Uint8Array) => void,
+): void {
+  for (let at = from; at + 4 <= payload.length;) {
     const length = payload[at]! | (payload[at + 1]! << 8);
     if (length < 4) return;
     // The upper two bits say "nested" and "network byte order".
-    yield [(payload[at + 2]! | (payload[at + 3]! << 8)) & 0x3fff, payload.subarray(at + 4, at + length)];
+    give((payload[at + 2]! | (payload[at + 3]! << 8)) & 0x3fff, payload.subarray(at + 4, at + length));
     at += align(length);
   }
 }
