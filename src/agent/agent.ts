@@ -386,15 +386,24 @@ async function waitForOwnNode(
 
 const known = new WeakMap<readonly PeerNode[], readonly Peer[]>();
 
-/** Nodes by their halves; the same array for the same nodes, which tells the node's path that nothing is new. */
+/** Nodes by their halves; the same objects for the same nodes, which tells the node's path what is new. */
 function peersOf(nodes: readonly PeerNode[]): readonly Peer[] {
   const before = known.get(nodes);
   if (before) return before;
-  const peers = nodes.flatMap(({ name, v4, v6 }) =>
-    [v4, v6].flatMap((one) => (one ? [{ name, vtepMac: NO_MAC, ...one }] : [])),
-  );
+  const peers = nodes.flatMap(halvesOf);
   known.set(nodes, peers);
   return peers;
+}
+
+const knownHalves = new WeakMap<PeerNode, readonly Peer[]>();
+
+function halvesOf(node: PeerNode): readonly Peer[] {
+  const before = knownHalves.get(node);
+  if (before) return before;
+  const { name, v4, v6 } = node;
+  const halves = [v4, v6].flatMap((one) => (one ? [{ name, vtepMac: NO_MAC, ...one }] : []));
+  knownHalves.set(node, halves);
+  return halves;
 }
 
 const NOBODY: readonly PeerNode[] = [];

@@ -11,11 +11,13 @@ export class Loop {
   readonly #settleMs: number;
   readonly #auditMs: number;
   #begunAt: number | undefined;
+  /** Events so far. */
+  #heard = 0;
   #dirty = Promise.withResolvers<void>();
   /** Resolved by the first pass that starts after the promise was handed out. */
   #next = Promise.withResolvers<void>();
 
-  /** @param settleMs how long events may gather before a pass takes them all. */
+  /** @param settleMs how long it is quiet before a pass takes all events so far; ten times that, and it does not wait for quiet. */
   constructor(pass: () => Promise<void>, { settleMs, auditMs }: { settleMs: number; auditMs: number }) {
     this.#pass = pass;
     this.#settleMs = settleMs;
@@ -29,6 +31,7 @@ export class Loop {
 
   /** Something changed. */
   trigger(): void {
+    this.#heard++;
     this.#dirty.resolve();
   }
 
@@ -39,6 +42,14 @@ export class Loop {
   async settled(): Promise<void> {
     this.trigger();
     await this.#next.promise;
+  }
+
+  /** Let events gather, for longer as long as they keep coming: who waits for the last of them waits for one pass only. */
+  async #settle(): Promise<void> {
+    for (let waited = 0, heard = -1; heard !== this.#heard && waited < 10; waited++) {
+      heard = this.#heard;
+      await sleep(this.#settleMs);
+    }
   }
 
   /** Run passes until the signal; each begins as soon as there is a reason. Who waits for one more then is told so. */
@@ -61,7 +72,7 @@ export class Loop {
         sleep(this.#auditMs, undefined, { signal: audit.signal }).catch(() => {}),
       ]);
       audit.abort();
-      if (!signal.aborted) await sleep(this.#settleMs);
+      if (!signal.aborted) await this.#settle();
     }
     this.#next.promise.catch(() => {}); // mostly nobody waits
     this.#next.reject(new RipstopError('the agent is stopping; try again when it runs'));

@@ -16,7 +16,15 @@ import {
 } from '../dataplane/desired.ts';
 import { chooseIngress, type Ingress } from '../dataplane/ingress.ts';
 import { type LoadedPrograms, loadPrograms, takeOverTarget } from '../dataplane/programs.ts';
-import { type Basis, Ledger, type Outcome, reconcile, step, type Step } from '../dataplane/reconcile.ts';
+import {
+  type Basis,
+  Ledger,
+  type Outcome,
+  reconcile,
+  step,
+  type Step,
+  once,
+} from '../dataplane/reconcile.ts';
 import { diff, isSame } from '../dataplane/target.ts';
 import { pinPaths, type Tables } from '../dataplane/tables.ts';
 import {
@@ -83,6 +91,9 @@ export interface NodePathOptions {
 const SWEEP_MS = 30_000;
 /** How often what no event tells of is compared with what it should be. */
 const AUDIT_MS = 25_000;
+/** In a large cluster, where that takes its time, it is done more rarely, so as not to take more of a core than this. */
+const AUDIT_SHARE = 0.01;
+const AUDIT_MS_MAX = 120_000;
 
 /**
  * This node's packet path: the kernel's (flannel.1, rules, settings, subnet.env) and, before it, the BPF programs. What
@@ -235,7 +246,7 @@ export class NodePath implements Disposable {
       networks.map(({ network, podCidr, strangers }) => [network, podCidr, strangers]),
       mtu,
     ]);
-    if (audited !== this.#audited || performance.now() - this.#auditedAt > AUDIT_MS) {
+    if (audited !== this.#audited || performance.now() - this.#auditedAt > this.#ledger.auditMs) {
       await ensureRules({ networks, masquerade: options.ipMasq, tunnel });
       const widest = Math.max(...wish.families.map((family) => (tunnel ? encapBytes[family] : 0)));
       await writeSubnetEnv(options.subnetFile, { networks, mtu: mtu - widest, ipMasq: options.ipMasq });
@@ -352,8 +363,14 @@ export class NodePath implements Disposable {
    * @param peers the same array as long as they are the same.
    */
   async apply(peers: readonly Peer[], synced: boolean): Promise<Outcome[]> {
-    const due = this.#ledger.due(await this.steps(peers, synced));
+    const steps = await this.steps(peers, synced);
+    const due = this.#ledger.due(steps);
+    const startedAt = performance.now();
     const outcomes = await reconcile(due);
+    if (due.length === steps.length) {
+      const tookMs = performance.now() - startedAt;
+      this.#ledger.auditMs = Math.min(Math.max(AUDIT_MS, tookMs / AUDIT_SHARE), AUDIT_MS_MAX);
+    }
     this.#ledger.note(due, outcomes);
     return outcomes;
   }
@@ -361,7 +378,7 @@ export class NodePath implements Disposable {
   /** The kernel's ways to peers; the same map as before when nothing differs. */
   async #hopsTo(peers: readonly Peer[]): Promise<ReadonlyMap<string, NextHop>> {
     const before = this.#ways;
-    const certain = before && performance.now() - before.at < AUDIT_MS ? before : undefined;
+    const certain = before && performance.now() - before.at < this.#ledger.auditMs ? before : undefined;
     if (certain?.peers === peers) return certain.hops;
     const ways = {
       peers,
@@ -420,7 +437,7 @@ export class NodePath implements Disposable {
       (name) => name && this.#links.get(name)?.ifindex,
     );
     const basis = (key: string, toldOf: boolean, ...others: unknown[]): Basis => {
-      return { key, toldOf, inputs: [peers, synced, settings, hops, ...ifindexes, ...others] };
+      return { key, toldOf, content: [peers, hops], inputs: [synced, settings, ...ifindexes, ...others] };
     };
     const entriesOf = new Map(
       families.map(({ family }) => [
@@ -535,12 +552,6 @@ export class NodePath implements Disposable {
 
 function ofFamily(peers: readonly Peer[], family: Family): Peer[] {
   return peers.filter(({ podCidr }) => podCidr.family === family);
-}
-
-/** The value of what is computed when it is first asked for, and only then. */
-function once<T>(compute: () => T): () => T {
-  let value: { readonly of: T } | undefined;
-  return () => (value ??= { of: compute() }).of;
 }
 
 /** net.ipv4.ip_local_port_range, which the kernel's own VXLAN hashes source ports into (RFC 7348 section 4.1). */

@@ -179,13 +179,31 @@ export function desiredConfig(settings: NodeSettings): Struct<'config'> {
  * What of the outer header is the same for all packets to a peer (RFC 7348; TTL 64 and DF clear, as the kernel's VXLAN
  * device sends). The kernel's neighbour table fills in the outer MACs on the way out, so none here can go stale.
  */
-function template<Ip>({ vni, port }: Tunnel, own: FamilySettings, peer: Peer, ethertype: number, ip: Ip) {
+function template<Ip>(tunnel: Tunnel, own: FamilySettings, peer: Peer, ethertype: number, ip: Ip) {
   return {
-    ether: { dst: NO_MAC, src: NO_MAC, type: ethertype },
+    ether: noEther[ethertype]!,
     ip,
-    udp: { src_port: 0, dst_port: port, length: 0, checksum: 0 },
-    vxlan: { flags: 0x0800_0000, vni: (vni << 8) >>> 0 },
+    ...tunnelHeaders(tunnel),
     inner_ether: { dst: peer.vtepMac, src: own.vtepMac, type: ethertype },
+  };
+}
+
+const noEther: Readonly<Record<number, Struct<'ether'>>> = Object.fromEntries(
+  [0x0800, 0x86dd].map((type) => [type, { dst: NO_MAC, src: NO_MAC, type }]),
+);
+
+/** The same objects for all peers. */
+const tunnelHeaders = lastResult(({ vni, port }: Tunnel) => ({
+  udp: { src_port: 0, dst_port: port, length: 0, checksum: 0 },
+  vxlan: { flags: 0x0800_0000, vni: (vni << 8) >>> 0 },
+}));
+
+/** A function that remembers its last result, for the same argument. */
+function lastResult<A, R>(compute: (argument: A) => R): (argument: A) => R {
+  let last: { readonly argument: A; readonly result: R } | undefined;
+  return (argument) => {
+    if (last?.argument !== argument) last = { argument, result: compute(argument) };
+    return last.result;
   };
 }
 
@@ -283,10 +301,38 @@ export function desiredPeers(
     if (!hop || !(settings.tunnel || hop.direct)) continue;
     const slot = peerSlot(settings, peer.podCidr);
     const key = peerKey(settings, peer.podCidr);
-    if (v4 && slot !== undefined) maps.peers.set(String(slot), peerValue(settings, v4, peer, hop));
-    if (v6 && key !== undefined) maps.peers6.set(key, peer6Value(settings, v6, peer, hop));
+    if (v4 && slot !== undefined)
+      maps.peers.set(
+        String(slot),
+        remembered(values4, settings, peer, hop, () => peerValue(settings, v4, peer, hop)),
+      );
+    if (v6 && key !== undefined)
+      maps.peers6.set(
+        key,
+        remembered(values6, settings, peer, hop, () => peer6Value(settings, v6, peer, hop)),
+      );
   }
   return maps;
+}
+
+/** What a peer's value was made from, and the value. Of 15,000 peers few change at a time. */
+type Values<V> = WeakMap<Peer, { readonly settings: NodeSettings; readonly hop: PeerHop; readonly value: V }>;
+const values4: Values<Struct<'peer'>> = new WeakMap();
+const values6: Values<Struct<'peer6'>> = new WeakMap();
+
+function remembered<V>(
+  values: Values<V>,
+  settings: NodeSettings,
+  peer: Peer,
+  hop: PeerHop,
+  compute: () => V,
+): V {
+  const known = values.get(peer);
+  if (known?.settings === settings && known.hop.ip === hop.ip && known.hop.direct === hop.direct)
+    return known.value;
+  const value = compute();
+  values.set(peer, { settings, hop, value });
+  return value;
 }
 
 /**

@@ -121,10 +121,17 @@ describe('a ledger', () => {
       return list();
     };
     const ledger = new Ledger(options.auditMs ?? HOUR_MS);
-    const pass = async (wanted: Map<string, number>): Promise<string[]> => {
+    const pass = async (wanted: Map<string, number>, world = 'the same'): Promise<string[]> => {
       log.length = 0;
       const toldOf = options.toldOf ?? true;
-      const steps: Step[] = [step(target, () => wanted, true, { key: 't', inputs: [wanted], toldOf })];
+      const steps: Step[] = [
+        step(target, () => wanted, true, {
+          key: 't',
+          content: [wanted],
+          inputs: [world],
+          toldOf,
+        }),
+      ];
       const due = ledger.due(steps);
       ledger.note(due, await reconcile(due));
       return [...log];
@@ -140,10 +147,22 @@ describe('a ledger', () => {
     expect(await pass(wanted)).toEqual([]);
   });
 
-  it('has a target looked at when something else is wanted of it', async () => {
+  it('has a target changed by what it was seen to hold when something else is wanted of it, and then looked at', async () => {
     const { pass } = passes();
-    for (let i = 0; i < 3; i++) await pass(new Map());
-    expect(await pass(new Map([['b', 2]]))).toEqual(['look', 't + b=2']);
+    const before = new Map([['a', 1]]);
+    for (let i = 0; i < 3; i++) await pass(before);
+    const after = new Map([['b', 2]]);
+    expect(await pass(after)).toEqual(['t + b=2', 't - a']);
+    expect(await pass(after)).toEqual(['look']);
+    expect(await pass(after)).toEqual([]);
+  });
+
+  it('does not trust what it has seen of a target that is another one now', async () => {
+    const { held, pass } = passes();
+    const wanted = new Map([['a', 1]]);
+    for (let i = 0; i < 3; i++) await pass(wanted);
+    held.clear();
+    expect(await pass(wanted, 'another')).toEqual(['look', 't + a=1']);
   });
 
   it('has it looked at after an event, also one that came while it was being listed', async () => {

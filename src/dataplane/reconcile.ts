@@ -11,13 +11,17 @@ export interface Step<V = unknown> {
   readonly mayRemove: boolean;
   /** For a {@link Ledger}; without it the target is looked at in each pass. */
   readonly basis?: Basis;
+  /** What the target is known to hold, so that it need not be listed. */
+  readonly held?: ReadonlyMap<string, V>;
 }
 
 /** What a step depends on. */
 export interface Basis {
   /** One step's own, in all passes. */
   readonly key: string;
-  /** What `desired` is made from, compared by identity. */
+  /** What `desired` is made from and nothing else depends on, compared by identity. */
+  readonly content: readonly unknown[];
+  /** What the target itself is, or `desired` is made from too, compared by identity. */
   readonly inputs: readonly unknown[];
   /** Whether changes in the world are told of: then {@link Ledger.doubt} is for this target, too. */
   readonly toldOf: boolean;
@@ -40,36 +44,49 @@ export function step<V>(
 
 /**
  * Remembers which targets were seen to be as they should be, so that a pass need not look at what nothing has happened to:
- * what is wanted is made from the same as then, no event has cast doubt on it, and the next audit is not due.
+ * what is wanted is made from the same as then, no event has cast doubt on it, and the next audit is not due. Where only
+ * the wanted content is another, what was seen then stands for a look.
  */
 export class Ledger {
-  readonly #auditMs: number;
-  readonly #settled = new Map<string, { readonly basis: Basis; readonly at: number }>();
+  /** For how long what was seen is believed. */
+  auditMs: number;
+  readonly #settled = new Map<
+    string,
+    { readonly basis: Basis; readonly at: number; readonly held?: ReadonlyMap<string, unknown> }
+  >();
   #doubts = 0;
   #doubtsBefore = 0;
 
   constructor(auditMs: number) {
-    this.#auditMs = auditMs;
+    this.auditMs = auditMs;
   }
 
-  /** The steps of a pass that begins now that need a look. */
+  /** The steps of a pass that begins now that have something to do, if only to look. */
   due(steps: readonly Step[]): Step[] {
     this.#doubtsBefore = this.#doubts;
-    return steps.filter(({ basis }) => {
+    return steps.flatMap((one) => {
+      const { basis } = one;
+      const step = { ...one, desired: once(one.desired) };
       const before = basis && this.#settled.get(basis.key);
-      if (!before || performance.now() - before.at > this.#auditMs) return true;
-      return before.basis.inputs.some((input, i) => input !== basis.inputs[i]);
+      if (!before || performance.now() - before.at > this.auditMs) return [step];
+      if (isOther(before.basis.inputs, basis.inputs)) return [step];
+      if (!isOther(before.basis.content, basis.content)) return [];
+      return [before.held ? { ...step, held: before.held } : step];
     });
   }
 
   /** What came of them. What had to be written is looked at once more. */
   note(due: readonly Step[], outcomes: readonly Outcome[]): void {
-    for (const [i, { basis }] of due.entries()) {
+    for (const [i, { basis, desired, mayRemove, target }] of due.entries()) {
       if (!basis) continue;
       const { upserts, removals, error } = outcomes[i]!;
       const doubted = basis.toldOf && this.#doubts !== this.#doubtsBefore;
       if (upserts + removals > 0 || error !== undefined || doubted) this.#settled.delete(basis.key);
-      else this.#settled.set(basis.key, { basis, at: performance.now() });
+      else {
+        // A target that tells differences by itself does so for less than it costs to remember all that it holds.
+        const held = mayRemove && !target.difference ? desired() : undefined;
+        this.#settled.set(basis.key, { basis, at: performance.now(), ...(held && { held }) });
+      }
     }
   }
 
@@ -84,6 +101,16 @@ export class Ledger {
     this.#doubts++;
     this.#settled.clear();
   }
+}
+
+function isOther(before: readonly unknown[], now: readonly unknown[]): boolean {
+  return before.length !== now.length || before.some((input, i) => input !== now[i]);
+}
+
+/** The value of what is computed when it is first asked for, and only then. */
+export function once<T>(compute: () => T): () => T {
+  let value: { readonly of: T } | undefined;
+  return () => (value ??= { of: compute() }).of;
 }
 
 /** What one pass did to one target. */
@@ -103,7 +130,8 @@ export interface Outcome {
 export async function reconcile(steps: readonly Step[]): Promise<Outcome[]> {
   const differences = await Promise.allSettled(
     steps.map(
-      async ({ target, desired }) => target.difference?.(desired()) ?? diff(desired(), await target.list()),
+      async ({ target, desired, held }) =>
+        target.difference?.(desired()) ?? diff(desired(), held ?? (await target.list())),
     ),
   );
   const outcomes = steps.map(({ target }): Outcome => ({ target: target.name, upserts: 0, removals: 0 }));
