@@ -30,7 +30,14 @@ export async function buildAgent(): Promise<string> {
     },
   });
   await rm(directory, { recursive: true, force: true });
-  await bundle.write({ dir: directory, format: 'esm', codeSplitting: true, entryFileNames: 'main.js' });
+  await bundle.write({
+    dir: directory,
+    format: 'esm',
+    codeSplitting: true,
+    entryFileNames: 'main.js',
+    // The text stays in memory for as long as the program runs, so it goes without comments; names stay, for stack traces.
+    minify: { compress: false, mangle: false, codegen: true },
+  });
   await bundle.close();
   return join(directory, 'main.js');
 }
