@@ -1,37 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 import { type Command, InvalidArgumentError } from 'commander';
 import type { AgentOptions } from '../agent/options.ts';
-import { DEFAULT_ANNOTATION_PREFIX } from '../cluster/annotations.ts';
 import { addressFamily, canonicalAddress, type Family } from '../net/ip.ts';
 import { addEtcdFlags, type EtcdFlags, withEtcd } from './etcd-flags.ts';
 import { uselessFlannelVariables } from './flannel-env.ts';
-import { booleanFlag, bpffsFlag, Flag, flag, runDirFlag } from './options.ts';
+import { addNodeFlags, booleanFlag, Flag, flag } from './options.ts';
 
 export function addAgentCommand(program: Command): void {
-  const agent = program
-    .command('agent')
+  const agent = addNodeFlags(program.command('agent'))
     .description('run the data plane of this node')
     .addOption(
       flag('--node-name <name>', "this node's name in the cluster", 'NODE_NAME').makeOptionMandatory(),
-    )
-    .addOption(
-      flag(
-        '--kubeconfig <file>',
-        'how to reach the API server (default: the service account of the pod)',
-        'FLANNELD_KUBECONFIG_FILE',
-      ),
-    )
-    .addOption(
-      flag('--net-conf <file>', "flannel's net-conf.json", 'FLANNELD_NET_CONFIG_PATH').default(
-        '/etc/kube-flannel/net-conf.json',
-      ),
-    )
-    .addOption(
-      flag(
-        '--kube-annotation-prefix <prefix>',
-        'what the annotations of nodes begin with',
-        'FLANNELD_KUBE_ANNOTATION_PREFIX',
-      ).default(DEFAULT_ANNOTATION_PREFIX),
     )
     .addOption(
       booleanFlag(
@@ -75,23 +54,10 @@ export function addAgentCommand(program: Command): void {
     .addOption(
       flag('--public-ipv6 <ip>', 'the same for IPv6', 'FLANNELD_PUBLIC_IPV6').argParser(addressParser(6)),
     )
-    .addOption(bpffsFlag())
-    .addOption(runDirFlag())
-    .addOption(
-      flag('--state-dir <path>', 'where to keep what must outlive a reboot').default('/var/lib/ripstop'),
-    )
-    .addOption(
-      flag('--subnet-file <file>', 'what flannel tells CNI plugins', 'FLANNELD_SUBNET_FILE').default(
-        '/run/flannel/subnet.env',
-      ),
-    )
     .addOption(
       flag('--metrics-addr <host:port>', 'where to serve /metrics, /healthz, /readyz').default(
         '127.0.0.1:9480',
       ),
-    )
-    .addOption(
-      flag('--ipam-dir <path>', 'where host-local keeps its leases').default('/var/lib/cni/networks'),
     )
     .addOption(
       booleanFlag(

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-import { InvalidArgumentError, Option } from 'commander';
+import { type Command, InvalidArgumentError, Option } from 'commander';
+import { DEFAULT_ANNOTATION_PREFIX } from '../cluster/annotations.ts';
 
 /** A flag and the environment variables that it reads, the first that is set before the others. */
 export class Flag extends Option {
@@ -39,4 +40,34 @@ function parseBoolean(text: string): boolean {
   if (['true', '1', 't'].includes(text.toLowerCase())) return true;
   if (['false', '0', 'f'].includes(text.toLowerCase())) return false;
   throw new InvalidArgumentError('Say true or false.');
+}
+
+/** Where the cluster's configuration comes from, and where this node keeps its things. */
+export function addNodeFlags(command: Command): Command {
+  const flags: Option[] = [
+    flag(
+      '--kubeconfig <file>',
+      'how to reach the API server (default: the service account of the pod)',
+      'FLANNELD_KUBECONFIG_FILE',
+    ),
+    flag('--net-conf <file>', "flannel's net-conf.json", 'FLANNELD_NET_CONFIG_PATH').default(
+      '/etc/kube-flannel/net-conf.json',
+    ),
+    flag(
+      '--kube-annotation-prefix <prefix>',
+      'what the annotations of nodes begin with',
+      'FLANNELD_KUBE_ANNOTATION_PREFIX',
+    ).default(DEFAULT_ANNOTATION_PREFIX),
+    bpffsFlag(),
+    runDirFlag(),
+    flag('--state-dir <path>', 'where the agent keeps what must outlive a reboot').default(
+      '/var/lib/ripstop',
+    ),
+    flag('--subnet-file <file>', 'what flannel tells CNI plugins', 'FLANNELD_SUBNET_FILE').default(
+      '/run/flannel/subnet.env',
+    ),
+    flag('--ipam-dir <path>', 'where host-local keeps its leases').default('/var/lib/cni/networks'),
+  ];
+  for (const one of flags) command.addOption(one);
+  return command;
 }

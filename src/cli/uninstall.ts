@@ -4,14 +4,13 @@ import { hostname } from 'node:os';
 import { join } from 'node:path';
 import type { Command } from 'commander';
 import { runFiles } from '../agent/options.ts';
-import { DEFAULT_ANNOTATION_PREFIX } from '../cluster/annotations.ts';
 import type { ApiClient } from '../cluster/api-client.ts';
 import type { EtcdOptions } from '../cluster/etcd-options.ts';
 import { errorText, RipstopError } from '../errors.ts';
 import type { SubnetEnv } from '../host/subnet-env.ts';
 import { askAgent } from './ask-agent.ts';
 import { addEtcdFlags, type EtcdFlags, withEtcd } from './etcd-flags.ts';
-import { bpffsFlag, flag, runDirFlag } from './options.ts';
+import { addNodeFlags, flag } from './options.ts';
 
 export interface UninstallOptions {
   /** Subnets come from there, not from Kubernetes. */
@@ -39,7 +38,7 @@ interface Part {
 }
 
 export function addUninstallCommand(program: Command): void {
-  addEtcdFlags(program.command('uninstall'))
+  addEtcdFlags(addNodeFlags(program.command('uninstall')))
     .description('take ripstop off this node, whose agent has been stopped')
     .addOption(
       flag(
@@ -48,40 +47,6 @@ export function addUninstallCommand(program: Command): void {
       ).default(false),
     )
     .addOption(flag('--node-name <name>', "this node's name in the cluster", 'NODE_NAME'))
-    .addOption(
-      flag(
-        '--kubeconfig <file>',
-        'how to reach the API server (default: the service account of the pod)',
-        'FLANNELD_KUBECONFIG_FILE',
-      ),
-    )
-    .addOption(
-      flag('--net-conf <file>', "flannel's net-conf.json", 'FLANNELD_NET_CONFIG_PATH').default(
-        '/etc/kube-flannel/net-conf.json',
-      ),
-    )
-    .addOption(
-      flag(
-        '--kube-annotation-prefix <prefix>',
-        'what the annotations of nodes begin with',
-        'FLANNELD_KUBE_ANNOTATION_PREFIX',
-      ).default(DEFAULT_ANNOTATION_PREFIX),
-    )
-    .addOption(bpffsFlag())
-    .addOption(runDirFlag())
-    .addOption(
-      flag('--state-dir <path>', 'where the agent keeps what must outlive a reboot').default(
-        '/var/lib/ripstop',
-      ),
-    )
-    .addOption(
-      flag('--subnet-file <file>', 'what flannel tells CNI plugins', 'FLANNELD_SUBNET_FILE').default(
-        '/run/flannel/subnet.env',
-      ),
-    )
-    .addOption(
-      flag('--ipam-dir <path>', 'where host-local keeps its leases').default('/var/lib/cni/networks'),
-    )
     .addOption(
       flag('--cni-conf-dir <path>', "the container runtime's network configurations").default(
         '/etc/cni/net.d',
