@@ -117,7 +117,9 @@ describe.skipIf(missing)('the backend host-gw', () => {
     await tryRun('ip', ['link', 'add', ...device], inNetns(node1));
     await nudge(node1);
     await expect.poll(() => ipJson(['link', 'show', 'type', 'vxlan'], inNetns(node1))).toEqual([]);
-    expect(agentLog(cluster.lab, node1)).toContain('removed the VTEP device of an earlier configuration');
+    await expect
+      .poll(() => agentLog(cluster.lab, node1))
+      .toContain('removed the VTEP device of an earlier configuration');
   });
 });
 
