@@ -126,7 +126,7 @@ describe(title('listings by netlink'), { skip: skip !== undefined }, () => {
     const many = Array.from({ length: 3000 }, (_, i) => `10.0.${i >> 8}.${i & 255}`);
     await node.run(
       'nft',
-      `add table inet t; add set inet t s { type ipv4_addr; elements = { ${many.join(', ')} }; }`,
+      `add table inet t; add set inet t s { type ipv4_addr; size 4096; elements = { ${many.join(', ')} }; }`,
     );
     expect(listSetElements('t', 's', 4, node.options).toSorted()).toEqual(many.toSorted());
     expect(listSetElements('t', 's', 6, node.options)).toEqual([]);

@@ -115,8 +115,10 @@ describe('VXLAN from strangers', () => {
 
   it('finds the peers in the sets from the first moment on', () => {
     const { text } = renderRules(wanted(peers4, peers6, true));
-    expect(text).toContain('set vteps4 {\n    type ipv4_addr;\n    elements = { 172.31.0.1, 172.31.0.2 }\n');
-    expect(text).toContain('set vteps6 {\n    type ipv6_addr;\n    elements = { fd00:31::1 }\n');
+    expect(text).toContain(
+      'set vteps4 {\n    type ipv4_addr; size 49152;\n    elements = { 172.31.0.1, 172.31.0.2 }\n',
+    );
+    expect(text).toContain('set vteps6 {\n    type ipv6_addr; size 49152;\n    elements = { fd00:31::1 }\n');
     expect(renderRules(wanted([], [], true)).text).not.toContain('elements');
   });
 

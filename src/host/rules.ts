@@ -6,7 +6,7 @@ import { type Family, formatCidr } from '../net/ip.ts';
 import { applyNft, listNft, NFT_TABLE, type NftObject } from './nft.ts';
 import type { PodNetwork } from './pod-network.ts';
 import type { RunOptions } from './run.ts';
-import { listedVteps, VTEP_SETS, type VxlanSenders } from './vtep-set.ts';
+import { declarationOf, listedVteps, VTEP_SETS, type VxlanSenders } from './vtep-set.ts';
 
 /*
  * flannel's rules, as one nftables table of our own. Nobody else's table is read or written, no lock is shared, and each
@@ -73,7 +73,7 @@ export function renderRules(wanted: RulesWanted, found: readonly NftObject[] = [
     const { name, type } = VTEP_SETS[network.family];
     const elements = [...new Map([...listedVteps(found, network.family), ...vteps]).keys()];
     fingerprint.push(`set ${name} ${type}`);
-    lines.push(`  set ${name} {`, `    type ${type};`);
+    lines.push(`  set ${name} {`, `    ${declarationOf(network.family)}`);
     if (elements.length > 0) lines.push(`    elements = { ${elements.join(', ')} }`);
     lines.push('  }');
   }

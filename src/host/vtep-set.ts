@@ -17,6 +17,15 @@ export const VTEP_SETS = {
   6: { name: 'vteps6', type: 'ipv6_addr' },
 } as const satisfies Record<Family, { name: string; type: string }>;
 
+/**
+ * What nft has to know of a set to make it. A set of unknown size is a table that the kernel makes larger and smaller beside
+ * its use, and a listing meanwhile lacks elements (of 15,000 up to 1,200 were seen to). One of known size stays as it is:
+ * three times the largest cluster, 1 MB of the kernel's memory.
+ */
+export function declarationOf(family: Family): string {
+  return `type ${VTEP_SETS[family].type}; size 49152;`;
+}
+
 /** Who may talk VXLAN to this node, of one family. */
 export interface VxlanSenders {
   /** The peers' underlay addresses. */
@@ -54,7 +63,7 @@ export function listedVteps(listing: readonly NftObject[], family: Family): Map<
 
 /** The elements of a family's set: addresses, canonical. Nobody but us has a reason to change them, and no event tells of it. */
 export function vtepSetTarget(family: Family, options: RunOptions = {}): Target<true> {
-  const { name, type } = VTEP_SETS[family];
+  const { name } = VTEP_SETS[family];
   const set = [...NFT_TABLE, name].join(' ');
 
   const write = async (verbs: readonly string[], entries: ReadonlyMap<string, true>): Promise<void> => {
@@ -63,7 +72,7 @@ export function vtepSetTarget(family: Family, options: RunOptions = {}): Target<
       [
         // Somebody's `flush ruleset` takes the set away; the rules come back at the next audit.
         `add table ${NFT_TABLE.join(' ')}`,
-        `add set ${set} { type ${type}; }`,
+        `add set ${set} { ${declarationOf(family)} }`,
         ...verbs.map((verb) => `${verb} element ${set} { ${elements} }`),
       ],
       options,
