@@ -25,6 +25,7 @@ import {
   type ParsedNode,
   PeerTable,
   type PeerNode,
+  perFamily,
   readNetConf,
   type SubnetManager,
 } from '../cluster/index.ts';
@@ -268,8 +269,13 @@ class Agent {
     this.#ips = ips;
     if (!synced) return;
     const { settings } = this.#node!;
-    if (settings) this.#publisher.say(this.#subnets.own ?? own, this.#leaseOf(settings));
-    this.#file.note({ own: this.#subnets.own ?? own, peers: view.peers });
+    if (!settings) return;
+    const now = this.#subnets.own ?? own;
+    const lease = this.#leaseOf(settings);
+    this.#publisher.say(now, lease);
+    // Our Node tells the MACs only when the API server has answered what we publish; peers may use them, and we restart, before.
+    const vtepMac = perFamily(lease.v4?.vtepMac, lease.v6?.vtepMac);
+    this.#file.note({ own: { ...now, vtepMac }, peers: view.peers });
   }
 
   /** What the others need to know of us, once this node forwards. */

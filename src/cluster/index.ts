@@ -18,6 +18,7 @@ export {
   type OwnNode,
   ownPodCidrs,
   parseOwnNode,
+  perFamily,
   publishLease,
 } from './own-lease.ts';
 export { KubeSubnetManager } from './kube-subnets.ts';

@@ -274,6 +274,7 @@ function userIp(family: Family, key: string, annotations: Record<string, string>
   return annotations[key] ? parsePublicIp(family, key, annotations[key]) : undefined;
 }
 
-function perFamily<T>(v4: T | undefined, v6: T | undefined): { v4?: T; v6?: T } {
+/** What there is of both families. */
+export function perFamily<T>(v4: T | undefined, v6: T | undefined): { v4?: T; v6?: T } {
   return { ...(v4 !== undefined && { v4 }), ...(v6 !== undefined && { v6 }) };
 }

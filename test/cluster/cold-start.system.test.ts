@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-import { readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterEach, describe, expect, it } from 'vitest';
 import type { Status } from '../../src/cli/status.ts';
+import { ipJson } from '../../src/host/ip.ts';
 import { run, tryRun } from '../../src/host/run.ts';
 import { addPod, nodeDir, type NodeState, startAgent, stopAgent } from '../../src/lab/index.ts';
 import { createKubeNode, deleteKubeNode } from '../../src/lab/kube.ts';
@@ -25,6 +26,9 @@ describe.skipIf(missingHere())('a node that starts while the API server is silen
   const cluster = useLab('cold', { nodes: 3, pods: 1 });
   const stateFile = (node: NodeState): string => join(nodeDir(cluster.lab, node), 'state/last-known.json');
 
+  const lastKnownOf = (node: NodeState): { own: { vtepMac: object }; peers: object[] } =>
+    JSON.parse(readFileSync(stateFile(node), 'utf8'));
+
   afterEach(() => void process.kill(cluster.lab.state.apiServerPid!, 'SIGCONT'));
 
   async function apiOf(node: NodeState): Promise<NonNullable<Status['agent']>['api']> {
@@ -42,13 +46,22 @@ describe.skipIf(missingHere())('a node that starts while the API server is silen
     rmSync(join(nodeDir(cluster.lab, node), 'subnet.env'));
   }
 
+  it('has kept its MAC address before its Node tells it: peers use what it published, and it may be gone a moment later', async () => {
+    const node = cluster.nodes[2]!;
+    await stopAgent(cluster.lab, node);
+    rmSync(stateFile(node));
+    await run('ip', ['link', 'delete', 'flannel.1'], inNetns(node));
+    await deleteKubeNode(cluster.lab, node.name);
+    await createKubeNode(cluster.lab, node);
+    await startAgent(cluster.lab, node);
+    await expect.poll(() => existsSync(stateFile(node))).toBe(true);
+    const [device] = await ipJson<{ address: string }>(['link', 'show', 'flannel.1'], inNetns(node));
+    expect(lastKnownOf(node).own.vtepMac).toEqual({ v4: device!.address });
+  });
+
   it('goes on with what it last knew: old pods talk, new ones come, and the API server takes over unnoticed', async () => {
     const [node, other, leaver] = cluster.nodes as [NodeState, NodeState, NodeState];
-    await expect
-      .poll(() => JSON.parse(readFileSync(stateFile(node), 'utf8')).peers.length as number, {
-        timeout: 20_000,
-      })
-      .toBe(2);
+    await expect.poll(() => lastKnownOf(node).peers.length, { timeout: 20_000 }).toBe(2);
     await serveIn(podOf(node));
     await serveIn(podOf(other));
     await stopAgent(cluster.lab, leaver);
