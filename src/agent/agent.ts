@@ -33,6 +33,7 @@ import { AttachmentStore } from '../cni/attachments.ts';
 import type { CniContext } from '../cni/ops.ts';
 import { createCniServer } from '../cni/server.ts';
 import { type FamilySettings, type NodeSettings, type Peer, podMtu } from '../dataplane/desired.ts';
+import { perObject } from '../dataplane/memo.ts';
 import type { Outcome } from '../dataplane/reconcile.ts';
 import { errorText, RipstopError } from '../errors.ts';
 import { ensureBpffs } from '../host/mount.ts';
@@ -390,27 +391,12 @@ async function waitForOwnNode(
   return undefined;
 }
 
-const known = new WeakMap<readonly PeerNode[], readonly Peer[]>();
+const halvesOf = perObject(({ name, v4, v6 }: PeerNode): readonly Peer[] =>
+  [v4, v6].flatMap((one) => (one ? [{ name, vtepMac: NO_MAC, ...one }] : [])),
+);
 
 /** Nodes by their halves; the same objects for the same nodes, which tells the node's path what is new. */
-function peersOf(nodes: readonly PeerNode[]): readonly Peer[] {
-  const before = known.get(nodes);
-  if (before) return before;
-  const peers = nodes.flatMap(halvesOf);
-  known.set(nodes, peers);
-  return peers;
-}
-
-const knownHalves = new WeakMap<PeerNode, readonly Peer[]>();
-
-function halvesOf(node: PeerNode): readonly Peer[] {
-  const before = knownHalves.get(node);
-  if (before) return before;
-  const { name, v4, v6 } = node;
-  const halves = [v4, v6].flatMap((one) => (one ? [{ name, vtepMac: NO_MAC, ...one }] : []));
-  knownHalves.set(node, halves);
-  return halves;
-}
+const peersOf = perObject((nodes: readonly PeerNode[]): readonly Peer[] => nodes.flatMap(halvesOf));
 
 const NOBODY: readonly PeerNode[] = [];
 
@@ -418,11 +404,6 @@ const NOBODY: readonly PeerNode[] = [];
 async function applyPeers(node: NodePath, nodes: readonly PeerNode[], synced: boolean): Promise<Outcome[]> {
   const peers = peersOf(nodes);
   const problems = await node.ensure(peers, synced);
-  if (node.unreachable.length > 0) {
-    const [names, more] = [node.unreachable.slice(0, 5).join(', '), node.unreachable.length - 5];
-    const error = `without tunnels only nodes on our own L2 are reached, not ${names}${more > 0 ? ` and ${more} more` : ''}; use the backend vxlan with DirectRouting`;
-    problems.push({ target: 'peer-routes', upserts: 0, removals: 0, error });
-  }
   try {
     return [...problems, ...(await node.apply(peers, synced))];
   } catch (error) {

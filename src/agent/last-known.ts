@@ -183,17 +183,12 @@ export class LastKnownFile {
     const known = this.#wanted;
     if (!known) return;
     try {
-      if (this.#written && isSame(this.#written, known)) {
-        const now = new Date();
-        await utimes(this.#path, now, now);
-      } else {
-        const text = encodeLastKnown(known, this.#scope);
-        if (!(await writeIfDifferent(this.#path, text, 0o600))) {
-          const now = new Date();
-          await utimes(this.#path, now, now);
-        }
-        this.#written = known;
-      }
+      const isNew =
+        !(this.#written && isSame(this.#written, known)) &&
+        (await writeIfDifferent(this.#path, encodeLastKnown(known, this.#scope), 0o600));
+      const now = new Date();
+      if (!isNew) await utimes(this.#path, now, now);
+      this.#written = known;
       this.#trouble = '';
     } catch (error) {
       this.#written = undefined;

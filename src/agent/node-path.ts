@@ -16,15 +16,8 @@ import {
 } from '../dataplane/desired.ts';
 import { chooseIngress, type Ingress } from '../dataplane/ingress.ts';
 import { type LoadedPrograms, loadPrograms, takeOverTarget } from '../dataplane/programs.ts';
-import {
-  type Basis,
-  Ledger,
-  type Outcome,
-  reconcile,
-  step,
-  type Step,
-  once,
-} from '../dataplane/reconcile.ts';
+import { once, perObject } from '../dataplane/memo.ts';
+import { type Basis, Ledger, type Outcome, reconcile, step, type Step } from '../dataplane/reconcile.ts';
 import { diff, isSame } from '../dataplane/target.ts';
 import { pinPaths, type Tables } from '../dataplane/tables.ts';
 import {
@@ -54,11 +47,11 @@ import { findUplink, type Uplink } from '../host/uplink.ts';
 import {
   acceptsZeroChecksum,
   ensureVxlan,
-  isVtepDeviceName,
+  isVtepDevice,
   removeVxlan,
   vtepDeviceName,
 } from '../host/vtep-device.ts';
-import { vtepSetTarget, vxlanSenders } from '../host/vtep-set.ts';
+import { vtepSetTarget, type VxlanSenders, vxlanSenders } from '../host/vtep-set.ts';
 import {
   fdbTarget,
   neighbourTarget,
@@ -156,11 +149,6 @@ export class NodePath implements Disposable {
     return tunnel !== undefined && acceptsZeroChecksum(this.#links.get(vtepDeviceName(6, tunnel.vni)));
   }
 
-  /** Names of peers to which no way leads, as of the last pass. */
-  get unreachable(): readonly string[] {
-    return this.#unreachable;
-  }
-
   /** What is only looked at now and then is to be looked at by the next pass. */
   auditNext(): void {
     this.#auditedAt = -Infinity;
@@ -240,7 +228,7 @@ export class NodePath implements Disposable {
     const networks = families.map(({ family, network, podCidr }) => ({
       network,
       podCidr,
-      ...vxlanSenders(ofFamily(peers, family), synced),
+      ...sendersOf(peers, family, synced),
     }));
     const audited = JSON.stringify([
       networks.map(({ network, podCidr, strangers }) => [network, podCidr, strangers]),
@@ -328,7 +316,7 @@ export class NodePath implements Disposable {
   async #removeOtherVteps(tunnel: Tunnel | undefined): Promise<void> {
     const wanted = this.#given.families.map(({ family }) => tunnel && vtepDeviceName(family, tunnel.vni));
     const others = [...this.#links.values()].filter(
-      ({ name, vxlan }) => vxlan && isVtepDeviceName(name) && !wanted.includes(name),
+      (link) => isVtepDevice(link) && !wanted.includes(link.name),
     );
     for (const { name } of others) {
       await removeVxlan(name);
@@ -372,7 +360,7 @@ export class NodePath implements Disposable {
       this.#ledger.auditMs = Math.min(Math.max(AUDIT_MS, tookMs / AUDIT_SHARE), AUDIT_MS_MAX);
     }
     this.#ledger.note(due, outcomes);
-    return outcomes;
+    return this.#unreachable.length > 0 ? [...outcomes, unreachable(this.#unreachable)] : outcomes;
   }
 
   /** The kernel's ways to peers; the same map as before when nothing differs. */
@@ -444,7 +432,7 @@ export class NodePath implements Disposable {
         family,
         once(() =>
           peerEntries(
-            ofFamily(peers, family).map((peer) => ({
+            byFamily(peers)[family].map((peer) => ({
               ...peer,
               ...(hopTo(peer.vtepIp)?.direct && { directDev: uplink }),
             })),
@@ -457,7 +445,7 @@ export class NodePath implements Disposable {
     const kernelPath: Step[] = (settings.tunnel ? families : []).map(({ family }) =>
       step(
         vtepSetTarget(family),
-        () => vxlanSenders(ofFamily(peers, family), synced).vteps,
+        () => sendersOf(peers, family, synced).vteps,
         synced,
         basis(`vtep-set ${family}`, false),
       ),
@@ -550,8 +538,26 @@ export class NodePath implements Disposable {
   }
 }
 
-function ofFamily(peers: readonly Peer[], family: Family): Peer[] {
-  return peers.filter(({ podCidr }) => podCidr.family === family);
+const byFamily = perObject((peers: readonly Peer[]): Record<Family, readonly Peer[]> => {
+  const [v4, v6] = ([4, 6] as const).map((family) =>
+    peers.filter(({ podCidr }) => podCidr.family === family),
+  );
+  return { 4: v4!, 6: v6! };
+});
+
+const knownSenders = perObject((peers: readonly Peer[]) => vxlanSenders(peers, true));
+const sendersSoFar = perObject((peers: readonly Peer[]) => vxlanSenders(peers, false));
+
+/** Who may talk VXLAN to this node: made from all peers, and asked for twice in each pass. */
+function sendersOf(peers: readonly Peer[], family: Family, synced: boolean): VxlanSenders {
+  return (synced ? knownSenders : sendersSoFar)(byFamily(peers)[family]);
+}
+
+/** What is wrong when, without tunnels, there are such peers. */
+function unreachable(peers: readonly string[]): Outcome {
+  const [names, more] = [peers.slice(0, 5).join(', '), peers.length - 5];
+  const error = `without tunnels only nodes on our own L2 are reached, not ${names}${more > 0 ? ` and ${more} more` : ''}; use the backend vxlan with DirectRouting`;
+  return { target: 'peer-routes', upserts: 0, removals: 0, error };
 }
 
 /** net.ipv4.ip_local_port_range, which the kernel's own VXLAN hashes source ports into (RFC 7348 section 4.1). */

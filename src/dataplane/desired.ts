@@ -16,6 +16,7 @@ import {
 import { NO_MAC } from '../net/mac.ts';
 import { encode, type Struct } from './codec.ts';
 import { layout } from './layout.gen.ts';
+import { perObject } from './memo.ts';
 
 /** One address family of this node. */
 export interface FamilySettings {
@@ -193,19 +194,10 @@ const noEther: Readonly<Record<number, Struct<'ether'>>> = Object.fromEntries(
 );
 
 /** The same objects for all peers. */
-const tunnelHeaders = lastResult(({ vni, port }: Tunnel) => ({
+const tunnelHeaders = perObject(({ vni, port }: Tunnel) => ({
   udp: { src_port: 0, dst_port: port, length: 0, checksum: 0 },
   vxlan: { flags: 0x0800_0000, vni: (vni << 8) >>> 0 },
 }));
-
-/** A function that remembers its last result, for the same argument. */
-function lastResult<A, R>(compute: (argument: A) => R): (argument: A) => R {
-  let last: { readonly argument: A; readonly result: R } | undefined;
-  return (argument) => {
-    if (last?.argument !== argument) last = { argument, result: compute(argument) };
-    return last.result;
-  };
-}
 
 /** Where the uplink sends what goes to a peer. */
 export interface PeerHop {

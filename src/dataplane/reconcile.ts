@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import { errorText } from '../errors.ts';
+import { once } from './memo.ts';
 import { diff, type Target } from './target.ts';
 
 /** One target and what it should hold. */
@@ -105,12 +106,6 @@ export class Ledger {
 
 function isOther(before: readonly unknown[], now: readonly unknown[]): boolean {
   return before.length !== now.length || before.some((input, i) => input !== now[i]);
-}
-
-/** The value of what is computed when it is first asked for, and only then. */
-export function once<T>(compute: () => T): () => T {
-  let value: { readonly of: T } | undefined;
-  return () => (value ??= { of: compute() }).of;
 }
 
 /** What one pass did to one target. */

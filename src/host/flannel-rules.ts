@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { existsSync } from 'node:fs';
-import { formatCidr } from '../net/ip.ts';
 import { applyNft, listNft, type NftObject } from './nft.ts';
-import type { PodNetwork } from './pod-network.ts';
+import { type PodNetwork, wordsOf } from './pod-network.ts';
 import { run, tryRun, type RunOptions } from './run.ts';
 
 /*
@@ -204,23 +203,6 @@ export interface FlannelRules {
   masquerade: boolean;
   /** `EnableNFTables` of net-conf.json. */
   nftables: boolean;
-}
-
-interface FamilyWords {
-  ip: 'ip' | 'ip6';
-  cluster: string;
-  pods: string;
-  multicast: string;
-}
-
-function wordsOf({ network, podCidr }: PodNetwork): FamilyWords {
-  const v4 = network.family === 4;
-  return {
-    ip: v4 ? 'ip' : 'ip6',
-    cluster: formatCidr(network),
-    pods: formatCidr(podCidr),
-    multicast: v4 ? '224.0.0.0/4' : 'ff00::/8',
-  };
 }
 
 /**

@@ -2,9 +2,9 @@
 import { createHash } from 'node:crypto';
 import type { Tunnel } from '../dataplane/desired.ts';
 import { RipstopError } from '../errors.ts';
-import { type Family, formatCidr } from '../net/ip.ts';
+import type { Family } from '../net/ip.ts';
 import { applyNft, listNft, NFT_TABLE, type NftObject } from './nft.ts';
-import type { PodNetwork } from './pod-network.ts';
+import { type PodNetwork, wordsOf } from './pod-network.ts';
 import type { RunOptions } from './run.ts';
 import { declarationOf, listedVteps, VTEP_SETS, type VxlanSenders } from './vtep-set.ts';
 
@@ -102,7 +102,7 @@ function inputChain(networks: RulesWanted['networks'], tunnel: Tunnel, found: re
     hook: 'input',
     priority: 0,
     rules: [
-      ...names(networks).flatMap(({ ip, cluster }) =>
+      ...networks.map(wordsOf).flatMap(({ ip, cluster }) =>
         // Each pod has a link-local IPv6 address too; no node publishes one of those.
         (ip === 'ip6' ? [cluster, 'fe80::/10'] : [cluster]).map((from) => ({
           match: `${ip} saddr ${from} udp dport ${tunnel.port}`,
@@ -143,7 +143,7 @@ function forwardChain({ networks }: RulesWanted): Chain {
     type: 'filter',
     hook: 'forward',
     priority: 0,
-    rules: names(networks).flatMap(({ ip, cluster }) => [
+    rules: networks.map(wordsOf).flatMap(({ ip, cluster }) => [
       { match: `${ip} saddr ${cluster}`, verdict: 'counter accept', why: 'from the cluster network' },
       { match: `${ip} daddr ${cluster}`, verdict: 'counter accept', why: 'to the cluster network' },
     ]),
@@ -159,7 +159,7 @@ function postroutingChain({ networks }: RulesWanted): Chain {
     priority: 100,
     rules: [
       { match: 'meta mark & 0x4000 == 0x4000', verdict: 'return', why: 'kube-proxy masquerades this' },
-      ...names(networks).flatMap(({ ip, cluster, pods, multicast }) => [
+      ...networks.map(wordsOf).flatMap(({ ip, cluster, pods, multicast }) => [
         { match: `${ip} saddr ${pods} ${ip} daddr ${cluster}`, verdict: 'return', why: 'own pod to pod' },
         { match: `${ip} saddr ${cluster} ${ip} daddr ${pods}`, verdict: 'return', why: 'pod to own pod' },
         {
@@ -180,17 +180,6 @@ function postroutingChain({ networks }: RulesWanted): Chain {
       ]),
     ],
   };
-}
-
-function names(
-  networks: readonly PodNetwork[],
-): { ip: string; cluster: string; pods: string; multicast: string }[] {
-  return networks.map(({ network, podCidr }) => ({
-    ip: network.family === 4 ? 'ip' : 'ip6',
-    cluster: formatCidr(network),
-    pods: formatCidr(podCidr),
-    multicast: network.family === 4 ? '224.0.0.0/4' : 'ff00::/8',
-  }));
 }
 
 /** What a listing of the table holds, in the form of {@link Ruleset}'s fingerprint, in the order of the listing. */

@@ -12,7 +12,7 @@ import { removeRules } from './rules.ts';
 import type { RunOptions } from './run.ts';
 import type { SubnetEnv } from './subnet-env.ts';
 import { ensureSysctls } from './sysctl.ts';
-import { isVtepDeviceName, removeVxlan } from './vtep-device.ts';
+import { isVtepDevice, removeVxlan } from './vtep-device.ts';
 import { peerRouteTarget } from './vxlan-target.ts';
 
 /*
@@ -49,9 +49,7 @@ export async function removeProxies(options: RunOptions = {}): Promise<string[]>
 
 /** Remove the VTEP devices, and with them the peers' neighbours and FDB entries. */
 export async function removeVteps(options: RunOptions = {}): Promise<string[]> {
-  const devices = [...(await listLinks(options)).values()].filter(
-    ({ name, vxlan }) => vxlan !== undefined && isVtepDeviceName(name),
-  );
+  const devices = [...(await listLinks(options)).values()].filter(isVtepDevice);
   for (const { name } of devices) await removeVxlan(name, options);
   return devices.map(({ name }) => `removed ${name}`);
 }

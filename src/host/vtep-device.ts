@@ -140,9 +140,9 @@ export function vtepDeviceName(family: Family, vni: number): string {
   return family === 4 ? `flannel.${vni}` : `flannel-v6.${vni}`;
 }
 
-/** Whether {@link vtepDeviceName} gives such a name. */
-export function isVtepDeviceName(name: string): boolean {
-  return /^flannel(-v6)?\.\d+$/.test(name);
+/** Whether this is a device such as {@link vtepDeviceName} names, of whatever VNI. */
+export function isVtepDevice({ name, vxlan }: Link): boolean {
+  return vxlan !== undefined && /^flannel(-v6)?\.\d+$/.test(name);
 }
 
 /** Whether this VTEP device takes IPv6 packets without an outer checksum: ours do, one that flannel has made does not. */

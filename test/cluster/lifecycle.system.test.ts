@@ -21,17 +21,16 @@ import {
   bpffsOf,
   carriedDuring,
   cniStatus,
-  holdFrom,
   inNetns,
   missingHere,
   ping,
-  pingOn,
   podOf,
-  released,
   ripstopJson,
   serveIn,
   talkTcp,
   useLab,
+  type Talk,
+  whileTalking,
 } from './support.ts';
 
 /** Everything of a node's data plane that a restart must find and leave as it is. */
@@ -62,27 +61,17 @@ describe.skipIf(missingHere())('what is pinned on two ripstop nodes', () => {
 
   /** While something happens on node 1: pings and connections between its pods, and with the other node's, both ways. */
   async function unharmed(work: () => Promise<unknown>): Promise<void> {
-    const pairs = [
-      [pod(1), near()],
-      [pod(1), far()],
-      [far(), pod(1)],
-    ] as const;
-    const [pings, connections] = await Promise.all([
-      Promise.all(pairs.map(([from, to]) => pingOn(from, to.ip))),
-      Promise.all(pairs.map(([from, to]) => holdFrom(from, to.ip))),
-    ]);
-    try {
-      await work();
-      await sleep(200);
-    } finally {
-      const lost = await Promise.all(pings.map((one) => one.lost()));
-      const reports = await Promise.all(connections.map(released));
-      expect(lost).toEqual([[], [], []]);
-      for (const report of reports) {
-        expect(report).not.toHaveProperty('error');
-        expect(report.rounds).toBeGreaterThan(10);
-        expect(report.longestMs).toBeLessThan(500);
-      }
+    const pairs: Talk[] = [
+      [pod(1), near().ip],
+      [pod(1), far().ip],
+      [far(), pod(1).ip],
+    ];
+    const { lost, reports } = await whileTalking({ pings: pairs, connections: pairs }, 200, work);
+    expect(lost).toEqual([[], [], []]);
+    for (const report of reports) {
+      expect(report).not.toHaveProperty('error');
+      expect(report.rounds).toBeGreaterThan(10);
+      expect(report.longestMs).toBeLessThan(500);
     }
   }
 

@@ -237,6 +237,36 @@ export async function pingOn(
   };
 }
 
+/** Who talks to which address. */
+export type Talk = readonly [from: { netns: string }, address: string];
+
+/**
+ * Do something, and rest a little, while these ping 100 times a second and those hold TCP connections.
+ * @returns for each ping, in order, the sequence numbers that got no answer; and what each connection's client noticed.
+ */
+export async function whileTalking(
+  { pings, connections, bytes }: { pings: readonly Talk[]; connections: readonly Talk[]; bytes?: number },
+  restMs: number,
+  work: () => Promise<unknown>,
+): Promise<{ lost: number[][]; reports: HoldReport[] }> {
+  const [pinging, holding] = await Promise.all([
+    Promise.all(pings.map(([from, address]) => pingOn(from, address))),
+    Promise.all(connections.map(([from, address]) => holdFrom(from, address, bytes))),
+  ]);
+  const end = async () => ({
+    lost: await Promise.all(pinging.map((one) => one.lost())),
+    reports: await Promise.all(holding.map(released)),
+  });
+  try {
+    await work();
+    await sleep(restMs);
+  } catch (error) {
+    await end();
+    throw error;
+  }
+  return end();
+}
+
 /** All that may carry a pod's packets on a node, in packets. */
 export interface Carried {
   /** By `hook verdict_reason`, e.g. `from_pod fast_encap`. */

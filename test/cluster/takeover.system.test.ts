@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import { existsSync, mkdirSync, readdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { beforeAll, describe, expect, it } from 'vitest';
 import { ipJson } from '../../src/host/ip.ts';
 import { run, tryRun } from '../../src/host/run.ts';
@@ -28,18 +27,17 @@ import {
   addressOf,
   agentLog,
   bpffsOf,
-  holdFrom,
   inNetns,
   missingHere,
   ping,
-  pingOn,
   podOf,
-  released,
   ripstop,
   runDirOf,
   serveIn,
   talkBoth,
   useLab,
+  type Talk,
+  whileTalking,
 } from './support.ts';
 
 const FLANNEL = 'flannel.alpha.coreos.com';
@@ -126,26 +124,21 @@ describe.skipIf(missingHere('ip6tables-restore'))('a flannel node whose pods go 
       address,
     ]);
     const local: [{ netns: string }, string][] = addressesOf(old(0)).map((address) => [node(), address]);
-    const pings = await Promise.all(
-      [...pairs, ...world, ...local].map(([from, address]) => pingOn(from, address)),
-    );
-    const held = await Promise.all(pairs.map(([from, address]) => holdFrom(from, address)));
+    const pings: Talk[] = [...pairs, ...world, ...local];
     const flows = await Promise.all(world.map(([from, address]) => startFlows(from, address)));
-    try {
-      await work();
-      await sleep(200);
-    } finally {
-      const lost = await Promise.all(pings.map((one) => one.lost()));
-      const reports = await Promise.all(held.map(released));
-      expect(await Promise.all(flows.map((one) => one.broken()))).toEqual(['', '']);
-      const harmed = [...pairs, ...world, ...local].map(
-        ([{ netns }, to], i) => `${netns} → ${to}: ${lost[i]!.length} lost`,
-      );
-      expect(harmed.filter((_, i) => lost[i]!.length > 0)).toEqual([]);
-      for (const report of reports) {
-        expect(report).not.toHaveProperty('error');
-        expect(report.rounds).toBeGreaterThan(10);
-      }
+    const broken = () => Promise.all(flows.map((one) => one.broken()));
+    const { lost, reports } = await whileTalking({ pings, connections: pairs }, 200, work).catch(
+      async (error: unknown) => {
+        await broken();
+        throw error;
+      },
+    );
+    expect(await broken()).toEqual(['', '']);
+    const harmed = pings.map(([{ netns }, to], i) => `${netns} → ${to}: ${lost[i]!.length} lost`);
+    expect(harmed.filter((_, i) => lost[i]!.length > 0)).toEqual([]);
+    for (const report of reports) {
+      expect(report).not.toHaveProperty('error');
+      expect(report.rounds).toBeGreaterThan(10);
     }
   }
 

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 /** What the stories of the underlay share: a node's cable, what its network manager does, and pods that talk meanwhile. */
-import { setTimeout as sleep } from 'node:timers/promises';
 import { expect } from 'vitest';
 import { ipBatch } from '../../src/host/ip.ts';
 import { type RunOptions, tryRun } from '../../src/host/run.ts';
@@ -13,16 +12,7 @@ import {
 } from '../../src/lab/index.ts';
 import { halvesOf, underlayNetwork } from '../../src/lab/addresses.ts';
 import { parseCidr } from '../../src/net/ip.ts';
-import {
-  carriedDuring,
-  holdFrom,
-  inNetns,
-  ping,
-  pingOn,
-  released,
-  ripstopJson,
-  timeUntil,
-} from './support.ts';
+import { carriedDuring, inNetns, ping, ripstopJson, timeUntil, type Talk, whileTalking } from './support.ts';
 
 /** In the underlay's namespace: its bridge `br0`, and the nodes' cables by the nodes' names. */
 export const inUnderlay = (lab: Lab): RunOptions => inNetns({ netns: underlayNetns(lab.name) });
@@ -67,18 +57,10 @@ export function waysBetween(from: PodState, to: PodState): Way[] {
  * connections must outlive it. Returns how many pings of each way were lost.
  */
 export async function lostDuring(ways: readonly Way[], work: () => Promise<unknown>): Promise<number[]> {
-  const [pings, connections] = await Promise.all([
-    Promise.all(ways.map(({ from, to }) => pingOn(from, to))),
-    Promise.all(ways.map(({ from, to }) => holdFrom(from, to, 4000))),
-  ]);
-  try {
-    await work();
-    await sleep(100);
-  } finally {
-    const reports = await Promise.all(connections.map(released));
-    for (const report of reports) expect(report).not.toHaveProperty('error');
-  }
-  return Promise.all(pings.map(async (one) => (await one.lost()).length));
+  const talks = ways.map(({ from, to }): Talk => [from, to]);
+  const { lost, reports } = await whileTalking({ pings: talks, connections: talks, bytes: 4000 }, 100, work);
+  for (const report of reports) expect(report).not.toHaveProperty('error');
+  return lost.map(({ length }) => length);
 }
 
 /** Wait until each way carries a ping again. */

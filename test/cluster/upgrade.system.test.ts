@@ -13,17 +13,16 @@ import {
   agentLog,
   bpffsOf,
   cniStatus,
-  holdFrom,
   inNetns,
   missingHere,
-  pingOn,
   podOf,
   PORT,
-  released,
   ripstop,
   serveIn,
   talkTcp,
   useLab,
+  type Talk,
+  whileTalking,
 } from './support.ts';
 import { Version } from './versions.ts';
 
@@ -90,25 +89,17 @@ describe.skipIf(missingHere('clang-19'))('a ripstop whose maps differ', () => {
 
   /** While something happens on node 1: pings and connections of its first pod, both ways, also through a service. */
   async function unharmed(work: () => Promise<unknown>): Promise<void> {
-    const pairs = [
+    const pings: Talk[] = [
       [pod(1), pod(1, 1).ip],
       [pod(1), pod(2).ip],
       [pod(2), pod(1, 1).ip],
-    ] as const;
-    const pings = await Promise.all(pairs.map(([from, to]) => pingOn(from, to)));
-    const through = [...pairs, [pod(1), SERVICE] as const];
-    const connections = await Promise.all(through.map(([from, to]) => holdFrom(from, to)));
-    try {
-      await work();
-      await sleep(300);
-    } finally {
-      const lost = await Promise.all(pings.map((one) => one.lost()));
-      const reports = await Promise.all(connections.map(released));
-      expect(lost).toEqual([[], [], []]);
-      for (const report of reports) {
-        expect(report).not.toHaveProperty('error');
-        expect(report.longestMs).toBeLessThan(1000);
-      }
+    ];
+    const connections: Talk[] = [...pings, [pod(1), SERVICE]];
+    const { lost, reports } = await whileTalking({ pings, connections }, 300, work);
+    expect(lost).toEqual([[], [], []]);
+    for (const report of reports) {
+      expect(report).not.toHaveProperty('error');
+      expect(report.longestMs).toBeLessThan(1000);
     }
   }
 
