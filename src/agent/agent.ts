@@ -391,12 +391,17 @@ async function waitForOwnNode(
   return undefined;
 }
 
-const halvesOf = perObject(({ name, v4, v6 }: PeerNode): readonly Peer[] =>
-  [v4, v6].flatMap((one) => (one ? [{ name, vtepMac: NO_MAC, ...one }] : [])),
+/** Nodes by their halves; the same array for the same nodes, which tells the node's path that nothing is new. */
+const peersOf = perObject((nodes: readonly PeerNode[]): readonly Peer[] =>
+  nodes.flatMap(({ name, v4, v6 }) =>
+    [v4, v6].flatMap((half) => {
+      if (!half) return [];
+      // Written out, objects like these are half as large as copies with something added.
+      const { podCidr, vtepIp, vtepMac = NO_MAC, behindNat, zeroChecksum } = half;
+      return [{ name, podCidr, vtepIp, vtepMac, behindNat, zeroChecksum }];
+    }),
+  ),
 );
-
-/** Nodes by their halves; the same objects for the same nodes, which tells the node's path what is new. */
-const peersOf = perObject((nodes: readonly PeerNode[]): readonly Peer[] => nodes.flatMap(halvesOf));
 
 const NOBODY: readonly PeerNode[] = [];
 

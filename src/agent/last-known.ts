@@ -8,13 +8,14 @@ import type { Logger } from 'pino';
 import { z } from 'zod';
 import type { LeaseSettings, OwnNode, PeerHalf, PeerNode } from '../cluster/index.ts';
 import { errorText, RipstopError } from '../errors.ts';
-import { readIfThere, writeIfDifferent } from '../host/files.ts';
+import { readIfThere, writeAtomically } from '../host/files.ts';
 import { addressFamily, type Cidr, formatCidr, parseCidr } from '../net/ip.ts';
 import { normalizeMac } from '../net/mac.ts';
 
 /** Of the file. Another number is another format, and none of ours. */
 const FORMAT = 1;
 const WRITE_EVERY_MS = 10_000;
+const PEERS_IN_PIECE = 200;
 
 export interface LastKnown {
   readonly own: OwnNode;
@@ -76,19 +77,19 @@ const OwnFile = z.object({
 const Head = z.object({ format: z.literal(FORMAT), scope: z.record(z.string(), z.unknown()) });
 const Body = z.object({ own: OwnFile, peers: z.array(PeerFile) });
 
-/** As text: one line of JSON. */
-export function encodeLastKnown({ own, peers }: LastKnown, scope: LastKnownScope): string {
-  return `${JSON.stringify({
+/** As one line of JSON, in pieces: of 15,000 peers it has 4 MB, which nobody needs at once. */
+export function* encodeLastKnown({ own, peers }: LastKnown, scope: LastKnownScope): Generator<string> {
+  const head = {
     format: FORMAT,
     scope: scopeOf(scope),
     own: { ...own, podCidrs: own.podCidrs.map(formatCidr) },
-    peers: peers.map(({ v4, v6, podCidrs, ...peer }) => ({
-      ...peer,
-      podCidrs: podCidrs.map(formatCidr),
-      ...(v4 && { v4: encodeHalf(v4) }),
-      ...(v6 && { v6: encodeHalf(v6) }),
-    })),
-  })}\n`;
+  };
+  yield `${JSON.stringify(head).slice(0, -1)},"peers":[`;
+  for (let from = 0; from < peers.length; from += PEERS_IN_PIECE) {
+    const piece = JSON.stringify(peers.slice(from, from + PEERS_IN_PIECE).map(encodePeer)).slice(1, -1);
+    yield from === 0 ? piece : `,${piece}`;
+  }
+  yield ']}\n';
 }
 
 /** The inverse. @throws RipstopError saying why this text is of no use here. */
@@ -110,6 +111,15 @@ export function decodeLastKnown(text: string, scope: LastKnownScope): LastKnown 
   if (body.success) return body.data;
   const [issue] = body.error.issues;
   throw new RipstopError(`${issue?.path.join('.')}: ${issue?.message}`, { cause: body.error });
+}
+
+function encodePeer({ v4, v6, podCidrs, ...peer }: PeerNode): object {
+  return {
+    ...peer,
+    podCidrs: podCidrs.map(formatCidr),
+    ...(v4 && { v4: encodeHalf(v4) }),
+    ...(v6 && { v6: encodeHalf(v6) }),
+  };
 }
 
 function encodeHalf({ podCidr, ...half }: PeerHalf): Omit<PeerHalf, 'podCidr'> & { podCidr: string } {
@@ -183,11 +193,9 @@ export class LastKnownFile {
     const known = this.#wanted;
     if (!known) return;
     try {
-      const isNew =
-        !(this.#written && isSame(this.#written, known)) &&
-        (await writeIfDifferent(this.#path, encodeLastKnown(known, this.#scope), 0o600));
       const now = new Date();
-      if (!isNew) await utimes(this.#path, now, now);
+      if (this.#written && isSame(this.#written, known)) await utimes(this.#path, now, now);
+      else await writeAtomically(this.#path, encodeLastKnown(known, this.#scope), 0o600);
       this.#written = known;
       this.#trouble = '';
     } catch (error) {

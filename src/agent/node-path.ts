@@ -403,7 +403,8 @@ export class NodePath implements Disposable {
     const hopTo = (address: string): PeerHop | undefined => {
       const hop = hops.get(address);
       if (hop?.dev !== uplink) return undefined;
-      return { ip: hop.ip, direct: settings.directRouting === true && hop.onLink };
+      const { gateway } = hop;
+      return { ip: gateway ?? address, direct: settings.directRouting === true && gateway === undefined };
     };
     this.#unreachable = settings.tunnel
       ? []
@@ -445,7 +446,7 @@ export class NodePath implements Disposable {
     const kernelPath: Step[] = (settings.tunnel ? families : []).map(({ family }) =>
       step(
         vtepSetTarget(family),
-        () => sendersOf(peers, family, synced).vteps,
+        sendersOf(peers, family, synced).vteps,
         synced,
         basis(`vtep-set ${family}`, false),
       ),

@@ -51,10 +51,7 @@ export class KubeSubnetManager implements SubnetManager {
   readonly #fetcher: PodCidrFetcher;
   readonly #events: AlarmEvents;
   /** What views mean. They keep their identity while nothing changes. */
-  readonly #parsed = new WeakMap<
-    NodeView,
-    { readonly from: readonly unknown[]; readonly node: ParsedNode }
-  >();
+  readonly #parsed = new WeakMap<NodeView, Parsed>();
   /** UIDs of nodes whose annotation is not believed; undefined when that is to be found out anew. */
   #doubtful: ReadonlySet<string> | undefined;
   #onChange: () => void = () => {};
@@ -210,11 +207,18 @@ export class KubeSubnetManager implements SubnetManager {
       (doubtful.has(uid) ? undefined : view.published);
     const failure = this.#fetcher.failure(uid);
     const done = this.#parsed.get(view);
-    if (done && done.from[0] === podCidrs && done.from[1] === failure) return done.node;
+    if (done && done.podCidrs === podCidrs && done.failure === failure) return done.node;
     const node = parseView(view.node, podCidrs, failure, this.#settings);
-    this.#parsed.set(view, { from: [podCidrs, failure], node });
+    this.#parsed.set(view, { podCidrs, failure, node });
     return node;
   }
+}
+
+/** What a view was found to mean, with what else was known then. */
+interface Parsed {
+  readonly podCidrs: readonly string[] | undefined;
+  readonly failure: string | undefined;
+  readonly node: ParsedNode;
 }
 
 const NONE: readonly string[] = [];

@@ -224,13 +224,8 @@ function peerHead(peer: Peer, { ip, direct }: PeerHop): Struct<'peer_head'> {
   };
 }
 
-/** A peer's slot, with the checksum of what of the outer IPv4 header stays the same. */
-export function peerValue(
-  settings: NodeSettings,
-  own: FamilySettings,
-  peer: Peer,
-  hop: PeerHop,
-): Struct<'peer'> {
+/** What the outer IPv4 headers to all peers have in common, with the sum of its 16-bit words. */
+const ipv4From = perObject(({ vtepIp }: FamilySettings) => {
   const ip: Struct<'ipv4'> = {
     version_ihl: 0x45,
     tos: 0,
@@ -240,13 +235,28 @@ export function peerValue(
     ttl: 64,
     protocol: 17,
     checksum: 0,
-    src: own.vtepIp,
-    dst: peer.vtepIp,
+    src: vtepIp,
+    dst: '0.0.0.0',
   };
-  const words = new Uint16Array(encode({ struct: 'ipv4' }, ip).buffer);
+  return { ip, sum: sumOfWords(encode({ struct: 'ipv4' }, ip)) };
+});
+
+/** In memory's order, as the programs add them up. */
+function sumOfWords(bytes: Uint8Array): number {
+  return new Uint16Array(bytes.buffer).reduce((sum, word) => sum + word, 0);
+}
+
+/** A peer's slot, with the checksum of what of the outer IPv4 header stays the same. */
+export function peerValue(
+  settings: NodeSettings,
+  own: FamilySettings,
+  peer: Peer,
+  hop: PeerHop,
+): Struct<'peer'> {
+  const { ip, sum } = ipv4From(own);
   return {
-    head: { ...peerHead(peer, hop), checksum_base: words.reduce((sum, word) => sum + word, 0) },
-    header: template(settings.tunnel ?? noTunnel, own, peer, 0x0800, ip),
+    head: { ...peerHead(peer, hop), checksum_base: sum + sumOfWords(addressToBytes(peer.vtepIp)) },
+    header: template(settings.tunnel ?? noTunnel, own, peer, 0x0800, { ...ip, dst: peer.vtepIp }),
   };
 }
 
@@ -293,38 +303,10 @@ export function desiredPeers(
     if (!hop || !(settings.tunnel || hop.direct)) continue;
     const slot = peerSlot(settings, peer.podCidr);
     const key = peerKey(settings, peer.podCidr);
-    if (v4 && slot !== undefined)
-      maps.peers.set(
-        String(slot),
-        remembered(values4, settings, peer, hop, () => peerValue(settings, v4, peer, hop)),
-      );
-    if (v6 && key !== undefined)
-      maps.peers6.set(
-        key,
-        remembered(values6, settings, peer, hop, () => peer6Value(settings, v6, peer, hop)),
-      );
+    if (v4 && slot !== undefined) maps.peers.set(String(slot), peerValue(settings, v4, peer, hop));
+    if (v6 && key !== undefined) maps.peers6.set(key, peer6Value(settings, v6, peer, hop));
   }
   return maps;
-}
-
-/** What a peer's value was made from, and the value. Of 15,000 peers few change at a time. */
-type Values<V> = WeakMap<Peer, { readonly settings: NodeSettings; readonly hop: PeerHop; readonly value: V }>;
-const values4: Values<Struct<'peer'>> = new WeakMap();
-const values6: Values<Struct<'peer6'>> = new WeakMap();
-
-function remembered<V>(
-  values: Values<V>,
-  settings: NodeSettings,
-  peer: Peer,
-  hop: PeerHop,
-  compute: () => V,
-): V {
-  const known = values.get(peer);
-  if (known?.settings === settings && known.hop.ip === hop.ip && known.hop.direct === hop.direct)
-    return known.value;
-  const value = compute();
-  values.set(peer, { settings, hop, value });
-  return value;
 }
 
 /**

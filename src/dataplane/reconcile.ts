@@ -6,14 +6,14 @@ import { diff, type Target } from './target.ts';
 /** One target and what it should hold. */
 export interface Step<V = unknown> {
   readonly target: Target<V>;
-  /** Only asked for when the target is looked at: to compute it may be most of the work. */
+  /** Only asked for when the target is looked at, to compute it may be most of the work; each time the same. */
   readonly desired: () => ReadonlyMap<string, V>;
   /** False as long as absence from `desired` may only mean that we do not know yet (before the first complete sync). */
   readonly mayRemove: boolean;
   /** For a {@link Ledger}; without it the target is looked at in each pass. */
   readonly basis?: Basis;
   /** What the target is known to hold, so that it need not be listed. */
-  readonly held?: ReadonlyMap<string, V>;
+  readonly held?: () => ReadonlyMap<string, V>;
 }
 
 /** What a step depends on. */
@@ -53,7 +53,7 @@ export class Ledger {
   auditMs: number;
   readonly #settled = new Map<
     string,
-    { readonly basis: Basis; readonly at: number; readonly held?: ReadonlyMap<string, unknown> }
+    { readonly basis: Basis; readonly at: number; readonly held?: () => ReadonlyMap<string, unknown> }
   >();
   #doubts = 0;
   #doubtsBefore = 0;
@@ -84,8 +84,8 @@ export class Ledger {
       const doubted = basis.toldOf && this.#doubts !== this.#doubtsBefore;
       if (upserts + removals > 0 || error !== undefined || doubted) this.#settled.delete(basis.key);
       else {
-        // A target that tells differences by itself does so for less than it costs to remember all that it holds.
-        const held = mayRemove && !target.difference ? desired() : undefined;
+        // A target that tells differences by itself does so for less than it costs to know all that it holds.
+        const held = mayRemove && !target.difference ? desired : undefined;
         this.#settled.set(basis.key, { basis, at: performance.now(), ...(held && { held }) });
       }
     }
@@ -126,7 +126,7 @@ export async function reconcile(steps: readonly Step[]): Promise<Outcome[]> {
   const differences = await Promise.allSettled(
     steps.map(
       async ({ target, desired, held }) =>
-        target.difference?.(desired()) ?? diff(desired(), held ?? (await target.list())),
+        target.difference?.(desired()) ?? diff(desired(), held?.() ?? (await target.list())),
     ),
   );
   const outcomes = steps.map(({ target }): Outcome => ({ target: target.name, upserts: 0, removals: 0 }));

@@ -13,14 +13,23 @@ export async function readIfThere(path: string): Promise<string | undefined> {
   }
 }
 
-/**
- * Make a file hold this text, atomically: a reader sees the old or the new one whole, also after a crash. Its directory is
- * made where it is missing; a file that holds the text already is not written.
- * @returns whether it was written.
- * @throws RipstopError when the file system refuses.
- */
+/** As {@link writeAtomically}, but a file that holds the text already is left as it is. @returns whether it was written. */
 export async function writeIfDifferent(path: string, text: string, mode = 0o644): Promise<boolean> {
   if ((await readIfThere(path)) === text) return false;
+  await writeAtomically(path, text, mode);
+  return true;
+}
+
+/**
+ * Make a file hold this text, given whole or in pieces: a reader sees the old or the new one whole, also after a crash. Its
+ * directory is made where it is missing.
+ * @throws RipstopError when the file system refuses.
+ */
+export async function writeAtomically(
+  path: string,
+  text: string | Iterable<string>,
+  mode = 0o644,
+): Promise<void> {
   const draft = `${path}.${process.pid}.tmp`;
   try {
     await mkdir(dirname(path), { recursive: true });
@@ -30,14 +39,13 @@ export async function writeIfDifferent(path: string, text: string, mode = 0o644)
     await rename(draft, path);
     await using directory = await open(dirname(path), 'r');
     await directory.sync();
-    return true;
   } catch (error) {
     await rm(draft, { force: true }).catch(() => {});
     throw new RipstopError(`cannot write ${path}: ${errorText(error)}`, { cause: error });
   }
 }
 
-async function writeSynced(path: string, text: string, mode: number): Promise<void> {
+async function writeSynced(path: string, text: string | Iterable<string>, mode: number): Promise<void> {
   await using file = await open(path, 'w', mode);
   await file.writeFile(text);
   await file.sync();

@@ -226,7 +226,8 @@ describe(title('flannel-v6.1 between two nodes'), { skip: skip !== undefined }, 
     const direct = async (from: TestPath, to: TestPath): Promise<string | undefined> => {
       const { vtepIp } = to.asPeer;
       const hops = await lookupNextHops([vtepIp], from.node.options);
-      return hops.get(vtepIp)?.onLink ? 'eth0' : undefined;
+      const hop = hops.get(vtepIp);
+      return hop && hop.gateway === undefined ? 'eth0' : undefined;
     };
     await connect(one, two, await direct(one, two));
     await connect(two, one, await direct(two, one));

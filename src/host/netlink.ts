@@ -19,7 +19,7 @@ const RTM_GETNEIGH = 30;
 const RT_TABLE_MAIN = 254;
 const RTNH_F_ONLINK = 4;
 const NUD_PERMANENT = 0x80;
-const RTA = { dst: 1, oif: 4, gateway: 5, priority: 6, prefsrc: 7, table: 15, via: 18, nexthop: 30 } as const;
+const RTA = { dst: 1, oif: 4, gateway: 5, priority: 6, table: 15, via: 18, nexthop: 30 } as const;
 const NDA = { dst: 1, lladdr: 2, ifindex: 8 } as const;
 const IFLA_IFNAME = 3;
 const IFINFOMSG = 16;
@@ -39,7 +39,6 @@ export interface KernelRoute {
   readonly gateway: string | undefined;
   readonly dev: string | undefined;
   readonly onlink: boolean;
-  readonly source: string | undefined;
   /** The number of the nexthop object that holds its way, where one does. */
   readonly nexthop: number | undefined;
 }
@@ -87,7 +86,6 @@ function readRoute(payload: Uint8Array, family: Family, names: ReadonlyMap<numbe
   const via = attributes.get(RTA.via);
   const oif = attributes.get(RTA.oif);
   const gateway = attributes.get(RTA.gateway) ?? via?.subarray(2);
-  const source = attributes.get(RTA.prefsrc);
   const nexthop = attributes.get(RTA.nexthop);
   return {
     family,
@@ -96,7 +94,6 @@ function readRoute(payload: Uint8Array, family: Family, names: ReadonlyMap<numbe
     gateway: gateway && bytesToAddress(gateway),
     dev: oif && names.get(u32(oif, 0)),
     onlink: (u32(payload, 8) & RTNH_F_ONLINK) !== 0,
-    source: source && bytesToAddress(source),
     nexthop: nexthop && u32(nexthop, 0),
   };
 }

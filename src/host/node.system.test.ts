@@ -129,10 +129,10 @@ describe(title('the way to a peer'), { skip: skip !== undefined }, () => {
       node.options,
     );
     expect(Object.fromEntries(hops)).toEqual({
-      '192.168.9.2': { dev: 'eth0', ip: '192.168.9.2', onLink: true, source: '192.168.9.1' },
-      '8.8.8.8': { dev: 'eth0', ip: '192.168.9.254', onLink: false, source: '192.168.9.1' },
-      'fd09:0::2': { dev: 'eth0', ip: 'fd09::2', onLink: true, source: 'fd09::1' },
-      '2001:db8::1': { dev: 'eth0', ip: 'fd09::fe', onLink: false, source: 'fd09::1' },
+      '192.168.9.2': { dev: 'eth0', gateway: undefined },
+      '8.8.8.8': { dev: 'eth0', gateway: '192.168.9.254' },
+      'fd09:0::2': { dev: 'eth0', gateway: undefined },
+      '2001:db8::1': { dev: 'eth0', gateway: 'fd09::fe' },
     });
   });
 });

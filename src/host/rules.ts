@@ -71,7 +71,7 @@ export function renderRules(wanted: RulesWanted, found: readonly NftObject[] = [
   const lines = [`add table ${table}`, `delete table ${table}`, `table ${table} {`];
   for (const { network, vteps } of wanted.tunnel ? wanted.networks : []) {
     const { name, type } = VTEP_SETS[network.family];
-    const elements = [...new Map([...listedVteps(found, network.family), ...vteps]).keys()];
+    const elements = [...new Map([...listedVteps(found, network.family), ...vteps()]).keys()];
     fingerprint.push(`set ${name} ${type}`);
     lines.push(`  set ${name} {`, `    ${declarationOf(network.family)}`);
     if (elements.length > 0) lines.push(`    elements = { ${elements.join(', ')} }`);

@@ -110,7 +110,7 @@ describe('the uplink', () => {
 
   it('is the first of several --iface that is there, else what --iface-regex, else what --iface-can-reach finds', () => {
     expect(choose({ iface: ['ens9', '10.9.9.9', 'eth1', 'eth0'] }).name).toBe('eth1');
-    const reach = { dev: 'eth1', ip: '192.168.7.1', onLink: false, source: '192.168.7.5' };
+    const reach = { dev: 'eth1', gateway: '192.168.7.1' };
     const rest = { iface: ['ens9'], ifaceCanReach: '1.1.1.1' };
     expect(choose({ ...rest, ifaceRegex: ['^ens', '^docker'] }, { reach }).name).toBe('docker0');
     expect(choose({ ...rest, ifaceRegex: ['^ens'] }, { reach }).name).toBe('eth1');
@@ -120,7 +120,7 @@ describe('the uplink', () => {
   });
 
   it('leads to --iface-can-reach', () => {
-    const reach = { dev: 'eth1', ip: '192.168.7.1', onLink: false, source: '192.168.7.5' };
+    const reach = { dev: 'eth1', gateway: '192.168.7.1' };
     expect(choose({ ifaceCanReach: '1.1.1.1' }, { reach })).toMatchObject({
       name: 'eth1',
       ips: { v4: '192.168.7.5' },
@@ -266,10 +266,10 @@ describe('the uplink of a dual-stack node', () => {
     const eth1 = { name: 'eth1', ips: { v4: '192.168.7.5', v6: 'fd07::5' } };
     expect(both({ iface: ['fd07::5'] })).toMatchObject(eth1);
     expect(both({ ifaceRegex: ['^fd07:'] })).toMatchObject(eth1);
-    const reach = { dev: 'eth1', ip: 'fd07::1', onLink: false, source: 'fd07::5' };
+    const reach = { dev: 'eth1', gateway: 'fd07::1' };
     expect(both({ ifaceCanReach: '2001:db8:1::1' }, { ...dual(), reach })).toMatchObject(eth1);
     // The kernel would speak from the temporary address, which is gone tomorrow.
-    const privately = { dev: 'eth0', ip: 'fe80::1', onLink: false, source: '2001:db8::f00' };
+    const privately = { dev: 'eth0', gateway: 'fe80::1' };
     expect(both({ ifaceCanReach: '2001:db8:1::1' }, { ...dual(), reach: privately }).ips.v6).toBe(
       '2001:db8::5',
     );

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+import { once } from '../dataplane/memo.ts';
 import type { Target } from '../dataplane/target.ts';
 import { canonicalAddress, type Family } from '../net/ip.ts';
 import { listSetElements } from './netlink.ts';
@@ -29,7 +30,7 @@ export function declarationOf(family: Family): string {
 /** Who may talk VXLAN to this node, of one family. */
 export interface VxlanSenders {
   /** The peers' underlay addresses. */
-  vteps: ReadonlyMap<string, true>;
+  vteps: () => ReadonlyMap<string, true>;
   /**
    * What becomes of VXLAN from others. `count`: it is let in. `as found`: as long as peers may be unknown, what the rule in
    * the kernel says, if it is there.
@@ -48,7 +49,7 @@ export function vxlanSenders(
   // What a peer behind NAT sends may come from any address.
   const anywhere = peers.some(({ behindNat }) => behindNat);
   return {
-    vteps: new Map(peers.map(({ vtepIp }) => [vtepIp, true])),
+    vteps: once(() => new Map(peers.map(({ vtepIp }) => [vtepIp, true]))),
     strangers: anywhere ? 'count' : synced ? 'drop' : 'as found',
   };
 }
