@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { join } from 'node:path';
 import type { Logger } from 'pino';
-import type { NetConf, SubnetManager } from '../cluster/index.ts';
+import { type NetConf, perFamily, type SubnetManager } from '../cluster/index.ts';
 import { EtcdClient } from '../cluster/etcd-client.ts';
 import type { EtcdOptions } from '../cluster/etcd-options.ts';
 import { type EtcdPast, EtcdSubnetManager, waitForEtcdNetConf } from '../cluster/etcd-subnets.ts';
@@ -70,12 +70,12 @@ async function pastOf(
   // A file that cannot be read is written anew later, and says nothing until then.
   const env = await readSubnetEnv(subnetFile).catch(() => undefined);
   const links = await listLinks();
-  const macs = families.flatMap((family) => {
-    const device = backend.type === 'vxlan' ? links.get(vtepDeviceName(family, backend.vni)) : undefined;
-    return device?.mac === undefined ? [] : [[half(family), device.mac]];
-  });
+  const macOf = (family: Family): string | undefined =>
+    backend.type === 'vxlan' && families.includes(family)
+      ? links.get(vtepDeviceName(family, backend.vni))?.mac
+      : undefined;
   return {
     podCidrs: Object.fromEntries((env?.networks ?? []).map(({ podCidr }) => [half(podCidr.family), podCidr])),
-    vtepMac: Object.fromEntries(macs) as { v4?: string; v6?: string },
+    vtepMac: perFamily(macOf(4), macOf(6)),
   };
 }

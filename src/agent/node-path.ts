@@ -465,12 +465,14 @@ export class NodePath implements Disposable {
         step(fdbTarget(device), () => entries().fdb, synced, basis(`fdb ${family}`, true)),
       );
     }
+    // Asked again by later passes: those of now, whatever links there are then.
+    const linksNow = this.#links;
     const routes = (): Map<string, PeerRoute> =>
       new Map(
         entriesOf
           .values()
           .flatMap((entries) => entries().routes)
-          .filter(([, { dev }]) => this.#links.has(dev)),
+          .filter(([, { dev }]) => linksNow.has(dev)),
       );
     kernelPath.push(
       step(peerRouteTarget(), routes, synced, basis('peer-routes', true)),
