@@ -13,7 +13,8 @@ import { errorText, RipstopError } from '../src/errors.ts';
 import { labDir, labDown } from '../src/lab/index.ts';
 import { isAlive } from '../src/lab/netns.ts';
 import { missingForLab } from '../src/lab/testing.ts';
-import { buildPeers, missingForPeers } from '../test/peers/build.ts';
+import { buildPrograms, missingForPrograms } from '../test/support/go-programs.ts';
+import { peersOfLab } from '../test/support/peer-programs.ts';
 
 const ROOT = join(import.meta.dirname, '..');
 
@@ -27,13 +28,13 @@ async function sweep(): Promise<void> {
 }
 
 async function main(stories: readonly string[]): Promise<number> {
-  const missing = missingForLab('nft', 'bridge') ?? (await missingForPeers());
+  const missing = missingForLab('nft', 'bridge') ?? (await missingForPrograms(peersOfLab));
   if (missing !== undefined) {
     console.log(`test-peers: skipped: ${missing}`);
     return 0;
   }
   await sweep();
-  await buildPeers((line) => console.log(`test-peers: ${line}`));
+  await buildPrograms(peersOfLab, (line) => console.log(`test-peers: ${line}`));
   const vitest = join(ROOT, 'node_modules/vitest/vitest.mjs');
   const files = stories.map((story) => `test/peers/${story}`);
   const argv = [vitest, 'run', '--config', join(ROOT, 'test/peers/vitest.config.ts'), ...files];

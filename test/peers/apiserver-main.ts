@@ -14,7 +14,7 @@ import { TestClient } from '../../src/lab/apiserver/test-client.ts';
 import type { ApiAccess } from '../../src/lab/kube.ts';
 import { netnsPath } from '../../src/lab/netns.ts';
 import { openLab, underlayNetns, writeAtomically } from '../../src/lab/state.ts';
-import { peerPath } from './build.ts';
+import { peerPath } from '../support/peer-programs.ts';
 
 /*
  * A lab's API server as a program, like src/lab/apiserver-main.ts, but the real one: etcd and kube-apiserver in the lab's

@@ -10,7 +10,7 @@ import { type Lab, labDown, netnsPath, type NodeState, parseLabOptions } from '.
 import { tracesOf } from '../../src/lab/testing.ts';
 import { etcdEndpoint, etcdLab, SUBNETS } from '../cluster/etcd-lab.ts';
 import { podOf } from '../cluster/support.ts';
-import { peerPath } from './build.ts';
+import { peerPath } from '../support/peer-programs.ts';
 import { labNameFor } from './support.ts';
 
 const NAME = labNameFor('etcd');

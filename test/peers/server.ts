@@ -3,7 +3,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { run } from '../../src/host/run.ts';
 import { type Lab, netnsPath, underlayNetns } from '../../src/lab/index.ts';
 import { commandLine, processesIn, signalProcess } from '../../src/lab/netns.ts';
-import { peerPath } from './build.ts';
+import { peerPath } from '../support/peer-programs.ts';
 import { clientOf } from './support.ts';
 
 /** What happens to a real API server: its history is compacted, it dies and comes back. */

@@ -13,7 +13,7 @@ import {
   parseLabOptions,
 } from '../../src/lab/index.ts';
 import { TestClient } from '../../src/lab/apiserver/test-client.ts';
-import { peerPath } from './build.ts';
+import { peerPath } from '../support/peer-programs.ts';
 
 /**
  * A lab around the real API server, its `flannel` nodes run by the real flanneld. Take it down with `labDown(lab.name)`,

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+import { type Program, programPath } from './go-programs.ts';
+import { versions } from './versions.ts';
+
+/** One of the programs of k8s.io/kubernetes, as its own release process builds it. */
+function ofKubernetes(name: string, main = `cmd/${name}`): Program {
+  const { kubernetes } = versions;
+  const [major, minor] = kubernetes.split('.') as [string, string];
+  return {
+    name,
+    module: 'k8s.io/kubernetes',
+    version: `v${kubernetes}`,
+    main: `k8s.io/kubernetes/${main}`,
+    variables: {
+      'k8s.io/component-base/version.gitVersion': `v${kubernetes}`,
+      'k8s.io/component-base/version.gitMajor': major,
+      'k8s.io/component-base/version.gitMinor': minor,
+    },
+    staging: `v0.${kubernetes.slice(2)}`,
+  };
+}
+
+/** One of the programs of containerd 2. */
+function ofContainerd(name: string): Program {
+  const module = 'github.com/containerd/containerd/v2';
+  return {
+    name,
+    module,
+    version: `v${versions.containerd}`,
+    main: `${module}/cmd/${name}`,
+    tags: 'no_btrfs no_devmapper no_zfs no_aufs urfave_cli_no_docs',
+    variables: { [`${module}/version.Version`]: `v${versions.containerd}` },
+  };
+}
+
+/** Every real program that a test puts beside ripstop. */
+export const programs = {
+  etcd: {
+    name: 'etcd',
+    module: 'go.etcd.io/etcd/server/v3',
+    version: `v${versions.etcd}`,
+    main: 'go.etcd.io/etcd/server/v3',
+  },
+  flannel: {
+    name: 'flannel',
+    module: 'github.com/containernetworking/plugins',
+    version: `v${versions.cniPlugins}`,
+    main: 'github.com/containernetworking/plugins/plugins/meta/flannel',
+  },
+  flanneld: {
+    name: 'flanneld',
+    module: 'github.com/flannel-io/flannel',
+    version: `v${versions.flannel}`,
+    main: 'github.com/flannel-io/flannel',
+    variables: { 'github.com/flannel-io/flannel/pkg/version.Version': `v${versions.flannel}` },
+    // A backend for one cloud, whose SDK not every module proxy has, and one that is partly written in C.
+    leftOut: [
+      'github.com/flannel-io/flannel/pkg/backend/tencentvpc',
+      'github.com/flannel-io/flannel/pkg/backend/udp',
+    ],
+  },
+  'kube-apiserver': ofKubernetes('kube-apiserver'),
+  'kube-controller-manager': ofKubernetes('kube-controller-manager'),
+  'kube-scheduler': ofKubernetes('kube-scheduler'),
+  kubelet: ofKubernetes('kubelet'),
+  'kube-proxy': ofKubernetes('kube-proxy'),
+  kubectl: ofKubernetes('kubectl'),
+  agnhost: ofKubernetes('agnhost', 'test/images/agnhost'),
+  'e2e.test': { ...ofKubernetes('e2e.test', 'test/e2e'), test: true },
+  coredns: {
+    name: 'coredns',
+    module: 'github.com/coredns/coredns',
+    version: `v${versions.coredns}`,
+    main: 'github.com/coredns/coredns',
+  },
+  containerd: ofContainerd('containerd'),
+  'containerd-shim-runc-v2': ofContainerd('containerd-shim-runc-v2'),
+  ctr: ofContainerd('ctr'),
+  'kube-router': {
+    name: 'kube-router',
+    module: 'github.com/cloudnativelabs/kube-router/v2',
+    version: `v${versions.kubeRouter}`,
+    main: 'github.com/cloudnativelabs/kube-router/v2/cmd/kube-router',
+  },
+  'kube-network-policies': {
+    name: 'kube-network-policies',
+    module: 'sigs.k8s.io/kube-network-policies',
+    version: `v${versions.kubeNetworkPolicies}`,
+    main: 'sigs.k8s.io/kube-network-policies/cmd',
+  },
+} as const satisfies Record<string, Program>;
+
+export type ProgramName = keyof typeof programs;
+
+/** Where a program is once it has been built. */
+export const peerPath = (name: ProgramName): string => programPath(programs[name]);
+
+/** What test:peers needs, the quick ones first. */
+export const peersOfLab = [programs.flannel, programs.etcd, programs.flanneld, programs['kube-apiserver']];
