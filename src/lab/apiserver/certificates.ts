@@ -11,8 +11,8 @@ export interface ServerCertificate {
   certPem: string;
   /** The server's private key, PKCS #8 PEM. */
   keyPem: string;
-  /** Make a certificate by which a client is that user, and its key. */
-  readonly issueClient: (user: string) => Promise<ClientCertificate>;
+  /** Make a certificate by which a client is that user, in these groups, and its key. */
+  readonly issueClient: (user: string, groups?: readonly string[]) => Promise<ClientCertificate>;
 }
 
 export interface ClientCertificate {
@@ -52,12 +52,13 @@ export async function issueCertificates(sans: readonly string[]): Promise<Server
     commonName: string,
     purpose: x509.ExtendedKeyUsage,
     extensions: x509.Extension[],
+    organizations: readonly string[] = [],
   ): Promise<ClientCertificate> => {
     const keys = await subtle.generateKey(algorithm, true, ['sign', 'verify']);
     const certificate = await x509.X509CertificateGenerator.create(
       {
         ...validity,
-        subject: [{ CN: [commonName] }],
+        subject: [...organizations.map((organization) => ({ O: [organization] })), { CN: [commonName] }],
         issuer: ca.subject,
         publicKey: keys.publicKey,
         signingKey: caKeys.privateKey,
@@ -80,6 +81,6 @@ export async function issueCertificates(sans: readonly string[]): Promise<Server
     ...(await issue('kube-apiserver', x509.ExtendedKeyUsage.serverAuth, [
       new x509.SubjectAlternativeNameExtension(names),
     ])),
-    issueClient: (user) => issue(user, x509.ExtendedKeyUsage.clientAuth, []),
+    issueClient: (user, groups) => issue(user, x509.ExtendedKeyUsage.clientAuth, [], groups),
   };
 }

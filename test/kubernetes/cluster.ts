@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+import { mkdirSync, rmSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { RipstopError } from '../../src/errors.ts';
+import { deleteNetns, isAlive, listNetns, netnsPath } from '../../src/lab/netns.ts';
+import { removeGroup } from './cgroups.ts';
+import { createCredentials, startControlPlane } from './control-plane.ts';
+import { imageNames } from './images.ts';
+import { get, kubectlCommand } from './kubectl.ts';
+import { bootNode, type BootOptions, inNode } from './node.ts';
+import {
+  type Cluster,
+  clusterDir,
+  clusterNames,
+  type ClusterNode,
+  type ClusterOptions,
+  groupOf,
+  netnsOf,
+  openCluster,
+  type ProxyMode,
+  saveCluster,
+  underlayAddresses,
+} from './state.ts';
+import { createUnderlay, plugNodeIn, routeToPods } from './underlay.ts';
+import { until } from './until.ts';
+
+type Note = (line: string) => void;
+
+/** What is put on every node: the archive of an image, and the names it must have there. */
+export interface NodeImage {
+  readonly archive: string;
+  readonly names: readonly string[];
+}
+
+/**
+ * Raise a cluster without a network: control plane, nodes with their kubelets and kube-proxies, images. What is left of a
+ * failure stays for {@link clusterDown}.
+ */
+export async function clusterUp(
+  options: ClusterOptions,
+  images: readonly NodeImage[],
+  note: Note,
+): Promise<Cluster> {
+  const dir = clusterDir(options.name);
+  if (clusterNames().includes(options.name)) {
+    throw new RipstopError(
+      `there is a cluster ${options.name} already; take it down, or choose another name`,
+    );
+  }
+  mkdirSync(dir, { recursive: true, mode: 0o700 });
+  const cluster: Cluster = { options, dir, owner: process.pid, nodes: [] };
+  saveCluster(cluster);
+  note('underlay, credentials, control plane');
+  await createCredentials(cluster);
+  await createUnderlay(cluster);
+  await startControlPlane(cluster);
+  writeKubectl(cluster);
+  note(`${options.nodes} nodes`);
+  const indices = Array.from({ length: options.nodes }, (_, i) => i + 1);
+  await Promise.all(indices.map((index) => addNode(cluster, images, { index })));
+  return cluster;
+}
+
+/** A program `kubectl` for people: the control plane's namespace is none that they are in. */
+function writeKubectl(cluster: Cluster): void {
+  const command = kubectlCommand(cluster).join(' ');
+  const text = `#!/bin/sh\nexec nsenter --net=${netnsPath(netnsOf(cluster, 'cp'))} -- ${command} "$@"\n`;
+  writeFileSync(join(cluster.dir, 'kubectl'), text, { mode: 0o755 });
+}
+
+interface NodeFlags {
+  readonly index: number;
+  readonly proxyMode?: ProxyMode;
+  readonly containerd?: ClusterNode['containerd'];
+  readonly boot?: BootOptions;
+}
+
+/** Add a node. Resolves when it has registered itself and has podCIDRs and its images. */
+export async function addNode(
+  cluster: Cluster,
+  images: readonly NodeImage[],
+  { index, proxyMode = cluster.options.proxyMode, containerd = 'debian', boot }: NodeFlags,
+): Promise<ClusterNode> {
+  const name = `node${index}`;
+  const ips = underlayAddresses(index, cluster.options);
+  const disk = join(cluster.dir, 'nodes', name);
+  const node: ClusterNode = { name, index, netns: netnsOf(cluster, name), disk, ips, proxyMode, containerd };
+  cluster.nodes.push(node);
+  saveCluster(cluster);
+  await plugNodeIn(cluster, node);
+  await bootNode(cluster, node, boot);
+  await Promise.all([importImages(node, images), podCidrsOf(cluster, node)]);
+  await routeToPods(cluster, node, await podCidrsOf(cluster, node));
+  return node;
+}
+
+/** Put images on a node; one that has been there already is renewed. */
+export async function importImages(node: ClusterNode, images: readonly NodeImage[]): Promise<void> {
+  for (const { archive, names } of images) {
+    await inNode(node, 'ctr', '-n', 'k8s.io', 'images', 'import', archive);
+    const [first, ...others] = names;
+    for (const name of others)
+      await inNode(node, 'ctr', '-n', 'k8s.io', 'images', 'tag', '--force', first!, name);
+  }
+}
+
+interface KubeNode {
+  spec: { podCIDRs?: string[] };
+  status: { conditions?: { type: string; status: string }[] };
+}
+
+/** A node's podCIDRs, IPv4 first, once the controller manager has given it some. */
+export function podCidrsOf(cluster: Cluster, node: ClusterNode): Promise<string[]> {
+  return until(`${node.name} has podCIDRs`, 60_000, async () => {
+    const { spec } = await get<KubeNode>(cluster, 'node', node.name);
+    return spec.podCIDRs ?? false;
+  });
+}
+
+export async function isReady(cluster: Cluster, node: ClusterNode): Promise<boolean> {
+  const { status } = await get<KubeNode>(cluster, 'node', node.name);
+  return status.conditions?.some(({ type, status }) => type === 'Ready' && status === 'True') ?? false;
+}
+
+/** The images of these names, as {@link clusterUp} takes them. */
+export function nodeImages(archives: Partial<Record<keyof typeof imageNames, string>>): NodeImage[] {
+  return Object.entries(archives).map(([name, archive]) => ({
+    archive,
+    names: imageNames[name as keyof typeof imageNames],
+  }));
+}
+
+/**
+ * Take a cluster down: processes, control groups, namespaces, and its folder. Idempotent; works on what a crash has left,
+ * by names alone.
+ * @param keepLogs leaves its folder, but for the nodes' disks.
+ */
+export async function clusterDown(name: string, { keepLogs = false } = {}): Promise<void> {
+  await removeGroup(groupOf(name));
+  const prefix = netnsOf({ options: { name } as ClusterOptions }, '');
+  await deleteNetns(...listNetns().filter((netns) => netns.startsWith(prefix)));
+  const dir = clusterDir(name);
+  if (!keepLogs) rmSync(dir, { recursive: true, force: true });
+  else for (const part of ['nodes', 'etcd']) rmSync(join(dir, part), { recursive: true, force: true });
+}
+
+/** Take down the clusters whose owner has ended, but for those that somebody wanted to keep. */
+export async function sweepClusters(): Promise<void> {
+  for (const name of clusterNames()) {
+    let owner = 0;
+    try {
+      ({ owner } = openCluster(name));
+    } catch {
+      // A crash before its first write: there is little of it.
+    }
+    if (owner >= 0 && !isAlive(owner)) await clusterDown(name);
+  }
+}

@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+import { spawn } from 'node:child_process';
+import { generateKeyPairSync, randomUUID } from 'node:crypto';
+import { closeSync, mkdirSync, openSync, readFileSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { issueCertificates, kubeconfigText } from '../../src/lab/apiserver/index.ts';
+import { commandLine, netnsPath, processesIn, signalProcess } from '../../src/lab/netns.ts';
+import { peerPath } from '../support/peer-programs.ts';
+import { enterGroup, makeGroup } from './cgroups.ts';
+import { kubectl } from './kubectl.ts';
+import {
+  API_SERVICE,
+  caFile,
+  type Cluster,
+  groupOf,
+  kubeconfigOf,
+  netnsOf,
+  pki,
+  POD_NETWORKS,
+  SERVICE_NETWORKS,
+  underlayAddresses,
+} from './state.ts';
+import { until } from './until.ts';
+
+/** etcd, kube-apiserver, controller manager and scheduler, in a namespace beside the nodes'. */
+
+const PORT = 6443;
+/** As many nodes as a story may add: their tokens must be known before the API server starts. */
+const MAX_NODES = 5;
+
+const PARTS = ['etcd', 'kube-apiserver', 'kube-controller-manager', 'kube-scheduler'] as const;
+export type ControlPlanePart = (typeof PARTS)[number];
+
+/** Who may speak to the API server: name of the kubeconfig → user and group. */
+const USERS: Readonly<Record<string, readonly [user: string, group: string]>> = {
+  admin: ['admin', 'system:masters'],
+  'kube-controller-manager': ['system:kube-controller-manager', ''],
+  'kube-scheduler': ['system:kube-scheduler', ''],
+  'kube-proxy': ['system:kube-proxy', ''],
+  ...Object.fromEntries(
+    Array.from({ length: MAX_NODES }, (_, i): [string, [string, string]] => [
+      `node${i + 1}`,
+      [`system:node:node${i + 1}`, 'system:nodes'],
+    ]),
+  ),
+};
+
+export async function createCredentials(cluster: Cluster): Promise<void> {
+  mkdirSync(join(cluster.dir, 'pki'), { mode: 0o700 });
+  const addresses = underlayAddresses('cp', cluster.options);
+  const sans = ['kubernetes', 'kubernetes.default', 'kubernetes.default.svc', 'localhost'];
+  const server = await issueCertificates([...sans, '127.0.0.1', API_SERVICE, ...addresses]);
+  const kubeletClient = await server.issueClient('kube-apiserver-kubelet-client', ['system:masters']);
+  const proxyClient = await server.issueClient('front-proxy-client');
+  const accounts = generateKeyPairSync('ec', { namedCurve: 'P-256' });
+  const tokens = Object.entries(USERS).map(([name, [user, group]]) => ({
+    name,
+    user,
+    group,
+    token: randomUUID(),
+  }));
+  const files = {
+    'ca.pem': server.caPem,
+    'server.pem': server.certPem,
+    'server.key': server.keyPem,
+    'kubelet-client.pem': kubeletClient.certPem,
+    'kubelet-client.key': kubeletClient.keyPem,
+    'proxy-client.pem': proxyClient.certPem,
+    'proxy-client.key': proxyClient.keyPem,
+    'accounts.key': accounts.privateKey.export({ type: 'pkcs8', format: 'pem' }),
+    'accounts.pub': accounts.publicKey.export({ type: 'spki', format: 'pem' }),
+    'tokens.csv': tokens.map(({ user, group, token }) => `${token},${user},${user},"${group}"\n`).join(''),
+    ...Object.fromEntries(
+      tokens.map(({ name, token }) => [
+        `${name}.kubeconfig`,
+        kubeconfigText(`https://${addresses[0]}:${PORT}`, server.caPem, token),
+      ]),
+    ),
+  };
+  for (const [name, text] of Object.entries(files)) writeFileSync(pki(cluster, name), text, { mode: 0o600 });
+}
+
+function flagsOf(cluster: Cluster, part: ControlPlanePart): Record<string, string> {
+  const families = cluster.options.dualStack ? 2 : 1;
+  const services = SERVICE_NETWORKS.slice(0, families).join(',');
+  const file = (name: string): string => pki(cluster, name);
+  const kubeconfig = kubeconfigOf(cluster, part);
+  const asClient = {
+    kubeconfig,
+    'authentication-kubeconfig': kubeconfig,
+    'authorization-kubeconfig': kubeconfig,
+  };
+  switch (part) {
+    case 'etcd':
+      return {
+        'data-dir': join(cluster.dir, 'etcd'),
+        'listen-client-urls': 'http://127.0.0.1:2379',
+        'advertise-client-urls': 'http://127.0.0.1:2379',
+        'listen-peer-urls': 'http://127.0.0.1:2380',
+        'log-level': 'warn',
+        // Nothing here outlives the machine.
+        'unsafe-no-fsync': 'true',
+      };
+    case 'kube-apiserver':
+      return {
+        'etcd-servers': 'http://127.0.0.1:2379',
+        'advertise-address': underlayAddresses('cp', cluster.options)[0]!,
+        'secure-port': String(PORT),
+        'service-cluster-ip-range': services,
+        'client-ca-file': caFile(cluster),
+        'tls-cert-file': file('server.pem'),
+        'tls-private-key-file': file('server.key'),
+        'token-auth-file': file('tokens.csv'),
+        'service-account-issuer': 'https://kubernetes.default.svc.cluster.local',
+        'service-account-key-file': file('accounts.pub'),
+        'service-account-signing-key-file': file('accounts.key'),
+        'kubelet-client-certificate': file('kubelet-client.pem'),
+        'kubelet-client-key': file('kubelet-client.key'),
+        'kubelet-preferred-address-types': 'InternalIP',
+        'requestheader-client-ca-file': caFile(cluster),
+        'requestheader-allowed-names': 'front-proxy-client',
+        'requestheader-username-headers': 'X-Remote-User',
+        'requestheader-group-headers': 'X-Remote-Group',
+        'requestheader-extra-headers-prefix': 'X-Remote-Extra-',
+        'proxy-client-cert-file': file('proxy-client.pem'),
+        'proxy-client-key-file': file('proxy-client.key'),
+        'authorization-mode': 'Node,RBAC',
+        'enable-admission-plugins': 'NodeRestriction',
+        'allow-privileged': 'true',
+        profiling: 'false',
+      };
+    case 'kube-controller-manager':
+      return {
+        ...asClient,
+        'allocate-node-cidrs': 'true',
+        'cluster-cidr': POD_NETWORKS.slice(0, families).join(','),
+        'service-cluster-ip-range': services,
+        'service-account-private-key-file': file('accounts.key'),
+        'root-ca-file': caFile(cluster),
+        'use-service-account-credentials': 'true',
+        'leader-elect': 'false',
+      };
+    case 'kube-scheduler':
+      return { ...asClient, 'leader-elect': 'false' };
+  }
+}
+
+/** Start the whole control plane. Resolves when the API server is ready. */
+export async function startControlPlane(cluster: Cluster): Promise<void> {
+  makeGroup(groupOf(cluster.options.name, 'cp'));
+  startPart(cluster, 'etcd');
+  startPart(cluster, 'kube-apiserver');
+  await apiServerReady(cluster);
+  startPart(cluster, 'kube-controller-manager');
+  startPart(cluster, 'kube-scheduler');
+}
+
+/** Resolves when the API server answers that it is ready. */
+export async function apiServerReady(cluster: Cluster): Promise<void> {
+  await until('the API server is ready', 120_000, () => kubectl(cluster, 'get', '--raw', '/readyz'), {
+    hint: () => readFileSync(logOf(cluster, 'kube-apiserver'), 'utf8').slice(-2000),
+  });
+}
+
+/** Start one part, in the background and in the cluster's control group. */
+export function startPart(cluster: Cluster, part: ControlPlanePart): void {
+  const flags = Object.entries(flagsOf(cluster, part)).map(([flag, value]) => `--${flag}=${value}`);
+  const inGroup = `${enterGroup(groupOf(cluster.options.name, 'cp'))} && exec "$@"`;
+  mkdirSync(join(cluster.dir, 'logs'), { recursive: true });
+  const log = openSync(logOf(cluster, part), 'a');
+  const netns = netnsPath(netnsOf(cluster, 'cp'));
+  const argv = ['-c', inGroup, 'sh', 'nsenter', `--net=${netns}`, '--', peerPath(part), ...flags];
+  spawn('sh', argv, { detached: true, stdio: ['ignore', log, log] }).unref();
+  closeSync(log);
+}
+
+/** Kill one part, as if its process had crashed. */
+export function killPart(cluster: Cluster, part: ControlPlanePart): void {
+  const pids = processesIn([netnsOf(cluster, 'cp')]).filter((pid) => commandLine(pid)[0] === peerPath(part));
+  if (pids.length === 0) throw new Error(`${part} does not run`);
+  for (const pid of pids) signalProcess(pid, 'SIGKILL');
+}
+
+export const logOf = (cluster: Cluster, part: ControlPlanePart): string =>
+  join(cluster.dir, 'logs', `${part}.log`);

@@ -1,0 +1,3 @@
+module ripstop/test/kubernetes/probe
+
+go 1.26.0
