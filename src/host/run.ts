@@ -8,7 +8,7 @@ export interface RunOptions {
   /** Text for the program's standard input. */
   stdin?: string;
   /** Environment; the caller's own when left out. */
-  env?: Record<string, string>;
+  env?: NodeJS.ProcessEnv;
   /** Kill the program after this long. Default 30 s. */
   timeoutMs?: number;
 }

@@ -7,7 +7,7 @@ import { removeGroup } from './cgroups.ts';
 import { createCredentials, startControlPlane } from './control-plane.ts';
 import { imageNames } from './images.ts';
 import { get, kubectlCommand } from './kubectl.ts';
-import { bootNode, type BootOptions, inNode } from './node.ts';
+import { bootNode, type BootOptions, feedNode, inNode } from './node.ts';
 import {
   type Cluster,
   clusterDir,
@@ -97,7 +97,7 @@ export async function addNode(
 /** Put images on a node; one that has been there already is renewed. */
 export async function importImages(node: ClusterNode, images: readonly NodeImage[]): Promise<void> {
   for (const { archive, names } of images) {
-    await inNode(node, 'ctr', '-n', 'k8s.io', 'images', 'import', archive);
+    await feedNode(node, archive, 'ctr', '-n', 'k8s.io', 'images', 'import', '-');
     const [first, ...others] = names;
     for (const name of others)
       await inNode(node, 'ctr', '-n', 'k8s.io', 'images', 'tag', '--force', first!, name);
@@ -144,15 +144,23 @@ export async function clusterDown(name: string, { keepLogs = false } = {}): Prom
   else for (const part of ['nodes', 'etcd']) rmSync(join(dir, part), { recursive: true, force: true });
 }
 
+/** Leave a cluster to whoever wants to look around. */
+export function keepCluster(cluster: Cluster): void {
+  saveCluster({ ...cluster, kept: true });
+}
+
 /** Take down the clusters whose owner has ended, but for those that somebody wanted to keep. */
 export async function sweepClusters(): Promise<void> {
   for (const name of clusterNames()) {
-    let owner = 0;
-    try {
-      ({ owner } = openCluster(name));
-    } catch {
-      // A crash before its first write: there is little of it.
-    }
-    if (owner >= 0 && !isAlive(owner)) await clusterDown(name);
+    if (!inUse(name)) await clusterDown(name);
+  }
+}
+
+function inUse(name: string): boolean {
+  try {
+    const { owner, kept } = openCluster(name);
+    return kept === true || isAlive(owner);
+  } catch {
+    return false; // A crash before its first write: there is little of it.
   }
 }

@@ -28,8 +28,7 @@ const PORT = 6443;
 /** As many nodes as a story may add: their tokens must be known before the API server starts. */
 const MAX_NODES = 5;
 
-const PARTS = ['etcd', 'kube-apiserver', 'kube-controller-manager', 'kube-scheduler'] as const;
-export type ControlPlanePart = (typeof PARTS)[number];
+export type ControlPlanePart = 'etcd' | 'kube-apiserver' | 'kube-controller-manager' | 'kube-scheduler';
 
 /** Who may speak to the API server: name of the kubeconfig → user and group. */
 const USERS: Readonly<Record<string, readonly [user: string, group: string]>> = {
@@ -80,70 +79,68 @@ export async function createCredentials(cluster: Cluster): Promise<void> {
   for (const [name, text] of Object.entries(files)) writeFileSync(pki(cluster, name), text, { mode: 0o600 });
 }
 
-function flagsOf(cluster: Cluster, part: ControlPlanePart): Record<string, string> {
-  const families = cluster.options.dualStack ? 2 : 1;
-  const services = SERVICE_NETWORKS.slice(0, families).join(',');
-  const file = (name: string): string => pki(cluster, name);
+const servicesOf = ({ options }: Cluster): string =>
+  SERVICE_NETWORKS.slice(0, options.dualStack ? 2 : 1).join(',');
+
+/** The credentials of a client of the API server that serves metrics itself. */
+function asClient(cluster: Cluster, part: ControlPlanePart): Record<string, string> {
   const kubeconfig = kubeconfigOf(cluster, part);
-  const asClient = {
+  return {
     kubeconfig,
     'authentication-kubeconfig': kubeconfig,
     'authorization-kubeconfig': kubeconfig,
+    'leader-elect': 'false',
   };
-  switch (part) {
-    case 'etcd':
-      return {
-        'data-dir': join(cluster.dir, 'etcd'),
-        'listen-client-urls': 'http://127.0.0.1:2379',
-        'advertise-client-urls': 'http://127.0.0.1:2379',
-        'listen-peer-urls': 'http://127.0.0.1:2380',
-        'log-level': 'warn',
-        // Nothing here outlives the machine.
-        'unsafe-no-fsync': 'true',
-      };
-    case 'kube-apiserver':
-      return {
-        'etcd-servers': 'http://127.0.0.1:2379',
-        'advertise-address': underlayAddresses('cp', cluster.options)[0]!,
-        'secure-port': String(PORT),
-        'service-cluster-ip-range': services,
-        'client-ca-file': caFile(cluster),
-        'tls-cert-file': file('server.pem'),
-        'tls-private-key-file': file('server.key'),
-        'token-auth-file': file('tokens.csv'),
-        'service-account-issuer': 'https://kubernetes.default.svc.cluster.local',
-        'service-account-key-file': file('accounts.pub'),
-        'service-account-signing-key-file': file('accounts.key'),
-        'kubelet-client-certificate': file('kubelet-client.pem'),
-        'kubelet-client-key': file('kubelet-client.key'),
-        'kubelet-preferred-address-types': 'InternalIP',
-        'requestheader-client-ca-file': caFile(cluster),
-        'requestheader-allowed-names': 'front-proxy-client',
-        'requestheader-username-headers': 'X-Remote-User',
-        'requestheader-group-headers': 'X-Remote-Group',
-        'requestheader-extra-headers-prefix': 'X-Remote-Extra-',
-        'proxy-client-cert-file': file('proxy-client.pem'),
-        'proxy-client-key-file': file('proxy-client.key'),
-        'authorization-mode': 'Node,RBAC',
-        'enable-admission-plugins': 'NodeRestriction',
-        'allow-privileged': 'true',
-        profiling: 'false',
-      };
-    case 'kube-controller-manager':
-      return {
-        ...asClient,
-        'allocate-node-cidrs': 'true',
-        'cluster-cidr': POD_NETWORKS.slice(0, families).join(','),
-        'service-cluster-ip-range': services,
-        'service-account-private-key-file': file('accounts.key'),
-        'root-ca-file': caFile(cluster),
-        'use-service-account-credentials': 'true',
-        'leader-elect': 'false',
-      };
-    case 'kube-scheduler':
-      return { ...asClient, 'leader-elect': 'false' };
-  }
 }
+
+const flagsOf: Record<ControlPlanePart, (cluster: Cluster) => Record<string, string>> = {
+  etcd: (cluster) => ({
+    'data-dir': join(cluster.dir, 'etcd'),
+    'listen-client-urls': 'http://127.0.0.1:2379',
+    'advertise-client-urls': 'http://127.0.0.1:2379',
+    'listen-peer-urls': 'http://127.0.0.1:2380',
+    'log-level': 'warn',
+    // Nothing here outlives the machine.
+    'unsafe-no-fsync': 'true',
+  }),
+  'kube-apiserver': (cluster) => ({
+    'etcd-servers': 'http://127.0.0.1:2379',
+    'advertise-address': underlayAddresses('cp', cluster.options)[0]!,
+    'secure-port': String(PORT),
+    'service-cluster-ip-range': servicesOf(cluster),
+    'client-ca-file': caFile(cluster),
+    'tls-cert-file': pki(cluster, 'server.pem'),
+    'tls-private-key-file': pki(cluster, 'server.key'),
+    'token-auth-file': pki(cluster, 'tokens.csv'),
+    'service-account-issuer': 'https://kubernetes.default.svc.cluster.local',
+    'service-account-key-file': pki(cluster, 'accounts.pub'),
+    'service-account-signing-key-file': pki(cluster, 'accounts.key'),
+    'kubelet-client-certificate': pki(cluster, 'kubelet-client.pem'),
+    'kubelet-client-key': pki(cluster, 'kubelet-client.key'),
+    'kubelet-preferred-address-types': 'InternalIP',
+    'requestheader-client-ca-file': caFile(cluster),
+    'requestheader-allowed-names': 'front-proxy-client',
+    'requestheader-username-headers': 'X-Remote-User',
+    'requestheader-group-headers': 'X-Remote-Group',
+    'requestheader-extra-headers-prefix': 'X-Remote-Extra-',
+    'proxy-client-cert-file': pki(cluster, 'proxy-client.pem'),
+    'proxy-client-key-file': pki(cluster, 'proxy-client.key'),
+    'authorization-mode': 'Node,RBAC',
+    'enable-admission-plugins': 'NodeRestriction',
+    'allow-privileged': 'true',
+    profiling: 'false',
+  }),
+  'kube-controller-manager': (cluster) => ({
+    ...asClient(cluster, 'kube-controller-manager'),
+    'allocate-node-cidrs': 'true',
+    'cluster-cidr': POD_NETWORKS.slice(0, cluster.options.dualStack ? 2 : 1).join(','),
+    'service-cluster-ip-range': servicesOf(cluster),
+    'service-account-private-key-file': pki(cluster, 'accounts.key'),
+    'root-ca-file': caFile(cluster),
+    'use-service-account-credentials': 'true',
+  }),
+  'kube-scheduler': (cluster) => asClient(cluster, 'kube-scheduler'),
+};
 
 /** Start the whole control plane. Resolves when the API server is ready. */
 export async function startControlPlane(cluster: Cluster): Promise<void> {
@@ -164,7 +161,7 @@ export async function apiServerReady(cluster: Cluster): Promise<void> {
 
 /** Start one part, in the background and in the cluster's control group. */
 export function startPart(cluster: Cluster, part: ControlPlanePart): void {
-  const flags = Object.entries(flagsOf(cluster, part)).map(([flag, value]) => `--${flag}=${value}`);
+  const flags = Object.entries(flagsOf[part](cluster)).map(([flag, value]) => `--${flag}=${value}`);
   const inGroup = `${enterGroup(groupOf(cluster.options.name, 'cp'))} && exec "$@"`;
   mkdirSync(join(cluster.dir, 'logs'), { recursive: true });
   const log = openSync(logOf(cluster, part), 'a');
@@ -183,3 +180,15 @@ export function killPart(cluster: Cluster, part: ControlPlanePart): void {
 
 export const logOf = (cluster: Cluster, part: ControlPlanePart): string =>
   join(cluster.dir, 'logs', `${part}.log`);
+
+/**
+ * What runs one of a node's programs in the control plane's namespace: a host outside of the cluster, which knows no service.
+ * @returns the arguments of `run`.
+ */
+export function commandInControlPlane(
+  cluster: Cluster,
+  name: string,
+  ...argv: string[]
+): [program: string, argv: string[], options: { netns: string }] {
+  return [join(cluster.nodes[0]!.disk, 'bin', name), argv, { netns: netnsPath(netnsOf(cluster, 'cp')) }];
+}

@@ -236,14 +236,19 @@ export function inNode(node: ClusterNode, ...argv: string[]): Promise<string> {
   return run('nsenter', commandInNode(node, argv), withPath(node));
 }
 
+/** The same with a file of this machine as its standard input. */
+export function feedNode(node: ClusterNode, file: string, ...argv: string[]): Promise<string> {
+  return run('sh', ['-c', 'exec nsenter "$@" < "$0"', file, ...commandInNode(node, argv)], withPath(node));
+}
+
 export function tryInNode(node: ClusterNode, ...argv: string[]): Promise<RunResult> {
   return tryRun('nsenter', commandInNode(node, argv), withPath(node));
 }
 
 /** nsenter looks a program up in the node's root, where the folder of its programs is in the same place as here. */
-function withPath(node: ClusterNode): { env: Record<string, string>; timeoutMs: number } {
+function withPath(node: ClusterNode): { env: NodeJS.ProcessEnv; timeoutMs: number } {
   const PATH = `${programsOf(node)}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin`;
-  return { env: { ...process.env, PATH } as Record<string, string>, timeoutMs: 120_000 };
+  return { env: { ...process.env, PATH }, timeoutMs: 120_000 };
 }
 
 const servicePid = async (node: ClusterNode, service: Service): Promise<number> =>

@@ -42,6 +42,8 @@ export interface Cluster {
   readonly dir: string;
   /** The process that answers for it; another one may sweep it once this has ended. */
   readonly owner: number;
+  /** It stays when its owner has ended. */
+  readonly kept?: boolean;
   nodes: ClusterNode[];
 }
 

@@ -18,6 +18,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -161,9 +162,13 @@ func udp(r *Report, count int, interval time.Duration) {
 		}
 		return true
 	})
-	time.Sleep(answerTimeout)
 	mu.Lock()
 	defer mu.Unlock()
+	for end := time.Now().Add(answerTimeout); time.Now().Before(end) && slices.Contains(answers, 0); {
+		mu.Unlock()
+		time.Sleep(10 * time.Millisecond)
+		mu.Lock()
+	}
 	r.Sent = len(sent)
 	for i, n := range answers {
 		if n == 0 {

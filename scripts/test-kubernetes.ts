@@ -1,0 +1,132 @@
+#!/usr/bin/env node
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * ripstop on a real Kubernetes: raises a cluster from nothing (see test/kubernetes/README.md), installs the shipped manifest
+ * and tells the stories of test/kubernetes on it. Needs root, cgroups, and Go for the first time.
+ *
+ *   sudo npm run test:kubernetes [-- --only paths,rolling] [--keep] [--proxy nftables]
+ *   sudo npm run test:kubernetes -- --down        takes down what --keep has kept
+ */
+import { spawn } from 'node:child_process';
+import { existsSync, readdirSync } from 'node:fs';
+import { join } from 'node:path';
+import { styleText } from 'node:util';
+import { Command, Option } from 'commander';
+import { errorText, RipstopError } from '../src/errors.ts';
+import { hierarchies } from '../test/kubernetes/cgroups.ts';
+import {
+  clusterDown,
+  clusterUp,
+  keepCluster,
+  nodeImages,
+  sweepClusters,
+} from '../test/kubernetes/cluster.ts';
+import { buildImages } from '../test/kubernetes/images.ts';
+import { fetchDebianPrograms, programsOfCluster } from '../test/kubernetes/programs.ts';
+import { type Cluster, clusterNames, PROXY_MODES, type ProxyMode } from '../test/kubernetes/state.ts';
+import { installRipstop, installWorkload } from '../test/kubernetes/workload.ts';
+import { buildPrograms, missingForPrograms } from '../test/support/go-programs.ts';
+import { buildImage } from './image.ts';
+
+const ROOT = join(import.meta.dirname, '..');
+const STORIES = join(ROOT, 'test/kubernetes/stories');
+
+/** In the order in which they are told: each leaves the cluster as it found it, the last ones take it apart. */
+const stories = readdirSync(STORIES)
+  .filter((file) => file.endsWith('.story.ts'))
+  .map((file) => file.replace('.story.ts', ''))
+  .toSorted();
+
+interface Flags {
+  readonly only?: string;
+  readonly keep?: boolean;
+  readonly down?: boolean;
+  readonly proxy: ProxyMode;
+}
+
+const begun = performance.now();
+function note(line: string): void {
+  const seconds = `${((performance.now() - begun) / 1000).toFixed(0)} s`;
+  console.log(styleText('dim', `test-kubernetes: ${seconds.padStart(6)}  ${line}`));
+}
+
+/** Why it cannot run here: one line, or undefined when it can. */
+async function missing(): Promise<string | undefined> {
+  if (process.getuid?.() !== 0) return 'a cluster needs root';
+  if (hierarchies().length === 0) return 'a cluster needs control groups, and none are mounted';
+  if (!existsSync('/usr/lib/cni/loopback'))
+    return 'a cluster needs the CNI plugins (containernetworking-plugins)';
+  return missingForPrograms(programsOfCluster);
+}
+
+/** Tell stories on the cluster. @returns whether all went well. */
+async function tell(cluster: Cluster, chosen: readonly string[]): Promise<boolean> {
+  const vitest = join(ROOT, 'node_modules/vitest/vitest.mjs');
+  const files = chosen.map((story) => join(STORIES, `${story}.story.ts`));
+  const argv = [vitest, 'run', '--config', join(ROOT, 'test/kubernetes/vitest.config.ts'), ...files];
+  const env = { ...process.env, RIPSTOP_KUBERNETES: cluster.options.name };
+  const child = spawn(process.execPath, argv, { cwd: ROOT, stdio: 'inherit', env });
+  for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => child.kill(signal));
+  const code = await new Promise<number>((resolve, reject) => {
+    child.on('error', reject);
+    child.on('exit', (exitCode) => resolve(exitCode ?? 1));
+  });
+  return code === 0;
+}
+
+async function main(flags: Flags): Promise<number> {
+  const why = await missing();
+  if (why !== undefined) {
+    console.log(`test-kubernetes: skipped: ${why}`);
+    return 0;
+  }
+  await sweepClusters();
+  if (flags.down) {
+    for (const name of clusterNames()) await clusterDown(name);
+    return 0;
+  }
+  const chosen = flags.only?.split(',') ?? stories;
+  const unknown = chosen.filter((story) => !stories.includes(story));
+  if (unknown.length > 0) {
+    throw new RipstopError(`there is no story ${unknown.join(', ')}; there are ${stories.join(', ')}`, {
+      exitCode: 2,
+    });
+  }
+  await fetchDebianPrograms(note);
+  await buildPrograms(programsOfCluster, note);
+  const ripstop = { archive: await buildImage({ note }), names: ['docker.io/library/ripstop:0.1.0'] };
+  const images = [...nodeImages(await buildImages(['pause', 'tools', 'coredns'], note)), ripstop];
+  const name = `t${process.pid}`;
+  let passed = false;
+  try {
+    const options = { name, nodes: 2, proxyMode: flags.proxy, network: 'ripstop', dualStack: false } as const;
+    const cluster = await clusterUp(options, images, note);
+    note('ripstop by its manifest');
+    await installRipstop(cluster);
+    note('CoreDNS and pods that talk');
+    await installWorkload(cluster);
+    note(`the cluster is up; its kubectl is ${cluster.dir}/kubectl`);
+    passed = await tell(cluster, chosen);
+    if (flags.keep) {
+      keepCluster(cluster);
+      note(`kept: ${cluster.dir}/kubectl get pods -A; take it down with --down`);
+    }
+  } finally {
+    if (!flags.keep) await clusterDown(name);
+    note(passed ? 'done' : 'failed');
+  }
+  return passed ? 0 : 1;
+}
+
+const command = new Command('test:kubernetes')
+  .option('--only <stories>', `some of: ${stories.join(', ')}`)
+  .option('--keep', 'leave the cluster up, to look around')
+  .option('--down', 'take down what is there, kept clusters too')
+  .addOption(new Option('--proxy <mode>', "kube-proxy's mode").choices(PROXY_MODES).default('iptables'));
+try {
+  process.exitCode = await main(command.parse().opts<Flags>());
+} catch (error) {
+  console.error(`test-kubernetes: ${errorText(error)}`);
+  if (error instanceof RipstopError && error.details) console.error(error.details);
+  process.exitCode = error instanceof RipstopError ? error.exitCode : 1;
+}

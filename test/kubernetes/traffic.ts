@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+import { expect } from 'vitest';
+import { run, tryRun } from '../../src/host/run.ts';
+import { tryKubectl } from './kubectl.ts';
+import type { Cluster, ClusterNode } from './state.ts';
+import { inNode, tryInNode } from './node.ts';
+import { until } from './until.ts';
+import { clusterIpOf, inPod, type Pod, podsOf } from './workload.ts';
+
+/** Numbered messages between pods, and what became of each. */
+
+/** What `probe` reports; see probe/main.go. */
+export interface ProbeReport {
+  readonly kind: Probe;
+  readonly address: string;
+  readonly sent: number;
+  readonly lost: number;
+  readonly duplicated: number;
+  readonly reordered: number;
+  readonly errors: number;
+  readonly firstError?: string;
+  readonly worstMs: number;
+  readonly lostAt?: readonly string[];
+}
+export type Probe = 'udp' | 'tcp' | 'connect';
+
+/** `HOST:PORT` of either family. */
+export const at = (ip: string, port: number): string =>
+  ip.includes(':') ? `[${ip}]:${port}` : `${ip}:${port}`;
+
+/** What the last line of a program's output says. @throws Error with the output when it is no report. */
+function reportIn(output: string): ProbeReport {
+  const last = output.trim().split('\n').at(-1) ?? '';
+  try {
+    return JSON.parse(last) as ProbeReport;
+  } catch {
+    throw new Error(`probe reported nothing but: ${output.slice(-500)}`);
+  }
+}
+
+/** What a run of probe reports, well or ill. */
+export async function reportOf(...command: Parameters<typeof tryRun>): Promise<ProbeReport> {
+  const { stdout, stderr } = await tryRun(...command);
+  return reportIn(stdout || stderr);
+}
+
+/** Send `count` messages from a pod, and wait for the report. */
+export async function probeFrom(
+  cluster: Cluster,
+  pod: Pod,
+  kind: Probe,
+  address: string,
+  count = 10,
+  intervalMs = 5,
+): Promise<ProbeReport> {
+  const argv = ['-n', pod.namespace, 'exec', pod.name, '--', 'probe', kind, address];
+  const { stdout, stderr } = await tryKubectl(cluster, ...argv, String(count), `${intervalMs}ms`);
+  return reportIn(stdout || stderr);
+}
+
+/** The same from a node's own network. */
+export async function probeFromNode(
+  node: ClusterNode,
+  kind: Probe,
+  address: string,
+  count = 10,
+  intervalMs = 5,
+): Promise<ProbeReport> {
+  const { stdout, stderr } = await tryInNode(node, 'probe', kind, address, String(count), `${intervalMs}ms`);
+  return reportIn(stdout || stderr);
+}
+
+/** What a report of an undisturbed conversation has; compare with `toMatchObject`. */
+export const UNHARMED = { lost: 0, duplicated: 0, errors: 0 } as const;
+
+/** A conversation that goes on until it is stopped. */
+interface Flow {
+  readonly what: string;
+  readonly from: Pod;
+  readonly kind: Probe;
+  readonly to: string;
+}
+
+/**
+ * The flows that must survive everything: between the first and every other node, both ways, TCP and UDP, plain and through
+ * a Service.
+ */
+export async function flowsBetween(cluster: Cluster, nodes: readonly ClusterNode[]): Promise<Flow[]> {
+  const [clients, echoes] = await Promise.all([podsOf(cluster, 'client'), podsOf(cluster, 'echo')]);
+  const service = at(await clusterIpOf(cluster, 'echo'), 70);
+  const [first, ...others] = nodes;
+  const pairs = others.flatMap((other) => [[first!, other] as const, [other, first!] as const]);
+  const kinds = ['udp', 'tcp'] as const;
+  return [
+    ...pairs.flatMap(([a, b]) =>
+      kinds.map((kind) => ({
+        what: `${kind} from ${a.name} to ${b.name}`,
+        from: clients.get(a.name)!,
+        kind,
+        to: at(echoes.get(b.name)!.ips[0]!, 7),
+      })),
+    ),
+    ...nodes.flatMap((node) =>
+      kinds.map((kind) => ({
+        what: `${kind} from ${node.name} through the service`,
+        from: clients.get(node.name)!,
+        kind,
+        to: service,
+      })),
+    ),
+  ];
+}
+
+/**
+ * Run flows, 100 messages a second each, in the background of their pods, where no end of a kubelet or API server reaches
+ * them. @returns ends them and tells what each has seen.
+ */
+export async function startFlows(
+  cluster: Cluster,
+  flows: readonly Flow[],
+): Promise<() => Promise<Record<string, ProbeReport>>> {
+  const files = flows.map((_, i) => `/tmp/flow-${i}`);
+  await Promise.all(
+    flows.map(({ from, kind, to }, i) =>
+      inPod(
+        cluster,
+        from,
+        'sh',
+        '-c',
+        `rm -f ${files[i]}; setsid probe ${kind} ${to} 0 10ms > ${files[i]} 2>&1 < /dev/null & echo $! > ${files[i]}.pid`,
+      ),
+    ),
+  );
+  return async () => {
+    const ended = await Promise.all(
+      flows.map(async ({ what, from }, i) => {
+        const report = await until(`${what} is reported`, 60_000, async () => {
+          // Again and again: an exec may fail while a runtime restarts.
+          const script = `kill -INT $(cat ${files[i]}.pid) 2>/dev/null; sleep 0.2; cat ${files[i]}`;
+          const output = await inPod(cluster, from, 'sh', '-c', script);
+          return output !== '' && reportIn(output);
+        });
+        return [what, report] as const;
+      }),
+    );
+    return Object.fromEntries(ended);
+  };
+}
+
+/** Do something while flows run: none of them may lose, duplicate or break anything. */
+export async function unharmed(
+  cluster: Cluster,
+  nodes: readonly ClusterNode[],
+  work: () => Promise<void>,
+): Promise<Record<string, ProbeReport>> {
+  const stop = await startFlows(cluster, await flowsBetween(cluster, nodes));
+  let reports: Record<string, ProbeReport> | undefined;
+  try {
+    await work();
+  } finally {
+    reports = await stop();
+  }
+  const expected = Object.fromEntries(Object.keys(reports).map((what) => [what, UNHARMED]));
+  expect(reports).toMatchObject(expected);
+  for (const [what, { sent }] of Object.entries(reports)) expect(sent, what).toBeGreaterThan(50);
+  return reports;
+}
+
+/** What there is on a node of pods: all of it must be as before when the pods that a story made are gone. */
+export async function inventory(node: ClusterNode): Promise<Record<string, string[]>> {
+  const script = `
+    for f in /var/lib/cni/networks/cbr0/*.*; do [ -e "$f" ] && echo "lease \${f##*/}"; done
+    ip -br link show type veth | sed 's/^/veth /; s/@.*//'
+    ip route show | grep 'dev veth' | sed 's/^/route /; s/ .*veth/ veth/; s/ proto.*//; s/ scope.*//'
+    find /sys/fs/bpf/ripstop -type f 2>/dev/null | sed 's/^/pin /'
+    ls /run/netns 2>/dev/null | sed 's/^/netns /'
+    ls /run/ripstop/endpoints 2>/dev/null | sed 's/^/endpoint /'`;
+  const lines = (await inNode(node, 'sh', '-c', script)).trim().split('\n');
+  const kinds = ['lease', 'veth', 'route', 'pin', 'netns', 'endpoint'];
+  return Object.fromEntries(
+    kinds.map((kind) => [
+      kind,
+      lines
+        .filter((line) => line.startsWith(`${kind} `))
+        .map((line) => line.slice(kind.length + 1))
+        .toSorted(),
+    ]),
+  );
+}
+
+/** The machine's own network namespaces, control groups and mounts: what a whole run must leave as it found it. */
+export async function machineState(): Promise<string[]> {
+  const script = `
+    ls /run/netns 2>/dev/null | sed 's/^/netns /'
+    find /sys/fs/cgroup -maxdepth 3 -type d | sed 's/^/cgroup /'
+    awk '{print "mount " $5}' /proc/self/mountinfo
+    sysctl -a 2>/dev/null | grep -E '^(vm|kernel|net\\.(core|netfilter))' |
+      grep -vE 'random|ns_last_pid|pty.nr|nf_conntrack_count|stat_refresh|entropy|boot_id|uuid'`;
+  return (await run('sh', ['-c', script])).trim().split('\n').toSorted();
+}

@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { errorText } from '../../src/errors.ts';
+import { manifest as ripstopManifest } from '../support/manifest.ts';
+import { podCidrsOf } from './cluster.ts';
+import { apply, get, kubectl, tryKubectl } from './kubectl.ts';
+import { POD_NETWORKS, type Cluster, type ClusterNode } from './state.ts';
+import { until } from './until.ts';
+
+/** What runs on a cluster: ripstop, CoreDNS, and pods that talk. */
+
+const READY_TIMEOUT = '180s';
+
+const text = (name: string): string => readFileSync(join(import.meta.dirname, 'manifests', name), 'utf8');
+
+/** The shipped manifest; its net-conf.json is told of IPv6 where the cluster has it, as deploy/README.md says. */
+export function manifestFor({ options }: Cluster, manifest = ripstopManifest): string {
+  if (!options.dualStack) return manifest;
+  return manifest.replace(
+    `"Network": "${POD_NETWORKS[0]}",`,
+    `"Network": "${POD_NETWORKS[0]}", "EnableIPv6": true, "IPv6Network": "${POD_NETWORKS[1]}",`,
+  );
+}
+
+/** `kubectl apply -f deploy/ripstop.yml`, and wait until each node's agent is ready. */
+export async function installRipstop(cluster: Cluster, manifest = ripstopManifest): Promise<void> {
+  await apply(cluster, manifestFor(cluster, manifest));
+  await rolledOut(cluster, 'daemonset/kube-ripstop-ds', 'kube-ripstop');
+}
+
+/** Resolves when a workload's pods are those of its newest template, and ready. */
+export async function rolledOut(cluster: Cluster, workload: string, namespace = 'default'): Promise<void> {
+  await kubectl(cluster, '-n', namespace, 'rollout', 'status', workload, `--timeout=${READY_TIMEOUT}`);
+}
+
+/** CoreDNS, and the pods and services of manifests/workload.yml. */
+export async function installWorkload(cluster: Cluster): Promise<void> {
+  await apply(cluster, text('coredns.yml'));
+  await apply(cluster, text('workload.yml'));
+  await rolledOut(cluster, 'deployment/coredns', 'kube-system');
+  for (const name of ['echo', 'client']) await rolledOut(cluster, `daemonset/${name}`);
+}
+
+export interface Pod {
+  readonly name: string;
+  readonly namespace: string;
+  readonly node: string;
+  /** Its addresses, IPv4 first. */
+  readonly ips: readonly string[];
+}
+
+interface PodObject {
+  metadata: { name: string; namespace: string; deletionTimestamp?: string };
+  spec: { nodeName?: string };
+  status: { podIPs?: { ip: string }[] };
+}
+
+/** The pods with a label, by node; those that are being deleted left out. */
+export async function podsOf(
+  cluster: Cluster,
+  app: string,
+  namespace = 'default',
+): Promise<Map<string, Pod>> {
+  const { items } = await get<{ items: PodObject[] }>(cluster, '-n', namespace, 'pods', '-l', `app=${app}`);
+  return new Map(
+    items
+      .filter(({ metadata }) => metadata.deletionTimestamp === undefined)
+      .map(({ metadata, spec, status }) => [
+        spec.nodeName ?? '',
+        {
+          name: metadata.name,
+          namespace: metadata.namespace,
+          node: spec.nodeName ?? '',
+          ips: (status.podIPs ?? []).map(({ ip }) => ip),
+        },
+      ]),
+  );
+}
+
+/** Run a program in a pod; its standard output. @throws RipstopError when it fails. */
+export function inPod(cluster: Cluster, pod: Pod, ...argv: string[]): Promise<string> {
+  return kubectl(cluster, '-n', pod.namespace, 'exec', pod.name, '--', ...argv);
+}
+
+export async function clusterIpOf(cluster: Cluster, service: string): Promise<string> {
+  return kubectl(cluster, 'get', 'service', service, '-o', 'jsonpath={.spec.clusterIP}');
+}
+
+/** What ripstop's command says in the agent's container of a node. */
+export async function ripstopOn(cluster: Cluster, node: ClusterNode, ...argv: string[]): Promise<string> {
+  const agent = (await podsOf(cluster, 'ripstop', 'kube-ripstop')).get(node.name);
+  if (!agent) throw new Error(`there is no agent on ${node.name}`);
+  return kubectl(
+    cluster,
+    '-n',
+    agent.namespace,
+    'exec',
+    agent.name,
+    '-c',
+    'ripstop',
+    '--',
+    'ripstop',
+    ...argv,
+  );
+}
+
+/** A pod of the tools' image on a node, e.g. one that comes and goes in a story. Resolves when it is ready. */
+export async function runPod(
+  cluster: Cluster,
+  name: string,
+  node: ClusterNode,
+  command: readonly string[],
+): Promise<Pod> {
+  await apply(cluster, [podObject(name, node, command)]);
+  return podReady(cluster, name);
+}
+
+/** The object of {@link runPod}'s pod. */
+export function podObject(name: string, node: ClusterNode, command: readonly string[]): object {
+  return {
+    apiVersion: 'v1',
+    kind: 'Pod',
+    metadata: { name, labels: { app: name } },
+    spec: {
+      nodeName: node.name,
+      terminationGracePeriodSeconds: 0,
+      containers: [{ name: 'main', image: 'registry.k8s.io/e2e-test-images/busybox:1.37.0-1', command }],
+    },
+  };
+}
+
+/** Resolves when a pod is ready. @throws Error with what the cluster says of it, when it does not become so. */
+export async function podReady(cluster: Cluster, name: string): Promise<Pod> {
+  try {
+    await kubectl(cluster, 'wait', '--for=condition=Ready', `pod/${name}`, `--timeout=${READY_TIMEOUT}`);
+  } catch (error) {
+    const { stdout } = await tryKubectl(cluster, 'describe', 'pod', name);
+    throw new Error(`${errorText(error)}\n${stdout.slice(-1500)}`, { cause: error });
+  }
+  const { metadata, spec, status } = await get<PodObject>(cluster, 'pod', name);
+  const ips = (status.podIPs ?? []).map(({ ip }) => ip);
+  return { name, namespace: metadata.namespace, node: spec.nodeName ?? '', ips };
+}
+
+/** Delete a pod. Resolves when it is gone. */
+export async function deletePod(cluster: Cluster, name: string, timeout = '60s'): Promise<void> {
+  await kubectl(cluster, 'delete', 'pod', name, '--wait=true', `--timeout=${timeout}`);
+}
+
+/** Every node is ready, and knows its podCIDRs. */
+export async function nodesReady(cluster: Cluster, timeout = READY_TIMEOUT): Promise<void> {
+  await kubectl(cluster, 'wait', '--for=condition=Ready', 'nodes', '--all', `--timeout=${timeout}`);
+  for (const node of cluster.nodes) await podCidrsOf(cluster, node);
+}
+
+/** Resolves when no pod of these labels is left, terminating ones included. */
+export async function podsGone(cluster: Cluster, selector: string, timeoutMs = 120_000): Promise<void> {
+  await until(`no pod ${selector} is left`, timeoutMs, async () => {
+    const { items } = await get<{ items: PodObject[] }>(cluster, 'pods', '-A', '-l', selector);
+    return items.length === 0;
+  });
+}
