@@ -6,8 +6,8 @@ import { deleteNetns, isAlive, listNetns, netnsPath } from '../../src/lab/netns.
 import { removeGroup } from './cgroups.ts';
 import { createCredentials, startControlPlane } from './control-plane.ts';
 import { imageNames } from './images.ts';
-import { get, kubectlCommand } from './kubectl.ts';
-import { bootNode, type BootOptions, feedNode, inNode } from './node.ts';
+import { get, kubectl, kubectlCommand } from './kubectl.ts';
+import { bootNode, type BootOptions, cutPower, feedNode, inNode } from './node.ts';
 import {
   type Cluster,
   clusterDir,
@@ -16,6 +16,7 @@ import {
   type ClusterOptions,
   groupOf,
   netnsOf,
+  type NodeImage,
   openCluster,
   type ProxyMode,
   saveCluster,
@@ -25,12 +26,6 @@ import { createUnderlay, plugNodeIn, routeToPods } from './underlay.ts';
 import { until } from './until.ts';
 
 type Note = (line: string) => void;
-
-/** What is put on every node: the archive of an image, and the names it must have there. */
-export interface NodeImage {
-  readonly archive: string;
-  readonly names: readonly string[];
-}
 
 /**
  * Raise a cluster without a network: control plane, nodes with their kubelets and kube-proxies, images. What is left of a
@@ -48,7 +43,7 @@ export async function clusterUp(
     );
   }
   mkdirSync(dir, { recursive: true, mode: 0o700 });
-  const cluster: Cluster = { options, dir, owner: process.pid, nodes: [] };
+  const cluster: Cluster = { options, dir, owner: process.pid, nodes: [], images };
   saveCluster(cluster);
   note('underlay, credentials, control plane');
   await createCredentials(cluster);
@@ -57,7 +52,7 @@ export async function clusterUp(
   writeKubectl(cluster);
   note(`${options.nodes} nodes`);
   const indices = Array.from({ length: options.nodes }, (_, i) => i + 1);
-  await Promise.all(indices.map((index) => addNode(cluster, images, { index })));
+  await Promise.all(indices.map((index) => addNode(cluster, { index })));
   return cluster;
 }
 
@@ -78,7 +73,6 @@ interface NodeFlags {
 /** Add a node. Resolves when it has registered itself and has podCIDRs and its images. */
 export async function addNode(
   cluster: Cluster,
-  images: readonly NodeImage[],
   { index, proxyMode = cluster.options.proxyMode, containerd = 'debian', boot }: NodeFlags,
 ): Promise<ClusterNode> {
   const name = `node${index}`;
@@ -89,7 +83,7 @@ export async function addNode(
   saveCluster(cluster);
   await plugNodeIn(cluster, node);
   await bootNode(cluster, node, boot);
-  await Promise.all([importImages(node, images), podCidrsOf(cluster, node)]);
+  await Promise.all([importImages(node, cluster.images), podCidrsOf(cluster, node)]);
   await routeToPods(cluster, node, await podCidrsOf(cluster, node));
   return node;
 }
@@ -115,6 +109,14 @@ export function podCidrsOf(cluster: Cluster, node: ClusterNode): Promise<string[
     const { spec } = await get<KubeNode>(cluster, 'node', node.name);
     return spec.podCIDRs ?? false;
   });
+}
+
+/** Take a node away for good: its Node object, its power and its cable. */
+export async function removeNode(cluster: Cluster, node: ClusterNode): Promise<void> {
+  await cutPower(cluster, node);
+  await kubectl(cluster, 'delete', 'node', node.name);
+  cluster.nodes = cluster.nodes.filter((one) => one !== node);
+  saveCluster(cluster);
 }
 
 export async function isReady(cluster: Cluster, node: ClusterNode): Promise<boolean> {

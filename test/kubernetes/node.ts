@@ -27,6 +27,7 @@ import {
   groupOf,
   kubeconfigOf,
   POD_NETWORKS,
+  type ProxyMode,
   saveCluster,
   underlayAddresses,
 } from './state.ts';
@@ -267,6 +268,23 @@ export async function stopService(node: ClusterNode, service: Service): Promise<
 
 export async function resumeService(node: ClusterNode, service: Service): Promise<void> {
   await inNode(node, 'rm', '-f', `/run/services/${service}.off`);
+}
+
+/** Have kube-proxy work in another mode, as an operator does: a new configuration, and a restart. */
+export async function setProxyMode(cluster: Cluster, node: ClusterNode, mode: ProxyMode): Promise<void> {
+  node.proxyMode = mode;
+  saveCluster(cluster);
+  const text = dump(proxyConfiguration(cluster, node));
+  writeFileSync(join(node.disk, 'config/kube-proxy.yaml'), text, { mode: 0o600 });
+  await killService(node, 'kube-proxy');
+  const has = mode === 'nftables' ? 'nft list table ip kube-proxy' : 'iptables -t nat -L KUBE-SERVICES -n';
+  const not = mode === 'nftables' ? 'iptables -t nat -L KUBE-SERVICES -n' : 'nft list table ip kube-proxy';
+  await until(`kube-proxy of ${node.name} works in mode ${mode}`, 60_000, async () => {
+    const [there, gone] = await Promise.all(
+      [has, not].map((command) => tryInNode(node, ...command.split(' '))),
+    );
+    return there!.code === 0 && gone!.code !== 0;
+  });
 }
 
 /** The end of a service's log, for a failure's message. */

@@ -35,6 +35,12 @@ export interface ClusterNode {
   initPid?: number;
 }
 
+/** What is put on every node: the archive of an image, and the names it must have there. */
+export interface NodeImage {
+  readonly archive: string;
+  readonly names: readonly string[];
+}
+
 /** A cluster on this machine: what `kubectl` and the tests need to know of it. */
 export interface Cluster {
   readonly options: ClusterOptions;
@@ -45,6 +51,8 @@ export interface Cluster {
   /** It stays when its owner has ended. */
   readonly kept?: boolean;
   nodes: ClusterNode[];
+  /** The images of its nodes. */
+  readonly images: readonly NodeImage[];
 }
 
 /** Addresses of the cluster, all in namespaces of its own: any two clusters may have the same. */

@@ -83,32 +83,29 @@ interface Flow {
 
 /**
  * The flows that must survive everything: between the first and every other node, both ways, TCP and UDP, plain and through
- * a Service.
+ * a Service. With a single node those within it, and none through the Service, whose backend may be elsewhere.
  */
 export async function flowsBetween(cluster: Cluster, nodes: readonly ClusterNode[]): Promise<Flow[]> {
   const [clients, echoes] = await Promise.all([podsOf(cluster, 'client'), podsOf(cluster, 'echo')]);
   const service = at(await clusterIpOf(cluster, 'echo'), 70);
-  const [first, ...others] = nodes;
-  const pairs = others.flatMap((other) => [[first!, other] as const, [other, first!] as const]);
-  const kinds = ['udp', 'tcp'] as const;
-  return [
-    ...pairs.flatMap(([a, b]) =>
-      kinds.map((kind) => ({
-        what: `${kind} from ${a.name} to ${b.name}`,
-        from: clients.get(a.name)!,
-        kind,
-        to: at(echoes.get(b.name)!.ips[0]!, 7),
-      })),
-    ),
-    ...nodes.flatMap((node) =>
-      kinds.map((kind) => ({
-        what: `${kind} from ${node.name} through the service`,
-        from: clients.get(node.name)!,
-        kind,
-        to: service,
-      })),
-    ),
-  ];
+  const [first, ...others] = nodes as [ClusterNode, ...ClusterNode[]];
+  const pairs =
+    others.length === 0
+      ? [[first, first] as const]
+      : others.flatMap((other) => [[first, other] as const, [other, first] as const]);
+  const plain = pairs.map(([a, b]) => ({
+    what: `from ${a.name} to ${b.name}`,
+    from: clients.get(a.name)!,
+    to: at(echoes.get(b.name)!.ips[0]!, 7),
+  }));
+  const throughService = (others.length === 0 ? [] : nodes).map(({ name }) => ({
+    what: `from ${name} through the service`,
+    from: clients.get(name)!,
+    to: service,
+  }));
+  return (['udp', 'tcp'] as const).flatMap((kind) =>
+    [...plain, ...throughService].map((flow) => ({ ...flow, kind, what: `${kind} ${flow.what}` })),
+  );
 }
 
 /**

@@ -3,8 +3,10 @@ import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { errorText } from '../../src/errors.ts';
 import { manifest as ripstopManifest } from '../support/manifest.ts';
+import { images } from '../support/versions.ts';
 import { podCidrsOf } from './cluster.ts';
 import { apply, get, kubectl, tryKubectl } from './kubectl.ts';
+import { inNode, tryInNode } from './node.ts';
 import { POD_NETWORKS, type Cluster, type ClusterNode } from './state.ts';
 import { until } from './until.ts';
 
@@ -56,26 +58,24 @@ interface PodObject {
   status: { podIPs?: { ip: string }[] };
 }
 
-/** The pods with a label, by node; those that are being deleted left out. */
+/** The pods with a label; those that are being deleted left out. */
+export async function listPods(cluster: Cluster, app: string, namespace = 'default'): Promise<Pod[]> {
+  const { items } = await get<{ items: PodObject[] }>(cluster, '-n', namespace, 'pods', '-l', `app=${app}`);
+  return items.filter(({ metadata }) => metadata.deletionTimestamp === undefined).map(toPod);
+}
+
+/** The same of a workload that has one pod on each node, by node. */
 export async function podsOf(
   cluster: Cluster,
   app: string,
   namespace = 'default',
 ): Promise<Map<string, Pod>> {
-  const { items } = await get<{ items: PodObject[] }>(cluster, '-n', namespace, 'pods', '-l', `app=${app}`);
-  return new Map(
-    items
-      .filter(({ metadata }) => metadata.deletionTimestamp === undefined)
-      .map(({ metadata, spec, status }) => [
-        spec.nodeName ?? '',
-        {
-          name: metadata.name,
-          namespace: metadata.namespace,
-          node: spec.nodeName ?? '',
-          ips: (status.podIPs ?? []).map(({ ip }) => ip),
-        },
-      ]),
-  );
+  return new Map((await listPods(cluster, app, namespace)).map((pod) => [pod.node, pod]));
+}
+
+function toPod({ metadata, spec, status }: PodObject): Pod {
+  const ips = (status.podIPs ?? []).map(({ ip }) => ip);
+  return { name: metadata.name, namespace: metadata.namespace, node: spec.nodeName ?? '', ips };
 }
 
 /** Run a program in a pod; its standard output. @throws RipstopError when it fails. */
@@ -105,6 +105,19 @@ export async function ripstopOn(cluster: Cluster, node: ClusterNode, ...argv: st
   );
 }
 
+/** Kill a node's agent, as the kernel does when memory runs out. Its container is started again by kubelet. */
+export async function killAgent(node: ClusterNode): Promise<void> {
+  await inNode(node, 'pkill', '-KILL', '-f', 'main.js agent');
+}
+
+/** Resolves when a node's agent says that it is ready. */
+export async function agentReady(node: ClusterNode, timeoutMs = 120_000): Promise<void> {
+  await until(`the agent of ${node.name} is ready`, timeoutMs, async () => {
+    const { code } = await tryInNode(node, 'probe', 'get', 'http://127.0.0.1:9480/readyz');
+    return code === 0;
+  });
+}
+
 /** A pod of the tools' image on a node, e.g. one that comes and goes in a story. Resolves when it is ready. */
 export async function runPod(
   cluster: Cluster,
@@ -125,8 +138,31 @@ export function podObject(name: string, node: ClusterNode, command: readonly str
     spec: {
       nodeName: node.name,
       terminationGracePeriodSeconds: 0,
-      containers: [{ name: 'main', image: 'registry.k8s.io/e2e-test-images/busybox:1.37.0-1', command }],
+      containers: [{ name: 'main', image: images.busybox, command }],
     },
+  };
+}
+
+/** A Deployment of pods that echo, all on one node where it is named. */
+export function deploymentObject(name: string, replicas: number, node?: ClusterNode): object {
+  const labels = { app: name };
+  const container = {
+    name: 'echo',
+    image: images.busybox,
+    command: ['probe', 'echo', ':7'],
+    ports: [{ containerPort: 7 }],
+    readinessProbe: { tcpSocket: { port: 7 }, periodSeconds: 1 },
+  };
+  const spec = {
+    terminationGracePeriodSeconds: 5,
+    containers: [container],
+    ...(node && { nodeSelector: { 'kubernetes.io/hostname': node.name } }),
+  };
+  return {
+    apiVersion: 'apps/v1',
+    kind: 'Deployment',
+    metadata: { name },
+    spec: { replicas, selector: { matchLabels: labels }, template: { metadata: { labels }, spec } },
   };
 }
 
@@ -138,9 +174,7 @@ export async function podReady(cluster: Cluster, name: string): Promise<Pod> {
     const { stdout } = await tryKubectl(cluster, 'describe', 'pod', name);
     throw new Error(`${errorText(error)}\n${stdout.slice(-1500)}`, { cause: error });
   }
-  const { metadata, spec, status } = await get<PodObject>(cluster, 'pod', name);
-  const ips = (status.podIPs ?? []).map(({ ip }) => ip);
-  return { name, namespace: metadata.namespace, node: spec.nodeName ?? '', ips };
+  return toPod(await get<PodObject>(cluster, 'pod', name));
 }
 
 /** Delete a pod. Resolves when it is gone. */

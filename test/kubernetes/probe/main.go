@@ -6,6 +6,7 @@
 //	probe udp ADDRESS [COUNT [INTERVAL]]      datagrams, one every INTERVAL (10ms); until SIGINT where COUNT is 0
 //	probe tcp ADDRESS [COUNT [INTERVAL]]      the same as lines over one connection
 //	probe connect ADDRESS [COUNT [INTERVAL]]  one connection for each message
+//	probe get URL                             the answer to an HTTP request; fails unless its status is 200
 //
 // The report is one line of JSON. The exit code is 0 where everything was answered.
 package main
@@ -15,7 +16,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/signal"
 	"slices"
@@ -54,7 +57,7 @@ var stopped = make(chan os.Signal, 1)
 
 func main() {
 	if len(os.Args) < 3 {
-		fmt.Fprintln(os.Stderr, "usage: probe echo|udp|tcp|connect ADDRESS [COUNT [INTERVAL]]")
+		fmt.Fprintln(os.Stderr, "usage: probe echo|udp|tcp|connect|get ADDRESS [COUNT [INTERVAL]]")
 		os.Exit(2)
 	}
 	signal.Notify(stopped, syscall.SIGINT, syscall.SIGTERM)
@@ -67,8 +70,11 @@ func main() {
 		interval, _ = time.ParseDuration(os.Args[4])
 	}
 	run := map[string]func(*Report, int, time.Duration){"udp": udp, "tcp": tcp, "connect": connect}[kind]
-	if kind == "echo" {
+	switch kind {
+	case "echo":
 		echo(address)
+	case "get":
+		get(address)
 		return
 	}
 	if run == nil {
@@ -229,6 +235,19 @@ func connect(r *Report, count int, interval time.Duration) {
 		}
 		return true
 	})
+}
+
+func get(url string) {
+	client := http.Client{Timeout: answerTimeout}
+	answer, err := client.Get(url)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "probe:", err)
+		os.Exit(1)
+	}
+	io.Copy(os.Stdout, answer.Body)
+	if answer.StatusCode != http.StatusOK {
+		os.Exit(1)
+	}
 }
 
 // echo answers what it gets. The line "who" is answered with the host's name, the line "from" with the sender's address.

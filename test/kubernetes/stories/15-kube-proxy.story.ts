@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+import { afterAll, describe, expect, it } from 'vitest';
+import { rebootNode, resumeService, setProxyMode } from '../node.ts';
+import { type ClusterNode, PROXY_MODES, type ProxyMode } from '../state.ts';
+import { storyCluster } from '../story.ts';
+import { at, probeFrom, UNHARMED } from '../traffic.ts';
+import { until } from '../until.ts';
+import { agentReady, clusterIpOf, inPod, nodesReady, podsOf, rolledOut } from '../workload.ts';
+
+/** kube-proxy beside ripstop: in each of its modes, and started before or after it. */
+
+const cluster = storyCluster();
+const [node1, node2] = cluster.nodes as [ClusterNode, ClusterNode];
+const { proxyMode } = cluster.options;
+const other: ProxyMode = PROXY_MODES.find((mode) => mode !== proxyMode)!;
+
+/** Every node's pod asks the service, in each way, and DNS. */
+async function servicesAnswer(): Promise<void> {
+  const clients = await podsOf(cluster, 'client');
+  const service = at(await clusterIpOf(cluster, 'echo'), 70);
+  for (const node of [node1, node2]) {
+    const client = clients.get(node.name)!;
+    const ways = [
+      ['connect', service],
+      ['udp', service],
+      ['connect', at(node1.ips[0]!, 30007)],
+      ['udp', at(node2.ips[0]!, 30008)],
+      ['connect', at(node2.ips[0]!, 7007)],
+      ['connect', 'echo.default.svc.cluster.local:70'],
+    ] as const;
+    const reports = await Promise.all(
+      ways.map(([kind, address]) => probeFrom(cluster, client, kind, address, 20)),
+    );
+    expect(reports).toMatchObject(ways.map(() => ({ ...UNHARMED, sent: 20 })));
+  }
+}
+
+describe.each([other, proxyMode])('kube-proxy in mode %s', (mode) => {
+  it('takes over from the other mode, and all services answer', async () => {
+    for (const node of [node1, node2]) await setProxyMode(cluster, node, mode);
+    await until('the services answer', 30_000, async () => {
+      await servicesAnswer();
+    });
+  });
+});
+
+describe('a node whose kube-proxy starts after ripstop', () => {
+  afterAll(() => resumeService(node2, 'kube-proxy'));
+
+  it('has no network until kube-proxy is there, and the agent says so', async () => {
+    await rebootNode(cluster, node2, { off: ['kube-proxy'] });
+    const said = await until('the agent tells what it waits for', 90_000, async () => {
+      const log = await inAgentLog();
+      return /kube-proxy/.test(log) && log;
+    });
+    expect(said).toMatch(/10\.96\.0\.1/);
+  });
+
+  it('is ready some seconds after kube-proxy has started', async () => {
+    const begun = performance.now();
+    await resumeService(node2, 'kube-proxy');
+    await agentReady(node2, 60_000);
+    expect(performance.now() - begun).toBeLessThan(20_000);
+    await nodesReady(cluster);
+    for (const name of ['echo', 'client']) await rolledOut(cluster, `daemonset/${name}`);
+    await until('the services answer', 60_000, servicesAnswer);
+  });
+
+  /** The API server cannot be asked for a log that kubelet serves on a node without a network; the runtime's file can be read. */
+  async function inAgentLog(): Promise<string> {
+    const agent = (await podsOf(cluster, 'ripstop', 'kube-ripstop')).get(node2.name);
+    if (!agent) throw new Error('no agent yet');
+    return inPod(cluster, agent, 'true');
+  }
+});

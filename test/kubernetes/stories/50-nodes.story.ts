@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { addNode, podCidrsOf, removeNode } from '../cluster.ts';
+import { kubectl } from '../kubectl.ts';
+import { inNode, resumeService, stopService } from '../node.ts';
+import type { ClusterNode } from '../state.ts';
+import { storyCluster } from '../story.ts';
+import { at, probeFrom, UNHARMED, unharmed } from '../traffic.ts';
+import { routeToPods } from '../underlay.ts';
+import { until } from '../until.ts';
+import { agentReady, nodesReady, podsOf, rolledOut } from '../workload.ts';
+
+/** Nodes come and go: a third one joins, with the current containerd and kube-proxy in its other mode. */
+
+const cluster = storyCluster();
+const [node1, node2] = cluster.nodes as [ClusterNode, ClusterNode];
+let node3: ClusterNode;
+
+async function settled(): Promise<void> {
+  await nodesReady(cluster);
+  for (const name of ['echo', 'client']) await rolledOut(cluster, `daemonset/${name}`);
+  await agentReady(node3);
+}
+
+/** Pods of node3 and of the others reach each other. */
+async function node3Talks(): Promise<void> {
+  const [clients, echoes] = [await podsOf(cluster, 'client'), await podsOf(cluster, 'echo')];
+  for (const [a, b] of [
+    [node1, node3],
+    [node3, node2],
+    [node3, node3],
+  ] as const) {
+    for (const kind of ['udp', 'connect'] as const) {
+      const report = await probeFrom(
+        cluster,
+        clients.get(a.name)!,
+        kind,
+        at(echoes.get(b.name)!.ips[0]!, 7),
+        20,
+      );
+      expect(report).toMatchObject({ ...UNHARMED, sent: 20 });
+    }
+  }
+}
+
+const routesOf = (node: ClusterNode): Promise<string> => inNode(node, 'ip', 'route');
+
+beforeAll(async () => {
+  await unharmed(cluster, [node1, node2], async () => {
+    node3 = await addNode(cluster, {
+      index: 3,
+      containerd: 'current',
+      proxyMode: cluster.options.proxyMode === 'iptables' ? 'nftables' : 'iptables',
+    });
+    await settled();
+  });
+});
+
+afterAll(async () => {
+  if (node3 && cluster.nodes.includes(node3)) await removeNode(cluster, node3);
+});
+
+describe('a third node', () => {
+  it('has joined under traffic, and its pods talk', node3Talks);
+
+  it('deleted and added again it has another podCIDR, and no route to the old one is left', async () => {
+    const before = (await podCidrsOf(cluster, node3))[0]!;
+    await unharmed(cluster, [node1, node2], async () => {
+      await stopService(node3, 'kubelet');
+      await kubectl(cluster, 'delete', 'node', node3.name);
+      await until('its pods are gone', 60_000, async () => !(await podsOf(cluster, 'echo')).has(node3.name));
+      await resumeService(node3, 'kubelet');
+      const now = await podCidrsOf(cluster, node3);
+      expect(now[0]).not.toBe(before);
+      await routeToPods(cluster, node3, now);
+      await settled();
+    });
+    await node3Talks();
+    for (const node of [node1, node2]) expect(await routesOf(node)).not.toContain(before);
+    await until('its own old addresses are gone', 60_000, async () => {
+      expect(await inNode(node3, 'ip', 'address', 'show', 'dev', 'flannel.1')).not.toContain(
+        before.split('/')[0],
+      );
+    });
+  });
+
+  it('gone for good, the others forget it', async () => {
+    const [podCidr] = await podCidrsOf(cluster, node3);
+    await unharmed(cluster, [node1, node2], async () => {
+      await removeNode(cluster, node3);
+      await until('no route leads to it', 30_000, async () => {
+        for (const node of [node1, node2]) expect(await routesOf(node)).not.toContain(podCidr);
+      });
+    });
+  });
+});
