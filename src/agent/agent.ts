@@ -30,6 +30,7 @@ import {
   type SubnetManager,
 } from '../cluster/index.ts';
 import { AttachmentStore } from '../cni/attachments.ts';
+import { deferredDir } from '../cni/deferred.ts';
 import type { CniContext } from '../cni/ops.ts';
 import { createCniServer } from '../cni/server.ts';
 import { type FamilySettings, type NodeSettings, type Peer, podMtu } from '../dataplane/desired.ts';
@@ -39,7 +40,6 @@ import { errorText, RipstopError } from '../errors.ts';
 import { ensureBpffs } from '../host/mount.ts';
 import { monitorKernel, monitorRules } from '../host/monitor.ts';
 import { gatherHostFacts, missingRequirements } from '../host/requirements.ts';
-import { readSubnetEnv, type SubnetEnv } from '../host/subnet-env.ts';
 import { createMetrics, type Metrics } from '../metrics/metrics.ts';
 import { type Endpoint, serveEndpoints } from '../metrics/server.ts';
 import { type Cidr, formatCidr } from '../net/ip.ts';
@@ -138,7 +138,7 @@ class Agent {
   async run(signal: AbortSignal): Promise<void> {
     await using running = new AsyncDisposableStack();
     running.defer(() => this.#subnets.stop());
-    const { runDir, metricsAddr, subnetFile } = this.#options;
+    const { runDir, stateDir, metricsAddr } = this.#options;
     const endpoints = await serveEndpoints(
       metricsAddr,
       join(runDir, runFiles.agentSocket),
@@ -146,11 +146,11 @@ class Agent {
     );
     running.defer(() => endpoints.close());
 
-    const before = await readSubnetEnv(subnetFile).catch(() => undefined);
     const cni = await createCniServer({
       socketPath: join(runDir, runFiles.cniSocket),
+      deferredDir: deferredDir(stateDir),
       log: this.#log,
-      context: () => this.#cniContext(before),
+      context: () => this.#cniContext(),
     });
     running.defer(() => cni.close());
 
@@ -303,21 +303,16 @@ class Agent {
     ];
   }
 
-  /**
-   * What the CNI plugin works with. Before our own Node is known, pods can only be taken away, with what the agent before
-   * us has written about this node.
-   */
-  #cniContext(before: SubnetEnv | undefined): CniContext | undefined {
+  /** What the CNI plugin works with. Before our own Node is known, pods can only be taken away. */
+  #cniContext(): CniContext {
     const settings = this.#node?.settings;
     const known = [settings?.v4, settings?.v6].filter((one) => one !== undefined);
-    const networks = settings ? known : (before?.networks ?? []);
-    if (networks.length === 0) return undefined;
     const settled = async (): Promise<void> => this.#loop?.settled();
     return {
-      families: networks.map(({ network, podCidr }) => ({
+      families: known.map(({ network, podCidr }) => ({
         podCidr: formatCidr(podCidr),
         clusterNetwork: formatCidr(network),
-        mtu: settings ? podMtu(settings, podCidr.family) : before!.mtu,
+        mtu: podMtu(settings!, podCidr.family),
       })),
       dataDir: this.#options.ipamDir,
       store: this.#store,

@@ -98,13 +98,15 @@ function removingParts(options: UninstallOptions): Part[] {
     { what: 'CNI configuration', act: async () => (await cni()).removeConflists(options.cniConfDir) },
     { what: 'CNI plugin', act: () => removeShim(options) },
     { what: 'programs', act: () => removePrograms(options) },
+    // Now nothing leads to their addresses any more.
+    { what: 'deferred DELs', act: () => carryOutDeferred(options) },
     { what: 'routes', act: async () => (await host()).removeRoutes() },
     { what: 'proxy neighbours', act: async () => (await host()).removeProxies() },
     { what: 'devices', act: async () => (await host()).removeVteps() },
     { what: 'rules', act: async () => (await host()).removeOurRules() },
     { what: 'subnet.env', act: () => removeFile(options.subnetFile) },
     { what: 'run directory', act: () => removeDir(options.runDir) },
-    { what: 'state directory', act: () => removeDir(options.stateDir) },
+    { what: 'state directory', act: () => removeState(options) },
   ];
 }
 
@@ -112,6 +114,8 @@ function removingParts(options: UninstallOptions): Part[] {
 function restoringParts(options: UninstallOptions): Part[] {
   return [
     { what: 'programs', act: () => removePrograms(options) },
+    // Now nothing leads to their addresses any more.
+    { what: 'deferred DELs', act: () => carryOutDeferred(options) },
     { what: 'rules', act: () => restoreRules(options) },
     { what: 'bridge', act: () => restoreBridge(options) },
     { what: "flannel's plugin", act: () => handPodsOver(options) },
@@ -119,7 +123,7 @@ function restoringParts(options: UninstallOptions): Part[] {
     { what: 'CNI plugin', act: () => removeShim(options) },
     { what: 'our Node', act: () => removeOwnAnnotations(options) },
     { what: 'run directory', act: () => forgetAgent(options) },
-    { what: 'state directory', act: () => removeDir(options.stateDir) },
+    { what: 'state directory', act: () => removeState(options) },
   ];
 }
 
@@ -135,6 +139,41 @@ async function removePrograms({ bpffs }: UninstallOptions): Promise<string[]> {
   removePins(paths);
   await rm(root, { recursive: true, force: true });
   return [`took all programs off their devices, and removed ${root}`];
+}
+
+/** The DELs from after the agent ended: their addresses are free again, for whichever plugin comes next. */
+async function carryOutDeferred({ stateDir, runDir, ipamDir }: UninstallOptions): Promise<string[]> {
+  const { DeferredDels, deferredDir } = await import('../cni/deferred.ts');
+  const { createCniOps } = await import('../cni/ops.ts');
+  const { dispatch } = await import('../cni/plugin.ts');
+  const { AttachmentStore } = await import('../cni/attachments.ts');
+  const { pino } = await import('pino');
+  const nothing = async (): Promise<void> => {};
+  const ops = createCniOps(() => ({
+    families: [],
+    dataDir: ipamDir,
+    store: new AttachmentStore(runDir),
+    attach: nothing,
+    detach: nothing,
+    ready: () => ({ ok: false, reason: 'it is being uninstalled' }),
+  }));
+  const deferred = new DeferredDels({
+    dir: deferredDir(stateDir),
+    del: (request) => dispatch(request, ops),
+    log: pino({ level: 'silent' }),
+  });
+  const { done, failed } = await deferred.carryOut();
+  if (failed.length > 0) throw new RipstopError(failed.join('; '));
+  return done === 0 ? [] : [`gave back the addresses of ${done} pods that were deleted without an agent`];
+}
+
+/** Not while there are addresses to give back: nobody would know of them any more. */
+async function removeState({ stateDir }: UninstallOptions): Promise<string[]> {
+  const { deferredDir } = await import('../cni/deferred.ts');
+  const names = await readdir(deferredDir(stateDir)).catch(() => []);
+  const left = names.filter((name) => name.includes(':'));
+  if (left.length > 0) throw new RipstopError(`${stateDir} stays for ${left.length} deferred DELs`);
+  return removeDir(stateDir);
 }
 
 async function restoreRules({ subnetFile, netConf, etcd, stateDir }: UninstallOptions): Promise<string[]> {

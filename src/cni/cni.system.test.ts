@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { existsSync } from 'node:fs';
-import { mkdir, mkdtemp, readdir, rm, stat, writeFile } from 'node:fs/promises';
-import { connect, createServer } from 'node:net';
+import { mkdir, mkdtemp, readdir, readFile, rm, stat, truncate, writeFile } from 'node:fs/promises';
+import { connect, createServer, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import pino from 'pino';
@@ -17,7 +17,8 @@ import { type Attachment, AttachmentStore } from './attachments.ts';
 import { defaultCniPath, listLeases } from './ipam.ts';
 import type { CniContext, CniFamily } from './ops.ts';
 import { hostVethName } from './pod-network.ts';
-import { type CniServer, createCniServer } from './server.ts';
+import { encodeRequest, requestDecoder } from './protocol.ts';
+import { type CniServer, type CniServerOptions, createCniServer } from './server.ts';
 import type { CniResult } from './spec.ts';
 
 /**
@@ -45,7 +46,7 @@ describe.skipIf(missing)('the CNI plugin', () => {
   let dir: string;
   let node: string;
   let store: AttachmentStore;
-  let context: CniContext | undefined;
+  let context: CniContext;
   let server: CniServer;
   /** What the agent was told to attach and detach, in order. */
   let told: string[];
@@ -75,9 +76,19 @@ describe.skipIf(missing)('the CNI plugin', () => {
       ready: () => ({ ok: true }),
       netns: node,
     };
-    const log = pino({ level: 'silent' });
-    server = await createCniServer({ socketPath: `${dir}/run/cni.sock`, context: () => context, log });
+    server = await startServer();
   });
+
+  /** The agent's end of the socket, which logs into `log`. */
+  function startServer(options: Partial<CniServerOptions> = {}): Promise<CniServer> {
+    return createCniServer({
+      socketPath: `${dir}/run/cni.sock`,
+      deferredDir: `${dir}/deferred`,
+      context: () => context,
+      log: pino({ level: 'silent' }),
+      ...options,
+    });
+  }
 
   const cleanUp = async (): Promise<void> => {
     for (const name of pods) await tryRun('ip', ['netns', 'del', name]);
@@ -101,6 +112,8 @@ describe.skipIf(missing)('the CNI plugin', () => {
     output: Record<string, unknown>;
   }
 
+  const done: Answer = { exitCode: 0, output: {} };
+
   /** Execute the shim as a runtime does. The container is also the name of its namespace. */
   async function cni(
     command: string,
@@ -115,6 +128,8 @@ describe.skipIf(missing)('the CNI plugin', () => {
         CNI_NETNS: `/run/netns/${prefix}-${container}`,
         CNI_ARGS: `IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=${container}`,
         RIPSTOP_CNI_SOCKET: `${dir}/run/cni.sock`,
+        RIPSTOP_CNI_DEFERRED: `${dir}/deferred`,
+        RIPSTOP_CNI_LEASES: `${dir}/leases`,
         ...overrides.env,
       },
       stdin:
@@ -253,7 +268,7 @@ describe.skipIf(missing)('the CNI plugin', () => {
 
     it('that fails midway leaves nothing behind, and works when tried again', async () => {
       await addNamespace('a');
-      const working = context!;
+      const working = context;
       const attach = async (): Promise<void> => {
         throw new Error('the verifier said no');
       };
@@ -279,7 +294,7 @@ describe.skipIf(missing)('the CNI plugin', () => {
     });
 
     it('says so when all addresses are taken, and recovers after a DEL', async () => {
-      context!.families = [{ ...ipv4, podCidr: '10.42.1.0/29' }];
+      context.families = [{ ...ipv4, podCidr: '10.42.1.0/29' }];
       for (const container of ['p2', 'p3', 'p4', 'p5', 'p6']) await addPod(container);
       await addNamespace('p7');
       const { output } = await cni('ADD', 'p7');
@@ -334,7 +349,7 @@ describe.skipIf(missing)('the CNI plugin', () => {
 
     it('releases the address also when the agent cannot detach, and says that it could not', async () => {
       await addPod('a');
-      context!.detach = async () => {
+      context.detach = async () => {
         throw new Error('no such map');
       };
       expect((await del('a')).output).toMatchObject({ code: 100, msg: 'no such map' });
@@ -364,7 +379,7 @@ describe.skipIf(missing)('the CNI plugin', () => {
     await addNamespace('a');
     const entered = Promise.withResolvers<void>();
     const release = Promise.withResolvers<void>();
-    context!.attach = async (a: Attachment) => {
+    context.attach = async (a: Attachment) => {
       entered.resolve();
       await release.promise;
       told.push(`attach ${a.containerId} ${a.ips.join(' ')}`);
@@ -529,7 +544,7 @@ describe.skipIf(missing)('the CNI plugin', () => {
 
     it('goes on past errors and then tells of them', async () => {
       for (const container of ['a', 'b']) await addPod(container);
-      context!.detach = async (a) => {
+      context.detach = async (a) => {
         if (a.containerId === 'a') throw new Error('no such map');
       };
       const { output } = await gc();
@@ -543,7 +558,7 @@ describe.skipIf(missing)('the CNI plugin', () => {
 
   describe('IPv6', () => {
     const [v4, v6] = ['10.42.1.2', 'fd00:42:0:1::2'];
-    const dualStack = (): void => void (context!.families = [ipv4, ipv6]);
+    const dualStack = (): void => void (context.families = [ipv4, ipv6]);
     const sysctl = (netns: string, ...settings: string[]): Promise<string> =>
       run('sysctl', ['-qw', ...settings], { netns });
     const podNetns = (container: string): string => `/run/netns/${prefix}-${container}`;
@@ -642,7 +657,7 @@ describe.skipIf(missing)('the CNI plugin', () => {
     });
 
     it('alone: a pod without IPv4, its interface with the MTU of IPv6', async () => {
-      context!.families = [ipv6];
+      context.families = [ipv6];
       const a = await addPod('a');
       await addPod('b');
       expect(a.ips).toEqual([{ interface: 1, address: `${v6}/128`, gateway: gateway6 }]);
@@ -690,7 +705,7 @@ describe.skipIf(missing)('the CNI plugin', () => {
       ['IPv4', [{ ...ipv4, podCidr: '10.42.1.0/30' }, ipv6], '10.42.1.0/30', 'fd00:42:0:1::3'],
       ['IPv6', [ipv4, { ...ipv6, podCidr: 'fd00:42:0:1::/126' }], 'fd00:42:0:1::/126', '10.42.1.4'],
     ])('an ADD for which there is no %s address left takes none of the other', async (_, families, block) => {
-      context!.families = families;
+      context.families = families;
       const added = [];
       let refused: Answer;
       // How many addresses host-local gives out of a small block is its own business.
@@ -730,7 +745,7 @@ describe.skipIf(missing)('the CNI plugin', () => {
     it('an ADD that fails midway gives both addresses back', async () => {
       dualStack();
       await addNamespace('a');
-      context!.attach = async () => {
+      context.attach = async () => {
         throw new Error('the verifier said no');
       };
       expect((await cni('ADD', 'a')).output).toMatchObject({ code: 100 });
@@ -789,7 +804,7 @@ describe.skipIf(missing)('the CNI plugin', () => {
     it('STATUS is 50 with the reason, ADD is 11, DEL works all the same', async () => {
       await addPod('a');
       expect(await cni('STATUS', '')).toEqual({ exitCode: 0, output: {} });
-      context!.ready = () => ({ ok: false, reason: 'the uplink eth9 is gone' });
+      context.ready = () => ({ ok: false, reason: 'the uplink eth9 is gone' });
       expect((await cni('STATUS', '')).output).toMatchObject({
         code: 50,
         msg: 'the ripstop agent is not ready: the uplink eth9 is gone',
@@ -799,24 +814,30 @@ describe.skipIf(missing)('the CNI plugin', () => {
       await expectClean();
     });
 
-    it('without its podCIDR: STATUS is 50, everything else is 11', async () => {
-      context = undefined;
-      expect((await cni('STATUS', '')).output).toMatchObject({ code: 50 });
-      for (const command of ['ADD', 'DEL']) {
-        expect((await cni(command, 'a')).output).toMatchObject({
-          code: 11,
-          msg: expect.stringContaining('does not know its podCIDR yet'),
-        });
-      }
+    it('without its podCIDR: ADD is 11, and pods of before can be looked at and taken away', async () => {
+      const result = await addPod('a');
+      await addPod('b');
+      const reason = 'cannot read our own Node';
+      context = { ...context, families: [], ready: () => ({ ok: false, reason }) };
+      expect((await cni('STATUS', '')).output).toMatchObject({
+        code: 50,
+        msg: expect.stringContaining(reason),
+      });
+      expect((await cni('ADD', 'c')).output).toMatchObject({
+        code: 11,
+        msg: expect.stringContaining(reason),
+      });
+      expect(await cni('CHECK', 'a', { config: { prevResult: result } })).toEqual(done);
+      expect(await del('a')).toEqual(done);
+      expect(await cni('GC', '', { config: { 'cni.dev/valid-attachments': [] } })).toEqual(done);
+      await expectClean();
     });
   });
 
   describe('an agent that is away', () => {
     it.each([
       ['ADD', 11],
-      ['DEL', 11],
       ['CHECK', 11],
-      ['GC', 11],
       ['STATUS', 50],
     ])('%s is code %i, in the version of the configuration', async (command, code) => {
       await server.close();
@@ -840,8 +861,7 @@ describe.skipIf(missing)('the CNI plugin', () => {
     it('takes up calls again where its predecessor was killed', async () => {
       await server.close();
       expect((await stat(`${dir}/run/cni.sock`)).isSocket()).toBe(true);
-      const log = pino({ level: 'silent' });
-      server = await createCniServer({ socketPath: `${dir}/run/cni.sock`, context: () => context, log });
+      server = await startServer();
       expect((await cni('STATUS', '')).exitCode).toBe(0);
     });
 
@@ -876,6 +896,259 @@ describe.skipIf(missing)('the CNI plugin', () => {
       });
       expect(output).toMatchObject({ code: 11, msg: expect.stringContaining(message) });
       fake.close();
+    });
+  });
+
+  describe('DEL without an agent', () => {
+    const waiting = async (): Promise<string[]> =>
+      (await readdir(`${dir}/deferred`).catch(() => [])).filter((name) => name !== 'malformed').sort();
+
+    it('is kept, with the address leased, and carried out by the next agent', async () => {
+      for (const container of ['a', 'b', 'c']) await addPod(container);
+      await server.close();
+      for (const container of ['a', 'b']) {
+        expect(await del(container)).toEqual(done);
+        await run('ip', ['netns', 'del', `${prefix}-${container}`]);
+      }
+      expect(await waiting()).toEqual(['a:eth0', 'b:eth0']);
+      expect(await leases()).toEqual(['a', 'b', 'c']);
+
+      server = await startServer();
+      await expect.poll(waiting).toEqual([]);
+      expect(told.slice(3)).toEqual(['detach a 10.42.1.2', 'detach b 10.42.1.3']);
+      expect(await leases()).toEqual(['c']);
+      await ping('c', gateway);
+      await del('c');
+      await expectClean();
+    });
+
+    it('is for root only, and holds nothing but what the agent would have got', async () => {
+      await addPod('a');
+      await server.close();
+      await cni('DEL', 'a', { env: { SECRET: 'x' }, stdin: '{"cniVersion":"1.0.0","name":"cbr0"}' });
+      expect((await stat(`${dir}/deferred`)).mode & 0o777).toBe(0o700);
+      expect((await stat(`${dir}/deferred/a:eth0`)).mode & 0o777).toBe(0o600);
+      const request = requestDecoder().push(await readFile(`${dir}/deferred/a:eth0`))!;
+      expect(Object.keys(request.env).sort()).toEqual([
+        'CNI_ARGS',
+        'CNI_COMMAND',
+        'CNI_CONTAINERID',
+        'CNI_IFNAME',
+        'CNI_NETNS',
+      ]);
+      expect(Buffer.from(request.stdin).toString()).toBe('{"cniVersion":"1.0.0","name":"cbr0"}');
+    });
+
+    it('survives a reboot, after which only the leases are left', async () => {
+      await addPod('a');
+      await server.close();
+      await run('ip', ['netns', 'del', `${prefix}-a`]);
+      await rm(`${dir}/endpoints`, { recursive: true });
+      expect(await del('a', { CNI_NETNS: '' })).toEqual(done);
+      server = await startServer();
+      await expect.poll(leases).toEqual([]);
+      await expectClean();
+    });
+
+    it('is kept once, however often it comes', async () => {
+      await addPod('a');
+      await server.close();
+      for (let i = 0; i < 3; i++) expect(await del('a')).toEqual(done);
+      await Promise.all([del('a'), del('a'), del('a')]);
+      expect(await waiting()).toEqual(['a:eth0']);
+    });
+
+    it('of a pod that found no agent, or is unknown, succeeds and leaves no trace', async () => {
+      await addPod('a');
+      await server.close();
+      await addNamespace('b');
+      expect((await cni('ADD', 'b')).output).toMatchObject({ code: 11 });
+      expect(await del('b')).toEqual(done);
+      // Names that begin like one that is there.
+      for (const container of ['aa', 'A']) expect(await del(container)).toEqual(done);
+      expect(await waiting()).toEqual([]);
+      await rm(`${dir}/leases`, { recursive: true });
+      expect(await del('a')).toEqual(done);
+      expect(await waiting()).toEqual([]);
+    });
+
+    it("of a pod of flannel's, or with a lease of an old host-local, is kept too", async () => {
+      await server.close();
+      await mkdir(`${dir}/leases/other`, { recursive: true });
+      await mkdir(`${dir}/leases/${network}`, { recursive: true });
+      await writeFile(`${dir}/leases/${network}/10.42.1.9`, 'old');
+      await writeFile(`${dir}/leases/other/fd00:42:0:1::9`, 'foreign\r\neth0');
+      for (const container of ['old', 'foreign']) expect(await del(container)).toEqual(done);
+      expect(await waiting()).toEqual(['foreign:eth0', 'old:eth0']);
+    });
+
+    it('whose agent dies before it has answered, or never answers, is kept', async () => {
+      await addPod('a');
+      await addPod('b');
+      await server.close();
+      const impatient = `${dir}/ripstop-cni`;
+      await compileShim(impatient, ['DEADLINE_MS=300']);
+      const sockets = new Set<Socket>();
+      const fake = createServer((socket) => {
+        sockets.add(socket.on('error', () => {}));
+        // Dies in the middle of its answer.
+        socket.once('data', (bytes) => bytes.includes('CNI_CONTAINERID=a') && socket.end('RSC1\0\0\0\0\0\0'));
+      });
+      await new Promise<void>((resolve) => fake.listen(`${dir}/fake.sock`, resolve));
+      const env = { RIPSTOP_CNI_SOCKET: `${dir}/fake.sock` };
+      for (const container of ['a', 'b'])
+        expect(await cni('DEL', container, { shim: impatient, env })).toEqual(done);
+      expect(await waiting()).toEqual(['a:eth0', 'b:eth0']);
+      for (const socket of sockets) socket.destroy();
+      fake.close();
+      server = await startServer();
+      await expect.poll(waiting).toEqual([]);
+      await expectClean();
+    });
+
+    it('is carried out before an ADD of the same container: it does not take the new one away', async () => {
+      await addPod('a');
+      await server.close();
+      await del('a');
+      await run('ip', ['link', 'del', 'eth0'], { netns: `/run/netns/${prefix}-a` });
+      server = await startServer();
+      // As the next agent finds it that was there, but did not answer that DEL.
+      await add('a');
+      expect(await waiting()).toEqual([]);
+      await ping('a', gateway);
+      await del('a');
+      await expectClean();
+    });
+
+    it('gives its address to an ADD that needs it, while the agent starts', async () => {
+      context.families = [{ ...ipv4, podCidr: '10.42.1.0/29' }];
+      for (const container of ['p2', 'p3', 'p4', 'p5', 'p6']) await addPod(container);
+      await server.close();
+      await del('p4');
+      await addNamespace('p7');
+      server = await startServer();
+      expect((await add('p7')).ips[0]!.address).toBe('10.42.1.4/32');
+    });
+
+    it('that found none because one was just starting is carried out soon', async () => {
+      await addPod('a');
+      await server.close();
+      server = await startServer({ deferredEveryMs: 200 });
+      const elsewhere = { RIPSTOP_CNI_SOCKET: `${dir}/run/none.sock` };
+      expect(await del('a', elsewhere)).toEqual(done);
+      expect(await waiting()).toEqual(['a:eth0']);
+      await expect.poll(waiting).toEqual([]);
+      await expectClean();
+    });
+
+    it('does not follow the path of its namespace, which may be that of another pod by now', async () => {
+      await addPod('a');
+      await server.close();
+      const other = await addNamespace('other');
+      await run('ip', ['link', 'add', 'eth0', 'type', 'veth', 'peer', 'name', 'wire'], { netns: other });
+      await store.remove({ containerId: 'a', ifname: 'eth0' });
+      await del('a', { CNI_NETNS: other });
+      server = await startServer();
+      await expect.poll(leases).toEqual([]);
+      expect((await listLinks({ netns: other })).has('eth0')).toBe(true);
+    });
+
+    it('says why it could not be kept: a full disk, a directory that is none, names that are none', async () => {
+      await addPod('a');
+      await server.close();
+      const full = `${dir}/full`;
+      await mkdir(full);
+      await run('mount', ['-t', 'tmpfs', '-o', 'size=4k', 'tmpfs', full]);
+      try {
+        const { exitCode, output } = await cni('DEL', 'a', {
+          env: { RIPSTOP_CNI_DEFERRED: full },
+          stdin: '{"cniVersion":"1.1.0","name":"cbr0"}'.padEnd(8192),
+        });
+        expect(exitCode).toBe(1);
+        expect(output).toEqual({
+          cniVersion: '1.1.0',
+          code: 11,
+          msg: expect.stringMatching(
+            /gave no answer at .*; and the DEL cannot be kept for it in .*full: No space left/,
+          ),
+        });
+        expect(await readdir(full)).toEqual([]);
+        const readOnly = await run('mount', ['-o', 'remount,ro', full]).then(() =>
+          del('a', { RIPSTOP_CNI_DEFERRED: `${full}/new` }),
+        );
+        expect(readOnly.output).toMatchObject({
+          code: 11,
+          msg: expect.stringContaining('Read-only file system'),
+        });
+      } finally {
+        await run('umount', [full]);
+      }
+      const none = await del('a', { RIPSTOP_CNI_DEFERRED: '/etc/hostname' });
+      expect(none.output).toMatchObject({ code: 11, msg: expect.stringContaining('Not a directory') });
+      for (const name of ['', '../a', '.a', 'a b', 'a:b', 'x'.repeat(201)])
+        expect((await cni('DEL', name)).output).toMatchObject({ code: 4 });
+      expect((await del('a', { CNI_IFNAME: '' })).output).toMatchObject({ code: 4 });
+      expect(await del('a')).toEqual(done);
+    });
+
+    it('that cannot be read is set aside and told of once, and harms no other', async () => {
+      const lines: string[] = [];
+      const log = pino({ level: 'warn' }, { write: (line: string) => void lines.push(line) });
+      for (const container of ['a', 'b', 'c', 'd']) await addPod(container);
+      await server.close();
+      for (const container of ['a', 'b', 'c', 'd']) await del(container);
+      await truncate(`${dir}/deferred/a:eth0`, 20);
+      await writeFile(`${dir}/deferred/b:eth0`, 'rubbish');
+      await writeFile(
+        `${dir}/deferred/c:eth0`,
+        encodeRequest({ env: { CNI_COMMAND: 'GC' }, stdin: Buffer.from('{}') }),
+      );
+      server = await startServer({ log });
+      await expect.poll(waiting).toEqual([]);
+      expect((await readdir(`${dir}/deferred/malformed`)).sort()).toEqual(['a:eth0', 'b:eth0', 'c:eth0']);
+      expect(await leases()).toEqual(['a', 'b', 'c']);
+      const errors = lines.map((line) => (JSON.parse(line) as { error: string }).error);
+      expect(errors.map((error) => error.replace(/.*carried out: /, ''))).toEqual([
+        'it ends too early, after 20 bytes',
+        expect.stringContaining('"RSC1"'),
+        'its command is "GC"',
+      ]);
+      await server.close();
+      server = await startServer({ log });
+      await addPod('e');
+      expect(errors).toHaveLength(lines.length);
+    });
+
+    it('that fails is tried again, and told of once', async () => {
+      const lines: string[] = [];
+      const log = pino({ level: 'warn' }, { write: (line: string) => void lines.push(line) });
+      await addPod('a');
+      await server.close();
+      await del('a');
+      context.detach = async () => {
+        throw new Error('no such map');
+      };
+      server = await startServer({ log });
+      await expect.poll(() => lines.length).toBe(1);
+      expect(lines[0]).toContain('no such map');
+      expect(await waiting()).toEqual(['a:eth0']);
+      await addPod('b');
+      expect(lines).toHaveLength(1);
+      await server.close();
+      server = await startServer({ log });
+      await expect.poll(waiting).toEqual([]);
+    });
+
+    it('GC succeeds too, and is not kept: it would take away pods that are added after it', async () => {
+      await addPod('a');
+      await server.close();
+      const config = { 'cni.dev/valid-attachments': [] };
+      expect(await cni('GC', '', { config })).toEqual(done);
+      server = await startServer();
+      await ping('a', gateway);
+      expect(await leases()).toEqual(['a']);
+      expect(await cni('GC', '', { config })).toEqual(done);
+      await expectClean();
     });
   });
 
@@ -938,9 +1211,8 @@ describe.skipIf(missing)('the CNI plugin', () => {
       const socketPath = `${dir}/run/hasty.sock`;
       const deadlines = { requestDeadlineMs: 100, answerDeadlineMs: 200 };
       const release = Promise.withResolvers<void>();
-      context!.attach = () => release.promise;
-      const log = pino({ level: 'silent' });
-      const hasty = await createCniServer({ socketPath, context: () => context, log, ...deadlines });
+      context.attach = () => release.promise;
+      const hasty = await startServer({ socketPath, ...deadlines });
 
       const socket = connect(socketPath);
       socket.write('RSC1');

@@ -57,9 +57,12 @@ export async function allocateAddresses(pool: Pool, id: AttachmentId, netns: str
   return ips;
 }
 
+/** Of networks that nobody has (RFC 5737). host-local releases by the attachment's name alone, but wants a range. */
+const ANY_RANGE = '192.0.2.0/24';
+
 /** Give all addresses back; an attachment that has none is no error. @throws CniError when host-local fails. */
-export async function releaseAddresses(pool: Pool, id: AttachmentId): Promise<void> {
-  await delegate('DEL', pool, id);
+export async function releaseAddresses(pool: Omit<Pool, 'podCidrs'>, id: AttachmentId): Promise<void> {
+  await delegate('DEL', { ...pool, podCidrs: [ANY_RANGE] }, id);
 }
 
 /** Which address belongs to whom. */

@@ -41,7 +41,7 @@ export interface CniFamily {
 
 /** What the agent gives the plugin's logic. Asked for anew at every call, so the agent may replace it as it learns. */
 export interface CniContext {
-  /** The families that every new pod gets an address of, IPv4 first. */
+  /** The families that every new pod gets an address of, IPv4 first; none before the node is ready. */
   families: readonly CniFamily[];
   /** Directories to search for host-local besides the runtime's CNI_PATH and the usual ones. */
   cniPath?: readonly string[];
@@ -62,25 +62,16 @@ export interface CniContext {
  * The commands' work. An attachment is written to the store before anything that the agent derives from it (routes,
  * endpoints) is made, and leaves the store first: whenever the agent dies in between, its next start finds a store that
  * says what should be, and the runtime's DEL, which it sends after a failed ADD, takes away the rest.
- *
- * @param context undefined as long as the agent does not know its podCIDR.
+ * Only ADD needs to know this node's part of the network: all others work from an agent's first moment.
  */
-export function createCniOps(context: () => CniContext | undefined): CniOps {
+export function createCniOps(context: () => CniContext): CniOps {
   const serialised = keyedMutex();
-  const available = (): CniContext => {
-    const current = context();
-    if (current) return current;
-    throw new CniError(
-      CniCode.tryAgain,
-      'the ripstop agent is still starting: it does not know its podCIDR yet; try again',
-    );
-  };
   const ops: CniOps = {
-    add: (call) => serialised(call.containerId, () => add(available(), call)),
-    del: (call) => serialised(call.containerId, () => teardown(available(), call)),
-    check: (call) => serialised(call.containerId, () => check(available(), call)),
+    add: (call) => serialised(call.containerId, () => add(context(), call)),
+    del: (call) => serialised(call.containerId, () => teardown(context(), call)),
+    check: (call) => serialised(call.containerId, () => check(context(), call)),
     status: (call) => status(context(), call),
-    gc: (call) => gc(available(), call, (stale) => ops.del(stale)),
+    gc: (call) => gc(context(), call, (stale) => ops.del(stale)),
   };
   return ops;
 }
@@ -247,10 +238,10 @@ async function check(context: CniContext, call: CheckCall): Promise<void> {
   if (faults.length > 0) throw new CniError(CniCode.drifted, faults.join('; '));
 }
 
-async function status(context: CniContext | undefined, call: NetworkCall): Promise<void> {
-  const ready = context?.ready() ?? { ok: false, reason: 'it does not know its podCIDR yet' };
+async function status(context: CniContext, call: NetworkCall): Promise<void> {
+  const ready = context.ready();
   if (!ready.ok) throw new CniError(CniCode.notAvailable, `the ripstop agent is not ready: ${ready.reason}`);
-  await findHostLocal([...call.cniPath, ...(context?.cniPath ?? [])]).catch((error: unknown) => {
+  await findHostLocal([...call.cniPath, ...(context.cniPath ?? [])]).catch((error: unknown) => {
     throw new CniError(CniCode.notAvailable, errorText(error));
   });
 }

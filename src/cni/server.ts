@@ -5,6 +5,7 @@ import { createServer, type Server, type Socket } from 'node:net';
 import { dirname } from 'node:path';
 import type { Logger } from 'pino';
 import { errorText, RipstopError } from '../errors.ts';
+import { DeferredDels } from './deferred.ts';
 import { type CniContext, createCniOps } from './ops.ts';
 import { dispatch, errorResponse } from './plugin.ts';
 import { type CniRequest, type CniResponse, encodeResponse, requestDecoder } from './protocol.ts';
@@ -13,13 +14,20 @@ import { CniCode, CniError } from './spec.ts';
 export interface CniServerOptions {
   /** E.g. `/run/ripstop/cni.sock`; at most 100 bytes, for a temporary name beside it must fit into a socket's address. */
   socketPath: string;
-  /** The agent's state; undefined while it cannot serve pods yet. */
-  context: () => CniContext | undefined;
+  /** Where the shim keeps the DELs that found no agent. */
+  deferredDir: string;
+  /** The agent's state. */
+  context: () => CniContext;
   log: Logger;
   /** How long the shim may take to send its request. Default 10 s: it has read its input before it connects. */
   requestDeadlineMs?: number;
   /** How long a command may take. Default 55 s, so that the answer is there before the shim gives up at 60 s. */
   answerDeadlineMs?: number;
+  /**
+   * How often to look for DELs of shims that gave up on a running agent: one that was just starting, or that hung.
+   * Default 10 s.
+   */
+  deferredEveryMs?: number;
 }
 
 export interface CniServer {
@@ -28,7 +36,9 @@ export interface CniServer {
 }
 
 /**
- * The agent's end of the CNI shim. Calls run at the same time, those about one container one after another.
+ * The agent's end of the CNI shim. Calls run at the same time, those about one container one after another. The DELs that
+ * found no agent are carried out first: an ADD waits for them, since one may be about the same attachment, or hold the
+ * last free address.
  *
  * Only root may call. Node cannot ask for a peer's credentials, and need not: connecting takes write permission on the
  * socket, which has mode 0600 in a directory of mode 0700.
@@ -39,6 +49,17 @@ export async function createCniServer(options: CniServerOptions): Promise<CniSer
   const { socketPath, log } = options;
   const ops = createCniOps(options.context);
   const reading = new Set<Socket>();
+
+  const deferred = new DeferredDels({
+    dir: options.deferredDir,
+    del: (request) => dispatch(request, ops),
+    log,
+  });
+
+  const carryOut = async (request: CniRequest): Promise<CniResponse> => {
+    if (request.env['CNI_COMMAND'] === 'ADD') await deferred.carryOut();
+    return dispatch(request, ops);
+  };
 
   const serve = async (socket: Socket): Promise<void> => {
     // A peer that goes away early is its own affair: what it has begun is finished, and the runtime will call DEL.
@@ -63,7 +84,7 @@ export async function createCniServer(options: CniServerOptions): Promise<CniSer
   const answer = async (request: CniRequest): Promise<CniResponse> => {
     const { CNI_COMMAND: command, CNI_CONTAINERID: containerId, CNI_IFNAME: ifname } = request.env;
     const started = performance.now();
-    const response = await withDeadline(dispatch(request, ops), options.answerDeadlineMs ?? 55_000);
+    const response = await withDeadline(carryOut(request), options.answerDeadlineMs ?? 55_000);
     const fields = { command, containerId, ifname, ms: Math.round(performance.now() - started) };
     if (response.exitCode === 0) log.info(fields, 'CNI call done');
     else log.warn({ ...fields, error: Buffer.from(response.stdout).toString().trim() }, 'CNI call failed');
@@ -72,14 +93,18 @@ export async function createCniServer(options: CniServerOptions): Promise<CniSer
 
   // Half-open: the peer may end its side once it has sent the request.
   const server = createServer({ allowHalfOpen: true }, (socket) => void serve(socket));
+  void deferred.carryOut();
   await listen(server, socketPath);
+  const timer = setInterval(() => void deferred.carryOut(), options.deferredEveryMs ?? 10_000);
   server.on('error', (error) => log.error({ error: errorText(error) }, 'CNI socket failed'));
 
   return {
     async close() {
+      clearInterval(timer);
       const closed = new Promise((resolve) => server.close(resolve));
       for (const socket of reading) socket.destroy();
       await closed;
+      await deferred.stop();
     },
   };
 }

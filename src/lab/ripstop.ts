@@ -3,6 +3,7 @@ import { spawn } from 'node:child_process';
 import { closeSync, existsSync, mkdirSync, openSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { deferredDir } from '../cni/deferred.ts';
 import { RipstopError, errorText } from '../errors.ts';
 import { run } from '../host/run.ts';
 import { type CniPlugin, callCni } from './cni.ts';
@@ -127,12 +128,17 @@ export async function unboost(lab: Lab, node: NodeState): Promise<void> {
   rmSync(join(bpffsOf(lab, node), 'ripstop'), { recursive: true, force: true });
 }
 
-/** ripstop's CNI plugin, pointed at this node's agent instead of the socket at its usual place. */
+/** ripstop's CNI plugin, pointed at this node's agent and files instead of those at their usual places. */
 export function ripstopPlugin(lab: Lab, node: NodeState): CniPlugin {
+  const dir = nodeDir(lab, node);
   return {
     plugin: PLUGIN,
     config: { cniVersion: '1.0.0', name: 'cbr0', type: 'ripstop-cni' },
-    env: { RIPSTOP_CNI_SOCKET: socketOf(lab, node) },
+    env: {
+      RIPSTOP_CNI_SOCKET: socketOf(lab, node),
+      RIPSTOP_CNI_DEFERRED: deferredDir(join(dir, 'state')),
+      RIPSTOP_CNI_LEASES: join(dir, 'ipam'),
+    },
   };
 }
 

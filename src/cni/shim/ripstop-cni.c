@@ -6,12 +6,25 @@
  * and prints the agent's answer; the framing is described in src/cni/protocol.ts. Written in C and linked statically
  * because hosts have no Node, and because a runtime starts it several times for every pod.
  *
- * It answers by itself only what must work without an agent: VERSION, and the error that says that the agent is away
- * (code 11 "try again later", or code 50 "not available" to STATUS). What happens when is simple enough to need no
- * heap: two static buffers of the largest size the framing allows, touched only as far as they are filled.
+ * It answers by itself only what must work without an agent:
+ *
+ *   VERSION  the versions.
+ *   DEL      pods must always be deletable. The request is kept in a directory, and the agent carries it out when it is
+ *            there again (src/cni/deferred.ts). Until then the address stays leased: the pinned programs still know it,
+ *            so nobody else may get it. The pod's veth pair goes with its namespace, which the runtime removes. Of a
+ *            container without a lease nothing is left to take away, so nothing is kept: this is how DEL ends an ADD
+ *            that found no agent, and why no more requests are kept than there are leases.
+ *   GC       succeeds and does nothing. It is not kept: carried out later, it would take away the pods that were added
+ *            since. The runtime's next GC collects what this one did not.
+ *   others   the error that says that the agent is away: code 11 "try again later", or 50 "not available" to STATUS.
+ *
+ * Three static buffers of the largest size that the framing allows, touched only as far as they are filled.
  */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
 #include <poll.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -21,11 +34,15 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
+/* Where the manifest has the agent's things. Each can be overridden by a RIPSTOP_CNI_* variable: labs and tests do. */
 #define DEFAULT_SOCKET "/run/ripstop/cni.sock"
+#define DEFAULT_DEFERRED "/var/lib/ripstop/deferred"
+#define DEFAULT_LEASES "/var/lib/cni/networks"
 #define SUPPORTED_VERSIONS "[\"0.3.1\",\"0.4.0\",\"1.0.0\",\"1.1.0\"]"
 #define DEFAULT_VERSION "1.0.0"
 #define MAGIC "RSC1"
@@ -45,8 +62,11 @@ enum cni_code {
 	CNI_NOT_AVAILABLE = 50,
 };
 
-static uint8_t input[FIELD_LIMIT];       /* standard input; once sent, the agent's answer */
+static uint8_t input[FIELD_LIMIT]; /* standard input */
+static size_t input_length;
 static uint8_t environment[FIELD_LIMIT]; /* KEY=VALUE\0 of every CNI_* variable */
+static size_t environment_length;
+static uint8_t answer[FIELD_LIMIT]; /* the agent's */
 static const char *command;
 static const char *socket_path;
 static char cni_version[16] = DEFAULT_VERSION;
@@ -82,11 +102,182 @@ __attribute__((noreturn, format(printf, 2, 3))) static void fail(enum cni_code c
 	exit(1);
 }
 
+static bool is_command(const char *name)
+{
+	return command && strcmp(command, name) == 0;
+}
+
+/* The variable's value, or this where it is not set. */
+static const char *variable_or(const char *name, const char *otherwise)
+{
+	const char *value = getenv(name);
+
+	return value && *value ? value : otherwise;
+}
+
+/* A variable of the runtime's that becomes part of a file's name. The agent's rules (src/cni/spec.ts) are narrower. */
+static const char *name_variable(const char *variable, size_t longest)
+{
+	static const char alphabet[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.@-";
+	const char *value = variable_or(variable, "");
+
+	if (!*value || *value == '.' || strlen(value) > longest || value[strspn(value, alphabet)])
+		fail(CNI_ENVIRONMENT, "%s \"%.80s\" is missing, or is no name", variable, value);
+	return value;
+}
+
+/* Whether one of host-local's files is a lease of the container: "ID\r\nIFNAME", or just "ID" in old ones. */
+static bool is_lease_of(int directory, const char *file, const char *container)
+{
+	size_t size = strlen(container);
+	char text[256] = "";
+	ssize_t got;
+	int fd = openat(directory, file, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+
+	/* One that cannot be read may be: better to keep a DEL in vain than to lose one. */
+	if (fd < 0)
+		return errno != ENOENT;
+	got = read(fd, text, sizeof text - 1);
+	close(fd);
+	return got >= (ssize_t)size && memcmp(text, container, size) == 0 && strchr("\r\n", text[size]);
+}
+
+static bool has_lease_in(int networks, const char *network, const char *container)
+{
+	int fd = openat(networks, network, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	DIR *directory = fd < 0 ? NULL : fdopendir(fd);
+	bool found = false;
+
+	if (!directory)
+		return errno != ENOENT && errno != ENOTDIR;
+	for (struct dirent *file; !found && (file = readdir(directory));)
+		found = file->d_name[0] != '.' && is_lease_of(fd, file->d_name, container);
+	closedir(directory);
+	return found;
+}
+
+/* Whether host-local has an address for the container, in any network. It does from before ADD has made anything to
+ * after DEL has taken all away. */
+static bool has_lease(const char *container)
+{
+	DIR *networks = opendir(variable_or("RIPSTOP_CNI_LEASES", DEFAULT_LEASES));
+	bool found = false;
+
+	if (!networks)
+		return errno != ENOENT;
+	for (struct dirent *network; !found && (network = readdir(networks));)
+		found = network->d_name[0] != '.' && has_lease_in(dirfd(networks), network->d_name, container);
+	closedir(networks);
+	return found;
+}
+
+/* @return whether all of it was written; errno says why not. */
+static bool write_all(int fd, const void *bytes, size_t length)
+{
+	const uint8_t *next = bytes;
+
+	while (length > 0) {
+		ssize_t written = write(fd, next, length);
+
+		if (written < 0 && errno != EINTR)
+			return false;
+		if (written > 0) {
+			next += written;
+			length -= (size_t)written;
+		}
+	}
+	return true;
+}
+
+static void put_be32(uint8_t *bytes, size_t value)
+{
+	for (int i = 0; i < 4; i++)
+		bytes[i] = (uint8_t)(value >> (24 - 8 * i));
+}
+
+/* Write the request, framed as on the socket. @return whether it is on the disk; errno says why not. */
+static bool write_request(int fd)
+{
+	uint8_t environment_size[4], input_size[4];
+
+	put_be32(environment_size, environment_length);
+	put_be32(input_size, input_length);
+	return write_all(fd, MAGIC, 4) && write_all(fd, environment_size, 4) &&
+	       write_all(fd, environment, environment_length) && write_all(fd, input_size, 4) &&
+	       write_all(fd, input, input_length) && fsync(fd) == 0;
+}
+
+/* Make a directory for root alone, and the one that it is in. @return it, opened; -1 when that failed, errno says why. */
+static int open_directory(const char *path)
+{
+	char parent[PATH_MAX];
+	char *slash;
+	int fd, error;
+
+	snprintf(parent, sizeof parent, "%s", path);
+	slash = strrchr(parent, '/');
+	if (slash && slash != parent) {
+		*slash = '\0';
+		mkdir(parent, 0755);
+	}
+	error = mkdir(path, 0700) < 0 && errno != EEXIST ? errno : 0;
+	fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (fd < 0 && error)
+		errno = error;
+	return fd;
+}
+
+/* One file for each attachment, so the same DEL again takes no more room; whole or not at all, and there after a crash.
+ * @return whether it is; errno says why not. */
+static bool keep_request(const char *path, const char *container, const char *ifname)
+{
+	char name[256], draft[256];
+	bool kept;
+	int directory = open_directory(path), fd, error;
+
+	if (directory < 0)
+		return false;
+	/* A colon is in neither. */
+	snprintf(name, sizeof name, "%s:%s", container, ifname);
+	snprintf(draft, sizeof draft, ".%s.%ld", name, (long)getpid());
+	fd = openat(directory, draft, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	kept = fd >= 0 && write_request(fd) && renameat(directory, draft, directory, name) == 0 && fsync(directory) == 0;
+	error = errno;
+	if (!kept)
+		unlinkat(directory, draft, 0);
+	errno = error;
+	return kept;
+}
+
+/* Returns when the DEL is done, or kept for later. */
+static void defer_del(const char *why)
+{
+	const char *container = name_variable("CNI_CONTAINERID", 200), *ifname = name_variable("CNI_IFNAME", 15);
+	const char *path = variable_or("RIPSTOP_CNI_DEFERRED", DEFAULT_DEFERRED);
+
+	if (!has_lease(container))
+		return;
+	if (!keep_request(path, container, ifname))
+		fail(CNI_TRY_AGAIN,
+		     "the ripstop agent gave no answer at %s: %s; and the DEL cannot be kept for it in %s: %s; "
+		     "start the agent, or see why nothing can be written there",
+		     socket_path, why, path, strerror(errno));
+	fprintf(stderr, "ripstop-cni: the ripstop agent gave no answer at %s: %s; the DEL of %s is kept for it in %s\n",
+		socket_path, why, container, path);
+}
+
 __attribute__((noreturn)) static void agent_away(const char *why)
 {
-	bool status = command && strcmp(command, "STATUS") == 0;
-
-	fail(status ? CNI_NOT_AVAILABLE : CNI_TRY_AGAIN,
+	if (is_command("DEL")) {
+		defer_del(why);
+		exit(0);
+	}
+	if (is_command("GC")) {
+		fprintf(stderr, "ripstop-cni: the ripstop agent gave no answer at %s: %s; the next GC will do\n", socket_path,
+			why);
+		exit(0);
+	}
+	fail(is_command("STATUS") ? CNI_NOT_AVAILABLE : CNI_TRY_AGAIN,
 	     "the ripstop agent gave no answer at %s: %s; see that the agent runs on this node and what its log says",
 	     socket_path, why);
 }
@@ -262,9 +453,9 @@ static void receive_all(int fd, void *bytes, size_t length)
 
 static void send_field(int fd, const uint8_t *bytes, size_t length)
 {
-	const uint8_t prefix[4] = {(uint8_t)(length >> 24), (uint8_t)(length >> 16), (uint8_t)(length >> 8),
-				   (uint8_t)length};
+	uint8_t prefix[4];
 
+	put_be32(prefix, length);
 	send_all(fd, prefix, sizeof prefix);
 	send_all(fd, bytes, length);
 }
@@ -276,19 +467,17 @@ static uint32_t be32(const uint8_t *bytes)
 
 int main(void)
 {
-	const char *override = getenv("RIPSTOP_CNI_SOCKET");
-	size_t input_length, environment_length;
 	uint32_t exit_code, answer_length;
 	uint8_t header[12];
 	int fd;
 
 	deadline_ms = now_ms() + DEADLINE_MS;
 	command = getenv("CNI_COMMAND");
-	socket_path = override && *override ? override : DEFAULT_SOCKET;
+	socket_path = variable_or("RIPSTOP_CNI_SOCKET", DEFAULT_SOCKET);
 
 	input_length = read_input();
 	scan_version(input, input_length);
-	if (command && strcmp(command, "VERSION") == 0) {
+	if (is_command("VERSION")) {
 		printf("{\"cniVersion\":\"%s\",\"supportedVersions\":" SUPPORTED_VERSIONS "}\n", cni_version);
 		return 0;
 	}
@@ -302,10 +491,10 @@ int main(void)
 	receive_all(fd, header, sizeof header);
 	exit_code = be32(header + 4);
 	answer_length = be32(header + 8);
-	if (memcmp(header, MAGIC, 4) != 0 || answer_length > sizeof input)
+	if (memcmp(header, MAGIC, 4) != 0 || answer_length > sizeof answer)
 		agent_away("its answer is not of this plugin's version; install the plugin and the agent of one release");
-	receive_all(fd, input, answer_length);
-	if (fwrite(input, 1, answer_length, stdout) != answer_length || fflush(stdout) != 0)
+	receive_all(fd, answer, answer_length);
+	if (fwrite(answer, 1, answer_length, stdout) != answer_length || fflush(stdout) != 0)
 		return 1;
 	/* A process has only eight bits to say it with, and 256 must not become success. */
 	return exit_code > 255 ? 1 : (int)exit_code;

@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+import { mkdir, readdir, readFile, rename, rm, stat } from 'node:fs/promises';
+import { join } from 'node:path';
+import type { Logger } from 'pino';
+import { z } from 'zod';
+import { errorText } from '../errors.ts';
+import { type CniRequest, type CniResponse, requestDecoder } from './protocol.ts';
+import { CniCode } from './spec.ts';
+
+/** Where the shim keeps the DELs that it got while no agent answered. It must outlive a reboot, as the leases do. */
+export const deferredDir = (stateDir: string): string => join(stateDir, 'deferred');
+
+/** A DEL that failed is tried again after this long. */
+const RETRY_MS = 30_000;
+/** A draft that is older was left by a shim that was killed: a living one gives up sooner. */
+const DRAFT_MAX_MS = 300_000;
+/** Below the directory: what no DEL can be read from, for a person to look at. */
+const MALFORMED = 'malformed';
+
+/** Errors that the same request will meet again, whatever happens to the node. */
+const hopeless: readonly number[] = [
+  CniCode.incompatibleVersion,
+  CniCode.unsupportedField,
+  CniCode.environment,
+  CniCode.decode,
+  CniCode.config,
+];
+
+const ErrorAnswer = z.object({ code: z.number(), msg: z.string() });
+
+/** What one pass over the deferred DELs came to. */
+export interface CarriedOut {
+  readonly done: number;
+  /** Why the others are still there. */
+  readonly failed: readonly string[];
+}
+
+/**
+ * The DELs that arrived while no agent answered (shim/ripstop-cni.c says which are kept). Each is a file with the request
+ * as the shim would have sent it, one for each attachment, so their order does not matter. It is removed when the DEL is
+ * done; DEL may be done twice, so a crash in between costs nothing.
+ */
+export class DeferredDels {
+  readonly #dir: string;
+  readonly #del: (request: CniRequest) => Promise<CniResponse>;
+  readonly #log: Logger;
+  /** When those that failed are due again, on the monotonic clock; and why they failed. */
+  readonly #failures = new Map<string, { againAtMs: number; why: string }>();
+  #last: Promise<unknown> = Promise.resolve();
+  #stopped = false;
+
+  /** @param options.del carries a request out; never throws. */
+  constructor(options: { dir: string; del: (request: CniRequest) => Promise<CniResponse>; log: Logger }) {
+    this.#dir = options.dir;
+    this.#del = options.del;
+    this.#log = options.log;
+  }
+
+  /**
+   * Carry out all that are there, one after another. Resolves when those that were there at this call are done or have
+   * failed. Never throws.
+   */
+  carryOut(): Promise<CarriedOut> {
+    const turn = this.#last.then(() => this.#pass());
+    this.#last = turn;
+    return turn;
+  }
+
+  /** Begin no further one; resolves when the one under way is done. */
+  async stop(): Promise<void> {
+    this.#stopped = true;
+    await this.#last;
+  }
+
+  async #pass(): Promise<CarriedOut> {
+    let done = 0;
+    const failed: string[] = [];
+    for (const name of await this.#due()) {
+      if (this.#stopped) break;
+      const why = await this.#carryOutOne(name).catch(errorText);
+      if (why === undefined) done++;
+      else failed.push(`${name}: ${why}`);
+      this.#note(name, why);
+    }
+    return { done, failed };
+  }
+
+  /** Names of the files that are to be carried out now. */
+  async #due(): Promise<string[]> {
+    const names = await readdir(this.#dir).catch((error: NodeJS.ErrnoException) => {
+      if (error.code !== 'ENOENT') this.#note('', errorText(error));
+      return [];
+    });
+    const now = performance.now();
+    for (const name of names.filter((name) => name.startsWith('.'))) await this.#removeOldDraft(name);
+    return names.filter((name) => {
+      if (name.startsWith('.') || name === MALFORMED) return false;
+      return (this.#failures.get(name)?.againAtMs ?? 0) <= now;
+    });
+  }
+
+  async #removeOldDraft(name: string): Promise<void> {
+    const path = join(this.#dir, name);
+    const { mtimeMs } = (await stat(path).catch(() => undefined)) ?? { mtimeMs: Infinity };
+    if (Date.now() - mtimeMs > DRAFT_MAX_MS) await rm(path, { force: true }).catch(() => {});
+  }
+
+  /** @returns why it failed and is to be tried again; undefined when it is out of the way. */
+  async #carryOutOne(name: string): Promise<string | undefined> {
+    const file = join(this.#dir, name);
+    let request: CniRequest;
+    try {
+      request = parseDel(await readFile(file));
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined;
+      return this.#setAside(name, errorText(error));
+    }
+    const { exitCode, stdout } = await this.#del(request);
+    if (exitCode !== 0) {
+      const { code, msg } = ErrorAnswer.parse(JSON.parse(Buffer.from(stdout).toString()));
+      return hopeless.includes(code) ? this.#setAside(name, msg) : msg;
+    }
+    await rm(file, { force: true });
+    const { CNI_CONTAINERID: containerId, CNI_IFNAME: ifname } = request.env;
+    this.#log.info({ containerId, ifname }, 'carried out a DEL from when no agent answered');
+    return undefined;
+  }
+
+  async #setAside(name: string, why: string): Promise<undefined> {
+    const to = join(this.#dir, MALFORMED);
+    await mkdir(to, { recursive: true, mode: 0o700 });
+    await rename(join(this.#dir, name), join(to, name));
+    const error = `${join(to, name)} holds no DEL that could be carried out: ${why}`;
+    this.#log.error({ error }, 'a DEL is lost; its address stays leased until the runtime calls GC');
+  }
+
+  /** Say each failure once. */
+  #note(name: string, why: string | undefined): void {
+    const before = this.#failures.get(name)?.why;
+    if (why === undefined) this.#failures.delete(name);
+    else this.#failures.set(name, { againAtMs: performance.now() + RETRY_MS, why });
+    if (why !== undefined && why !== before)
+      this.#log.warn({ file: join(this.#dir, name), why }, 'a deferred DEL failed; retrying');
+  }
+}
+
+/** @throws Error when it is no request, or none of a DEL. */
+function parseDel(bytes: Buffer): CniRequest {
+  const request = requestDecoder().push(bytes);
+  if (!request) throw new Error(`it ends too early, after ${bytes.length} bytes`);
+  const { CNI_COMMAND: command = '' } = request.env;
+  if (command !== 'DEL') throw new Error(`its command is ${JSON.stringify(command)}`);
+  // The path of the namespace may lead to another pod's by now (/proc/PID/ns/net), and DEL works without.
+  return { ...request, env: { ...request.env, CNI_NETNS: '' } };
+}

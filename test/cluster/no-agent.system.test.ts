@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+import { existsSync, readdirSync, rmSync } from 'node:fs';
+import { join } from 'node:path';
+import { beforeAll, describe, expect, it } from 'vitest';
+import { dumpMap } from '../../src/cli/maps.ts';
+import { listLeases } from '../../src/cni/ipam.ts';
+import { ipJson } from '../../src/host/ip.ts';
+import { listLinks } from '../../src/host/links.ts';
+import {
+  addPod,
+  giveBack,
+  nodeDir,
+  type NodeState,
+  removePod,
+  startAgent,
+  stopAgent,
+} from '../../src/lab/index.ts';
+import {
+  bpffsOf,
+  cniStatus,
+  inNetns,
+  missingHere,
+  ping,
+  podOf,
+  ripstopJson,
+  serveIn,
+  useLab,
+  whileTalking,
+} from './support.ts';
+
+describe.skipIf(missingHere())('on a node whose agent is away', () => {
+  const cluster = useLab('noagent', { nodes: 2, pods: 1 });
+  const node = (): NodeState => cluster.nodes[0]!;
+  const dirOf = (name: string): string => join(nodeDir(cluster.lab, node()), name);
+  const deferred = (): string[] =>
+    existsSync(dirOf('state/deferred')) ? readdirSync(dirOf('state/deferred')).toSorted() : [];
+
+  beforeAll(async () => {
+    for (const one of cluster.nodes) await serveIn(podOf(one));
+  });
+
+  async function leases(): Promise<string[]> {
+    const all = await listLeases({ network: 'cbr0', dataDir: dirOf('ipam') });
+    return all.map(({ ip }) => ip).toSorted();
+  }
+
+  /** All that a pod leaves traces in. */
+  async function traces(): Promise<object> {
+    const links = [...(await listLinks(inNetns(node()))).keys()].filter((name) => name.startsWith('veth'));
+    const routes = await ipJson<{ dst: string; dev?: string }>(['route'], inNetns(node()));
+    return {
+      leases: await leases(),
+      veths: links.toSorted(),
+      routes: routes.map(({ dst, dev }) => `${dst} ${dev}`).toSorted(),
+      endpoints: dumpMap(bpffsOf(cluster.lab, node()), 'endpoints', true),
+      attachments: readdirSync(dirOf('run/endpoints')),
+      deferred: deferred(),
+    };
+  }
+
+  /** While something happens: the pods that stay talk to each other, both ways, and lose nothing. */
+  async function unharmed(work: () => Promise<unknown>): Promise<void> {
+    const [near, far] = [podOf(node()), podOf(cluster.nodes[1])];
+    const both = [
+      [near, far.ip],
+      [far, near.ip],
+    ] as const;
+    const { lost, reports } = await whileTalking({ pings: both, connections: both }, 200, work);
+    expect(lost).toEqual([[], []]);
+    for (const report of reports) expect(report).not.toHaveProperty('error');
+  }
+
+  it('pods are deleted, none can start, and a new agent finds all as if they had never been', async () => {
+    await startAgentAnew();
+    const before = await traces();
+    for (let i = 0; i < 3; i++) await addPod(cluster.lab, node());
+    const [stays, first, second, third] = node().pods.map(({ ip }) => ip);
+    await unharmed(async () => {
+      await stopAgent(cluster.lab, node(), 'SIGKILL');
+      // Its container runtime also ends what it could not start.
+      await expect(addPod(cluster.lab, node())).rejects.toThrow(/code 11: .*gave no answer/);
+      for (const pod of node().pods.slice(1)) await removePod(cluster.lab, node(), pod);
+      expect(deferred()).toHaveLength(3);
+      // Nobody may have these addresses while the programs know them.
+      expect(await leases()).toEqual([stays, first, second, third].toSorted());
+      await startAgent(cluster.lab, node());
+      await expect.poll(traces).toEqual(before);
+    });
+    const added = await addPod(cluster.lab, node());
+    await ping(added, podOf(cluster.nodes[1]).ip);
+    await removePod(cluster.lab, node(), added);
+  });
+
+  it('or does not know its Node yet, pods are deleted', async () => {
+    const before = await traces();
+    const pod = await addPod(cluster.lab, node());
+    await stopAgent(cluster.lab, node(), 'SIGKILL');
+    rmSync(dirOf('state/last-known.json'), { force: true });
+    const apiServer = cluster.lab.state.apiServerPid!;
+    process.kill(apiServer, 'SIGSTOP');
+    let started: Promise<void> | undefined;
+    try {
+      started = startAgent(cluster.lab, node());
+      // At any moment: some of these come before there is a socket, the others are carried out by the agent at once.
+      while (!(await cniStatus(cluster.lab, node()))?.includes('not ready'))
+        await expect(addPod(cluster.lab, node())).rejects.toThrow(/code 11/);
+      await removePod(cluster.lab, node(), pod);
+      await expect.poll(leases).toEqual([podOf(node()).ip]);
+    } finally {
+      process.kill(apiServer, 'SIGCONT');
+      await started;
+    }
+    await expect.poll(traces).toEqual(before);
+  });
+
+  it('for good, uninstall gives the addresses of its deleted pods back, and flannel may have them', async () => {
+    const pod = await addPod(cluster.lab, node());
+    await stopAgent(cluster.lab, node(), 'SIGKILL');
+    await removePod(cluster.lab, node(), pod);
+    expect(await leases()).toContain(pod.ip);
+    const said = await giveBack(cluster.lab, node());
+    expect(said).toContain('gave back the addresses of 1 pods that were deleted without an agent');
+    expect(await leases()).toEqual([podOf(node()).ip]);
+    const added = await addPod(cluster.lab, node());
+    await ping(added, podOf(cluster.nodes[1]).ip);
+    await ping(added, podOf(node()).ip);
+  });
+
+  /** So that what is compared later was made by one and the same. */
+  async function startAgentAnew(): Promise<void> {
+    await stopAgent(cluster.lab, node());
+    await startAgent(cluster.lab, node());
+    const api = () => ripstopJson<{ agent: { api: { synced: boolean } } }>(cluster.lab, node(), 'status');
+    await expect.poll(async () => (await api()).agent.api.synced).toBe(true);
+  }
+});
