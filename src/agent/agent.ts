@@ -15,6 +15,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import type { Logger } from 'pino';
 import {
   ApiClient,
+  ApiError,
   KubeSubnetManager,
   leaseSettings,
   type NetConf,
@@ -380,7 +381,9 @@ async function waitForOwnNode(
         log.warn({ why }, 'cannot read our own Node yet; what is pinned keeps forwarding, trying on');
       said = why;
       await sleep(delayMs * (0.5 + Math.random()), undefined, { signal }).catch(() => {});
-      delayMs = Math.min(delayMs * 2, 15_000);
+      // A kube-proxy that starts after us is to be noticed soon.
+      const soon = error instanceof ApiError && error.nobodyThere;
+      if (!soon) delayMs = Math.min(delayMs * 2, 15_000);
     }
   }
   return undefined;

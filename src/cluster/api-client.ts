@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 import { createHash } from 'node:crypto';
-import http, { type IncomingMessage } from 'node:http';
+import http, { type ClientRequest, type IncomingMessage } from 'node:http';
 import https, { type RequestOptions } from 'node:https';
 import { access, readFile } from 'node:fs/promises';
 import path from 'node:path';
+import { TLSSocket } from 'node:tls';
 import type { KubeConfig } from '@kubernetes/client-node';
 import { z } from 'zod';
 import { errorText, RipstopError } from '../errors.ts';
@@ -12,7 +13,10 @@ import { errorText, RipstopError } from '../errors.ts';
 export class ApiError extends RipstopError {
   /** The HTTP status of the answer; undefined when there was none. */
   readonly status: number | undefined;
-  /** Kubernetes' reason (`Gone`, `Forbidden`), an errno code (`ECONNRESET`), `Deadline`, `BadAnswer` or `Credentials`. */
+  /**
+   * Kubernetes' reason (`Gone`, `Forbidden`), an errno code (`ECONNRESET`), `NoConnection`, `Deadline`, `BadAnswer` or
+   * `Credentials`.
+   */
   readonly reason: string;
   /** How long the server asks us to wait. */
   readonly retryAfterMs: number | undefined;
@@ -32,7 +36,20 @@ export class ApiError extends RipstopError {
     this.reason = options.reason;
     this.retryAfterMs = options.retryAfterMs;
   }
+
+  /** Whether the packets reached nobody. It loads nobody to try that again soon. */
+  get nobodyThere(): boolean {
+    return NOBODY_THERE.has(this.reason);
+  }
 }
+
+/** Reasons that say that packets reached nobody. */
+const NOBODY_THERE: ReadonlySet<string> = new Set([
+  'NoConnection',
+  'ETIMEDOUT',
+  'EHOSTUNREACH',
+  'ENETUNREACH',
+]);
 
 export interface ApiClientOptions {
   /** A kubeconfig file; the pod's service account when left out. */
@@ -71,6 +88,10 @@ interface Credentials {
 const CREDENTIALS_MAX_AGE_MS = 60_000;
 /** A page of 100 Nodes has up to 3 MB; an API server has no reason to send more than this. */
 const MAX_BODY_BYTES = 64 << 20;
+/** Until TCP is connected. A SYN that gets lost is sent again after one second; one that nobody answers tells nothing. */
+const CONNECT_MS = 3_000;
+/** From there until TLS is ready: an API server that all nodes come back to at once takes its time. */
+const HANDSHAKE_MS = 10_000;
 /** Idle time before TCP asks whether the other side is still there (then every second, ten times). */
 const TCP_KEEPALIVE_MS = 15_000;
 
@@ -163,7 +184,7 @@ export class ApiClient {
       response = await roundTrip(credentials, method, path, settings, signal);
     } catch (error) {
       this.#credentialsMayBeStale();
-      throw unreachable(error, `${method} ${path}`, credentials.server.origin);
+      throw this.#unreachable(error, `${method} ${path}`);
     }
     const status = response.statusCode ?? 0;
     if (status >= 200 && status < 300) return response;
@@ -182,7 +203,7 @@ export class ApiClient {
         if (size > MAX_BODY_BYTES) break;
       }
     } catch (error) {
-      throw unreachable(error, what, this.#host);
+      throw this.#unreachable(error, what);
     }
     if (size > MAX_BODY_BYTES) {
       throw new ApiError(`${what}: the answer is larger than ${MAX_BODY_BYTES >> 20} MiB`, {
@@ -190,6 +211,25 @@ export class ApiClient {
       });
     }
     return Buffer.concat(chunks).toString('utf8');
+  }
+
+  #unreachable(error: unknown, what: string): ApiError {
+    if (error instanceof ApiError) return error;
+    const reason = error instanceof Error && 'code' in error ? String(error.code) : 'Unreachable';
+    // A failed dual-stack connect is an AggregateError without a message of its own.
+    const parts = error instanceof AggregateError && error.message === '' ? error.errors : [error];
+    const options = { reason, cause: error };
+    const why = `${what}: ${this.#host} cannot be reached: ${parts.map(errorText).join(', ')}`;
+    return new ApiError(`${why}; ${this.#advice(reason)}`, options);
+  }
+
+  #advice(reason: string): string {
+    if (/CERT|ALTNAME|SELF_SIGNED|SIGNATURE|^ERR_SSL/.test(reason))
+      return "check the kubeconfig's certificate authority and server name";
+    // The service account comes with the address of the Service `kubernetes`.
+    if (this.#options.kubeconfig === undefined && NOBODY_THERE.has(reason))
+      return 'this is KUBERNETES_SERVICE_HOST, which kube-proxy serves on this node: it may not run yet';
+    return 'is the API server up and reachable from this node?';
   }
 
   get #source(): string {
@@ -331,6 +371,7 @@ async function roundTrip(
     try {
       return await new Promise<IncomingMessage>((resolve, reject) => {
         const sent = request(url, { method, headers, agent: credentials.agent, signal });
+        limitConnecting(sent);
         sent.once('response', resolve);
         sent.on('error', (error) => {
           reused = sent.reusedSocket;
@@ -344,6 +385,35 @@ async function roundTrip(
       if (!reused || signal.aborted) throw error;
     }
   }
+}
+
+/** Why there is no connection, with a `code` as system errors have it. */
+class ConnectError extends Error {
+  readonly code: string;
+
+  constructor(message: string, code: string) {
+    super(message);
+    this.code = code;
+  }
+}
+
+/** Give up on a request whose connection does not come about, long before its own deadline. */
+function limitConnecting(sent: ClientRequest): void {
+  const giveUpAfter = (ms: number, what: string, code: string): NodeJS.Timeout =>
+    setTimeout(() => sent.destroy(new ConnectError(`${what} within ${ms / 1000} s`, code)), ms);
+  let timer = giveUpAfter(CONNECT_MS, 'no connection', 'NoConnection');
+  const stop = (): void => clearTimeout(timer);
+  sent.once('close', stop);
+  sent.once('socket', (socket) => {
+    // A kept connection, or one through a proxy.
+    if (!socket.connecting) return stop();
+    socket.once('connect', () => {
+      stop();
+      if (!(socket instanceof TLSSocket) || sent.destroyed) return;
+      timer = giveUpAfter(HANDSHAKE_MS, 'connected, but no TLS handshake', 'Deadline');
+      socket.once('secureConnect', stop);
+    });
+  });
 }
 
 /** Run `work` until it is done, the caller aborts or the time is up. Node's timers are monotonic. */
@@ -375,20 +445,6 @@ async function withDeadline<T>(
     clearTimeout(timer);
     outer?.removeEventListener('abort', onOuter);
   }
-}
-
-function unreachable(error: unknown, what: string, origin: string): ApiError {
-  if (error instanceof ApiError) return error;
-  const code = error instanceof Error && 'code' in error ? String(error.code) : 'Unreachable';
-  // A failed dual-stack connect is an AggregateError without a message of its own.
-  const parts = error instanceof AggregateError && error.message === '' ? error.errors : [error];
-  const advice = /CERT|ALTNAME|SELF_SIGNED|SIGNATURE|^ERR_SSL/.test(code)
-    ? "check the kubeconfig's certificate authority and server name"
-    : 'is the API server up and reachable from this node?';
-  return new ApiError(`${what}: ${origin} cannot be reached: ${parts.map(errorText).join(', ')}; ${advice}`, {
-    reason: code,
-    cause: error,
-  });
 }
 
 function statusError(

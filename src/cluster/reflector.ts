@@ -195,10 +195,12 @@ export class Reflector<T> {
   }
 
   /** Count, log and note a fault. @returns how long to wait before the next attempt, in ms. */
-  #noteFault({ kind, text, relist, retryAfterMs }: Fault): number {
+  #noteFault({ kind, text, relist, retryAfterMs, nobodyThere }: Fault): number {
     this.#count(kind);
     if (relist) this.#listNext = true;
-    const delayMs = backoffMs(this.#timing, this.#failures, retryAfterMs);
+    // A node that has just started waits for its kube-proxy, and for nobody else. Later the whole cluster may be waiting.
+    const failures = nobodyThere && !this.#synced ? 0 : this.#failures;
+    const delayMs = backoffMs(this.#timing, failures, retryAfterMs);
     this.#failures++;
     // Once for each trouble, not for each attempt.
     const news = this.#lastError !== text;
@@ -356,6 +358,8 @@ interface Fault {
   /** Whether the version we would go on from is useless or in doubt. */
   readonly relist: boolean;
   readonly retryAfterMs?: number | undefined;
+  /** See {@link ApiError}. */
+  readonly nobodyThere?: boolean;
 }
 
 function classify(error: unknown): Fault {
@@ -376,12 +380,12 @@ function classify(error: unknown): Fault {
       ? { kind: 'unreachable', text: `the watch broke off: ${errorText(error)}`, relist: false }
       : { kind: 'frame', text: `an object could not be read: ${errorText(error)}`, relist: true };
   }
-  const { status, reason, retryAfterMs, message: text } = error;
+  const { status, reason, retryAfterMs, nobodyThere, message: text } = error;
   if (status === undefined) {
     if (reason === 'BadAnswer') return { kind: 'frame', text, relist: true };
     const kind =
       reason === 'Deadline' ? 'deadline' : reason === 'Credentials' ? 'credentials' : 'unreachable';
-    return { kind, text, relist: false };
+    return { kind, text, relist: false, nobodyThere };
   }
   if (status === 410) return { kind: 'gone', text, relist: true, retryAfterMs };
   if (status === 401 || status === 403) return { kind: 'auth', text, relist: false, retryAfterMs };

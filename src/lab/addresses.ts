@@ -7,6 +7,9 @@ const CLUSTER6 = 'fd00:42::/56';
 /** As many nodes as there are /64s in the IPv6 cluster network after the first; a /24 of the IPv4 one has room for each, too. */
 export const MAX_NODES = 255;
 
+/** ClusterIP of the Service `kubernetes`, which the API server's certificate has, too. Nodes reach it if a test makes them. */
+export const KUBERNETES_SERVICE_IP = '10.43.0.1';
+
 const UNDERLAY6 = 'fd00:31::/64';
 
 /** The address families of a lab, in the order in which Kubernetes lists them. */

@@ -2,7 +2,7 @@
 import { randomUUID } from 'node:crypto';
 import { basename, join } from 'node:path';
 import { ApiServer, listenInNetns } from './apiserver/index.ts';
-import { gatewayAddress } from './addresses.ts';
+import { gatewayAddress, KUBERNETES_SERVICE_IP } from './addresses.ts';
 import type { ApiAccess } from './kube.ts';
 import { netnsPath } from './netns.ts';
 import { openLab, underlayNetns, writeAtomically } from './state.ts';
@@ -19,7 +19,8 @@ const lab = openLab(basename(dir));
 const gateway = gatewayAddress(lab.state.options.underlay);
 const nodeToken = randomUUID();
 
-const server = await ApiServer.start({ tokens: { [nodeToken]: 'system:nodes' }, sans: [gateway] });
+const sans = [gateway, KUBERNETES_SERVICE_IP];
+const server = await ApiServer.start({ tokens: { [nodeToken]: 'system:nodes' }, sans });
 server.adoptListener(await listenInNetns(netnsPath(underlayNetns(lab.name)), gateway, NODES_PORT));
 
 const access: ApiAccess = { url: server.url, ca: server.caPem, token: server.adminToken };
