@@ -16,13 +16,14 @@ import {
   type NodeState,
   openLab,
   parseLabOptions,
+  type ServicePort,
+  setServices,
   stopAgent,
   unboost,
   type Wire,
 } from '../src/lab/index.ts';
 import { setSysctls } from '../src/lab/netns.ts';
 import { growEndpoints, growPeers, nudgeAgent, untilMapped } from './grow.ts';
-import { installKubeProxyRules } from './kube-proxy-rules.ts';
 import {
   type ClientOptions,
   netbench,
@@ -97,14 +98,15 @@ export async function raiseArm(datapath: Datapath, options: ArmOptions): Promise
   await using stack = new AsyncDisposableStack();
   stack.defer(async () => void (await labDown(labName)));
   const pods = datapath === 'host' || size ? 0 : 2;
-  await labUp(parseLabOptions({ name: labName, nodes: 2, pods, datapath, wire }));
+  const kubeProxy = services > 0 ? 'iptables' : 'none';
+  await labUp(parseLabOptions({ name: labName, nodes: 2, pods, datapath, wire, kubeProxy }));
   const lab = openLab(labName);
   const [first, second] = lab.state.nodes as [NodeState, NodeState];
   for (const node of [first, second]) {
     // The one that every namespace may choose. A machine's own may pace by timers (BBR), and streams would measure those.
     for (const { netns } of [node, ...node.pods])
       await setSysctls(netns, { 'ipv4.tcp_congestion_control': 'reno' });
-    if (services > 0) await installKubeProxyRules(netnsPath(node.netns), services);
+    if (services > 0) await setServices(lab, node, idleServices(services));
     if (options.slow) await markSlow(lab, node);
   }
   if (size) await growTo(lab, size);
@@ -145,6 +147,17 @@ export async function raiseArm(datapath: Datapath, options: ArmOptions): Promise
     packets: () => (bpffs.length === 0 ? undefined : bpffs.map(packetsOf).reduce(add)),
     [Symbol.asyncDispose]: () => held.disposeAsync(),
   };
+}
+
+/** Services with two endpoints each, for none of which is any traffic of a benchmark. */
+function idleServices(count: number): ServicePort[] {
+  return Array.from({ length: count }, (_, i) => ({
+    service: `default/idle-${i}`,
+    protocol: 'tcp',
+    clusterIp: `10.43.${1 + (i >> 8)}.${i & 255}`,
+    port: 80,
+    endpoints: [200, 201].map((node) => ({ ip: `10.42.${node}.${1 + (i % 250)}`, port: 8080 })),
+  }));
 }
 
 function packetsOf(bpffs: string): Packets {

@@ -24,6 +24,7 @@ export function addLabCommands(program: Command): void {
     .addOption(flag('--ipv6', 'dual-stack: IPv6 beside IPv4, on the underlay and for pods'))
     .addOption(flag('--direct-routing', 'no tunnel between nodes of one L2, as all of a lab are'))
     .addOption(flag('--backend <type>', 'vxlan, host-gw or alloc'))
+    .addOption(flag('--kube-proxy <mode>', "kube-proxy's rules on every node: none, iptables or nftables"))
     .addOption(nameFlag())
     .action(async (flags: LabFlags) => {
       const { labSteps, labUp, parseLabOptions } = await import('../lab/index.ts');

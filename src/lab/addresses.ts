@@ -12,6 +12,9 @@ export const KUBERNETES_SERVICE_IP = '10.43.0.1';
 
 const UNDERLAY6 = 'fd00:31::/64';
 
+/** As Kubernetes calls its Services: no address of these is on any device. */
+const SERVICES: Readonly<Record<Family, string>> = { 4: '10.43.0.0/16', 6: 'fd00:43::/112' };
+
 /** The address families of a lab, in the order in which Kubernetes lists them. */
 export function familiesOf({ ipv6 }: LabOptions): Family[] {
   return ipv6 ? [4, 6] : [4];
@@ -20,6 +23,11 @@ export function familiesOf({ ipv6 }: LabOptions): Family[] {
 /** The network that pods' addresses come from. */
 export function clusterNetwork(options: LabOptions, family: Family): string {
   return family === 4 ? options.network : CLUSTER6;
+}
+
+/** The network that ClusterIPs come from. */
+export function serviceNetwork(family: Family): string {
+  return SERVICES[family];
 }
 
 /** The network that the nodes' uplinks share. */

@@ -56,7 +56,7 @@ export async function setUpFlannel(lab: Lab, node: NodeState): Promise<void> {
   });
   for (const half of halves) {
     const restore = half.family === 4 ? 'iptables-restore' : 'ip6tables-restore';
-    await run(restore, [], { netns, stdin: flannelRules(lab.state.options, half) });
+    await run(restore, ['--noflush'], { netns, stdin: flannelRules(lab.state.options, half) });
   }
   const leases = await Promise.all(halves.map((half) => leaseOf(half, netns)));
   const lease = Object.assign(

@@ -4,6 +4,8 @@ import { syncFlannel } from './flannel-peers.ts';
 import { setUpFlannel } from './flannel.ts';
 import { setUpFlanneld } from './flanneld.ts';
 import { createKubeNode, deleteKubeNode } from './kube.ts';
+import { startKubeProxyDaemon } from './kube-proxy-daemon.ts';
+import { startKubeProxy } from './kube-proxy.ts';
 import { deleteNetns, killAll, processesIn } from './netns.ts';
 import type { Datapath } from './options.ts';
 import { addPod } from './pods.ts';
@@ -38,9 +40,12 @@ export async function setUpNode(lab: Lab, datapath: Datapath, pods: number): Pro
   saveLab(lab);
   mkdirSync(nodeDir(lab, node));
   await Promise.all([createNodeNetns(lab, node), createKubeNode(lab, node)]);
+  const { kubeProxy, real } = lab.state.options;
+  if (kubeProxy !== 'none')
+    await (real?.kubeProxy ? startKubeProxyDaemon : startKubeProxy)(lab, node, kubeProxy);
   if (datapath === 'host') return node;
   if (datapath === 'ripstop') await setUpRipstop(lab, node);
-  else await (lab.state.options.real?.flannel ? setUpFlanneld(lab, node) : setUpFlannel(lab, node));
+  else await (real?.flannel ? setUpFlanneld(lab, node) : setUpFlannel(lab, node));
   // One after another, so that pod1 has the first address.
   for (let i = 0; i < pods; i++) await addPod(lab, node);
   return node;

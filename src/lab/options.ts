@@ -13,6 +13,9 @@ export type Datapath = 'ripstop' | 'flannel' | 'host';
  */
 export type Wire = 'gso' | 'mtu';
 
+/** How kube-proxy serves on every node, if there is one: by its rules of the mode. */
+export type KubeProxyMode = 'none' | 'iptables' | 'nftables';
+
 export interface LabOptions {
   readonly name: string;
   /** One entry for each node, in order. */
@@ -32,6 +35,8 @@ export interface LabOptions {
   readonly directRouting: boolean;
   /** How nodes reach each other's pods. The lab's own flannel nodes know tunnels only. */
   readonly backend: BackendType;
+  /** kube-proxy on every node. It starts before the datapath, as on most hosts. */
+  readonly kubeProxy: KubeProxyMode;
   /** What a test brings along in place of the lab's own; no flag sets it. */
   readonly real?: RealPeers;
 }
@@ -45,6 +50,8 @@ export interface RealPeers {
   readonly apiServer?: string;
   /** Paths of flanneld and of flannel's CNI plugin, for the `flannel` nodes. */
   readonly flannel?: { readonly daemon: string; readonly plugin: string };
+  /** Path of kube-proxy. It finds `kube-proxy.kubeconfig` in the lab's directory, which the real API server's program writes. */
+  readonly kubeProxy?: string;
 }
 
 /** The flags of `ripstop lab up` as a command line or an environment gives them; what is left out takes its default. */
@@ -60,6 +67,7 @@ export interface LabFlags {
   ipv6?: boolean | undefined;
   directRouting?: boolean | undefined;
   backend?: string | undefined;
+  kubeProxy?: string | undefined;
   network?: string | undefined;
   underlay?: string | undefined;
 }
@@ -103,6 +111,7 @@ export function parseLabOptions(flags: LabFlags): LabOptions {
     ipv6,
     directRouting: flags.directRouting ?? false,
     backend,
+    kubeProxy: choice('--kube-proxy', flags.kubeProxy ?? 'none', ['none', 'iptables', 'nftables'] as const),
   };
 }
 

@@ -3,7 +3,7 @@ import { existsSync, mkdirSync, readFileSync, renameSync, writeFileSync } from '
 import { dirname, join } from 'node:path';
 import { RipstopError } from '../errors.ts';
 import { type NodeAddresses, nodeAddresses } from './addresses.ts';
-import { type Datapath, type LabOptions, labName } from './options.ts';
+import { type Datapath, type KubeProxyMode, type LabOptions, labName } from './options.ts';
 
 export interface PodState {
   /** Unique on its node: `pod1`. */
@@ -29,6 +29,8 @@ export interface NodeState extends NodeAddresses {
   datapath: Datapath;
   /** The ripstop agent's process, while there is one. */
   agentPid?: number;
+  /** What kube-proxy was started as, where the lab writes its rules. */
+  kubeProxy?: { readonly mode: Exclude<KubeProxyMode, 'none'>; readonly dropInvalid: boolean };
   pods: PodState[];
 }
 

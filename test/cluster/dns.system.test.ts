@@ -3,12 +3,21 @@ import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
 import { run, tryRun } from '../../src/host/run.ts';
+import { setServices, startKubeProxy } from '../../src/lab/index.ts';
 import { type Background, startIn } from '../../src/lab/testing.ts';
-import type { Family } from '../../src/net/ip.ts';
 import type { Pairs } from './dns-client.ts';
 import { SEARCH, ZONE } from './dns-zone.ts';
-import { FAMILIES, PROXY_MODES, startProxy } from './kube-proxy.ts';
-import { addressOf, carriedDuring, inNetns, missingHere, podOf, useLab } from './support.ts';
+import {
+  addressOf,
+  carriedDuring,
+  FAMILIES,
+  inNetns,
+  missingHere,
+  podOf,
+  PROXY_MODES,
+  serviceOf,
+  useLab,
+} from './support.ts';
 
 const SERVER = join(import.meta.dirname, 'dns-server.ts');
 const CLIENT = join(import.meta.dirname, 'dns-client.ts');
@@ -22,7 +31,7 @@ const PAIRS = 100;
 describe.skipIf(missingHere('iptables-restore', 'nft', 'getent', 'unshare'))(
   'A pod that resolves names through a ClusterIP',
   () => {
-    const cluster = useLab('dns', { nodes: 2, pods: 2, ipv6: true });
+    const cluster = useLab('dns', { nodes: 2, pods: 2, ipv6: true, kubeProxy: PROXY_MODES[0] });
     const client = () => podOf(cluster.nodes[0]);
     const near = () => podOf(cluster.nodes[0], 1);
     const far = () => podOf(cluster.nodes[1]);
@@ -91,12 +100,15 @@ describe.skipIf(missingHere('iptables-restore', 'nft', 'getent', 'unshare'))(
     });
 
     describe.each(PROXY_MODES)('by kube-proxy’s %s', (mode) => {
-      beforeAll(() =>
-        startProxy(cluster.nodes[0]!, mode, (family: Family) => [
-          { clusterIp: NEAR[family], port: 53, backend: addressOf(near(), family) },
-          { clusterIp: FAR[family], port: 53, backend: addressOf(far(), family) },
-        ]),
-      );
+      beforeAll(async () => {
+        const node = cluster.nodes[0]!;
+        const services = FAMILIES.flatMap((family) => [
+          ...serviceOf('near', NEAR[family], 53, addressOf(near(), family)),
+          ...serviceOf('far', FAR[family], 53, addressOf(far(), family)),
+        ]);
+        if (node.kubeProxy?.mode === mode) await setServices(cluster.lab, node, services);
+        else await startKubeProxy(cluster.lab, node, mode, services);
+      });
 
       describe.each([
         ['its own node', NEAR],

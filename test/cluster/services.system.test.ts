@@ -3,21 +3,24 @@ import { join } from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
 import { openTables } from '../../src/dataplane/tables.ts';
 import { run, tryRun } from '../../src/host/run.ts';
-import type { NodeState } from '../../src/lab/index.ts';
+import { callCni, type NodeState, setServices, withPort } from '../../src/lab/index.ts';
+import { CNI_PLUGINS } from '../../src/lab/cni.ts';
 import type { Family } from '../../src/net/ip.ts';
-import { FAMILIES, PROXY_MODES, type Service, startProxy, withPort } from './kube-proxy.ts';
 import {
   addressOf,
   bpffsOf,
   carriedDuring,
+  FAMILIES,
   holdFrom,
   inNetns,
   missingHere,
   podOf,
   PORT,
+  PROXY_MODES,
   released,
   ripstopJson,
   serveIn,
+  serviceOf,
   talkBoth,
   talkTcp,
   useLab,
@@ -29,16 +32,16 @@ const TO_FAR = { 4: '10.43.0.20', 6: 'fd00:43::20' };
 const TO_SELF = { 4: '10.43.0.30', 6: 'fd00:43::30' };
 const NODE_PORT_NEAR = 30_010;
 const NODE_PORT_FAR = 30_020;
-/** The near backend's own, as the portmap plugin makes it: it sees who asks. */
+/** The near backend's own, by the portmap plugin: it sees who asks. */
 const HOST_PORT = 8010;
 
 const inBothFamilies = (work: (family: Family) => Promise<void>): Promise<unknown> =>
   Promise.all(FAMILIES.map(work));
 
-describe.skipIf(missingHere('iptables-restore', 'conntrack', 'nft'))(
-  'Services by kube-proxy’s rules on a ripstop node',
-  () => {
-    const cluster = useLab('svc', { nodes: 2, pods: 2, ipv6: true });
+describe.skipIf(missingHere('iptables-restore', 'conntrack', 'nft')).each(PROXY_MODES)(
+  'Services by kube-proxy’s rules on a ripstop node, in mode %s,',
+  (mode) => {
+    const cluster = useLab(`svc-${mode}`, { nodes: 2, pods: 2, ipv6: true, kubeProxy: mode });
     const pod = (node: number, i = 0) => podOf(cluster.nodes[node - 1], i);
     const client = () => pod(1);
     const near = () => pod(1, 1);
@@ -48,19 +51,37 @@ describe.skipIf(missingHere('iptables-restore', 'conntrack', 'nft'))(
     beforeAll(async () => {
       node = cluster.nodes[0]!;
       await Promise.all([client(), near(), far()].map((one) => serveIn(one)));
+      const services = FAMILIES.flatMap((family) => [
+        ...serviceOf('near', TO_NEAR[family], PORT, addressOf(near(), family), NODE_PORT_NEAR),
+        ...serviceOf('far', TO_FAR[family], PORT, addressOf(far(), family), NODE_PORT_FAR),
+        ...serviceOf('self', TO_SELF[family], PORT, addressOf(client(), family)),
+      ]);
+      await setServices(cluster.lab, node, services);
+      await mapHostPort();
     });
 
-    const servicesOf = (family: Family): Service[] => [
-      {
-        clusterIp: TO_NEAR[family],
-        port: PORT,
-        nodePort: NODE_PORT_NEAR,
+    /** Have the portmap plugin lead the node's port to the near backend, as a runtime does after the pod's ADD. */
+    async function mapHostPort(): Promise<void> {
+      const { containerId, netns, name, result } = near();
+      const portMappings = ['tcp', 'udp'].map((protocol) => ({
         hostPort: HOST_PORT,
-        backend: addressOf(near(), family),
-      },
-      { clusterIp: TO_FAR[family], port: PORT, nodePort: NODE_PORT_FAR, backend: addressOf(far(), family) },
-      { clusterIp: TO_SELF[family], port: PORT, backend: addressOf(client(), family) },
-    ];
+        containerPort: PORT,
+        protocol,
+      }));
+      await callCni({
+        plugin: join(CNI_PLUGINS, 'portmap'),
+        config: {
+          cniVersion: '1.0.0',
+          name: 'cbr0',
+          type: 'portmap',
+          runtimeConfig: { portMappings },
+          prevResult: result,
+        },
+        command: 'ADD',
+        hostNetns: node.netns,
+        container: { id: containerId, netns, pod: name },
+      });
+    }
 
     const flows = () =>
       ripstopJson<{ protocol: string; source: string; destination: string }[]>(cluster.lab, node, 'flows');
@@ -89,67 +110,63 @@ describe.skipIf(missingHere('iptables-restore', 'conntrack', 'nft'))(
       return Number(await run(process.execPath, [program, pin], inNetns(node)));
     }
 
-    describe.each(PROXY_MODES)('in mode %s', (mode) => {
-      beforeAll(() => startProxy(node, mode, servicesOf));
+    it.each([
+      { which: 'the client’s own node', service: TO_NEAR, backend: near },
+      { which: 'another node', service: TO_FAR, backend: far },
+    ])('lead a pod to a backend on $which, and answer from the ClusterIP', async ({ service, backend }) => {
+      const [carried] = await carriedDuring(cluster.lab, [node], () =>
+        inBothFamilies(async (family) => {
+          expect(await talkBoth(client(), service[family])).toBe(addressOf(client(), family));
+        }),
+      );
+      expect(carried!.fast).toBe(0);
+      const shown = await flows();
+      for (const family of FAMILIES) {
+        const source = withPort(addressOf(backend(), family), PORT);
+        const back = shown.filter((flow) => flow.source === source);
+        expect(back.map(({ protocol }) => protocol).toSorted()).toEqual(['tcp', 'udp']);
+        for (const { destination } of back) expect(destination).toContain(addressOf(client(), family));
+      }
+      expect(shown).toHaveLength(4);
+      await forgetAll();
+    });
 
-      it.each([
-        { which: 'the client’s own node', service: TO_NEAR, backend: near },
-        { which: 'another node', service: TO_FAR, backend: far },
-      ])('lead a pod to a backend on $which, and answer from the ClusterIP', async ({ service, backend }) => {
-        const [carried] = await carriedDuring(cluster.lab, [node], () =>
-          inBothFamilies(async (family) => {
-            expect(await talkBoth(client(), service[family])).toBe(addressOf(client(), family));
-          }),
-        );
-        expect(carried!.fast).toBe(0);
-        const shown = await flows();
-        for (const family of FAMILIES) {
-          const source = withPort(addressOf(backend(), family), PORT);
-          const back = shown.filter((flow) => flow.source === source);
-          expect(back.map(({ protocol }) => protocol).toSorted()).toEqual(['tcp', 'udp']);
-          for (const { destination } of back) expect(destination).toContain(addressOf(client(), family));
+    it('lead a pod to itself (row 61)', async () => {
+      await inBothFamilies(async (family) => {
+        // It must not see its own address as the peer's, or it would answer itself directly.
+        expect(await talkBoth(client(), TO_SELF[family])).not.toBe(addressOf(client(), family));
+      });
+      await forgetAll();
+    });
+
+    it('lead the node itself to backends near and far', async () => {
+      await inBothFamilies(async (family) => {
+        for (const service of [TO_NEAR, TO_FAR, TO_SELF]) await talkBoth(node, service[family]);
+      });
+      await forgetAll();
+    });
+
+    it('lead other nodes and their pods through a NodePort to backends near and far', async () => {
+      await inBothFamilies(async (family) => {
+        for (const port of [NODE_PORT_NEAR, NODE_PORT_FAR]) {
+          for (const from of [cluster.nodes[1]!, pod(2, 1), client()])
+            await talkBoth(from, addressOf(node, family), port);
         }
-        expect(shown).toHaveLength(4);
-        await forgetAll();
       });
+      await forgetAll();
+    });
 
-      it('lead a pod to itself (row 61)', async () => {
-        await inBothFamilies(async (family) => {
-          // It must not see its own address as the peer's, or it would answer itself directly.
-          expect(await talkBoth(client(), TO_SELF[family])).not.toBe(addressOf(client(), family));
-        });
-        await forgetAll();
+    it('lead through a hostPort to its pod, which sees who asks', async () => {
+      const other = cluster.nodes[1]!;
+      await inBothFamilies(async (family) => {
+        const address = addressOf(node, family);
+        for (const from of [other, client()])
+          expect(await talkBoth(from, address, HOST_PORT)).toBe(addressOf(from, family));
+        // The pod itself, by its own hostPort, and another node's pod, which its node masquerades.
+        await talkBoth(near(), address, HOST_PORT);
+        expect(await talkBoth(pod(2, 1), address, HOST_PORT)).toBe(addressOf(other, family));
       });
-
-      it('lead the node itself to backends near and far', async () => {
-        await inBothFamilies(async (family) => {
-          for (const service of [TO_NEAR, TO_FAR, TO_SELF]) await talkBoth(node, service[family]);
-        });
-        await forgetAll();
-      });
-
-      it('lead other nodes and their pods through a NodePort to backends near and far', async () => {
-        await inBothFamilies(async (family) => {
-          for (const port of [NODE_PORT_NEAR, NODE_PORT_FAR]) {
-            for (const from of [cluster.nodes[1]!, pod(2, 1), client()])
-              await talkBoth(from, addressOf(node, family), port);
-          }
-        });
-        await forgetAll();
-      });
-
-      it('lead through a hostPort to its pod, which sees who asks', async () => {
-        const other = cluster.nodes[1]!;
-        await inBothFamilies(async (family) => {
-          const address = addressOf(node, family);
-          for (const from of [other, client()])
-            expect(await talkBoth(from, address, HOST_PORT)).toBe(addressOf(from, family));
-          // The pod itself, by its own hostPort, and another node's pod, which its node masquerades.
-          await talkBoth(near(), address, HOST_PORT);
-          expect(await talkBoth(pod(2, 1), address, HOST_PORT)).toBe(addressOf(other, family));
-        });
-        await forgetAll();
-      });
+      await forgetAll();
     });
 
     it('leave plain flows between the same pods on the fast path, while service flows use the stack', async () => {

@@ -22,6 +22,7 @@ import {
   openLab,
   parseLabOptions,
   type PodState,
+  type ServicePort,
 } from '../../src/lab/index.ts';
 import { ripstopPlugin } from '../../src/lab/ripstop.ts';
 import type { Family } from '../../src/net/ip.ts';
@@ -35,6 +36,28 @@ const CLI = join(import.meta.dirname, '../../src/cli/main.ts');
 
 /** Where the talkers serve. */
 export const PORT = 4711;
+
+export const FAMILIES = [4, 6] as const;
+export const PROXY_MODES = ['iptables', 'nftables'] as const;
+
+/** The ports of a Service with one backend, so that nothing is left to chance; for TCP and UDP. */
+export function serviceOf(
+  name: string,
+  clusterIp: string,
+  port: number,
+  backend: string,
+  nodePort?: number,
+): ServicePort[] {
+  return (['tcp', 'udp'] as const).map((protocol) => ({
+    service: `default/${name}`,
+    name: protocol,
+    protocol,
+    clusterIp,
+    port,
+    ...(nodePort !== undefined && { nodePort }),
+    endpoints: [{ ip: backend, port }],
+  }));
+}
 
 /** Why a file's stories cannot be played here, said in one line; undefined when they can. */
 export function missingHere(...programs: string[]): string | undefined {
