@@ -1,8 +1,8 @@
 #!/usr/bin/env node
 // SPDX-License-Identifier: Apache-2.0
 /**
- * ripstop among the real ones: kube-apiserver with etcd, flanneld and flannel's CNI plugin, built from their Go modules the
- * first time (see test/peers/README.md), then the stories of test/peers. Needs root, and Go for the first time.
+ * ripstop among the real ones: kube-apiserver with etcd, kube-proxy, flanneld and flannel's CNI plugin, built from their Go
+ * modules the first time (see test/peers/README.md), then the stories of test/peers. Needs root, and Go for the first time.
  *
  *   sudo npm run test:peers [-- exchanges | cluster | flannel ...]
  */

@@ -8,7 +8,7 @@ import { basename, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { loadAll } from 'js-yaml';
 import { errorText, RipstopError } from '../../src/errors.ts';
-import { gatewayAddress } from '../../src/lab/addresses.ts';
+import { familiesOf, gatewayAddress, serviceNetwork } from '../../src/lab/addresses.ts';
 import { issueCertificates, kubeconfigText } from '../../src/lab/apiserver/index.ts';
 import { TestClient } from '../../src/lab/apiserver/test-client.ts';
 import type { ApiAccess } from '../../src/lab/kube.ts';
@@ -37,13 +37,15 @@ const file = (name: string): string => join(files, name);
 const { caPem, certPem, keyPem } = await issueCertificates(['127.0.0.1', gateway, 'kubernetes.default.svc']);
 const signing = generateKeyPairSync('ec', { namedCurve: 'P-256' });
 const adminToken = randomUUID();
+const kubeProxyToken = randomUUID();
 for (const [name, text] of Object.entries({
   'ca.pem': caPem,
   'server.pem': certPem,
   'server.key': keyPem,
   'accounts.key': signing.privateKey.export({ type: 'pkcs8', format: 'pem' }),
   'accounts.pub': signing.publicKey.export({ type: 'spki', format: 'pem' }),
-  'tokens.csv': `${adminToken},admin,admin,system:masters\n`,
+  // RBAC as it comes knows the second, too.
+  'tokens.csv': `${adminToken},admin,admin,system:masters\n${kubeProxyToken},system:kube-proxy,kube-proxy\n`,
 })) {
   writeFileSync(file(name), text, { mode: 0o600 });
 }
@@ -70,7 +72,7 @@ startThere(peerPath('kube-apiserver'), {
   'service-account-issuer': 'https://kubernetes.default.svc',
   'service-account-key-file': file('accounts.pub'),
   'service-account-signing-key-file': file('accounts.key'),
-  'service-cluster-ip-range': '10.43.0.0/16',
+  'service-cluster-ip-range': familiesOf(lab.state.options).map(serviceNetwork).join(),
   'allow-privileged': 'true',
 });
 const url = await forward();
@@ -89,7 +91,9 @@ const { token } = account.body.status as { token: string };
 const access: ApiAccess = { url, ca: caPem, token: adminToken };
 writeAtomically(join(dir, 'apiserver.json'), JSON.stringify(access));
 writeAtomically(join(dir, 'kubeconfig'), kubeconfigText(url, caPem, adminToken));
-writeAtomically(join(dir, 'node.kubeconfig'), kubeconfigText(`https://${gateway}:${PORT}`, caPem, token));
+const forNodes = (token: string): string => kubeconfigText(`https://${gateway}:${PORT}`, caPem, token);
+writeAtomically(join(dir, 'kube-proxy.kubeconfig'), forNodes(kubeProxyToken));
+writeAtomically(join(dir, 'node.kubeconfig'), forNodes(token));
 
 /** A program in the underlay, its output among ours; started anew when it is killed, as a kubelet would. */
 function startThere(program: string, flags: Record<string, string>): void {

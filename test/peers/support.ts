@@ -23,7 +23,7 @@ import { peerPath } from '../support/peer-programs.ts';
 export async function realLab(
   purpose: string,
   datapaths: readonly Datapath[],
-  flags: Pick<LabFlags, 'pods' | 'ipv6'> = {},
+  flags: Pick<LabFlags, 'pods' | 'ipv6' | 'kubeProxy'> = {},
 ): Promise<Lab> {
   const options = parseLabOptions({ ...flags, name: labNameFor(purpose) });
   await tellingWhy({
@@ -32,6 +32,7 @@ export async function realLab(
     real: {
       apiServer: join(import.meta.dirname, 'apiserver-main.ts'),
       flannel: { daemon: peerPath('flanneld'), plugin: peerPath('flannel') },
+      kubeProxy: peerPath('kube-proxy'),
     },
   });
   return openLab(options.name);

@@ -96,4 +96,10 @@ export type ProgramName = keyof typeof programs;
 export const peerPath = (name: ProgramName): string => programPath(programs[name]);
 
 /** What test:peers needs, the quick ones first. */
-export const peersOfLab = [programs.flannel, programs.etcd, programs.flanneld, programs['kube-apiserver']];
+export const peersOfLab = [
+  programs.flannel,
+  programs.etcd,
+  programs.flanneld,
+  programs['kube-apiserver'],
+  programs['kube-proxy'],
+];
