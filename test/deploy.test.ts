@@ -4,6 +4,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import * as k8s from '@kubernetes/client-node';
 import { loadAll } from 'js-yaml';
+import { validate as validatePolicy } from 'kubernetes-models/_schemas/IoK8sApiAdmissionregistrationV1ValidatingAdmissionPolicy';
+import { validate as validatePolicyBinding } from 'kubernetes-models/_schemas/IoK8sApiAdmissionregistrationV1ValidatingAdmissionPolicyBinding';
 import { validate as validateDaemonSet } from 'kubernetes-models/_schemas/IoK8sApiAppsV1DaemonSet';
 import { validate as validateConfigMap } from 'kubernetes-models/_schemas/IoK8sApiCoreV1ConfigMap';
 import { validate as validateNamespace } from 'kubernetes-models/_schemas/IoK8sApiCoreV1Namespace';
@@ -51,6 +53,8 @@ const validators: Record<string, Validate> = {
   'v1 ConfigMap': validateConfigMap,
   'rbac.authorization.k8s.io/v1 ClusterRole': validateClusterRole,
   'rbac.authorization.k8s.io/v1 ClusterRoleBinding': validateClusterRoleBinding,
+  'admissionregistration.k8s.io/v1 ValidatingAdmissionPolicy': validatePolicy,
+  'admissionregistration.k8s.io/v1 ValidatingAdmissionPolicyBinding': validatePolicyBinding,
   'apps/v1 DaemonSet': validateDaemonSet,
 };
 
@@ -90,7 +94,7 @@ function mistakes(document: object): string[] {
 
 // ---- the manifest ------------------------------------------------------------------------------------------------
 
-const { namespace, account, role, binding, config, daemonSet } = parseManifest(manifest);
+const { namespace, account, role, binding, policies, config, daemonSet } = parseManifest(manifest);
 const pod = daemonSet.spec!.template.spec!;
 const containers = [...(pod.initContainers ?? []), ...pod.containers];
 
@@ -164,6 +168,29 @@ describe('ripstop.yml', () => {
       'patch /nodes/status',
       'watch /nodes',
     ]);
+  });
+
+  it('judges what its own account changes, and nobody else', () => {
+    const user = `system:serviceaccount:${namespace.metadata!.name}:${account.metadata!.name}`;
+    const [node, nodeBinding, events, eventsBinding] = policies;
+    for (const [policy, { spec }] of [
+      [node, nodeBinding],
+      [events, eventsBinding],
+    ] as const) {
+      expect(policy.spec!.failurePolicy).toBe('Fail');
+      expect(policy.spec!.matchConditions!.map(({ expression }) => expression)).toEqual([
+        `request.userInfo.username == '${user}'`,
+      ]);
+      expect(spec).toEqual({ policyName: policy.metadata!.name, validationActions: ['Deny'] });
+    }
+    // Every right to change something has its judge.
+    const judged = [node, events].flatMap(({ spec }) =>
+      spec!.matchConstraints!.resourceRules!.flatMap(({ resources = [] }) => resources),
+    );
+    const changed = role
+      .rules!.filter(({ verbs }) => verbs.some((verb) => !['get', 'list', 'watch'].includes(verb)))
+      .flatMap(({ resources = [] }) => resources);
+    expect(judged).toEqual(changed);
   });
 
   it('mounts volumes that exist, each of them somewhere, and none twice at one place', () => {

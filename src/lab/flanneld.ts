@@ -7,7 +7,7 @@ import { RipstopError } from '../errors.ts';
 import { run } from '../host/run.ts';
 import { CNI_PLUGINS, type CniPlugin } from './cni.ts';
 import { commandLine, netnsPath, processesIn, setSysctls, signalProcess } from './netns.ts';
-import { type Lab, type NodeState, nodeDir } from './state.ts';
+import { kubeconfigOf, type Lab, type NodeState, nodeDir } from './state.ts';
 
 /*
  * The real flanneld on a node, where a test brings it along (`LabOptions.real`).
@@ -37,7 +37,7 @@ export async function startFlanneld(lab: Lab, node: NodeState): Promise<void> {
   const log = openSync(logFile, 'a', 0o600);
   const flags = {
     'kube-subnet-mgr': 'true',
-    'kubeconfig-file': join(lab.dir, 'node.kubeconfig'),
+    'kubeconfig-file': kubeconfigOf(lab, node),
     'net-config-path': join(lab.dir, 'net-conf.json'),
     'subnet-file': subnetFile(lab, node),
     'ip-masq': 'true',

@@ -50,6 +50,27 @@ export async function deleteKubeNode(lab: Lab, name: string): Promise<void> {
   await call(lab, 'DELETE', `/api/v1/nodes/${name}`);
 }
 
+/**
+ * A token as the kubelet gives it to the agent of a node: of the service account of deploy/ripstop.yml, bound to a Pod there.
+ * Only a real API server has such tokens.
+ */
+export async function createAgentToken(lab: Lab, node: string): Promise<string> {
+  const namespace = '/api/v1/namespaces/kube-ripstop';
+  const pod = (await call(lab, 'POST', `${namespace}/pods`, {
+    metadata: { generateName: 'ripstop-' },
+    spec: {
+      nodeName: node,
+      serviceAccountName: 'ripstop',
+      containers: [{ name: 'ripstop', image: 'ripstop' }],
+    },
+  })) as { metadata: { name: string; uid: string } };
+  const { name, uid } = pod.metadata;
+  const { status } = (await call(lab, 'POST', `${namespace}/serviceaccounts/ripstop/token`, {
+    spec: { boundObjectRef: { kind: 'Pod', apiVersion: 'v1', name, uid } },
+  })) as { status: { token: string } };
+  return status.token;
+}
+
 /** Strategic-merge patch of nodes/status: where flanneld writes its annotations and kubelet its addresses. */
 export async function patchNodeStatus(lab: Lab, name: string, patch: object): Promise<void> {
   await call(lab, 'PATCH', `/api/v1/nodes/${name}/status`, patch, 'application/strategic-merge-patch+json');

@@ -1,16 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
-import { mkdirSync, rmSync } from 'node:fs';
+import { mkdirSync, readFileSync, rmSync } from 'node:fs';
+import { join } from 'node:path';
 import { syncFlannel } from './flannel-peers.ts';
 import { setUpFlannel } from './flannel.ts';
 import { setUpFlanneld } from './flanneld.ts';
-import { createKubeNode, deleteKubeNode } from './kube.ts';
+import { createAgentToken, createKubeNode, deleteKubeNode } from './kube.ts';
 import { startKubeProxyDaemon } from './kube-proxy-daemon.ts';
 import { startKubeProxy } from './kube-proxy.ts';
 import { deleteNetns, killAll, processesIn } from './netns.ts';
 import type { Datapath } from './options.ts';
 import { addPod } from './pods.ts';
 import { removeBpffs, setUpRipstop } from './ripstop.ts';
-import { type Lab, type NodeState, nodeDir, planNode, saveLab } from './state.ts';
+import {
+  kubeconfigOf,
+  type Lab,
+  type NodeState,
+  nodeDir,
+  planNode,
+  saveLab,
+  writeAtomically,
+} from './state.ts';
 import { createNodeNetns } from './underlay.ts';
 
 /** Let a node join the running lab; the flannel nodes know it when this resolves, ripstop's agents see it by themselves. */
@@ -41,6 +50,7 @@ export async function setUpNode(lab: Lab, datapath: Datapath, pods: number): Pro
   mkdirSync(nodeDir(lab, node));
   await Promise.all([createNodeNetns(lab, node), createKubeNode(lab, node)]);
   const { kubeProxy, real } = lab.state.options;
+  if (real?.apiServer) await giveToken(lab, node);
   if (kubeProxy !== 'none')
     await (real?.kubeProxy ? startKubeProxyDaemon : startKubeProxy)(lab, node, kubeProxy);
   if (datapath === 'host') return node;
@@ -49,6 +59,16 @@ export async function setUpNode(lab: Lab, datapath: Datapath, pods: number): Pro
   // One after another, so that pod1 has the first address.
   for (let i = 0; i < pods; i++) await addPod(lab, node);
   return node;
+}
+
+/** A kubeconfig with a token of this node's own, where the API server is a real one. */
+async function giveToken(lab: Lab, node: NodeState): Promise<void> {
+  const shared = readFileSync(join(lab.dir, 'node.kubeconfig'), 'utf8');
+  const token = await createAgentToken(lab, node.name);
+  writeAtomically(
+    kubeconfigOf(lab, node),
+    shared.replace(/token: .*/, () => `token: ${JSON.stringify(token)}`),
+  );
 }
 
 /** Like Promise.all, but a failure waits for the others' end: what goes on behind a caller's back cannot be cleaned up. */

@@ -8,7 +8,7 @@ import { RipstopError, errorText } from '../errors.ts';
 import { run } from '../host/run.ts';
 import { type CniPlugin, callCni } from './cni.ts';
 import { commandLine, isAlive, netnsPath, signalProcess } from './netns.ts';
-import { type Lab, type NodeState, nodeDir, saveLab } from './state.ts';
+import { kubeconfigOf, type Lab, type NodeState, nodeDir, saveLab } from './state.ts';
 
 const ROOT = join(import.meta.dirname, '../..');
 const COMMAND = join(ROOT, 'src/cli/main.ts');
@@ -43,7 +43,7 @@ export function ripstopCommand(
   const dir = nodeDir(lab, node);
   const flags = {
     'node-name': node.name,
-    kubeconfig: join(lab.dir, 'node.kubeconfig'),
+    kubeconfig: kubeconfigOf(lab, node),
     'net-conf': join(lab.dir, 'net-conf.json'),
     bpffs: bpffsOf(lab, node),
     'run-dir': join(dir, 'run'),

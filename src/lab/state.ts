@@ -70,6 +70,13 @@ export function nodeDir(lab: Lab, node: { name: string }): string {
   return join(lab.dir, node.name);
 }
 
+/**
+ * What a node's agent reaches the API server with. A real server tells agents apart by their tokens; the lab's own does not.
+ */
+export function kubeconfigOf(lab: Lab, node: { name: string }): string {
+  return join(lab.state.options.real?.apiServer ? nodeDir(lab, node) : lab.dir, 'node.kubeconfig');
+}
+
 export function underlayNetns(name: string): string {
   return `${name}-underlay`;
 }

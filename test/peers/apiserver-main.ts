@@ -159,7 +159,10 @@ async function apply(manifest: Manifest): Promise<void> {
   const { apiVersion, kind, metadata } = manifest;
   const group = apiVersion.includes('/') ? `/apis/${apiVersion}` : `/api/${apiVersion}`;
   const place = metadata.namespace === undefined ? '' : `/namespaces/${metadata.namespace}`;
-  const { code, text } = await api.post(`${group}${place}/${kind.toLowerCase()}s`, manifest);
+  const { code, text } = await api.post(
+    `${group}${place}/${kind.toLowerCase().replace(/y$/, 'ie')}s`,
+    manifest,
+  );
   if (code !== 201)
     throw new RipstopError(
       `the real API server refused ${kind} ${metadata.name} of deploy/ripstop.yml: ${text}`,

@@ -16,9 +16,10 @@ import { errorText } from '../../src/errors.ts';
 import { kubeconfigText } from '../../src/lab/apiserver/index.ts';
 import type { TestClient } from '../../src/lab/apiserver/test-client.ts';
 import { type Lab, labDown } from '../../src/lab/index.ts';
+import { createAgentToken } from '../../src/lab/kube.ts';
 import { manifest, parseManifest } from '../support/manifest.ts';
 import { compactEtcd, restartApiServer } from './server.ts';
-import { clientOf, labNameFor, nodeTokenOf, realLab } from './support.ts';
+import { clientOf, labNameFor, realLab, unboundTokenOf } from './support.ts';
 
 const NODES = '/api/v1/nodes';
 const EVENTS = '/api/v1/namespaces/default/events';
@@ -34,11 +35,14 @@ const lease: OwnLease = {
 
 let lab: Lab;
 let admin: TestClient;
+/** As the agent of node-1 has it. */
+let agentToken: string;
 let directory: string;
 
 beforeAll(async () => {
   lab = await realLab('cluster', []);
   admin = clientOf(lab);
+  agentToken = await createAgentToken(lab, SELF);
   directory = mkdtempSync(join(tmpdir(), 'ripstop-peers-'));
 });
 
@@ -86,7 +90,7 @@ describe('what the agent has of the cluster', () => {
     await add(1, 'bare');
     for (let n = 2; n <= 8; n++) await add(n, n % 2 === 0 ? 'ripstop' : 'flannel');
     table = new PeerTable();
-    manager = new KubeSubnetManager(await clientWith(nodeTokenOf(lab)), SELF, dualStack, silent, quick);
+    manager = new KubeSubnetManager(await clientWith(agentToken), SELF, dualStack, silent, quick);
     manager.start(() => {});
     await expect.poll(() => manager.synced && manager.health.connected).toBe(true);
   });
@@ -126,7 +130,7 @@ describe('what the agent has of the cluster', () => {
   });
 
   it('outlives the server and its history: lost is only time', async () => {
-    const whole = reflectorOf(await clientWith(nodeTokenOf(lab)), { metadataOnly: false });
+    const whole = reflectorOf(await clientWith(agentToken), { metadataOnly: false });
     whole.start();
     try {
       await expect.poll(() => whole.health.connected).toBe(true);
@@ -307,12 +311,12 @@ describe('the ClusterRole that deploy/ripstop.yml ships', () => {
   });
 
   it('is enough for all of them', async () => {
-    expect(await complaints(nodeTokenOf(lab))).toEqual({});
+    expect(await complaints(agentToken)).toEqual({});
   });
 
   it('gives what every account has, and these rights', async () => {
     const everybodys = await effectiveRights(await accountWith('nobody', []));
-    const ours = await effectiveRights(nodeTokenOf(lab));
+    const ours = await effectiveRights(agentToken);
     expect(ours.filter((right) => !everybodys.includes(right))).toEqual(rights);
   });
 
@@ -332,4 +336,166 @@ describe('the ClusterRole that deploy/ripstop.yml ships', () => {
       for (const text of Object.values(said)) expect(text).toMatch(`cannot ${verb} resource`);
     });
   }
+});
+
+describe('the policies that deploy/ripstop.yml ships', () => {
+  const strategic = 'application/strategic-merge-patch+json';
+  const OTHER = 'node-2';
+  const POLICIES = '/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings';
+  const { policies } = parseManifest(manifest);
+  const bindings = [policies[1], policies[3]];
+
+  beforeAll(async () => {
+    await add(1, 'flannel');
+    await add(2, 'flannel');
+    await patch(admin.server.adminToken, SELF, {
+      metadata: { labels: { zone: 'a' }, annotations: { 'example.org/rack': '7' } },
+      // Of a real Node's size.
+      status: {
+        addresses: [{ type: 'InternalIP', address: '192.168.1.1' }],
+        capacity: { cpu: '2' },
+        conditions: [{ type: 'Ready', status: 'True', reason: 'KubeletReady' }],
+        images: Array.from({ length: 50 }, (_, i) => ({
+          names: Array.from(
+            { length: 5 },
+            (_, k) => `registry.example/team/image-${i}:v${k}@sha256:${'0'.repeat(64)}`,
+          ),
+          sizeBytes: 1e8 + i,
+        })),
+      },
+    });
+  });
+  afterAll(removeAll);
+
+  /** What the server says to a change of a Node's status. */
+  async function patch(token: string, node: string, body: object): Promise<string> {
+    const path = `${NODES}/${node}/status`;
+    const { code, text } = await admin.request(path, { method: 'PATCH', token, type: strategic, body });
+    return code === 200 ? 'done' : `${code} ${(JSON.parse(text) as { message: string }).message}`;
+  }
+
+  const annotate = (annotations: Record<string, string | null>): object => ({ metadata: { annotations } });
+  const lie = annotate({ 'flannel.alpha.coreos.com/public-ip': '192.0.2.66' });
+  const condition = (type: string, status: string): object => ({
+    status: { conditions: [{ type, status }] },
+  });
+
+  it.each([
+    ['flannel annotations', lie],
+    ['annotations of ours', annotate({ 'ripstop.io/pod-cidrs': '10.42.1.0/24' })],
+    ['their removal', annotate({ 'ripstop.io/pod-cidrs': null })],
+    ['its NetworkUnavailable', condition('NetworkUnavailable', 'False')],
+    ['its NetworkUnavailable again', condition('NetworkUnavailable', 'True')],
+  ])('let an agent change of its own Node %s', async (_, body) => {
+    expect(await patch(agentToken, SELF, body)).toBe('done');
+  });
+
+  const annotations = 'no annotations but those that begin with flannel.alpha.coreos.com/ or ripstop.io/';
+  const metadata = 'nothing in the metadata of its Node but annotations';
+  const status = 'nothing in the status of its Node but the condition NetworkUnavailable';
+  it.each([
+    ['an annotation of others', annotate({ 'example.org/rack': '8' }), annotations],
+    ['a new annotation of others', annotate({ 'example.org/row': '8' }), annotations],
+    ['that an annotation of others is there', annotate({ 'example.org/rack': null }), annotations],
+    ['a label', { metadata: { labels: { zone: 'b' } } }, metadata],
+    ['all labels', { metadata: { labels: null } }, metadata],
+    ['the finalizers', { metadata: { finalizers: ['example.org/hold'] } }, metadata],
+    ['its addresses', { status: { addresses: [{ type: 'InternalIP', address: '192.0.2.66' }] } }, status],
+    ['its capacity', { status: { capacity: { cpu: '64' } } }, status],
+    ['that it has images', { status: { images: null } }, status],
+    ['its condition Ready', condition('Ready', 'False'), status],
+    ['a condition that is not there', condition('MemoryPressure', 'True'), status],
+  ])('do not let an agent change of its own Node %s', async (_, body, message) => {
+    const answer = await patch(agentToken, SELF, body);
+    expect(answer).toMatch(/^403 nodes "node-1" is forbidden: ValidatingAdmissionPolicy 'ripstop-own-node'/);
+    expect(answer).toContain(`a ripstop agent may change ${message}`);
+    expect(answer).not.toContain('failed');
+  });
+
+  it("do not let an agent change another's Node, and it hears why", async () => {
+    const client = await clientWith(agentToken);
+    const own = await fetchOwnNode(client, OTHER, dualStack);
+    await expect(publishLease(client, own, lease, dualStack)).rejects.toThrow(
+      'the ripstop agent of node node-1 may not change node node-2',
+    );
+    client.close();
+  });
+
+  it('do not let anybody change a Node with a token of no pod', async () => {
+    const token = unboundTokenOf(lab);
+    expect(await patch(token, SELF, lie)).toMatch(/^403 .* the token of this ripstop agent names no node/);
+    expect(await write(token, event('two'))).toMatch(/^403 .* the token of this ripstop agent names no node/);
+  });
+
+  it('have no say in what others change', async () => {
+    const token = admin.server.adminToken;
+    expect(await patch(token, OTHER, condition('Ready', 'True'))).toBe('done');
+    const role = [{ apiGroups: [''], resources: ['nodes/status'], verbs: ['patch'] }];
+    expect(await patch(await accountWith('somebody', role), OTHER, lie)).toBe('done');
+  });
+
+  const event = (name: string, change: object = {}): object => ({
+    metadata: { name, namespace: 'default' },
+    involvedObject: { kind: 'Node', name: OTHER },
+    reason: 'MalformedLease',
+    message: 'one',
+    type: 'Warning',
+    source: { component: 'ripstop', host: SELF },
+    reportingComponent: 'ripstop',
+    reportingInstance: SELF,
+    ...change,
+  });
+
+  async function write(token: string, body: object): Promise<string> {
+    const { code, text } = await admin.request(EVENTS, { method: 'POST', token, body });
+    return code === 201 ? 'done' : `${code} ${(JSON.parse(text) as { message: string }).message}`;
+  }
+
+  async function rewrite(token: string, name: string, body: object): Promise<string> {
+    const how = { method: 'PATCH', token, body, type: 'application/merge-patch+json' };
+    const { code, text } = await admin.request(`${EVENTS}/${name}`, how);
+    return code === 200 ? 'done' : `${code} ${(JSON.parse(text) as { message: string }).message}`;
+  }
+
+  it("let an agent write its own Events on Nodes, and bring others' up to date", async () => {
+    const other = await createAgentToken(lab, OTHER);
+    expect(await write(agentToken, event('mine'))).toBe('done');
+    expect(await rewrite(agentToken, 'mine', { message: 'another', count: 2 })).toBe('done');
+    expect(await rewrite(other, 'mine', { message: 'a third', count: 3 })).toBe('done');
+    expect(await write(other, event('not-theirs'))).toMatch(
+      /^403 .*the ripstop agent of node node-2 may write Events on Nodes in its own name only/,
+    );
+    for (const change of [
+      { involvedObject: { kind: 'Pod', name: 'web', namespace: 'default' } },
+      { reportingComponent: 'kubelet', source: { component: 'kubelet' } },
+    ]) {
+      expect(await write(agentToken, event('as-another', change))).toMatch(/^403 .*in its own name only/);
+    }
+    const kubelet = { source: { component: 'kubelet' }, reportingComponent: 'kubelet' };
+    expect(await write(admin.server.adminToken, event('a-kubelets', kubelet))).toBe('done');
+    for (const [name, change] of [
+      ['a-kubelets', { message: 'all is well' }],
+      ['a-kubelets', { reportingComponent: 'ripstop' }],
+      ['mine', { reportingInstance: OTHER }],
+      ['mine', { involvedObject: { name: SELF } }],
+    ] as const) {
+      expect(await rewrite(agentToken, name, change)).toMatch(/^403 .*may change Events of ripstop only/);
+    }
+    await ask('DELETE', EVENTS);
+  });
+
+  it('are what forbids: without them all of that is done', async () => {
+    for (const { metadata } of bindings) await ask('DELETE', `${POLICIES}/${metadata!.name}`);
+    try {
+      await expect.poll(() => patch(agentToken, OTHER, lie)).toBe('done');
+      expect(await patch(agentToken, SELF, { metadata: { labels: { zone: 'b' } } })).toBe('done');
+      expect(await patch(agentToken, SELF, condition('Ready', 'False'))).toBe('done');
+      const pod = { involvedObject: { kind: 'Pod', name: 'web', namespace: 'default' } };
+      await expect.poll(() => write(agentToken, event(randomUUID(), pod))).toBe('done');
+    } finally {
+      for (const binding of bindings) await ask('POST', POLICIES, binding);
+    }
+    await expect.poll(() => patch(agentToken, OTHER, lie)).toMatch(/^403/);
+    await ask('DELETE', EVENTS);
+  });
 });

@@ -6,7 +6,8 @@ import { TestClient } from '../../src/lab/apiserver/test-client.ts';
 import { Conversation, type Outcome } from './conversation.ts';
 import { converse, type Servers } from './exchanges.ts';
 import { compactEtcd, restartApiServer } from './server.ts';
-import { clientOf, labNameFor, nodeTokenOf, realLab } from './support.ts';
+import { createAgentToken } from '../../src/lab/kube.ts';
+import { clientOf, labNameFor, realLab } from './support.ts';
 
 const NAME = 'exchanges';
 
@@ -21,7 +22,7 @@ async function hearReal(): Promise<ReadonlyMap<string, Outcome>> {
       // Its watch cache reaches further back than etcd then does.
       await restartApiServer(lab);
     };
-    return await hear(clientOf(lab), { nodeToken: nodeTokenOf(lab), compact });
+    return await hear(clientOf(lab), { nodeToken: await createAgentToken(lab, 'n2'), compact });
   } finally {
     await labDown(labNameFor(NAME));
   }

@@ -8,7 +8,7 @@ import type { Conversation } from './conversation.ts';
  */
 
 export interface Servers {
-  /** A token of a user who may do what deploy/ripstop.yml says, and nothing else. */
+  /** A token of a user who may do on node n2 what deploy/ripstop.yml says, and nothing else. */
   readonly nodeToken: string;
   /** Forget the history: what was before can no longer be listed or watched from. */
   readonly compact: () => Promise<void>;
@@ -213,7 +213,11 @@ async function versioned(say: Conversation, patch: { metadata: object }): Promis
 }
 
 async function aboutRights(say: Conversation, token: string): Promise<void> {
-  const patch = { method: 'PATCH', type: strategic, body: { metadata: { annotations: { by: 'ripstop' } } } };
+  const patch = {
+    method: 'PATCH',
+    type: strategic,
+    body: { metadata: { annotations: { 'ripstop.io/by': 'n2' } } },
+  };
   await say.ask('ripstop gets', '/api/v1/nodes/n2', { token });
   await say.ask('ripstop lists', '/api/v1/nodes?limit=1', { token });
   await say.ask('ripstop patches a status', '/api/v1/nodes/n2/status', { token, ...patch });

@@ -58,8 +58,8 @@ export function clientOf(lab: Lab): TestClient {
   return new TestClient({ url, caPem: ca, adminToken: token });
 }
 
-/** The token of the service account that deploy/ripstop.yml makes for ripstop. */
-export function nodeTokenOf(lab: Lab): string {
+/** A token of the service account that deploy/ripstop.yml makes for ripstop, which belongs to no pod. */
+export function unboundTokenOf(lab: Lab): string {
   const kubeconfig = readFileSync(join(lab.dir, 'node.kubeconfig'), 'utf8');
   return /token: "(.*)"/.exec(kubeconfig)![1]!;
 }

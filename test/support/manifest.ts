@@ -16,6 +16,13 @@ export interface Manifest {
   account: k8s.V1ServiceAccount;
   role: k8s.V1ClusterRole;
   binding: k8s.V1ClusterRoleBinding;
+  /** What an agent may change, each with its binding. */
+  policies: [
+    node: k8s.V1ValidatingAdmissionPolicy,
+    nodeBinding: k8s.V1ValidatingAdmissionPolicyBinding,
+    events: k8s.V1ValidatingAdmissionPolicy,
+    eventsBinding: k8s.V1ValidatingAdmissionPolicyBinding,
+  ];
   config: k8s.V1ConfigMap;
   daemonSet: k8s.V1DaemonSet;
 }
@@ -24,10 +31,16 @@ export interface Manifest {
 export function parseManifest(text: string): Manifest {
   const documents = loadAll(text) as { kind: string }[];
   const kinds = documents.map(({ kind }) => kind).join(' ');
-  if (kinds !== 'Namespace ServiceAccount ClusterRole ClusterRoleBinding ConfigMap DaemonSet')
+  const policy = 'ValidatingAdmissionPolicy ValidatingAdmissionPolicyBinding';
+  if (
+    kinds !==
+    `Namespace ServiceAccount ClusterRole ClusterRoleBinding ${policy} ${policy} ConfigMap DaemonSet`
+  )
     throw new Error(`the manifest consists of ${kinds}`);
-  const [namespace, account, role, binding, config, daemonSet] = documents;
-  return { namespace, account, role, binding, config, daemonSet } as Manifest;
+  const [namespace, account, role, binding] = documents;
+  const [config, daemonSet] = documents.slice(-2);
+  const policies = documents.slice(4, -2);
+  return { namespace, account, role, binding, policies, config, daemonSet } as Manifest;
 }
 
 /** The arguments of each `sed` in the README that changes the manifest on its way to kubectl. */
