@@ -31,6 +31,7 @@ import {
   type SubnetManager,
 } from '../cluster/index.ts';
 import { AttachmentStore } from '../cni/attachments.ts';
+import { installConflist } from '../cni/conflist.ts';
 import { deferredDir } from '../cni/deferred.ts';
 import type { CniContext } from '../cni/ops.ts';
 import { createCniServer } from '../cni/server.ts';
@@ -113,6 +114,7 @@ class Agent {
   /** The uplink's addresses as of the last pass. */
   #ips = '';
   #loop: Loop | undefined;
+  readonly #conflist = { installed: false, lastError: '' };
 
   constructor(options: AgentOptions, netConf: NetConf, subnets: SubnetManager, log: Logger) {
     this.#options = options;
@@ -266,6 +268,7 @@ class Agent {
     this.#state.passed(outcomes, performance.now() - startedAt, this.#log);
     const failed = outcomes.filter(({ error }) => error !== undefined).map(({ target }) => target);
     this.#metrics.observePass(this.#state.lastDurationMs, failed);
+    await this.#installConflist();
     const ips = Object.values(this.#node!.uplink?.ips ?? {}).join();
     if (this.#ips !== '' && ips !== this.#ips) this.#subnets.reconnect();
     this.#ips = ips;
@@ -278,6 +281,23 @@ class Agent {
     // Our Node tells the MACs only when the API server has answered what we publish; peers may use them, and we restart, before.
     const vtepMac = perFamily(lease.v4?.vtepMac, lease.v6?.vtepMac);
     this.#file.note({ own: { ...now, vtepMac }, peers: view.peers });
+  }
+
+  /** Tell the container runtime of us, once an ADD would succeed. A failure is told once, and each pass tries again. */
+  async #installConflist(): Promise<void> {
+    const { cniConf } = this.#options;
+    if (!cniConf || this.#conflist.installed || this.#state.notReady !== undefined) return;
+    try {
+      const written = await installConflist(cniConf.source, cniConf.dir);
+      this.#conflist.installed = true;
+      if (written)
+        this.#log.info({ dir: cniConf.dir }, 'pods can be wired: the CNI configuration is in place');
+    } catch (error) {
+      const why = errorText(error);
+      if (why !== this.#conflist.lastError)
+        this.#log.error({ error: why }, 'the CNI configuration is not in place; retrying');
+      this.#conflist.lastError = why;
+    }
   }
 
   /** What the others need to know of us, once this node forwards. */

@@ -29,6 +29,8 @@ export interface AgentOptions {
   readonly ipMasq: boolean;
   /** Where host-local keeps its leases. */
   readonly ipamDir: string;
+  /** The runtime's network configuration: a file that holds it, and the directory to put it into once pods can be wired. */
+  readonly cniConf?: { readonly source: string; readonly dir: string };
 }
 
 /** Files below the run directory that other processes find the agent by. */

@@ -67,6 +67,9 @@ export function addAgentCommand(program: Command): void {
       ),
     )
     .addOption(
+      flag('--cni-conf <file>', 'a network configuration to put into --cni-conf-dir once pods can be wired'),
+    )
+    .addOption(
       flag('--log-level <level>', 'what to log').choices(['debug', 'info', 'warn', 'error']).default('info'),
     )
     .action(async (flags: AgentFlags, command: Command) => {
@@ -93,7 +96,10 @@ export function addAgentCommand(program: Command): void {
   addEtcdFlags(agent);
 }
 
-export interface AgentFlags extends Omit<AgentOptions, 'publicIp' | 'annotationPrefix' | 'etcd'>, EtcdFlags {
+export interface AgentFlags
+  extends Omit<AgentOptions, 'publicIp' | 'annotationPrefix' | 'etcd' | 'cniConf'>, EtcdFlags {
+  cniConf?: string;
+  cniConfDir: string;
   publicIp?: string;
   publicIpv6?: string;
   kubeAnnotationPrefix: string;
@@ -102,7 +108,7 @@ export interface AgentFlags extends Omit<AgentOptions, 'publicIp' | 'annotationP
 
 /** What the command line means. */
 export function agentOptions(flags: AgentFlags): AgentOptions {
-  const { publicIp, publicIpv6, kubeAnnotationPrefix, ...same } = withEtcd(flags);
+  const { publicIp, publicIpv6, kubeAnnotationPrefix, cniConf, cniConfDir, ...same } = withEtcd(flags);
   return {
     ...same,
     publicIp: {
@@ -110,6 +116,7 @@ export function agentOptions(flags: AgentFlags): AgentOptions {
       ...(publicIpv6 !== undefined && { v6: publicIpv6 }),
     },
     annotationPrefix: kubeAnnotationPrefix,
+    ...(cniConf !== undefined && { cniConf: { source: cniConf, dir: cniConfDir } }),
   };
 }
 

@@ -67,6 +67,7 @@ export function addNodeFlags(command: Command): Command {
       '/run/flannel/subnet.env',
     ),
     flag('--ipam-dir <path>', 'where host-local keeps its leases').default('/var/lib/cni/networks'),
+    flag('--cni-conf-dir <path>', "the container runtime's network configurations").default('/etc/cni/net.d'),
   ];
   for (const one of flags) command.addOption(one);
   return command;

@@ -47,11 +47,6 @@ export function addUninstallCommand(program: Command): void {
       ).default(false),
     )
     .addOption(flag('--node-name <name>', "this node's name in the cluster", 'NODE_NAME'))
-    .addOption(
-      flag('--cni-conf-dir <path>', "the container runtime's network configurations").default(
-        '/etc/cni/net.d',
-      ),
-    )
     .addOption(flag('--cni-bin-dir <path>', "the container runtime's plugins").default('/opt/cni/bin'))
     .action((flags: UninstallOptions & EtcdFlags) => uninstall(withEtcd(flags)));
 }

@@ -3,7 +3,13 @@ import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'n
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
-import { flannelDelegate, parseOurs, removeConflists, restoreConflists } from './conflist.ts';
+import {
+  flannelDelegate,
+  installConflist,
+  parseOurs,
+  removeConflists,
+  restoreConflists,
+} from './conflist.ts';
 
 const ours = {
   name: 'cbr0',
@@ -22,6 +28,28 @@ describe("the runtime's network configuration", () => {
 
   it.each(['', '{', '[]', '{"name":"cbr0"}', flannels])('is not ours: %s', (text) => {
     expect(parseOurs(text)).toBeUndefined();
+  });
+
+  it("is put in flannel's place, which is kept, byte for byte; the second time nothing is written", async () => {
+    const source = join(dir, 'cni-conf.json');
+    write('cni-conf.json', ours);
+    write('10-flannel.conflist', flannels);
+    expect(await installConflist(source, dir)).toBe(true);
+    expect(read('10-flannel.conflist')).toBe(JSON.stringify(ours));
+    expect(read('10-flannel.conflist.ripstop-saved')).toBe(flannels);
+    expect(await installConflist(source, dir)).toBe(false);
+    write('cni-conf.json', { ...ours, cniVersion: '1.1.0' });
+    expect(await installConflist(source, dir)).toBe(true);
+    expect(read('10-flannel.conflist.ripstop-saved')).toBe(flannels);
+    expect(readdirSync(dir)).toHaveLength(3);
+  });
+
+  it.each([undefined, '{', flannels])('is refused when it does not run our plugin: %s', async (text) => {
+    if (text !== undefined) write('cni-conf.json', text);
+    await expect(installConflist(join(dir, 'cni-conf.json'), dir)).rejects.toThrow(
+      /no CNI configuration with/,
+    );
+    expect(readdirSync(dir)).not.toContain('10-flannel.conflist');
   });
 
   it('becomes what it was before, byte for byte', async () => {

@@ -2,12 +2,17 @@
 import { readdir, rename, rm } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { z } from 'zod';
-import { readIfThere, writeIfDifferent } from '../host/files.ts';
+import { RipstopError } from '../errors.ts';
+import { readIfThere, writeAtomically, writeIfDifferent } from '../host/files.ts';
 
 /*
  * The container runtime's network configuration. ripstop's takes the name that flannel's has, so that a node has one network
- * at any time; what was there before is kept beside it (by deploy/ripstop.yml), under a name that no runtime reads.
+ * at any time; what was there before is kept beside it, under a name that no runtime reads. It is put in place when pods can
+ * be wired, for a kubelet calls its node ready as soon as the runtime has a configuration.
  */
+
+/** The name of flannel's configuration, and of ours. */
+const NAME = '10-flannel.conflist';
 
 /** What the name of a kept configuration ends with. */
 export const SAVED = '.ripstop-saved';
@@ -42,6 +47,23 @@ export async function listOurConflists(dir: string): Promise<{ file: string; con
     return conflist ? [{ file: join(dir, name), conflist }] : [];
   });
   return (await Promise.all(read)).flat();
+}
+
+/**
+ * Put our configuration in place; one that is not ours is kept first.
+ * @param source the file that has it. @returns whether anything was written. @throws RipstopError when it runs no ripstop-cni.
+ */
+export async function installConflist(source: string, dir: string): Promise<boolean> {
+  const text = (await readIfThere(source)) ?? '';
+  if (!parseOurs(text)) {
+    throw new RipstopError(
+      `${source} is no CNI configuration with the plugin ripstop-cni; correct it (deploy/ripstop.yml has one)`,
+    );
+  }
+  const target = join(dir, NAME);
+  const before = await readIfThere(target);
+  if (before !== undefined && !parseOurs(before)) await writeAtomically(`${target}${SAVED}`, before);
+  return writeIfDifferent(target, text);
 }
 
 /** Take our configurations away; one that they replaced stays where it is kept. @returns what was done. */
