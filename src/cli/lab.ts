@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import type { Command } from 'commander';
+import { RipstopError } from '../errors.ts';
 import { flag, outputFlag } from './options.ts';
 import type { LabFlags, LabStatus } from '../lab/index.ts';
 
@@ -27,7 +28,7 @@ export function addLabCommands(program: Command): void {
     .addOption(flag('--kube-proxy <mode>', "kube-proxy's rules on every node: none, iptables or nftables"))
     .addOption(nameFlag())
     .action(async (flags: LabFlags) => {
-      const { labSteps, labUp, parseLabOptions } = await import('../lab/index.ts');
+      const { labSteps, labUp, parseLabOptions } = await loadLab();
       const options = parseLabOptions(flags);
       const { showProgress } = await import('./progress.ts');
       const status = await showProgress(labSteps(options), (progress) => labUp(options, progress));
@@ -39,7 +40,7 @@ export function addLabCommands(program: Command): void {
     .description('take a lab down, also one that crashed')
     .addOption(nameFlag())
     .action(async ({ name }: { name: string }) => {
-      const { labDown } = await import('../lab/index.ts');
+      const { labDown } = await loadLab();
       console.log((await labDown(name)) ? `lab ${name} is down` : `there is no lab ${name}`);
     });
 
@@ -49,7 +50,7 @@ export function addLabCommands(program: Command): void {
     .addOption(nameFlag())
     .addOption(outputFlag())
     .action(async ({ name, output }: { name: string; output: string }) => {
-      const { labStatus } = await import('../lab/index.ts');
+      const { labStatus } = await loadLab();
       const status = labStatus(name);
       if (output === 'json') console.log(JSON.stringify(status, undefined, 2));
       else printStatus(status);
@@ -63,10 +64,20 @@ export function addLabCommands(program: Command): void {
     .addOption(nameFlag())
     .passThroughOptions()
     .action(async (target: string, command: string[], { name }: { name: string }) => {
-      const { labExec } = await import('../lab/index.ts');
+      const { labExec } = await loadLab();
       // With passThroughOptions the `--` before the command arrives as its first word.
       process.exitCode = await labExec(name, target, command[0] === '--' ? command.slice(1) : command);
     });
+}
+
+/** The lab stands on its sources, which an image does not have. */
+async function loadLab() {
+  try {
+    return await import('../lab/index.ts');
+  } catch (cause) {
+    if ((cause as NodeJS.ErrnoException).code !== 'ERR_MODULE_NOT_FOUND') throw cause;
+    throw new RipstopError('the lab is not in the image; run it from a checkout of ripstop', { cause });
+  }
 }
 
 function printStatus(status: LabStatus): void {

@@ -1,0 +1,86 @@
+#!/usr/bin/env node
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * The container image without a container engine: deploy/Dockerfile's instructions, each in a root of its own, from Debian's
+ * and npm's packages, then the tests of scripts/image/check.ts, then an OCI archive.
+ *
+ *   sudo npm run image [-- --arch amd64 | arm64]
+ */
+import { mkdtemp, readFile, rm } from 'node:fs/promises';
+import { basename, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { parseArgs } from 'node:util';
+import { errorText, RipstopError } from '../src/errors.ts';
+import { ensureTools } from './image/base.ts';
+import { checkImage } from './image/check.ts';
+import { hostArch, runBeside } from './image/chroot.ts';
+import { type Arch, ociArchive } from './image/oci.ts';
+import { buildStages, cacheDir } from './image/stages.ts';
+
+const root = join(import.meta.dirname, '..');
+
+export interface ImageOptions {
+  /** Default: this machine's. */
+  readonly arch?: Arch;
+  /** The checkout whose sources it is built from, by this one's Dockerfile. Default: this one. */
+  readonly context?: string;
+  /** With registry and tag. Default: `docker.io/library/ripstop:<version>`. */
+  readonly name?: string;
+  /** Is told in one line what is done, where it takes time. */
+  readonly note: (line: string) => void;
+}
+
+/**
+ * Build ripstop's image. What has not changed since the last time is not built again.
+ * @returns the OCI archive's path, `build/image/ripstop-<version>-<arch>.tar`.
+ * @throws RipstopError when an instruction or a check fails, or the machine cannot build images.
+ */
+export async function buildImage({ arch = hostArch, context = root, note, ...given }: ImageOptions): Promise<string> {
+  const { version } = JSON.parse(await readFile(join(context, 'package.json'), 'utf8')) as { version: string };
+  const name = given.name ?? `docker.io/library/ripstop:${version}`;
+  await ensureTools(arch, note);
+  const dockerfile = join(root, 'deploy/Dockerfile');
+  const { layers, env, entrypoint, cmd, workdir } = await buildStages({ arch, context, dockerfile, note });
+  const rootfs = await mkdtemp(join(cacheDir, 'rootfs-'));
+  try {
+    await runBeside(
+      arch,
+      { source: { layers }, target: { layers: [], upper: rootfs } },
+      'cp -a "$source/." "$target"',
+    );
+    for (const line of await checkImage({ arch, rootfs, env })) note(`✔ ${line}`);
+    return await ociArchive({
+      rootfs,
+      name,
+      entrypoint,
+      cmd,
+      env,
+      workdir,
+      arch,
+      target: join(root, 'build/image', `${basename(name).replace(':', '-')}-${arch}.tar`),
+    });
+  } finally {
+    await rm(rootfs, { recursive: true });
+  }
+}
+
+async function main(): Promise<void> {
+  const { values } = parseArgs({ options: { arch: { type: 'string', default: hostArch } } });
+  const { arch } = values;
+  if (arch !== 'amd64' && arch !== 'arm64') {
+    throw new RipstopError(`--arch ${arch}: say amd64 or arm64`, { exitCode: 2 });
+  }
+  const begun = performance.now();
+  const path = await buildImage({ arch, note: (line) => console.log(`image: ${line}`) });
+  console.log(`image: ${path} (${((performance.now() - begun) / 1000).toFixed(0)} s)`);
+}
+
+if (process.argv[1] === fileURLToPath(import.meta.url)) {
+  try {
+    await main();
+  } catch (error) {
+    console.error(`image: ${errorText(error)}`);
+    if (error instanceof RipstopError && error.details) console.error(error.details);
+    process.exitCode = error instanceof RipstopError ? error.exitCode : 1;
+  }
+}

