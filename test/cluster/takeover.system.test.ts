@@ -298,7 +298,7 @@ describe.skipIf(missingHere('ip6tables-restore'))('a flannel node whose pods go 
     await stopAgent(cluster.lab, node());
     const first = await uninstall('--kubeconfig', '/no/such/file');
     expect(first.code).toBe(1);
-    expect(first.stderr).toMatch(/^ripstop: 1 of 11 parts failed.*our Node: .*\/no\/such\/file/);
+    expect(first.stderr).toMatch(/^ripstop: 1 of 12 parts failed.*our Node: .*\/no\/such\/file/);
     const ours = await ipJson(['route', 'show', 'table', 'all', 'proto', '82'], inNetns(node()));
     const tunnels = await ipJson(['link', 'show', 'type', 'vxlan'], inNetns(node()));
     expect({ ours, tunnels, rules: await hasOurTable(node()) }).toEqual({
