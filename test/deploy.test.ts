@@ -35,6 +35,7 @@ import {
   readme,
   readmeEdits,
   rendered,
+  rollBackEdit,
   shapes,
 } from './support/manifest.ts';
 
@@ -224,20 +225,24 @@ describe('ripstop.yml', () => {
     expect(pod.volumes!.flatMap((volume) => volume.configMap?.name ?? [])).toEqual([config.metadata!.name]);
   });
 
-  it('asks Kubernetes for Bidirectional mounts in privileged containers only, as it must', () => {
-    for (const { name, volumeMounts, securityContext } of containers) {
-      const bidirectional = volumeMounts!.some((mount) => mount.mountPropagation === 'Bidirectional');
-      expect([name, securityContext?.privileged ?? false]).toEqual([name, bidirectional]);
-    }
+  it('asks for no mount that a host with private mounts would refuse before prepare-node has run', () => {
+    const propagated = (pod.initContainers ?? []).flatMap((one) =>
+      one.volumeMounts!.filter((mount) => mount.mountPropagation !== undefined),
+    );
+    expect(propagated).toEqual([]);
   });
 
-  it('runs the agent unprivileged, with four capabilities and the mounts that it works with', () => {
+  it('lets no container write into its image, and only prepare-node be privileged', () => {
+    for (const { name, securityContext } of containers) {
+      expect(securityContext, name).toMatchObject({ readOnlyRootFilesystem: true });
+      if (name !== 'prepare-node') expect(securityContext!.capabilities!.drop, name).toEqual(['ALL']);
+    }
+    const privileged = containers.filter((one) => one.securityContext!.privileged);
+    expect(privileged.map(({ name }) => name)).toEqual(['prepare-node']);
+  });
+
+  it('gives the agent the mounts that it works with', () => {
     const agent = container('ripstop');
-    expect(agent.securityContext).toMatchObject({
-      privileged: false,
-      capabilities: { drop: ['ALL'], add: ['NET_ADMIN', 'SYS_ADMIN', 'BPF', 'PERFMON'] },
-    });
-    expect(pod.hostNetwork).toBe(true);
     const mounts = Object.fromEntries(
       agent.volumeMounts!.map((mount) => [mount.mountPath, [hostPath(mount.name), mount.mountPropagation]]),
     );
@@ -246,7 +251,7 @@ describe('ripstop.yml', () => {
       '/var/lib/ripstop': ['/var/lib/ripstop', undefined],
       '/run/flannel': ['/run/flannel', undefined],
       '/run/netns': ['/run/netns', 'HostToContainer'],
-      '/sys/fs/bpf': ['/sys/fs/bpf', 'HostToContainer'],
+      '/sys/fs/bpf': ['/sys/fs/bpf', undefined],
       '/var/lib/cni': ['/var/lib/cni', undefined],
       '/etc/cni/net.d': ['/etc/cni/net.d', undefined],
       '/run/xtables.lock': ['/run/xtables.lock', undefined],
@@ -545,6 +550,37 @@ describe('README.md', () => {
       ([, flags = '', names = '']) => quoted(flags).map((flag, i) => [flag, quoted(names)[i]]),
     );
     expect(told.map(String).toSorted()).toEqual(read.map(String).toSorted());
+  });
+
+  it('has a reason for each privilege that the manifest gives, and for no other', () => {
+    const given = containers.flatMap(({ name, securityContext: context = {}, volumeMounts = [] }) => [
+      ...(context.privileged ? [[name, 'privileged']] : []),
+      ...(context.capabilities?.add ?? []).map((capability) => [name, capability]),
+      ...(context.appArmorProfile ? [[name, `AppArmor ${context.appArmorProfile.type}`]] : []),
+      ...(context.seLinuxOptions ? [[name, `SELinux ${context.seLinuxOptions.type}`]] : []),
+      ...volumeMounts.flatMap(({ name: volume, mountPropagation, readOnly }) => {
+        const path = hostPath(volume);
+        if (path === undefined) return [];
+        return [
+          [
+            name,
+            `\`${path}\`${readOnly ? ', read-only' : ''}${mountPropagation ? `, ${mountPropagation}` : ''}`,
+          ],
+        ];
+      }),
+    ]);
+    const told = [...readme.matchAll(/^\| `(prepare-node|install-cni|ripstop)` \| ([^|]+) \| [^|]+ \|$/gm)];
+    expect(told.map(([, name, privilege]) => `${name}: ${privilege}`).toSorted()).toEqual(
+      given.map(([name, privilege]) => `${name}: ${privilege}`).toSorted(),
+    );
+    expect([pod.hostNetwork, pod.hostPID, pod.hostIPC]).toEqual([true, undefined, undefined]);
+  });
+
+  it('leads back to flannel with an uninstall that may write into the CNI directories', async () => {
+    const { daemonSet } = parseManifest(await rendered(rollBackEdit));
+    const [agent] = daemonSet.spec!.template.spec!.containers;
+    expect(agent!.args!.join()).toContain('; ripstop uninstall --restore-flannel && exec sleep infinity');
+    expect(agent!.securityContext!.capabilities!.add).toContain('DAC_OVERRIDE');
   });
 
   it('names objects and files that exist', () => {

@@ -44,9 +44,15 @@ export function parseManifest(text: string): Manifest {
 }
 
 /** The arguments of each `sed` in the README that changes the manifest on its way to kubectl. */
-export const readmeEdits: readonly (readonly string[])[] = [
-  ...readme.matchAll(/^sed ((?:-e '[^']+'[\s\\]*)+)deploy\/ripstop\.yml \| kubectl/gm),
+const edits: readonly (readonly string[])[] = [
+  ...readme.matchAll(/^ *sed ((?:-e '[^']+'[\s\\]*)+)deploy\/ripstop\.yml \| kubectl/gm),
 ].map((match) => [...(match[1] ?? '').matchAll(/'([^']+)'/g)].flatMap((edit) => ['-e', edit[1] ?? '']));
+
+const rollsBack = (edit: readonly string[]): boolean => edit.some((one) => one.includes('uninstall'));
+/** Those for a kind of cluster. */
+export const readmeEdits = edits.filter((edit) => !rollsBack(edit));
+/** The one that leads back to flannel. */
+export const rollBackEdit = edits.find(rollsBack) ?? [];
 
 /** The manifest after an edit of the README's; without one as it is. */
 export function rendered(edit: readonly string[] = []): Promise<string> {

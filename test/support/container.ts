@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+import { join } from 'node:path';
+import type * as k8s from '@kubernetes/client-node';
+
+const ROOT = join(import.meta.dirname, '../..');
+
+/** A container of the manifest, and what its volumes are on this machine. */
+export interface Contained {
+  readonly container: k8s.V1Container;
+  /** Directories and files by the names of the volumes; a volume that is left out is not mounted. */
+  readonly volumes: Readonly<Record<string, string>>;
+  readonly env?: Readonly<Record<string, string>>;
+  /** An empty directory for the container's root. */
+  readonly scratch: string;
+}
+
+/**
+ * What runs the container as a runtime would, as far as the kernel sees it: its capabilities, a root of its own (this
+ * machine's programs, ours where the image has them), its volumes with their propagation, /proc and /sys as runtimes give
+ * them. To be run in its host's namespaces, on a network of the host's; the process becomes the container's.
+ * (Without seccomp, AppArmor and SELinux.)
+ */
+export function inContainer({ container, volumes, env = {}, scratch }: Contained): [string, ...string[]] {
+  const { securityContext = {}, volumeMounts = [], command = [], args = [] } = container;
+  const root = `${scratch}/root`;
+  const privileged = securityContext.privileged === true;
+  const mounts = volumeMounts.flatMap(({ name, mountPath, mountPropagation, readOnly }) => {
+    const source = volumes[name];
+    const target = `${root}${mountPath}`;
+    if (source === undefined) return [];
+    return [
+      `mkdir -p "$(dirname ${target})"; if [ -d ${source} ]; then mkdir -p ${target}; else touch ${target}; fi`,
+      `mount --rbind ${source} ${target}`,
+      `mount --make-r${mountPropagation === 'HostToContainer' ? 'slave' : 'private'} ${target}`,
+      ...(readOnly ? [`mount -o remount,bind,ro ${target}`] : []),
+    ];
+  });
+  const script = [
+    'set -eu',
+    `mount -t tmpfs tmpfs ${scratch}`,
+    `mkdir ${scratch}/upper ${scratch}/work ${root}`,
+    `mount -t overlay overlay -o lowerdir=/,upperdir=${scratch}/upper,workdir=${scratch}/work ${root}`,
+    `mkdir -p ${root}/opt/ripstop; mount --bind ${ROOT} ${root}/opt/ripstop`,
+    `ln -sf /opt/ripstop/scripts/ripstop ${root}/usr/local/bin/ripstop`,
+    // The image has nothing there, whatever this machine has.
+    ...volumeMounts.map(({ mountPath }) => `rm -rf ${root}${mountPath}`),
+    `mount -t tmpfs tmpfs ${root}/run`,
+    `mount -t proc proc ${root}/proc`,
+    `mount -t sysfs ${privileged ? '' : '-o ro'} sysfs ${root}/sys`,
+    `mount --rbind /dev ${root}/dev`,
+    ...(privileged
+      ? []
+      : [`mount --bind ${root}/proc/sys ${root}/proc/sys; mount -o remount,bind,ro ${root}/proc/sys`]),
+    ...mounts,
+    ...(securityContext.readOnlyRootFilesystem
+      ? [`mount -o remount,ro ${root}; mount -o remount,ro ${root}/run`]
+      : []),
+    `exec chroot ${root} "$@"`,
+  ];
+  const capabilities = (securityContext.capabilities?.add ?? []).map((name) => `,+${name.toLowerCase()}`);
+  const confined = privileged
+    ? []
+    : ['setpriv', `--bounding-set=-all${capabilities.join('')}`, '--inh-caps=-all', '--'];
+  const variables = Object.entries(env).map(([name, value]) => `${name}=${value}`);
+  return [
+    'unshare',
+    '--mount',
+    // Not a shared copy: what is mounted in here is nobody else's business, and what the host mounts later shows.
+    '--propagation=slave',
+    '--',
+    'sh',
+    '-c',
+    script.join('\n'),
+    'sh',
+    'env',
+    ...variables,
+    ...confined,
+    ...command,
+    ...args,
+  ];
+}
