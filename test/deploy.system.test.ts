@@ -136,20 +136,20 @@ describe.skipIf(missing)('a node with what the manifest gives to ripstop', () =>
 
   const pinned = () => existsSync(join(bpffsOf(cluster.lab, node()), 'ripstop'));
 
-  it('gets its CNI files into directories of somebody else, which takes DAC_OVERRIDE', async () => {
+  it('gets its CNI plugin into a directory of somebody else, which takes DAC_OVERRIDE', async () => {
     expect(capabilitiesOf('install-cni')).toEqual(['DAC_OVERRIDE']);
     const install = (container: k8s.V1Container) => tryRun(...split(onNode(container)), inNetns(node()));
     const refused = await install(withoutCapability('DAC_OVERRIDE', containerOf(daemonSet, 'install-cni')));
-    expect(refused.stderr).toMatch(/\/host\/etc\/cni\/net.d\/.*: Permission denied/);
-    expect(readFileSync(conflist(), 'utf8')).toBe(FLANNELS);
+    expect(refused.stderr).toMatch(/\/host\/opt\/cni\/bin\/.*: Permission denied/);
     expect(await install(containerOf(daemonSet, 'install-cni'))).toMatchObject({ code: 0 });
-    expect(readFileSync(conflist(), 'utf8')).toBe(config.data!['cni-conf.json']);
     expect(existsSync(join(dir('cni-bin'), 'ripstop-cni'))).toBe(true);
   });
 
   it('has an agent that is ready, took over from flannel, and wires pods', async () => {
     const { output, stop } = await startReady();
     expect(await flannelRules()).toEqual([]);
+    await expect.poll(() => readFileSync(conflist(), 'utf8')).toBe(config.data!['cni-conf.json']);
+    expect(readFileSync(`${conflist()}.ripstop-saved`, 'utf8')).toBe(FLANNELS);
     const pod = await addPod(cluster.lab, node());
     await ping(node(), pod.ip);
     await removePod(cluster.lab, node(), pod);
@@ -176,6 +176,7 @@ describe.skipIf(missing)('a node with what the manifest gives to ripstop', () =>
     NET_ADMIN: /cannot list the nft table inet ripstop: Operation not permitted/,
     NET_RAW: /iptables-legacy-save.*Permission denied.*some of flannel's rules stay/,
     SYS_ADMIN: /bpf_object__load failed: EPERM/,
+    DAC_OVERRIDE: /cannot write \/etc\/cni\/net.d\/.*EACCES.*the CNI configuration is not in place/,
   };
 
   it.each(capabilitiesOf('ripstop'))('needs for the agent the capability %s', async (name) => {

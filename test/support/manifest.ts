@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 /** deploy/ripstop.yml as an operator edits it, and what it then does to a node. */
 import { globSync, mkdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import type * as k8s from '@kubernetes/client-node';
 import { loadAll } from 'js-yaml';
+import { installConflist } from '../../src/cni/conflist.ts';
 import { run } from '../../src/host/run.ts';
 
 const DEPLOY = join(import.meta.dirname, '../../deploy');
@@ -82,13 +83,13 @@ export const shapes: readonly Shape[] = [
 
 /**
  * Do to a host whose root is `root` what the init container `install-cni` would, with `image` as its image's directory of
- * built files. Resolves with the files that are there then, with their modes.
+ * built files, and what the agent does to the runtime's configuration. Resolves with the files that are there then, with
+ * their modes.
  */
 export async function installInto(
   root: string,
   { config, daemonSet }: Manifest,
   image: string,
-  mode = 'cni',
 ): Promise<string[]> {
   const pod = daemonSet.spec!.template.spec!;
   const installer = pod.initContainers!.find(({ name }) => name === 'install-cni')!;
@@ -102,7 +103,10 @@ export async function installInto(
     if (volume.hostPath?.type === 'DirectoryOrCreate') mkdirSync(source, { recursive: true });
     script = script.replaceAll(mountPath, source);
   }
-  await run('sh', ['-c', script], { env: { PATH: process.env['PATH'] ?? '', RIPSTOP_MODE: mode } });
+  await run('sh', ['-c', script], { env: { PATH: process.env['PATH'] ?? '' } });
+  const given = pod.containers[0]!.env!.find(({ name }) => name === 'RIPSTOP_CNI_CONF')!.value!;
+  const confDir = pod.volumes!.find(({ name }) => name === 'cni-conf')!.hostPath!.path;
+  await installConflist(join(configMap, basename(given)), join(root, confDir));
   return globSync('**/*', { cwd: root })
     .filter((file) => statSync(join(root, file)).isFile() && !file.startsWith('.config'))
     .map((file) => `/${file} ${(statSync(join(root, file)).mode & 0o777).toString(8)}`)
