@@ -76,9 +76,11 @@ async function begin({ arch, note }: Recipe, base: string): Promise<Built> {
   }
   // A base of this week: Debian mends its packages.
   const key = hash([base, arch, String(Math.floor(Date.now() / WEEK_MS))]);
-  return addLayer({ ...empty, key: '' }, key, (target) => {
+  return addLayer({ ...empty, key: '' }, key, async (target) => {
     note(`FROM ${base}, from Debian's packages for ${arch}`);
-    return makeBase(arch, target);
+    await makeBase(arch, target).catch((cause: unknown) => {
+      throw failed(`FROM ${base}`, cause);
+    });
   });
 }
 
@@ -107,11 +109,16 @@ async function carryOut(
       });
     });
   } catch (cause) {
-    if (!(cause instanceof RipstopError)) throw cause;
-    const lastWords = (cause.details ?? cause.message).trim().split('\n').at(-1);
-    const message = `the image's instruction \`${name} ${args.slice(0, 60)}\` failed: ${lastWords}`;
-    throw new RipstopError(message, { cause, ...(cause.details && { details: cause.details }) });
+    throw failed(`${name} ${args.slice(0, 60)}`, cause);
   }
+}
+
+/** An error of a line of the recipe, with the last words of what it called. */
+function failed(line: string, cause: unknown): unknown {
+  if (!(cause instanceof RipstopError)) return cause;
+  const lastWords = (cause.details ?? cause.message).trim().split('\n').at(-1);
+  const details = cause.details === undefined ? {} : { details: cause.details };
+  return new RipstopError(`the image's instruction \`${line}\` failed: ${lastWords}`, { cause, ...details });
 }
 
 async function copy(
@@ -207,7 +214,8 @@ async function forgetOld(): Promise<void> {
   for (const name of await readdir(cacheDir)) {
     const path = join(cacheDir, name);
     const found = await stat(path).catch(() => undefined);
-    if (found && Date.now() - found.mtimeMs > 2 * WEEK_MS) await rm(path, { recursive: true, force: true });
+    // Not mtime, which is that of a file in an archive while a root is being unpacked.
+    if (found && Date.now() - found.ctimeMs > 2 * WEEK_MS) await rm(path, { recursive: true, force: true });
   }
 }
 
