@@ -27,9 +27,38 @@ static __always_inline bool read_flow(const struct ip *ip, struct flow *flow)
 }
 
 /*
+ * Whether ICMP belongs to the stack. All packets of a conversation must go the same way, or conntrack sees a part of it,
+ * calls that INVALID, and kube-proxy drops it. So an error goes as the flow does that it tells of, in whose other direction it
+ * goes; and the rest, pings above all, which nobody translates between pods, goes past the stack.
+ */
+static __always_inline bool is_stack_icmp(const struct ip *ip)
+{
+	struct cursor at = ip->payload;
+	struct icmp *icmp = parse_icmp(&at);
+	struct ip quoted;
+	struct flow flow;
+
+	if (icmp && !is_icmp_error(icmp, ip->v6))
+		return false;
+	at.pos += 4; /* pointer, next-hop MTU, or unused */
+	if (!icmp || !read_ip(&at, 0, ip->v6, &quoted))
+		return true;
+	if (is_icmp(&quoted))
+		return false;
+	if (quoted.options || !read_flow(&quoted, &flow))
+		return true;
+
+	struct flow reversed = {
+		.src = flow.dst, .dst = flow.src, .src_port = flow.dst_port, .dst_port = flow.src_port, .protocol = flow.protocol,
+	};
+
+	return bpf_map_lookup_elem(&stack_flows, &reversed);
+}
+
+/*
  * Whether this packet, from or to the local pod at `local`, belongs to the stack. An endpoint without translated flows
- * pays one test. With such flows about, a packet without ports of its own may belong to one: an ICMP error that quotes
- * one. Of SCTP it cannot be known, since conntrack is asked about TCP and UDP only.
+ * pays one test. With such flows about, a packet without ports of its own may belong to one. Of SCTP it cannot be known,
+ * since conntrack is asked about TCP and UDP only.
  */
 static __always_inline bool is_stack_flow(const void *local, const struct ip *ip)
 {
@@ -40,7 +69,11 @@ static __always_inline bool is_stack_flow(const void *local, const struct ip *ip
 		return true;
 	if (!state || !(state->stack_flows | state->overflow))
 		return false;
-	if (state->overflow || !read_flow(ip, &flow))
+	if (state->overflow)
+		return true;
+	if (is_icmp(ip))
+		return is_stack_icmp(ip);
+	if (!read_flow(ip, &flow))
 		return true;
 	return bpf_map_lookup_elem(&stack_flows, &flow);
 }

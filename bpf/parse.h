@@ -31,6 +31,7 @@
 #define ECN_ECT_1 1
 #define ECN_ECT_0 2
 #define ECN_CE 3
+#define ICMPV6_FIRST_INFORMATIONAL 128 /* RFC 4443: errors are below */
 #define ICMPV6_ROUTER_SOLICITATION 133 /* RFC 4861: neighbour discovery, up to redirect */
 #define ICMPV6_REDIRECT 137
 #define IPV4_MAPPED bpf_htonl(0xffff) /* the third word of struct address */
@@ -299,6 +300,27 @@ static __always_inline bool is_neighbour_discovery(const struct ip *ip)
 	struct icmp *icmp = ip->v6 && ip->protocol == PROTOCOL_ICMPV6 && !ip->fragment ? parse_icmp(&payload) : NULL;
 
 	return icmp && icmp->type >= ICMPV6_ROUTER_SOLICITATION && icmp->type <= ICMPV6_REDIRECT;
+}
+
+static __always_inline bool is_icmp(const struct ip *ip)
+{
+	return ip->protocol == (ip->v6 ? PROTOCOL_ICMPV6 : PROTOCOL_ICMP);
+}
+
+/* Whether ICMP tells of the packet that it quotes: RFC 792 and RFC 4443. */
+static __always_inline bool is_icmp_error(const struct icmp *icmp, bool v6)
+{
+	if (v6)
+		return icmp->type < ICMPV6_FIRST_INFORMATIONAL;
+	switch (icmp->type) {
+	case 3: /* destination unreachable */
+	case 4: /* source quench */
+	case 5: /* redirect */
+	case 11: /* time exceeded */
+	case 12: /* parameter problem */
+		return true;
+	}
+	return false;
 }
 
 /* Bytes, options included: 20 to 60, or less in a broken header. */

@@ -152,7 +152,7 @@ static __always_inline bool headers_verify(const struct arrival *arrival)
 
 		if (!udp || !udp->checksum || bpf_ntohs(udp->length) != inner_length)
 			return false;
-	} else if (inner->protocol != PROTOCOL_TCP && inner->protocol != (inner->v6 ? PROTOCOL_ICMPV6 : PROTOCOL_ICMP)) {
+	} else if (inner->protocol != PROTOCOL_TCP && !is_icmp(inner)) {
 		return false;
 	}
 	if (inner->v6 || inner->protocol != PROTOCOL_ICMP) /* RFC 792's checksum has no pseudo header */

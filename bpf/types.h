@@ -244,7 +244,7 @@ enum reason {
 	STACK_NO_ENDPOINT, /* an address of this node's podCIDR that no pod has */
 	STACK_NO_PEER, /* to or from an address of the cluster network that no slot of peers stands for */
 	STACK_SLOW, /* the endpoint or the peer is marked slow */
-	STACK_TRANSLATED, /* belongs to a flow that conntrack translates, or may: an ICMP error, SCTP, the endpoint's flows overflowed */
+	STACK_TRANSLATED, /* belongs to a flow that conntrack translates, or may: an ICMP error about one, SCTP, the endpoint's flows overflowed */
 	STACK_UNTRANSLATED, /* left the stack as a plain flow */
 	STACK_TTL, /* about to expire: the kernel answers */
 	STACK_TOO_BIG, /* over the path's MTU: the kernel answers or fragments */

@@ -58,18 +58,41 @@ function wordsOf(side: Side) {
       verdict: 'fast decap',
       out: delivered(near, ip({ src: far, dst: near.ip, protocol: TCP, ttl: 62 }, payload)),
     } as const,
-    /** A destination unreachable: conntrack must translate the packet that it quotes. */
-    icmpError: icmp(
-      side.family === 4 ? 3 : 1,
-      Uint8Array.from([0, 0, 0, 0, ...ip({ src: far, dst: sender.ip }, udp({ src: 1, dst: 2 }))]),
-    ),
+    /** Past the stack, whatever flows there are: ICMP to another node, and from there. */
+    pingOut: (says: string, body: Uint8Array): Fixture => ({
+      says,
+      packet: podFrame(side, { dst: far, protocol: side.icmp }, body),
+      verdict: 'fast encap',
+      remembered: { pod: sender, flows: [flow(sender.ip, far)] },
+      out: (packet: Uint8Array) =>
+        encapsulated(
+          side,
+          side.peers.one,
+          ip({ src: sender.ip, dst: far, protocol: side.icmp, ttl: 63 }, body),
+          chosenOf(side, packet),
+        ),
+    }),
+    pingIn: (says: string, body: Uint8Array): Fixture => ({
+      says,
+      packet: wireFrame(side, { inner: { protocol: side.icmp } }, body),
+      verdict: 'fast decap',
+      remembered: { pod: near, flows: [flow(far, near.ip)] },
+      out: delivered(near, ip({ src: far, dst: near.ip, protocol: side.icmp, ttl: 62 }, body)),
+    }),
+    ping: icmp(side.family === 4 ? 8 : 128),
+    /** A destination unreachable that quotes this, on its way from `src` to `dst`. */
+    unreachable: (src: string, dst: string, body: Uint8Array, protocol: number = TCP): Uint8Array =>
+      icmp(side.family === 4 ? 3 : 1, Uint8Array.from([0, 0, 0, 0, ...ip({ src, dst, protocol }, body)])),
   };
 }
 
 for (const side of sides) {
   const { sender, near } = side.pods;
   const far = side.podOf(1, 7);
-  const { outgoing, fastOut, local, incoming, fastIn, icmpError } = wordsOf(side);
+  const { outgoing, fastOut, local, incoming, fastIn, pingOut, pingIn, ping, unreachable } = wordsOf(side);
+  /** The other direction of the remembered flows, which is what an error of theirs quotes. */
+  const back = tcp({ src: 40000, dst: 80 });
+  const cutOff = back.subarray(0, 3);
 
   runFixtures('from_pod', `IPv${side.family}`, {
     'a translated flow to another node': [
@@ -102,9 +125,24 @@ for (const side of sides) {
         remembered: { pod: near, flows: [flow(sender.ip, far)] },
         ...fastOut,
       }),
-      outgoing('takes ICMP errors along, which may quote it', {
-        packet: podFrame(side, { dst: far, protocol: side.icmp }, icmpError),
+      outgoing('takes an ICMP error along that quotes its other direction', {
+        packet: podFrame(side, { dst: far, protocol: side.icmp }, unreachable(far, sender.ip, back)),
       }),
+      outgoing('takes an ICMP error along that may quote it', {
+        packet: podFrame(side, { dst: far, protocol: side.icmp }, unreachable(far, sender.ip, cutOff)),
+      }),
+      outgoing('takes an ICMP error along that quotes next to nothing', {
+        packet: podFrame(side, { dst: far, protocol: side.icmp }, icmp(1 + 2 * Number(side.family === 4))),
+      }),
+      pingOut(
+        'does not take an ICMP error along that quotes another flow',
+        unreachable(far, sender.ip, payload),
+      ),
+      pingOut(
+        'does not take an ICMP error along that quotes a ping',
+        unreachable(far, sender.ip, ping, side.icmp),
+      ),
+      pingOut('does not take a ping along, whose other direction is not taken either', ping),
       outgoing('takes a packet along whose ports are cut off', {
         packet: podFrame(side, { dst: far }, new Uint8Array(3)),
       }),
@@ -120,7 +158,7 @@ for (const side of sides) {
     'an endpoint whose flows did not fit the map': [
       outgoing('sends everything through the stack', { remembered: { pod: sender, overflow: true } }),
       outgoing('sends what has no ports through the stack', {
-        packet: podFrame(side, { dst: far, protocol: side.icmp }, icmpError),
+        packet: podFrame(side, { dst: far, protocol: side.icmp }, ping),
         remembered: { pod: sender, overflow: true },
       }),
       local('gets everything of this node through the stack', {
@@ -143,9 +181,18 @@ for (const side of sides) {
       incoming('takes a packet along that has no ports', {
         packet: wireFrame(side, { inner: { protocol: protocols.gre } }, payload),
       }),
-      incoming('takes ICMP errors along, which may quote it', {
-        packet: wireFrame(side, { inner: { protocol: side.icmp } }, icmpError),
+      incoming('takes an ICMP error along that quotes its other direction', {
+        packet: wireFrame(side, { inner: { protocol: side.icmp } }, unreachable(near.ip, far, back)),
       }),
+      pingIn(
+        'does not take an ICMP error along that quotes another flow',
+        unreachable(near.ip, far, payload),
+      ),
+      pingIn(
+        'does not take an ICMP error along that quotes a ping',
+        unreachable(near.ip, far, ping, side.icmp),
+      ),
+      pingIn('does not take a ping along, whose other direction is not taken either', ping),
     ],
     'an endpoint whose flows did not fit the map': [
       incoming('gets everything through the stack', { remembered: { pod: near, overflow: true } }),

@@ -1,25 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
 import { beforeAll, describe, expect, it } from 'vitest';
 import { run, tryRun } from '../../src/host/run.ts';
-import { type NodeState, setServices, startKubeProxy } from '../../src/lab/index.ts';
+import { type NodeState, type PodState, setServices, startKubeProxy } from '../../src/lab/index.ts';
 import {
   addressOf,
   carriedDuring,
   FAMILIES,
+  holdFrom,
   inNetns,
   missingHere,
   ping,
   podOf,
   PORT,
   PROXY_MODES,
+  released,
   serveIn,
   serviceOf,
   talkBoth,
-  talkUdp,
   useLab,
 } from './support.ts';
 
 const SERVICE = { 4: '10.43.0.10', 6: 'fd00:43::10' };
+/** A port where nobody listens. */
+const CLOSED = 9;
 const EMPTY = { 4: '10.43.0.20', 6: 'fd00:43::20' };
 
 /** How many packets kube-proxy's rule against what conntrack calls INVALID has dropped; undefined where there is none. */
@@ -31,6 +34,31 @@ async function droppedAsInvalid(node: NodeState): Promise<number | undefined> {
     Array.from(text.matchAll(/^\[(\d+):\d+\] -A KUBE-FORWARD .*INVALID -j DROP$/gm), ([, n]) => Number(n)),
   );
   return counts.length === 0 ? undefined : counts.reduce((sum, count) => sum + count, 0);
+}
+
+/** To which of these addresses a datagram can be sent without hearing that nobody listens there. */
+async function unheard(from: { netns: string }, addresses: readonly string[]): Promise<string[]> {
+  const program = `
+    const { createSocket } = require('node:dgram');
+    for (const address of process.argv.slice(1)) {
+      const socket = createSocket(address.includes(':') ? 'udp6' : 'udp4');
+      const timer = setTimeout(() => (console.log(address), socket.close()), 2000);
+      socket.on('error', () => (clearTimeout(timer), socket.close()));
+      socket.connect(${CLOSED}, address, () => socket.send('x'));
+    }`;
+  const printed = await run(process.execPath, ['-e', program, ...addresses], inNetns(from));
+  return printed.split('\n').filter(Boolean);
+}
+
+/** That all of these reach each other by ping, and hear of each other's closed ports. */
+async function expectIcmp(pods: readonly PodState[]): Promise<void> {
+  for (const from of pods) {
+    const addresses = pods
+      .filter((to) => to !== from)
+      .flatMap((to) => FAMILIES.map((family) => addressOf(to, family)));
+    for (const address of addresses) await ping(from, address, 10);
+    expect(await unheard(from, addresses), `told to ${from.netns} of closed ports`).toEqual([]);
+  }
 }
 
 async function rulesOf(node: NodeState): Promise<string> {
@@ -69,6 +97,29 @@ describe.skipIf(missingHere('iptables-restore', 'nft')).each(PROXY_MODES)(
         expect(await droppedAsInvalid(node)).toBe(mode === 'iptables' ? 0 : undefined);
     });
 
+    it('let pods ping and hear of closed ports while they use Services, of which nothing is INVALID', async () => {
+      const [client, near, far] = pods();
+      const other = podOf(cluster.nodes[1], 1);
+      const services = FAMILIES.flatMap((family) => [
+        ...serviceOf('near', SERVICE[family], PORT, addressOf(near, family)),
+        ...serviceOf('far', EMPTY[family], PORT, addressOf(far, family)),
+        ...serviceOf('near-closed', SERVICE[family], CLOSED, addressOf(near, family)),
+        ...serviceOf('far-closed', EMPTY[family], CLOSED, addressOf(far, family)),
+      ]);
+      for (const node of cluster.nodes) await setServices(cluster.lab, node, services);
+      const clusterIps = FAMILIES.flatMap((family) => [SERVICE[family], EMPTY[family]]);
+      const held = await Promise.all(clusterIps.map((address) => holdFrom(client, address)));
+      const fromFar = await holdFrom(other, SERVICE[4]);
+      await expectIcmp([client, near, far, other]);
+      // Of a translated flow conntrack must translate the error, too.
+      for (const from of [client, other]) expect(await unheard(from, clusterIps)).toEqual([]);
+      for (const one of [...held, fromFar]) expect(await released(one)).not.toHaveProperty('error');
+      for (const node of cluster.nodes) {
+        expect(await droppedAsInvalid(node)).toBe(mode === 'iptables' ? 0 : undefined);
+        await setServices(cluster.lab, node, []);
+      }
+    });
+
     it('spread a Service over its endpoints, and refuse one that has none', async () => {
       const [client, near, far] = pods();
       const node = cluster.nodes[0]!;
@@ -82,8 +133,13 @@ describe.skipIf(missingHere('iptables-restore', 'nft')).each(PROXY_MODES)(
       await setServices(cluster.lab, node, services);
       for (const family of FAMILIES) {
         const [atNear, atFar] = await carriedDuring(cluster.lab, cluster.nodes, async () => {
-          // By chance alone one of them gets none of 20 connections once in half a million times.
-          for (let i = 0; i < 20; i++) await talkUdp(client, SERVICE[family], 1, 100);
+          // By chance alone one of them gets nothing from 40 ports once in a trillion times.
+          const program = `for (let i = 0; i < 40; i++) {
+            const socket = require('node:dgram').createSocket('udp${family}');
+            socket.on('message', () => socket.close());
+            socket.send('x', ${PORT}, '${SERVICE[family]}');
+          }`;
+          await run(process.execPath, ['-e', program], inNetns(client));
         });
         expect(atNear!.by['to_pod stack_translated'] ?? 0).toBeGreaterThan(0);
         expect(atFar!.by['from_wire fast_decap'] ?? 0).toBeGreaterThan(0);
@@ -113,6 +169,23 @@ describe.skipIf(missingHere('iptables-restore', 'nft')).each(PROXY_MODES)(
       await startKubeProxy(cluster.lab, node, 'none');
       expect((await rulesOf(node)).replaceAll('KUBE-FIREWALL', '')).not.toMatch(/KUBE-|kube-proxy/);
       expect(await rulesOf(node)).toContain('-A FORWARD -s 192.0.2.1/32 -j ACCEPT');
+    });
+  },
+);
+
+describe.skipIf(missingHere('iptables-restore', 'nft'))(
+  'A ripstop node beside a flannel node, where kube-proxy was there before both,',
+  () => {
+    const cluster = useLab('proxy-mixed', {
+      datapath: 'ripstop,flannel',
+      pods: 1,
+      ipv6: true,
+      kubeProxy: 'iptables',
+    });
+
+    it('lets pods ping and hear of closed ports, of which nothing is INVALID', async () => {
+      await expectIcmp(cluster.nodes.map((node) => podOf(node)));
+      for (const node of cluster.nodes) expect(await droppedAsInvalid(node)).toBe(0);
     });
   },
 );

@@ -20,6 +20,7 @@ import {
   tcp,
   udp,
   vxlan,
+  unsummed,
 } from '../support/packets.ts';
 import { Random, seedOf } from '../support/random.ts';
 import type { Arrival, Hook } from './model.ts';
@@ -89,7 +90,7 @@ const mtuEdges = [1280, 1430, 1450, 1500].flatMap((mtu) => [mtu, mtu + 1]);
 const ttls = [64, 64, 63, 255, 2, 1, 0] as const;
 const fragments = [0, 0, 0, 0x4000, 0x2000, 0x00b9, 0x20b9, 0x8000] as const;
 /** ICMPv6: too big, echo, and from before neighbour discovery to behind it. In IPv4 they mean nothing. */
-const icmpTypes = [0, 2, 8, 128, 129, 132, 133, 134, 135, 136, 137, 138] as const;
+const icmpTypes = [0, 1, 2, 3, 5, 8, 11, 127, 128, 129, 132, 133, 134, 135, 136, 137, 138] as const;
 const extensions = [
   protocols.hopByHop,
   protocols.routing,
@@ -118,7 +119,20 @@ const odd = <T>(random: Random, usual: T, ...others: T[]): T =>
 
 const transportHeaders: Readonly<Record<number, number>> = { [protocols.tcp]: 20, [protocols.udp]: 8 };
 
-function payloadOf(random: Random, { family }: Cast, protocol: number): Uint8Array {
+/** What an ICMP error between these two tells of, mostly: a packet the other way. */
+function quotation(random: Random, cast: Cast, { src, dst }: Ends): Uint8Array {
+  const protocol = mostly(random, [protocols.tcp, protocols.udp], [cast.icmp, protocols.gre]);
+  const port = mostly(random, [{ src: 40000, dst: 80 }], [{ src: 80, dst: 40000 }]);
+  const about = protocol === protocols.tcp ? tcp(port) : udp(port);
+  const ends = mostly(random, [{ src: dst, dst: src }], [{ src, dst }]);
+  const fragment = odd(random, 0, ...fragments);
+  const packet = ip({ ...ends, protocol, fragment, version: odd(random, cast.family, 4, 6) }, about);
+  const quoted = one(random, 8) ? packet.subarray(0, random.below(packet.length)) : packet;
+  return Uint8Array.from([0, 0, 0, 0, ...quoted]);
+}
+
+function payloadOf(random: Random, cast: Cast, protocol: number, ends: Ends): Uint8Array {
+  const { family } = cast;
   const byte = random.below(256);
   if (one(random, 10)) return new Uint8Array(random.pick(smallSizes)).fill(byte); // no such header in it
   const headers = headerLength[family] + (transportHeaders[protocol] ?? 4);
@@ -127,7 +141,8 @@ function payloadOf(random: Random, { family }: Cast, protocol: number): Uint8Arr
   const port = { src: random.pick(ports), dst: random.pick(ports) };
   if (protocol === protocols.tcp) return tcp({ ...port, flags: random.below(64) }, data);
   if (protocol === protocols.udp) return udp(one(random, 6) ? { ...port, dst: vxlanPort } : port, data);
-  if (protocol === protocols.icmp || protocol === protocols.icmpv6) return icmp(random.pick(icmpTypes), data);
+  if (protocol === protocols.icmp || protocol === protocols.icmpv6)
+    return icmp(random.pick(icmpTypes), one(random, 2) ? data : quotation(random, cast, ends));
   return data;
 }
 
@@ -140,14 +155,19 @@ function withExtension(random: Random, protocol: number, payload: Uint8Array): [
   return [random.pick(extensions), ipv6Extension(protocol, payload)];
 }
 
-function ipPacket(random: Random, cast: Cast, ends: { src: string; dst: string }): Uint8Array {
+interface Ends {
+  readonly src: string;
+  readonly dst: string;
+}
+
+function ipPacket(random: Random, cast: Cast, ends: Ends): Uint8Array {
   const { family } = cast;
   const protocol = mostly(
     random,
     [protocols.tcp, protocols.udp, protocols.tcp, protocols.udp, cast.icmp],
     [protocols.icmp, protocols.icmpv6, protocols.sctp, protocols.gre, protocols.noNext, random.below(256)],
   );
-  const payload = payloadOf(random, cast, protocol);
+  const payload = payloadOf(random, cast, protocol, ends);
   const hasOptions = one(random, 20);
   const extended = hasOptions && family === 6 ? withExtension(random, protocol, payload) : undefined;
   const fields = {
@@ -212,7 +232,7 @@ function plainFromWire(random: Random, cast: Cast): Uint8Array {
 }
 
 const unsealed = (packet: Uint8Array): Uint8Array => packet;
-const seals = [unsealed, unsealed, sealed, sealedAround] as const;
+const seals = [unsealed, unsealed, sealed, sealedAround, unsummed] as const;
 
 function tunnelledFromWire(random: Random, cast: Cast): Uint8Array {
   const { family, settings } = cast;

@@ -28,6 +28,8 @@ import {
   familyOf,
   headerLength,
   type IpPacket,
+  isIcmp,
+  isInformational,
   isNeighbourDiscovery,
   membership,
   pseudoHeaderSum,
@@ -269,7 +271,7 @@ export class Model {
   }
 
   /** What a VXLAN packet for a pod of ours holds, if all of it is as it should be. */
-  #detunnel({ packet, gsoSize }: Arrival, outer: IpPacket, view: FamilyView): Decided | Detunnelled {
+  #detunnel({ packet, gsoSize, hook }: Arrival, outer: IpPacket, view: FamilyView): Decided | Detunnelled {
     const { family, own, nodes } = view;
     // Of fragments and of what stands behind options nobody knows whose port they are for.
     if (outer.fragment !== 'none') return stack(...outer.faults, 'fragment', 'not_vxlan');
@@ -303,8 +305,11 @@ export class Model {
 
     const receiver = view.endpoints.get(inner.dst);
     reasons.push(...this.#againstDelivery(inner, receiver));
-    if (u16(datagram, 6) !== 0 && gsoSize === 0 && !headersVerify(packet.subarray(ETHER), inner, datagram))
-      reasons.push('outer_checksum');
+    const outerPacket = packet.subarray(ETHER);
+    const mayTell = u16(datagram, 6) !== 0 && gsoSize === 0;
+    if (mayTell && !(hook === 'from_wire' && isLeftOut(outerPacket, outer, datagram))) {
+      if (!headersVerify(outerPacket, inner, datagram)) reasons.push('outer_checksum');
+    }
     const bytes = datagram.length - innerAt;
     if (receiver && gsoSize === 0 && bytes > receiver.mtu) reasons.push('too_big');
     if (!receiver || reasons.length > 0) return stack(...reasons);
@@ -362,6 +367,18 @@ export class Model {
     return ports !== undefined && this.#flows.has(flowKey(src, dst, ports, protocol));
   }
 
+  /** As {@link #isRemembered}, and what cannot be known may be. An ICMP error is the other direction of what it quotes. */
+  #mayBeRemembered(ip: IpPacket): boolean {
+    if (!isIcmp(ip)) return ip.ports === undefined || this.#isRemembered(ip);
+    if (isInformational(ip)) return false; // nobody translates pings between pods
+    const quoted = readIp(ip.payload.subarray(8), ip.family);
+    if (!quoted) return true;
+    if (quoted.protocol === ip.protocol) return false;
+    const { src, dst, ports, protocol, faults } = quoted;
+    if (!ports || faults.includes('ip_options')) return true;
+    return this.#isRemembered({ src: dst, dst: src, ports: swapped(ports), protocol });
+  }
+
   /** Why a packet from or to these pods of ours stays on the kernel path, if it does. */
   #keptOnStack(ip: IpPacket, ...pods: readonly (Endpoint | undefined)[]): string[] {
     const known = pods.filter((pod) => pod !== undefined);
@@ -369,8 +386,8 @@ export class Model {
     if (ip.protocol === protocols.sctp) return [...reasons, 'translated']; // its flows are not known
     const keepers = known.map((pod) => this.#keeperOf(pod.ip));
     const overflowed = keepers.some((keeper) => this.#overflowed.has(keeper));
-    const unknowable = ip.ports === undefined || this.#isRemembered(ip);
-    const mayBeTranslated = unknowable && keepers.some((keeper) => this.#flowKeepers.has(keeper));
+    const mayBeTranslated =
+      this.#mayBeRemembered(ip) && keepers.some((keeper) => this.#flowKeepers.has(keeper));
     return overflowed || mayBeTranslated ? [...reasons, 'translated'] : reasons;
   }
 
@@ -433,8 +450,7 @@ function headersVerify(outerPacket: Uint8Array, inner: IpPacket, datagram: Uint8
     payload.length >= 8 &&
     u16(payload, 6) !== 0 &&
     u16(payload, 4) === payload.length;
-  const isIcmp = protocol === (family === 4 ? protocols.icmp : protocols.icmpv6);
-  if (inner.fragment !== 'none' || !(isWholeUdp || isIcmp || protocol === protocols.tcp)) return false;
+  if (inner.fragment !== 'none' || !(isWholeUdp || isIcmp(inner) || protocol === protocols.tcp)) return false;
   const innerHeader = datagram.subarray(30, 30 + headerLength[family]);
   // ICMP for IPv4 has no pseudo header (RFC 792).
   const covered =
@@ -442,6 +458,15 @@ function headersVerify(outerPacket: Uint8Array, inner: IpPacket, datagram: Uint8
   const before = pseudoHeaderSum(outerPacket, family, protocols.udp, datagram.length);
   const headers = sum(datagram.subarray(0, 30 + headerLength[family]));
   return (before + headers - covered) % 0xffff === 0;
+}
+
+/**
+ * Whether the outer UDP checksum was left to a NIC ("checksum offload", as above), which the packet has not met: the sum of
+ * the pseudo header stands in its place. XDP may not take such a packet, since the kernel's note of that would stay with it.
+ */
+function isLeftOut(outerPacket: Uint8Array, { family }: IpPacket, datagram: Uint8Array): boolean {
+  const pseudo = pseudoHeaderSum(outerPacket, family, protocols.udp, datagram.length);
+  return u16(datagram, 6) === (pseudo & 0xffff) + (pseudo >>> 16);
 }
 
 function delivered(ipPacket: Uint8Array, { podMac, hostMac }: Endpoint): Uint8Array {

@@ -129,6 +129,19 @@ function portsOf(
   return hasPorts && payload.length >= 4 ? { ports: [u16(payload, 0), u16(payload, 2)] } : {};
 }
 
+/** Its own family's. */
+export const isIcmp = ({ family, protocol }: IpPacket): boolean =>
+  protocol === (family === 4 ? protocols.icmp : protocols.icmpv6);
+
+/** RFC 792: unreachable, quench, redirect, time exceeded, parameter problem. */
+const icmpErrors: ReadonlySet<number> = new Set([3, 4, 5, 11, 12]);
+
+/** ICMP that is no error about another packet; RFC 4443 has those in the lower half. */
+export function isInformational({ family, payload }: IpPacket): boolean {
+  if (payload.length < 4) return false;
+  return family === 4 ? !icmpErrors.has(payload[0]!) : payload[0]! >= 128;
+}
+
 /** RFC 4861: router solicitation to redirect. */
 export function isNeighbourDiscovery({ family, protocol, fragment, payload }: IpPacket): boolean {
   const [type] = payload;

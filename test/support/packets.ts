@@ -237,6 +237,13 @@ export function sealedAround(packet: Uint8Array): Uint8Array {
   return withWord(packet, header + 6, checksum(joined(before, headers, u16(covered))));
 }
 
+/** The outer UDP checksum left to a NIC: the sum of the pseudo header alone stands there, as the kernel's software has it. */
+export function unsummed(packet: Uint8Array): Uint8Array {
+  const header = headerBytes(packet);
+  const left = ~checksum(pseudoHeader(packet, packet.length - header)) & 0xffff;
+  return withWord(packet, header + 6, left);
+}
+
 /** The fields of an IP packet's header, read back; `valid` says whether lengths and IPv4's checksum are right. */
 export function readIp(bytes: Uint8Array, at = 14) {
   const view = new DataView(bytes.buffer, bytes.byteOffset + at, bytes.length - at);
