@@ -111,12 +111,13 @@ describe.skipIf(missing)('a node with what the manifest gives to ripstop', () =>
   const says = ({ output }: Background, words: RegExp) =>
     expect.poll(output, { timeout: START_MS }).toMatch(words);
 
-  /** Start the agent on a node that knows nothing of it, but has rules of flannel's. */
+  /** Start the agent on a node that knows nothing of it, but has rules and a CNI configuration of flannel's. */
   async function start(
     container = containerOf(daemonSet, 'ripstop'),
     left: string[] = [],
   ): Promise<Background> {
     rmSync(join(bpffsOf(cluster.lab, node()), 'ripstop'), { recursive: true, force: true });
+    writeFileSync(conflist(), FLANNELS);
     await tryRun('iptables-legacy', ['-t', 'nat', '-N', 'FLANNEL-POSTRTG'], inNetns(node()));
     expect(await flannelRules()).toContain(':FLANNEL-POSTRTG');
     agent = startIn(node().netns, ...onNode(container, left));

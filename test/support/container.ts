@@ -61,7 +61,12 @@ export function inContainer({ container, volumes, env = {}, scratch }: Contained
   const confined = privileged
     ? []
     : ['setpriv', `--bounding-set=-all${capabilities.join('')}`, '--inh-caps=-all', '--'];
-  const variables = Object.entries(env).map(([name, value]) => `${name}=${value}`);
+  const plain = (container.env ?? []).flatMap(({ name, value }) =>
+    value === undefined ? [] : [[name, value]],
+  );
+  const variables = Object.entries({ ...Object.fromEntries(plain), ...env }).map(
+    ([name, value]) => `${name}=${value}`,
+  );
   return [
     'unshare',
     '--mount',
