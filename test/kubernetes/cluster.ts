@@ -114,7 +114,7 @@ export function podCidrsOf(cluster: Cluster, node: ClusterNode): Promise<string[
 /** Take a node away for good: its Node object, its power and its cable. */
 export async function removeNode(cluster: Cluster, node: ClusterNode): Promise<void> {
   await cutPower(cluster, node);
-  await kubectl(cluster, 'delete', 'node', node.name);
+  await kubectl(cluster, 'delete', 'node', node.name, '--ignore-not-found');
   cluster.nodes = cluster.nodes.filter((one) => one !== node);
   saveCluster(cluster);
 }

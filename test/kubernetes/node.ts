@@ -257,7 +257,10 @@ const servicePid = async (node: ClusterNode, service: Service): Promise<number> 
 
 /** Kill a service's process; it is started again after a second, as systemd would. */
 export async function killService(node: ClusterNode, service: Service): Promise<void> {
-  await inNode(node, 'kill', '-KILL', String(await servicePid(node, service)));
+  // It may end at this very moment by itself: kube-proxy does when its Node changes.
+  await until(`${service} of ${node.name} can be killed`, 10_000, async () =>
+    inNode(node, 'kill', '-KILL', String(await servicePid(node, service))),
+  );
 }
 
 /** Stop a service until {@link resumeService}. */

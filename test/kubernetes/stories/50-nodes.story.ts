@@ -57,7 +57,7 @@ beforeAll(async () => {
 });
 
 afterAll(async () => {
-  if (node3 && cluster.nodes.includes(node3)) await removeNode(cluster, node3);
+  for (const node of cluster.nodes.slice(2)) await removeNode(cluster, node);
 });
 
 describe('a third node', () => {
