@@ -172,12 +172,18 @@ function attachOrReplace(
   attach: typeof attachTc,
 ): void {
   const pin = join(pinDir, key);
+  const place = places[parseLinkKey(key).hook];
   if (existsSync(pin)) {
     using link = BpfLink.openPinned(pin);
-    if (link.info().ifindex === ifindex) return link.update(program);
+    try {
+      if (link.info().ifindex === ifindex) return link.update(program);
+    } catch (error) {
+      // The device's MTU has become too large for XDP: the driver says so now, and drops what the old program cannot have.
+      if (place !== 'xdp') throw error;
+      link.detach();
+    }
     rmSync(pin);
   }
-  const place = places[parseLinkKey(key).hook];
   if (place === 'xdp') {
     using link = BpfLink.attachXdp(program, ifindex, 'native');
     return link.pin(pin);
