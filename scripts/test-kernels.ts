@@ -2,9 +2,10 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
  * The packet path on other kernels than the running one: programs load, attach (tcx, or clsact before Linux 6.6) and
- * forward on Debian's cloud kernels, under qemu, and here. Needs root; fetches kernels and qemu with apt when missing.
+ * forward on Debian's cloud kernels, under qemu, and here; and their driver of a real kind of NIC, virtio-net, with XDP, between
+ * two machines. Needs root; fetches kernels and qemu with apt when missing.
  *
- *   sudo npm run test:kernels [-- 6.1 | 6.12 | here ...]
+ *   sudo npm run test:kernels [-- 6.1 | 6.12 | 6.1-drivers | 6.12-drivers | here ...]
  */
 import { mkdtempSync, rmSync } from 'node:fs';
 import { release, tmpdir } from 'node:os';
@@ -13,9 +14,10 @@ import { styleText } from 'node:util';
 import { which } from 'zx';
 import { errorText, RipstopError } from '../src/errors.ts';
 import { run } from '../src/host/run.ts';
-import { type Check, theEnd } from '../test/kernels/check.ts';
-import { allSeries, fetchKernel, type Kernel, type Series } from './kernels/debian.ts';
-import { tellHere, tellInMachine } from './kernels/machines.ts';
+import { type Check, theEnd } from '../test/kernels/story.ts';
+import { allSeries, fetchKernel, type Series } from './kernels/debian.ts';
+import { writeInitramfs } from './kernels/initramfs.ts';
+import { type Bootable, tellBetweenMachines, tellHere, tellInMachine } from './kernels/machines.ts';
 
 const cacheDir = join(process.env['XDG_CACHE_HOME'] ?? '/var/cache', 'ripstop', 'kernels');
 
@@ -68,12 +70,17 @@ async function ensureQemu(): Promise<void> {
 
 let skipped = 0;
 
-/** Get one of Debian's kernels; undefined when it cannot be had, and is skipped. */
-async function prepare(series: Series): Promise<Kernel | undefined> {
+/** Get one of Debian's kernels, ready to boot; undefined when it cannot be had, and is skipped. */
+async function prepare(series: Series): Promise<Bootable | undefined> {
   try {
     if (process.arch !== 'x64') throw new RipstopError('only x86-64 machines boot these kernels');
     await ensureQemu();
-    return await fetchKernel(series, cacheDir, note);
+    const kernel = await fetchKernel(series, cacheDir, note);
+    const dir = mkdtempSync(join(tmpdir(), 'ripstop-kernel-'));
+    process.once('exit', () => rmSync(dir, { recursive: true, force: true }));
+    const initramfs = join(dir, 'initramfs.cpio');
+    await writeInitramfs(initramfs, kernel);
+    return { ...kernel, initramfs, dir };
   } catch (error) {
     show(`Linux ${series}`, 'not to be had', 'skipped');
     console.log(`  ${errorText(error)}`);
@@ -82,32 +89,36 @@ async function prepare(series: Series): Promise<Kernel | undefined> {
   }
 }
 
-/** Test one of them in a machine of its own. */
-async function testInMachine(kernel: Kernel): Promise<boolean> {
-  const dir = mkdtempSync(join(tmpdir(), 'ripstop-kernel-'));
-  process.once('exit', () => rmSync(dir, { recursive: true, force: true }));
-  return test(kernel.release, (onCheck) => tellInMachine(kernel, dir, onCheck));
+/** The story of this kernel's network driver. */
+function driversOf(series: Series): `${Series}-drivers` {
+  return `${series}-drivers`;
 }
 
 async function main(wanted: readonly string[]): Promise<boolean> {
   if (process.getuid?.() !== 0)
     throw new RipstopError('run as root (sudo): BPF and network namespaces need it');
-  const known: readonly string[] = [...allSeries, 'here'];
+  const known = [...allSeries.flatMap((series) => [series, driversOf(series)]), 'here'];
   const strange = wanted.filter((name) => !known.includes(name));
   if (strange.length > 0) {
-    throw new RipstopError(`no such kernel: ${strange.join(', ')}; there are ${known.join(', ')}`, {
+    throw new RipstopError(`no such story: ${strange.join(', ')}; there are ${known.join(', ')}`, {
       exitCode: 2,
     });
   }
-  const chosen = wanted.length > 0 ? wanted : known;
-  const kernels: Kernel[] = [];
-  for (const series of allSeries.filter((one) => chosen.includes(one))) {
+  const chosen = (name: string): boolean => wanted.length === 0 || wanted.includes(name);
+  const stories: (() => Promise<boolean>)[] = [];
+  for (const series of allSeries) {
+    if (!chosen(series) && !chosen(driversOf(series))) continue;
     const kernel = await prepare(series); // one after the other: apt takes no two at once
-    if (kernel) kernels.push(kernel);
+    if (!kernel) continue;
+    const { release } = kernel;
+    if (chosen(series)) stories.push(() => test(release, (onCheck) => tellInMachine(kernel, onCheck)));
+    if (chosen(driversOf(series))) {
+      stories.push(() => test(`${release} ×2`, (onCheck) => tellBetweenMachines(kernel, onCheck)));
+    }
   }
   // The machines hardly use more than a core each.
-  const results = await Promise.all(kernels.map(testInMachine));
-  if (chosen.includes('here')) results.push(await test(release(), tellHere));
+  const results = await Promise.all(stories.map((tell) => tell()));
+  if (chosen('here')) results.push(await test(release(), tellHere));
   return results.every(Boolean);
 }
 

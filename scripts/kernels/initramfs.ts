@@ -13,12 +13,12 @@ import type { Kernel } from './debian.ts';
 const root = join(import.meta.dirname, '../..');
 
 /** What the packet path and the story call, and what brings up the machine. */
-const programs = 'dash mount mkdir ip bridge tc nft nsenter ping kmod sync'.split(' ');
+const programs = 'dash mount mkdir ip bridge tc nft nsenter ping kmod sync ethtool'.split(' ');
 /** What src/ imports on the way of a packet. */
 const nodeModules = ['ipaddr.js', 'koffi', '@koromix/koffi-linux-x64', 'zod'];
-/** What the kernel loads by itself once it is asked for a device, a qdisc, a rule or an address family of this kind. */
+/** The driver, and what the kernel loads by itself once it is asked for a device, a qdisc, a rule or a family of this kind. */
 const kernelModules =
-  'veth vxlan 8021q bonding sch_ingress cls_bpf nf_conntrack nfnetlink nf_tables nft_ct nft_chain_nat nft_nat nft_masq'.split(
+  'virtio_pci virtio_net veth vxlan 8021q bonding sch_ingress cls_bpf cls_matchall act_vlan nf_conntrack nfnetlink nf_tables nft_ct nft_chain_nat nft_nat nft_masq'.split(
     ' ',
   );
 

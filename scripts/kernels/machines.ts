@@ -1,50 +1,72 @@
 // SPDX-License-Identifier: Apache-2.0
-/** Where the story of test/kernels is told: in a virtual machine, or on this one. */
+/** Where the stories of test/kernels are told: in a virtual machine, between two of them, or on this one. */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
-import type { Check } from '../../test/kernels/check.ts';
+import type { Check } from '../../test/kernels/story.ts';
 import type { Kernel } from './debian.ts';
-import { writeInitramfs } from './initramfs.ts';
 
-const STORY = join(import.meta.dirname, '../../test/kernels/scenario.ts');
+const stories = join(import.meta.dirname, '../../test/kernels');
 /** Several times what it takes where nothing else runs. */
-const DEADLINE_MS = 290_000;
+const DEADLINE_MS = 900_000;
 
 type Listener = (check: Check) => void;
 
+/** A kernel with the file system that its machines start from. */
+export interface Bootable extends Kernel {
+  readonly initramfs: string;
+  /** For files that are needed meanwhile. */
+  readonly dir: string;
+}
+
 /**
- * Boot a kernel under qemu, which needs no KVM, and have the story told there.
- * @param dir for files that are needed meanwhile.
- * @returns what the kernel and the programs said beside.
+ * How to start a machine, which needs no KVM, with qemu. Its second serial port is the program's standard input and output.
+ * @param program of test/kernels, which process 1 runs.
+ * @param messages the file that takes what the kernel says, and the programs beside.
  */
-export async function tellInMachine(kernel: Kernel, dir: string, onCheck: Listener): Promise<string> {
-  const initramfs = join(dir, 'initramfs.cpio');
-  const messages = join(dir, 'messages');
-  await writeInitramfs(initramfs, kernel);
+export function qemu(
+  { root, release, initramfs }: Bootable,
+  program: string,
+  messages: string,
+): [string, ...string[]] {
   const args = [
     ['-no-user-config', '-nodefaults', '-display', 'none', '-no-reboot'],
     ['-accel', 'tcg,thread=multi', '-cpu', 'max', '-smp', '2', '-m', '1G'],
-    ['-kernel', join(kernel.root, `boot/vmlinuz-${kernel.release}`), '-initrd', initramfs],
-    ['-append', 'console=ttyS0 panic=-1 quiet'],
-    // The first serial port is the kernel's, the second one the story's.
+    ['-kernel', join(root, `boot/vmlinuz-${release}`), '-initrd', initramfs],
+    ['-append', `console=ttyS0 panic=-1 quiet -- ${program}`],
     ['-serial', `file:${messages}`, '-serial', 'stdio'],
   ].flat();
-  const said = await listen('qemu-system-x86_64', args, onCheck);
+  return ['qemu-system-x86_64', ...args];
+}
+
+/** Have the story of a kernel told in a machine. Returns what the kernel and the programs said beside. */
+export async function tellInMachine(kernel: Bootable, onCheck: Listener): Promise<string> {
+  const messages = join(kernel.dir, 'messages');
+  const said = await listen(qemu(kernel, 'scenario', messages), onCheck);
   return `${said}${readFileSync(messages, 'utf8')}`;
 }
 
-/** Have the story told by the running kernel, in namespaces that end with it and take everything along. */
+/** Have the story of a kernel's network driver told by two machines. Returns what was said beside. */
+export function tellBetweenMachines(kernel: Bootable, onCheck: Listener): Promise<string> {
+  return tellInNamespaces('drivers.ts', [JSON.stringify(kernel)], onCheck);
+}
+
+/** Have the story of a kernel told by the running one. */
 export function tellHere(onCheck: Listener): Promise<string> {
+  return tellInNamespaces('scenario.ts', [], onCheck);
+}
+
+/** In namespaces that end with the story and take everything along. */
+function tellInNamespaces(story: string, args: readonly string[], onCheck: Listener): Promise<string> {
   const namespaces = ['--net', '--mount', '--pid', '--fork', '--kill-child', '--mount-proc'];
-  const begin = 'mount -t tmpfs run /run && exec "$0" "$1"';
-  return listen('unshare', [...namespaces, 'sh', '-c', begin, process.execPath, STORY], onCheck);
+  const begin = ['sh', '-c', 'mount -t tmpfs run /run && exec "$0" "$@"', process.execPath];
+  return listen(['unshare', ...namespaces, ...begin, join(stories, story), ...args], onCheck);
 }
 
 /** Run the program and hand on every check that it prints. Returns everything else that it said. */
-async function listen(program: string, args: readonly string[], onCheck: Listener): Promise<string> {
+async function listen([program, ...args]: [string, ...string[]], onCheck: Listener): Promise<string> {
   const child = spawn(program, args, { stdio: ['ignore', 'pipe', 'pipe'], timeout: DEADLINE_MS });
   let rest = '';
   child.stderr.setEncoding('utf8').on('data', (text: string) => (rest += text));

@@ -5,7 +5,7 @@
  *   talker.ts serve ADDRESS PORT             echo what comes over TCP and UDP; the answer begins with who we saw it come from
  *   talker.ts tcp ADDRESS PORT BYTES         send that much over TCP, get it back, and print a TcpReport
  *   talker.ts udp ADDRESS PORT COUNT BYTES   send datagrams of that size, each after the last one's answer; print a UdpReport
- *   talker.ts both ADDRESS PORT BYTES        tcp, and udp with 20 datagrams of 1,000 bytes; print { tcp, udp }
+ *   talker.ts both ADDRESS PORT BYTES [SIZE…] tcp, and udp with datagrams of these sizes, else 20 of 1,000; print { tcp, udp }
  *   talker.ts hold ADDRESS PORT [BYTES]      one connection, so much (a line) there and back every 10 ms until SIGINT; print a HoldReport
  */
 import { createHash, randomBytes } from 'node:crypto';
@@ -38,6 +38,8 @@ export interface HoldReport {
 
 /** An IPv4 address as a socket of both families shows it, and as people write it. */
 const plain = (address = ''): string => address.replace(/^::ffff:(?=\d+\.)/, '');
+
+const repeat = (count: number, size: number): number[] => Array.from({ length: count }, () => size);
 
 const udpType = (address: string): SocketType => (isIPv6(address) ? 'udp6' : 'udp4');
 
@@ -84,14 +86,14 @@ async function talkTcp(address: string, port: number, bytes: number): Promise<Tc
   return { seenAs: seenAs.trim(), sent: sent.digest('hex'), received: received.digest('hex'), bytes: count };
 }
 
-async function talkUdp(address: string, port: number, count: number, bytes: number): Promise<UdpReport> {
+async function talkUdp(address: string, port: number, sizes: readonly number[]): Promise<UdpReport> {
   const socket = createSocket(udpType(address));
   const from = new Set<string>();
   let seenAs = '';
   let answers = 0;
-  for (let i = 0; i < count; i++) {
+  for (const bytes of sizes) {
     const message = randomBytes(bytes);
-    const answered = once(socket, 'message', { signal: AbortSignal.timeout(1000) }).catch(() => undefined);
+    const answered = once(socket, 'message', { signal: AbortSignal.timeout(5000) }).catch(() => undefined);
     socket.send(message, port, address);
     const answer = (await answered) as [Buffer, { address: string }] | undefined;
     if (!answer) continue;
@@ -131,15 +133,15 @@ async function hold(address: string, port: number, bytes: number): Promise<HoldR
 
 const [command, ...rest] = process.argv.slice(2);
 const address = rest[0] ?? '';
-const [port = 0, size = 0, bytes = 0] = rest.slice(1).map(Number);
+const [port = 0, size = 0, ...more] = rest.slice(1).map(Number);
 if (command === 'serve') await serve(address, port);
 else {
   const report = {
     tcp: () => talkTcp(address, port, size),
-    udp: () => talkUdp(address, port, size, bytes),
+    udp: () => talkUdp(address, port, repeat(size, more[0] ?? 0)),
     both: async () => ({
       tcp: await talkTcp(address, port, size),
-      udp: await talkUdp(address, port, 20, 1000),
+      udp: await talkUdp(address, port, more.length > 0 ? more : repeat(20, 1000)),
     }),
     hold: () => hold(address, port, size || 13),
   }[command ?? ''];

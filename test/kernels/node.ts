@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * A node of the story in scenario.ts, run in its network namespace: the agent's packet path without an API server.
+ * A node of the stories, run in its network namespace: the agent's packet path without an API server.
  *
  *   node.ts pass NODE   load the programs and bring everything to what the node should have, as a start or restart does
  *   node.ts strip NODE  take the programs off
@@ -11,11 +11,13 @@ import { join } from 'node:path';
 import type { Logger } from 'pino';
 import { NodePath } from '../../src/agent/node-path.ts';
 import { AttachmentStore } from '../../src/cni/attachments.ts';
+import { configureVeth, createVeth, hostVethName } from '../../src/cni/pod-network.ts';
+import { readCounters } from '../../src/dataplane/counters.ts';
 import type { Peer } from '../../src/dataplane/desired.ts';
-import type { Ingress } from '../../src/dataplane/ingress.ts';
+import type { Ingress, IngressWish } from '../../src/dataplane/ingress.ts';
 import { removePins } from '../../src/dataplane/programs.ts';
 import { type Outcome, reconcile } from '../../src/dataplane/reconcile.ts';
-import { pinPaths } from '../../src/dataplane/tables.ts';
+import { openTables, pinPaths } from '../../src/dataplane/tables.ts';
 import { type Attachment, listLinks } from '../../src/dataplane/targets.ts';
 import { parseCidr } from '../../src/net/ip.ts';
 
@@ -23,6 +25,9 @@ export interface NodeSpec {
   readonly name: string;
   readonly ip: string;
   readonly uplink: string;
+  /** `auto` when left out. */
+  readonly ingress?: IngressWish;
+  readonly directRouting?: boolean;
   readonly podCidr: string;
   readonly vtepMac: string;
   readonly network: string;
@@ -50,7 +55,8 @@ export interface PassReport {
 
 function silence(): void {}
 
-async function pass(spec: NodeSpec): Promise<PassReport> {
+/** Load the programs and bring everything to what the node should have, as a start or restart does. */
+export async function pass(spec: NodeSpec): Promise<PassReport> {
   const { name, ip, bpffs, runDir } = spec;
   const podCidr = parseCidr(spec.podCidr);
   const found = attachedIn(bpffs);
@@ -59,7 +65,7 @@ async function pass(spec: NodeSpec): Promise<PassReport> {
       nodeName: name,
       netConf: '',
       mode: 'cni',
-      ingress: 'auto',
+      ingress: spec.ingress ?? 'auto',
       iface: [spec.uplink],
       bpffs,
       runDir,
@@ -74,7 +80,7 @@ async function pass(spec: NodeSpec): Promise<PassReport> {
       enableIpv4: true,
       enableIpv6: false,
       network: parseCidr(spec.network),
-      backend: { type: 'vxlan', vni: 1, port: 8472, directRouting: false },
+      backend: { type: 'vxlan', vni: 1, port: 8472, directRouting: spec.directRouting ?? false },
     },
     own: {
       name,
@@ -104,7 +110,8 @@ async function pass(spec: NodeSpec): Promise<PassReport> {
   return { problems, again, found, attached: attachedIn(bpffs), ingress: path.ingress };
 }
 
-function strip({ bpffs }: NodeSpec): PassReport {
+/** Take the programs off. */
+export function strip({ bpffs }: Pick<NodeSpec, 'bpffs'>): PassReport {
   const found = attachedIn(bpffs);
   removePins(pinPaths(bpffs));
   return { problems: [], again: [], found, attached: attachedIn(bpffs) };
@@ -114,7 +121,54 @@ function attachedIn(bpffs: string): Record<string, Attachment> {
   return Object.fromEntries(listLinks(pinPaths(bpffs).links));
 }
 
-const [command, spec = ''] = process.argv.slice(2);
-const act = { pass, strip }[command ?? ''];
-if (!act) throw new Error(`no such command: ${command}`);
-console.log(JSON.stringify(await act(JSON.parse(spec) as NodeSpec)));
+export interface PodSpec {
+  readonly name: string;
+  /** The path of its network namespace, which exists. */
+  readonly netns: string;
+  readonly ip: string;
+}
+
+/** The name of a pod's veth on its node. */
+export function vethOf(pod: Pick<PodSpec, 'name'>): string {
+  return hostVethName({ containerId: pod.name, ifname: 'eth0' });
+}
+
+/** Connect a pod to its node, whose namespace this is or is named, as the CNI plugin does. */
+export async function connectPod(
+  { name, netns, ip }: PodSpec,
+  node: { podCidr: string; runDir: string; netns?: string },
+): Promise<void> {
+  const namespaces = { pod: netns, node: node.netns };
+  const hostIfname = vethOf({ name });
+  const veth = await createVeth(hostIfname, 'eth0', 1450, namespaces);
+  const gateway = node.podCidr.replace('.0/24', '.1');
+  await configureVeth(hostIfname, 'eth0', [{ ip, gateway, routes: ['0.0.0.0/0'] }], namespaces);
+  const attachment = {
+    containerId: name,
+    ifname: 'eth0',
+    netns,
+    network: 'story',
+    hostIfname,
+    ips: [ip],
+    ...veth,
+  };
+  await new AttachmentStore(node.runDir).put(attachment);
+}
+
+/** Packets by `hook verdict_reason`, as the programs have counted them so far. */
+export function countersOf({ bpffs }: Pick<NodeSpec, 'bpffs'>): Record<string, number> {
+  using tables = openTables(bpffs);
+  return Object.fromEntries(
+    readCounters(tables).map(({ hook, verdict, reason, packets }) => [
+      `${hook} ${verdict}_${reason}`,
+      packets,
+    ]),
+  );
+}
+
+if (import.meta.main) {
+  const [command, spec = ''] = process.argv.slice(2);
+  const act = { pass, strip }[command ?? ''];
+  if (!act) throw new Error(`no such command: ${command}`);
+  console.log(JSON.stringify(await act(JSON.parse(spec) as NodeSpec)));
+}

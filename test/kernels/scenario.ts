@@ -5,16 +5,13 @@
  *
  * Whoever runs it gives it namespaces of its own (network, mount, process ids) with an empty /run: it cleans nothing up.
  */
-import { type ChildProcess, spawn } from 'node:child_process';
+import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdirSync } from 'node:fs';
 import { release } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { AttachmentStore } from '../../src/cni/attachments.ts';
-import { configureVeth, createVeth, hostVethName } from '../../src/cni/pod-network.ts';
-import { readCounters } from '../../src/dataplane/counters.ts';
-import { openTables, pinPaths } from '../../src/dataplane/tables.ts';
+import { pinPaths } from '../../src/dataplane/tables.ts';
 import { linkKey } from '../../src/dataplane/targets.ts';
 import { errorText } from '../../src/errors.ts';
 import { ipBatch, ipJson } from '../../src/host/ip.ts';
@@ -23,8 +20,9 @@ import { readForwardCounters } from '../../src/host/rules.ts';
 import { commandIn, run, tryRun } from '../../src/host/run.ts';
 import { BpfLink } from '#libbpf-ts';
 import type { HoldReport, TcpReport } from '../cluster/talker.ts';
-import { type Check, theEnd } from './check.ts';
-import type { NodeSpec, PassReport } from './node.ts';
+import { connectPod, countersOf, type NodeSpec, type PassReport, type PodSpec, vethOf } from './node.ts';
+import { expectThat, type Step, tellStory } from './story.ts';
+import { endTalker, startTalker, talk } from './talk.ts';
 
 const NETWORK = '10.42.0.0/16';
 const SERVICE = '10.43.0.1';
@@ -40,11 +38,8 @@ let uplink = 'eth0';
 interface Node extends Omit<NodeSpec, 'uplink'> {
   readonly netns: string;
 }
-interface Pod {
-  readonly name: string;
-  readonly netns: string;
+interface Pod extends PodSpec {
   readonly node: Node;
-  readonly ip: string;
   readonly hostIfname: string;
 }
 
@@ -73,16 +68,8 @@ const [a, b, c] = (
   node,
   ip,
   netns: `/run/netns/${name}`,
-  hostIfname: vethOf(name),
+  hostIfname: vethOf({ name }),
 })) as [Pod, Pod, Pod];
-
-function vethOf(pod: string): string {
-  return hostVethName({ containerId: pod, ifname: 'eth0' });
-}
-
-function expectThat(truth: boolean, otherwise: string): void {
-  if (!truth) throw new Error(otherwise);
-}
 
 // ---- Nodes and pods
 
@@ -120,24 +107,6 @@ async function hasKind(kind: string): Promise<boolean> {
   const { stderr } = await tryRun('ip', ['link', 'add', 'probe', 'type', kind], { netns: one.netns });
   await tryRun('ip', ['link', 'del', 'probe'], { netns: one.netns });
   return !stderr.includes('Unknown device type');
-}
-
-/** Connect a pod to its node, as the CNI plugin does. */
-async function connectPod({ name, node, ip, netns, hostIfname }: Pod): Promise<void> {
-  const namespaces = { pod: netns, node: node.netns };
-  const veth = await createVeth(hostIfname, 'eth0', 1450, namespaces);
-  const gateway = node.podCidr.replace('.0/24', '.1');
-  await configureVeth(hostIfname, 'eth0', [{ ip, gateway, routes: ['0.0.0.0/0'] }], namespaces);
-  const attachment = {
-    containerId: name,
-    ifname: 'eth0',
-    netns,
-    network: 'story',
-    hostIfname,
-    ips: [ip],
-    ...veth,
-  };
-  await new AttachmentStore(node.runDir).put(attachment);
 }
 
 /** Start (or restart) what drives a node's packet path; everything must come out as it should, and stay so. */
@@ -202,21 +171,8 @@ function countTcxLinks(node: Node): number {
 
 // ---- Traffic
 
-const TALKER = join(import.meta.dirname, '../cluster/talker.ts');
-
-function talker(pod: Pod, ...args: string[]): ChildProcess {
-  const [file, ...argv] = commandIn(pod.netns, process.execPath, [TALKER, ...args]);
-  return spawn(file, argv, { stdio: ['ignore', 'pipe', 'inherit'] });
-}
-
-/** Wait for this word from a talker. */
-async function says(child: ChildProcess, word: string): Promise<void> {
-  const [text] = (await once(child.stdout!, 'data', { signal: AbortSignal.timeout(20_000) })) as [Buffer];
-  expectThat(text.toString().includes(word), `the talker said ${text.toString()}`);
-}
-
 async function serve(pod: Pod): Promise<void> {
-  await says(talker(pod, 'serve', '0.0.0.0', String(PORT)), 'serving');
+  await startTalker(pod.netns, 'serving', ['serve', '0.0.0.0', String(PORT)]);
 }
 
 async function ping(from: Pod, to: Pod, count = 10): Promise<void> {
@@ -228,22 +184,15 @@ async function ping(from: Pod, to: Pod, count = 10): Promise<void> {
 
 /** Send this much over TCP and get it back. */
 async function tcp(from: Pod, address: string, bytes: number): Promise<void> {
-  const args = [TALKER, 'tcp', address, String(PORT), String(bytes)];
-  const report = JSON.parse(await run(process.execPath, args, { netns: from.netns })) as TcpReport;
+  const report = await talk<TcpReport>(from.netns, ['tcp', address, String(PORT), String(bytes)]);
   expectThat(report.bytes === bytes && report.sent === report.received, `TCP: ${JSON.stringify(report)}`);
 }
 
 /** A connection that is held open while something happens, and must not notice. */
 async function hold(from: Pod, to: Pod): Promise<() => Promise<void>> {
-  const child = talker(from, 'hold', to.ip, String(PORT));
-  await says(child, 'holding');
+  const talker = await startTalker(from.netns, 'holding', ['hold', to.ip, String(PORT)]);
   return async () => {
-    let text = '';
-    child.stdout!.on('data', (piece: Buffer) => (text += piece.toString()));
-    const closed = once(child, 'close');
-    child.kill('SIGINT');
-    await closed;
-    const report = JSON.parse(text) as HoldReport;
+    const report = await endTalker<HoldReport>(talker);
     // A lost packet costs at least TCP's shortest retransmission timeout, 200 ms; a slow machine may take longer yet.
     expectThat(report.error === undefined && report.rounds > 10, `connection: ${JSON.stringify(report)}`);
   };
@@ -266,15 +215,6 @@ function pingOn(from: Pod, to: Pod): () => Promise<void> {
   };
 }
 
-/** Counters of a node by `hook verdict_reason`. */
-function countersOf(node: Node): Map<string, number> {
-  using tables = openTables(node.bpffs);
-  const counters = readCounters(tables);
-  return new Map(
-    counters.map(({ hook, verdict, reason, packets }) => [`${hook} ${verdict}_${reason}`, packets]),
-  );
-}
-
 /** While `work` runs, each of these counters must rise by at least so much. */
 async function counting(
   wanted: readonly (readonly [node: Node, counter: string, atLeast: number])[],
@@ -284,7 +224,9 @@ async function counting(
   const before = nodes.map(countersOf);
   await work();
   const moved = nodes.map((node, i) => {
-    const now = [...countersOf(node)].map(([name, n]) => [name, n - (before[i]!.get(name) ?? 0)] as const);
+    const now = Object.entries(countersOf(node)).map(
+      ([name, n]) => [name, n - (before[i]![name] ?? 0)] as const,
+    );
     return new Map(now.filter(([, n]) => n > 0));
   });
   for (const [node, counter, atLeast] of wanted) {
@@ -319,15 +261,13 @@ async function kernelPath(node: Node): Promise<{ forwarded: number; tunnelled: n
 // ---- The story
 
 const KIB = 1024;
-/** Resolves with the reason when this kernel cannot take the step. */
-type Step = () => Promise<string | undefined | void>;
 
-const steps: readonly (readonly [string, Step])[] = [
+const steps: readonly Step[] = [
   [
     'two nodes and three pods',
     async () => {
       await createNodes();
-      await Promise.all([a, b, c].map(connectPod));
+      await Promise.all([a, b, c].map((pod) => connectPod(pod, pod.node)));
     },
   ],
   [
@@ -379,7 +319,7 @@ const steps: readonly (readonly [string, Step])[] = [
     'a device made anew gets its programs back',
     async () => {
       await ipBatch([`link del ${a.hostIfname}`], { netns: one.netns });
-      await connectPod(a);
+      await connectPod(a, one);
       const { found, attached } = await pass(one);
       for (const key of [linkKey('from_pod', a.hostIfname), linkKey('to_pod', a.hostIfname)]) {
         expectThat(found[key]?.ifindex === 0, `${key} is still said to be attached`);
@@ -457,18 +397,4 @@ const steps: readonly (readonly [string, Step])[] = [
   ],
 ];
 
-const begun = performance.now();
-
-async function tell(check: string, act: Step, since = performance.now()): Promise<void> {
-  const outcome = await act().then(
-    (skipped) => (skipped === undefined ? {} : { skipped }),
-    (error: unknown) => ({ problem: errorText(error) }),
-  );
-  const line: Check = { check, ms: Math.round(performance.now() - since), ...outcome };
-  console.log(JSON.stringify(line));
-  if (line.problem !== undefined) process.exit(1); // Each step stands on the ones before.
-}
-
-for (const [check, act] of steps) await tell(check, act);
-await tell(theEnd, async () => {}, begun);
-process.exit(0);
+await tellStory(steps);

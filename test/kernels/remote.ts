@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * What a machine of the story in drivers.ts runs: it takes calls on its serial port, a line of JSON each, several at once,
+ * and answers each with a line. The first line says that it is ready.
+ */
+import { createInterface } from 'node:readline';
+import { ipBatch } from '../../src/host/ip.ts';
+import { ensureBpffs } from '../../src/host/mount.ts';
+import { run, tryRun } from '../../src/host/run.ts';
+import { connectPod, countersOf, pass, strip } from './node.ts';
+import { endTalker, startTalker, talk, type Talker } from './talk.ts';
+
+const talkers = new Map<number, Talker>();
+
+export const calls = {
+  run,
+  tryRun,
+  ipBatch,
+  ensureBpffs,
+  connectPod,
+  pass,
+  strip,
+  countersOf: async (node: { bpffs: string }) => countersOf(node),
+  talk: (netns: string, args: readonly string[]): Promise<unknown> => talk(netns, args),
+  startTalker: async (netns: string, word: string, args: readonly string[]): Promise<number> => {
+    const talker = await startTalker(netns, word, args);
+    talkers.set(talker.pid!, talker);
+    return talker.pid!;
+  },
+  endTalker: (pid: number): Promise<unknown> => endTalker(talkers.get(pid)!),
+};
+export type Calls = typeof calls;
+
+export interface Call {
+  readonly id: number;
+  readonly name: keyof Calls;
+  readonly args: readonly unknown[];
+}
+/** Of the call with this id; the one that says "ready" has the id 0. */
+export interface Answer {
+  readonly id: number;
+  readonly result?: unknown;
+  readonly error?: string;
+}
+
+function say(answer: Answer): void {
+  process.stdout.write(`${JSON.stringify(answer)}\n`);
+}
+
+async function answer({ id, name, args }: Call): Promise<void> {
+  try {
+    say({ id, result: await (calls[name] as (...args: readonly unknown[]) => unknown)(...args) });
+  } catch (error) {
+    say({ id, error: error instanceof Error ? error.message : String(error) });
+  }
+}
+
+if (import.meta.main) {
+  process.stdin.setRawMode(true); // or the port would echo all that comes
+  createInterface({ input: process.stdin }).on('line', (line) => void answer(JSON.parse(line) as Call));
+  say({ id: 0 });
+}
