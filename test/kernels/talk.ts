@@ -4,7 +4,7 @@ import { type ChildProcessByStdio, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { join } from 'node:path';
 import type { Readable } from 'node:stream';
-import { commandIn, run } from '../../src/host/run.ts';
+import { commandIn, tryRun } from '../../src/host/run.ts';
 import { expectThat } from './story.ts';
 
 const TALKER = join(import.meta.dirname, '../cluster/talker.ts');
@@ -32,5 +32,9 @@ export async function endTalker<T>(child: Talker): Promise<T> {
 
 /** Run it to its end, and read its report. */
 export async function talk<T>(netns: string, args: readonly string[]): Promise<T> {
-  return JSON.parse(await run(process.execPath, [TALKER, ...args], { netns, timeoutMs: 120_000 })) as T;
+  const options = { netns, timeoutMs: 120_000 };
+  const { code, stdout, stderr } = await tryRun(process.execPath, [TALKER, ...args], options);
+  const reason = /^\w*Error: .*/m.exec(stderr)?.[0] ?? stderr;
+  expectThat(code === 0, `the talker (${args.join(' ')}) failed: ${reason}`);
+  return JSON.parse(stdout) as T;
 }
