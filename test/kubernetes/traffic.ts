@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { expect } from 'vitest';
 import { run, tryRun } from '../../src/host/run.ts';
-import { tryKubectl } from './kubectl.ts';
+import { kubectl, tryKubectl } from './kubectl.ts';
 import type { Cluster, ClusterNode } from './state.ts';
 import { inNode, tryInNode } from './node.ts';
 import { until } from './until.ts';
@@ -83,11 +83,11 @@ interface Flow {
 
 /**
  * The flows that must survive everything: between the first and every other node, both ways, TCP and UDP, plain and through
- * a Service. With a single node those within it, and none through the Service, whose backend may be elsewhere.
+ * a Service whose backends are on these nodes. With a single node those within it.
  */
 export async function flowsBetween(cluster: Cluster, nodes: readonly ClusterNode[]): Promise<Flow[]> {
   const [clients, echoes] = await Promise.all([podsOf(cluster, 'client'), podsOf(cluster, 'echo')]);
-  const service = at(await clusterIpOf(cluster, 'echo'), 70);
+  const service = await steadyService(cluster, nodes, clients, echoes);
   const [first, ...others] = nodes as [ClusterNode, ...ClusterNode[]];
   const pairs =
     others.length === 0
@@ -98,7 +98,7 @@ export async function flowsBetween(cluster: Cluster, nodes: readonly ClusterNode
     from: clients.get(a.name)!,
     to: at(echoes.get(b.name)!.ips[0]!, 7),
   }));
-  const throughService = (others.length === 0 ? [] : nodes).map(({ name }) => ({
+  const throughService = nodes.map(({ name }) => ({
     what: `from ${name} through the service`,
     from: clients.get(name)!,
     to: service,
@@ -106,6 +106,32 @@ export async function flowsBetween(cluster: Cluster, nodes: readonly ClusterNode
   return (['udp', 'tcp'] as const).flatMap((kind) =>
     [...plain, ...throughService].map((flow) => ({ ...flow, kind, what: `${kind} ${flow.what}` })),
   );
+}
+
+/** The address of a Service with the pods of these nodes behind it, once they are. */
+async function steadyService(
+  cluster: Cluster,
+  nodes: readonly ClusterNode[],
+  clients: ReadonlyMap<string, Pod>,
+  echoes: ReadonlyMap<string, Pod>,
+): Promise<string> {
+  await kubectl(cluster, 'label', 'pods', '-l', 'steady=yes', 'steady-');
+  const chosen = nodes.map(({ name }) => `pod/${echoes.get(name)!.name}`);
+  await kubectl(cluster, 'label', ...chosen, 'steady=yes');
+  const ips = nodes.flatMap(({ name }) => echoes.get(name)!.ips.slice(0, 1)).toSorted();
+  const backends = ['get', 'endpointslices', '-l', 'kubernetes.io/service-name=steady'];
+  const path = '-o=jsonpath={.items[?(@.addressType=="IPv4")].endpoints[*].addresses[0]}';
+  await until('the service has its backends', 30_000, async () => {
+    return (await kubectl(cluster, ...backends, path)).split(' ').toSorted().join() === ips.join();
+  });
+  const service = at(await clusterIpOf(cluster, 'steady'), 70);
+  for (const { name } of nodes) {
+    await until(`the service answers ${name}`, 30_000, async () => {
+      const report = await probeFrom(cluster, clients.get(name)!, 'connect', service, 20);
+      return report.lost === 0;
+    });
+  }
+  return service;
 }
 
 /**

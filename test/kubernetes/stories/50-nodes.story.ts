@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { addNode, podCidrsOf, removeNode } from '../cluster.ts';
+import type { RunResult } from '../../../src/host/run.ts';
+import { addNode, isReady, podCidrsOf, removeNode } from '../cluster.ts';
 import { kubectl } from '../kubectl.ts';
-import { inNode, resumeService, stopService } from '../node.ts';
+import { inNode, resumeService, stopService, tryInNode } from '../node.ts';
 import type { ClusterNode } from '../state.ts';
 import { storyCluster } from '../story.ts';
 import { at, probeFrom, UNHARMED, unharmed } from '../traffic.ts';
@@ -15,6 +16,8 @@ import { agentReady, nodesReady, podsOf, rolledOut } from '../workload.ts';
 const cluster = storyCluster();
 const [node1, node2] = cluster.nodes as [ClusterNode, ClusterNode];
 let node3: ClusterNode;
+/** What its agent said of itself when its kubelet first called the node ready. */
+let agentWhenReady: RunResult;
 
 async function settled(): Promise<void> {
   await nodesReady(cluster);
@@ -52,6 +55,8 @@ beforeAll(async () => {
       containerd: 'current',
       proxyMode: cluster.options.proxyMode === 'iptables' ? 'nftables' : 'iptables',
     });
+    await until('node3 is ready', 120_000, () => isReady(cluster, node3));
+    agentWhenReady = await tryInNode(node3, 'probe', 'get', 'http://127.0.0.1:9480/readyz');
     await settled();
   });
 });
@@ -62,6 +67,10 @@ afterAll(async () => {
 
 describe('a third node', () => {
   it('has joined under traffic, and its pods talk', node3Talks);
+
+  it('was not ready before pods could be wired', () => {
+    expect(agentWhenReady).toMatchObject({ code: 0 });
+  });
 
   it('deleted and added again it has another podCIDR, and no route to the old one is left', async () => {
     const before = (await podCidrsOf(cluster, node3))[0]!;
