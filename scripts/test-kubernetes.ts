@@ -95,7 +95,7 @@ async function main(flags: Flags): Promise<number> {
   await fetchDebianPrograms(note);
   await buildPrograms(programsOfCluster, note);
   const ripstop = { archive: await buildImage({ note }), names: ['docker.io/library/ripstop:0.1.0'] };
-  const images = [...nodeImages(await buildImages(['pause', 'tools', 'coredns'], note)), ripstop];
+  const images = [...nodeImages(await buildImages(['pause', 'tools', 'coredns', 'flannel'], note)), ripstop];
   const name = `t${process.pid}`;
   let passed = false;
   try {

@@ -28,6 +28,7 @@ export const imageNames = {
   tools: [upstream.busybox],
   agnhost: [upstream.agnhost, upstream.dnsTesting],
   coredns: ['registry.k8s.io/coredns/coredns:test'],
+  flannel: ['docker.io/flannel/flannel:test'],
   'kube-router': ['docker.io/cloudnativelabs/kube-router:test'],
   'kube-network-policies': ['registry.k8s.io/networking/kube-network-policies:test'],
 } as const;
@@ -66,11 +67,7 @@ const recipes: Record<ImageName, Recipe> = {
   agnhost: {
     inputs: [AGNHOST_TOOLS, peerPath('agnhost'), peerPath('coredns')],
     async fill(root) {
-      await ensureDebootstrap();
-      const argv = ['--variant=minbase', `--include=${AGNHOST_TOOLS}`, 'bookworm', root];
-      await run('nice', ['debootstrap', ...argv], { timeoutMs: 10 * 60_000 });
-      rmSync(join(root, 'var/cache/apt'), { recursive: true });
-      rmSync(join(root, 'var/lib/apt/lists'), { recursive: true });
+      await fillWithDebian(root, AGNHOST_TOOLS);
       copyFileSync(peerPath('agnhost'), join(root, 'agnhost'));
       copyFileSync(peerPath('coredns'), join(root, 'coredns'));
       symlinkSync('agnhost', join(root, 'agnhost-2'));
@@ -84,12 +81,20 @@ const recipes: Record<ImageName, Recipe> = {
     cmd: ['pause'],
   },
   coredns: only('coredns'),
+  flannel: {
+    inputs: [peerPath('flanneld'), peerPath('flannel')],
+    async fill(root) {
+      await fillWithDebian(root, 'iptables,nftables,iproute2');
+      mkdirSync(join(root, 'opt/bin'), { recursive: true });
+      copyFileSync(peerPath('flanneld'), join(root, 'opt/bin/flanneld'));
+      copyFileSync(peerPath('flannel'), join(root, 'flannel'));
+    },
+    entrypoint: ['/opt/bin/flanneld'],
+  },
   'kube-router': {
     inputs: [peerPath('kube-router')],
     async fill(root) {
-      await ensureDebootstrap();
-      const argv = ['--variant=minbase', '--include=iptables,ipset,iproute2,kmod', 'bookworm', root];
-      await run('nice', ['debootstrap', ...argv], { timeoutMs: 10 * 60_000 });
+      await fillWithDebian(root, 'iptables,ipset,iproute2,kmod');
       copyFileSync(peerPath('kube-router'), join(root, 'usr/local/bin/kube-router'));
     },
     entrypoint: ['/usr/local/bin/kube-router'],
@@ -120,6 +125,15 @@ async function addBusybox(root: string): Promise<void> {
   for (const applet of (await run(busybox, ['--list'])).trim().split('\n')) {
     if (applet !== 'busybox') symlinkSync('busybox', join(root, 'bin', applet));
   }
+}
+
+/** A root of Debian's with these packages. */
+async function fillWithDebian(root: string, packages: string): Promise<void> {
+  await ensureDebootstrap();
+  const argv = ['--variant=minbase', `--include=${packages}`, 'bookworm', root];
+  await run('nice', ['debootstrap', ...argv], { timeoutMs: 10 * 60_000 });
+  rmSync(join(root, 'var/cache/apt'), { recursive: true });
+  rmSync(join(root, 'var/lib/apt/lists'), { recursive: true });
 }
 
 async function ensureDebootstrap(): Promise<void> {

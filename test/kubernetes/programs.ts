@@ -15,6 +15,8 @@ export const programsOfCluster = [
   programs['kube-proxy'],
   programs.kubectl,
   programs.coredns,
+  programs.flannel,
+  programs.flanneld,
   programs.containerd,
   programs['containerd-shim-runc-v2'],
   programs.ctr,
