@@ -33,7 +33,7 @@ import {
 import { AttachmentStore } from '../cni/attachments.ts';
 import { installConflist } from '../cni/conflist.ts';
 import { deferredDir } from '../cni/deferred.ts';
-import type { CniContext } from '../cni/ops.ts';
+import { type CniContext, forgetGone } from '../cni/ops.ts';
 import { createCniServer } from '../cni/server.ts';
 import { type FamilySettings, type NodeSettings, type Peer, podMtu } from '../dataplane/desired.ts';
 import { perObject } from '../dataplane/memo.ts';
@@ -149,6 +149,7 @@ class Agent {
     );
     running.defer(() => endpoints.close());
 
+    await this.#forgetGone();
     const cni = await createCniServer({
       socketPath: join(runDir, runFiles.cniSocket),
       deferredDir: deferredDir(stateDir),
@@ -163,6 +164,17 @@ class Agent {
     this.#subnets.start(() => this.#loop?.trigger());
     running.defer(() => this.#file.flush());
     while (own) own = await this.#serve(own, signal);
+  }
+
+  async #forgetGone(): Promise<void> {
+    try {
+      const pods = (await forgetGone(this.#cniContext())).map(
+        ({ podName, containerId }) => podName ?? containerId,
+      );
+      if (pods.length > 0) this.#log.info({ pods }, 'forgot pods that another plugin has ended');
+    } catch (thrown) {
+      this.#log.warn({ error: errorText(thrown) }, 'cannot tell which pods have ended without us');
+    }
   }
 
   /** Our own node; as we last knew it, when nobody answers for a while. Undefined when the signal came first. */

@@ -76,6 +76,29 @@ export function createCniOps(context: () => CniContext): CniOps {
   return ops;
 }
 
+/**
+ * Forget attachments that have neither a veth nor an address any more: another plugin, flannel's, has ended their pods while
+ * ripstop was away. Of others whose veth has gone a DEL is still to come. To be called before the first ADD.
+ * @returns those that were forgotten.
+ */
+export async function forgetGone({
+  store,
+  netns,
+  dataDir = defaultDataDir,
+}: CniContext): Promise<Attachment[]> {
+  const links = await listLinks(netns === undefined ? {} : { netns });
+  const gone: Attachment[] = [];
+  for (const attachment of await store.list()) {
+    const { hostIfname, network } = attachment;
+    if (links.has(hostIfname)) continue;
+    const leases = await listLeases({ network, dataDir });
+    if (leases.some((lease) => keyOf(lease) === keyOf(attachment))) continue;
+    await store.remove(attachment);
+    gone.push(attachment);
+  }
+  return gone;
+}
+
 async function add(context: CniContext, call: AddCall): Promise<Attached> {
   const ready = context.ready();
   if (!ready.ok) {
@@ -178,6 +201,8 @@ async function teardown(context: CniContext, call: DelCall): Promise<void> {
   await step(context.store.remove(call));
   if (attachment) await step(context.detach(attachment));
   await step(deleteVeth(hostVethName(call), context.netns));
+  // A pod that came from flannel, and one of ours that `uninstall --restore-flannel` has told flannel's plugin of.
+  await step(rm(join(flannelDataDir(context.dataDir ?? defaultDataDir), call.containerId), { force: true }));
   if (!attachment) await step(detachFlannels(context, call));
   // Last, so that nobody gets the addresses while anything still leads to their old owner.
   await step(releaseAddresses(poolOf(context, call), call));
@@ -192,7 +217,6 @@ async function teardown(context: CniContext, call: DelCall): Promise<void> {
  * address is in the same pool as ours.
  */
 async function detachFlannels(context: CniContext, call: DelCall): Promise<void> {
-  await rm(join(flannelDataDir(context.dataDir ?? defaultDataDir), call.containerId), { force: true });
   const pod = call.netns === undefined ? undefined : await stat(call.netns).catch(() => undefined);
   // The node's own devices are nobody's to delete; and a namespace that cannot be entered has none any more.
   if (!pod || (await isNodeNamespace(context, pod))) return;

@@ -170,8 +170,11 @@ describe.skipIf(missingHere('ip6tables-restore'))('a flannel node whose pods go 
   });
 
   let fresh: PodState;
+  /** Attached by ripstop, and ended by flannel's plugin. */
+  let ending: PodState;
   it('has new pods, on veths of their own, and they talk with the old ones and with everybody', async () => {
     fresh = await addPod(cluster.lab, node());
+    ending = await addPod(cluster.lab, node());
     expect([old(0), old(1)].flatMap(addressesOf)).not.toContain(fresh.ip);
     await serveIn(fresh);
     for (const family of [4, 6] as const) {
@@ -240,7 +243,9 @@ describe.skipIf(missingHere('ip6tables-restore'))('a flannel node whose pods go 
     );
     expect(existsSync(join(bpffsOf(cluster.lab, node()), 'ripstop'))).toBe(false);
     expect(readdirSync(join(conflist(), '..'))).toEqual(['10-flannel.conflist']);
-    expect(readdirSync(join(nodeDir(cluster.lab, node()), 'flannel'))).toEqual([fresh.containerId]);
+    expect(readdirSync(join(nodeDir(cluster.lab, node()), 'flannel')).toSorted()).toEqual(
+      [fresh.containerId, ending.containerId].toSorted(),
+    );
     expect(existsSync(join(nodeDir(cluster.lab, node()), 'subnet.env'))).toBe(true);
     expect(readdirSync(runDirOf(cluster.lab, node()))).toEqual(['endpoints']);
   });
@@ -261,6 +266,7 @@ describe.skipIf(missingHere('ip6tables-restore'))('a flannel node whose pods go 
       await ping(fresh, family === 4 ? OUTSIDE_ADDRESS : OUTSIDE_ADDRESS6);
     }
     await removePod(cluster.lab, node(), bridged);
+    await removePod(cluster.lab, node(), ending);
   });
 
   it('is taken over again, with the pods of both', async () => {
@@ -273,6 +279,12 @@ describe.skipIf(missingHere('ip6tables-restore'))('a flannel node whose pods go 
       ],
     );
     expect(await flannelRules(node())).toEqual(['FLANNEL-FWD']);
+  });
+
+  it('knows no longer of the pod that flannel’s plugin has ended', () => {
+    expect(readdirSync(join(runDirOf(cluster.lab, node()), 'endpoints'))).toEqual([
+      `${fresh.containerId}-eth0.json`,
+    ]);
   });
 
   it('loses its bridge with the last pod on it, and then the podCIDR leads nowhere but to pods', async () => {
