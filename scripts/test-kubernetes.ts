@@ -23,6 +23,7 @@ import {
 } from '../test/kubernetes/cluster.ts';
 import { buildImages } from '../test/kubernetes/images.ts';
 import { fetchDebianPrograms, programsOfCluster } from '../test/kubernetes/programs.ts';
+import { previousRelease } from '../test/kubernetes/previous.ts';
 import { type Cluster, clusterNames, PROXY_MODES, type ProxyMode } from '../test/kubernetes/state.ts';
 import { installRipstop, installWorkload } from '../test/kubernetes/workload.ts';
 import { buildPrograms, missingForPrograms } from '../test/support/go-programs.ts';
@@ -95,6 +96,7 @@ async function main(flags: Flags): Promise<number> {
   await fetchDebianPrograms(note);
   await buildPrograms(programsOfCluster, note);
   const ripstop = { archive: await buildImage({ note }), names: ['docker.io/library/ripstop:0.1.0'] };
+  if (chosen.includes('20-rolling')) await previousRelease(note);
   const images = [...nodeImages(await buildImages(['pause', 'tools', 'coredns', 'flannel'], note)), ripstop];
   const name = `t${process.pid}`;
   let passed = false;

@@ -5,6 +5,7 @@ import { RipstopError } from '../../src/errors.ts';
 import { deleteNetns, isAlive, listNetns, netnsPath } from '../../src/lab/netns.ts';
 import { removeGroup } from './cgroups.ts';
 import { createCredentials, startControlPlane } from './control-plane.ts';
+import { keepFirstDump } from './dump.ts';
 import { imageNames } from './images.ts';
 import { get, kubectl, kubectlCommand } from './kubectl.ts';
 import { bootNode, type BootOptions, cutPower, feedNode, inNode } from './node.ts';
@@ -52,7 +53,8 @@ export async function clusterUp(
   writeKubectl(cluster);
   note(`${options.nodes} nodes`);
   const indices = Array.from({ length: options.nodes }, (_, i) => i + 1);
-  await Promise.all(indices.map((index) => addNode(cluster, { index })));
+  const nodes = await Promise.all(indices.map((index) => addNode(cluster, { index })));
+  await Promise.all(nodes.map((node) => keepFirstDump(cluster, node)));
   return cluster;
 }
 

@@ -44,6 +44,13 @@ export async function installWorkload(cluster: Cluster): Promise<void> {
   for (const name of ['echo', 'client']) await rolledOut(cluster, `daemonset/${name}`);
 }
 
+/** Take away what {@link installWorkload} has brought. Resolves when no pod of it is left. */
+export async function removeWorkload(cluster: Cluster): Promise<void> {
+  for (const name of ['workload.yml', 'coredns.yml'])
+    await kubectl(cluster, 'delete', '-f', join(import.meta.dirname, 'manifests', name));
+  for (const app of ['echo', 'client', 'coredns']) await podsGone(cluster, `app=${app}`);
+}
+
 export interface Pod {
   readonly name: string;
   readonly namespace: string;
@@ -137,7 +144,8 @@ export function podObject(name: string, node: ClusterNode, command: readonly str
     metadata: { name, labels: { app: name } },
     spec: {
       nodeName: node.name,
-      terminationGracePeriodSeconds: 0,
+      // With 0 the object would be gone before the pod is.
+      terminationGracePeriodSeconds: 1,
       containers: [{ name: 'main', image: images.busybox, command }],
     },
   };

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, renameSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import { buildImage } from '../../scripts/image.ts';
+import { run } from '../../src/host/run.ts';
+import { cacheDir } from '../support/go-programs.ts';
+import type { NodeImage } from './state.ts';
+
+/** The release that users upgrade from, and roll back to. */
+
+const ROOT = join(import.meta.dirname, '../..');
+/** Its commit: no image of it was published, so it is built from its sources, by today's recipe. */
+const PREVIOUS = { version: '0.1.0', commit: '9f2a0bb12e3726e144768ca3d87c21130ad7564f' };
+
+export interface Release {
+  readonly image: NodeImage;
+  /** Its own manifest, which names that image. */
+  readonly manifest: string;
+}
+
+/** The last release, built where it is not there yet. @throws RipstopError when the repository has no history. */
+export async function previousRelease(note: (line: string) => void): Promise<Release> {
+  const { version, commit } = PREVIOUS;
+  const context = await sourcesOf(commit);
+  const name = `ripstop:${version}-previous`;
+  const archive = await buildImage({ context, name: `docker.io/library/${name}`, note });
+  const manifest = readFileSync(join(context, 'deploy/ripstop.yml'), 'utf8');
+  return {
+    image: { archive, names: [`docker.io/library/${name}`] },
+    manifest: manifest.replaceAll(`image: ripstop:${version}`, `image: ${name}`),
+  };
+}
+
+async function sourcesOf(commit: string): Promise<string> {
+  const dir = join(cacheDir('kubernetes/sources'), commit.slice(0, 12));
+  if (existsSync(dir)) return dir;
+  mkdirSync(dirname(dir), { recursive: true });
+  const fresh = mkdtempSync(`${dir}-`);
+  await run('sh', ['-c', 'git -C "$0" archive "$1" | tar -x -C "$2"', ROOT, commit, fresh]);
+  renameSync(fresh, dir);
+  return dir;
+}

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { flannelManifest } from '../flannel.ts';
+import { kubectl } from '../kubectl.ts';
+import { inNode, tryInNode } from '../node.ts';
+import { commandsOf, type } from '../readme.ts';
+import type { ClusterNode } from '../state.ts';
+import { storyCluster } from '../story.ts';
+import { at, inventory, probeFrom, UNHARMED, unharmed } from '../traffic.ts';
+import { until } from '../until.ts';
+import { clusterIpOf, deletePod, type Pod, podsOf, rolledOut, runPod } from '../workload.ts';
+
+/**
+ * From ripstop to the real flannel and back, by the commands of deploy/README.md. Pods that run talk on all the while; those
+ * that one of the two has attached can be deleted under the other.
+ */
+
+const cluster = storyCluster();
+const { nodes } = cluster;
+const ECHO = ['probe', 'echo', ':7'];
+/** A pod on each node, by node. */
+type Pair = ReadonlyMap<ClusterNode, Pod>;
+
+/** Start a pod on each node. */
+async function start(phase: string): Promise<Pair> {
+  const started = await Promise.all(
+    nodes.map(async (node) => [node, await runPod(cluster, `${phase}-${node.name}`, node, ECHO)] as const),
+  );
+  return new Map(started);
+}
+
+/** Delete them. Resolves when no lease of theirs is left. */
+async function end(pods: Pair): Promise<void> {
+  await Promise.all([...pods.values()].map(({ name }) => deletePod(cluster, name)));
+  for (const [node, { name, ips }] of pods) {
+    const leases = (await inventory(node))['lease'];
+    expect(leases, `the lease of ${name}`).not.toContain(ips[0]);
+  }
+}
+
+/** Counted messages, TCP and UDP, from each of these pods to each of those, and through the service. */
+async function talk(from: Pair, to: Pair): Promise<void> {
+  const service = at(await clusterIpOf(cluster, 'echo'), 70);
+  const addresses = [service, ...[...to.values()].map(({ ips }) => at(ips[0]!, 7))];
+  const talkFrom = async (pod: Pod) => {
+    for (const address of addresses) {
+      for (const kind of ['udp', 'tcp', 'connect'] as const) {
+        const report = await probeFrom(cluster, pod, kind, address, 20);
+        expect(report, `${kind} from ${pod.name} to ${address}`).toMatchObject({ ...UNHARMED, sent: 20 });
+      }
+    }
+  };
+  await Promise.all([...from.values()].map(talkFrom));
+}
+
+/** How many pods of a node flannel's plugin has attached: they are ports of its bridge. */
+async function bridgePorts(node: ClusterNode): Promise<number> {
+  const { stdout } = await tryInNode(node, 'ls', '/sys/class/net/cni0/brif');
+  return stdout.split('\n').filter((line) => line !== '').length;
+}
+
+let before: Record<string, string[]>[];
+let attachedByRipstop: Pair;
+let attachedByFlannel: Pair;
+let clients: Pair;
+
+beforeAll(async () => {
+  before = await Promise.all(nodes.map(inventory));
+  const byNode = await podsOf(cluster, 'client');
+  clients = new Map(nodes.map((node) => [node, byNode.get(node.name)!]));
+  attachedByRipstop = await start('by-ripstop');
+});
+
+describe('deploy/README.md, "Roll back": from ripstop to flannel', () => {
+  const [uninstall, logs, remove, flannel] = commandsOf('- From `cni` to flannel:') as [
+    string,
+    string,
+    string,
+    string,
+  ];
+
+  it('ripstop is taken off: no message is lost', async () => {
+    await unharmed(cluster, nodes, async () => {
+      await type(cluster, uninstall);
+      await until('each node has said "done"', 120_000, async () => {
+        const said = await type(cluster, logs);
+        return said.match(/^\[pod\/\S+\] done$/gm)?.length === nodes.length;
+      });
+      await type(cluster, remove);
+    });
+    for (const node of nodes) {
+      expect((await inventory(node))['pin']).toEqual([]);
+      expect(await inNode(node, 'nft', 'list', 'tables')).not.toContain('inet ripstop');
+    }
+  });
+
+  it('flannel takes over: pods talk on', async () => {
+    await unharmed(cluster, nodes, async () => {
+      await type(cluster, flannel);
+      await rolledOut(cluster, 'daemonset/kube-flannel-ds', 'kube-flannel');
+    });
+  });
+
+  it('new pods are flannel’s, and talk with those of ripstop', async () => {
+    attachedByFlannel = await start('by-flannel');
+    for (const node of nodes) expect(await bridgePorts(node), node.name).toBe(1);
+    await talk(attachedByFlannel, attachedByRipstop);
+    await talk(attachedByRipstop, attachedByFlannel);
+  });
+
+  it('pods of ripstop can be deleted', async () => {
+    await end(attachedByRipstop);
+  });
+});
+
+describe('deploy/README.md, "From a running flannel": back to ripstop', () => {
+  it('ripstop takes over: no message is lost', async () => {
+    await unharmed(cluster, nodes, async () => {
+      for (const command of commandsOf('**From a running flannel.**')) await type(cluster, command);
+      await rolledOut(cluster, 'daemonset/kube-ripstop-ds', 'kube-ripstop');
+    });
+  });
+
+  it('new pods are ripstop’s, and talk with those of flannel', async () => {
+    const again = await start('again');
+    for (const node of nodes) expect(await bridgePorts(node), node.name).toBe(1);
+    await talk(again, attachedByFlannel);
+    await talk(attachedByFlannel, again);
+    await talk(clients, attachedByFlannel);
+    await end(again);
+  });
+
+  it('pods of flannel can be deleted, and nothing of theirs is left', async () => {
+    await end(attachedByFlannel);
+    await expect.poll(() => Promise.all(nodes.map(inventory))).toEqual(before);
+  });
+});
+
+afterAll(async () => {
+  await kubectl(cluster, 'delete', '--ignore-not-found', '-f', flannelManifest);
+  // What flannel leaves on a disk, and what was kept for it.
+  const files = [
+    '/opt/cni/bin/flannel',
+    '/var/lib/cni/flannel',
+    '/etc/cni/net.d/10-flannel.conflist.ripstop-saved',
+  ];
+  for (const node of nodes) await inNode(node, 'rm', '-rf', ...files);
+});
