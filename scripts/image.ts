@@ -35,8 +35,15 @@ export interface ImageOptions {
  * @returns the OCI archive's path, `build/image/ripstop-<version>-<arch>.tar`.
  * @throws RipstopError when an instruction or a check fails, or the machine cannot build images.
  */
-export async function buildImage({ arch = hostArch, context = root, note, ...given }: ImageOptions): Promise<string> {
-  const { version } = JSON.parse(await readFile(join(context, 'package.json'), 'utf8')) as { version: string };
+export async function buildImage({
+  arch = hostArch,
+  context = root,
+  note,
+  ...given
+}: ImageOptions): Promise<string> {
+  const { version } = JSON.parse(await readFile(join(context, 'package.json'), 'utf8')) as {
+    version: string;
+  };
   const name = given.name ?? `docker.io/library/ripstop:${version}`;
   await ensureTools(arch, note);
   const dockerfile = join(root, 'deploy/Dockerfile');

@@ -8,7 +8,7 @@
  *   sudo npm run test:kubernetes -- --down        takes down what --keep has kept
  */
 import { spawn } from 'node:child_process';
-import { existsSync, readdirSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { styleText } from 'node:util';
 import { Command, Option } from 'commander';
@@ -31,6 +31,7 @@ import { buildImage } from './image.ts';
 
 const ROOT = join(import.meta.dirname, '..');
 const STORIES = join(ROOT, 'test/kubernetes/stories');
+const { version } = JSON.parse(readFileSync(join(ROOT, 'package.json'), 'utf8')) as { version: string };
 
 /** In the order in which they are told: each leaves the cluster as it found it, the last ones take it apart. */
 const stories = readdirSync(STORIES)
@@ -95,7 +96,7 @@ async function main(flags: Flags): Promise<number> {
   }
   await fetchDebianPrograms(note);
   await buildPrograms(programsOfCluster, note);
-  const ripstop = { archive: await buildImage({ note }), names: ['docker.io/library/ripstop:0.1.0'] };
+  const ripstop = { archive: await buildImage({ note }), names: [`docker.io/library/ripstop:${version}`] };
   if (chosen.includes('20-rolling')) await previousRelease(note);
   const images = [...nodeImages(await buildImages(['pause', 'tools', 'coredns', 'flannel'], note)), ripstop];
   const name = `t${process.pid}`;

@@ -151,8 +151,15 @@ export function podObject(name: string, node: ClusterNode, command: readonly str
   };
 }
 
-/** A Deployment of pods that echo, all on one node where it is named. */
-export function deploymentObject(name: string, replicas: number, node?: ClusterNode): object {
+/**
+ * A Deployment of pods that echo, all on one node where it is named.
+ * @param graceSeconds how long a pod goes on answering after its deletion; it does not end before.
+ */
+export function deploymentObject(
+  name: string,
+  replicas: number,
+  { node, graceSeconds = 1 }: { node?: ClusterNode; graceSeconds?: number } = {},
+): object {
   const labels = { app: name };
   const container = {
     name: 'echo',
@@ -162,7 +169,7 @@ export function deploymentObject(name: string, replicas: number, node?: ClusterN
     readinessProbe: { tcpSocket: { port: 7 }, periodSeconds: 1 },
   };
   const spec = {
-    terminationGracePeriodSeconds: 5,
+    terminationGracePeriodSeconds: graceSeconds,
     containers: [container],
     ...(node && { nodeSelector: { 'kubernetes.io/hostname': node.name } }),
   };

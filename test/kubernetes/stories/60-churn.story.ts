@@ -62,7 +62,7 @@ it(`a node takes ${MAX_PODS} pods, and each of them answers`, async () => {
   const there = (
     await kubectl(cluster, 'get', 'pods', '-A', `--field-selector=spec.nodeName=${node1.name}`, '-o', 'name')
   ).split('\n').length;
-  await apply(cluster, [deploymentObject('full', MAX_PODS - there, node1)]);
+  await apply(cluster, [deploymentObject('full', MAX_PODS - there, { node: node1 })]);
   await rolledOut(cluster, 'deployment/full');
   const pods = await listPods(cluster, 'full');
   expect(new Set(pods.map((pod) => pod.ips[0])).size).toBe(MAX_PODS - there);

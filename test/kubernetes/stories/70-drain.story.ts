@@ -18,7 +18,7 @@ beforeAll(async () => {
     metadata: { name: 'moving' },
     spec: { selector: { app: 'moving' }, ports: [{ port: 70, targetPort: 7 }] },
   };
-  await apply(cluster, [deploymentObject('moving', 4), service]);
+  await apply(cluster, [deploymentObject('moving', 4, { graceSeconds: 5 }), service]);
   await rolledOut(cluster, 'deployment/moving');
 });
 
