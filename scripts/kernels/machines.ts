@@ -68,7 +68,9 @@ function tellInNamespaces(story: string, args: readonly string[], onCheck: Liste
 
 /** Run the program and hand on every check that it prints. Returns everything else that it said. */
 async function listen([program, ...args]: [string, ...string[]], onCheck: Listener): Promise<string> {
-  const child = spawn(program, args, { stdio: ['ignore', 'pipe', 'pipe'], timeout: DEADLINE_MS });
+  // SIGKILL, for unshare ignores SIGTERM; what it runs dies with it.
+  const killSignal = 'SIGKILL';
+  const child = spawn(program, args, { stdio: ['ignore', 'pipe', 'pipe'], timeout: DEADLINE_MS, killSignal });
   let rest = '';
   child.stderr.setEncoding('utf8').on('data', (text: string) => (rest += text));
   const lines = createInterface({ input: child.stdout });
@@ -76,7 +78,7 @@ async function listen([program, ...args]: [string, ...string[]], onCheck: Listen
     if (line.startsWith('{')) onCheck(JSON.parse(line) as Check);
     else rest += `${line}\n`;
   });
-  const stop = (): void => void child.kill();
+  const stop = (): void => void child.kill(killSignal);
   process.once('exit', stop);
   await Promise.all([once(child, 'close'), once(lines, 'close')]);
   process.off('exit', stop);

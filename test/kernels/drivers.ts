@@ -53,7 +53,7 @@ const tapOf = (node: number, nic: number): string => `node${node + 1}eth${nic}`;
 
 /** eth1 leaves all to its owner: checksums and segmentation, of what is sent and of what comes. */
 const NO_OFFLOAD =
-  ',csum=off,gso=off,guest_csum=off,guest_tso4=off,guest_tso6=off,guest_ecn=off,guest_ufo=off';
+  ',csum=off,gso=off,guest_csum=off,guest_tso4=off,guest_tso6=off,guest_ecn=off,guest_ufo=off,host_tso4=off,host_tso6=off,host_ecn=off';
 
 async function start(n: number): Promise<Node> {
   const identity = identities[n]!;
@@ -275,6 +275,7 @@ async function tagPriority(node: Node, on: boolean): Promise<void> {
 
 // ---- The story
 
+const REFUSES_9000 = 'the driver of eth0 refuses XDP at an MTU of 9000 (EINVAL)';
 const HAS_XDP = (device: string): string => `the driver of ${device} has XDP`;
 
 const steps: readonly Step[] = [
@@ -326,9 +327,23 @@ const steps: readonly Step[] = [
   [
     'MTU 9000, which XDP refuses: tc',
     async () => {
-      await startWith({}, 'xdp', HAS_XDP('eth0'));
+      await startWith({ ingress: 'tc' }, 'tc', '--ingress tc says so');
       await setMtu(9000);
-      await startWith({}, 'tc', 'the driver of eth0 refuses XDP at an MTU of 9000 (EINVAL)');
+      await startWith({}, 'tc', REFUSES_9000);
+      await exchangeMoves(byTc);
+      await startRefused('EINVAL');
+      await setMtu(1500);
+      await startWith({}, 'xdp', HAS_XDP('eth0'));
+    },
+  ],
+  [
+    'MTU 9000 while XDP is attached: it is taken off',
+    async () => {
+      const [major = 0, minor = 0] = kernel.release.split('.').map(Number);
+      if (major < 6 || (major === 6 && minor < 3))
+        return 'before Linux 6.3 virtio-net refuses to let XDP go at such an MTU, too';
+      await setMtu(9000);
+      await startWith({}, 'tc', REFUSES_9000);
       await exchangeMoves(byTc);
       await setMtu(1500);
       await startWith({}, 'xdp', HAS_XDP('eth0'));
@@ -336,6 +351,7 @@ const steps: readonly Step[] = [
       await startRefused('EINVAL');
       await exchangeMoves(byTc);
       await setMtu(1500);
+      return undefined;
     },
   ],
   [
