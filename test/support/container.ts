@@ -62,11 +62,10 @@ export function inContainer({ container, volumes, env = {}, scratch }: Contained
     ? []
     : ['setpriv', `--bounding-set=-all${capabilities.join('')}`, '--inh-caps=-all', '--'];
   const plain = (container.env ?? []).flatMap(({ name, value }) =>
-    value === undefined ? [] : [[name, value]],
+    value === undefined ? [] : [`${name}=${value}`],
   );
-  const variables = Object.entries({ ...Object.fromEntries(plain), ...env }).map(
-    ([name, value]) => `${name}=${value}`,
-  );
+  // A later assignment of `env` is the one that holds.
+  const variables = [...plain, ...Object.entries(env).map(([name, value]) => `${name}=${value}`)];
   return [
     'unshare',
     '--mount',
