@@ -15,7 +15,7 @@ import { dirname, join } from 'node:path';
 import { run } from '../../src/host/run.ts';
 import { ociArchive } from '../../scripts/image/oci.ts';
 import { cacheDir, fetchModule } from '../support/go-programs.ts';
-import { peerPath, programs } from '../support/peer-programs.ts';
+import { peerPath, type ProgramName, programs } from '../support/peer-programs.ts';
 import { images as upstream } from '../support/versions.ts';
 import { buildProbe, debianProgram } from './programs.ts';
 
@@ -26,7 +26,9 @@ export const imageNames = {
   pause: [upstream.pause],
   // busybox and probe: the stories' pods, and what Kubernetes' tests take a busybox for.
   tools: [upstream.busybox],
-  agnhost: [upstream.agnhost, upstream.dnsTesting],
+  // The tests look for these images for the sake of one or two tools in them.
+  agnhost: [upstream.agnhost, upstream.dnsTesting, upstream.distrolessIptables],
+  'regression-issue-74839': [upstream.regression],
   coredns: ['registry.k8s.io/coredns/coredns:test'],
   flannel: ['docker.io/flannel/flannel:test'],
   'kube-router': ['docker.io/cloudnativelabs/kube-router:test'],
@@ -100,10 +102,11 @@ const recipes: Record<ImageName, Recipe> = {
     entrypoint: ['/usr/local/bin/kube-router'],
   },
   'kube-network-policies': only('kube-network-policies'),
+  'regression-issue-74839': only('regression-issue-74839'),
 };
 
 /** An image of one static program. */
-function only(program: 'coredns' | 'kube-network-policies'): Recipe {
+function only(program: ImageName & ProgramName): Recipe {
   return {
     inputs: [peerPath(program)],
     async fill(root) {
@@ -132,8 +135,14 @@ async function fillWithDebian(root: string, packages: string): Promise<void> {
   await ensureDebootstrap();
   const argv = ['--variant=minbase', `--include=${packages}`, 'bookworm', root];
   await run('nice', ['debootstrap', ...argv], { timeoutMs: 10 * 60_000 });
-  rmSync(join(root, 'var/cache/apt'), { recursive: true });
-  rmSync(join(root, 'var/lib/apt/lists'), { recursive: true });
+  const ballast = [
+    'var/cache/apt',
+    'var/lib/apt/lists',
+    'usr/share/doc',
+    'usr/share/locale',
+    'usr/share/man',
+  ];
+  for (const folder of ballast) rmSync(join(root, folder), { recursive: true });
 }
 
 async function ensureDebootstrap(): Promise<void> {

@@ -25,7 +25,9 @@ export const programsOfCluster = [
 /** What Kubernetes' own tests need besides. */
 export const programsOfE2e = [
   programs.agnhost,
+  programs['regression-issue-74839'],
   programs['e2e.test'],
+  programs.ginkgo,
   programs['kube-router'],
   programs['kube-network-policies'],
 ];

@@ -66,7 +66,14 @@ export const programs = {
   'kube-proxy': ofKubernetes('kube-proxy'),
   kubectl: ofKubernetes('kubectl'),
   agnhost: ofKubernetes('agnhost', 'test/images/agnhost'),
+  'regression-issue-74839': ofKubernetes('regression-issue-74839', 'test/images/regression-issue-74839'),
   'e2e.test': { ...ofKubernetes('e2e.test', 'test/e2e'), test: true },
+  ginkgo: {
+    name: 'ginkgo',
+    module: 'github.com/onsi/ginkgo/v2',
+    version: `v${versions.ginkgo}`,
+    main: 'github.com/onsi/ginkgo/v2/ginkgo',
+  },
   coredns: {
     name: 'coredns',
     module: 'github.com/coredns/coredns',
