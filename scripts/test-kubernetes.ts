@@ -2,9 +2,11 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
  * ripstop on a real Kubernetes: raises a cluster from nothing (see test/kubernetes/README.md), installs the shipped manifest
- * and tells the stories of test/kubernetes on it. Needs root, cgroups, and Go for the first time.
+ * and tells the stories of test/kubernetes on it. Needs root, cgroups, and Go for the first time. With --only it also runs
+ * Kubernetes' own network tests, each suite on a cluster of its own.
  *
  *   sudo npm run test:kubernetes [-- --only paths,rolling] [--keep] [--proxy nftables]
+ *   sudo npm run test:kubernetes -- --only e2e    all of Kubernetes' network tests; or e2e-iptables, e2e-dual-stack ...
  *   sudo npm run test:kubernetes -- --down        takes down what --keep has kept
  */
 import { spawn } from 'node:child_process';
@@ -21,12 +23,20 @@ import {
   nodeImages,
   sweepClusters,
 } from '../test/kubernetes/cluster.ts';
+import { runSuite } from '../test/kubernetes/e2e/run.ts';
+import { type Suite, suites } from '../test/kubernetes/e2e/suites.ts';
 import { buildImages } from '../test/kubernetes/images.ts';
-import { fetchDebianPrograms, programsOfCluster } from '../test/kubernetes/programs.ts';
+import { fetchDebianPrograms, programsOfCluster, programsOfE2e } from '../test/kubernetes/programs.ts';
 import { previousRelease } from '../test/kubernetes/previous.ts';
-import { type Cluster, clusterNames, PROXY_MODES, type ProxyMode } from '../test/kubernetes/state.ts';
+import {
+  type Cluster,
+  clusterNames,
+  type NodeImage,
+  PROXY_MODES,
+  type ProxyMode,
+} from '../test/kubernetes/state.ts';
 import { installRipstop, installWorkload } from '../test/kubernetes/workload.ts';
-import { buildPrograms, missingForPrograms } from '../test/support/go-programs.ts';
+import { buildPrograms, missingForPrograms, type Program } from '../test/support/go-programs.ts';
 import { buildImage } from './image.ts';
 
 const ROOT = join(import.meta.dirname, '..');
@@ -38,6 +48,8 @@ const stories = readdirSync(STORIES)
   .filter((file) => file.endsWith('.story.ts'))
   .map((file) => file.replace('.story.ts', ''))
   .toSorted();
+
+const PARTS = [...stories, 'e2e', ...suites.map(({ name }) => name)].join(', ');
 
 interface Flags {
   readonly only?: string;
@@ -53,12 +65,12 @@ function note(line: string): void {
 }
 
 /** Why it cannot run here: one line, or undefined when it can. */
-async function missing(): Promise<string | undefined> {
+async function missing(programs: readonly Program[]): Promise<string | undefined> {
   if (process.getuid?.() !== 0) return 'a cluster needs root';
   if (hierarchies().length === 0) return 'a cluster needs control groups, and none are mounted';
   if (!existsSync('/usr/lib/cni/loopback'))
     return 'a cluster needs the CNI plugins (containernetworking-plugins)';
-  return missingForPrograms(programsOfCluster);
+  return missingForPrograms(programs);
 }
 
 /** Tell stories on the cluster. @returns whether all went well. */
@@ -76,8 +88,54 @@ async function tell(cluster: Cluster, chosen: readonly string[]): Promise<boolea
   return code === 0;
 }
 
+const withoutNumber = (story: string): string => story.replace(/^\d+-/, '');
+
+/**
+ * What `--only` names: a story with or without its number, a suite, or `e2e` for all suites. Without it all stories.
+ * @throws RipstopError for a name that is none of these.
+ */
+function choose(only: string | undefined): { told: readonly string[]; run: readonly Suite[] } {
+  if (only === undefined) return { told: stories, run: [] };
+  const names = only.split(',');
+  const known = [...stories, ...stories.map(withoutNumber), 'e2e', ...suites.map(({ name }) => name)];
+  const unknown = names.filter((name) => !known.includes(name));
+  if (unknown.length > 0) {
+    throw new RipstopError(`there is no part ${unknown.join(', ')}; there are ${PARTS}`, { exitCode: 2 });
+  }
+  return {
+    told: stories.filter((story) => names.includes(story) || names.includes(withoutNumber(story))),
+    run: suites.filter(({ name }) => names.includes(name) || names.includes('e2e')),
+  };
+}
+
+/** Raise a cluster and tell stories on it. @returns whether all went well. */
+async function onCluster(chosen: readonly string[], ripstop: NodeImage, flags: Flags): Promise<boolean> {
+  if (chosen.includes('20-rolling')) await previousRelease(note);
+  const images = [...nodeImages(await buildImages(['pause', 'tools', 'coredns', 'flannel'], note)), ripstop];
+  const name = `t${process.pid}`;
+  try {
+    const options = { name, nodes: 2, proxyMode: flags.proxy, network: 'ripstop', dualStack: false } as const;
+    const cluster = await clusterUp(options, images, note);
+    note('ripstop by its manifest');
+    await installRipstop(cluster);
+    note('CoreDNS and pods that talk');
+    await installWorkload(cluster);
+    note(`the cluster is up; its kubectl is ${cluster.dir}/kubectl`);
+    const passed = await tell(cluster, chosen);
+    if (flags.keep) {
+      keepCluster(cluster);
+      note(`kept: ${cluster.dir}/kubectl get pods -A; take it down with --down`);
+    }
+    return passed;
+  } finally {
+    if (!flags.keep) await clusterDown(name);
+  }
+}
+
 async function main(flags: Flags): Promise<number> {
-  const why = await missing();
+  const { told, run } = choose(flags.only);
+  const programs = [...programsOfCluster, ...(run.length > 0 ? programsOfE2e : [])];
+  const why = await missing(programs);
   if (why !== undefined) {
     console.log(`test-kubernetes: skipped: ${why}`);
     return 0;
@@ -87,42 +145,19 @@ async function main(flags: Flags): Promise<number> {
     for (const name of clusterNames()) await clusterDown(name);
     return 0;
   }
-  const chosen = flags.only?.split(',') ?? stories;
-  const unknown = chosen.filter((story) => !stories.includes(story));
-  if (unknown.length > 0) {
-    throw new RipstopError(`there is no story ${unknown.join(', ')}; there are ${stories.join(', ')}`, {
-      exitCode: 2,
-    });
-  }
   await fetchDebianPrograms(note);
-  await buildPrograms(programsOfCluster, note);
+  await buildPrograms(programs, note);
   const ripstop = { archive: await buildImage({ note }), names: [`docker.io/library/ripstop:${version}`] };
-  if (chosen.includes('20-rolling')) await previousRelease(note);
-  const images = [...nodeImages(await buildImages(['pause', 'tools', 'coredns', 'flannel'], note)), ripstop];
-  const name = `t${process.pid}`;
-  let passed = false;
-  try {
-    const options = { name, nodes: 2, proxyMode: flags.proxy, network: 'ripstop', dualStack: false } as const;
-    const cluster = await clusterUp(options, images, note);
-    note('ripstop by its manifest');
-    await installRipstop(cluster);
-    note('CoreDNS and pods that talk');
-    await installWorkload(cluster);
-    note(`the cluster is up; its kubectl is ${cluster.dir}/kubectl`);
-    passed = await tell(cluster, chosen);
-    if (flags.keep) {
-      keepCluster(cluster);
-      note(`kept: ${cluster.dir}/kubectl get pods -A; take it down with --down`);
-    }
-  } finally {
-    if (!flags.keep) await clusterDown(name);
-    note(passed ? 'done' : 'failed');
+  let passed = told.length === 0 || (await onCluster(told, ripstop, flags));
+  for (const suite of run) {
+    passed = (await runSuite(suite, ripstop, note)) && passed;
   }
+  note(passed ? 'done' : 'failed');
   return passed ? 0 : 1;
 }
 
 const command = new Command('test:kubernetes')
-  .option('--only <stories>', `some of: ${stories.join(', ')}`)
+  .option('--only <parts>', `some of: ${PARTS}; by default the stories`)
   .option('--keep', 'leave the cluster up, to look around')
   .option('--down', 'take down what is there, kept clusters too')
   .addOption(new Option('--proxy <mode>', "kube-proxy's mode").choices(PROXY_MODES).default('iptables'));

@@ -107,7 +107,7 @@ interface KubeNode {
 
 /** A node's podCIDRs, IPv4 first, once the controller manager has given it some. */
 export function podCidrsOf(cluster: Cluster, node: ClusterNode): Promise<string[]> {
-  return until(`${node.name} has podCIDRs`, 60_000, async () => {
+  return until(`${node.name} has podCIDRs`, 180_000, async () => {
     const { spec } = await get<KubeNode>(cluster, 'node', node.name);
     return spec.podCIDRs ?? false;
   });

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-import { spawn } from 'node:child_process';
+import { type ChildProcess, spawn } from 'node:child_process';
 import { generateKeyPairSync, randomUUID } from 'node:crypto';
 import { closeSync, mkdirSync, openSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { commandIn } from '../../src/host/run.ts';
 import { issueCertificates, kubeconfigText } from '../../src/lab/apiserver/index.ts';
 import { commandLine, netnsPath, processesIn, signalProcess } from '../../src/lab/netns.ts';
 import { peerPath } from '../support/peer-programs.ts';
@@ -159,16 +160,31 @@ export async function apiServerReady(cluster: Cluster): Promise<void> {
   });
 }
 
-/** Start one part, in the background and in the cluster's control group. */
+/** Start one part, in the background. */
 export function startPart(cluster: Cluster, part: ControlPlanePart): void {
   const flags = Object.entries(flagsOf[part](cluster)).map(([flag, value]) => `--${flag}=${value}`);
-  const inGroup = `${enterGroup(groupOf(cluster.options.name, 'cp'))} && exec "$@"`;
   mkdirSync(join(cluster.dir, 'logs'), { recursive: true });
-  const log = openSync(logOf(cluster, part), 'a');
+  spawnInControlPlane(cluster, logOf(cluster, part), peerPath(part), ...flags).unref();
+}
+
+/** Start a program in the control plane's namespace, and in the cluster's control group: it ends with the cluster. */
+export function spawnInControlPlane(
+  cluster: Cluster,
+  logFile: string,
+  program: string,
+  ...args: readonly string[]
+): ChildProcess {
+  const inGroup = `${enterGroup(groupOf(cluster.options.name, 'cp'))} && exec "$@"`;
   const netns = netnsPath(netnsOf(cluster, 'cp'));
-  const argv = ['-c', inGroup, 'sh', 'nsenter', `--net=${netns}`, '--', peerPath(part), ...flags];
-  spawn('sh', argv, { detached: true, stdio: ['ignore', log, log] }).unref();
-  closeSync(log);
+  const log = openSync(logFile, 'a');
+  try {
+    return spawn('sh', ['-c', inGroup, 'sh', ...commandIn(netns, program, args)], {
+      detached: true,
+      stdio: ['ignore', log, log],
+    });
+  } finally {
+    closeSync(log);
+  }
 }
 
 /** Kill one part, as if its process had crashed. */

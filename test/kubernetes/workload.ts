@@ -36,11 +36,16 @@ export async function rolledOut(cluster: Cluster, workload: string, namespace = 
   await kubectl(cluster, '-n', namespace, 'rollout', 'status', workload, `--timeout=${READY_TIMEOUT}`);
 }
 
+/** The cluster's DNS. */
+export async function installDns(cluster: Cluster): Promise<void> {
+  await apply(cluster, text('coredns.yml'));
+  await rolledOut(cluster, 'deployment/coredns', 'kube-system');
+}
+
 /** CoreDNS, and the pods and services of manifests/workload.yml. */
 export async function installWorkload(cluster: Cluster): Promise<void> {
-  await apply(cluster, text('coredns.yml'));
   await apply(cluster, text('workload.yml'));
-  await rolledOut(cluster, 'deployment/coredns', 'kube-system');
+  await installDns(cluster);
   for (const name of ['echo', 'client']) await rolledOut(cluster, `daemonset/${name}`);
 }
 

@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0
+import type { Spec } from './report.ts';
+import type { Suite } from './suites.ts';
+
+/** Why specs fail that are known to: what was found when somebody looked. */
+const EXPLANATIONS: readonly { readonly suite: RegExp; readonly spec: RegExp; readonly text: string }[] = [
+  {
+    suite: /./,
+    spec: /should implement NodePort and HealthCheckNodePort correctly when ExternalTrafficPolicy changes/,
+    text:
+      'a node asks its own NodePort, the pod is on another node and must see that node’s address. kube-proxy masquerades what ' +
+      'comes from the node itself (“masquerade LOCAL traffic”), and the address of the device that it leaves by is ' +
+      'flannel.1’s',
+  },
+  {
+    suite: /^e2e-policies-/,
+    spec: /./,
+    text: 'the fast path does not know policies: what it carries never meets the rules of the engine',
+  },
+];
+
+export function explanationOf(suite: Suite, { name }: Spec): string | undefined {
+  return EXPLANATIONS.find((known) => known.suite.test(suite.name) && known.spec.test(name))?.text;
+}
