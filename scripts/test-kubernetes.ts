@@ -28,13 +28,7 @@ import { type Suite, suites } from '../test/kubernetes/e2e/suites.ts';
 import { buildImages } from '../test/kubernetes/images.ts';
 import { fetchDebianPrograms, programsOfCluster, programsOfE2e } from '../test/kubernetes/programs.ts';
 import { previousRelease } from '../test/kubernetes/previous.ts';
-import {
-  type Cluster,
-  clusterNames,
-  type NodeImage,
-  PROXY_MODES,
-  type ProxyMode,
-} from '../test/kubernetes/state.ts';
+import { type Cluster, type NodeImage, PROXY_MODES, type ProxyMode } from '../test/kubernetes/state.ts';
 import { installRipstop, installWorkload } from '../test/kubernetes/workload.ts';
 import { buildPrograms, missingForPrograms, type Program } from '../test/support/go-programs.ts';
 import { buildImage } from './image.ts';
@@ -80,13 +74,17 @@ async function tell(cluster: Cluster, chosen: readonly string[]): Promise<boolea
   const argv = [vitest, 'run', '--config', join(ROOT, 'test/kubernetes/vitest.config.ts'), ...files];
   const env = { ...process.env, RIPSTOP_KUBERNETES: cluster.options.name };
   const child = spawn(process.execPath, argv, { cwd: ROOT, stdio: 'inherit', env });
-  for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => child.kill(signal));
+  stop = (signal) => child.kill(signal);
   const code = await new Promise<number>((resolve, reject) => {
     child.on('error', reject);
     child.on('exit', (exitCode) => resolve(exitCode ?? 1));
   });
   return code === 0;
 }
+
+/** What a signal does: end at once, until there is something to take down. */
+let stop: (signal: NodeJS.Signals) => unknown = () => process.exit(1);
+for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => stop(signal));
 
 const withoutNumber = (story: string): string => story.replace(/^\d+-/, '');
 
@@ -113,6 +111,7 @@ async function onCluster(chosen: readonly string[], ripstop: NodeImage, flags: F
   if (chosen.includes('20-rolling')) await previousRelease(note);
   const images = [...nodeImages(await buildImages(['pause', 'tools', 'coredns', 'flannel'], note)), ripstop];
   const name = `t${process.pid}`;
+  stop = () => clusterDown(name).finally(() => process.exit(1));
   try {
     const options = { name, nodes: 2, proxyMode: flags.proxy, network: 'ripstop', dualStack: false } as const;
     const cluster = await clusterUp(options, images, note);
@@ -140,11 +139,8 @@ async function main(flags: Flags): Promise<number> {
     console.log(`test-kubernetes: skipped: ${why}`);
     return 0;
   }
-  await sweepClusters();
-  if (flags.down) {
-    for (const name of clusterNames()) await clusterDown(name);
-    return 0;
-  }
+  await sweepClusters({ kept: flags.down === true });
+  if (flags.down) return 0;
   await fetchDebianPrograms(note);
   await buildPrograms(programs, note);
   const ripstop = { archive: await buildImage({ note }), names: [`docker.io/library/ripstop:${version}`] };
@@ -159,7 +155,7 @@ async function main(flags: Flags): Promise<number> {
 const command = new Command('test:kubernetes')
   .option('--only <parts>', `some of: ${PARTS}; by default the stories`)
   .option('--keep', 'leave the cluster up, to look around')
-  .option('--down', 'take down what is there, kept clusters too')
+  .option('--down', 'take down the clusters that were kept')
   .addOption(new Option('--proxy <mode>', "kube-proxy's mode").choices(PROXY_MODES).default('iptables'));
 try {
   process.exitCode = await main(command.parse().opts<Flags>());

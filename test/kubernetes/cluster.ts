@@ -153,17 +153,17 @@ export function keepCluster(cluster: Cluster): void {
   saveCluster({ ...cluster, kept: true });
 }
 
-/** Take down the clusters whose owner has ended, but for those that somebody wanted to keep. */
-export async function sweepClusters(): Promise<void> {
+/** Take down the clusters whose owner has ended; those that somebody wanted to keep only where `kept` says so. */
+export async function sweepClusters({ kept }: { kept: boolean }): Promise<void> {
   for (const name of clusterNames()) {
-    if (!inUse(name)) await clusterDown(name);
+    if (!inUse(name, kept)) await clusterDown(name);
   }
 }
 
-function inUse(name: string): boolean {
+function inUse(name: string, evenKept: boolean): boolean {
   try {
     const { owner, kept } = openCluster(name);
-    return kept === true || isAlive(owner);
+    return (kept === true && !evenKept) || isAlive(owner);
   } catch {
     return false; // A crash before its first write: there is little of it.
   }
