@@ -11,6 +11,7 @@ describe('an error of a C call', () => {
 
   test('knows the numbers that only the kernel and libbpf have', () => {
     expect(new BpfError('f', 524).code).toBe('ENOTSUPP');
+    expect(new BpfError('f', 95).message).toMatch(/EOPNOTSUPP, operation not supported$/);
     expect(new BpfError('f', 4001).code).toBe('FORMAT');
     expect(new BpfError('f', 9999).code).toBe('E9999');
   });

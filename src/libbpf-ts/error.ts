@@ -27,6 +27,8 @@ export const ENOTSUPP = 524;
 
 const CODES = new Map<number, string>();
 for (const [code, errno] of Object.entries(constants.errno)) if (!CODES.has(errno)) CODES.set(errno, code);
+// Linux's name of a number that has two in libc.
+CODES.set(constants.errno.EOPNOTSUPP, 'EOPNOTSUPP');
 CODES.set(ENOTSUPP, 'ENOTSUPP');
 for (const [index, [code]] of LIBBPF_ERRNO.entries()) CODES.set(LIBBPF_ERRNO_START + index, code);
 
@@ -34,7 +36,7 @@ for (const [index, [code]] of LIBBPF_ERRNO.entries()) CODES.set(LIBBPF_ERRNO_STA
 function meaning(call: string, code: string, errno: number): string {
   if (code === 'E2BIG' && call.startsWith('bpf_map_update')) return 'the map is full';
   if (code === 'EPERM') return 'operation not permitted; this needs CAP_BPF and CAP_NET_ADMIN, or root';
-  if (code === 'ENOTSUPP') return 'operation not supported';
+  if (code === 'ENOTSUPP' || code === 'EOPNOTSUPP') return 'operation not supported';
   if (errno >= LIBBPF_ERRNO_START)
     return LIBBPF_ERRNO[errno - LIBBPF_ERRNO_START]?.[1] ?? 'unknown error of libbpf';
   return getSystemErrorMap().get(-errno)?.[1] ?? `errno ${errno}`;
