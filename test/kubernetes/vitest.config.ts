@@ -14,6 +14,8 @@ export default defineConfig({
   test: {
     include: ['test/kubernetes/stories/*.story.ts'],
     fileParallelism: false,
+    // A line for each test as it ends: stories take minutes.
+    reporters: ['verbose'],
     sequence: { sequencer: ByName },
     expect: { poll: { timeout: 15_000 } },
     testTimeout: 300_000,

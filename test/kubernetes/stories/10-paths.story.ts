@@ -54,7 +54,7 @@ describe.each(pairs)('a pod on $from and a pod on $to', ({ a, b }) => {
   });
 
   it.each([56, 1400, 8000])('ping of %d bytes', async (bytes) => {
-    const argv = ['ping', '-q', '-c', '5', '-W', '2', '-s', String(bytes), echoOn(b).ips[0]!];
+    const argv = ['ping', '-q', '-c', '5', '-i', '0.2', '-W', '2', '-s', String(bytes), echoOn(b).ips[0]!];
     expect(await inPod(cluster, clientOn(a), ...argv)).toContain('5 packets received');
   });
 
@@ -91,7 +91,7 @@ describe.each([node1, node2])('a pod on $name', (node) => {
     ['node2', () => node2.ips[0]!],
     ['a host outside of the cluster', () => controlPlane],
   ])('pings %s', async (_, address) => {
-    const argv = ['ping', '-q', '-c', '3', '-W', '2', address()];
+    const argv = ['ping', '-q', '-c', '3', '-i', '0.2', '-W', '2', address()];
     expect(await inPod(cluster, clientOn(node), ...argv)).toContain('3 packets received');
   });
 });
@@ -114,5 +114,17 @@ describe('a host outside of the cluster', () => {
   it.each(fromOutside)('$kind to the service by $door', async ({ kind, address }) => {
     const probe = commandInControlPlane(cluster, 'probe', kind, address(), String(COUNT), '5ms');
     expect(await reportOf(...probe)).toMatchObject(ALL);
+  });
+});
+
+describe.each(pairs)('a pod on $from and one on $to, both known by services now', ({ a, b }) => {
+  it('ping', async () => {
+    const argv = ['ping', '-q', '-c', '5', '-i', '0.2', '-W', '2', echoOn(b).ips[0]!];
+    expect(await inPod(cluster, clientOn(a), ...argv)).toContain('5 packets received');
+  });
+
+  it('hear that a port is closed', async () => {
+    const report = await probeFrom(cluster, clientOn(a), 'udp', at(echoOn(b).ips[0]!, 9999), 10);
+    expect(report.firstError).toContain('connection refused');
   });
 });
