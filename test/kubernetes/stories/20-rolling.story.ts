@@ -53,7 +53,7 @@ it('kubectl rollout restart', async () => {
   await renewed('restart', () =>
     kubectl(cluster, '-n', 'kube-ripstop', 'rollout', 'restart', 'daemonset/kube-ripstop-ds'),
   );
-  await expect.poll(inventories).toEqual(before);
+  await expect.poll(inventories, { timeout: 60_000 }).toEqual(before);
 });
 
 describe('the release before this one', () => {
@@ -79,6 +79,6 @@ describe('the release before this one', () => {
     await renewed('forward', () => installRipstop(cluster));
     await Promise.all(nodes.map((node) => deletePod(cluster, `kept-${node.name}`)));
     expect(await imagesOfAgents()).not.toContain('previous');
-    await expect.poll(inventories).toEqual(before);
+    await expect.poll(inventories, { timeout: 60_000 }).toEqual(before);
   });
 });
