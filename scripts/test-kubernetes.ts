@@ -22,6 +22,7 @@ import {
   keepCluster,
   nodeImages,
   sweepClusters,
+  tracesOf,
 } from '../test/kubernetes/cluster.ts';
 import { runSuite } from '../test/kubernetes/e2e/run.ts';
 import { type Suite, suites } from '../test/kubernetes/e2e/suites.ts';
@@ -127,8 +128,18 @@ async function onCluster(chosen: readonly string[], ripstop: NodeImage, flags: F
     }
     return passed;
   } finally {
-    if (!flags.keep) await clusterDown(name);
+    if (!flags.keep) await takeDown(name);
   }
+}
+
+/** @throws RipstopError when something of the cluster stays on the machine. */
+async function takeDown(name: string): Promise<void> {
+  await clusterDown(name);
+  const traces = await tracesOf(name);
+  if (traces.length === 0) return;
+  throw new RipstopError(`the cluster ${name} left ${traces.length} things behind; remove them by hand`, {
+    details: traces.join('\n'),
+  });
 }
 
 async function main(flags: Flags): Promise<number> {

@@ -9,23 +9,28 @@ import { signalProcess } from '../../src/lab/netns.ts';
  * A kubelet wants a root of its own to put pods into, and all that a node has started can be found there and ended.
  */
 
-/** Where the machine's hierarchies are mounted: one for each controller with cgroup v1, a single one with v2. */
-export function hierarchies(): string[] {
+/** Where hierarchies are mounted: one for each controller with cgroup v1, a single one with v2; on some machines both. */
+function mountPoints(type: 'cgroup' | 'cgroup2'): string[] {
   const mounts = readFileSync('/proc/self/mountinfo', 'utf8')
     .trimEnd()
     .split('\n')
-    .map((line) => {
-      // proc_pid_mountinfo(5): the mount point is the fifth field, the type follows the separator "-".
-      const fields = line.split(' ');
-      return { mountPoint: fields[4]!, type: fields[fields.indexOf('-', 6) + 1] };
-    });
-  const v1 = mounts.filter(({ type }) => type === 'cgroup');
-  const used = v1.length > 0 ? v1 : mounts.filter(({ type }) => type === 'cgroup2');
-  return [...new Set(used.map(({ mountPoint }) => mountPoint))];
+    .map((line) => line.split(' '))
+    // proc_pid_mountinfo(5): the type follows the separator "-", the mount point is the fifth field.
+    .filter((fields) => fields[fields.indexOf('-', 6) + 1] === type);
+  return [...new Set(mounts.map((fields) => fields[4]!))];
 }
 
-/** The directories of a group, one for each hierarchy. @param path e.g. `ripstop-k8s-4711/node1`. */
-export const groupDirectories = (path: string): string[] => hierarchies().map((root) => join(root, path));
+/** The hierarchies that a kubelet uses: those of v1 where there are any. */
+export function hierarchies(): string[] {
+  const v1 = mountPoints('cgroup');
+  return v1.length > 0 ? v1 : mountPoints('cgroup2');
+}
+
+/** The directories of a group, in all hierarchies: runc makes some in that of v2, too, where it is mounted beside v1's. */
+export function groupTraces(path: string): string[] {
+  const roots = [...mountPoints('cgroup'), ...mountPoints('cgroup2')];
+  return roots.map((root) => join(root, path)).filter((directory) => existsSync(directory));
+}
 
 /** Make a group in every hierarchy, ready to take processes. */
 export function makeGroup(path: string): void {
@@ -59,15 +64,15 @@ function handControllersOn(parent: string): void {
 
 /** A shell command's beginning that moves the shell into the group. */
 export const enterGroup = (path: string): string =>
-  groupDirectories(path)
-    .map((directory) => `echo $$ > ${directory}/cgroup.procs`)
+  hierarchies()
+    .map((root) => `echo $$ > ${join(root, path)}/cgroup.procs`)
     .join(' && ');
 
 /** End everything in a group, and remove it. A group that is not there is no error. */
 export async function removeGroup(path: string): Promise<void> {
   const deadline = performance.now() + 20_000;
   for (;;) {
-    const directories = groupDirectories(path).filter((directory) => existsSync(directory));
+    const directories = groupTraces(path);
     for (const pid of new Set(directories.flatMap(processesBelow))) signalProcess(pid, 'SIGKILL');
     if (directories.every(removeTree)) return;
     if (performance.now() > deadline) throw new Error(`the control group ${path} cannot be removed`);

@@ -2,8 +2,9 @@
 import { mkdirSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { RipstopError } from '../../src/errors.ts';
+import { tryRun } from '../../src/host/run.ts';
 import { deleteNetns, isAlive, listNetns, netnsPath } from '../../src/lab/netns.ts';
-import { removeGroup } from './cgroups.ts';
+import { groupTraces, removeGroup } from './cgroups.ts';
 import { createCredentials, startControlPlane } from './control-plane.ts';
 import { keepFirstDump } from './dump.ts';
 import { imageNames } from './images.ts';
@@ -146,6 +147,24 @@ export async function clusterDown(name: string, { keepLogs = false } = {}): Prom
   const dir = clusterDir(name);
   if (!keepLogs) rmSync(dir, { recursive: true, force: true });
   else for (const part of ['nodes', 'etcd']) rmSync(join(dir, part), { recursive: true, force: true });
+}
+
+/** What is left on this machine of a cluster, seen by other means than {@link clusterDown} uses. */
+export async function tracesOf(name: string): Promise<string[]> {
+  const commands = {
+    namespace: ['ls', '/run/netns'],
+    mount: ['cat', '/proc/self/mountinfo'],
+    process: ['ps', '-eo', 'pid,args'],
+    folder: ['ls', clusterDir('')],
+  };
+  const marks = [netnsOf({ options: { name } as ClusterOptions }, ''), groupOf(name), clusterDir(name)];
+  const found = Object.entries(commands).map(async ([kind, [program, ...argv]]) => {
+    const lines = (await tryRun(program!, argv)).stdout.split('\n');
+    const ours = lines.filter((line) => marks.some((mark) => line.includes(mark)) || line === name);
+    return ours.map((line) => `${kind} ${line.trim()}`);
+  });
+  const groups = groupTraces(groupOf(name)).map((directory) => `control group ${directory}`);
+  return [...groups, ...(await Promise.all(found)).flat()];
 }
 
 /** Leave a cluster to whoever wants to look around. */

@@ -194,8 +194,7 @@ export function killPart(cluster: Cluster, part: ControlPlanePart): void {
   for (const pid of pids) signalProcess(pid, 'SIGKILL');
 }
 
-export const logOf = (cluster: Cluster, part: ControlPlanePart): string =>
-  join(cluster.dir, 'logs', `${part}.log`);
+const logOf = (cluster: Cluster, part: ControlPlanePart): string => join(cluster.dir, 'logs', `${part}.log`);
 
 /**
  * What runs one of a node's programs in the control plane's namespace: a host outside of the cluster, which knows no service.

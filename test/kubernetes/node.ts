@@ -3,7 +3,6 @@ import { spawn } from 'node:child_process';
 import {
   closeSync,
   copyFileSync,
-  existsSync,
   linkSync,
   mkdirSync,
   openSync,
@@ -39,8 +38,7 @@ import { until } from './until.ts';
  * survives a power cut. node-init.sh is its PID 1.
  */
 
-export const SERVICES = ['containerd', 'kubelet', 'kube-proxy'] as const;
-export type Service = (typeof SERVICES)[number];
+export type Service = 'containerd' | 'kubelet' | 'kube-proxy';
 
 /** How a node boots. */
 export interface BootOptions {
@@ -288,10 +286,4 @@ export async function setProxyMode(cluster: Cluster, node: ClusterNode, mode: Pr
     );
     return there!.code === 0 && gone!.code !== 0;
   });
-}
-
-/** The end of a service's log, for a failure's message. */
-export function serviceLog(node: ClusterNode, service: Service): string {
-  const path = join(node.disk, 'upper/var/log', `${service}.log`);
-  return existsSync(path) ? readFileSync(path, 'utf8') : '';
 }

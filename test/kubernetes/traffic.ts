@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import { expect } from 'vitest';
-import { run, tryRun } from '../../src/host/run.ts';
+import { type RunResult, tryRun } from '../../src/host/run.ts';
 import { kubectl, tryKubectl } from './kubectl.ts';
 import type { Cluster, ClusterNode } from './state.ts';
 import { inNode, tryInNode } from './node.ts';
@@ -40,9 +40,10 @@ function reportIn(output: string): ProbeReport {
 
 /** What a run of probe reports, well or ill. */
 export async function reportOf(...command: Parameters<typeof tryRun>): Promise<ProbeReport> {
-  const { stdout, stderr } = await tryRun(...command);
-  return reportIn(stdout || stderr);
+  return reportOfRun(await tryRun(...command));
 }
+
+const reportOfRun = ({ stdout, stderr }: RunResult): ProbeReport => reportIn(stdout || stderr);
 
 /** Send `count` messages from a pod, and wait for the report. */
 export async function probeFrom(
@@ -51,11 +52,9 @@ export async function probeFrom(
   kind: Probe,
   address: string,
   count = 10,
-  intervalMs = 5,
 ): Promise<ProbeReport> {
-  const argv = ['-n', pod.namespace, 'exec', pod.name, '--', 'probe', kind, address];
-  const { stdout, stderr } = await tryKubectl(cluster, ...argv, String(count), `${intervalMs}ms`);
-  return reportIn(stdout || stderr);
+  const argv = ['-n', pod.namespace, 'exec', pod.name, '--', 'probe', kind, address, String(count), '5ms'];
+  return reportOfRun(await tryKubectl(cluster, ...argv));
 }
 
 /** The same from a node's own network. */
@@ -64,10 +63,8 @@ export async function probeFromNode(
   kind: Probe,
   address: string,
   count = 10,
-  intervalMs = 5,
 ): Promise<ProbeReport> {
-  const { stdout, stderr } = await tryInNode(node, 'probe', kind, address, String(count), `${intervalMs}ms`);
-  return reportIn(stdout || stderr);
+  return reportOfRun(await tryInNode(node, 'probe', kind, address, String(count), '5ms'));
 }
 
 /** What a report of an undisturbed conversation has; compare with `toMatchObject`. */
@@ -85,7 +82,7 @@ interface Flow {
  * The flows that must survive everything: between the first and every other node, both ways, TCP and UDP, plain and through
  * a Service whose backends are on these nodes. With a single node those within it.
  */
-export async function flowsBetween(cluster: Cluster, nodes: readonly ClusterNode[]): Promise<Flow[]> {
+async function flowsBetween(cluster: Cluster, nodes: readonly ClusterNode[]): Promise<Flow[]> {
   const [clients, echoes] = await Promise.all([podsOf(cluster, 'client'), podsOf(cluster, 'echo')]);
   const service = await steadyService(cluster, nodes, clients, echoes);
   const [first, ...others] = nodes as [ClusterNode, ...ClusterNode[]];
@@ -209,15 +206,4 @@ export async function inventory(node: ClusterNode): Promise<Record<string, strin
         .toSorted(),
     ]),
   );
-}
-
-/** The machine's own network namespaces, control groups and mounts: what a whole run must leave as it found it. */
-export async function machineState(): Promise<string[]> {
-  const script = `
-    ls /run/netns 2>/dev/null | sed 's/^/netns /'
-    find /sys/fs/cgroup -maxdepth 3 -type d | sed 's/^/cgroup /'
-    awk '{print "mount " $5}' /proc/self/mountinfo
-    sysctl -a 2>/dev/null | grep -E '^(vm|kernel|net\\.(core|netfilter))' |
-      grep -vE 'random|ns_last_pid|pty.nr|nf_conntrack_count|stat_refresh|entropy|boot_id|uuid'`;
-  return (await run('sh', ['-c', script])).trim().split('\n').toSorted();
 }

@@ -99,24 +99,6 @@ export async function clusterIpOf(cluster: Cluster, service: string): Promise<st
   return kubectl(cluster, 'get', 'service', service, '-o', 'jsonpath={.spec.clusterIP}');
 }
 
-/** What ripstop's command says in the agent's container of a node. */
-export async function ripstopOn(cluster: Cluster, node: ClusterNode, ...argv: string[]): Promise<string> {
-  const agent = (await podsOf(cluster, 'ripstop', 'kube-ripstop')).get(node.name);
-  if (!agent) throw new Error(`there is no agent on ${node.name}`);
-  return kubectl(
-    cluster,
-    '-n',
-    agent.namespace,
-    'exec',
-    agent.name,
-    '-c',
-    'ripstop',
-    '--',
-    'ripstop',
-    ...argv,
-  );
-}
-
 /** Kill a node's agent, as the kernel does when memory runs out. Its container is started again by kubelet. */
 export async function killAgent(node: ClusterNode): Promise<void> {
   await inNode(node, 'pkill', '-KILL', '-f', 'main.js agent');
