@@ -579,7 +579,9 @@ describe('README.md', () => {
   it('leads back to flannel with an uninstall that may write into the CNI directories', async () => {
     const { daemonSet } = parseManifest(await rendered(rollBackEdit));
     const [agent] = daemonSet.spec!.template.spec!.containers;
-    expect(agent!.args!.join()).toContain('; ripstop uninstall --restore-flannel && echo done && exec sleep infinity');
+    expect(agent!.args!.join()).toContain(
+      '; ripstop uninstall --restore-flannel && echo done && exec sleep infinity',
+    );
     expect(agent!.securityContext!.capabilities!.add).toContain('DAC_OVERRIDE');
   });
 

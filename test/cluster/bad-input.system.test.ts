@@ -42,6 +42,7 @@ describe.skipIf(missingHere('setpriv', 'unshare'))('a node with something wrong'
       iface: 'eth0',
       bpffs: join(dir, 'bpf'),
       'run-dir': join(dir, 'run'),
+      'state-dir': join(dir, 'state'),
       'subnet-file': join(dir, 'subnet.env'),
       'ipam-dir': join(dir, 'ipam'),
       ...changes,

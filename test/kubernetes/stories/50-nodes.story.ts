@@ -66,7 +66,9 @@ afterAll(async () => {
 });
 
 describe('a third node', () => {
-  it('has joined under traffic, and its pods talk', node3Talks);
+  it('has joined under traffic, and its pods talk', async () => {
+    await until('the pods of node3 and of the others reach each other', 30_000, node3Talks);
+  });
 
   it('was not ready before pods could be wired', () => {
     expect(agentWhenReady).toMatchObject({ code: 0 });
@@ -84,7 +86,8 @@ describe('a third node', () => {
       await routeToPods(cluster, node3, now);
       await settled();
     });
-    await node3Talks();
+    // The others must hear of it first.
+    await until('the pods of node3 and of the others reach each other', 30_000, node3Talks);
     for (const node of [node1, node2]) expect(await routesOf(node)).not.toContain(before);
     await until('its own old addresses are gone', 60_000, async () => {
       expect(await inNode(node3, 'ip', 'address', 'show', 'dev', 'flannel.1')).not.toContain(
