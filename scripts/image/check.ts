@@ -4,7 +4,7 @@ import { closeSync, openSync, readFileSync, readSync } from 'node:fs';
 import { join } from 'node:path';
 import { RipstopError } from '../../src/errors.ts';
 import { run } from '../../src/host/run.ts';
-import { runInside } from './chroot.ts';
+import { hostArch, runInside } from './chroot.ts';
 import type { Arch } from './oci.ts';
 
 export interface Candidate {
@@ -122,10 +122,7 @@ async function checkPrograms(image: Candidate): Promise<string> {
     ['Usage: ripstop agent', 'ripstop agent --help'],
     ['ripstop: ', 'ripstop status 2>&1 || true'],
     ['libbpf is loaded', `node -e '${native}'`],
-    ['table ip ripstop-check', 'nft add table ip ripstop-check; nft list ruleset'],
-    ['-P FORWARD', 'iptables-nft -S'],
-    ['-P FORWARD', 'ip6tables-nft -S'],
-    ['iptables v', 'iptables-legacy --version; iptables-save -V; iptables-restore -V'],
+    ...netfilterCalls(image),
     ['lo: ', 'ip link show lo'],
     ['', 'bridge link show'],
     ['nsenter from', 'nsenter --version'],
@@ -141,6 +138,27 @@ async function checkPrograms(image: Candidate): Promise<string> {
     throw new RipstopError(`in the image \`${script}\` does not say \`${expected}\``, { details: said });
   }
   return `ripstop ${version} on Node ${node}, and the ${calls.length} programs that it and the manifest call, run with a read-only root`;
+}
+
+/** Netfilter's programs at work; where another architecture is emulated, without netfilter's sockets, that they are there. */
+function netfilterCalls({ arch }: Candidate): [expected: string, script: string][] {
+  if (arch !== hostArch) {
+    const programs = [
+      'nft',
+      'iptables-nft',
+      'ip6tables-nft',
+      'iptables-legacy',
+      'iptables-save',
+      'iptables-restore',
+    ];
+    return programs.map((name) => [`/${name}`, `command -v ${name}`]);
+  }
+  return [
+    ['table ip ripstop-check', 'nft add table ip ripstop-check; nft list ruleset'],
+    ['-P FORWARD', 'iptables-nft -S'],
+    ['-P FORWARD', 'ip6tables-nft -S'],
+    ['iptables v', 'iptables-legacy --version; iptables-save -V; iptables-restore -V'],
+  ];
 }
 
 /** In a network namespace of its own, where the checks may do what they like. */

@@ -38,9 +38,10 @@ export async function dumpOf(cluster: Cluster, node: ClusterNode): Promise<Dump>
   const dump: Dump = {};
   for (const [what, command] of Object.entries(commands))
     dump[what] = lines(await inNode(node, 'sh', '-c', command));
-  // What lies above the machine's own root is all that the node has written to its disk.
+  // What lies above the machine's own root is all that the node has written to its disk. (A character device stands there for
+  // a file of the machine's that the node has removed.)
   const upper = join(node.disk, 'upper');
-  const written = lines(await run('find', [upper, '-mindepth', '1', '-printf', '/%P\\n']));
+  const written = lines(await run('find', [upper, '-mindepth', '1', '!', '-type', 'c', '-printf', '/%P\\n']));
   // /lib/modules: kubelet makes it for the manifest's volume, where the machine has none.
   dump['disk'] = written.filter((path) => !/^\/(var\/log|tmp|root)\/|^\/usr(\/lib(\/modules)?)?$/.test(path));
   const { metadata } = await get<{ metadata: { annotations?: object } }>(cluster, 'node', node.name);
