@@ -64,7 +64,7 @@ export interface ArmOptions {
   /** Pin the server of pinned clients here. */
   readonly serverCpu?: number;
   /** Mark every pod for the kernel path, with all programs attached. */
-  readonly slow?: boolean;
+  readonly kernelPath?: boolean;
   /** Look like a cluster of this size to ripstop; only its programs run then, not its agents. */
   readonly size?: ClusterSize;
   /** How many services' kube-proxy rules every node has, as a node of a cluster does; 0: none, and no conntrack either. */
@@ -81,11 +81,11 @@ export interface ClusterSize {
 }
 
 /** What is compared, in the order of tables and legends. */
-export const armSpecs: readonly (Pick<ArmOptions, 'slow'> & { name: string; datapath: Datapath })[] = [
+export const armSpecs: readonly (Pick<ArmOptions, 'kernelPath'> & { name: string; datapath: Datapath })[] = [
   { name: 'host', datapath: 'host' },
   { name: 'flannel', datapath: 'flannel' },
   { name: 'ripstop', datapath: 'ripstop' },
-  { name: 'ripstop-slow', datapath: 'ripstop', slow: true },
+  { name: 'ripstop-kernel', datapath: 'ripstop', kernelPath: true },
 ];
 
 /** Where netbench is built to. */
@@ -107,7 +107,7 @@ export async function raiseArm(datapath: Datapath, options: ArmOptions): Promise
     for (const { netns } of [node, ...node.pods])
       await setSysctls(netns, { 'ipv4.tcp_congestion_control': 'reno' });
     if (services > 0) await setServices(lab, node, idleServices(services));
-    if (options.slow) await markSlow(lab, node);
+    if (options.kernelPath) await markForKernelPath(lab, node);
   }
   if (size) await growTo(lab, size);
   const clients = {
@@ -175,12 +175,12 @@ function add(a: Packets, b: Packets): Packets {
 }
 
 /** Mark a node's pods for the kernel path, as a NetworkPolicy would, and wait until the agent has seen it. */
-async function markSlow(lab: Lab, node: NodeState): Promise<void> {
+async function markForKernelPath(lab: Lab, node: NodeState): Promise<void> {
   const store = new AttachmentStore(join(nodeDir(lab, node), 'run'));
   for (const attachment of await store.list()) await store.put({ ...attachment, slow: true });
   await nudgeAgent(node);
-  await untilMapped(lab, node, 'its pods as slow ones', async (...from) => {
-    return (await readEndpoints(...from)).every(({ flags }) => flags.includes('slow'));
+  await untilMapped(lab, node, 'its pods as marked for the kernel path', async (...from) => {
+    return (await readEndpoints(...from)).every(({ flags }) => flags.includes('kernel_path'));
   });
 }
 

@@ -31,7 +31,7 @@ export function axis(
   };
 }
 
-type ArmSpec = Pick<ArmOptions, 'slow' | 'wire' | 'size'> & {
+type ArmSpec = Pick<ArmOptions, 'kernelPath' | 'wire' | 'size'> & {
   readonly name: string;
   readonly datapath?: Datapath;
 };

@@ -61,7 +61,7 @@ const run: RunResult = {
   endpoints: { arms: [], measured: [] },
   programs: [{ program: 'from_pod', load: 'UDP 64 B', runs: 1000, nsPerRun: 123.4 }],
   countingNs: 23.4,
-  fastShare: { ripstop: 0.999, 'ripstop-slow': 0 },
+  fastShare: { ripstop: 0.999, 'ripstop-kernel': 0 },
   failures: [],
 };
 
@@ -139,8 +139,8 @@ describe('a warning', () => {
     ['a fast path that was none', { fastShare: { ripstop: 0.5 } }, '50.0 % of the packets of ripstop:'],
     [
       'a kernel path that was none',
-      { fastShare: { 'ripstop-slow': 0.9 } },
-      '90.0 % of the packets of ripstop-slow:',
+      { fastShare: { 'ripstop-kernel': 0.9 } },
+      '90.0 % of the packets of ripstop-kernel:',
     ],
     ['failures', { failures: ['it broke'] }, '1 measurements failed'],
   ])('is given of %s, in the report too', (_, change, words) => {

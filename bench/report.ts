@@ -166,7 +166,7 @@ export function warningsOf(run: RunResult): string[] {
   }
   for (const [arm, expected] of [
     ['ripstop', 1],
-    ['ripstop-slow', 0],
+    ['ripstop-kernel', 0],
   ] as const) {
     const share = run.fastShare[arm];
     if (share !== undefined && Math.abs(share - expected) > 0.05)
@@ -446,7 +446,7 @@ ${warnings.length > 0 ? `\n**Before you believe it:**\n\n${warnings.map((warning
 - **host**: the nodes themselves, without pods; nothing of ripstop is attached. On one node this is the loopback device.
 - **flannel**: flannel's kernel path between pods, with br_netfilter and FORWARD rules. On one node this is the bridge.
 - **ripstop**: ripstop's fast path between pods.
-- **ripstop-slow**: the same, with the pods marked for the kernel path: what ripstop costs where it does not help.
+- **ripstop-kernel**: the same, with the pods marked for the kernel path: what ripstop costs where it does not help.
 
 A ratio is the median over rounds of an arm ÷ the baseline *of the same round*, with its 95 % interval; a plain number has its
 quartiles behind it. Absolute numbers are of this machine and this hour. "One core": client, server and path share one CPU;

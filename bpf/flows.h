@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * stack_flows: the flows whose replies conntrack must translate back, and which therefore must not overtake the stack.
- * On a packet's way out of the stack, after NAT, conntrack is asked about it; a translated flow is remembered by the tuple
+ * stack_flows: the flows whose replies conntrack must translate back, and which therefore must not overtake the kernel path.
+ * On a packet's way out of the kernel path, after NAT, conntrack is asked about it; a translated flow is remembered by the tuple
  * that its packets of the other direction will carry when they meet from_pod or from_wire.
  */
 #pragma once
@@ -27,11 +27,11 @@ static __always_inline bool read_flow(const struct ip *ip, struct flow *flow)
 }
 
 /*
- * Whether ICMP belongs to the stack. All packets of a conversation must go the same way, or conntrack sees a part of it,
+ * Whether ICMP belongs to the kernel path. All packets of a conversation must go the same way, or conntrack sees a part of it,
  * calls that INVALID, and kube-proxy drops it. So an error goes as the flow does that it tells of, in whose other direction it
- * goes; and the rest, pings above all, which nobody translates between pods, goes past the stack.
+ * goes; and the rest, pings above all, which nobody translates between pods, goes past the kernel path.
  */
-static __always_inline bool is_stack_icmp(const struct ip *ip)
+static __always_inline bool icmp_needs_kernel_path(const struct ip *ip)
 {
 	struct cursor at = ip->payload;
 	struct icmp *icmp = parse_icmp(&at);
@@ -56,11 +56,11 @@ static __always_inline bool is_stack_icmp(const struct ip *ip)
 }
 
 /*
- * Whether this packet, from or to the local pod at `local`, belongs to the stack. An endpoint without translated flows
+ * Whether this packet, from or to the local pod at `local`, belongs to the kernel path. An endpoint without translated flows
  * pays one test. With such flows about, a packet without ports of its own may belong to one. Of SCTP it cannot be known,
  * since conntrack is asked about TCP and UDP only.
  */
-static __always_inline bool is_stack_flow(const void *local, const struct ip *ip)
+static __always_inline bool needs_kernel_path(const void *local, const struct ip *ip)
 {
 	struct endpoint_state *state = find_state(local, ip->v6);
 	struct flow flow;
@@ -72,7 +72,7 @@ static __always_inline bool is_stack_flow(const void *local, const struct ip *ip
 	if (state->overflow)
 		return true;
 	if (is_icmp(ip))
-		return is_stack_icmp(ip);
+		return icmp_needs_kernel_path(ip);
 	if (!read_flow(ip, &flow))
 		return true;
 	return bpf_map_lookup_elem(&stack_flows, &flow);

@@ -58,7 +58,7 @@ struct {
 
 /*
  * Beside endpoints: the first half has the same index. The second half is for IPv6, by the lowest bits of the address: two
- * that share a slot only share their numbers, and go to the stack more often than they must.
+ * that share a slot only share their numbers, and go to the kernel path more often than they must.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

@@ -34,13 +34,13 @@ static __always_inline int deliver(struct __sk_buff *skb, struct ether *ether, c
 	struct endpoint *endpoint = find_endpoint(ip->dst, ip->v6);
 
 	if (!endpoint || endpoint->ifindex == skb->ifindex)
-		return to_stack(skb, HOOK_FROM_POD, STACK_NO_ENDPOINT);
-	if (endpoint->flags & ENDPOINT_SLOW)
-		return to_stack(skb, HOOK_FROM_POD, STACK_SLOW);
-	if (is_stack_flow(ip->dst, ip))
-		return to_stack(skb, HOOK_FROM_POD, STACK_TRANSLATED);
+		return to_kernel(skb, HOOK_FROM_POD, KERNEL_NO_ENDPOINT);
+	if (endpoint->flags & ENDPOINT_KERNEL_PATH)
+		return to_kernel(skb, HOOK_FROM_POD, KERNEL_MARKED);
+	if (needs_kernel_path(ip->dst, ip))
+		return to_kernel(skb, HOOK_FROM_POD, KERNEL_TRANSLATED);
 	if (!fits(skb, ip, endpoint->mtu))
-		return to_stack(skb, HOOK_FROM_POD, STACK_TOO_BIG);
+		return to_kernel(skb, HOOK_FROM_POD, KERNEL_TOO_BIG);
 
 	ether->dst = endpoint->pod_mac;
 	ether->src = endpoint->host_mac;
@@ -67,11 +67,11 @@ static __always_inline int send(struct __sk_buff *skb, const struct ip *ip)
 	struct bpf_redir_neigh next_hop = { .nh_family = ip->v6 ? AF_INET6 : AF_INET };
 
 	if (!peer)
-		return to_stack(skb, HOOK_FROM_POD, STACK_NO_PEER);
-	if (peer->flags & PEER_SLOW)
-		return to_stack(skb, HOOK_FROM_POD, STACK_SLOW);
+		return to_kernel(skb, HOOK_FROM_POD, KERNEL_NO_PEER);
+	if (peer->flags & PEER_KERNEL_PATH)
+		return to_kernel(skb, HOOK_FROM_POD, KERNEL_MARKED);
 	if (ip->ttl <= 1)
-		return to_stack(skb, HOOK_FROM_POD, STACK_TTL);
+		return to_kernel(skb, HOOK_FROM_POD, KERNEL_TTL);
 	if (ip->v6)
 		__builtin_memcpy(next_hop.ipv6_nh, &peer->next_hop, sizeof(next_hop.ipv6_nh));
 	else
@@ -79,19 +79,19 @@ static __always_inline int send(struct __sk_buff *skb, const struct ip *ip)
 
 	if (config.direct_routing && peer->flags & PEER_DIRECT) {
 		if (!fits(skb, ip, config.uplink_mtu))
-			return to_stack(skb, HOOK_FROM_POD, STACK_TOO_BIG);
+			return to_kernel(skb, HOOK_FROM_POD, KERNEL_TOO_BIG);
 		decrement_ttl(ip->header, ip->v6);
 		count(skb->len, HOOK_FROM_POD, FAST_DIRECT);
 	} else {
 		if (!fits(skb, ip, ip->v6 ? config.pod_mtu6 : config.pod_mtu))
-			return to_stack(skb, HOOK_FROM_POD, STACK_TOO_BIG);
+			return to_kernel(skb, HOOK_FROM_POD, KERNEL_TOO_BIG);
 
 		__u32 slot = state_slot(ip->src, ip->v6);
 
 		if (encapsulate(skb, peer, ip->v6, ip->tos & ECN_MASK, source_port(skb, ip))) {
 			if (skb->gso_size)
 				remember_forwarder(slot);
-			return to_stack(skb, HOOK_FROM_POD, STACK_NO_ROOM);
+			return to_kernel(skb, HOOK_FROM_POD, KERNEL_NO_ROOM);
 		}
 	}
 	return bpf_redirect_neigh(config.uplink_ifindex, &next_hop, sizeof(next_hop), 0);
@@ -104,32 +104,32 @@ static __always_inline int from_pod_ip(struct __sk_buff *skb, bool v6)
 	struct ip ip;
 
 	if (!ether || !read_ip(&at, skb->len - sizeof(*ether), v6, &ip))
-		return to_stack(skb, HOOK_FROM_POD, STACK_MALFORMED);
+		return to_kernel(skb, HOOK_FROM_POD, KERNEL_MALFORMED);
 	if (!in_network(ip.dst, v6)) {
-		/* What leaves the cluster network is the stack's, unless it is meant to forge what only nodes may say. */
+		/* What leaves the cluster network is the kernel path's, unless it is meant to forge what only nodes may say. */
 		if (is_vxlan_to_node(skb, &ip))
 			return drop(skb, HOOK_FROM_POD, DROP_VXLAN_FROM_POD);
-		return to_stack(skb, HOOK_FROM_POD, STACK_OUTSIDE);
+		return to_kernel(skb, HOOK_FROM_POD, KERNEL_OUTSIDE);
 	}
 	if (skb->pkt_type != PACKET_HOST)
-		return to_stack(skb, HOOK_FROM_POD, STACK_OTHER_MAC);
+		return to_kernel(skb, HOOK_FROM_POD, KERNEL_OTHER_MAC);
 	if (!is_sound(&ip))
-		return to_stack(skb, HOOK_FROM_POD, STACK_MALFORMED);
+		return to_kernel(skb, HOOK_FROM_POD, KERNEL_MALFORMED);
 	if (ip.options)
-		return to_stack(skb, HOOK_FROM_POD, STACK_IP_OPTIONS);
+		return to_kernel(skb, HOOK_FROM_POD, KERNEL_IP_OPTIONS);
 	if (ip.fragment)
-		return to_stack(skb, HOOK_FROM_POD, STACK_FRAGMENT);
+		return to_kernel(skb, HOOK_FROM_POD, KERNEL_FRAGMENT);
 	if (is_neighbour_discovery(&ip))
-		return to_stack(skb, HOOK_FROM_POD, STACK_NEIGHBOUR);
+		return to_kernel(skb, HOOK_FROM_POD, KERNEL_NEIGHBOUR);
 
 	struct endpoint *sender = in_pod_cidr(ip.src, v6) ? find_endpoint(ip.src, v6) : NULL;
 
 	if (!sender || sender->ifindex != skb->ifindex)
-		return to_stack(skb, HOOK_FROM_POD, STACK_OTHER_SOURCE);
-	if (sender->flags & ENDPOINT_SLOW)
-		return to_stack(skb, HOOK_FROM_POD, STACK_SLOW);
-	if (is_stack_flow(ip.src, &ip))
-		return to_stack(skb, HOOK_FROM_POD, STACK_TRANSLATED);
+		return to_kernel(skb, HOOK_FROM_POD, KERNEL_OTHER_SOURCE);
+	if (sender->flags & ENDPOINT_KERNEL_PATH)
+		return to_kernel(skb, HOOK_FROM_POD, KERNEL_MARKED);
+	if (needs_kernel_path(ip.src, &ip))
+		return to_kernel(skb, HOOK_FROM_POD, KERNEL_TRANSLATED);
 
 	return in_pod_cidr(ip.dst, v6) ? deliver(skb, ether, &ip) : send(skb, &ip);
 }
@@ -141,14 +141,14 @@ int from_pod(struct __sk_buff *skb)
 	struct ether *ether = parse_ether(&at);
 
 	if (!ether)
-		return to_stack(skb, HOOK_FROM_POD, STACK_MALFORMED);
+		return to_kernel(skb, HOOK_FROM_POD, KERNEL_MALFORMED);
 	if (!is_untagged(skb))
-		return to_stack(skb, HOOK_FROM_POD, STACK_NOT_IP);
+		return to_kernel(skb, HOOK_FROM_POD, KERNEL_NOT_IP);
 	if (ether->type == ETHERTYPE_IPV4)
 		return from_pod_ip(skb, false);
 	if (ether->type == ETHERTYPE_IPV6)
 		return from_pod_ip(skb, true);
-	return to_stack(skb, HOOK_FROM_POD, STACK_NOT_IP);
+	return to_kernel(skb, HOOK_FROM_POD, KERNEL_NOT_IP);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -7,10 +7,10 @@
 #include "maps.h"
 
 /*
- * To the next program on this hook, and then the stack. Not TC_ACT_OK: that would end the chain, and with it any other
+ * To the next program on this hook, and then the kernel path. Not TC_ACT_OK: that would end the chain, and with it any other
  * tcx program and the qdisc filters (the bandwidth plugin's, say) that come after us.
  */
-#define TO_STACK TC_ACT_UNSPEC
+#define TO_KERNEL TC_ACT_UNSPEC
 
 /* Count a frame of so many bytes, and return how many bytes this CPU has counted under the reason. */
 static __always_inline __u64 count(__u32 length, enum hook hook, enum reason reason)
@@ -24,10 +24,10 @@ static __always_inline __u64 count(__u32 length, enum hook hook, enum reason rea
 	return counter->bytes += length;
 }
 
-static __always_inline int to_stack(const struct __sk_buff *skb, enum hook hook, enum reason reason)
+static __always_inline int to_kernel(const struct __sk_buff *skb, enum hook hook, enum reason reason)
 {
 	count(skb->len, hook, reason);
-	return TO_STACK;
+	return TO_KERNEL;
 }
 
 static __always_inline int drop(const struct __sk_buff *skb, enum hook hook, enum reason reason)

@@ -24,19 +24,19 @@ static __always_inline enum reason judge_outer(const struct ip *outer)
 	struct udp *udp;
 
 	if (outer->protocol != PROTOCOL_UDP)
-		return STACK_NOT_VXLAN;
+		return KERNEL_NOT_VXLAN;
 	if (outer->options)
-		return STACK_IP_OPTIONS;
+		return KERNEL_IP_OPTIONS;
 	if (outer->fragment)
-		return STACK_FRAGMENT;
+		return KERNEL_FRAGMENT;
 	udp = parse_udp(&payload);
 	if (!udp || udp->dst_port != config.vxlan_port || !is_our_vtep(outer->dst, outer->v6))
-		return STACK_NOT_VXLAN;
+		return KERNEL_NOT_VXLAN;
 	return FAST_DECAP;
 }
 
 /*
- * Whether the node that sent this may speak for the inner source: FAST_DECAP if so; to the stack when it is a node that
+ * Whether the node that sent this may speak for the inner source: FAST_DECAP if so; to the kernel path when it is a node that
  * the peers maps cannot tell of, or one whose packets belong there; else the reason to drop.
  */
 static __always_inline enum reason judge_sender(const struct ip *outer, const struct ip *inner)
@@ -45,39 +45,39 @@ static __always_inline enum reason judge_sender(const struct ip *outer, const st
 	const struct peer_head *peer = in_network(inner->src, v6) ? find_peer(inner->src, v6) : NULL;
 
 	if (peer && (peer->flags & PEER_BEHIND_NAT || same_address(outer->src, from_address(&peer->vtep_ip, v6), v6)))
-		return peer->flags & PEER_SLOW ? STACK_SLOW : FAST_DECAP;
+		return peer->flags & PEER_KERNEL_PATH ? KERNEL_MARKED : FAST_DECAP;
 
 	struct vtep *sender = find_vtep(outer->src, v6);
 
 	if (!sender || !(sender->flags & VTEP_REMOTE))
 		return DROP_UNKNOWN_PEER;
 	if (sender->flags & VTEP_UNINDEXED)
-		return STACK_NO_PEER;
+		return KERNEL_NO_PEER;
 	/* A node speaks for itself as well: where nothing masquerades, that is how a process of it answers a pod of ours. */
-	return same_address(outer->src, inner->src, v6) ? STACK_OUTSIDE : DROP_SPOOFED_SOURCE;
+	return same_address(outer->src, inner->src, v6) ? KERNEL_OUTSIDE : DROP_SPOOFED_SOURCE;
 }
 
-/* Whether a packet for a pod of ours may be given to it past the stack. Its size is left to the caller. */
+/* Whether a packet for a pod of ours may be given to it past the kernel path. Its size is left to the caller. */
 static __always_inline enum reason judge_delivery(const struct ip *ip, struct endpoint **found)
 {
 	struct endpoint *endpoint = in_pod_cidr(ip->dst, ip->v6) ? find_endpoint(ip->dst, ip->v6) : NULL;
 
 	if (!is_sound(ip))
-		return STACK_MALFORMED;
+		return KERNEL_MALFORMED;
 	if (ip->options)
-		return STACK_IP_OPTIONS;
+		return KERNEL_IP_OPTIONS;
 	if (ip->fragment)
-		return STACK_FRAGMENT;
+		return KERNEL_FRAGMENT;
 	if (is_neighbour_discovery(ip))
-		return STACK_NEIGHBOUR;
+		return KERNEL_NEIGHBOUR;
 	if (!endpoint)
-		return STACK_NO_ENDPOINT;
-	if (endpoint->flags & ENDPOINT_SLOW)
-		return STACK_SLOW;
-	if (is_stack_flow(ip->dst, ip))
-		return STACK_TRANSLATED;
+		return KERNEL_NO_ENDPOINT;
+	if (endpoint->flags & ENDPOINT_KERNEL_PATH)
+		return KERNEL_MARKED;
+	if (needs_kernel_path(ip->dst, ip))
+		return KERNEL_TRANSLATED;
 	if (ip->ttl <= 1)
-		return STACK_TTL;
+		return KERNEL_TTL;
 	*found = endpoint;
 	return FAST_DECAP;
 }
@@ -91,30 +91,30 @@ static __always_inline enum reason judge_arrival(struct cursor at, __u32 bytes, 
 	struct ether *ether = parse_ether(&at);
 
 	if (!ether || !read_ip(&at, bytes - sizeof(*ether), v6, &arrival->outer))
-		return STACK_MALFORMED;
+		return KERNEL_MALFORMED;
 
 	struct udp *udp = parse_udp(&at);
 
 	if (!udp || bpf_ntohs(udp->length) != bytes - sizeof(*ether) - IP_LEN(v6) || !is_sound(&arrival->outer))
-		return STACK_MALFORMED;
+		return KERNEL_MALFORMED;
 
 	struct vxlan *vxlan = parse_vxlan(&at);
 
 	if (!vxlan)
-		return STACK_MALFORMED;
+		return KERNEL_MALFORMED;
 
 	struct ether *inner_ether = parse_ether(&at);
 
 	if (!inner_ether)
-		return STACK_MALFORMED;
+		return KERNEL_MALFORMED;
 	if (vxlan->flags != VXLAN_HAS_VNI || vxlan->vni != bpf_htonl(config.vni << 8))
-		return STACK_OTHER_VNI;
+		return KERNEL_OTHER_VNI;
 	if (!mac_equal(&inner_ether->dst, v6 ? &config.vtep_mac6 : &config.vtep_mac))
-		return STACK_OTHER_MAC;
+		return KERNEL_OTHER_MAC;
 	if (inner_ether->type != (v6 ? ETHERTYPE_IPV6 : ETHERTYPE_IPV4))
-		return STACK_NOT_IP;
+		return KERNEL_NOT_IP;
 	if (!read_ip(&at, bytes - OUTER_LEN(v6), v6, &arrival->inner))
-		return STACK_MALFORMED;
+		return KERNEL_MALFORMED;
 	arrival->udp = udp;
 
 	enum reason reason = judge_sender(&arrival->outer, &arrival->inner);
@@ -133,7 +133,7 @@ static __always_inline __u32 pseudo_header_sum(const struct ip *ip, __u32 length
 /*
  * Whether the outer UDP checksum is right, told from the headers alone. A transport checksum makes all that it covers sum
  * up to the complement of its pseudo header, and the sender's kernel relies on that too ("local checksum offload",
- * Documentation/networking/checksum-offloads.rst). So if the outer checksum does not fit, the stack shall verify it the
+ * Documentation/networking/checksum-offloads.rst). So if the outer checksum does not fit, the kernel path shall verify it the
  * long way; and if the inner one is wrong, the pod's own stack notices, as it does behind the kernel's VXLAN device.
  */
 static __always_inline bool headers_verify(const struct arrival *arrival)

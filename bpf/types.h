@@ -125,7 +125,7 @@ struct config {
 enum peer_flags {
 	PEER_PRESENT = 1,
 	PEER_BEHIND_NAT = 2, /* publishes public-ip-overwrite: its outer source address says nothing */
-	PEER_SLOW = 4, /* for the kernel path, both ways: its VXLAN device wants checksums that BPF cannot make */
+	PEER_KERNEL_PATH = 4, /* for the kernel path, both ways: its VXLAN device wants checksums that BPF cannot make */
 	PEER_DIRECT = 8, /* on our L2 and reached without encapsulation */
 };
 
@@ -156,7 +156,7 @@ struct peer6 {
 enum vtep_flags {
 	VTEP_LOCAL = 1,
 	VTEP_REMOTE = 2,
-	VTEP_UNINDEXED = 4, /* of a node that has no slot in peers, so only the stack can judge what it sends */
+	VTEP_UNINDEXED = 4, /* of a node that has no slot in peers, so only the kernel path can judge what it sends */
 };
 
 struct vtep {
@@ -164,7 +164,7 @@ struct vtep {
 };
 
 enum endpoint_flags {
-	ENDPOINT_SLOW = 1, /* policy or an operator wants the kernel path for it */
+	ENDPOINT_KERNEL_PATH = 1, /* marked for the kernel path */
 };
 
 /* A local pod, in the slot of its IPv4 address's host part or by its IPv6 address. ifindex 0: the slot is empty. */
@@ -179,8 +179,8 @@ struct endpoint {
 /* What the programs themselves keep of an endpoint; apart from struct endpoint, which the manager overwrites whole. */
 struct endpoint_state {
 	__u32 stack_flows; /* entries of stack_flows that name it, or one that shares this; never less than there are */
-	__u32 overflow; /* set when stack_flows was full: from then on all of the endpoint's packets go to the stack */
-	__u32 forwards; /* set when it sent on a super-packet that had come through a tunnel: it gets those from the stack then */
+	__u32 overflow; /* set when stack_flows was full: from then on all of the endpoint's packets go to the kernel path */
+	__u32 forwards; /* set when it sent on a super-packet that had come through a tunnel: it gets those from the kernel path then */
 };
 
 /* A packet's tuple, as the packet carries it. */
@@ -193,7 +193,7 @@ struct flow {
 	__u8 unused[3];
 };
 
-/* A flow that conntrack must translate: its packets in the direction of the key belong to the stack. */
+/* A flow that conntrack must translate: its packets in the direction of the key belong to the kernel path. */
 struct stack_flow {
 	__u64 created_ns; /* CLOCK_MONOTONIC */
 };
@@ -221,7 +221,7 @@ enum hook {
 };
 
 /*
- * Why a packet took its way; the first word is the verdict: FAST (redirected past the stack), STACK (goes on,
+ * Why a packet took its way; the first word is the verdict: FAST (redirected past the kernel path), KERNEL (goes on,
  * unmodified, on the kernel path) or DROP. Add new reasons at the end of their verdict's block; pinned counters are re-made.
  */
 enum reason {
@@ -230,25 +230,25 @@ enum reason {
 	FAST_DECAP,
 	FAST_DIRECT, /* to or from a pod on another node, without encapsulation */
 
-	STACK_NOT_IP, /* ARP, VLANs, ... */
-	STACK_NEIGHBOUR, /* IPv6 neighbour discovery */
-	STACK_NOT_VXLAN, /* from the wire, and not for our VXLAN port and address */
-	STACK_MALFORMED, /* a header does not fit the packet, lengths contradict each other, or an IPv4 header's checksum is wrong */
-	STACK_IP_OPTIONS, /* or IPv6 extension headers */
-	STACK_FRAGMENT, /* the stack may wait until it has all of a packet (conntrack does), so none may pass it by */
-	STACK_OUTER_CHECKSUM, /* an outer UDP checksum that could not be verified */
-	STACK_OTHER_VNI, /* or VXLAN flags that we do not know */
-	STACK_OTHER_MAC, /* the frame is not addressed to this node, or the inner one not to our VTEP */
-	STACK_OTHER_SOURCE, /* a pod sends from an address that is not its own */
-	STACK_OUTSIDE, /* the other end is no pod: the world, a service, a node */
-	STACK_NO_ENDPOINT, /* an address of this node's podCIDR that no pod has */
-	STACK_NO_PEER, /* to or from an address of the cluster network that no slot of peers stands for */
-	STACK_SLOW, /* the endpoint or the peer is marked slow */
-	STACK_TRANSLATED, /* belongs to a flow that conntrack translates, or may: an ICMP error about one, SCTP, the endpoint's flows overflowed */
-	STACK_UNTRANSLATED, /* left the stack as a plain flow */
-	STACK_TTL, /* about to expire: the kernel answers */
-	STACK_TOO_BIG, /* over the path's MTU: the kernel answers or fragments */
-	STACK_NO_ROOM, /* the kernel refuses to grow or shrink the packet, or would leave it wrong */
+	KERNEL_NOT_IP, /* ARP, VLANs, ... */
+	KERNEL_NEIGHBOUR, /* IPv6 neighbour discovery */
+	KERNEL_NOT_VXLAN, /* from the wire, and not for our VXLAN port and address */
+	KERNEL_MALFORMED, /* a header does not fit the packet, lengths contradict each other, or an IPv4 header's checksum is wrong */
+	KERNEL_IP_OPTIONS, /* or IPv6 extension headers */
+	KERNEL_FRAGMENT, /* the kernel path may wait until it has all of a packet (conntrack does), so none may pass it by */
+	KERNEL_OUTER_CHECKSUM, /* an outer UDP checksum that could not be verified */
+	KERNEL_OTHER_VNI, /* or VXLAN flags that we do not know */
+	KERNEL_OTHER_MAC, /* the frame is not addressed to this node, or the inner one not to our VTEP */
+	KERNEL_OTHER_SOURCE, /* a pod sends from an address that is not its own */
+	KERNEL_OUTSIDE, /* the other end is no pod: the world, a service, a node */
+	KERNEL_NO_ENDPOINT, /* an address of this node's podCIDR that no pod has */
+	KERNEL_NO_PEER, /* to or from an address of the cluster network that no slot of peers stands for */
+	KERNEL_MARKED, /* the endpoint or the peer is marked for the kernel path */
+	KERNEL_TRANSLATED, /* belongs to a flow that conntrack translates, or may: an ICMP error about one, SCTP, the endpoint's flows overflowed */
+	KERNEL_UNTRANSLATED, /* left the kernel path as a plain flow */
+	KERNEL_TTL, /* about to expire: the kernel answers */
+	KERNEL_TOO_BIG, /* over the path's MTU: the kernel answers or fragments */
+	KERNEL_NO_ROOM, /* the kernel refuses to grow or shrink the packet, or would leave it wrong */
 
 	DROP_UNKNOWN_PEER, /* VXLAN for us from an address that is no node's */
 	DROP_SPOOFED_SOURCE, /* the inner source is not in the podCIDR of the node that sent it */

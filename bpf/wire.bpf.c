@@ -16,7 +16,7 @@ static __always_inline int deliver(struct __sk_buff *skb, const struct endpoint 
 	struct ether *ether = parse_ether(&at);
 
 	if (!ether || at.pos + IP_LEN(v6) > at.end)
-		return drop(skb, HOOK_FROM_WIRE, STACK_MALFORMED); /* cannot be: both were there before */
+		return drop(skb, HOOK_FROM_WIRE, KERNEL_MALFORMED); /* cannot be: both were there before */
 
 	__u32 before = v6 ? sum16(at.pos, IPV6_BEFORE_ADDRESSES) : 0;
 
@@ -39,14 +39,14 @@ static __always_inline int from_direct_peer(struct __sk_buff *skb, bool v6)
 	struct ip packet_ip, *ip = &packet_ip;
 
 	if (!parse_ether(&at) || !read_ip(&at, skb->len - sizeof(struct ether), v6, ip))
-		return to_stack(skb, HOOK_FROM_WIRE, STACK_MALFORMED);
+		return to_kernel(skb, HOOK_FROM_WIRE, KERNEL_MALFORMED);
 
 	const struct peer_head *peer = in_network(ip->src, v6) ? find_peer(ip->src, v6) : NULL;
 
 	if (!peer || !(peer->flags & PEER_DIRECT))
-		return to_stack(skb, HOOK_FROM_WIRE, STACK_NOT_VXLAN);
+		return to_kernel(skb, HOOK_FROM_WIRE, KERNEL_NOT_VXLAN);
 
-	/* A short packet may have been padded on its way; the pod's stack takes that off, as ours would. */
+	/* A short packet may have been padded on its way; the pod's stack takes that off, as the node's would. */
 	__u32 length = ip_length(ip);
 
 	if (ip->bytes == ETHERNET_SHORTEST_PAYLOAD && length < ip->bytes && length >= IP_LEN(ip->v6) + sizeof(struct udp))
@@ -56,9 +56,9 @@ static __always_inline int from_direct_peer(struct __sk_buff *skb, bool v6)
 	enum reason reason = judge_delivery(ip, &endpoint);
 
 	if (reason != FAST_DECAP)
-		return to_stack(skb, HOOK_FROM_WIRE, reason);
+		return to_kernel(skb, HOOK_FROM_WIRE, reason);
 	if (!fits(skb, ip, endpoint->mtu))
-		return to_stack(skb, HOOK_FROM_WIRE, STACK_TOO_BIG);
+		return to_kernel(skb, HOOK_FROM_WIRE, KERNEL_TOO_BIG);
 	return deliver(skb, endpoint, ip->v6, -1, FAST_DIRECT);
 }
 
@@ -77,7 +77,7 @@ static __always_inline int from_xdp(struct __sk_buff *skb, const struct ip *ip)
 	enum reason reason = judge_delivery(ip, &endpoint);
 
 	if (reason != FAST_DECAP)
-		return to_stack(skb, HOOK_FROM_WIRE, reason);
+		return to_kernel(skb, HOOK_FROM_WIRE, reason);
 	return deliver(skb, endpoint, ip->v6, -1, FAST_DECAP);
 }
 
@@ -110,7 +110,7 @@ static __always_inline int from_wire_ip(struct __sk_buff *skb, bool v6)
 	struct ip outer;
 
 	if (!ether || !read_ip(&at, skb->len - sizeof(struct ether), v6, &outer))
-		return to_stack(skb, HOOK_FROM_WIRE, STACK_MALFORMED);
+		return to_kernel(skb, HOOK_FROM_WIRE, KERNEL_MALFORMED);
 	if (is_marked(skb, ether))
 		return from_xdp(skb, &outer);
 	if (config.direct_routing && in_pod_cidr(outer.dst, v6))
@@ -120,7 +120,7 @@ static __always_inline int from_wire_ip(struct __sk_buff *skb, bool v6)
 	enum reason reason = judge_outer(&outer);
 
 	if (reason != FAST_DECAP)
-		return to_stack(skb, HOOK_FROM_WIRE, reason);
+		return to_kernel(skb, HOOK_FROM_WIRE, reason);
 
 	struct arrival arrival;
 
@@ -129,19 +129,19 @@ static __always_inline int from_wire_ip(struct __sk_buff *skb, bool v6)
 	if (reason >= DROP_UNKNOWN_PEER)
 		return drop(skb, HOOK_FROM_WIRE, reason);
 	if (reason != FAST_DECAP)
-		return to_stack(skb, HOOK_FROM_WIRE, reason);
+		return to_kernel(skb, HOOK_FROM_WIRE, reason);
 
 	struct endpoint *endpoint = arrival.endpoint;
 
 	if (!skb->gso_size && skb->len - OUTER_LEN(v6) > endpoint->mtu)
-		return to_stack(skb, HOOK_FROM_WIRE, STACK_TOO_BIG);
+		return to_kernel(skb, HOOK_FROM_WIRE, KERNEL_TOO_BIG);
 	/*
 	 * Of a super-packet GRO has checked every part before it put them together; the NIC may have verified the checksum;
 	 * else the headers may tell.
 	 */
 	if (arrival.udp->checksum && !skb->gso_size && bpf_csum_level(skb, BPF_CSUM_LEVEL_QUERY) < 0 &&
 	    !is_unsummed(&arrival) && !headers_verify(&arrival))
-		return to_stack(skb, HOOK_FROM_WIRE, STACK_OUTER_CHECKSUM);
+		return to_kernel(skb, HOOK_FROM_WIRE, KERNEL_OUTER_CHECKSUM);
 
 	__u8 ecn = arrival.inner.tos & ECN_MASK;
 	int new_ecn = ecn_decapsulated(ecn, arrival.outer.tos & ECN_MASK);
@@ -149,9 +149,9 @@ static __always_inline int from_wire_ip(struct __sk_buff *skb, bool v6)
 	if (new_ecn < 0)
 		return drop(skb, HOOK_FROM_WIRE, DROP_ECN);
 	if (skb->gso_size && !may_shrink(&arrival.inner))
-		return to_stack(skb, HOOK_FROM_WIRE, STACK_NO_ROOM);
+		return to_kernel(skb, HOOK_FROM_WIRE, KERNEL_NO_ROOM);
 	if (bpf_skb_adjust_room(skb, -(int)ENCAP_LEN(v6), BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO))
-		return to_stack(skb, HOOK_FROM_WIRE, STACK_NO_ROOM);
+		return to_kernel(skb, HOOK_FROM_WIRE, KERNEL_NO_ROOM);
 	return deliver(skb, endpoint, v6, new_ecn == ecn ? -1 : new_ecn, FAST_DECAP);
 }
 
@@ -162,17 +162,17 @@ int from_wire(struct __sk_buff *skb)
 	struct ether *ether = parse_ether(&at);
 
 	if (!ether)
-		return to_stack(skb, HOOK_FROM_WIRE, STACK_MALFORMED);
+		return to_kernel(skb, HOOK_FROM_WIRE, KERNEL_MALFORMED);
 	if (!is_untagged(skb))
 		return is_marked(skb, ether) ? drop(skb, HOOK_FROM_WIRE, DROP_OTHER_VLAN) :
-					       to_stack(skb, HOOK_FROM_WIRE, STACK_NOT_IP);
+					       to_kernel(skb, HOOK_FROM_WIRE, KERNEL_NOT_IP);
 	if (skb->pkt_type != PACKET_HOST)
-		return to_stack(skb, HOOK_FROM_WIRE, STACK_OTHER_MAC);
+		return to_kernel(skb, HOOK_FROM_WIRE, KERNEL_OTHER_MAC);
 	if (ether->type == ETHERTYPE_IPV4)
 		return from_wire_ip(skb, false);
 	if (ether->type == ETHERTYPE_IPV6)
 		return from_wire_ip(skb, true);
-	return to_stack(skb, HOOK_FROM_WIRE, STACK_NOT_IP);
+	return to_kernel(skb, HOOK_FROM_WIRE, KERNEL_NOT_IP);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

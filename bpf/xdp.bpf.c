@@ -30,7 +30,7 @@ static __always_inline int xdp_from_wire_ip(struct xdp_md *ctx, bool v6)
 	struct arrival arrival;
 
 	if (!ether || !read_ip(&at, length - sizeof(*ether), v6, &arrival.outer))
-		return pass(length, STACK_MALFORMED);
+		return pass(length, KERNEL_MALFORMED);
 
 	enum reason reason = judge_outer(&arrival.outer);
 
@@ -39,9 +39,9 @@ static __always_inline int xdp_from_wire_ip(struct xdp_md *ctx, bool v6)
 	if (reason != FAST_DECAP)
 		return pass(length, reason);
 	if (length - OUTER_LEN(v6) > arrival.endpoint->mtu)
-		return pass(length, STACK_TOO_BIG);
+		return pass(length, KERNEL_TOO_BIG);
 	if (arrival.udp->checksum && !headers_verify(&arrival))
-		return pass(length, STACK_OUTER_CHECKSUM);
+		return pass(length, KERNEL_OUTER_CHECKSUM);
 
 	__u8 ecn = arrival.inner.tos & ECN_MASK;
 	int new_ecn = ecn_decapsulated(ecn, arrival.outer.tos & ECN_MASK);
@@ -49,13 +49,13 @@ static __always_inline int xdp_from_wire_ip(struct xdp_md *ctx, bool v6)
 	if (new_ecn < 0)
 		return pass(length, DROP_ECN);
 	if (bpf_xdp_adjust_meta(ctx, -(int)sizeof(struct mark)))
-		return pass(length, STACK_NO_ROOM);
+		return pass(length, KERNEL_NO_ROOM);
 
 	struct mark *mark = PACKET_POINTER(ctx, data_meta);
 	void *data = PACKET_POINTER(ctx, data);
 
 	if ((void *)(mark + 1) > data || data + OUTER_LEN(v6) + IP_LEN(v6) > PACKET_POINTER(ctx, data_end))
-		return pass(length, STACK_NO_ROOM); /* cannot be */
+		return pass(length, KERNEL_NO_ROOM); /* cannot be */
 
 	/* The frame keeps its addresses, so that the kernel takes it for the node's. */
 	struct ether *outer_ether = data, *inner_ether = data + ENCAP_LEN(v6);
@@ -77,15 +77,15 @@ int xdp_from_wire(struct xdp_md *ctx)
 	struct ether *ether = parse_ether(&at);
 
 	if (!ether)
-		return pass(0, STACK_MALFORMED);
+		return pass(0, KERNEL_MALFORMED);
 	/* XDP is not told whom a frame is for, and a promiscuous NIC takes all. */
 	if (!mac_equal(&ether->dst, &config.uplink_mac))
-		return pass(at.end - (void *)ether, STACK_OTHER_MAC);
+		return pass(at.end - (void *)ether, KERNEL_OTHER_MAC);
 	if (ether->type == ETHERTYPE_IPV4)
 		return xdp_from_wire_ip(ctx, false);
 	if (ether->type == ETHERTYPE_IPV6)
 		return xdp_from_wire_ip(ctx, true);
-	return pass(at.end - (void *)ether, STACK_NOT_IP);
+	return pass(at.end - (void *)ether, KERNEL_NOT_IP);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

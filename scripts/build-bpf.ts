@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-/** Compile bpf/*.bpf.c to build/*.bpf.o, when a source is newer than its object. `--force` compiles always. */
-import { mkdirSync, readdirSync, statSync } from 'node:fs';
+/**
+ * Compile bpf/*.bpf.c to build/*.bpf.o, when a source is newer than its object; `--force` compiles always. Objects whose
+ * source is gone are removed.
+ */
+import { mkdirSync, readdirSync, rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { $, which } from 'zx';
 
@@ -28,10 +31,16 @@ function fail(why: string): never {
 }
 
 mkdirSync(build, { recursive: true });
-const stale = readdirSync(sources)
+const programs = readdirSync(sources)
   .filter((file) => file.endsWith('.bpf.c'))
-  .map((file) => ({ source: join(sources, file), object: join(build, file.replace(/\.c$/, '.o')) }))
-  .filter(({ source, object }) => process.argv.includes('--force') || isStale(source, object));
+  .map((file) => ({ source: join(sources, file), object: join(build, file.replace(/\.c$/, '.o')) }));
+for (const file of readdirSync(build).filter((name) => name.endsWith('.bpf.o'))) {
+  if (!programs.some(({ object }) => object === join(build, file))) rmSync(join(build, file));
+}
+
+const stale = programs.filter(
+  ({ source, object }) => process.argv.includes('--force') || isStale(source, object),
+);
 
 if (stale.length > 0) {
   const clang = await findClang();

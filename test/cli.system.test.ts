@@ -87,7 +87,7 @@ describe.skipIf(missingHere('iptables'))('the command, on two nodes with a pod e
 
   it('tells its pods, and which of their flows conntrack translates', async () => {
     expect(await json('endpoints')).toMatchObject([
-      { ip: podOf(node).ip, pod: 'default/pod1', mtu: 1450, stackFlows: 1, flags: [] },
+      { ip: podOf(node).ip, pod: 'default/pod1', mtu: 1450, translatedFlows: 1, flags: [] },
     ]);
     expect(await json('flows')).toMatchObject([
       {
@@ -104,7 +104,7 @@ describe.skipIf(missingHere('iptables'))('the command, on two nodes with a pod e
       agent: { node: 'node1', ready: true, api: { connected: true, synced: true } },
       peers: 1,
       endpoints: 1,
-      stackFlows: 1,
+      translatedFlows: 1,
     });
     expect(status.attached.map(({ hook, live }) => `${hook} ${live}`)).toEqual([
       'from_pod true',

@@ -59,7 +59,7 @@ export interface EndpointRow {
   readonly ifindex: number;
   readonly podMac: string;
   readonly mtu: number;
-  readonly stackFlows: number;
+  readonly translatedFlows: number;
   readonly flags: string[];
 }
 
@@ -69,7 +69,7 @@ export const endpointColumns: Column<EndpointRow>[] = [
   { title: 'DEVICE', value: (row) => row.device },
   { title: 'POD MAC', value: (row) => row.podMac },
   { title: 'MTU', align: 'right', value: (row) => row.mtu },
-  { title: 'STACK FLOWS', align: 'right', value: (row) => row.stackFlows },
+  { title: 'TRANSLATED FLOWS', align: 'right', value: (row) => row.translatedFlows },
   { title: 'FLAGS', value: (row) => row.flags.join(',') },
 ];
 
@@ -92,7 +92,7 @@ export async function readEndpoints(bpffs: string, runDir: string): Promise<Endp
       ifindex: endpoint.ifindex,
       podMac: endpoint.pod_mac,
       mtu: endpoint.mtu,
-      stackFlows: state?.stack_flows ?? 0,
+      translatedFlows: state?.stack_flows ?? 0,
       flags: [
         ...flagNames(layout.enums.endpoint_flags, endpoint.flags),
         ...(state && state.overflow !== 0 ? ['overflow'] : []),

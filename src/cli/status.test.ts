@@ -35,8 +35,8 @@ const status: Status = {
   ],
   peers: 1,
   endpoints: 2,
-  stackFlows: 3,
-  packets: { fast: 999, stack: 1, drop: 0 },
+  translatedFlows: 3,
+  packets: { fast: 999, kernel: 1, drop: 0 },
   fastPercent: 99.9,
 };
 
@@ -67,7 +67,7 @@ describe('status', () => {
 
   it('says first of all that no agent runs, and shows what forwards without it', () => {
     const { agent: _, fastPercent: __, ...rest } = status;
-    expect(lines(renderStatus({ ...rest, packets: { fast: 0, stack: 0, drop: 0 } })).slice(0, 4)).toEqual([
+    expect(lines(renderStatus({ ...rest, packets: { fast: 0, kernel: 0, drop: 0 } })).slice(0, 4)).toEqual([
       'agent      not running (what is pinned forwards without it)',
       'peers      1',
       'endpoints  2, 3 translated flows',

@@ -18,8 +18,8 @@ export interface Status {
   }[];
   readonly peers: number;
   readonly endpoints: number;
-  readonly stackFlows: number;
-  /** Packets by verdict: the IPv4 that pods sent and that VXLAN brought. */
+  readonly translatedFlows: number;
+  /** Packets by verdict, of pod traffic only. */
   readonly packets: Readonly<Record<Verdict, number>>;
   /** The share of `fast`; undefined before the first packet. */
   readonly fastPercent?: number;
@@ -31,7 +31,7 @@ export async function readStatus(bpffs: string, runDir: string): Promise<Status>
   using tables = openTables(bpffs);
   const counters = readCounters(tables);
   const packets = sumByVerdict(counters.filter(isPodTraffic));
-  const all = packets.fast + packets.stack + packets.drop;
+  const all = packets.fast + packets.kernel + packets.drop;
   return {
     ...(agent && { agent }),
     attached: [...listLinks(pinPaths(bpffs).links)]
@@ -42,20 +42,20 @@ export async function readStatus(bpffs: string, runDir: string): Promise<Status>
       .sort((a, b) => a.hook.localeCompare(b.hook) || a.device.localeCompare(b.device)),
     peers: readPeers(bpffs, agent).length,
     endpoints: (await readEndpoints(bpffs, runDir)).length,
-    stackFlows: [...tables.stack_flows.keys()].length,
+    translatedFlows: [...tables.stack_flows.keys()].length,
     packets,
     ...(all > 0 && { fastPercent: Math.round((packets.fast / all) * 1000) / 10 }),
   };
 }
 
-/** The IPv4 that pods sent and that VXLAN brought to them; not ARP, nor the node's own traffic, which only pass by. */
+/** What pods sent and what VXLAN brought to them. ARP and the node's own traffic only pass the hooks. */
 function isPodTraffic({ hook, reason }: Counter): boolean {
-  if (reason === 'not_ipv4' || reason === 'not_vxlan') return false;
+  if (reason === 'not_ip' || reason === 'not_vxlan') return false;
   return hook === 'from_pod' || hook === 'from_wire';
 }
 
 function sumByVerdict(counters: readonly Counter[]): Record<Verdict, number> {
-  const sums: Record<Verdict, number> = { fast: 0, stack: 0, drop: 0 };
+  const sums: Record<Verdict, number> = { fast: 0, kernel: 0, drop: 0 };
   for (const { verdict, packets } of counters) sums[verdict] += packets;
   return sums;
 }
@@ -93,10 +93,10 @@ export function renderStatus(status: Status): string {
     lines.push(['agent', 'not running (what is pinned forwards without it)']);
   }
   lines.push(['peers', String(status.peers)]);
-  lines.push(['endpoints', `${status.endpoints}, ${status.stackFlows} translated flows`]);
+  lines.push(['endpoints', `${status.endpoints}, ${status.translatedFlows} translated flows`]);
   lines.push([
     'packets',
-    `${packets.fast} fast, ${packets.stack} kernel path, ${packets.drop} dropped` +
+    `${packets.fast} fast, ${packets.kernel} kernel path, ${packets.drop} dropped` +
       (status.fastPercent === undefined ? '' : ` (${status.fastPercent} % fast)`),
   ]);
   const width = Math.max(...lines.map(([name]) => name.length)) + 2;

@@ -3,7 +3,7 @@
 import { layout } from './layout.gen.ts';
 import type { Tables } from './tables.ts';
 
-export type Verdict = 'fast' | 'stack' | 'drop';
+export type Verdict = 'fast' | 'kernel' | 'drop';
 
 export interface Counter {
   readonly hook: string;

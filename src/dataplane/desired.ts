@@ -217,7 +217,7 @@ function peerHead(peer: Peer, { ip, direct }: PeerHop): Struct<'peer_head'> {
       peer_flags.PEER_PRESENT |
       (peer.behindNat ? peer_flags.PEER_BEHIND_NAT : 0) |
       (direct ? peer_flags.PEER_DIRECT : 0) |
-      (slow ? peer_flags.PEER_SLOW : 0),
+      (slow ? peer_flags.PEER_KERNEL_PATH : 0),
     checksum_base: 0,
     vtep_ip: peer.vtepIp,
     next_hop: ip,
@@ -311,7 +311,7 @@ export function desiredPeers(
 
 /**
  * The vteps map: every node's underlay addresses, ours marked as such, and those of nodes that `indexed` (the peers maps, as
- * {@link desiredPeers} gives them) has no entry for: what they send is the stack's to judge.
+ * {@link desiredPeers} gives them) has no entry for: what they send is the kernel path's to judge.
  */
 export function desiredVteps(
   settings: NodeSettings,
@@ -344,7 +344,7 @@ export function desiredEndpoints(settings: NodeSettings, all: readonly Endpoint[
   for (const endpoint of all) {
     const value: Struct<'endpoint'> = {
       ifindex: endpoint.hostIfindex,
-      flags: endpoint.slow ? endpoint_flags.ENDPOINT_SLOW : 0,
+      flags: endpoint.slow ? endpoint_flags.ENDPOINT_KERNEL_PATH : 0,
       pod_mac: endpoint.podMac,
       host_mac: endpoint.hostMac,
       mtu: endpoint.mtu,

@@ -143,7 +143,7 @@ describe.skipIf(noKernel)(`maps of a node${noKernel ? ` (skipped: ${noKernel})` 
     const broken = mkdtempSync(join(tmpdir(), 'ripstop-objects-'));
     try {
       cpSync(objectDir, broken, { recursive: true });
-      writeFileSync(join(broken, 'stack.bpf.o'), fixture('refused'));
+      writeFileSync(join(broken, 'kernel.bpf.o'), fixture('refused'));
       expect(() => load(wider, broken)).toThrow();
       rmSync(join(broken, 'wire.bpf.o'));
       expect(() => load(wider, broken)).toThrow();

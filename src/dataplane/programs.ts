@@ -27,7 +27,7 @@ const objects = {
   pod: ['from_pod'],
   wire: ['from_wire'],
   xdp: ['xdp_from_wire'],
-  stack: ['to_pod', 'to_vtep', 'sweep_flows'],
+  kernel: ['to_pod', 'to_vtep', 'sweep_flows'],
 } as const;
 
 export type ProgramName = (typeof objects)[keyof typeof objects][number];
@@ -73,7 +73,7 @@ export function loadPrograms(settings: NodeSettings, paths: PinPaths, directory 
   const config = encode({ struct: 'config' }, desiredConfig(settings));
   const maxEntries = mapCapacities(settings);
   const current = currentGeneration(paths);
-  const kept = current ? keptMaps(current, objectFile(directory, 'stack'), maxEntries) : [];
+  const kept = current ? keptMaps(current, objectFile(directory, 'kernel'), maxEntries) : [];
   const adopts = current?.version === layout.version && kept.length === mapNames.length;
   const generation = adopts ? current : makeGeneration(paths, layout.version);
   const opened: BpfObject[] = [];

@@ -46,7 +46,7 @@ export function createMetrics(source: MetricsSource): Metrics {
   const counterLabels = ['hook', 'verdict', 'reason'] as const;
   const bytes = new Counter({
     name: 'ripstop_bytes_total',
-    help: 'Bytes of packets seen by the BPF programs, by hook, verdict (fast, stack, drop) and reason',
+    help: 'Bytes of packets seen by the BPF programs, by hook, verdict (fast, kernel, drop) and reason',
     labelNames: counterLabels,
     registers,
   });

@@ -106,7 +106,7 @@ say('anything to the pod', node.run('from_wire', wireFrame(side, {}, tcp({ src: 
 say('swept', node.sweepFlows() === maxEntries ? 'all' : 'not all');
 say('flows of the third pod', stateOf(third)?.stack_flows);
 
-// What found no room nobody knows, so the pod stays slow; the next one with its address begins anew.
+// Nobody knows which flows found no room, so the pod stays on the kernel path; the next pod with its address does not.
 say('the pod, with room again', stateOf(near.ip)?.overflow);
 if (side === v4) {
   const slot = slotOf(near.ip);

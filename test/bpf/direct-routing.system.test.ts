@@ -67,7 +67,7 @@ function wordsOf(side: Side) {
 for (const side of sides) {
   const { peers, podOf, pods } = side;
   const { leaves, leavesFor, arrives, is, plain, onWire, segmentOf, gsoOf, sender } = wordsOf(side);
-  const { near, slow, narrow } = pods;
+  const { near, marked, narrow } = pods;
   const { uplink } = settings;
   const title = `IPv${side.family} with DirectRouting`;
 
@@ -84,7 +84,7 @@ for (const side of sides) {
         leaves('sends what exactly fits the uplink (row 56)', {}, segmentOf(uplink.mtu)),
         leavesFor(
           'leaves a byte more to the kernel (row 56)',
-          'stack too_big',
+          'kernel too_big',
           {},
           segmentOf(uplink.mtu + 1),
         ),
@@ -95,14 +95,14 @@ for (const side of sides) {
         {
           ...leavesFor(
             'leaves one whose segments do not fit to the kernel',
-            'stack too_big',
+            'kernel too_big',
             {},
             segmentOf(3000),
           ),
           gsoSize: gsoOf(uplink.mtu + 1),
         },
-        leavesFor('leaves TTL 1 to the kernel (row 57)', 'stack ttl', { ttl: 1 }),
-        leavesFor('keeps a slow sender slow', 'stack slow', { src: pods.slowSender.ip }),
+        leavesFor('leaves TTL 1 to the kernel (row 57)', 'kernel ttl', { ttl: 1 }),
+        leavesFor('keeps a marked sender on the kernel path', 'kernel marked', { src: pods.markedSender.ip }),
       ],
       'to a peer behind a router': [
         {
@@ -119,7 +119,7 @@ for (const side of sides) {
         },
         leavesFor(
           'leaves what is too big for its tunnel to the kernel',
-          'stack too_big',
+          'kernel too_big',
           { dst: podOf(9, 7) },
           segmentOf(uplink.mtu - encapBytes[side.family] + 1),
         ),
@@ -138,45 +138,50 @@ for (const side of sides) {
         arrives('delivers a ping', { protocol: side.icmp }, icmp(side.family === 4 ? 8 : 128)),
         is(
           'leaves a fragment to the kernel (row 53)',
-          'stack fragment',
+          'kernel fragment',
           { fragment: 0x00b9 },
           new Uint8Array(32),
         ),
         arrives('keeps DSCP and ECN', { tos: 0xbb }),
         arrives('delivers the last TTL that may travel, 2 (row 57)', { ttl: 2 }),
         arrives('delivers what exactly fits the receiver', {}, segmentOf(1450)),
-        is('leaves a byte more to the kernel', 'stack too_big', {}, segmentOf(1451)),
+        is('leaves a byte more to the kernel', 'kernel too_big', {}, segmentOf(1451)),
         {
           ...arrives('delivers a super-packet whose segments fit (row 55)', {}, segmentOf(3000)),
           gsoSize: gsoOf(1450),
         },
         {
-          ...is('leaves one whose segments do not fit to the kernel', 'stack too_big', {}, segmentOf(3000)),
+          ...is('leaves one whose segments do not fit to the kernel', 'kernel too_big', {}, segmentOf(3000)),
           gsoSize: gsoOf(1451),
         },
-        is('leaves TTL 1 to the kernel (row 57)', 'stack ttl', { ttl: 1 }),
-        is('leaves a slow receiver to the kernel', 'stack slow', { dst: slow.ip }),
-        is('leaves SCTP to the kernel', 'stack translated', { protocol: protocols.sctp }, new Uint8Array(32)),
-        is('knows no such pod', 'stack no_endpoint', { dst: podOf(3, 99) }),
-        is('leaves what is too big for a narrow pod', 'stack too_big', { dst: narrow.ip }, segmentOf(1281)),
-        is('believes no length beyond the frame (row 46)', 'stack malformed', { length: 61 }),
+        is('leaves TTL 1 to the kernel (row 57)', 'kernel ttl', { ttl: 1 }),
+        is('leaves a marked receiver to the kernel', 'kernel marked', { dst: marked.ip }),
+        is(
+          'leaves SCTP to the kernel',
+          'kernel translated',
+          { protocol: protocols.sctp },
+          new Uint8Array(32),
+        ),
+        is('knows no such pod', 'kernel no_endpoint', { dst: podOf(3, 99) }),
+        is('leaves what is too big for a narrow pod', 'kernel too_big', { dst: narrow.ip }, segmentOf(1281)),
+        is('believes no length beyond the frame (row 46)', 'kernel malformed', { length: 61 }),
         {
-          ...is('leaves padding to the kernel that no NIC adds', 'stack malformed', {}),
+          ...is('leaves padding to the kernel that no NIC adds', 'kernel malformed', {}),
           packet: onWire(plain(), 1),
         },
         {
           ...arrives('leaves a broadcast frame to the kernel'),
           packet: ethernet({ dst: 'ff:ff:ff:ff:ff:ff', src: '02:00:00:00:00:01' }, plain()),
-          verdict: 'stack other_mac',
+          verdict: 'kernel other_mac',
           out: ethernet({ dst: 'ff:ff:ff:ff:ff:ff', src: '02:00:00:00:00:01' }, plain()),
         },
       ],
       'plain from who must send it in a tunnel': [
-        is('leaves a peer behind a router to the kernel', 'stack not_vxlan', { src: podOf(9, 7) }),
-        is('leaves an address of nobody to the kernel', 'stack not_vxlan', { src: podOf(77, 7) }),
-        is('leaves the world to the kernel', 'stack not_vxlan', { src: side.world }),
-        is('leaves our own pods’ addresses to the kernel', 'stack not_vxlan', { src: slow.ip }),
-        is('leaves what is for no pod of ours to the kernel', 'stack not_vxlan', { dst: podOf(2, 7) }),
+        is('leaves a peer behind a router to the kernel', 'kernel not_vxlan', { src: podOf(9, 7) }),
+        is('leaves an address of nobody to the kernel', 'kernel not_vxlan', { src: podOf(77, 7) }),
+        is('leaves the world to the kernel', 'kernel not_vxlan', { src: side.world }),
+        is('leaves our own pods’ addresses to the kernel', 'kernel not_vxlan', { src: marked.ip }),
+        is('leaves what is for no pod of ours to the kernel', 'kernel not_vxlan', { dst: podOf(2, 7) }),
       ],
       'in a tunnel': [
         {
@@ -202,7 +207,7 @@ for (const side of sides) {
   );
 
   runFixtures('from_wire', `IPv${side.family} without DirectRouting`, {
-    plain: [is('is the kernel’s, whoever sends it', 'stack not_vxlan', {})],
+    plain: [is('is the kernel’s, whoever sends it', 'kernel not_vxlan', {})],
   });
 }
 
@@ -231,7 +236,7 @@ runFixtures(
       {
         says: 'leaves what is too short for a transport header to the kernel',
         packet: in4.onWire(in4.plain(tinyFields, new Uint8Array(7)), 46 - 27),
-        verdict: 'stack malformed',
+        verdict: 'kernel malformed',
       },
     ],
   },
@@ -244,10 +249,10 @@ runFixtures(
   'what only IPv6 with DirectRouting has',
   {
     'a peer behind a router that wants outer checksums': [
-      in6.leavesFor('is the kernel’s', 'stack slow', { dst: v6.podOf(5, 7) }),
+      in6.leavesFor('is the kernel’s', 'kernel marked', { dst: v6.podOf(5, 7) }),
     ],
     'neighbour discovery': [
-      in6.leavesFor('is the kernel’s (row 50)', 'stack neighbour', { protocol: v6.icmp }, icmp(135)),
+      in6.leavesFor('is the kernel’s (row 50)', 'kernel neighbour', { protocol: v6.icmp }, icmp(135)),
     ],
   },
   directSettings,
@@ -257,7 +262,7 @@ runFixtures(
   'what only IPv6 with DirectRouting has',
   {
     'neighbour discovery': [
-      in6.is('is the kernel’s (row 50)', 'stack neighbour', { protocol: v6.icmp }, icmp(136)),
+      in6.is('is the kernel’s (row 50)', 'kernel neighbour', { protocol: v6.icmp }, icmp(136)),
     ],
   },
   directSettings,

@@ -13,7 +13,7 @@ export interface Fixture extends RunOptions {
   readonly says: string;
   readonly packet: Uint8Array;
   /** As the counters name it: the verdict and its reason; or `nothing`, where nothing is counted. */
-  readonly verdict: `${'fast' | 'stack' | 'drop'} ${string}` | 'nothing';
+  readonly verdict: `${'fast' | 'kernel' | 'drop'} ${string}` | 'nothing';
   /** Unmodified when left out; as a function of what came out, where parts of it are not ours to foresee. */
   readonly out?: Uint8Array | ((packet: Uint8Array) => Uint8Array);
   /** Translated flows that the programs know of. */

@@ -82,7 +82,7 @@ function wordsOf(side: Side) {
 
 function fixturesOf(side: Side): Record<string, readonly Fixture[]> {
   const { peers, podOf, pods } = side;
-  const { slowSender, near, slow, narrow, sender } = pods;
+  const { markedSender, near, marked, narrow, sender } = pods;
   const { local, remote, is, vxlan, segmentOf, gsoOf, pathMtu } = wordsOf(side);
   const ping = icmp(side.family === 4 ? 8 : 128);
   return {
@@ -95,20 +95,20 @@ function fixturesOf(side: Side): Record<string, readonly Fixture[]> {
       local('delivers a protocol that it does not know', { protocol: protocols.gre }, new Uint8Array(12)),
       is(
         'leaves a first fragment to the kernel, which may wait for the others (row 53)',
-        'stack fragment',
+        'kernel fragment',
         { dst: near.ip, protocol: UDP, fragment: 0x2000 },
         datagram,
       ),
       is(
         'leaves a last fragment to the kernel, too (row 53)',
-        'stack fragment',
+        'kernel fragment',
         { dst: near.ip, protocol: UDP, fragment: 0x00b9 },
         new Uint8Array(32),
       ),
       local('delivers what exactly fits the receiver', {}, segmentOf(1280), narrow),
       is(
         'leaves what is a byte too big for the receiver to the kernel',
-        'stack too_big',
+        'kernel too_big',
         { dst: narrow.ip },
         segmentOf(1281),
       ),
@@ -120,18 +120,18 @@ function fixturesOf(side: Side): Record<string, readonly Fixture[]> {
       {
         ...is(
           'leaves a GSO super-packet whose segments do not fit to the kernel',
-          'stack too_big',
+          'kernel too_big',
           { dst: near.ip },
           segmentOf(3000),
         ),
         gsoSize: gsoOf(1451),
       },
-      is('knows no such pod: the kernel answers (row 64)', 'stack no_endpoint', { dst: podOf(3, 99) }),
-      is('leaves the gateway address to the kernel', 'stack no_endpoint', { dst: podOf(3, 1) }),
-      is('lets a pod that talks to itself hairpin through the kernel (row 61)', 'stack no_endpoint', {
+      is('knows no such pod: the kernel answers (row 64)', 'kernel no_endpoint', { dst: podOf(3, 99) }),
+      is('leaves the gateway address to the kernel', 'kernel no_endpoint', { dst: podOf(3, 1) }),
+      is('lets a pod that talks to itself hairpin through the kernel (row 61)', 'kernel no_endpoint', {
         dst: sender.ip,
       }),
-      is('leaves a slow receiver to the kernel path', 'stack slow', { dst: slow.ip }),
+      is('leaves a marked receiver to the kernel path', 'kernel marked', { dst: marked.ip }),
     ],
 
     'to a pod of another node': [
@@ -154,19 +154,19 @@ function fixturesOf(side: Side): Record<string, readonly Fixture[]> {
       remote('sends TTL 255', { ttl: 255 }),
       is(
         'leaves a first fragment to the kernel, which may wait for the others (row 53)',
-        'stack fragment',
+        'kernel fragment',
         { protocol: UDP, fragment: 0x2000 },
         datagram,
       ),
       is(
         'leaves a later fragment to the kernel, too (row 53)',
-        'stack fragment',
+        'kernel fragment',
         { protocol: UDP, fragment: 0x20b9, id: 7 },
         new Uint8Array(32),
       ),
       is(
         'leaves a last fragment to the kernel, too (row 53)',
-        'stack fragment',
+        'kernel fragment',
         { protocol: UDP, fragment: 0x00b9, id: 7 },
         new Uint8Array(5),
       ),
@@ -174,20 +174,20 @@ function fixturesOf(side: Side): Record<string, readonly Fixture[]> {
       remote('sends to the address of the other node’s VXLAN device', { dst: podOf(1, 0) }),
       is(
         'leaves a byte more, with DF, to the kernel, which says frag-needed (row 56)',
-        'stack too_big',
+        'kernel too_big',
         side.family === 4 ? { fragment: 0x4000 } : {},
         segmentOf(pathMtu + 1),
       ),
       is(
         'leaves a byte more to the kernel, which fragments or says packet-too-big (row 56)',
-        'stack too_big',
+        'kernel too_big',
         {},
         segmentOf(pathMtu + 1),
       ),
       {
         ...is(
           'leaves a GSO super-packet whose segments do not fit to the kernel',
-          'stack too_big',
+          'kernel too_big',
           {},
           segmentOf(3000),
         ),
@@ -196,7 +196,7 @@ function fixturesOf(side: Side): Record<string, readonly Fixture[]> {
       {
         ...is(
           'leaves UDP GSO whose segments do not fit to the kernel',
-          'stack too_big',
+          'kernel too_big',
           { protocol: UDP },
           udp({ src: 40000, dst: 53 }, new Uint8Array(3000)),
         ),
@@ -206,55 +206,60 @@ function fixturesOf(side: Side): Record<string, readonly Fixture[]> {
         // A test run's GSO packet has no type, so the kernel refuses to grow it: behind the size check, and that is what is shown.
         ...is(
           'leaves a packet that the kernel does not let grow as it was',
-          'stack no_room',
+          'kernel no_room',
           {},
           segmentOf(3000),
         ),
         gsoSize: gsoOf(pathMtu),
       },
-      is('leaves TTL 1 to the kernel, which says time exceeded (row 57)', 'stack ttl', { ttl: 1 }),
-      is('leaves TTL 0 to the kernel (row 57)', 'stack ttl', { ttl: 0 }),
-      is('leaves a part of the network that no node has to the kernel (row 64)', 'stack no_peer', {
+      is('leaves TTL 1 to the kernel, which says time exceeded (row 57)', 'kernel ttl', { ttl: 1 }),
+      is('leaves TTL 0 to the kernel (row 57)', 'kernel ttl', { ttl: 0 }),
+      is('leaves a part of the network that no node has to the kernel (row 64)', 'kernel no_peer', {
         dst: podOf(77, 7),
       }),
-      is('leaves a node whose podCIDR has another length to the kernel', 'stack no_peer', {
+      is('leaves a node whose podCIDR has another length to the kernel', 'kernel no_peer', {
         dst: podOf(16, 7),
       }),
     ],
 
     'from whom it does not trust': [
-      is('lets no pod use another pod’s address (row 62)', 'stack other_source', { src: near.ip }),
-      is('lets no pod use an address that no pod has (row 62)', 'stack other_source', { src: podOf(3, 99) }),
-      is('lets no pod use another node’s address (row 62)', 'stack other_source', { src: podOf(1, 10) }),
-      is('lets no pod use the world’s addresses (row 62)', 'stack other_source', { src: side.world }),
-      is('keeps a slow sender slow to other nodes', 'stack slow', { src: slowSender.ip }),
-      is('keeps a slow sender slow on this node', 'stack slow', { src: slowSender.ip, dst: near.ip }),
+      is('lets no pod use another pod’s address (row 62)', 'kernel other_source', { src: near.ip }),
+      is('lets no pod use an address that no pod has (row 62)', 'kernel other_source', { src: podOf(3, 99) }),
+      is('lets no pod use another node’s address (row 62)', 'kernel other_source', { src: podOf(1, 10) }),
+      is('lets no pod use the world’s addresses (row 62)', 'kernel other_source', { src: side.world }),
+      is('keeps a marked sender on the kernel path to other nodes', 'kernel marked', {
+        src: markedSender.ip,
+      }),
+      is('keeps a marked sender on the kernel path on this node', 'kernel marked', {
+        src: markedSender.ip,
+        dst: near.ip,
+      }),
     ],
 
     'to the world outside the cluster': [
-      is('is the kernel’s', 'stack outside', { dst: side.world }),
-      is('is the kernel’s for a service too', 'stack outside', { dst: side.service }),
-      is('is the kernel’s for a service that has a pod’s number', 'stack outside', {
+      is('is the kernel’s', 'kernel outside', { dst: side.world }),
+      is('is the kernel’s for a service too', 'kernel outside', { dst: side.service }),
+      is('is the kernel’s for a service that has a pod’s number', 'kernel outside', {
         dst: side.serviceLikePod,
       }),
-      is('never encapsulates multicast (row 60)', 'stack outside', { dst: side.multicast }),
-      is('never encapsulates a martian (row 60)', 'stack outside', { dst: side.martian }),
-      is('lets a pod talk to a node', 'stack outside', { dst: peers.one.vtepIp }),
+      is('never encapsulates multicast (row 60)', 'kernel outside', { dst: side.multicast }),
+      is('never encapsulates a martian (row 60)', 'kernel outside', { dst: side.martian }),
+      is('lets a pod talk to a node', 'kernel outside', { dst: peers.one.vtepIp }),
       is(
         'lets a pod talk UDP to a node on another port',
-        'stack outside',
+        'kernel outside',
         ...vxlan(peers.one.vtepIp, {}, 53),
       ),
-      is('lets a pod talk VXLAN to who is no node', 'stack outside', ...vxlan(side.world)),
+      is('lets a pod talk VXLAN to who is no node', 'kernel outside', ...vxlan(side.world)),
       is(
         'lets a pod talk TCP to the VXLAN port of a node',
-        'stack outside',
+        'kernel outside',
         { dst: peers.one.vtepIp },
         tcp({ src: 40000, dst: tunnel.port }),
       ),
       is(
         'reads no ports out of a later fragment’s payload',
-        'stack outside',
+        'kernel outside',
         ...vxlan(peers.one.vtepIp, { fragment: 0x00b9 }),
       ),
       is(
@@ -302,34 +307,34 @@ function fixturesOf(side: Side): Record<string, readonly Fixture[]> {
 
     'that it does not understand': [
       {
-        ...is('leaves ARP to the kernel', 'stack not_ip'),
+        ...is('leaves ARP to the kernel', 'kernel not_ip'),
         packet: podFrame(side, {}, segment, { type: 0x0806 }),
       },
       {
-        ...is('leaves VLAN tags to the kernel', 'stack not_ip'),
+        ...is('leaves VLAN tags to the kernel', 'kernel not_ip'),
         packet: podFrame(side, {}, segment, { type: 0x8100 }),
       },
       {
-        ...is('leaves a frame to another MAC address to the kernel', 'stack other_mac'),
+        ...is('leaves a frame to another MAC address to the kernel', 'kernel other_mac'),
         packet: podFrame(side, {}, segment, { dst: near.podMac }),
       },
       {
-        ...is('leaves a broadcast frame to the kernel (row 60)', 'stack other_mac'),
+        ...is('leaves a broadcast frame to the kernel (row 60)', 'kernel other_mac'),
         packet: podFrame(side, { dst: near.ip }, segment, { dst: 'ff:ff:ff:ff:ff:ff' }),
       },
-      is('leaves IP options to the kernel (row 52)', 'stack ip_options', ...withOptions(side)),
+      is('leaves IP options to the kernel (row 52)', 'kernel ip_options', ...withOptions(side)),
       is(
         'leaves IP options to the kernel on this node too (row 52)',
-        'stack ip_options',
+        'kernel ip_options',
         ...withOptions(side, { dst: near.ip }),
       ),
-      is('believes no other version', 'stack malformed', { version: 10 - side.family }),
-      is('believes no length beyond the frame (row 46)', 'stack malformed', { length: 61 }),
-      is('believes no length short of the frame (row 46)', 'stack malformed', { length: 19 }),
-      is('leaves a length of zero, BIG TCP’s, to the kernel', 'stack malformed', { length: 0 }),
+      is('believes no other version', 'kernel malformed', { version: 10 - side.family }),
+      is('believes no length beyond the frame (row 46)', 'kernel malformed', { length: 61 }),
+      is('believes no length short of the frame (row 46)', 'kernel malformed', { length: 19 }),
+      is('leaves a length of zero, BIG TCP’s, to the kernel', 'kernel malformed', { length: 0 }),
       is(
         'leaves SCTP to the kernel, as its conntrack lookup knows TCP and UDP only',
-        'stack translated',
+        'kernel translated',
         { protocol: SCTP },
         new Uint8Array(32),
       ),
@@ -342,10 +347,10 @@ for (const side of sides) runFixtures('from_pod', `IPv${side.family}`, fixturesO
 const in4 = wordsOf(v4);
 runFixtures('from_pod', 'what only IPv4 has', {
   'at the edges': [
-    in4.is('leaves the network’s broadcast address to the kernel (row 60)', 'stack no_peer', {
+    in4.is('leaves the network’s broadcast address to the kernel (row 60)', 'kernel no_peer', {
       dst: '10.42.255.255',
     }),
-    in4.is('never encapsulates broadcast (row 60)', 'stack outside', { dst: '255.255.255.255' }),
+    in4.is('never encapsulates broadcast (row 60)', 'kernel outside', { dst: '255.255.255.255' }),
     in4.is(
       'drops VXLAN from a pod behind as many IP options as fit (rows 52, 63)',
       'drop vxlan_from_pod',
@@ -353,11 +358,11 @@ runFixtures('from_pod', 'what only IPv4 has', {
     ),
     in4.is(
       'finds no port in a header that is shorter than a header',
-      'stack outside',
+      'kernel outside',
       ...in4.vxlan(v4.peers.one.vtepIp, { ihl: 0, length: tunnel.port }),
     ),
-    in4.is('leaves a wrong header checksum to the kernel', 'stack malformed', { checksum: 0x1234 }),
-    in4.is('believes no header shorter than a header', 'stack ip_options', { ihl: 4 }),
+    in4.is('leaves a wrong header checksum to the kernel', 'kernel malformed', { checksum: 0x1234 }),
+    in4.is('believes no header shorter than a header', 'kernel ip_options', { ihl: 4 }),
   ],
 });
 
@@ -368,20 +373,20 @@ runFixtures('from_pod', 'what only IPv6 has', {
     ...[133, 134, 135, 136, 137].map((type) =>
       in6.is(
         `leaves type ${type} to it`,
-        'stack neighbour',
+        'kernel neighbour',
         { dst: v6.pods.near.ip, protocol: ICMPV6, ttl: 255 },
         icmp(type, new Uint8Array(20)),
       ),
     ),
     in6.is(
       'leaves it to it also on the way to another node',
-      'stack neighbour',
+      'kernel neighbour',
       { protocol: ICMPV6 },
       icmp(136),
     ),
     in6.is(
       'leaves a solicitation to all nodes to it',
-      'stack outside',
+      'kernel outside',
       { dst: 'ff02::1:ff00:1', protocol: ICMPV6 },
       icmp(135),
     ),
@@ -390,13 +395,13 @@ runFixtures('from_pod', 'what only IPv6 has', {
     in6.remote('is not looked for in UDP', { protocol: UDP }, udp({ src: 135 << 8, dst: 53 })),
   ],
   'a peer that wants outer checksums': [
-    in6.is('is the kernel’s', 'stack slow', { dst: v6.podOf(5, 7) }),
+    in6.is('is the kernel’s', 'kernel marked', { dst: v6.podOf(5, 7) }),
     in6.is('is no node to talk VXLAN to either (row 63)', 'drop vxlan_from_pod', ...in6.vxlan(far.vtepIp)),
   ],
   'the rest of the header': [
     in6.remote('keeps the flow label to itself', { flowLabel: 0xabcde, tos: 0xff }),
     in6.local('delivers the flow label', { flowLabel: 0xabcde }),
-    in6.is('believes no length that the kernel would take from a jumbo option', 'stack malformed', {
+    in6.is('believes no length that the kernel would take from a jumbo option', 'kernel malformed', {
       length: 0,
     }),
   ],
@@ -404,26 +409,26 @@ runFixtures('from_pod', 'what only IPv6 has', {
     ...[0, 43, 51, 59, 60, 135, 139, 140].map((next) =>
       in6.is(
         `leaves next header ${next} to the kernel`,
-        'stack ip_options',
+        'kernel ip_options',
         { protocol: next },
         ipv6Extension(TCP, segment),
       ),
     ),
     in6.is(
       'leaves them behind a fragment header to the kernel too',
-      'stack ip_options',
+      'kernel ip_options',
       { protocol: protocols.destinationOptions, fragment: 0x2000 },
       ipv6Extension(UDP, datagram),
     ),
     in6.is(
       'leaves a second fragment header to the kernel',
-      'stack ip_options',
+      'kernel ip_options',
       { protocol: protocols.fragment, fragment: 0x2000 },
       ipv6Fragment({ protocol: UDP, fragment: 0x2000 }, datagram),
     ),
     in6.is(
       'leaves a fragment header that is cut off to the kernel (row 46)',
-      'stack malformed',
+      'kernel malformed',
       { protocol: protocols.fragment },
       new Uint8Array(7),
     ),
@@ -461,13 +466,13 @@ runFixtures('from_pod', 'what only IPv6 has', {
     },
     in6.is(
       'is nothing that a node could hear behind a later fragment’s header',
-      'stack outside',
+      'kernel outside',
       { dst: one.vtepIp, protocol: protocols.hopByHop, fragment: 0x00b9 },
       ipv6Extension(UDP, in6.vxlan(one.vtepIp)[1]),
     ),
     in6.is(
       'may be sent to who is no node',
-      'stack outside',
+      'kernel outside',
       { dst: v6.world, protocol: protocols.hopByHop },
       ipv6Extension(UDP, in6.vxlan(v6.world)[1]),
     ),
@@ -486,8 +491,8 @@ describeOnNode('from_pod, packet by packet', (node) => {
           const { verdict, counted, packet } = node().run('from_pod', whole.subarray(0, size));
           expect({ size, verdict, counted }).toEqual({
             size,
-            verdict: 'stack',
-            counted: 'from_pod: stack malformed',
+            verdict: 'kernel',
+            counted: 'from_pod: kernel malformed',
           });
           expect(packet).toEqual(whole.subarray(0, size));
         }
@@ -498,7 +503,7 @@ describeOnNode('from_pod, packet by packet', (node) => {
       const whole = podFrame(side, ...vxlan(side.peers.one.vtepIp));
       for (let size = shortest; size < whole.length; size++) {
         const { counted } = node().run('from_pod', whole.subarray(0, size));
-        const outcome = size < shortest + 4 ? 'stack outside' : 'drop vxlan_from_pod';
+        const outcome = size < shortest + 4 ? 'kernel outside' : 'drop vxlan_from_pod';
         expect({ size, counted }).toEqual({ size, counted: `from_pod: ${outcome}` });
       }
     });
@@ -562,7 +567,7 @@ describeOnNode('from_pod, packet by packet', (node) => {
     for (const type of [0x0806, 0x88cc]) {
       const frame = podFrame(v4, {}, segment, { type }).subarray(0, 34);
       const { verdict, counted } = node().run('from_pod', frame);
-      expect({ verdict, counted }).toEqual({ verdict: 'stack', counted: 'from_pod: stack not_ip' });
+      expect({ verdict, counted }).toEqual({ verdict: 'kernel', counted: 'from_pod: kernel not_ip' });
     }
   });
 

@@ -127,7 +127,7 @@ function checksumFixtures(side: Side, hook: Hook): Fixture[] {
     }),
     is(
       `leaves a wrong one around ${says} to the kernel, which drops it`,
-      'stack outer_checksum',
+      'kernel outer_checksum',
       { inner: { ...inner, ...fields }, udp: { checksum: 0x1234 } },
       sealedBody(fields, payload),
     ),
@@ -137,7 +137,7 @@ function checksumFixtures(side: Side, hook: Hook): Fixture[] {
     Object.entries({ right: sealed, 'seemingly right': sealedAround }).map(([which, seal]) =>
       is(
         `leaves a ${which} one around ${says} to the kernel`,
-        'stack outer_checksum',
+        'kernel outer_checksum',
         { inner: { ...inner, ...fields }, seal },
         payload,
       ),
@@ -155,19 +155,19 @@ function checksumFixtures(side: Side, hook: Hook): Fixture[] {
     ...right('a ping', { protocol: side.icmp }, echo),
     is(
       'leaves one to the kernel that is wrong by one',
-      'stack outer_checksum',
+      'kernel outer_checksum',
       { seal: (packet) => off(sealed(packet), ipBytes[side.family] + 7) },
       sealedSegment,
     ),
     is(
       'leaves all ones to the kernel when that is wrong',
-      'stack outer_checksum',
+      'kernel outer_checksum',
       { udp: { checksum: 0xffff } },
       sealedSegment,
     ),
     is(
       'leaves a right one around a wrong inner one to the kernel, which knows better',
-      'stack outer_checksum',
+      'kernel outer_checksum',
       { seal: sealed },
       segment,
     ),
@@ -177,7 +177,7 @@ function checksumFixtures(side: Side, hook: Hook): Fixture[] {
       ? arrives('takes one that was left to a NIC', { protocol: side.icmp }, icmp(8), {
           wire: { seal: unsummed },
         })
-      : is('leaves one to tc that was left to a NIC', 'stack outer_checksum', { seal: unsummed }, segment),
+      : is('leaves one to tc that was left to a NIC', 'kernel outer_checksum', { seal: unsummed }, segment),
     ...kept('UDP that has none', { protocol: UDP }, udp({ src: 53, dst: 40000 })),
     ...kept(
       'UDP that does not cover all',
@@ -199,7 +199,7 @@ const off = (bytes: Uint8Array, at: number): Uint8Array => bytes.with(at, (bytes
 function fixturesOf(side: Side, hook: Hook): Record<string, readonly Fixture[]> {
   const { arrives, is, segmentOf } = wordsOf(side, hook);
   const { peers, podOf, pods } = side;
-  const { near, slow, narrow } = pods;
+  const { near, marked, narrow } = pods;
   const [withOptionsIn, optionsPayload] = withOptions(side);
   const otherFamily = side.family === 4 ? 0x86dd : 0x0800;
   const frameBytes = wireFrame(side).length - 14;
@@ -210,10 +210,10 @@ function fixturesOf(side: Side, hook: Hook): Record<string, readonly Fixture[]> 
       arrives('takes the outer header off'),
       arrives('takes UDP', { protocol: UDP }, udp({ src: 53, dst: 40000 })),
       arrives('takes a ping', { protocol: side.icmp }, icmp(side.family === 4 ? 0 : 129)),
-      is('leaves a first fragment to the kernel, which may wait for the others (row 53)', 'stack fragment', {
+      is('leaves a first fragment to the kernel, which may wait for the others (row 53)', 'kernel fragment', {
         inner: { protocol: UDP, fragment: 0x2000 },
       }),
-      is('leaves a later fragment to the kernel, too (row 53)', 'stack fragment', {
+      is('leaves a later fragment to the kernel, too (row 53)', 'kernel fragment', {
         inner: { protocol: UDP, fragment: 0x00b9, id: 77 },
       }),
       arrives('takes an empty IP packet', {}, new Uint8Array(0)),
@@ -236,26 +236,26 @@ function fixturesOf(side: Side, hook: Hook): Record<string, readonly Fixture[]> 
     'with an outer checksum (row 58)': checksumFixtures(side, hook),
 
     'that is not for our VXLAN port': [
-      is('is not its business when ARP', 'stack not_ip', { ether: { type: 0x0806 } }),
-      is('is not its business when VLAN-tagged (row 54)', 'stack not_ip', { ether: { type: 0x8100 } }),
-      is('is not its business when for another MAC address', 'stack other_mac', {
+      is('is not its business when ARP', 'kernel not_ip', { ether: { type: 0x0806 } }),
+      is('is not its business when VLAN-tagged (row 54)', 'kernel not_ip', { ether: { type: 0x8100 } }),
+      is('is not its business when for another MAC address', 'kernel other_mac', {
         ether: { dst: '02:00:00:00:00:04' },
       }),
-      is('is not its business when broadcast (row 60)', 'stack other_mac', {
+      is('is not its business when broadcast (row 60)', 'kernel other_mac', {
         ether: { dst: 'ff:ff:ff:ff:ff:ff' },
       }),
-      is('is not its business when TCP', 'stack not_vxlan', { outer: { protocol: TCP } }),
-      is('is not its business on another port', 'stack not_vxlan', { udp: { dst: 4789 } }),
-      is('is not its business at another address', 'stack not_vxlan', { outer: { dst: side.vtepOf(4) } }),
-      is('leaves a first outer fragment to the kernel (row 52)', 'stack fragment', {
+      is('is not its business when TCP', 'kernel not_vxlan', { outer: { protocol: TCP } }),
+      is('is not its business on another port', 'kernel not_vxlan', { udp: { dst: 4789 } }),
+      is('is not its business at another address', 'kernel not_vxlan', { outer: { dst: side.vtepOf(4) } }),
+      is('leaves a first outer fragment to the kernel (row 52)', 'kernel fragment', {
         outer: { fragment: 0x2000 },
       }),
-      is('leaves a later outer fragment to the kernel (row 52)', 'stack fragment', {
+      is('leaves a later outer fragment to the kernel (row 52)', 'kernel fragment', {
         outer: { fragment: 0x00b9 },
       }),
       {
         says: 'leaves a plain packet for a pod of ours to the kernel',
-        verdict: 'stack not_vxlan',
+        verdict: 'kernel not_vxlan',
         packet: ethernet(
           { dst: TEST_RUN_MAC, src: '02:00:00:00:00:01' },
           ip({ src: podOf(1, 7), dst: near.ip, protocol: TCP }, segment),
@@ -264,55 +264,55 @@ function fixturesOf(side: Side, hook: Hook): Record<string, readonly Fixture[]> 
     ],
 
     'in VXLAN that it does not speak': [
-      is('leaves another VNI to the kernel (row 47)', 'stack other_vni', { vxlan: { vni: 2 } }),
-      is('compares all 24 bits of the VNI (row 47)', 'stack other_vni', { vxlan: { vni: 0x01_0001 } }),
-      is('leaves a missing I flag to the kernel (row 47)', 'stack other_vni', { vxlan: { flags: 0 } }),
-      is('leaves other flags beside it to the kernel, GBP’s say (row 47)', 'stack other_vni', {
+      is('leaves another VNI to the kernel (row 47)', 'kernel other_vni', { vxlan: { vni: 2 } }),
+      is('compares all 24 bits of the VNI (row 47)', 'kernel other_vni', { vxlan: { vni: 0x01_0001 } }),
+      is('leaves a missing I flag to the kernel (row 47)', 'kernel other_vni', { vxlan: { flags: 0 } }),
+      is('leaves other flags beside it to the kernel, GBP’s say (row 47)', 'kernel other_vni', {
         vxlan: { flags: 0x88 },
       }),
-      is('leaves another inner MAC to the kernel (row 51)', 'stack other_mac', {
+      is('leaves another inner MAC to the kernel (row 51)', 'kernel other_mac', {
         innerEther: { dst: 'aa:00:00:00:00:04' },
       }),
-      is('leaves the other family’s device’s MAC to the kernel (row 51)', 'stack other_mac', {
+      is('leaves the other family’s device’s MAC to the kernel (row 51)', 'kernel other_mac', {
         innerEther: { dst: (side === v4 ? v6 : v4).settings.vtepMac },
       }),
-      is('leaves an inner broadcast to the kernel (rows 51, 60)', 'stack other_mac', {
+      is('leaves an inner broadcast to the kernel (rows 51, 60)', 'kernel other_mac', {
         innerEther: { dst: 'ff:ff:ff:ff:ff:ff' },
       }),
-      is('leaves inner ARP to the kernel (row 50)', 'stack not_ip', { innerEther: { type: 0x0806 } }),
-      is('leaves the other family inside to the kernel', 'stack not_ip', {
+      is('leaves inner ARP to the kernel (row 50)', 'kernel not_ip', { innerEther: { type: 0x0806 } }),
+      is('leaves the other family inside to the kernel', 'kernel not_ip', {
         innerEther: { type: otherFamily },
       }),
-      is('leaves unknown inner ethertypes to the kernel (row 50)', 'stack not_ip', {
+      is('leaves unknown inner ethertypes to the kernel (row 50)', 'kernel not_ip', {
         innerEther: { type: 0x88cc },
       }),
       is(
         'leaves inner IP options to the kernel',
-        'stack ip_options',
+        'kernel ip_options',
         { inner: withOptionsIn },
         optionsPayload,
       ),
-      is('believes no other inner version', 'stack malformed', { inner: { version: 10 - side.family } }),
-      is('believes no other outer version', 'stack malformed', { outer: { version: 10 - side.family } }),
+      is('believes no other inner version', 'kernel malformed', { inner: { version: 10 - side.family } }),
+      is('believes no other outer version', 'kernel malformed', { outer: { version: 10 - side.family } }),
     ],
 
     'whose lengths contradict each other (row 46)': [
-      is('believes no outer length beyond the frame', 'stack malformed', {
+      is('believes no outer length beyond the frame', 'kernel malformed', {
         outer: { length: frameBytes - uncounted + 1 },
       }),
-      is('believes no outer length short of the frame', 'stack malformed', {
+      is('believes no outer length short of the frame', 'kernel malformed', {
         outer: { length: frameBytes - uncounted - 1 },
       }),
-      is('believes no UDP length beyond the frame', 'stack malformed', {
+      is('believes no UDP length beyond the frame', 'kernel malformed', {
         udp: { length: frameBytes - ipBytes[side.family] + 1 },
       }),
-      is('believes no UDP length short of the frame', 'stack malformed', {
+      is('believes no UDP length short of the frame', 'kernel malformed', {
         udp: { length: frameBytes - ipBytes[side.family] - 1 },
       }),
-      is('believes no inner length beyond the frame', 'stack malformed', {
+      is('believes no inner length beyond the frame', 'kernel malformed', {
         inner: { length: ipBytes[side.family] + 20 - uncounted + 1 },
       }),
-      is('believes no inner length short of the frame', 'stack malformed', {
+      is('believes no inner length short of the frame', 'kernel malformed', {
         inner: { length: ipBytes[side.family] + 20 - uncounted - 1 },
       }),
     ],
@@ -335,9 +335,9 @@ function fixturesOf(side: Side, hook: Hook): Record<string, readonly Fixture[]> 
         inner: { src: podOf(77, 7) },
       }),
       is('drops a node’s packet in our pods’ name (row 49)', 'drop spoofed_source', {
-        inner: { src: slow.ip },
+        inner: { src: marked.ip },
       }),
-      is('leaves to the kernel what a node says in its own name', 'stack outside', {
+      is('leaves to the kernel what a node says in its own name', 'kernel outside', {
         inner: { src: peers.one.vtepIp },
       }),
       is('drops a node’s packet in the world’s name (row 49)', 'drop spoofed_source', {
@@ -357,7 +357,7 @@ function fixturesOf(side: Side, hook: Hook): Record<string, readonly Fixture[]> 
       is('drops a spoofed source also when the packet is padded (row 49)', 'drop spoofed_source', {
         inner: { src: podOf(2, 7), length: 39 },
       }),
-      is('leaves to the kernel what a node sends that the peers map cannot hold', 'stack no_peer', {
+      is('leaves to the kernel what a node sends that the peers map cannot hold', 'kernel no_peer', {
         outer: { src: peers.unindexed.vtepIp },
         inner: { src: podOf(16, 7) },
       }),
@@ -370,29 +370,31 @@ function fixturesOf(side: Side, hook: Hook): Record<string, readonly Fixture[]> 
     ],
 
     'that the kernel must see to': [
-      is('knows no such pod', 'stack no_endpoint', { inner: { dst: podOf(3, 99) } }),
-      is('leaves the node’s own VXLAN device’s address to the kernel', 'stack no_endpoint', {
+      is('knows no such pod', 'kernel no_endpoint', { inner: { dst: podOf(3, 99) } }),
+      is('leaves the node’s own VXLAN device’s address to the kernel', 'kernel no_endpoint', {
         inner: { dst: podOf(3, 0) },
       }),
-      is('relays nothing to another node', 'stack no_endpoint', { inner: { dst: podOf(2, 7) } }),
-      is('relays nothing back to the node that it came from', 'stack no_endpoint', {
+      is('relays nothing to another node', 'kernel no_endpoint', { inner: { dst: podOf(2, 7) } }),
+      is('relays nothing back to the node that it came from', 'kernel no_endpoint', {
         inner: { dst: podOf(1, 8) },
       }),
-      is('relays nothing to the world', 'stack no_endpoint', { inner: { dst: side.world } }),
-      is('takes no other node’s pod for ours that has its number', 'stack no_endpoint', {
+      is('relays nothing to the world', 'kernel no_endpoint', { inner: { dst: side.world } }),
+      is('takes no other node’s pod for ours that has its number', 'kernel no_endpoint', {
         inner: { dst: podOf(2, 20) },
       }),
-      is('delivers no multicast (row 60)', 'stack no_endpoint', { inner: { dst: side.multicast } }),
-      is('leaves a slow receiver to the kernel path', 'stack slow', { inner: { dst: slow.ip } }),
-      is('leaves TTL 1 to the kernel, which says time exceeded (row 57)', 'stack ttl', { inner: { ttl: 1 } }),
-      is('leaves TTL 0 to the kernel (row 57)', 'stack ttl', { inner: { ttl: 0 } }),
+      is('delivers no multicast (row 60)', 'kernel no_endpoint', { inner: { dst: side.multicast } }),
+      is('leaves a marked receiver to the kernel path', 'kernel marked', { inner: { dst: marked.ip } }),
+      is('leaves TTL 1 to the kernel, which says time exceeded (row 57)', 'kernel ttl', {
+        inner: { ttl: 1 },
+      }),
+      is('leaves TTL 0 to the kernel (row 57)', 'kernel ttl', { inner: { ttl: 0 } }),
       is(
         'leaves what is a byte too big for the receiver to the kernel (row 56)',
-        'stack too_big',
+        'kernel too_big',
         { inner: { dst: narrow.ip } },
         segmentOf(1281),
       ),
-      is('leaves SCTP to the kernel', 'stack translated', { inner: { protocol: SCTP } }, new Uint8Array(32)),
+      is('leaves SCTP to the kernel', 'kernel translated', { inner: { protocol: SCTP } }, new Uint8Array(32)),
     ],
   };
 }
@@ -406,16 +408,16 @@ for (const hook of hooks) {
   runFixtures(hook, 'what only IPv4 has', {
     'at the edges': [
       in4.arrives('takes DF outside', {}, segment, { wire: { outer: { fragment: 0x4000 } } }),
-      in4.is('leaves outer IP options to the kernel (row 52)', 'stack ip_options', {
+      in4.is('leaves outer IP options to the kernel (row 52)', 'kernel ip_options', {
         outer: { options: [1, 1, 1, 0] },
       }),
-      in4.is('leaves a wrong outer header checksum to the kernel', 'stack malformed', {
+      in4.is('leaves a wrong outer header checksum to the kernel', 'kernel malformed', {
         outer: { checksum: 0x1234 },
       }),
-      in4.is('leaves a wrong inner header checksum to the kernel', 'stack malformed', {
+      in4.is('leaves a wrong inner header checksum to the kernel', 'kernel malformed', {
         inner: { checksum: 0x1234 },
       }),
-      in4.is('takes nobody in the world for a pod that has its number', 'stack no_endpoint', {
+      in4.is('takes nobody in the world for a pod that has its number', 'kernel no_endpoint', {
         inner: { dst: '198.51.100.20' },
       }),
     ],
@@ -428,7 +430,7 @@ for (const hook of hooks) {
       ...[133, 134, 135, 136, 137].map((type) =>
         in6.is(
           `leaves type ${type} to it`,
-          'stack neighbour',
+          'kernel neighbour',
           { inner: { protocol: ICMPV6, ttl: 255 } },
           icmp(type),
         ),
@@ -437,7 +439,7 @@ for (const hook of hooks) {
       in6.arrives('ends where the types end: 138 is another thing', { protocol: ICMPV6 }, icmp(138)),
     ],
     'a peer that wants outer checksums': [
-      in6.is('is the kernel’s in this direction too', 'stack slow', {
+      in6.is('is the kernel’s in this direction too', 'kernel marked', {
         outer: { src: far.vtepIp },
         inner: { src: v6.podOf(5, 7) },
       }),
@@ -445,7 +447,7 @@ for (const hook of hooks) {
     ],
     'headers before the transport header (row 52)': [
       {
-        ...in6.is('outside are the kernel’s: whose port, nobody knows', 'stack not_vxlan'),
+        ...in6.is('outside are the kernel’s: whose port, nobody knows', 'kernel not_vxlan'),
         packet: ethernet(
           { dst: TEST_RUN_MAC, src: '02:00:00:00:00:01' },
           ip(
@@ -456,13 +458,13 @@ for (const hook of hooks) {
       },
       in6.is(
         'inside, behind a fragment header, are the kernel’s',
-        'stack ip_options',
+        'kernel ip_options',
         { inner: { protocol: protocols.hopByHop, fragment: 0x2000 } },
         ipv6Extension(UDP, udp({ src: 1, dst: 2 })),
       ),
       in6.is(
         'are malformed when cut off (row 46)',
-        'stack malformed',
+        'kernel malformed',
         { inner: { protocol: protocols.fragment } },
         new Uint8Array(7),
       ),
@@ -477,12 +479,12 @@ for (const side of sides) {
   const bigUdp = udp({ src: 53, dst: 40000 }, new Uint8Array(3000));
   const fixtures = [
     // A test run's GSO packet has no type, so the kernel refuses to shrink it.
-    is('leaves one that the kernel does not let shrink as it was', 'stack no_room', {}, big),
-    is('asks for no checksum, since GRO has verified it', 'stack no_room', { udp: { checksum: 1 } }, big),
+    is('leaves one that the kernel does not let shrink as it was', 'kernel no_room', {}, big),
+    is('asks for no checksum, since GRO has verified it', 'kernel no_room', { udp: { checksum: 1 } }, big),
     is('drops one by RFC 6040', 'drop ecn', { outer: { tos: 3 } }, big),
     is(
       'leaves UDP to the kernel, whose tunnel would still be seen where it is cut up',
-      'stack no_room',
+      'kernel no_room',
       { inner: { protocol: UDP } },
       bigUdp,
     ),
@@ -535,7 +537,7 @@ describeOnNode('from_wire, packet by packet', (node) => {
           const outcome = at === 14 + ipBytes[side.family] + 29 ? 'not_ip' : 'outer_checksum';
           const isZero = wrong[20 + ipBytes[side.family]] === 0 && wrong[21 + ipBytes[side.family]] === 0;
           if (!isZero)
-            expect({ round, at, refused }).toEqual({ round, at, refused: `${hook}: stack ${outcome}` });
+            expect({ round, at, refused }).toEqual({ round, at, refused: `${hook}: kernel ${outcome}` });
         }
       }
     });
@@ -551,8 +553,8 @@ describeOnNode('from_wire, packet by packet', (node) => {
         const outcome = size < shortest + 8 ? 'not_vxlan' : 'malformed';
         expect({ size, verdict, counted }).toEqual({
           size,
-          verdict: hook === 'from_wire' ? 'stack' : 'pass',
-          counted: `${hook}: stack ${outcome}`,
+          verdict: hook === 'from_wire' ? 'kernel' : 'pass',
+          counted: `${hook}: kernel ${outcome}`,
         });
         expect(packet).toEqual(whole.subarray(0, size));
       }
@@ -571,7 +573,7 @@ describeOnNode('from_wire, packet by packet', (node) => {
             ),
           );
           const { counted } = node().run(hook, packet);
-          expect({ size, counted }).toEqual({ size, counted: `${hook}: stack malformed` });
+          expect({ size, counted }).toEqual({ size, counted: `${hook}: kernel malformed` });
         }
       },
     );

@@ -53,9 +53,9 @@ export interface Side {
   };
   readonly pods: {
     readonly sender: Endpoint;
-    readonly slowSender: Endpoint;
+    readonly markedSender: Endpoint;
     readonly near: Endpoint;
-    readonly slow: Endpoint;
+    readonly marked: Endpoint;
     /** Its interface has a smaller MTU than the others'. */
     readonly narrow: Endpoint;
   };
@@ -85,9 +85,9 @@ function podsBy(podOf: Side['podOf']): Side['pods'] {
   const ours = (n: number, over?: Partial<Endpoint>): Endpoint => pod(podOf(3, n), n, over);
   return {
     sender: ours(10, { hostIfindex: TEST_RUN_IFINDEX }),
-    slowSender: ours(11, { hostIfindex: TEST_RUN_IFINDEX, slow: true }),
+    markedSender: ours(11, { hostIfindex: TEST_RUN_IFINDEX, slow: true }),
     near: ours(20),
-    slow: ours(21, { slow: true }),
+    marked: ours(21, { slow: true }),
     narrow: ours(22, { mtu: 1280 }),
   };
 }
@@ -223,8 +223,8 @@ export interface Outcome {
   readonly packet: Uint8Array;
 }
 
-/** linux/pkt_cls.h: TC_ACT_UNSPEC (-1) is our way to the stack, TC_ACT_SHOT a drop, TC_ACT_REDIRECT the fast path. */
-const tcVerdicts: Readonly<Record<number, string>> = { 0xffff_ffff: 'stack', 2: 'drop', 7: 'fast' };
+/** linux/pkt_cls.h: TC_ACT_UNSPEC (-1) is our way to the kernel path, TC_ACT_SHOT a drop, TC_ACT_REDIRECT the fast path. */
+const tcVerdicts: Readonly<Record<number, string>> = { 0xffff_ffff: 'kernel', 2: 'drop', 7: 'fast' };
 /** linux/bpf.h: XDP_PASS. */
 const xdpVerdicts: Readonly<Record<number, string>> = { 2: 'pass' };
 

@@ -23,14 +23,14 @@ for (const [own, other] of [
       [`IPv${other.family}`]: [
         others(
           'of two pods of this node is the kernel’s',
-          'stack outside',
+          'kernel outside',
           podFrame(other, { dst: other.pods.near.ip }),
         ),
-        others('to another node is the kernel’s', 'stack outside', podFrame(other)),
+        others('to another node is the kernel’s', 'kernel outside', podFrame(other)),
         // The highest address is all that such a node's network of the other family has.
         others(
           'to the highest address is the kernel’s, too',
-          'stack other_source',
+          'kernel other_source',
           podFrame(other, {
             dst: other === v4 ? '255.255.255.255' : 'ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff',
           }),
@@ -47,7 +47,7 @@ for (const [own, other] of [
   runFixtures(
     'from_wire',
     title,
-    { [`IPv${other.family}`]: [others('in VXLAN is the kernel’s', 'stack not_vxlan', wireFrame(other))] },
+    { [`IPv${other.family}`]: [others('in VXLAN is the kernel’s', 'kernel not_vxlan', wireFrame(other))] },
     nodeSettings,
   );
   runFixtures(
@@ -57,7 +57,7 @@ for (const [own, other] of [
       [`IPv${other.family}`]: [
         others(
           'is let go on',
-          'stack outside',
+          'kernel outside',
           podFrame(other, { dst: other.pods.near.ip }, tcp({ src: 1, dst: 2 })),
         ),
       ],

@@ -22,6 +22,6 @@ describeOnNode('a packet whose VLAN tag the kernel has taken off', (node) => {
     object.map('under_test').update(int32(0), int32(node().programs[program].fd));
     expect(node().run(program, packet).verdict).toBe('fast');
     const { verdict, counted } = node().run(object.program('tagged'), packet);
-    expect({ verdict, counted }).toEqual({ verdict: 'stack', counted: `${program}: stack not_ip` });
+    expect({ verdict, counted }).toEqual({ verdict: 'kernel', counted: `${program}: kernel not_ip` });
   });
 });

@@ -166,7 +166,7 @@ describe.skipIf(missingHere('iptables-restore', 'nft', 'getent', 'unshare'))(
       });
     });
 
-    it('asks a ClusterIP through the stack', async () => {
+    it('asks a ClusterIP through the kernel path', async () => {
       const node = cluster.nodes[0]!;
       await run('conntrack', ['-F'], inNetns(node));
       const [service] = await carriedDuring(cluster.lab, [node], async () => {

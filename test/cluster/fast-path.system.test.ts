@@ -10,7 +10,7 @@ import {
   released,
   ripstopJson,
   serveIn,
-  setSlow,
+  markForKernelPath,
   talkTcp,
   talkUdp,
   useLab,
@@ -65,7 +65,7 @@ describe.skipIf(missingHere())('of two ripstop nodes beside a flannel node, the 
     );
     const { by, fast, vtep, forwarded } = carried!;
     expect(by['from_pod fast_encap']).toBeGreaterThan(200);
-    expect(by).not.toHaveProperty(['from_wire stack_outer_checksum']);
+    expect(by).not.toHaveProperty(['from_wire kernel_outer_checksum']);
     expect(fast / (fast + vtep + forwarded)).toBeGreaterThanOrEqual(0.99);
   });
 
@@ -74,34 +74,34 @@ describe.skipIf(missingHere())('of two ripstop nodes beside a flannel node, the 
       stream(pod(3), 1 << 20, [pod(3).ip6!]),
     );
     expect(carried!.fast).toBe(0);
-    expect(carried!.by['from_pod stack_slow']).toBeGreaterThan(40);
-    expect(carried!.by['from_wire stack_slow']).toBeGreaterThan(40);
+    expect(carried!.by['from_pod kernel_marked']).toBeGreaterThan(40);
+    expect(carried!.by['from_wire kernel_marked']).toBeGreaterThan(40);
     expect(carried!.vtep).toBeGreaterThan(80);
   });
 
-  describe('leaves a pod that is marked slow', () => {
+  describe('leaves a pod that is marked for the kernel path', () => {
     it('to the kernel path, in both directions, to its neighbour and to another node', async () => {
       const [one] = cluster.nodes;
-      await setSlow(cluster.lab, one!, pod(1), true);
+      await markForKernelPath(cluster.lab, one!, pod(1), true);
       const shown = await ripstopJson<{ ip: string; flags: string[] }[]>(cluster.lab, one!, 'endpoints');
-      expect(shown.find(({ ip }) => ip === pod(1).ip)!.flags).toEqual(['slow']);
+      expect(shown.find(({ ip }) => ip === pod(1).ip)!.flags).toEqual(['kernel_path']);
 
       const [near] = await carriedDuring(cluster.lab, ripstopNodes(), () => stream(pod(1, 1), 1 << 20));
       expect(near!.fast).toBe(0);
-      expect(near!.by['from_pod stack_slow']).toBeGreaterThan(40);
-      expect(near!.forwarded).toBeGreaterThanOrEqual(near!.by['from_pod stack_slow']!);
+      expect(near!.by['from_pod kernel_marked']).toBeGreaterThan(40);
+      expect(near!.forwarded).toBeGreaterThanOrEqual(near!.by['from_pod kernel_marked']!);
 
       const [here, there] = await carriedDuring(cluster.lab, ripstopNodes(), () => stream(pod(2), 1 << 20));
       expect(here!.fast).toBe(0);
-      expect(here!.by['from_pod stack_slow']).toBeGreaterThan(20);
-      expect(here!.by['from_wire stack_slow']).toBeGreaterThan(20);
+      expect(here!.by['from_pod kernel_marked']).toBeGreaterThan(20);
+      expect(here!.by['from_wire kernel_marked']).toBeGreaterThan(20);
       expect(here!.vtep).toBeGreaterThan(40);
-      // Whether the other end is slow is that node's own matter.
+      // The mark of the other end is that node's own matter.
       expect(there!.by['from_pod fast_encap']).toBeGreaterThan(20);
       expect(there!.by['from_wire fast_decap']).toBeGreaterThan(20);
       expect(there!.vtep).toBeLessThan(5);
 
-      await setSlow(cluster.lab, one!, pod(1), false);
+      await markForKernelPath(cluster.lab, one!, pod(1), false);
       const [again] = await carriedDuring(cluster.lab, ripstopNodes(), () => stream(pod(2), 1 << 20));
       expect(again!.by['from_pod fast_encap']).toBeGreaterThan(20);
       expect(again!.vtep).toBeLessThan(5);
@@ -112,12 +112,12 @@ describe.skipIf(missingHere())('of two ripstop nodes beside a flannel node, the 
       for (const to of [pod(1, 1), pod(2)]) {
         const server = await serveIn(to);
         const held = await holdFrom(pod(1), to.ip);
-        const [slow] = await carriedDuring(cluster.lab, ripstopNodes(), async () => {
-          await setSlow(cluster.lab, one!, pod(1), true);
+        const [meanwhile] = await carriedDuring(cluster.lab, ripstopNodes(), async () => {
+          await markForKernelPath(cluster.lab, one!, pod(1), true);
           await talkTcp(pod(1), to.ip);
         });
-        expect(slow!.by['from_pod stack_slow']).toBeGreaterThan(0);
-        await setSlow(cluster.lab, one!, pod(1), false);
+        expect(meanwhile!.by['from_pod kernel_marked']).toBeGreaterThan(0);
+        await markForKernelPath(cluster.lab, one!, pod(1), false);
         await talkTcp(pod(1), to.ip);
         const report = await released(held);
         expect(report).not.toHaveProperty('error');

@@ -148,7 +148,7 @@ describe.skipIf(missingHere('tcpdump', 'nft'))(
       await run('nft', ['-f', '-'], { ...inNetns(underlay()), stdin: table });
       try {
         for (const from of [pod(1), pod(3)]) {
-          const slowPath = from === pod(3); // Its IPv6 is the kernel's, which drops and counts on its own.
+          const onKernelPath = from === pod(3); // Its IPv6 is the kernel's, which drops and counts on its own.
           const [carried] = await carriedDuring(cluster.lab, [two!], async () => {
             const { pod: received } = await seenAt(two!, async () => {
               for (const address of addressesOf(pod(2))) {
@@ -160,7 +160,7 @@ describe.skipIf(missingHere('tcpdump', 'nft'))(
             const given = received.filter(({ src }) => addressesOf(from).includes(src));
             expect(given.map(({ tos }) => tos)).toEqual(Array(4).fill(EXPEDITED | CE));
           });
-          expect(carried!.by['from_wire drop_ecn']).toBe(slowPath ? 1 : 2);
+          expect(carried!.by['from_wire drop_ecn']).toBe(onKernelPath ? 1 : 2);
         }
       } finally {
         await run('nft', ['delete', 'table', 'netdev', 'congestion'], inNetns(underlay()));

@@ -88,12 +88,12 @@ describe.skipIf(missingHere('iptables-restore', 'conntrack', 'nft')).each(PROXY_
 
     /** Per pod of the node, by address: how many flows the endpoint_state says it has. */
     const flowCounts = async () => {
-      const rows = await ripstopJson<{ ip: string; stackFlows: number; flags: string[] }[]>(
+      const rows = await ripstopJson<{ ip: string; translatedFlows: number; flags: string[] }[]>(
         cluster.lab,
         node,
         'endpoints',
       );
-      return Object.fromEntries(rows.map(({ ip, stackFlows }) => [ip, stackFlows]));
+      return Object.fromEntries(rows.map(({ ip, translatedFlows }) => [ip, translatedFlows]));
     };
 
     /** Let conntrack forget everything, and then ripstop. */
@@ -169,7 +169,7 @@ describe.skipIf(missingHere('iptables-restore', 'conntrack', 'nft')).each(PROXY_
       await forgetAll();
     });
 
-    it('leave plain flows between the same pods on the fast path, while service flows use the stack', async () => {
+    it('leave plain flows between the same pods on the fast path, while service flows use the kernel path', async () => {
       for (const [service, backend, family] of [
         [TO_NEAR, near(), 4],
         [TO_FAR, far(), 4],
@@ -181,7 +181,7 @@ describe.skipIf(missingHere('iptables-restore', 'conntrack', 'nft')).each(PROXY_
         );
         expect(carried!.fast).toBeGreaterThan(200);
         // What the held connection sends meanwhile, and nothing else.
-        expect(carried!.by['from_pod stack_outside']).toBeGreaterThan(5);
+        expect(carried!.by['from_pod kernel_outside']).toBeGreaterThan(5);
         const report = await released(held);
         expect(report).not.toHaveProperty('error');
         expect(carried!.forwarded).toBeLessThan(4 * report.rounds + 20);

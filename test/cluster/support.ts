@@ -360,10 +360,15 @@ export async function ripstopJson<T>(lab: Lab, node: NodeState, ...args: string[
 }
 
 /** Mark a pod for the kernel path, or take the mark off, and wait until the node's agent has seen it. */
-export async function setSlow(lab: Lab, node: NodeState, pod: PodState, slow: boolean): Promise<void> {
+export async function markForKernelPath(
+  lab: Lab,
+  node: NodeState,
+  pod: PodState,
+  marked: boolean,
+): Promise<void> {
   const store = new AttachmentStore(runDirOf(lab, node));
   const attachment = await store.get({ containerId: pod.containerId, ifname: 'eth0' });
-  await store.put({ ...attachment!, slow });
+  await store.put({ ...attachment!, slow: marked });
   await nudge(node);
   const slot = Number(pod.ip.split('.')[3]);
   await expect
@@ -371,7 +376,7 @@ export async function setSlow(lab: Lab, node: NodeState, pod: PodState, slow: bo
       using tables = openTables(bpffsOf(lab, node));
       return tables.endpoints.get(slot)?.flags;
     })
-    .toBe(slow ? 1 : 0);
+    .toBe(marked ? 1 : 0);
 }
 
 /** Make the kernel report a change, so that the agent looks at everything again. */

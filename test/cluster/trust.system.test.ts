@@ -36,7 +36,7 @@ import {
   ping,
   podOf,
   ripstopJson,
-  setSlow,
+  markForKernelPath,
   useLab,
 } from './support.ts';
 import { inUnderlay } from './underlay.ts';
@@ -93,7 +93,7 @@ const STRANGER = { ip: '172.31.0.200', ip6: 'fd00:31::200', mac: '02:00:00:00:00
 const BROADCAST = 'ff:ff:ff:ff:ff:ff';
 const PREFIX = 'flannel.alpha.coreos.com';
 
-/** What from_wire leaves to the stack, whoever has sent it: a datagram in an IP packet, on the way to a MAC address. */
+/** What from_wire leaves to the kernel path, whoever has sent it: a datagram in an IP packet, on the way to a MAC address. */
 const SHAPES: Record<string, (fields: IpFields, datagram: Uint8Array, dst: string) => Uint8Array[]> = {
   'with a byte of padding': (fields, datagram, dst) => [
     Uint8Array.of(...frame(dst, ip(fields, datagram)), 0),
@@ -200,11 +200,11 @@ describe.skipIf(missing)('what from_wire leaves to the kernel', () => {
     const peer = cluster.nodes[i - 1]!;
     const before = await dropped();
     for (const family of families) expect(await reached(family, addressOf(peer, family))).toEqual(ALL);
-    await setSlow(cluster.lab, near(), pod(), true);
+    await markForKernelPath(cluster.lab, near(), pod(), true);
     const [carried] = await carriedDuring(cluster.lab, [near()], async () => {
       for (const address of addressesOf(pod())) await ping(podOf(peer), address);
     });
-    await setSlow(cluster.lab, near(), pod(), false);
+    await markForKernelPath(cluster.lab, near(), pod(), false);
     expect(carried!.vtep).toBeGreaterThanOrEqual(2 * 5);
     expect(await dropped()).toEqual(before);
   });
@@ -217,13 +217,13 @@ describe.skipIf(missing)('what from_wire leaves to the kernel', () => {
 
   it('is let in from a node that joins later, until it leaves', async () => {
     const node: NodeState = await addNode(cluster.lab, 'flannel', 1);
-    await setSlow(cluster.lab, near(), pod(), true);
+    await markForKernelPath(cluster.lab, near(), pod(), true);
     await expect
       .poll(async () => readVteps(), { timeout: 5000 })
       .toEqual(expect.arrayContaining(addressesOf(node)));
     for (const address of addressesOf(pod())) await ping(podOf(node), address);
     for (const family of families) expect(await reached(family, addressOf(node, family))).toEqual(ALL);
-    await setSlow(cluster.lab, near(), pod(), false);
+    await markForKernelPath(cluster.lab, near(), pod(), false);
     const addresses = addressesOf(node);
     await removeNode(cluster.lab, node);
     await expect

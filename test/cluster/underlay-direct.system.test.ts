@@ -178,7 +178,7 @@ describe.skipIf(missingHere())('with DirectRouting, two nodes of one L2 and one 
     );
     const [by] = await countedDuringForgery();
     expect(by).not.toHaveProperty(['from_wire fast_direct']);
-    expect(by!['from_wire stack_not_vxlan']).toBeGreaterThanOrEqual(10);
+    expect(by!['from_wire kernel_not_vxlan']).toBeGreaterThanOrEqual(10);
     await ipBatch(
       [
         ...forged.map((address) => `address del ${address} dev lo`),

@@ -10,7 +10,7 @@ import {
   ping,
   podOf,
   serveIn,
-  setSlow,
+  markForKernelPath,
   talkTcp,
   talkUdp,
   useLab,
@@ -54,7 +54,7 @@ describe.skipIf(missingHere())(
       const carried = await carriedDuring(cluster.lab, ripstopNodes(), async () => {
         for (const { from, to } of over()) {
           await talkTcp(from, to, 3 << 20);
-          await talkUdp(from, to, 50, 1300); // with the answer's heading still no fragment, which would be the stack’s
+          await talkUdp(from, to, 50, 1300); // with the answer's heading still no fragment, which would be the kernel path’s
           await ping(from, to);
         }
       });
@@ -80,18 +80,18 @@ describe.skipIf(missingHere())(
       const [one] = await countedDuringTalk(() => waysBetween(pod(1), pod(3)));
       expect(one!.by['xdp_from_wire fast_decap']).toBeGreaterThan(1000);
       // Its IPv6 tunnel refuses what BPF could send, so both directions are the kernel's.
-      expect(one!.by['from_pod stack_slow']).toBeGreaterThan(50);
-      expect(one!.by['xdp_from_wire stack_slow']).toBeGreaterThan(1000);
-      expect(one!.by['from_wire stack_slow']).toBeGreaterThan(50);
+      expect(one!.by['from_pod kernel_marked']).toBeGreaterThan(50);
+      expect(one!.by['xdp_from_wire kernel_marked']).toBeGreaterThan(1000);
+      expect(one!.by['from_wire kernel_marked']).toBeGreaterThan(50);
     });
 
-    it('leave a pod that is marked slow to the kernel path', async () => {
-      await setSlow(cluster.lab, node(1), pod(1), true);
+    it('leave a marked pod to the kernel path', async () => {
+      await markForKernelPath(cluster.lab, node(1), pod(1), true);
       const [one] = await countedDuringPings(cluster.lab, [node(1)], ways());
-      expect(one!['xdp_from_wire stack_slow']).toBeGreaterThanOrEqual(40);
-      expect(one!['from_wire stack_slow']).toBeGreaterThanOrEqual(40);
+      expect(one!['xdp_from_wire kernel_marked']).toBeGreaterThanOrEqual(40);
+      expect(one!['from_wire kernel_marked']).toBeGreaterThanOrEqual(40);
       expect(one!).not.toHaveProperty(['from_wire fast_decap']);
-      await setSlow(cluster.lab, node(1), pod(1), false);
+      await markForKernelPath(cluster.lab, node(1), pod(1), false);
     });
 
     it('do not take a plain packet from the wire for one that XDP decapsulated', async () => {
@@ -115,7 +115,7 @@ describe.skipIf(missingHere())(
         }
       });
       for (const hook of ['xdp_from_wire', 'from_wire']) {
-        expect(carried!.by[`${hook} stack_not_vxlan`]).toBeGreaterThanOrEqual(10);
+        expect(carried!.by[`${hook} kernel_not_vxlan`]).toBeGreaterThanOrEqual(10);
         expect(carried!.by).not.toHaveProperty([`${hook} fast_decap`]);
       }
       await ipBatch(

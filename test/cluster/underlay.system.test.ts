@@ -11,7 +11,7 @@ import { run, tryRun } from '../../src/host/run.ts';
 import { readSysctl } from '../../src/host/sysctl.ts';
 import { addPod, nodeDir, type NodeState, type PodState, removePod } from '../../src/lab/index.ts';
 import { setSysctls } from '../../src/lab/netns.ts';
-import { inNetns, missingHere, ping, podOf, serveIn, setSlow, useLab } from './support.ts';
+import { inNetns, missingHere, ping, podOf, serveIn, markForKernelPath, useLab } from './support.ts';
 import {
   configure,
   countedDuringPings,
@@ -179,12 +179,12 @@ describe.skipIf(missingHere())('of two dual-stack nodes', () => {
     it.each(['net/ipv4/ip_forward', 'net/ipv6/conf/all/forwarding'])(
       'when somebody turns %s off: it is on again at once',
       async (path) => {
-        await setSlow(cluster.lab, node(1), pod(1), true);
+        await markForKernelPath(cluster.lab, node(1), pod(1), true);
         await sleep(500); // Let the agent come to rest: it shall be woken by this alone.
         await run('tee', [`/proc/sys/${path}`], { ...inNetns(node(1)), stdin: '0' });
         await expect.poll(() => readSysctl(path, inNetns(node(1))), { timeout: 2000 }).toBe('1');
         for (const { from, to } of far()) await ping(from, to);
-        await setSlow(cluster.lab, node(1), pod(1), false);
+        await markForKernelPath(cluster.lab, node(1), pod(1), false);
       },
     );
 
@@ -217,9 +217,9 @@ describe.skipIf(missingHere())('of two dual-stack nodes', () => {
           .poll(() => readSysctl('net/ipv4/conf/flannel.1/rp_filter', inNetns(node(1))), { timeout: 5000 })
           .toBe('2');
       });
-      await setSlow(cluster.lab, node(1), pod(1), true);
+      await markForKernelPath(cluster.lab, node(1), pod(1), true);
       for (const { from, to } of [...far(), ...near()]) await ping(from, to);
-      await setSlow(cluster.lab, node(1), pod(1), false);
+      await markForKernelPath(cluster.lab, node(1), pod(1), false);
     });
   });
 });

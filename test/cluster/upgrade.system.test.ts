@@ -77,9 +77,9 @@ describe.skipIf(missingHere('clang-19'))('a ripstop whose maps differ', () => {
   }
 
   /** Packets by verdict. The counters' layout is the same in all versions here. */
-  function verdicts(): { fast: number; stack: number } {
+  function verdicts(): { fast: number; kernel: number } {
     using map = BpfMap.openPinned(join(pinPaths(bpffsOf(cluster.lab, node())).maps, 'counters'));
-    const sums = { fast: 0, stack: 0, drop: 0 };
+    const sums = { fast: 0, kernel: 0, drop: 0 };
     const ofPod = readCounters({ counters: typedTable('counters', map) }).filter(
       ({ hook }) => hook === 'from_pod',
     );
@@ -148,8 +148,8 @@ describe.skipIf(missingHere('clang-19'))('a ripstop whose maps differ', () => {
     expect(agentLog(cluster.lab, node())).toMatch(/"slow":"those with translated flows"/);
     // The pod with the connection through the service, and no other.
     using map = BpfMap.openPinned(join(pinPaths(bpffsOf(cluster.lab, node())).maps, 'endpoint_state'));
-    const slow = [...typedTable('endpoint_state', map)].filter(([, { overflow }]) => overflow !== 0);
-    expect(slow.map(([slot]) => slot)).toEqual([Number(pod(1).ip.split('.')[3])]);
+    const marked = [...typedTable('endpoint_state', map)].filter(([, { overflow }]) => overflow !== 0);
+    expect(marked.map(([slot]) => slot)).toEqual([Number(pod(1).ip.split('.')[3])]);
     const before = verdicts();
     await talkTcp(pod(2), pod(1, 1).ip, 1 << 20);
     expect(verdicts().fast).toBeGreaterThan(before.fast + 10);

@@ -212,7 +212,8 @@ async function exchangeMoves(first: Wanted, second = first): Promise<void> {
     }
     expectThat(!all.includes(' drop_'), `packets were dropped: ${all}`);
     const strays = Object.entries(counters).filter(
-      ([name]) => / stack_(?!fragment|untranslated|not_ip|other_mac|outside)/.test(name) && !(name in wanted),
+      ([name]) =>
+        / kernel_(?!fragment|untranslated|not_ip|other_mac|outside)/.test(name) && !(name in wanted),
     );
     expectThat(strays.length === 0, `the kernel path has ${strays.join()}: ${all}`);
   }
@@ -303,7 +304,7 @@ const steps: readonly Step[] = [
     'with priority tags from one node: fast but for those',
     async () => {
       await tagPriority(two, true);
-      const tagged = { 'xdp_from_wire stack_not_ip': FRAMES, 'from_wire stack_not_ip': PACKETS };
+      const tagged = { 'xdp_from_wire kernel_not_ip': FRAMES, 'from_wire kernel_not_ip': PACKETS };
       await exchangeMoves({ ...tagged, 'from_pod fast_encap': PACKETS, 'from_wire fast_decap': 0 }, byXdp);
       await tagPriority(two, false);
     },
@@ -322,7 +323,7 @@ const steps: readonly Step[] = [
       await startWith({ ingress: 'tc', directRouting: true }, 'tc', '--ingress tc says so');
       await exchangeMoves(direct);
       await startWith({ directRouting: true }, 'xdp', HAS_XDP('eth0'));
-      await exchangeMoves({ ...direct, 'xdp_from_wire stack_not_vxlan': FRAMES });
+      await exchangeMoves({ ...direct, 'xdp_from_wire kernel_not_vxlan': FRAMES });
     },
   ],
   [

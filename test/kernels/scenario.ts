@@ -372,8 +372,8 @@ const steps: readonly Step[] = [
       ].join('\n');
       await run('nft', ['-f', '-'], { netns: one.netns, stdin: rules });
       const wanted = [
-        [one, 'to_vtep stack_translated', 5],
-        [one, 'from_wire stack_translated', 5],
+        [one, 'to_vtep kernel_translated', 5],
+        [one, 'from_wire kernel_translated', 5],
       ] as const;
       await counting(wanted, () => tcp(a, SERVICE, 64 * KIB));
     },

@@ -265,13 +265,13 @@ export function describeDisagreement({ arrival, model, programs }: Disagreement)
 }
 
 const impossible = new Set([
-  'IPv4: stack neighbour', // ICMPv6 is what discovers them
+  'IPv4: kernel neighbour', // ICMPv6 is what discovers them
   // Needs XDP's mark on an skb, which no test run has.
   'IPv4: drop other_vlan',
   'IPv6: drop other_vlan',
 ]);
 
-/** What can be counted of each family and was not: `IPv4: stack ttl`. */
+/** What can be counted of each family and was not: `IPv4: kernel ttl`. */
 export function unmet(coverage: Coverage): string[] {
   const met = new Set([...coverage.keys()].map((key) => key.replace(/ .*:/, ':')));
   return ['IPv4', 'IPv6'].flatMap((family) =>

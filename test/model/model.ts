@@ -5,7 +5,7 @@
  * tunnels) and 1624 (checksum updates). Written apart from the programs, so that the two can be compared: neither may be
  * made to follow the other.
  *
- * Every reason for the stack that holds of a packet is listed, since which of them is counted is the programs' free choice;
+ * Every reason for the kernel path that holds of a packet is listed, since which of them is counted is the programs' free choice;
  * a sane packet has one at most. A drop must be certain, so nothing else may speak against taking the packet but that its
  * IP header is unsound: the kernel might mend what its receiver then believes.
  */
@@ -63,7 +63,7 @@ export interface Decision {
 }
 
 type Decided = Omit<Decision, 'out'> & Partial<Decision>;
-const stack = (...reasons: string[]): Decided => ({ verdict: 'stack', reasons });
+const kernel = (...reasons: string[]): Decided => ({ verdict: 'kernel', reasons });
 const drop = (reason: string): Decided => ({ verdict: 'drop', reasons: [reason] });
 
 /** A packet in VXLAN that a pod of ours may have, as it leaves the tunnel: not yet one hop further. */
@@ -136,7 +136,7 @@ class FamilyView {
   }
 
   /** IPv6 to who wants outer checksums: BPF cannot make them. */
-  isSlow(peer: Peer): boolean {
+  isForKernelPath(peer: Peer): boolean {
     return this.family === 6 && !peer.zeroChecksum && !this.isDirect(peer);
   }
 }
@@ -180,17 +180,17 @@ export class Model {
     const isForUs = starts(packet, 0, this.#hostMac) || hook === 'to_pod' || hook === 'to_vtep';
     const reasons = isForUs ? [] : ['other_mac'];
     const family = familyOf(u16(packet, 12));
-    if (!family) return stack(...reasons, 'not_ip');
+    if (!family) return kernel(...reasons, 'not_ip');
     const ip = readIp(packet.subarray(ETHER), family);
-    if (!ip) return stack(...reasons, 'malformed');
+    if (!ip) return kernel(...reasons, 'malformed');
     const view = this.#views[family];
     switch (hook) {
       case 'from_pod':
         return this.#fromPod(arrival, ip, view, reasons);
       case 'from_wire':
-        return isForUs ? this.#fromWire(arrival, ip, view) : stack(...reasons);
+        return isForUs ? this.#fromWire(arrival, ip, view) : kernel(...reasons);
       case 'xdp_from_wire':
-        return isForUs ? this.#xdpFromWire(arrival, ip, view) : stack(...reasons);
+        return isForUs ? this.#xdpFromWire(arrival, ip, view) : kernel(...reasons);
       default:
         return this.#fromStack(arrival, ip, view);
     }
@@ -203,32 +203,32 @@ export class Model {
     const sender = view.endpoints.get(ip.src);
     if (sender?.hostIfindex !== ifindex) reasons.push('other_source');
     if (!view.isInNetwork(ip.dst))
-      return this.#isVxlanToNode(ip, view) ? drop('vxlan_from_pod') : stack(...reasons, 'outside');
-    if (ip.fragment !== 'none') reasons.push('fragment'); // the stack may be waiting for all of the packet
+      return this.#isVxlanToNode(ip, view) ? drop('vxlan_from_pod') : kernel(...reasons, 'outside');
+    if (ip.fragment !== 'none') reasons.push('fragment'); // the kernel path may be waiting for all of the packet
     if (isNeighbourDiscovery(ip)) reasons.push('neighbour');
 
     if (view.isOurs(ip.dst)) {
       const receiver = view.endpoints.get(ip.dst);
       reasons.push(...this.#keptOnStack(ip, sender, receiver));
-      if (!receiver || receiver.hostIfindex === ifindex) return stack(...reasons, 'no_endpoint');
+      if (!receiver || receiver.hostIfindex === ifindex) return kernel(...reasons, 'no_endpoint');
       if (isTooBig(arrival, ip, receiver.mtu)) reasons.push('too_big');
-      if (reasons.length > 0) return stack(...reasons);
+      if (reasons.length > 0) return kernel(...reasons);
       return { verdict: 'fast', reasons: ['local'], out: delivered(packet.subarray(ETHER), receiver) };
     }
 
     const peer = view.peerOf(ip.dst);
     reasons.push(...this.#keptOnStack(ip, sender));
-    if (!peer) return stack(...reasons, 'no_peer');
-    if (view.isSlow(peer)) reasons.push('slow');
+    if (!peer) return kernel(...reasons, 'no_peer');
+    if (view.isForKernelPath(peer)) reasons.push('marked');
     if (ip.ttl <= 1) reasons.push('ttl');
     const direct = view.isDirect(peer);
     const mtu = direct ? settings.uplink.mtu : podMtu(settings, view.family);
     if (isTooBig(arrival, ip, mtu)) reasons.push('too_big');
-    if (reasons.length > 0) return stack(...reasons);
+    if (reasons.length > 0) return kernel(...reasons);
     const out = packet.slice();
     decrementTtl(out.subarray(ETHER), view.family);
     if (direct) return { verdict: 'fast', reasons: ['direct'], out };
-    if (gsoSize > 0) return stack('no_room'); // a test run's GSO packets have no type, so none may grow
+    if (gsoSize > 0) return kernel('no_room'); // a test run's GSO packets have no type, so none may grow
     const encapsulated = this.#encapsulated(out.subarray(ETHER), ip.tos & 3, peer, view);
     return { verdict: 'fast', reasons: ['encap'], out: encapsulated };
   }
@@ -253,7 +253,7 @@ export class Model {
       return this.#fromDirectPeer(arrival, ip, view);
     const found = this.#detunnel(arrival, ip, view);
     if ('verdict' in found) return found;
-    if (arrival.gsoSize > 0) return stack('no_room'); // as above: nor shrink
+    if (arrival.gsoSize > 0) return kernel('no_room'); // as above: nor shrink
     decrementTtl(found.inner, view.family);
     return { verdict: 'fast', reasons: ['decap'], out: delivered(found.inner, found.receiver) };
   }
@@ -264,7 +264,7 @@ export class Model {
    */
   #xdpFromWire(arrival: Arrival, ip: IpPacket, view: FamilyView): Decided {
     const found = this.#detunnel(arrival, ip, view);
-    if ('verdict' in found) return found.verdict === 'drop' ? stack() : found;
+    if ('verdict' in found) return found.verdict === 'drop' ? kernel() : found;
     const mark = new Uint8Array(Uint32Array.of(0x72697073, tunnel.vni).buffer);
     const out = Uint8Array.from([...mark, ...arrival.packet.subarray(0, ETHER), ...found.inner]);
     return { verdict: 'fast', reasons: ['decap'], out };
@@ -274,34 +274,34 @@ export class Model {
   #detunnel({ packet, gsoSize, hook }: Arrival, outer: IpPacket, view: FamilyView): Decided | Detunnelled {
     const { family, own, nodes } = view;
     // Of fragments and of what stands behind options nobody knows whose port they are for.
-    if (outer.fragment !== 'none') return stack(...outer.faults, 'fragment', 'not_vxlan');
+    if (outer.fragment !== 'none') return kernel(...outer.faults, 'fragment', 'not_vxlan');
     if (outer.protocol !== protocols.udp || outer.dst !== view.vtepIp)
-      return stack(...outer.faults, 'not_vxlan');
+      return kernel(...outer.faults, 'not_vxlan');
     if (outer.faults.includes('ip_options') || outer.payload.length < 8)
-      return stack(...outer.faults, 'malformed', 'not_vxlan');
+      return kernel(...outer.faults, 'malformed', 'not_vxlan');
     const datagram = outer.payload;
-    if (u16(datagram, 2) !== tunnel.port) return stack(...outer.faults, 'not_vxlan');
+    if (u16(datagram, 2) !== tunnel.port) return kernel(...outer.faults, 'not_vxlan');
 
     const reasons = [...outer.faults, ...(u16(datagram, 4) === datagram.length ? [] : ['malformed'])];
     const [vxlan, ether, innerAt] = [8, 16, 16 + ETHER];
-    if (datagram.length < innerAt) return stack(...reasons, 'malformed');
+    if (datagram.length < innerAt) return kernel(...reasons, 'malformed');
     const vni = [tunnel.vni >>> 16, (tunnel.vni >>> 8) & 255, tunnel.vni & 255];
     if (!starts(datagram, vxlan, [8, 0, 0, 0, ...vni, 0])) reasons.push('other_vni');
     if (!starts(datagram, ether, macToBytes(own.vtepMac))) reasons.push('other_mac');
     // Families are never mixed, so another one's ethertype is as foreign as any.
-    if (familyOf(u16(datagram, ether + 12)) !== family) return stack(...reasons, 'not_ip');
+    if (familyOf(u16(datagram, ether + 12)) !== family) return kernel(...reasons, 'not_ip');
     const inner = readIp(datagram.subarray(innerAt), family);
-    if (!inner) return stack(...reasons, 'malformed');
-    if (reasons.length > 0) return stack(...reasons);
+    if (!inner) return kernel(...reasons, 'malformed');
+    if (reasons.length > 0) return kernel(...reasons);
 
     const speaker = view.isInNetwork(inner.src) ? view.peerOf(inner.src) : undefined;
     if (!speaker || !(speaker.behindNat || addressNumber(speaker.vtepIp) === outer.src)) {
       const node = nodes.get(outer.src);
       if (!node) return drop('unknown_peer');
       // A node may speak for itself: a process of it that answers a pod where nothing masquerades.
-      if (view.isIndexed(node)) return inner.src === outer.src ? stack('outside') : drop('spoofed_source');
+      if (view.isIndexed(node)) return inner.src === outer.src ? kernel('outside') : drop('spoofed_source');
       reasons.push('no_peer'); // of a node without an entry the peers map cannot tell what is its own
-    } else if (view.isSlow(speaker)) reasons.push('slow');
+    } else if (view.isForKernelPath(speaker)) reasons.push('marked');
 
     const receiver = view.endpoints.get(inner.dst);
     reasons.push(...this.#againstDelivery(inner, receiver));
@@ -312,7 +312,7 @@ export class Model {
     }
     const bytes = datagram.length - innerAt;
     if (receiver && gsoSize === 0 && bytes > receiver.mtu) reasons.push('too_big');
-    if (!receiver || reasons.length > 0) return stack(...reasons);
+    if (!receiver || reasons.length > 0) return kernel(...reasons);
     const ecn = ecnOut(inner.tos & 3, outer.tos & 3);
     if (ecn === undefined) return drop('ecn');
     const out = datagram.slice(innerAt);
@@ -320,7 +320,7 @@ export class Model {
     return { receiver, inner: out };
   }
 
-  /** A plain packet for a pod of ours, which only peers that we reach so ourselves may send us past the stack. */
+  /** A plain packet for a pod of ours, which only peers that we reach so ourselves may send us past the kernel path. */
   #fromDirectPeer(arrival: Arrival, ip: IpPacket, view: FamilyView): Decided {
     const peer = view.isInNetwork(ip.src) ? view.peerOf(ip.src) : undefined;
     const receiver = view.endpoints.get(ip.dst);
@@ -329,15 +329,15 @@ export class Model {
       frame.length === SHORTEST_PAYLOAD && ip.length >= headerLength[view.family] + SHORTEST_TRANSPORT;
     const unpadded = isPadded ? readIp(frame.subarray(0, ip.length), view.family) : undefined;
     const reasons = this.#againstDelivery(unpadded ?? ip, receiver);
-    if (!peer || !view.isDirect(peer)) return stack(...reasons, 'not_vxlan');
+    if (!peer || !view.isDirect(peer)) return kernel(...reasons, 'not_vxlan');
     if (receiver && isTooBig(arrival, ip, receiver.mtu)) reasons.push('too_big');
-    if (!receiver || reasons.length > 0) return stack(...reasons);
+    if (!receiver || reasons.length > 0) return kernel(...reasons);
     const out = frame.slice();
     decrementTtl(out, view.family);
     return { verdict: 'fast', reasons: ['direct'], out: delivered(out, receiver) };
   }
 
-  /** Why a packet from the wire is not given to this pod of ours past the stack, its size aside. */
+  /** Why a packet from the wire is not given to this pod of ours past the kernel path, its size aside. */
   #againstDelivery(ip: IpPacket, receiver: Endpoint | undefined): string[] {
     return [
       ...ip.faults,
@@ -350,12 +350,12 @@ export class Model {
 
   /** to_pod and to_vtep let everything go on. */
   #fromStack({ hook }: Arrival, ip: IpPacket, view: FamilyView): Decided {
-    if (!view.isInNetwork(ip.src) || !view.isInNetwork(ip.dst)) return stack(...ip.faults, 'outside');
+    if (!view.isInNetwork(ip.src) || !view.isInNetwork(ip.dst)) return kernel(...ip.faults, 'outside');
     const ours = view.endpoints.get(hook === 'to_pod' ? ip.dst : ip.src);
-    if (!ours) return stack(...ip.faults, 'no_endpoint');
+    if (!ours) return kernel(...ip.faults, 'no_endpoint');
     const { ports } = ip;
     const reply = { ...ip, src: ip.dst, dst: ip.src, ...(ports && { ports: swapped(ports) }) };
-    return stack(...ip.faults, this.#isRemembered(reply) ? 'translated' : 'untranslated');
+    return kernel(...ip.faults, this.#isRemembered(reply) ? 'translated' : 'untranslated');
   }
 
   #isRemembered({
@@ -382,7 +382,7 @@ export class Model {
   /** Why a packet from or to these pods of ours stays on the kernel path, if it does. */
   #keptOnStack(ip: IpPacket, ...pods: readonly (Endpoint | undefined)[]): string[] {
     const known = pods.filter((pod) => pod !== undefined);
-    const reasons = known.some((pod) => pod.slow) ? ['slow'] : [];
+    const reasons = known.some((pod) => pod.slow) ? ['marked'] : [];
     if (ip.protocol === protocols.sctp) return [...reasons, 'translated']; // its flows are not known
     const keepers = known.map((pod) => this.#keeperOf(pod.ip));
     const overflowed = keepers.some((keeper) => this.#overflowed.has(keeper));

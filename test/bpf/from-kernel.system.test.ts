@@ -54,38 +54,38 @@ function fixturesOf(side: Side, hook: Hook): Record<string, Fixture[]> {
   ): Fixture => ({ says, verdict, packet: frame(side, hook, fields, payload, ether) });
   return {
     'of what it need not look at': [
-      is('lets ARP go on', 'stack not_ip', {}, segment, { type: 0x0806 }),
-      is('lets another version go on', 'stack malformed', { version: 10 - side.family }),
-      is('lets IP options go on', 'stack ip_options', ...withOptions(side)),
-      is('lets go on what the world sends', 'stack outside', { src: side.world }),
-      is('lets go on what is sent to the world', 'stack outside', { dst: side.world }),
-      is('lets go on what concerns no pod of ours', 'stack no_endpoint', { [ours[hook]]: podOf(3, 99) }),
-      is('lets go on what concerns a pod of another node only', 'stack no_endpoint', {
+      is('lets ARP go on', 'kernel not_ip', {}, segment, { type: 0x0806 }),
+      is('lets another version go on', 'kernel malformed', { version: 10 - side.family }),
+      is('lets IP options go on', 'kernel ip_options', ...withOptions(side)),
+      is('lets go on what the world sends', 'kernel outside', { src: side.world }),
+      is('lets go on what is sent to the world', 'kernel outside', { dst: side.world }),
+      is('lets go on what concerns no pod of ours', 'kernel no_endpoint', { [ours[hook]]: podOf(3, 99) }),
+      is('lets go on what concerns a pod of another node only', 'kernel no_endpoint', {
         [ours[hook]]: podOf(2, 7),
       }),
     ],
     'of what conntrack does not translate': [
-      is('calls a plain flow plain', 'stack untranslated'),
-      is('calls plain UDP plain', 'stack untranslated', { protocol: UDP }, udp({ src: 80, dst: 40000 })),
-      is('calls a flow between two pods of ours plain', 'stack untranslated', {
+      is('calls a plain flow plain', 'kernel untranslated'),
+      is('calls plain UDP plain', 'kernel untranslated', { protocol: UDP }, udp({ src: 80, dst: 40000 })),
+      is('calls a flow between two pods of ours plain', 'kernel untranslated', {
         [theirs[hook]]: pods.sender.ip,
       }),
-      is('asks nothing about a ping', 'stack untranslated', { protocol: side.icmp }, icmp(0)),
-      is('asks nothing about a fragment', 'stack untranslated', { fragment: 0x00b9 }),
+      is('asks nothing about a ping', 'kernel untranslated', { protocol: side.icmp }, icmp(0)),
+      is('asks nothing about a fragment', 'kernel untranslated', { fragment: 0x00b9 }),
       is(
         'asks nothing about a packet whose ports are cut off (row 46)',
-        'stack untranslated',
+        'kernel untranslated',
         {},
         new Uint8Array(3),
       ),
     ],
     'of what is known to be translated': [
       {
-        ...is('knows the flow by its reply', 'stack translated'),
+        ...is('knows the flow by its reply', 'kernel translated'),
         remembered: { pod: pods.near, flows: [replyTo(side, hook)] },
       },
       {
-        ...is('does not take the flow’s own direction for its reply', 'stack untranslated'),
+        ...is('does not take the flow’s own direction for its reply', 'kernel untranslated'),
         remembered: {
           pod: pods.near,
           flows: [{ ...replyTo(side, hook), ...endsOf(side, hook), src_port: 80, dst_port: 40000 }],
@@ -104,7 +104,7 @@ describeOnNode('to_pod and to_vtep, packet by packet', (node) => {
       const whole = frame(side, hook);
       for (let size = 14 + ipBytes[side.family]; size < whole.length; size++) {
         const { verdict, packet } = node().run(hook, whole.subarray(0, size));
-        expect({ size, verdict }).toEqual({ size, verdict: 'stack' });
+        expect({ size, verdict }).toEqual({ size, verdict: 'kernel' });
         expect(packet).toEqual(whole.subarray(0, size));
       }
     });

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * What leaves the stack: tc egress of the pods' host veths and of flannel.1. Nothing is redirected here; translated flows
- * are remembered, so that their replies take the stack too. And the sweep that forgets them when conntrack does.
+ * What leaves the kernel path: tc egress of the pods' host veths and of flannel.1. Nothing is redirected here; translated flows
+ * are remembered, so that their replies take the kernel path too. And the sweep that forgets them when conntrack does.
  */
 #include "flows.h"
 #include "lookup.h"
@@ -77,7 +77,7 @@ static __always_inline void remember(const void *local, bool v6, const struct fl
 }
 
 /*
- * Look at a packet that comes out of the stack. Conntrack's table knows a translated connection by its original tuple
+ * Look at a packet that comes out of the kernel path. Conntrack's table knows a translated connection by its original tuple
  * and by its reply tuple; after NAT the packet carries neither, but reversed it is the reply's, and that is also what the
  * replies will carry when they meet us.
  */
@@ -88,32 +88,32 @@ static __always_inline int track_ip(struct __sk_buff *skb, enum hook hook, bool 
 	struct ip ip;
 
 	if (!parse_ether(&at) || !read_ip(&at, skb->len - sizeof(struct ether), v6, &ip))
-		return to_stack(skb, hook, STACK_MALFORMED);
+		return to_kernel(skb, hook, KERNEL_MALFORMED);
 	if (ip.options)
-		return to_stack(skb, hook, STACK_IP_OPTIONS);
+		return to_kernel(skb, hook, KERNEL_IP_OPTIONS);
 
 	/* Only a flow between two pods can come back on the fast path. */
 	if (!in_network(ip.src, v6) || !in_network(ip.dst, v6))
-		return to_stack(skb, hook, STACK_OUTSIDE);
+		return to_kernel(skb, hook, KERNEL_OUTSIDE);
 
 	/* The pod of ours in it: its receiver at to_pod, its sender at to_vtep (or a process of the node's own). */
 	const void *local = hook == HOOK_TO_POD ? ip.dst : ip.src;
 
 	if (!in_pod_cidr(local, v6) || !find_endpoint(local, v6))
-		return to_stack(skb, hook, STACK_NO_ENDPOINT);
+		return to_kernel(skb, hook, KERNEL_NO_ENDPOINT);
 	if (!read_flow(&ip, &flow))
-		return to_stack(skb, hook, STACK_UNTRANSLATED);
+		return to_kernel(skb, hook, KERNEL_UNTRANSLATED);
 
 	struct flow reply = {
 		.src = flow.dst, .dst = flow.src, .src_port = flow.dst_port, .dst_port = flow.src_port, .protocol = flow.protocol,
 	};
 
 	if (bpf_map_lookup_elem(&stack_flows, &reply))
-		return to_stack(skb, hook, STACK_TRANSLATED);
+		return to_kernel(skb, hook, KERNEL_TRANSLATED);
 	if (nat_status(skb, &reply) <= 0)
-		return to_stack(skb, hook, STACK_UNTRANSLATED);
+		return to_kernel(skb, hook, KERNEL_UNTRANSLATED);
 	remember(local, v6, &reply);
-	return to_stack(skb, hook, STACK_TRANSLATED);
+	return to_kernel(skb, hook, KERNEL_TRANSLATED);
 }
 
 static __always_inline int track(struct __sk_buff *skb, enum hook hook)
@@ -125,7 +125,7 @@ static __always_inline int track(struct __sk_buff *skb, enum hook hook)
 		return track_ip(skb, hook, false);
 	if (ether && ether->type == ETHERTYPE_IPV6)
 		return track_ip(skb, hook, true);
-	return to_stack(skb, hook, STACK_NOT_IP);
+	return to_kernel(skb, hook, KERNEL_NOT_IP);
 }
 
 SEC("tc")
@@ -205,7 +205,7 @@ static __always_inline bool is_used(__u32 slot)
 }
 
 /*
- * Flows that found no room are known to nobody, so an endpoint that had one stays slow for as long as it lives; and who
+ * Flows that found no room are known to nobody, so an endpoint that had one stays on the kernel path for as long as it lives; and who
  * forwards today does so tomorrow.
  */
 static long forgive_one(void *map, __u32 *slot, struct endpoint_state *state, struct sweep *sweep)

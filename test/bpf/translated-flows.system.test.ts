@@ -27,7 +27,7 @@ function wordsOf(side: Side) {
     outgoing: (says: string, fixture: Partial<Fixture>): Fixture => ({
       says,
       packet: podFrame(side, { dst: far }, payload),
-      verdict: 'stack translated',
+      verdict: 'kernel translated',
       remembered: { pod: sender, flows: [flow(sender.ip, far)] },
       ...fixture,
     }),
@@ -44,13 +44,13 @@ function wordsOf(side: Side) {
     local: (says: string, fixture: Partial<Fixture>): Fixture => ({
       says,
       packet: podFrame(side, { dst: near.ip }, payload),
-      verdict: 'stack translated',
+      verdict: 'kernel translated',
       ...fixture,
     }),
     incoming: (says: string, fixture: Partial<Fixture>): Fixture => ({
       says,
       packet: wireFrame(side, {}, payload),
-      verdict: 'stack translated',
+      verdict: 'kernel translated',
       remembered: { pod: near, flows: [flow(far, near.ip)] },
       ...fixture,
     }),
@@ -58,7 +58,7 @@ function wordsOf(side: Side) {
       verdict: 'fast decap',
       out: delivered(near, ip({ src: far, dst: near.ip, protocol: TCP, ttl: 62 }, payload)),
     } as const,
-    /** Past the stack, whatever flows there are: ICMP to another node, and from there. */
+    /** Past the kernel path, whatever flows there are: ICMP to another node, and from there. */
     pingOut: (says: string, body: Uint8Array): Fixture => ({
       says,
       packet: podFrame(side, { dst: far, protocol: side.icmp }, body),
@@ -96,24 +96,24 @@ for (const side of sides) {
 
   runFixtures('from_pod', `IPv${side.family}`, {
     'a translated flow to another node': [
-      outgoing('goes through the stack', {}),
-      outgoing('goes through the stack over UDP', {
+      outgoing('goes through the kernel path', {}),
+      outgoing('goes through the kernel path over UDP', {
         packet: podFrame(side, { dst: far, protocol: UDP }, udp({ src: 80, dst: 40000 })),
         remembered: { pod: sender, flows: [flow(sender.ip, far, { protocol: UDP })] },
       }),
-      outgoing('does not slow down a flow from another port', {
+      outgoing('leaves alone a flow from another port', {
         remembered: { pod: sender, flows: [flow(sender.ip, far, { src_port: 81 })] },
         ...fastOut,
       }),
-      outgoing('does not slow down a flow to another port', {
+      outgoing('leaves alone a flow to another port', {
         remembered: { pod: sender, flows: [flow(sender.ip, far, { dst_port: 40001 })] },
         ...fastOut,
       }),
-      outgoing('does not slow down the same ports over UDP', {
+      outgoing('leaves alone the same ports over UDP', {
         remembered: { pod: sender, flows: [flow(sender.ip, far, { protocol: UDP })] },
         ...fastOut,
       }),
-      outgoing('does not slow down the same ports to another pod', {
+      outgoing('leaves alone the same ports to another pod', {
         remembered: { pod: sender, flows: [flow(sender.ip, side.podOf(1, 8))] },
         ...fastOut,
       }),
@@ -148,20 +148,20 @@ for (const side of sides) {
       }),
     ],
     'a translated flow on this node': [
-      local('of the sender goes through the stack', {
+      local('of the sender goes through the kernel path', {
         remembered: { pod: sender, flows: [flow(sender.ip, near.ip)] },
       }),
-      local('of the receiver goes through the stack', {
+      local('of the receiver goes through the kernel path', {
         remembered: { pod: near, flows: [flow(sender.ip, near.ip)] },
       }),
     ],
     'an endpoint whose flows did not fit the map': [
-      outgoing('sends everything through the stack', { remembered: { pod: sender, overflow: true } }),
-      outgoing('sends what has no ports through the stack', {
+      outgoing('sends everything through the kernel path', { remembered: { pod: sender, overflow: true } }),
+      outgoing('sends what has no ports through the kernel path', {
         packet: podFrame(side, { dst: far, protocol: side.icmp }, ping),
         remembered: { pod: sender, overflow: true },
       }),
-      local('gets everything of this node through the stack', {
+      local('gets everything of this node through the kernel path', {
         remembered: { pod: near, overflow: true },
       }),
     ],
@@ -169,8 +169,8 @@ for (const side of sides) {
 
   runFixtures('from_wire', `IPv${side.family}`, {
     'a translated flow from another node': [
-      incoming('goes through the stack', {}),
-      incoming('does not slow down other flows', {
+      incoming('goes through the kernel path', {}),
+      incoming('leaves alone other flows', {
         remembered: { pod: near, flows: [flow(far, near.ip, { src_port: 81 })] },
         ...fastIn,
       }),
@@ -195,12 +195,12 @@ for (const side of sides) {
       pingIn('does not take a ping along, whose other direction is not taken either', ping),
     ],
     'an endpoint whose flows did not fit the map': [
-      incoming('gets everything through the stack', { remembered: { pod: near, overflow: true } }),
+      incoming('gets everything through the kernel path', { remembered: { pod: near, overflow: true } }),
     ],
   });
 
   runFixtures('xdp_from_wire', `IPv${side.family}`, {
-    'a translated flow from another node': [incoming('stays in its tunnel, for the stack', {})],
+    'a translated flow from another node': [incoming('stays in its tunnel, for the kernel path', {})],
   });
 }
 
@@ -214,11 +214,11 @@ runFixtures('from_pod', 'IPv6 addresses that end alike', {
       remembered: { pod: shares, flows: [flow(shares.ip, v6.podOf(1, 7))] },
       ...fastOut,
     }),
-    outgoing('and send what has no ports through the stack', {
+    outgoing('and send what has no ports through the kernel path', {
       packet: podFrame(v6, { protocol: protocols.gre }, payload),
       remembered: { pod: shares, flows: [flow(shares.ip, v6.podOf(1, 7))] },
     }),
-    outgoing('and are slow together when they did not fit the map', {
+    outgoing('and both stay on the kernel path when they did not fit the map', {
       remembered: { pod: shares, overflow: true },
     }),
     outgoing('but not with those that end otherwise', {
