@@ -58,11 +58,8 @@ function whole(): { synced(): boolean; peers(): number; start(): void } {
 function light(): ReturnType<typeof whole> {
   const manager = new KubeSubnetManager(client, 'of-no-node', settings, log);
   return {
-    synced: () => manager.synced && manager.health.connected,
-    peers: () =>
-      Iterator.from(manager.nodes)
-        .filter(({ kind }) => kind === 'peer')
-        .toArray().length,
+    synced: () => manager.snapshot([]).synced && manager.health.connected,
+    peers: () => manager.snapshot([]).nodes.length,
     start: () => manager.start(count),
   };
 }

@@ -16,17 +16,15 @@ import type { Logger } from 'pino';
 import {
   ApiClient,
   ApiError,
+  type ClusterSnapshot,
   KubeSubnetManager,
+  type LeasePart,
   leaseSettings,
   type NetConf,
-  type OwnHalf,
   type OwnLease,
   type OwnNode,
   ownPodCidrs,
-  type ParsedNode,
-  PeerTable,
   type PeerNode,
-  perFamily,
   readNetConf,
   type SubnetManager,
 } from '../cluster/index.ts';
@@ -36,7 +34,6 @@ import { deferredDir } from '../cni/deferred.ts';
 import { type CniContext, forgetGone } from '../cni/ops.ts';
 import { createCniServer } from '../cni/server.ts';
 import { type FamilySettings, type NodeSettings, type Peer, podMtu } from '../dataplane/desired.ts';
-import { perObject } from '../dataplane/memo.ts';
 import type { Outcome } from '../dataplane/reconcile.ts';
 import { errorText, RipstopError } from '../errors.ts';
 import { ensureBpffs } from '../host/mount.ts';
@@ -44,8 +41,7 @@ import { monitorKernel, monitorRules } from '../host/monitor.ts';
 import { gatherHostFacts, missingRequirements } from '../host/requirements.ts';
 import { createMetrics, type Metrics } from '../metrics/metrics.ts';
 import { type Endpoint, serveEndpoints } from '../metrics/server.ts';
-import { type Cidr, formatCidr } from '../net/ip.ts';
-import { NO_MAC } from '../net/mac.ts';
+import { type Cidr, familyKey, formatCidr, partsOf, perFamily, type PerFamily } from '../net/ip.ts';
 import { LastKnownFile } from './last-known.ts';
 import { Loop } from './loop.ts';
 import { type NodeFamily, NodePath } from './node-path.ts';
@@ -106,9 +102,8 @@ class Agent {
   readonly #metrics: Metrics;
   readonly #file: LastKnownFile;
   readonly #publisher: Publisher;
-  readonly #peerTable = new PeerTable();
   /** The peers until all nodes are seen, if they could not be asked for at the start. */
-  #lastKnown: readonly ParsedNode[] | undefined;
+  #lastKnown: readonly PeerNode[] | undefined;
   /** Undefined until our own Node is known. */
   #node: NodePath | undefined;
   /** The uplink's addresses as of the last pass. */
@@ -130,9 +125,9 @@ class Agent {
     this.#metrics = createMetrics({
       tables: () => this.#node?.tables,
       api: () => this.#state.api,
-      peers: () => this.#state.view.peers.length,
+      peers: () => this.#state.snapshot?.nodes.length ?? 0,
       endpoints: () => this.#node?.endpointCount ?? 0,
-      alarms: () => this.#state.view.alarms,
+      alarms: () => this.#state.snapshot?.alarms ?? [],
       lastKnownAgeMs: () => this.#state.lastKnownAgeMs,
     });
   }
@@ -161,7 +156,7 @@ class Agent {
     let own = await this.#findOwn(signal);
     if (!own) return;
     this.#state.source = this.#subnets;
-    this.#subnets.start(() => this.#loop?.trigger());
+    this.#subnets.start(() => this.#loop?.trigger(), this.#lastKnown);
     running.defer(() => this.#file.flush());
     while (own) own = await this.#serve(own, signal);
   }
@@ -186,7 +181,7 @@ class Agent {
     const known = await this.#file.read();
     if (!known) return found;
     const { own, peers, at } = known;
-    this.#lastKnown = peers.map((peer) => ({ name: peer.name, uid: peer.uid, kind: 'peer', peer }));
+    this.#lastKnown = peers;
     this.#state.lastKnownAt = at;
     const since = new Date(at).toISOString();
     this.#log.warn({ since, peers: peers.length }, 'nobody answers: going on with the last-known state');
@@ -213,9 +208,10 @@ class Agent {
     const moved = new AbortController();
     let successor: OwnNode | undefined;
     const pass = async (): Promise<void> => {
-      successor = this.#movedTo(own);
+      const snapshot = this.#subnets.snapshot(partsOf(podCidrs));
+      successor = this.#movedTo(own, snapshot.own);
       if (successor) moved.abort();
-      else await this.#pass(own, Object.values(podCidrs));
+      else await this.#pass(own, snapshot);
     };
     const loop = new Loop(pass, { settleMs: SETTLE_MS, auditMs: AUDIT_MS });
     this.#loop = loop;
@@ -246,8 +242,7 @@ class Agent {
   }
 
   /** Our own node when it has got other podCIDRs than these, and ones that serve. */
-  #movedTo(own: OwnNode): OwnNode | undefined {
-    const now = this.#subnets.own;
+  #movedTo(own: OwnNode, now: OwnNode | undefined): OwnNode | undefined {
     const [was, is] = [own, now ?? own].map(({ podCidrs }) => podCidrs.map(formatCidr).join(','));
     if (!now || is === was) return undefined;
     try {
@@ -263,19 +258,18 @@ class Agent {
   }
 
   /** One pass: peers from Nodes, the node's path, maps and links, and our lease. */
-  async #pass(own: OwnNode, podCidrs: readonly Cidr[]): Promise<void> {
+  async #pass(own: OwnNode, snapshot: ClusterSnapshot): Promise<void> {
     const startedAt = performance.now();
-    const { synced } = this.#subnets;
+    const { synced } = snapshot;
     if (synced && this.#lastKnown) {
       this.#log.info('all nodes are known again: the last-known state is history');
       this.#lastKnown = undefined;
       this.#state.lastKnownAt = undefined;
     }
-    const view = this.#peerTable.update(this.#lastKnown ?? this.#subnets.nodes, { name: own.name, podCidrs });
-    this.#state.setView(view, this.#log);
-    if (synced) this.#subnets.report?.(view.alarms);
+    this.#state.setSnapshot(snapshot, this.#log);
+    if (synced) this.#subnets.report?.(snapshot.alarms);
     // With `alloc` somebody else brings packets to other nodes.
-    const peers = this.#netConf.backend.type === 'alloc' ? NOBODY : view.peers;
+    const peers = this.#netConf.backend.type === 'alloc' ? NOBODY : snapshot.peers;
     const outcomes = await applyPeers(this.#node!, peers, synced);
     this.#state.passed(outcomes, performance.now() - startedAt, this.#log);
     const failed = outcomes.filter(({ error }) => error !== undefined).map(({ target }) => target);
@@ -287,12 +281,12 @@ class Agent {
     if (!synced) return;
     const { settings } = this.#node!;
     if (!settings) return;
-    const now = this.#subnets.own ?? own;
+    const now = snapshot.own ?? own;
     const lease = this.#leaseOf(settings);
     this.#publisher.say(now, lease);
     // Our Node tells the MACs only when the API server has answered what we publish; peers may use them, and we restart, before.
-    const vtepMac = perFamily(lease.v4?.vtepMac, lease.v6?.vtepMac);
-    this.#file.note({ own: { ...now, vtepMac }, peers: view.peers });
+    const vtepMac = perFamily((family) => lease[familyKey(family)]?.vtepMac);
+    this.#file.note({ own: { ...now, vtepMac }, peers: snapshot.nodes });
   }
 
   /** Tell the container runtime of us, once an ADD would succeed. A failure is told once, and each pass tries again. */
@@ -314,7 +308,7 @@ class Agent {
 
   /** What the others need to know of us, once this node forwards. */
   #leaseOf({ v4, v6, tunnel }: NodeSettings): OwnLease {
-    const leaseOf = ({ vtepIp, vtepMac }: FamilySettings): OwnHalf => ({
+    const leaseOf = ({ vtepIp, vtepMac }: FamilySettings): LeasePart => ({
       publicIp: vtepIp,
       ...(tunnel && { vtepMac }),
     });
@@ -326,7 +320,7 @@ class Agent {
   }
 
   /** The families that the cluster has, each with this node's part. */
-  #families(podCidrs: { readonly v4?: Cidr; readonly v6?: Cidr }): NodeFamily[] {
+  #families(podCidrs: PerFamily<Cidr>): NodeFamily[] {
     const { network, ipv6Network } = this.#netConf;
     return [
       ...(network && podCidrs.v4 ? [{ family: 4 as const, network, podCidr: podCidrs.v4 }] : []),
@@ -421,23 +415,10 @@ async function waitForOwnNode(
   return undefined;
 }
 
-/** Nodes by their halves; the same array for the same nodes, which tells the node's path that nothing is new. */
-const peersOf = perObject((nodes: readonly PeerNode[]): readonly Peer[] =>
-  nodes.flatMap(({ name, v4, v6 }) =>
-    [v4, v6].flatMap((half) => {
-      if (!half) return [];
-      // Written out, objects like these are half as large as copies with something added.
-      const { podCidr, vtepIp, vtepMac = NO_MAC, behindNat, zeroChecksum } = half;
-      return [{ name, podCidr, vtepIp, vtepMac, behindNat, zeroChecksum }];
-    }),
-  ),
-);
-
-const NOBODY: readonly PeerNode[] = [];
+const NOBODY: readonly Peer[] = [];
 
 /** Bring the node's path and everything of its peers and pods to what it should be. Never throws: see the outcomes. */
-async function applyPeers(node: NodePath, nodes: readonly PeerNode[], synced: boolean): Promise<Outcome[]> {
-  const peers = peersOf(nodes);
+async function applyPeers(node: NodePath, peers: readonly Peer[], synced: boolean): Promise<Outcome[]> {
   const problems = await node.ensure(peers, synced);
   try {
     return [...problems, ...(await node.apply(peers, synced))];

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { join } from 'node:path';
 import type { Logger } from 'pino';
-import { type NetConf, perFamily, type SubnetManager } from '../cluster/index.ts';
+import type { NetConf, SubnetManager } from '../cluster/index.ts';
 import { EtcdClient } from '../cluster/etcd-client.ts';
 import type { EtcdOptions } from '../cluster/etcd-options.ts';
 import { type EtcdPast, EtcdSubnetManager, waitForEtcdNetConf } from '../cluster/etcd-subnets.ts';
@@ -9,7 +9,7 @@ import { listLinks } from '../host/links.ts';
 import { readSubnetEnv } from '../host/subnet-env.ts';
 import { findUplink } from '../host/uplink.ts';
 import { vtepDeviceName } from '../host/vtep-device.ts';
-import { type Family, half } from '../net/ip.ts';
+import { type Family, perFamily } from '../net/ip.ts';
 import type { AgentOptions } from './options.ts';
 
 /** What of the agent's options says which lease is ours. */
@@ -75,7 +75,7 @@ async function pastOf(
       ? links.get(vtepDeviceName(family, backend.vni))?.mac
       : undefined;
   return {
-    podCidrs: Object.fromEntries((env?.networks ?? []).map(({ podCidr }) => [half(podCidr.family), podCidr])),
-    vtepMac: perFamily(macOf(4), macOf(6)),
+    podCidrs: perFamily((family) => env?.networks.find(({ podCidr }) => podCidr.family === family)?.podCidr),
+    vtepMac: perFamily(macOf),
   };
 }

@@ -6,14 +6,14 @@
 import { stat, utimes } from 'node:fs/promises';
 import type { Logger } from 'pino';
 import { z } from 'zod';
-import type { LeaseSettings, OwnNode, PeerHalf, PeerNode } from '../cluster/index.ts';
+import type { LeaseSettings, OwnNode, Peer, PeerNode } from '../cluster/index.ts';
 import { errorText, RipstopError } from '../errors.ts';
 import { readIfThere, writeAtomically } from '../host/files.ts';
-import { addressFamily, type Cidr, formatCidr, parseCidr } from '../net/ip.ts';
+import { addressFamily, type Cidr, familyKey, formatCidr, parseCidr, perFamily } from '../net/ip.ts';
 import { normalizeMac } from '../net/mac.ts';
 
 /** Of the file. Another number is another format, and none of ours. */
-const FORMAT = 1;
+const FORMAT = 2;
 const WRITE_EVERY_MS = 10_000;
 const PEERS_IN_PIECE = 200;
 
@@ -43,24 +43,29 @@ const cidr = z
 const address = z.string().refine((text) => addressFamily(text) !== undefined, 'is no address');
 const mac = z.string().refine((text) => normalizeMac(text) === text, 'is no MAC address');
 
-const PeerHalfFile = z.object({
-  vtepIp: address,
-  vtepMac: mac.exactOptional(),
+const PeerFile = z.object({
   podCidr: cidr,
+  vtepIp: address,
+  vtepMac: mac,
   behindNat: z.boolean(),
   zeroChecksum: z.boolean(),
-}) satisfies z.ZodType<PeerHalf>;
+}) satisfies z.ZodType<Omit<Peer, 'name'>>;
 
-const PeerFile = z.object({
-  name: z.string(),
-  uid: z.string(),
-  createdAt: z.number(),
-  podCidrs: z.array(cidr),
-  v4: PeerHalfFile.exactOptional(),
-  v6: PeerHalfFile.exactOptional(),
-}) satisfies z.ZodType<PeerNode>;
+const NodeFile = z
+  .object({
+    name: z.string(),
+    uid: z.string(),
+    createdAt: z.number(),
+    v4: PeerFile.exactOptional(),
+    v6: PeerFile.exactOptional(),
+  })
+  .transform(({ v4, v6, ...node }) => ({
+    ...node,
+    ...(v4 && { v4: { name: node.name, ...v4 } }),
+    ...(v6 && { v6: { name: node.name, ...v6 } }),
+  })) satisfies z.ZodType<PeerNode>;
 
-const perFamily = <T extends z.ZodType>(schema: T) =>
+const bothFamilies = <T extends z.ZodType>(schema: T) =>
   z.object({ v4: schema.exactOptional(), v6: schema.exactOptional() });
 
 const OwnFile = z.object({
@@ -68,14 +73,14 @@ const OwnFile = z.object({
   uid: z.string(),
   podCidrs: z.array(cidr),
   annotations: z.record(z.string(), z.string()),
-  vtepMac: perFamily(mac),
-  nodePublicIp: perFamily(address),
-  internalIp: perFamily(address),
+  vtepMac: bothFamilies(mac),
+  nodePublicIp: bothFamilies(address),
+  internalIp: bothFamilies(address),
   flannelIsUp: z.boolean(),
 }) satisfies z.ZodType<OwnNode>;
 
 const Head = z.object({ format: z.literal(FORMAT), scope: z.record(z.string(), z.unknown()) });
-const Body = z.object({ own: OwnFile, peers: z.array(PeerFile) });
+const Body = z.object({ own: OwnFile, peers: z.array(NodeFile) });
 
 /** As one line of JSON, in pieces: of 15,000 peers it has 4 MB, which nobody needs at once. */
 export function* encodeLastKnown({ own, peers }: LastKnown, scope: LastKnownScope): Generator<string> {
@@ -86,7 +91,7 @@ export function* encodeLastKnown({ own, peers }: LastKnown, scope: LastKnownScop
   };
   yield `${JSON.stringify(head).slice(0, -1)},"peers":[`;
   for (let from = 0; from < peers.length; from += PEERS_IN_PIECE) {
-    const piece = JSON.stringify(peers.slice(from, from + PEERS_IN_PIECE).map(encodePeer)).slice(1, -1);
+    const piece = JSON.stringify(peers.slice(from, from + PEERS_IN_PIECE).map(encodeNode)).slice(1, -1);
     yield from === 0 ? piece : `,${piece}`;
   }
   yield ']}\n';
@@ -113,17 +118,12 @@ export function decodeLastKnown(text: string, scope: LastKnownScope): LastKnown 
   throw new RipstopError(`${issue?.path.join('.')}: ${issue?.message}`, { cause: body.error });
 }
 
-function encodePeer({ v4, v6, podCidrs, ...peer }: PeerNode): object {
-  return {
-    ...peer,
-    podCidrs: podCidrs.map(formatCidr),
-    ...(v4 && { v4: encodeHalf(v4) }),
-    ...(v6 && { v6: encodeHalf(v6) }),
-  };
-}
-
-function encodeHalf({ podCidr, ...half }: PeerHalf): Omit<PeerHalf, 'podCidr'> & { podCidr: string } {
-  return { ...half, podCidr: formatCidr(podCidr) };
+function encodeNode(node: PeerNode): object {
+  const parts = perFamily((family) => {
+    const { name: _, podCidr, ...rest } = node[familyKey(family)] ?? {};
+    return podCidr && { ...rest, podCidr: formatCidr(podCidr) };
+  });
+  return { ...node, ...parts };
 }
 
 function scopeOf({ nodeName, lease }: LastKnownScope): Record<string, string | number | null> {

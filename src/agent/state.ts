@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import type { Logger } from 'pino';
-import type { PeerView, SubnetManager } from '../cluster/index.ts';
+import type { ClusterSnapshot, SubnetManager } from '../cluster/index.ts';
 import type { Outcome } from '../dataplane/reconcile.ts';
 import { formatCidr } from '../net/ip.ts';
 import { vtepDeviceName } from '../host/vtep-device.ts';
@@ -11,8 +11,9 @@ import type { AgentStatus } from './status.ts';
 export class AgentState {
   readonly #name: string;
   /** Undefined before it is followed. */
-  source: Pick<SubnetManager, 'health' | 'synced'> | undefined;
-  view: PeerView = { peers: [], alarms: [] };
+  source: Pick<SubnetManager, 'health'> | undefined;
+  /** As of the last pass; undefined before the first. */
+  snapshot: ClusterSnapshot | undefined;
   waitingFor = 'starting';
   /** Since when what we go by may be untrue (ms since 1970); undefined while it comes from the API server. */
   lastKnownAt: number | undefined;
@@ -47,11 +48,13 @@ export class AgentState {
     this.#begunAt = this.#passes;
   }
 
-  setView(view: PeerView, log: Logger): void {
-    const known = new Set(this.view.alarms.map(({ node, reason }) => `${node} ${reason}`));
-    for (const alarm of view.alarms)
+  setSnapshot(snapshot: ClusterSnapshot, log: Logger): void {
+    const before = this.snapshot;
+    this.snapshot = snapshot;
+    if (snapshot.revision === before?.revision) return;
+    const known = new Set(before?.alarms.map(({ node, reason }) => `${node} ${reason}`));
+    for (const alarm of snapshot.alarms)
       if (!known.has(`${alarm.node} ${alarm.reason}`)) log.warn(alarm, 'a node needs a look');
-    this.view = view;
   }
 
   passed(outcomes: readonly Outcome[], durationMs: number, log: Logger): void {
@@ -110,17 +113,17 @@ export class AgentState {
       }),
       api: {
         connected: health?.connected ?? false,
-        synced: this.source?.synced ?? false,
+        synced: this.snapshot?.synced ?? false,
         ...(health?.lastEventAgeMs !== undefined && { lastEventAgeMs: Math.round(health.lastEventAgeMs) }),
         ...(health?.lastError !== undefined && { lastError: health.lastError }),
         ...(lastKnownAgeMs !== undefined && { lastKnownAgeMs }),
       },
-      peers: this.view.peers.flatMap(({ name, v4, v6 }) =>
-        [v4, v6].flatMap((one) =>
-          one ? [{ name, podCidr: formatCidr(one.podCidr), vtepIp: one.vtepIp }] : [],
-        ),
-      ),
-      alarms: this.view.alarms,
+      peers: (this.snapshot?.peers ?? []).map(({ name, podCidr, vtepIp }) => ({
+        name,
+        podCidr: formatCidr(podCidr),
+        vtepIp,
+      })),
+      alarms: this.snapshot?.alarms ?? [],
       passes: {
         count: this.#passes,
         errors: this.#errors,

@@ -66,8 +66,8 @@ describe('a lease', () => {
         name: KEY,
         uid: `${KEY}@9`,
         createdAt: 9,
-        podCidrs: [parseCidr('10.42.1.0/24'), parseCidr('fd00:42:0:1::/64')],
         v4: {
+          name: KEY,
           vtepIp: '192.168.1.1',
           vtepMac: '0a:00:00:00:04:01',
           podCidr: parseCidr('10.42.1.0/24'),
@@ -75,6 +75,7 @@ describe('a lease', () => {
           zeroChecksum: false,
         },
         v6: {
+          name: KEY,
           vtepIp: '2001:db8::1',
           vtepMac: '0a:00:00:00:06:01',
           podCidr: parseCidr('fd00:42:0:1::/64'),

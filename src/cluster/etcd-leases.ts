@@ -13,25 +13,22 @@ import {
   cidrCovers,
   cidrsOverlap,
   type Family,
+  familyKey,
   formatCidr,
   parseCidr,
+  perFamily,
+  type PerFamily,
 } from '../net/ip.ts';
+import { NO_MAC } from '../net/mac.ts';
 import type { EtcdSubnets, SubnetRange } from './etcd-net-conf.ts';
 import type { KeyValue } from './etcd-wire.ts';
-import {
-  type LeaseSettings,
-  parseBackendData,
-  type ParsedNode,
-  parsePublicIp,
-  type PeerHalf,
-  type PeerNode,
-} from './node-lease.ts';
-import type { OwnHalf } from './own-lease.ts';
+import { type LeaseSettings, parseBackendData, type ParsedNode, parsePublicIp } from './node-lease.ts';
+import type { LeasePart } from './own-lease.ts';
+import type { Peer, PeerNode } from './peer.ts';
 
 /** A node's subnet of each family; flannel's keys always have the IPv4 one. */
-export interface SubnetPair {
+export interface SubnetPair extends PerFamily<Cidr> {
   readonly v4: Cidr;
-  readonly v6?: Cidr;
 }
 
 /** `10.42.1.0-24`, with IPv6 `10.42.1.0-24&fd00:42:0:1::-64`. */
@@ -62,11 +59,11 @@ function ofFamily(family: Family, cidr: Cidr): Cidr {
  * none, and no data for backends without a VTEP.
  */
 export function formatLease(
-  { v4, v6 }: { readonly v4: OwnHalf; readonly v6?: OwnHalf },
+  { v4, v6 }: PerFamily<LeasePart> & { readonly v4: LeasePart },
   { backend, vni }: LeaseSettings,
 ): string {
-  const data = (half: OwnHalf | undefined): object | undefined =>
-    vni === undefined || half?.vtepMac === undefined ? undefined : { VNI: vni, VtepMAC: half.vtepMac };
+  const data = (part: LeasePart | undefined): object | undefined =>
+    vni === undefined || part?.vtepMac === undefined ? undefined : { VNI: vni, VtepMAC: part.vtepMac };
   return JSON.stringify({
     PublicIP: v4.publicIp,
     PublicIPv6: v6?.publicIp ?? null,
@@ -134,9 +131,8 @@ export function parseLease(
     if (outside !== undefined) {
       return { ...identity, kind: 'malformed', reason: outside, alarm: 'podcidr_outside' };
     }
-    const v4 = parseHalf(4, subnets.v4, value, settings);
-    const v6 = parseHalf(6, subnets.v6, value, settings);
-    if (!v4 && !v6) {
+    const parts = perFamily((family) => parsePart(family, name, subnets, value, settings));
+    if (!parts.v4 && !parts.v6) {
       const reason = 'the lease is of no address family that this cluster uses';
       return { ...identity, kind: 'ignored', reason, alarm: 'no_lease' };
     }
@@ -144,9 +140,7 @@ export function parseLease(
       ...identity,
       // Revisions order as times do, and are the same for everyone: the older of two claims is known.
       createdAt: kv.createRevision,
-      podCidrs: [subnets.v4, subnets.v6].filter((cidr) => cidr !== undefined),
-      ...(v4 && { v4 }),
-      ...(v6 && { v6 }),
+      ...parts,
     };
     return { ...identity, kind: 'peer', peer };
   } catch (error) {
@@ -165,12 +159,14 @@ function outsideOf({ v4, v6 }: SubnetPair, { network, ipv6Network }: LeaseSettin
   return undefined;
 }
 
-function parseHalf(
+function parsePart(
   family: Family,
-  podCidr: Cidr | undefined,
+  name: string,
+  subnets: SubnetPair,
   value: LeaseValue,
   settings: LeaseSettings,
-): PeerHalf | undefined {
+): Peer | undefined {
+  const podCidr = subnets[familyKey(family)];
   const network = family === 4 ? settings.network : settings.ipv6Network;
   const [publicIp, data, ipKey, dataKey] =
     family === 4
@@ -183,15 +179,9 @@ function parseHalf(
   }
   const vtepMac =
     settings.vni === undefined
-      ? undefined
+      ? NO_MAC
       : parseBackendData(dataKey, JSON.stringify(data ?? null), settings.vni);
-  return {
-    vtepIp,
-    ...(vtepMac !== undefined && { vtepMac }),
-    podCidr,
-    behindNat: false,
-    zeroChecksum: false,
-  };
+  return { name, podCidr, vtepIp, vtepMac, behindNat: false, zeroChecksum: false };
 }
 
 /** A lease as far as it says whose it is; broken ones still hold their subnet. */
@@ -201,7 +191,7 @@ export interface ClaimedLease {
   /** Undefined when the key names none, so nothing is held. */
   readonly subnets: SubnetPair | undefined;
   readonly publicIp?: string;
-  readonly vtepMac: { readonly v4?: string; readonly v6?: string };
+  readonly vtepMac: PerFamily<string>;
 }
 
 /** Read whose a lease is. Never throws. */
@@ -219,14 +209,13 @@ export function claimOf(key: string, kv: KeyValue, settings: LeaseSettings): Cla
     settings.vni === undefined
       ? undefined
       : attempt(() => parseBackendData('', JSON.stringify(data ?? null), settings.vni!));
-  const [v4, v6] = [mac(value?.BackendData), mac(value?.BackendV6Data)];
   const ip = value?.PublicIP ?? '';
   return {
     key,
     kv,
     subnets,
     ...(addressFamily(ip) === 4 && { publicIp: canonicalAddress(ip) }),
-    vtepMac: { ...(v4 !== undefined && { v4 }), ...(v6 !== undefined && { v6 }) },
+    vtepMac: perFamily((family) => mac(family === 4 ? value?.BackendData : value?.BackendV6Data)),
   };
 }
 
@@ -234,9 +223,9 @@ export function claimOf(key: string, kv: KeyValue, settings: LeaseSettings): Cla
 export interface OwnMarks {
   readonly publicIp: string;
   /** The subnets of before, as subnet.env has them. */
-  readonly previous?: { readonly v4?: Cidr; readonly v6?: Cidr } | undefined;
+  readonly previous?: PerFamily<Cidr> | undefined;
   /** The MACs of the VTEP devices that this machine has. */
-  readonly vtepMac?: { readonly v4?: string; readonly v6?: string } | undefined;
+  readonly vtepMac?: PerFamily<string> | undefined;
 }
 
 /** What to do to have a subnet. */

@@ -13,7 +13,6 @@ import { parseEtcdNetConf } from './etcd-net-conf.ts';
 import { EtcdSubnetManager, type EtcdSubnetManagerOptions, waitForEtcdNetConf } from './etcd-subnets.ts';
 import { Gate, missingEtcd, TestEtcd } from './etcd.fixture.ts';
 import type { OwnLease } from './own-lease.ts';
-import { PeerTable } from './peer-table.ts';
 
 const missing = missingEtcd();
 if (missing) console.log(`skipped: ${missing}`);
@@ -67,7 +66,7 @@ describe.skipIf(missing)('with a real etcd', () => {
     const one = manager(options);
     const own = await one.fetchOwn();
     one.start(() => {});
-    await expect.poll(() => one.synced && one.health.connected).toBe(true);
+    await expect.poll(() => one.snapshot([]).synced && one.health.connected).toBe(true);
     const lease: OwnLease = {
       v4: { publicIp: options.publicIp ?? '192.168.1.1', vtepMac: own.vtepMac.v4! },
       flannelIsUp: true,
@@ -76,8 +75,9 @@ describe.skipIf(missing)('with a real etcd', () => {
   }
 
   const peersOf = (one: EtcdSubnetManager) =>
-    [...one.nodes]
-      .flatMap((node) => (node.kind === 'peer' ? [formatCidr(node.peer.podCidrs[0]!)] : []))
+    one
+      .snapshot([])
+      .peers.map(({ podCidr }) => formatCidr(podCidr))
       .sort();
   const flannelValue = (n: number, ip = `192.168.9.${n}`) =>
     `{"PublicIP":"${ip}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0a:00:00:00:04:0${n}"}}`;
@@ -95,7 +95,7 @@ describe.skipIf(missing)('with a real etcd', () => {
     const ttl = await etcd.ask('lease/timetolive', { ID: kv!.lease });
     expect(ttl['grantedTTL']).toBe('86400');
     expect(await one.publish(own, lease)).toBe(false);
-    expect([...one.nodes]).toMatchObject([{ name: 'node-192.168.1.1', kind: 'peer' }]);
+    expect(one.snapshot([])).toMatchObject({ own: { name: 'node-192.168.1.1' }, peers: [], alarms: [] });
 
     const moved = { ...lease, v4: { ...lease.v4!, publicIp: '192.168.1.77' } };
     expect(await one.publish(own, moved)).toBe(true);
@@ -205,15 +205,14 @@ describe.skipIf(missing)('with a real etcd', () => {
     await one.withdraw();
     const [left] = await etcd.list(SUBNETS);
     expect(left).toMatchObject({ lease: '0', value: '{"PublicIP":"192.168.1.1","PublicIPv6":null}' });
-    const { alarms } = new PeerTable().update(one.nodes);
+    const { alarms } = one.snapshot([]);
     expect(alarms.map(({ node }) => node)).toEqual(['10.42.3.0-25']);
   });
 
   test('neighbours come, change and go; a broken value keeps the last good one', async () => {
     const { one, own } = await running();
-    const table = new PeerTable();
-    const view = () => table.update(one.nodes, { name: own.name, podCidrs: own.podCidrs });
-    const vteps = () => view().peers.map(({ v4 }) => `${v4!.vtepIp} ${v4!.vtepMac}`);
+    const view = () => one.snapshot(own.podCidrs);
+    const vteps = () => view().peers.map(({ vtepIp, vtepMac }) => `${vtepIp} ${vtepMac}`);
     await etcd.put(`${SUBNETS}10.42.250.0-24`, flannelValue(1));
     await expect.poll(vteps).toEqual(['192.168.9.1 0a:00:00:00:04:01']);
     await etcd.put(`${SUBNETS}10.42.250.0-24`, flannelValue(2));
@@ -227,9 +226,7 @@ describe.skipIf(missing)('with a real etcd', () => {
     ]) {
       await etcd.put(`${SUBNETS}10.42.250.0-24`, broken);
       await etcd.put(`${SUBNETS}nonsense`, broken);
-      await expect
-        .poll(() => [...one.nodes].find(({ name }) => name === '10.42.250.0-24')?.kind)
-        .not.toBe('peer');
+      await expect.poll(() => view().alarms.map(({ node }) => node)).toContain('10.42.250.0-24');
     }
     expect(vteps()).toEqual(['192.168.9.2 0a:00:00:00:04:02']);
     expect(view().alarms.map(({ kind }) => kind)).toEqual(['malformed_lease', 'malformed_lease']);
@@ -243,18 +240,18 @@ describe.skipIf(missing)('with a real etcd', () => {
     await using gate = await Gate.to(etcd.endpoint);
     const views: string[] = [];
     const one = manager({ etcd: { endpoints: [gate.endpoint] } });
-    const subnet = formatCidr((await one.fetchOwn()).podCidrs[0]!);
+    await one.fetchOwn();
     one.start(() => views.push(peersOf(one).join(' ')));
     await expect.poll(() => one.health.connected).toBe(true);
     await gate.close();
     await expect.poll(() => one.health.connected).toBe(false);
-    expect(peersOf(one)).toEqual([subnet, '10.42.250.0/24', '10.42.251.0/24'].sort());
+    expect(peersOf(one)).toEqual(['10.42.250.0/24', '10.42.251.0/24']);
     // While we cannot see it, everything changes and its history is forgotten.
     await etcd.remove(`${SUBNETS}10.42.250.0-24`);
     await etcd.put(`${SUBNETS}10.42.252.0-24`, flannelValue(3));
     await etcd.compact();
     await gate.open();
-    const after = [subnet, '10.42.251.0/24', '10.42.252.0/24'].sort();
+    const after = ['10.42.251.0/24', '10.42.252.0/24'];
     await expect.poll(() => peersOf(one)).toEqual(after);
     await expect.poll(() => one.health.connected).toBe(true);
     expect(views.at(-1)).toBe(after.join(' '));
@@ -270,20 +267,20 @@ describe.skipIf(missing)('with a real etcd', () => {
     await etcd.put(`${SUBNETS}10.42.250.0-24`, flannelValue(1));
     await etcd.remove(`${SUBNETS}10.42.250.0-24`);
     await etcd.put(`${SUBNETS}10.42.250.0-24`, flannelValue(2));
-    const macs = () => [...one.nodes].flatMap((node) => (node.kind === 'peer' ? node.peer.v4?.vtepMac : []));
+    const macs = () => one.snapshot([]).peers.map(({ vtepMac }) => vtepMac);
     await expect.poll(macs).toContain('0a:00:00:00:04:02');
     const before = changes;
     await etcd.signal('SIGTERM');
     await expect.poll(() => one.health.connected).toBe(false);
     expect(one.health.lastError).toMatch(/etcd/);
-    expect(peersOf(one)).toHaveLength(2);
+    expect(peersOf(one)).toHaveLength(1);
     await etcd.up();
     await expect.poll(() => one.health.connected).toBe(true);
     // Longer than etcd takes to send what a new watch has missed.
     await sleep(500);
     expect(changes).toBe(before);
     await etcd.put(`${SUBNETS}10.42.251.0-24`, flannelValue(3));
-    await expect.poll(() => peersOf(one)).toHaveLength(3);
+    await expect.poll(() => peersOf(one)).toHaveLength(2);
   });
 
   test('a connection that swallows everything is found out, and another endpoint taken', async () => {
@@ -297,7 +294,7 @@ describe.skipIf(missing)('with a real etcd', () => {
     expect(said).toEqual([]);
     gate.swallow();
     await etcd.put(`${SUBNETS}10.42.250.0-24`, flannelValue(1));
-    await expect.poll(() => peersOf(one)).toHaveLength(2);
+    await expect.poll(() => peersOf(one)).toHaveLength(1);
     expect(said.join('')).toMatch(/no sign of life for 1\.5 s/);
   });
 
@@ -312,7 +309,7 @@ describe.skipIf(missing)('with a real etcd', () => {
     await once(server.listen(0, '127.0.0.1'), 'listening');
     const leaderless = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
     const { one } = await running({ etcd: { endpoints: [leaderless, etcd.endpoint] } });
-    expect(peersOf(one)).toHaveLength(1);
+    expect(peersOf(one)).toEqual([]);
     server.close();
   });
 
@@ -324,7 +321,7 @@ describe.skipIf(missing)('with a real etcd', () => {
     const { one } = await running({ etcd: { endpoints } });
     expect(performance.now() - startedAt).toBeLessThan(15_000);
     await etcd.put(`${SUBNETS}10.42.250.0-24`, flannelValue(1));
-    await expect.poll(() => peersOf(one)).toHaveLength(2);
+    await expect.poll(() => peersOf(one)).toHaveLength(1);
   });
 
   test('another store in place of the first, which counts from 1 again, is told from it', async () => {
@@ -333,24 +330,24 @@ describe.skipIf(missing)('with a real etcd', () => {
     await first.put(`${SUBNETS}10.42.250.0-24`, flannelValue(1));
     for (let i = 0; i < 20; i++) await first.put('/noise', String(i));
     await second.put(`${SUBNETS}10.42.251.0-24`, flannelValue(2));
-    const { one, own, lease, subnet } = await running({
+    const { one, own, lease } = await running({
       etcd: { endpoints: [first.endpoint, second.endpoint] },
     });
     await first[Symbol.asyncDispose]();
-    // With our own subnet taken again there.
-    await expect.poll(() => peersOf(one)).toEqual([subnet, '10.42.251.0/24'].sort());
+    await expect.poll(() => peersOf(one)).toEqual(['10.42.251.0/24']);
+    // Our own subnet is taken again there.
     await expect.poll(() => one.publish(own, lease).catch(String)).toBe(false);
     expect(await second.list(SUBNETS)).toHaveLength(2);
   });
 
   test('a lease is renewed in time, and expires when nobody renews it', async () => {
-    const { one, subnet } = await running({ more: { leaseSeconds: 1 } });
+    const { one } = await running({ more: { leaseSeconds: 1 } });
     const [kv] = await etcd.list(SUBNETS);
     await sleep(4000);
     const [later] = await etcd.list(SUBNETS);
     // Not written anew either: nobody is woken by it.
     expect(later).toEqual(kv);
-    expect(peersOf(one)).toEqual([subnet]);
+    expect(one.snapshot([])).toMatchObject({ peers: [], alarms: [] });
     await one.stop();
     await expect.poll(() => etcd.list(SUBNETS)).toEqual([]);
   });
@@ -367,7 +364,7 @@ describe.skipIf(missing)('with a real etcd', () => {
     expect(again!.createRevision).toBeGreaterThan(kv!.createRevision);
     expect(again!.lease).not.toBe('0');
     await expect.poll(() => one.publish(own, lease).catch(String)).toBe(false);
-    await expect.poll(() => [...one.nodes].map(({ name }) => name)).toEqual([own.name]);
+    await expect.poll(() => one.snapshot([])).toMatchObject({ peers: [], alarms: [] });
   });
 
   test('a lease that another node took meanwhile is not stolen back, but told of', async () => {
@@ -376,7 +373,7 @@ describe.skipIf(missing)('with a real etcd', () => {
     const half = kv!.key.replace(/24$/, '25');
     await etcd.put(half, flannelValue(5));
     await etcd.remove(kv!.key);
-    const alarms = () => new PeerTable().update(one.nodes, { name: own.name, podCidrs: own.podCidrs }).alarms;
+    const alarms = () => one.snapshot(own.podCidrs).alarms;
     await expect
       .poll(() =>
         alarms()
@@ -436,18 +433,18 @@ describe.skipIf(missing)('with a real etcd', () => {
       expect(await one.publish(own, moved)).toBe(true);
       await etcd.login();
       await etcd.put(`${SUBNETS}10.42.250.0-24`, flannelValue(1));
-      await expect.poll(() => peersOf(one)).toHaveLength(2);
+      await expect.poll(() => peersOf(one)).toHaveLength(1);
       await etcd.signal('SIGTERM');
       await expect.poll(() => one.health.connected).toBe(false);
       await etcd.up();
       await etcd.login();
       await etcd.put(`${SUBNETS}10.42.251.0-24`, flannelValue(2));
-      await expect.poll(() => peersOf(one)).toHaveLength(3);
+      await expect.poll(() => peersOf(one)).toHaveLength(2);
     });
 
     test('a client certificate that names a user does as well', async () => {
       const { one } = await running({ etcd: { endpoints: [etcd.tlsEndpoint], ...etcd.tls } });
-      expect(peersOf(one)).toHaveLength(1);
+      expect(peersOf(one)).toEqual([]);
     });
 
     test('a wrong password, or none, is refused in plain words', async () => {

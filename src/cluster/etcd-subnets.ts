@@ -3,7 +3,7 @@ import { posix } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Logger } from 'pino';
 import { errorText, RipstopError } from '../errors.ts';
-import { type Cidr, formatCidr } from '../net/ip.ts';
+import { type Cidr, familyKey, formatCidr, perFamily, type PerFamily } from '../net/ip.ts';
 import { randomMac } from '../net/mac.ts';
 import { readIfThere, writeIfDifferent } from '../host/files.ts';
 import { type EtcdClient, EtcdError, isNoAnswer } from './etcd-client.ts';
@@ -32,7 +32,9 @@ import {
   txn,
 } from './etcd-wire.ts';
 import { type LeaseSettings, leaseSettings, type ParsedNode } from './node-lease.ts';
-import type { OwnHalf, OwnLease, OwnNode } from './own-lease.ts';
+import type { LeasePart, OwnLease, OwnNode } from './own-lease.ts';
+import type { PeerNode } from './peer.ts';
+import { type ClusterSnapshot, Snapshots } from './snapshot.ts';
 import type { SourceHealth, SubnetManager } from './subnet-manager.ts';
 
 /** flannel's. */
@@ -40,14 +42,12 @@ const LEASE_SECONDS = 24 * 3600;
 /** Tries to take a free subnet before others do; each loses only when another node has won. */
 const RACE_TRIES = 100;
 
-type PerFamily = { readonly v4?: string; readonly v6?: string };
-
 /** What this machine still has of an agent before us. */
 export interface EtcdPast {
   /** As subnet.env has them. */
-  readonly podCidrs?: { readonly v4?: Cidr; readonly v6?: Cidr };
+  readonly podCidrs?: PerFamily<Cidr>;
   /** Of its VTEP devices. */
-  readonly vtepMac?: PerFamily;
+  readonly vtepMac?: PerFamily<string>;
 }
 
 export interface EtcdSubnetManagerOptions {
@@ -57,7 +57,7 @@ export interface EtcdSubnetManagerOptions {
   readonly nodeName: string;
   readonly netConf: EtcdNetConf;
   /** The underlay addresses that peers are to dial: the uplink is chosen before there is a subnet. */
-  readonly publicIps: () => Promise<PerFamily>;
+  readonly publicIps: () => Promise<PerFamily<string>>;
   readonly past?: () => Promise<EtcdPast>;
   readonly log: Logger;
   /** For tests; flannel's are 24 hours. */
@@ -93,6 +93,7 @@ export class EtcdSubnetManager implements SubnetManager {
   /** Of all leases' keys. */
   readonly #prefix: string;
   readonly #mirror: EtcdMirror<ParsedNode>;
+  readonly #snapshots: Snapshots;
   readonly #stopping = new AbortController();
   #onChange: () => void = () => {};
   #held: Held | undefined;
@@ -106,29 +107,26 @@ export class EtcdSubnetManager implements SubnetManager {
     this.#options = options;
     this.#settings = leaseSettings(options.netConf);
     this.#prefix = posix.join(options.prefix, 'subnets/');
+    this.#snapshots = new Snapshots(options.nodeName, () => ({
+      synced: this.#mirror.synced,
+      own: this.#own,
+      nodes: this.#views(),
+    }));
     this.#mirror = new EtcdMirror({
       client: options.client,
       prefix: this.#prefix,
       project: (name, kv) => parseLease(name, kv, this.#settings),
       onChange: () => {
         this.#checkHeld();
-        this.#onChange();
+        this.#changed();
       },
       log: options.log,
       timing: options.timing,
     });
   }
 
-  get nodes(): Iterable<ParsedNode> {
-    return this.#views();
-  }
-
-  get own(): OwnNode | undefined {
-    return this.#own;
-  }
-
-  get synced(): boolean {
-    return this.#mirror.synced;
+  snapshot(podCidrs: readonly Cidr[]): ClusterSnapshot {
+    return this.#snapshots.get(podCidrs);
   }
 
   get health(): SourceHealth {
@@ -154,12 +152,13 @@ export class EtcdSubnetManager implements SubnetManager {
       internalIp: {},
       flannelIsUp: true,
     };
-    this.#onChange();
+    this.#changed();
     return this.#own;
   }
 
-  start(onChange: () => void): void {
+  start(onChange: () => void, lastKnown?: readonly PeerNode[]): void {
     this.#onChange = onChange;
+    if (lastKnown) this.#snapshots.useLastKnown(lastKnown);
     this.#mirror.start();
     this.#renewing ??= this.#renew(this.#stopping.signal);
   }
@@ -224,10 +223,10 @@ export class EtcdSubnetManager implements SubnetManager {
   }
 
   async #acquire(
-    ips: PerFamily,
+    ips: PerFamily<string>,
     { podCidrs: previous, vtepMac: deviceMac }: EtcdPast,
     log: Logger,
-  ): Promise<{ held: Held; vtepMac: PerFamily }> {
+  ): Promise<{ held: Held; vtepMac: PerFamily<string> }> {
     const { subnets: ranges } = this.#options.netConf;
     if (ips.v4 === undefined || (ranges.v6 && ips.v6 === undefined)) {
       throw new RipstopError(
@@ -247,14 +246,17 @@ export class EtcdSubnetManager implements SubnetManager {
         });
       }
       const known = choice.kind === 'reuse' ? choice.lease.vtepMac : {};
-      const half = (family: 'v4' | 'v6'): OwnHalf => ({
+      const part = (family: 'v4' | 'v6'): LeasePart => ({
         publicIp: ips[family]!,
         // Never without it: a peer that is flannel takes the lease as it finds it.
         ...(this.#settings.vni !== undefined && {
           vtepMac: known[family] ?? deviceMac?.[family] ?? randomMac(),
         }),
       });
-      const lease = { v4: half('v4'), ...(ranges.v6 && { v6: half('v6') }) };
+      const lease: PerFamily<LeasePart> & { v4: LeasePart } = {
+        v4: part('v4'),
+        ...(ranges.v6 && { v6: part('v6') }),
+      };
       const value = formatLease(lease, this.#settings);
       const held =
         choice.kind === 'reuse'
@@ -263,14 +265,7 @@ export class EtcdSubnetManager implements SubnetManager {
       if (held) {
         const why = choice.kind === 'reuse' ? 'it is ours' : choice.why;
         log.info({ subnet: held.name, why }, 'have a subnet from etcd');
-        const { v4, v6 } = lease;
-        return {
-          held,
-          vtepMac: {
-            ...(v4.vtepMac !== undefined && { v4: v4.vtepMac }),
-            ...(v6?.vtepMac !== undefined && { v6: v6.vtepMac }),
-          },
-        };
+        return { held, vtepMac: perFamily((family) => lease[familyKey(family)]?.vtepMac) };
       }
       await sleep(Math.random() * Math.min(10 * attempt, 500), undefined, { signal: this.#stopping.signal });
     }
@@ -345,6 +340,11 @@ export class EtcdSubnetManager implements SubnetManager {
   /** Still the key that we know, and not one that was made anew. */
   #unchanged({ name, createRevision }: Pick<Held, 'name' | 'createRevision'>): Condition {
     return { key: this.#prefix + name, createRevision, is: 'equal' };
+  }
+
+  #changed(): void {
+    this.#snapshots.invalidate();
+    this.#onChange();
   }
 
   #hold(held: Held): void {
@@ -442,7 +442,7 @@ export class EtcdSubnetManager implements SubnetManager {
     this.#options.log.warn({ subnet: this.#held?.name, why }, 'lost our lease in etcd; taking it again');
     this.#recovering = this.#recover(this.#stopping.signal).finally(() => {
       this.#recovering = undefined;
-      this.#onChange();
+      this.#changed();
     });
   }
 
@@ -463,7 +463,7 @@ export class EtcdSubnetManager implements SubnetManager {
       }
       if (this.#alarm !== undefined && this.#alarm !== before) {
         log.error({ alarm: this.#alarm }, 'our lease in etcd needs a look');
-        this.#onChange();
+        this.#changed();
       }
       await sleep(delayMs * (0.5 + Math.random() / 2), undefined, { signal }).catch(() => {});
     }

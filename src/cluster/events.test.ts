@@ -9,7 +9,7 @@ import { ApiServer } from '../lab/apiserver/index.ts';
 import type { RequestInfo } from '../lab/apiserver/routes.ts';
 import { ApiClient } from './api-client.ts';
 import { AlarmEvents, eventName, eventReason, type EventTiming, reporterOf } from './events.ts';
-import type { PeerAlarm } from './peer-table.ts';
+import type { PeerAlarm } from './peer.ts';
 
 const nodes = Array.from({ length: 50 }, (_, i) => `node-${i + 1}`);
 const alarmOf = (n: number, reason = 'podCIDR refused'): PeerAlarm => ({

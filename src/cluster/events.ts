@@ -8,7 +8,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import type { Logger } from 'pino';
 import { errorText } from '../errors.ts';
 import { type ApiClient, ApiError } from './api-client.ts';
-import type { PeerAlarm } from './peer-table.ts';
+import type { PeerAlarm } from './peer.ts';
 
 export interface EventTiming {
   /** An alarm that lasts is told again this often: the API server forgets Events after an hour. */

@@ -3,27 +3,21 @@ export { type AnnotationKeys, annotationKeys, DEFAULT_ANNOTATION_PREFIX } from '
 export { ApiClient, type ApiClientOptions, ApiError } from './api-client.ts';
 export type { Item } from './item-store.ts';
 export { type Backend, type BackendType, type NetConf, parseNetConf, readNetConf } from './net-conf.ts';
-export {
-  type LeaseSettings,
-  leaseSettings,
-  type ParsedNode,
-  parseNode,
-  type PeerHalf,
-  type PeerNode,
-} from './node-lease.ts';
+export { type LeaseSettings, leaseSettings, type ParsedNode, parseNode } from './node-lease.ts';
 export {
   fetchOwnNode,
-  type OwnHalf,
+  type LeasePart,
   type OwnLease,
   type OwnNode,
   ownPodCidrs,
   parseOwnNode,
-  perFamily,
   publishLease,
 } from './own-lease.ts';
 export { KubeSubnetManager } from './kube-subnets.ts';
 export type { SourceHealth, SubnetManager } from './subnet-manager.ts';
-export { type OwnSubnets, type PeerAlarm, PeerTable, type PeerView } from './peer-table.ts';
+export type { AlarmKind, Peer, PeerAlarm, PeerNode } from './peer.ts';
+export { type OwnSubnets, PeerTable, type PeerView } from './peer-table.ts';
+export type { ClusterSnapshot } from './snapshot.ts';
 export {
   type FaultKind,
   Reflector,

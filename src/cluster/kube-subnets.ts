@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import type { Logger } from 'pino';
+import type { Cidr } from '../net/ip.ts';
 import { leaseAnnotations } from './annotations.ts';
 import type { ApiClient } from './api-client.ts';
 import { type Claim, doubtfulClaims } from './doubtful-claims.ts';
@@ -23,9 +24,10 @@ import {
   publishLease,
   withdrawLease,
 } from './own-lease.ts';
-import type { PeerAlarm } from './peer-table.ts';
+import type { PeerAlarm, PeerNode } from './peer.ts';
 import { type BareNode, type FetchTiming, PodCidrFetcher } from './pod-cidr-fetcher.ts';
 import { Reflector, type ReflectorTiming } from './reflector.ts';
+import { type ClusterSnapshot, Snapshots } from './snapshot.ts';
 import type { SourceHealth, SubnetManager } from './subnet-manager.ts';
 
 /** Of a page of Nodes, the share without podCIDRs from which whole Nodes cost less than a request for each of those. */
@@ -50,6 +52,7 @@ export class KubeSubnetManager implements SubnetManager {
   readonly #own: Reflector<OwnNode | undefined>;
   readonly #fetcher: PodCidrFetcher;
   readonly #events: AlarmEvents;
+  readonly #snapshots: Snapshots;
   /** What views mean. They keep their identity while nothing changes. */
   readonly #parsed = new WeakMap<NodeView, Parsed>();
   /** UIDs of nodes whose annotation is not believed; undefined when that is to be found out anew. */
@@ -99,23 +102,19 @@ export class KubeSubnetManager implements SubnetManager {
       path: '/api/v1/nodes',
       query: { fieldSelector: `metadata.name=${nodeName}` },
       project: (object) => viewOwn(object, settings),
-      onChange: () => this.#onChange(),
+      onChange: () => this.#changed(),
       log,
       timing,
     });
+    this.#snapshots = new Snapshots(nodeName, () => ({
+      synced: this.#synced,
+      own: this.#own.items.values().find(({ value }) => value)?.value,
+      nodes: this.#nodes(),
+    }));
   }
 
-  get nodes(): Iterable<ParsedNode> {
-    const doubtful = this.#findDoubtful();
-    return this.#all.items.values().map(({ value }) => this.#parse(value, doubtful));
-  }
-
-  get own(): OwnNode | undefined {
-    return this.#own.items.values().find(({ value }) => value)?.value;
-  }
-
-  get synced(): boolean {
-    return this.#synced;
+  snapshot(podCidrs: readonly Cidr[]): ClusterSnapshot {
+    return this.#snapshots.get(podCidrs);
   }
 
   get health(): SourceHealth {
@@ -133,8 +132,9 @@ export class KubeSubnetManager implements SubnetManager {
     return fetchOwnNode(this.#client, this.#nodeName, this.#settings);
   }
 
-  start(onChange: () => void): void {
+  start(onChange: () => void, lastKnown?: readonly PeerNode[]): void {
     this.#onChange = onChange;
+    if (lastKnown) this.#snapshots.useLastKnown(lastKnown);
     this.#all.start();
     this.#own.start();
     this.#fetcher.start();
@@ -146,7 +146,7 @@ export class KubeSubnetManager implements SubnetManager {
 
   report(alarms: readonly PeerAlarm[]): void {
     this.#events.update(alarms, () =>
-      [...this.nodes].filter(({ ripstop }) => ripstop).map(({ name }) => name),
+      [...this.#nodes()].filter(({ ripstop }) => ripstop).map(({ name }) => name),
     );
   }
 
@@ -170,7 +170,13 @@ export class KubeSubnetManager implements SubnetManager {
   #changed(): void {
     this.#doubtful = undefined;
     this.#synced ||= this.#all.synced && this.#fetcher.settled;
+    this.#snapshots.invalidate();
     this.#onChange();
+  }
+
+  #nodes(): Iterable<ParsedNode> {
+    const doubtful = this.#findDoubtful();
+    return this.#all.items.values().map(({ value }) => this.#parse(value, doubtful));
   }
 
   #wanted(): BareNode[] {

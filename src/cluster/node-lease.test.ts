@@ -23,8 +23,8 @@ describe("a flannel node's annotations", () => {
         name: 'node-7',
         uid: 'uid-7',
         createdAt: Date.UTC(2026, 0, 1),
-        podCidrs: [parseCidr('10.42.7.0/24'), parseCidr('fd00:42:0:7::/64')],
         v4: {
+          name: 'node-7',
           vtepIp: '192.168.1.7',
           vtepMac: '0a:00:00:00:04:07',
           podCidr: parseCidr('10.42.7.0/24'),
@@ -32,6 +32,7 @@ describe("a flannel node's annotations", () => {
           zeroChecksum: false,
         },
         v6: {
+          name: 'node-7',
           vtepIp: '2001:db8::7',
           vtepMac: '0a:00:00:00:06:07',
           podCidr: parseCidr('fd00:42:0:7::/64'),

@@ -9,39 +9,15 @@ import {
   cidrContains,
   cidrCovers,
   type Family,
+  familyKey,
   formatCidr,
   parseCidr,
+  perFamily,
 } from '../net/ip.ts';
-import { macToBytes, normalizeMac } from '../net/mac.ts';
+import { macToBytes, NO_MAC, normalizeMac } from '../net/mac.ts';
 import { type AnnotationKeys, annotationKeys, type FamilyKeys } from './annotations.ts';
 import type { BackendType, NetConf } from './net-conf.ts';
-
-/** How to reach one address family's pods of a peer. */
-export interface PeerHalf {
-  /** The outer destination: the underlay address that the peer publishes. */
-  readonly vtepIp: string;
-  /** With vxlan, the inner destination MAC: that of the peer's flannel.1. Lower case. */
-  readonly vtepMac?: string;
-  readonly podCidr: Cidr;
-  /** The peer publishes `public-ip-overwrite`: it sits behind NAT, so its outer source may differ from `vtepIp`. */
-  readonly behindNat: boolean;
-  /**
-   * The peer accepts packets without an outer UDP checksum over IPv6, where the kernel refuses them unless told otherwise.
-   * False in the IPv4 half, where everybody accepts them.
-   */
-  readonly zeroChecksum: boolean;
-}
-
-/** A node of the cluster as the data plane sees it; it has at least one half. */
-export interface PeerNode {
-  readonly name: string;
-  readonly uid: string;
-  /** When the Node object was created, in ms since 1970. */
-  readonly createdAt: number;
-  readonly podCidrs: readonly Cidr[];
-  readonly v4?: PeerHalf;
-  readonly v6?: PeerHalf;
-}
+import type { AlarmKind, Peer, PeerNode } from './peer.ts';
 
 /**
  * What a Node object means. `ignored` with an alarm is a peer that we cannot speak to, which someone should know; of a
@@ -58,28 +34,6 @@ export type ParsedNode = {
   | { readonly kind: 'ignored'; readonly reason: string; readonly alarm?: AlarmKind }
   | { readonly kind: 'malformed'; readonly reason: string; readonly alarm: AlarmKind }
 );
-
-/** What can be wrong with a node, for machines. */
-export type AlarmKind =
-  /** What the API server gave is no Node object. */
-  | 'malformed_node'
-  /** An annotation, or the podCIDRs, cannot be read. */
-  | 'malformed_lease'
-  /** It has no lease that this cluster could use. */
-  | 'no_lease'
-  /** Its podCIDRs cannot be had from the API server. */
-  | 'podcidr_unknown'
-  /** The podCIDRs that it publishes are not those of its spec. */
-  | 'podcidr_mistaken'
-  | 'other_backend'
-  /** Its podCIDR does not lie in the network of net-conf.json. */
-  | 'podcidr_outside'
-  /** Its podCIDR overlaps an older node's. */
-  | 'podcidr_conflict'
-  /** Its VTEP's address or MAC is another node's too. */
-  | 'vtep_shared'
-  /** Our own subnet went to another node; etcd only. */
-  | 'subnet_lost';
 
 /** What a lease must agree with. A family is enabled when its network is there. */
 export interface LeaseSettings {
@@ -174,9 +128,8 @@ export function readLease(node: NodeObject, settings: LeaseSettings): ParsedNode
   }
   try {
     const podCidrs = podCidrsOf(node);
-    const v4 = parseHalf(4, podCidrs, annotations, settings);
-    const v6 = parseHalf(6, podCidrs, annotations, settings);
-    if (!v4 && !v6) {
+    const parts = perFamily((family) => parsePart(family, metadata.name, podCidrs, annotations, settings));
+    if (!parts.v4 && !parts.v6) {
       const reason =
         podCidrs.length === 0
           ? 'no podCIDR yet'
@@ -184,8 +137,7 @@ export function readLease(node: NodeObject, settings: LeaseSettings): ParsedNode
       return { ...identity, kind: 'ignored', reason, alarm: 'no_lease' };
     }
     const createdAt = Date.parse(metadata.creationTimestamp);
-    const peer = { ...named, createdAt, podCidrs, ...(v4 && { v4 }), ...(v6 && { v6 }) };
-    return { ...identity, kind: 'peer', peer };
+    return { ...identity, kind: 'peer', peer: { ...named, createdAt, ...parts } };
   } catch (error) {
     const alarm = error instanceof OutsideError ? 'podcidr_outside' : 'malformed_lease';
     return { ...identity, kind: 'malformed', reason: errorText(error), alarm };
@@ -216,15 +168,16 @@ export function podCidrTexts(spec: NodeObject['spec']): readonly string[] {
 
 class OutsideError extends RipstopError {}
 
-/** The half of one family, or undefined when the family is off here or the node takes no part in it. */
-function parseHalf(
+/** One family's part, or undefined when the family is off here or the node takes no part in it. */
+function parsePart(
   family: Family,
+  name: string,
   podCidrs: readonly Cidr[],
   annotations: Readonly<Record<string, string>>,
   settings: LeaseSettings,
-): PeerHalf | undefined {
+): Peer | undefined {
   const network = family === 4 ? settings.network : settings.ipv6Network;
-  const keys = family === 4 ? settings.keys.v4 : settings.keys.v6;
+  const keys = settings.keys[familyKey(family)];
   const podCidr = podCidrs.find((cidr) => cidr.family === family);
   const data = annotations[keys.backendData];
   const publicIp = annotations[keys.publicIp];
@@ -240,11 +193,12 @@ function parseHalf(
     );
   }
   const vtepMac =
-    settings.vni === undefined ? undefined : parseBackendData(keys.backendData, data, settings.vni);
+    settings.vni === undefined ? NO_MAC : parseBackendData(keys.backendData, data, settings.vni);
   return {
-    vtepIp,
-    ...(vtepMac !== undefined && { vtepMac }),
+    name,
     podCidr,
+    vtepIp,
+    vtepMac,
     behindNat: overwriteOf(annotations, keys) !== undefined,
     zeroChecksum: family === 6 && annotations[settings.keys.zeroChecksum] === 'true',
   };

@@ -1,6 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 import { RipstopError } from '../errors.ts';
-import { addressFamily, type Cidr, cidrCovers, type Family, formatCidr } from '../net/ip.ts';
+import {
+  addressFamily,
+  type Cidr,
+  cidrCovers,
+  type Family,
+  familyKey,
+  formatCidr,
+  perFamily,
+  type PerFamily,
+} from '../net/ip.ts';
 import { type FamilyKeys, leaseAnnotations } from './annotations.ts';
 import { type ApiClient, ApiError } from './api-client.ts';
 import type { NetConf } from './net-conf.ts';
@@ -23,17 +32,17 @@ export interface OwnNode {
   /** The annotations that a lease consists of or is steered by. */
   readonly annotations: Readonly<Record<string, string>>;
   /** The VTEP MACs that we published before, to be kept across restarts; undefined when absent or broken. */
-  readonly vtepMac: { readonly v4?: string; readonly v6?: string };
+  readonly vtepMac: PerFamily<string>;
   /** The user's `node-public-ip`: acts as `--public-ip`, and must be local. */
-  readonly nodePublicIp: { readonly v4?: string; readonly v6?: string };
+  readonly nodePublicIp: PerFamily<string>;
   /** The address that the kubelet registered; the uplink is chosen by it unless the user says otherwise. */
-  readonly internalIp: { readonly v4?: string; readonly v6?: string };
+  readonly internalIp: PerFamily<string>;
   /** Whether the condition NetworkUnavailable=False with reason FlannelIsUp is there. */
   readonly flannelIsUp: boolean;
 }
 
-/** Our half of one family, as it is to be published. */
-export interface OwnHalf {
+/** One family's part of our own lease, as it is to be published. */
+export interface LeasePart {
   readonly publicIp: string;
   /** With vxlan. */
   readonly vtepMac?: string;
@@ -41,9 +50,7 @@ export interface OwnHalf {
   readonly zeroChecksum?: boolean;
 }
 
-export interface OwnLease {
-  readonly v4?: OwnHalf;
-  readonly v6?: OwnHalf;
+export interface OwnLease extends PerFamily<LeasePart> {
   /** Also set the condition NetworkUnavailable=False: only once the data plane forwards. */
   readonly flannelIsUp: boolean;
 }
@@ -61,18 +68,15 @@ export function parseOwnNode(node: unknown, settings: LeaseSettings): OwnNode {
   }
   const { name, uid } = parsed.data.metadata;
   const annotations = leaseAnnotations(parsed.data.metadata.annotations, settings.keys);
-  const { v4, v6 } = settings.keys;
+  const keysOf = (family: Family): FamilyKeys => settings.keys[familyKey(family)];
   return {
     name,
     uid,
     podCidrs: podCidrsOf(parsed.data),
     annotations,
-    vtepMac: perFamily(
-      publishedMac(annotations[v4.backendData], settings.vni),
-      publishedMac(annotations[v6.backendData], settings.vni),
-    ),
-    nodePublicIp: perFamily(userIp(4, v4.nodePublicIp, annotations), userIp(6, v6.nodePublicIp, annotations)),
-    internalIp: perFamily(internalIp(4, parsed.data), internalIp(6, parsed.data)),
+    vtepMac: perFamily((family) => publishedMac(annotations[keysOf(family).backendData], settings.vni)),
+    nodePublicIp: perFamily((family) => userIp(family, keysOf(family).nodePublicIp, annotations)),
+    internalIp: perFamily((family) => internalIp(family, parsed.data)),
     flannelIsUp: isUp(parsed.data),
   };
 }
@@ -81,10 +85,9 @@ export function parseOwnNode(node: unknown, settings: LeaseSettings): OwnNode {
  * The podCIDRs that this node's pods get their addresses from, one for each enabled family.
  * @throws RipstopError that explains who should have set a missing one, or which setting disagrees.
  */
-export function ownPodCidrs(own: OwnNode, netConf: NetConf): { v4?: Cidr; v6?: Cidr } {
+export function ownPodCidrs(own: OwnNode, netConf: NetConf): PerFamily<Cidr> {
   const networks = [netConf.network, netConf.ipv6Network].filter((network) => network !== undefined);
-  const [v4, v6] = ([4, 6] as const).map((family) => ownPodCidr(own, family, networks));
-  return perFamily(v4, v6);
+  return perFamily((family) => ownPodCidr(own, family, networks));
 }
 
 function ownPodCidr(own: OwnNode, family: Family, networks: readonly Cidr[]): Cidr | undefined {
@@ -130,8 +133,8 @@ export interface LeasePatch {
 }
 
 /**
- * What must change on our Node for it to show `lease`, or undefined when it already does. A half that we no longer have
- * is taken back, so that peers stop sending to it; the user's own annotations are never touched.
+ * What must change on our Node for it to show `lease`, or undefined when it already does. A family's part that we no longer
+ * have is taken back, so that peers stop sending to it; the user's own annotations are never touched.
  * @param now time stamp of the condition.
  * @throws RipstopError when the user's `public-ip-overwrite` is no address.
  */
@@ -144,8 +147,8 @@ export function leasePatch(
   const { keys, vni, backend } = settings;
   const wanted: Record<string, string | null> = {
     [keys.backendType]: backend,
-    ...halfAnnotations(4, lease.v4, own, keys.v4, vni),
-    ...halfAnnotations(6, lease.v6, own, keys.v6, vni),
+    ...partAnnotations(4, lease.v4, own, keys.v4, vni),
+    ...partAnnotations(6, lease.v6, own, keys.v6, vni),
     [keys.zeroChecksum]: lease.v6?.vtepMac === undefined || lease.v6.zeroChecksum === false ? null : 'true',
     [keys.podCidrs]: own.podCidrs.map(formatCidr).join(',') || null,
     [keys.managed]: 'true',
@@ -223,18 +226,18 @@ export async function fetchOwnNode(
   }
 }
 
-function halfAnnotations(
+function partAnnotations(
   family: Family,
-  half: OwnHalf | undefined,
+  part: LeasePart | undefined,
   own: OwnNode,
   keys: FamilyKeys,
   vni: number | undefined,
 ): Record<string, string | null> {
-  if (!half) return { [keys.backendData]: null, [keys.publicIp]: null };
+  if (!part) return { [keys.backendData]: null, [keys.publicIp]: null };
   const overwrite = overwriteOf(own.annotations, keys);
   return {
-    [keys.backendData]: formatBackendData(vni, half.vtepMac),
-    [keys.publicIp]: overwrite ? parsePublicIp(family, keys.publicIpOverwrite, overwrite) : half.publicIp,
+    [keys.backendData]: formatBackendData(vni, part.vtepMac),
+    [keys.publicIp]: overwrite ? parsePublicIp(family, keys.publicIpOverwrite, overwrite) : part.publicIp,
   };
 }
 
@@ -272,9 +275,4 @@ function publishedMac(data: string | undefined, vni: number | undefined): string
 
 function userIp(family: Family, key: string, annotations: Record<string, string>): string | undefined {
   return annotations[key] ? parsePublicIp(family, key, annotations[key]) : undefined;
-}
-
-/** What there is of both families. */
-export function perFamily<T>(v4: T | undefined, v6: T | undefined): { v4?: T; v6?: T } {
-  return { ...(v4 !== undefined && { v4 }), ...(v6 !== undefined && { v6 }) };
 }

@@ -28,7 +28,7 @@ class Cluster {
   /** `name → v4 subnet @ VTEP` for each peer, in name order. */
   peers(): string[] {
     return this.view()
-      .peers.map(({ name, v4 }) => `${name} ${v4?.podCidr.base}/${v4?.podCidr.length} @ ${v4?.vtepIp}`)
+      .nodes.map(({ name, v4 }) => `${name} ${v4?.podCidr.base}/${v4?.podCidr.length} @ ${v4?.vtepIp}`)
       .sort();
   }
 
@@ -65,23 +65,23 @@ describe('the peer table', () => {
     ['a NAT before it', { 'public-ipv6-overwrite': '2001:db8::1' }, { behindNat: true }],
   ])('applies a change of the v6 half alone: %s', (_, changes, half) => {
     const cluster = new Cluster(flannelNode(1));
-    const before = cluster.view().peers[0]!;
+    const before = cluster.view().nodes[0]!;
     cluster.nodes = [flannelNode(1, changes)];
-    const after = cluster.view().peers[0]!;
+    const after = cluster.view().nodes[0]!;
     expect(after).toEqual({ ...before, v6: { ...before.v6, ...half } });
     cluster.nodes = [flannelNode(1)];
-    expect(cluster.view().peers[0]).toEqual(before);
+    expect(cluster.view().nodes[0]).toEqual(before);
   });
 
   it('lets a v6 half come and go while the v4 half stays', () => {
     const v4Only = flannelNode(1, { 'backend-v6-data': null, 'public-ipv6': null });
     const cluster = new Cluster(v4Only);
-    const { v4, v6 } = cluster.view().peers[0]!;
+    const { v4, v6 } = cluster.view().nodes[0]!;
     expect(v6).toBeUndefined();
     cluster.nodes = [flannelNode(1)];
-    expect(cluster.view().peers[0]).toMatchObject({ v4, v6: { vtepIp: '2001:db8::1' } });
+    expect(cluster.view().nodes[0]).toMatchObject({ v4, v6: { vtepIp: '2001:db8::1' } });
     cluster.nodes = [v4Only];
-    expect(cluster.view().peers[0]).toEqual(expect.not.objectContaining({ v6: expect.anything() }));
+    expect(cluster.view().nodes[0]).toEqual(expect.not.objectContaining({ v6: expect.anything() }));
     expect(cluster.alarms()).toEqual([]);
   });
 
@@ -199,7 +199,7 @@ describe('two nodes that claim the same addresses', () => {
 
   it('lose only the half in question', () => {
     const half = flannelNode(2, {}, { createdAt: younger, podCIDRs: ['10.42.5.0/24', 'fd00:42:0:2::/64'] });
-    const peer = new Cluster(first, half).view().peers.find(({ name }) => name === 'node-2');
+    const peer = new Cluster(first, half).view().nodes.find(({ name }) => name === 'node-2');
     expect(peer?.v4).toBeUndefined();
     expect(peer?.v6?.podCidr.base).toBe('fd00:42:0:2::');
   });
@@ -266,7 +266,7 @@ describe('two nodes that claim the same addresses', () => {
         }
       }
       const view = new Cluster(...nodes).view();
-      expect(view.peers.map(({ name }) => name)).toEqual(accepted.map(({ name }) => name));
+      expect(view.nodes.map(({ name }) => name)).toEqual(accepted.map(({ name }) => name));
       expect(view.alarms).toHaveLength(nodes.length - accepted.length);
     }
   });
@@ -303,6 +303,6 @@ it('15,000 nodes take a pass of well under a second', () => {
   const start = performance.now();
   const view = table.update(parsed);
   expect(performance.now() - start).toBeLessThan(1000);
-  expect(view.peers).toHaveLength(15_000);
+  expect(view.nodes).toHaveLength(15_000);
   expect(view.alarms).toEqual([]);
 });

@@ -1,19 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-import { addressToBytes, type Cidr, formatCidr } from '../net/ip.ts';
-import type { AlarmKind, ParsedNode, PeerHalf, PeerNode } from './node-lease.ts';
-
-/** Something about a node that a person should look at. */
-export interface PeerAlarm {
-  /** The node's name, and its UID as far as it has one. */
-  readonly node: string;
-  readonly uid: string;
-  readonly kind: AlarmKind;
-  readonly reason: string;
-}
+import { addressToBytes, type Cidr, formatCidr, partsOf } from '../net/ip.ts';
+import { NO_MAC } from '../net/mac.ts';
+import type { ParsedNode } from './node-lease.ts';
+import type { AlarmKind, Peer, PeerAlarm, PeerNode } from './peer.ts';
 
 export interface PeerView {
-  /** The peers to forward to: no two of their podCIDRs overlap. */
-  readonly peers: readonly PeerNode[];
+  /** The nodes to forward to: no two of their podCIDRs overlap. */
+  readonly nodes: readonly PeerNode[];
   readonly alarms: readonly PeerAlarm[];
 }
 
@@ -33,20 +26,12 @@ export interface OwnSubnets {
 export class PeerTable {
   /** By UID: a node that is deleted and made again starts without a past. */
   #lastGood = new Map<string, PeerNode>();
-  #last:
-    | { readonly nodes: readonly ParsedNode[]; readonly own: string | undefined; readonly view: PeerView }
-    | undefined;
 
   /**
-   * The same nodes give the same view, and the same peers the same array: so later stages see that nothing is new.
-   * @param all every Node of the cluster, as {@link parseNode} gave it.
+   * @param nodes every Node of the cluster, as {@link parseNode} gave it.
    * @param own this node: it is no peer of itself, and it never sends its own podCIDR away, whoever claims it.
    */
-  update(all: Iterable<ParsedNode>, own?: OwnSubnets): PeerView {
-    const nodes = [...all];
-    const as = own && JSON.stringify(own);
-    const last = this.#last;
-    if (last && last.own === as && isSameList(last.nodes, nodes)) return last.view;
+  update(nodes: Iterable<ParsedNode>, own?: OwnSubnets): PeerView {
     const alarms: PeerAlarm[] = [];
     const lastGood = new Map<string, PeerNode>();
     const byName = new Map<string, PeerNode>();
@@ -71,19 +56,13 @@ export class PeerTable {
     if (own) byName.delete(own.name);
     const peers = settleClaims([...byName.values()], own, ourself, alarms);
     alarmAboutSharedVteps(peers, alarms);
-    const view = { peers: last && isSameList(last.view.peers, peers) ? last.view.peers : peers, alarms };
-    this.#last = { nodes, own: as, view };
-    return view;
+    return { nodes: peers, alarms };
   }
 
   #knownGood(node: ParsedNode): PeerNode | undefined {
     const good = this.#lastGood.get(node.uid);
     return good?.name === node.name ? good : undefined;
   }
-}
-
-function isSameList<T>(a: readonly T[], b: readonly T[]): boolean {
-  return a.length === b.length && a.every((item, i) => item === b[i]);
 }
 
 function quarantine(reason: string, good: PeerNode | undefined): string {
@@ -93,7 +72,7 @@ function quarantine(reason: string, good: PeerNode | undefined): string {
 }
 
 /**
- * Let the older of two nodes that claim the same addresses have them; drop that half of the younger one. The alarm is about
+ * Of two nodes that claim the same addresses the older gets them; the younger one loses that family's part. The alarm is about
  * the younger, also when that is the node that looks: so all nodes have the same alarms.
  * @param ourself the node that looks, as the others see it.
  */
@@ -104,19 +83,19 @@ function settleClaims(
   alarms: PeerAlarm[],
 ): PeerNode[] {
   const claims = new Claims(
-    nodes.flatMap((node) => halves(node).map((half) => half.podCidr)).concat(own?.podCidrs ?? []),
+    nodes.flatMap((node) => partsOf(node).map(({ podCidr }) => podCidr)).concat(own?.podCidrs ?? []),
   );
   const ourName = `${own?.name} (this node)`;
   for (const cidr of own?.podCidrs ?? []) claims.add(cidr, ourName);
   nodes.sort(byAge);
   const peers: PeerNode[] = [];
   for (const node of nodes) {
-    const refused = new Set<PeerHalf>();
-    for (const half of halves(node)) {
-      const holder = claims.add(half.podCidr, node.name);
+    const refused = new Set<Peer>();
+    for (const peer of partsOf(node)) {
+      const holder = claims.add(peer.podCidr, node.name);
       if (holder === undefined) continue;
-      refused.add(half);
-      const [theirs, held] = [formatCidr(half.podCidr), formatCidr(holder.cidr)];
+      refused.add(peer);
+      const [theirs, held] = [formatCidr(peer.podCidr), formatCidr(holder.cidr)];
       const older = holder.node === ourName && ourself && byAge(node, ourself) < 0;
       const { name, uid } = older ? ourself : node;
       const reason = older
@@ -125,7 +104,7 @@ function settleClaims(
       alarms.push({ node: name, uid, kind: 'podcidr_conflict', reason });
     }
     if (refused.size === 0) peers.push(node);
-    else if (refused.size < halves(node).length) {
+    else if (refused.size < partsOf(node).length) {
       const { v4, v6, ...rest } = node;
       peers.push({ ...rest, ...(v4 && !refused.has(v4) && { v4 }), ...(v6 && !refused.has(v6) && { v6 }) });
     }
@@ -137,10 +116,6 @@ function byAge(a: PeerNode, b: PeerNode): number {
   return a.createdAt - b.createdAt || (a.uid < b.uid ? -1 : 1);
 }
 
-function halves(node: PeerNode): PeerHalf[] {
-  return [node.v4, node.v6].filter((half) => half !== undefined);
-}
-
 /**
  * Two live peers at one address or with one MAC break each other's tunnel, but a Node object also outlives its machine
  * while the address is already another's. Refusing the younger would cut off the machine that is there: only warn.
@@ -148,13 +123,13 @@ function halves(node: PeerNode): PeerHalf[] {
 function alarmAboutSharedVteps(peers: readonly PeerNode[], alarms: PeerAlarm[]): void {
   const holders = new Map<string, string>();
   for (const node of peers) {
-    for (const half of halves(node)) {
+    for (const { podCidr, vtepIp, vtepMac } of partsOf(node)) {
       for (const [what, value] of [
-        ['public IP', half.vtepIp],
-        ['VTEP MAC', half.vtepMac],
+        ['public IP', vtepIp],
+        ['VTEP MAC', vtepMac],
       ] as const) {
-        if (value === undefined) continue;
-        const key = `${half.podCidr.family} ${value}`;
+        if (value === NO_MAC) continue;
+        const key = `${podCidr.family} ${value}`;
         const holder = holders.get(key);
         if (holder === undefined) holders.set(key, node.name);
         else {

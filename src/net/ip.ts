@@ -10,6 +10,29 @@ export function half(family: Family): 'v4' | 'v6' {
   return family === 4 ? 'v4' : 'v6';
 }
 
+/** The IPv4 part and the IPv6 part of something that may have both. */
+export interface PerFamily<T> {
+  readonly v4?: T;
+  readonly v6?: T;
+}
+
+/** A family's key in a {@link PerFamily}. */
+export function familyKey(family: Family): 'v4' | 'v6' {
+  return family === 4 ? 'v4' : 'v6';
+}
+
+/** @param make gives a family's part; undefined: there is none. */
+export function perFamily<T>(make: (family: Family) => T | undefined): PerFamily<T> {
+  const [v4, v6] = [make(4), make(6)];
+  return { ...(v4 !== undefined && { v4 }), ...(v6 !== undefined && { v6 }) };
+}
+
+/** The parts that are there, IPv4 first. */
+export function partsOf<T>({ v4, v6 }: PerFamily<T>): T[] {
+  if (v4 === undefined) return v6 === undefined ? [] : [v6];
+  return v6 === undefined ? [v4] : [v4, v6];
+}
+
 /** A CIDR block in canonical form: host bits zero, IPv6 compressed (RFC 5952). */
 export interface Cidr {
   readonly family: Family;

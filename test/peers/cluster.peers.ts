@@ -10,7 +10,6 @@ import { AlarmEvents } from '../../src/cluster/events.ts';
 import { dualStack, flannelNode } from '../../src/cluster/fixtures.ts';
 import { KubeSubnetManager } from '../../src/cluster/kube-subnets.ts';
 import { fetchOwnNode, type OwnLease, publishLease } from '../../src/cluster/own-lease.ts';
-import { PeerTable } from '../../src/cluster/peer-table.ts';
 import { Reflector } from '../../src/cluster/reflector.ts';
 import { errorText } from '../../src/errors.ts';
 import { kubeconfigText } from '../../src/lab/apiserver/index.ts';
@@ -84,15 +83,13 @@ async function removeAll(): Promise<void> {
 
 describe('what the agent has of the cluster', () => {
   let manager: KubeSubnetManager;
-  let table: PeerTable;
 
   beforeEach(async () => {
     await add(1, 'bare');
     for (let n = 2; n <= 8; n++) await add(n, n % 2 === 0 ? 'ripstop' : 'flannel');
-    table = new PeerTable();
     manager = new KubeSubnetManager(await clientWith(agentToken), SELF, dualStack, silent, quick);
     manager.start(() => {});
-    await expect.poll(() => manager.synced && manager.health.connected).toBe(true);
+    await expect.poll(() => manager.snapshot([]).synced && manager.health.connected).toBe(true);
   });
 
   afterEach(async () => {
@@ -101,10 +98,10 @@ describe('what the agent has of the cluster', () => {
   });
 
   const peers = (): string[] => {
-    const own = { name: SELF, podCidrs: manager.own?.podCidrs ?? [] };
-    return table
-      .update(manager.nodes, own)
-      .peers.map(({ name, v4 }) => `${name} ${v4?.podCidr.base} ${v4?.vtepIp}`)
+    const own = manager.snapshot([]).own?.podCidrs ?? [];
+    return manager
+      .snapshot(own)
+      .nodes.map(({ name, v4 }) => `${name} ${v4?.podCidr.base} ${v4?.vtepIp}`)
       .toSorted();
   };
   const peer = (n: number): string => `node-${n} 10.42.${n}.0 192.168.1.${n}`;
@@ -173,8 +170,8 @@ describe('what the agent has of the cluster', () => {
     expect(status).toMatchObject({
       conditions: [{ type: 'NetworkUnavailable', status: 'False', reason: 'FlannelIsUp' }],
     });
-    await expect.poll(() => manager.own?.flannelIsUp).toBe(true);
-    expect(await manager.publish(manager.own!, lease)).toBe(false);
+    await expect.poll(() => manager.snapshot([]).own?.flannelIsUp).toBe(true);
+    expect(await manager.publish(manager.snapshot([]).own!, lease)).toBe(false);
     await manager.withdraw();
     expect((await admin.get(`${NODES}/${SELF}`)).body.metadata.annotations).toBeUndefined();
   });
