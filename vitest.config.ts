@@ -4,6 +4,14 @@ import { defineConfig } from 'vitest/config';
 /**
  * Two projects: `unit` needs nothing but Node; `system` needs root, BPF and network namespaces, and each of its files
  * says in one line what it lacks when it skips. System files run one after another: they measure time and share two cores.
+ *
+ * How files for tests are named:
+ * - Tests lie beside what they test: NAME.test.ts, NAME.system.test.ts. Tests of the whole are below test/.
+ * - What tests import is NAME.support.ts, and lies beside them. Below test/, where everything is for tests, a folder's files
+ *   share `support.ts`, and folders share test/support/.
+ * - What runs as a child process, often in a network namespace of its own, is NAME.child.ts. Nothing imports it.
+ * - What tests read or compile, below src, lies in a folder `fixtures`.
+ * Product code imports none of these; the linter sees to that.
  */
 export default defineConfig({
   test: {

@@ -12,7 +12,7 @@ import { dirname, join } from 'node:path';
 import { errorText, RipstopError } from '../src/errors.ts';
 import { labDir, labDown } from '../src/lab/index.ts';
 import { isAlive } from '../src/lab/netns.ts';
-import { missingForLab } from '../src/lab/testing.ts';
+import { missingForLab } from '../src/lab/lab.support.ts';
 import { buildPrograms, missingForPrograms } from '../test/support/go-programs.ts';
 import { peersOfLab } from '../test/support/peer-programs.ts';
 

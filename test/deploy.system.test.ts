@@ -9,7 +9,7 @@ import { run, tryRun } from '../src/host/run.ts';
 import { addPod, nodeDir, removePod, stopAgent } from '../src/lab/index.ts';
 import { signalProcess } from '../src/lab/netns.ts';
 import { kubeconfigOf } from '../src/lab/state.ts';
-import { type Background, startIn } from '../src/lab/testing.ts';
+import { type Background, startIn } from '../src/lab/lab.support.ts';
 import { bpffsOf, cniStatus, inNetns, missingHere, ping, useLab } from './cluster/support.ts';
 import { type Contained, inContainer } from './support/container.ts';
 import { manifest, parseManifest, rendered, rollBackEdit } from './support/manifest.ts';

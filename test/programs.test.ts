@@ -46,7 +46,7 @@ function programsIn(source: string): string[] {
   const imported = new Set<unknown>();
   const programs: string[] = [];
   // A TestNetns has a method of this name.
-  const hasMethod = source.includes('netns.fixture.ts');
+  const hasMethod = source.includes('netns.support.ts');
   visit(parseAst(source, { lang: 'ts' }), (node) => {
     if (node.type === 'ImportSpecifier') imported.add((node['local'] as AstNode)['name']);
     if (node.type !== 'CallExpression') return;
@@ -116,7 +116,7 @@ describe('the programs that are executed here', () => {
   it('are found in a source', () => {
     const source = `
       import { run, tryRun as attempt } from './run.ts';
-      import { testNode } from './netns.fixture.ts';
+      import { testNode } from './netns.support.ts';
       const local = (name: string): void => {};
       local('not-this'); other.walk('nor-this');
       void run('one', []); void attempt('by-another-name', []);

@@ -3,7 +3,7 @@ import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { type TestNetns, testNode } from '../host/netns.fixture.ts';
+import { type TestNetns, testNode } from '../host/netns.support.ts';
 import { run } from '../host/run.ts';
 
 const missing = process.getuid?.() === 0 ? undefined : 'needs root';

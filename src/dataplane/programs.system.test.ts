@@ -15,7 +15,7 @@ import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { settings, v4 } from '../../test/bpf/node.ts';
-import { fixture, noKernel, TemporaryBpffs } from '../libbpf-ts/test-support.ts';
+import { fixture, noKernel, TemporaryBpffs } from '../libbpf-ts/libbpf.support.ts';
 import { parseCidr } from '../net/ip.ts';
 import { layout } from './layout.gen.ts';
 import { type LoadedPrograms, loadPrograms, objectDir, removePins } from './programs.ts';

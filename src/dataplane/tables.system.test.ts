@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { BpfMap, type MapType } from '#libbpf-ts';
-import { TemporaryBpffs } from '../libbpf-ts/test-support.ts';
+import { TemporaryBpffs } from '../libbpf-ts/libbpf.support.ts';
 import { openTables, typedTable } from './tables.ts';
 
 const missing = process.getuid?.() === 0 ? undefined : 'needs root to create BPF maps';

@@ -4,8 +4,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { directSettings, hopTo, sides } from '../../test/bpf/node.ts';
-import { testNode } from '../host/netns.fixture.ts';
-import { fixture, noKernel, TemporaryBpffs } from '../libbpf-ts/test-support.ts';
+import { testNode } from '../host/netns.support.ts';
+import { fixture, noKernel, TemporaryBpffs } from '../libbpf-ts/libbpf.support.ts';
 import { desiredEndpoints, desiredPeers, desiredVteps } from './desired.ts';
 import { loadPrograms } from './programs.ts';
 import { reconcile, step } from './reconcile.ts';
@@ -21,7 +21,7 @@ async function watch(way: 'tcx' | 'clsact'): Promise<unknown> {
     const object = join(folder, 'basic.o');
     writeFileSync(object, fixture('basic'));
     mkdirSync(bpffs.file('links'));
-    const child = join(import.meta.dirname, 'fixtures/links.child.ts');
+    const child = join(import.meta.dirname, 'links.child.ts');
     return JSON.parse(await node.run(process.execPath, child, object, bpffs.file('links'), way));
   } finally {
     rmSync(folder, { recursive: true });

@@ -2,7 +2,7 @@
 import { describe, expect, it } from 'vitest';
 import { parseCidr } from '../net/ip.ts';
 import { clearFlannelRules, type FlannelRules, writeFlannelRules } from './flannel-rules.ts';
-import { testNetns, type TestNetns, whyNoNetns } from './netns.fixture.ts';
+import { testNetns, type TestNetns, whyNoNetns } from './netns.support.ts';
 import { tryRun } from './run.ts';
 
 const noLegacy = await tryRun('iptables-legacy', ['--version']).then(

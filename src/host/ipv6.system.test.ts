@@ -4,7 +4,7 @@ import { reconcile, step } from '../dataplane/reconcile.ts';
 import { formatCidr, parseCidr } from '../net/ip.ts';
 import { listLinks } from './links.ts';
 import { lookupNextHops } from './neighbours.ts';
-import { testNetns, testNode, whyNoNetns, type TestNetns } from './netns.fixture.ts';
+import { testNetns, testNode, whyNoNetns, type TestNetns } from './netns.support.ts';
 import { type PodRoute, podRouteTarget } from './pod-routes.ts';
 import { ensureRules } from './rules.ts';
 import { vxlanSenders } from './vtep-set.ts';

@@ -3,7 +3,7 @@ import { describe, expect, it } from 'vitest';
 import { diff, type Target } from '../dataplane/target.ts';
 import { intToIpv4, ipv4ToInt, parseCidr } from '../net/ip.ts';
 import { listLinks, readLink } from './links.ts';
-import { testNode, whyNoNetns, type TestNetns } from './netns.fixture.ts';
+import { testNode, whyNoNetns, type TestNetns } from './netns.support.ts';
 import { podRouteTarget } from './pod-routes.ts';
 import { ensureVxlan, type VtepDevice } from './vtep-device.ts';
 import { fdbTarget, neighbourTarget, peerEntries, peerRouteTarget, type VtepPeer } from './vxlan-target.ts';

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { describe, expect, it } from 'vitest';
 import { ipJson } from './ip.ts';
-import { testNetns, testNode, whyNoNetns } from './netns.fixture.ts';
+import { testNetns, testNode, whyNoNetns } from './netns.support.ts';
 import { listFdb, listNeighbours, listRoutes, listSetElements, routesTo } from './netlink.ts';
 
 const skip = await whyNoNetns();

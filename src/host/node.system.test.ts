@@ -8,7 +8,7 @@ import { listLinks } from './links.ts';
 import { monitorKernel, monitorRules } from './monitor.ts';
 import { ensureBpffs, isBpffs } from './mount.ts';
 import { lookupNextHops } from './neighbours.ts';
-import { testNetns, testNode, whyNoNetns } from './netns.fixture.ts';
+import { testNetns, testNode, whyNoNetns } from './netns.support.ts';
 import { gatherHostFacts, missingRequirements } from './requirements.ts';
 import { run, tryRun } from './run.ts';
 import { ensureSysctls, nodeSysctls, podVethSysctls, readSysctl, vtepSysctls } from './sysctl.ts';

@@ -7,7 +7,7 @@ import { parseCidr } from '../net/ip.ts';
 import { ethernet, fragments, udp, vxlan } from '../../test/support/packets.ts';
 import { RawSocket } from '../../test/support/raw-socket.ts';
 import { ipJson } from './ip.ts';
-import { testNetns, whyNoNetns, type TestNetns } from './netns.fixture.ts';
+import { testNetns, whyNoNetns, type TestNetns } from './netns.support.ts';
 import { podRouteTarget } from './pod-routes.ts';
 import {
   ensureRules,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { describe, expect, it } from 'vitest';
 import { addressAt, type Family, parseCidr } from '../net/ip.ts';
-import { testNetns, whyNoNetns } from './netns.fixture.ts';
+import { testNetns, whyNoNetns } from './netns.support.ts';
 import { vtepSetTarget } from './vtep-set.ts';
 
 const skip = await whyNoNetns();

@@ -28,7 +28,7 @@ import {
   underlayNetns,
 } from './index.ts';
 import { listNodes } from './kube.ts';
-import { missingForLab, runIn, startIn, tracesOf } from './testing.ts';
+import { missingForLab, runIn, startIn, tracesOf } from './lab.support.ts';
 
 const missing = missingForLab('iperf3', 'tcpdump');
 if (missing) console.log(`skipped: ${missing}`);

@@ -22,7 +22,7 @@ import {
   unboost,
 } from './index.ts';
 import { isAlive } from './netns.ts';
-import { missingForLab, tracesOf } from './testing.ts';
+import { missingForLab, tracesOf } from './lab.support.ts';
 
 const missing = missingForLab();
 if (missing) console.log(`skipped: ${missing}`);

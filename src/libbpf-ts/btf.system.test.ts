@@ -2,7 +2,7 @@
 import { existsSync } from 'node:fs';
 import { describe, expect, test } from 'vitest';
 import { readBtf } from './index.ts';
-import { fixture, noCompiler } from './test-support.ts';
+import { fixture, noCompiler } from './libbpf.support.ts';
 
 describe.skipIf(noCompiler)(
   `the BTF of a compiled object${noCompiler ? ` (skipped: ${noCompiler})` : ''}`,

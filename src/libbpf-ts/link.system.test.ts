@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
 import { ifindexOf } from './index.ts';
-import { fixture, noKernel, TemporaryBpffs } from './test-support.ts';
+import { fixture, noKernel, TemporaryBpffs } from './libbpf.support.ts';
 
 interface Seen {
   ids: { tc: number; tcNext: number; xdp: number };
@@ -31,7 +31,7 @@ function runAttachments(): Seen {
       'neighbour add 10.0.0.2 lladdr 02:00:00:00:00:02 dev left',
     ];
     execFileSync('ip', ['-n', netns, '-batch', '-'], { input: commands.join('\n') });
-    const child = join(import.meta.dirname, 'fixtures', 'attach.child.ts');
+    const child = join(import.meta.dirname, 'attach.child.ts');
     const output = execFileSync('nsenter', [
       `--net=/run/netns/${netns}`,
       process.execPath,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { describe, expect, test } from 'vitest';
 import { BatchError, BpfError, BpfMap, possibleCpus, TypedMap, type Codec } from './index.ts';
-import { noKernel, TemporaryBpffs, u32, u64 } from './test-support.ts';
+import { noKernel, TemporaryBpffs, u32, u64 } from './libbpf.support.ts';
 
 const number32: Codec<number> = {
   size: 4,

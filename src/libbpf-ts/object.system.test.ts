@@ -10,7 +10,7 @@ import {
   setLogSink,
   VerifierError,
 } from './index.ts';
-import { fixture, noKernel, TemporaryBpffs, u32 } from './test-support.ts';
+import { fixture, noKernel, TemporaryBpffs, u32 } from './libbpf.support.ts';
 
 /** What `run` throws, for a look at more than its message. */
 function thrownBy(run: () => void): unknown {

@@ -2,7 +2,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { describe, expect, test } from 'vitest';
 import { BpfObject, BpfProgram, RingBuffer } from './index.ts';
-import { fixture, noKernel, TemporaryBpffs, u32 } from './test-support.ts';
+import { fixture, noKernel, TemporaryBpffs, u32 } from './libbpf.support.ts';
 
 /** `struct __sk_buff` of linux/bpf.h: `mark` is its third word. */
 const SK_BUFF_BYTES = 192;

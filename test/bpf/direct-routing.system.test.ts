@@ -2,7 +2,7 @@
 /** Peers on one L2 are reached without encapsulation where net-conf.json says so, both ways; the others as ever. */
 import { encapBytes } from '../../src/dataplane/desired.ts';
 import { ethernet, icmp, ip, protocols, tcp, udp } from '../support/packets.ts';
-import { type Fixture, runFixtures } from './fixtures.ts';
+import { type Fixture, runFixtures } from './support.ts';
 import {
   chosenOf,
   delivered,

@@ -2,7 +2,7 @@
 /** to_pod and to_vtep decide nothing: they look, remember, and let everything go on. */
 import { describe, expect, it } from 'vitest';
 import { ethernet, type EthernetFields, icmp, ip, protocols, tcp, udp } from '../support/packets.ts';
-import { describeOnNode, type Fixture, runFixtures } from './fixtures.ts';
+import { describeOnNode, type Fixture, runFixtures } from './support.ts';
 import { ipBytes, type IpFields, withOptions } from './frames.ts';
 import { type Side, sides } from './node.ts';
 

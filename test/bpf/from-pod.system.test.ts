@@ -13,7 +13,7 @@ import {
   udp,
 } from '../support/packets.ts';
 import { Random } from '../support/random.ts';
-import { describeOnNode, type Fixture, runFixtures } from './fixtures.ts';
+import { describeOnNode, type Fixture, runFixtures } from './support.ts';
 import {
   chosenOf,
   delivered,

@@ -19,7 +19,7 @@ import {
   unsummed,
 } from '../support/packets.ts';
 import { Random } from '../support/random.ts';
-import { describeOnNode, type Fixture, runFixtures } from './fixtures.ts';
+import { describeOnNode, type Fixture, runFixtures } from './support.ts';
 import {
   delivered,
   ipBytes,

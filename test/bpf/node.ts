@@ -20,7 +20,7 @@ import {
 } from '../../src/dataplane/desired.ts';
 import { type LoadedPrograms, loadPrograms, type ProgramName } from '../../src/dataplane/programs.ts';
 import { pinPaths, type Tables } from '../../src/dataplane/tables.ts';
-import { TemporaryBpffs } from '../../src/libbpf-ts/test-support.ts';
+import { TemporaryBpffs } from '../../src/libbpf-ts/libbpf.support.ts';
 import { cidrContains, type Family, parseCidr } from '../../src/net/ip.ts';
 import { protocols } from '../support/packets.ts';
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** A node of one family leaves the other one alone: the kernel path is all that it has. */
 import { tcp, udp } from '../support/packets.ts';
-import { type Fixture, runFixtures } from './fixtures.ts';
+import { type Fixture, runFixtures } from './support.ts';
 import { podFrame, wireFrame } from './frames.ts';
 import { settings, v4, v6, tunnel } from './node.ts';
 

@@ -3,7 +3,7 @@
 import type { Struct } from '../../src/dataplane/codec.ts';
 import type { Endpoint } from '../../src/dataplane/desired.ts';
 import { icmp, ip, protocols, tcp, udp } from '../support/packets.ts';
-import { type Fixture, runFixtures } from './fixtures.ts';
+import { type Fixture, runFixtures } from './support.ts';
 import { chosenOf, delivered, encapsulated, podFrame, wireFrame } from './frames.ts';
 import { type Side, sides, v6 } from './node.ts';
 

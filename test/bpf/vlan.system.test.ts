@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 import { expect, it } from 'vitest';
 import { BpfObject } from '#libbpf-ts';
-import { fixture } from '../../src/libbpf-ts/test-support.ts';
-import { describeOnNode } from './fixtures.ts';
+import { fixture } from '../../src/libbpf-ts/libbpf.support.ts';
+import { describeOnNode } from './support.ts';
 import { podFrame, wireFrame } from './frames.ts';
 import { v4, v6 } from './node.ts';
 

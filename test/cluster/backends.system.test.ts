@@ -7,7 +7,7 @@ import { ipJson } from '../../src/host/ip.ts';
 import { tryRun } from '../../src/host/run.ts';
 import { addPod, nodeDir } from '../../src/lab/index.ts';
 import { listNodes } from '../../src/lab/kube.ts';
-import { startIn } from '../../src/lab/testing.ts';
+import { startIn } from '../../src/lab/lab.support.ts';
 import {
   agentLog,
   bpffsOf,

@@ -5,7 +5,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { run, type RunResult, tryRun } from '../../src/host/run.ts';
 import { callCni, netnsPath, nodeDir } from '../../src/lab/index.ts';
 import { addNetns } from '../../src/lab/netns.ts';
-import { type Background, startIn } from '../../src/lab/testing.ts';
+import { type Background, startIn } from '../../src/lab/lab.support.ts';
 import { missingHere, useLab } from './support.ts';
 
 const ROOT = join(import.meta.dirname, '../..');

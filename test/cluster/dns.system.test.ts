@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
 import { run, tryRun } from '../../src/host/run.ts';
 import { setServices, startKubeProxy } from '../../src/lab/index.ts';
-import { type Background, startIn } from '../../src/lab/testing.ts';
+import { type Background, startIn } from '../../src/lab/lab.support.ts';
 import type { Pairs } from './dns-client.ts';
 import { SEARCH, ZONE } from './dns-zone.ts';
 import {

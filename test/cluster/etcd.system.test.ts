@@ -11,7 +11,7 @@ import {
   parseLabOptions,
   restartAgent,
 } from '../../src/lab/index.ts';
-import { runIn, tracesOf } from '../../src/lab/testing.ts';
+import { runIn, tracesOf } from '../../src/lab/lab.support.ts';
 import { etcdLab, SUBNETS, withEtcd } from './etcd-lab.ts';
 import { missingHere, podOf } from './support.ts';
 

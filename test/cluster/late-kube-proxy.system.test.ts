@@ -8,7 +8,7 @@ import { run, tryRun } from '../../src/host/run.ts';
 import { gatewayAddress, KUBERNETES_SERVICE_IP } from '../../src/lab/addresses.ts';
 import { nodeDir, type NodeState, stopAgent } from '../../src/lab/index.ts';
 import { ripstopCommand } from '../../src/lab/ripstop.ts';
-import { type Background, startIn } from '../../src/lab/testing.ts';
+import { type Background, startIn } from '../../src/lab/lab.support.ts';
 import { cniStatus, inNetns, missingHere, ripstopJson, timeUntil, useLab } from './support.ts';
 
 /** A connection under way may have to be given up first (3 s), and the first pass takes its time on a busy machine. */

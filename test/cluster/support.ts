@@ -26,7 +26,7 @@ import {
 } from '../../src/lab/index.ts';
 import { ripstopPlugin } from '../../src/lab/ripstop.ts';
 import type { Family } from '../../src/net/ip.ts';
-import { type Background, missingForLab, startIn, tracesOf } from '../../src/lab/testing.ts';
+import { type Background, missingForLab, startIn, tracesOf } from '../../src/lab/lab.support.ts';
 import type { DatagramReport } from './datagrams.ts';
 import type { HoldReport, TcpReport, UdpReport } from './talker.ts';
 

@@ -20,7 +20,7 @@ import {
 } from '../../src/lab/index.ts';
 import { listNodes } from '../../src/lab/kube.ts';
 import { ripstopCommand } from '../../src/lab/ripstop.ts';
-import { startIn } from '../../src/lab/testing.ts';
+import { startIn } from '../../src/lab/lab.support.ts';
 import type { Family } from '../../src/net/ip.ts';
 import {
   addressesOf,

@@ -2,7 +2,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { describe, expect, it } from 'vitest';
 import { OUTSIDE_ADDRESS, OUTSIDE_ADDRESS6, underlayNetns } from '../../src/lab/index.ts';
-import { startIn } from '../../src/lab/testing.ts';
+import { startIn } from '../../src/lab/lab.support.ts';
 import {
   addressesOf,
   addressOf,

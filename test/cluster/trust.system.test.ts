@@ -13,7 +13,7 @@ import {
   stopAgent,
 } from '../../src/lab/index.ts';
 import { createKubeNode, deleteKubeNode, patchNodeStatus } from '../../src/lab/kube.ts';
-import { startIn } from '../../src/lab/testing.ts';
+import { startIn } from '../../src/lab/lab.support.ts';
 import type { Family } from '../../src/net/ip.ts';
 import {
   ethernet,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** What ripstop delivers is what flannel delivers: the same packets through both, compared where they arrive. */
 import { expect, it } from 'vitest';
-import { missingForLab } from '../../src/lab/testing.ts';
+import { missingForLab } from '../../src/lab/lab.support.ts';
 import { describeFaults, describeSummary } from './describe.ts';
 import { compareLabs, openLabs } from './differential.ts';
 import { rules } from './rules.ts';

@@ -4,7 +4,7 @@
  * of a seed is always the same, so a difference is told as a command that shows it. Exit code 1 when nothing explains one.
  */
 import { parseArgs } from 'node:util';
-import { missingForLab } from '../../src/lab/testing.ts';
+import { missingForLab } from '../../src/lab/lab.support.ts';
 import { describeFaults, describeSummary } from './describe.ts';
 import { compareLabs, openLabs } from './differential.ts';
 

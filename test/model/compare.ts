@@ -5,7 +5,7 @@ import { stateSlot } from '../../src/dataplane/desired.ts';
 import { layout } from '../../src/dataplane/layout.gen.ts';
 import { loadPrograms } from '../../src/dataplane/programs.ts';
 import { pinPaths } from '../../src/dataplane/tables.ts';
-import { TemporaryBpffs } from '../../src/libbpf-ts/test-support.ts';
+import { TemporaryBpffs } from '../../src/libbpf-ts/libbpf.support.ts';
 import { fillTables, testRun } from '../bpf/node.ts';
 import { SHORTEST } from './generate.ts';
 import { type Arrival, type Decision, type Hook, Model, withoutChoices } from './model.ts';

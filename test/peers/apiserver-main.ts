@@ -10,7 +10,7 @@ import { loadAll } from 'js-yaml';
 import { errorText, RipstopError } from '../../src/errors.ts';
 import { familiesOf, gatewayAddress, serviceNetwork } from '../../src/lab/addresses.ts';
 import { issueCertificates, kubeconfigText } from '../../src/lab/apiserver/index.ts';
-import { TestClient } from '../../src/lab/apiserver/test-client.ts';
+import { TestClient } from '../../src/lab/apiserver/client.support.ts';
 import type { ApiAccess } from '../../src/lab/kube.ts';
 import { netnsPath } from '../../src/lab/netns.ts';
 import { openLab, underlayNetns, writeAtomically } from '../../src/lab/state.ts';
@@ -123,7 +123,7 @@ async function forward(): Promise<string> {
   const listener = net.createServer().listen(0, '127.0.0.1');
   await once(listener, 'listening');
   const { port } = listener.address() as net.AddressInfo;
-  const child = fork(join(import.meta.dirname, 'forward-child.ts'), [gateway, String(PORT)], {
+  const child = fork(join(import.meta.dirname, 'forward.child.ts'), [gateway, String(PORT)], {
     execPath: 'nsenter',
     execArgv: [`--net=${netns}`, '--', process.execPath],
   });

@@ -13,7 +13,7 @@ import { fetchOwnNode, type OwnLease, publishLease } from '../../src/cluster/own
 import { Reflector } from '../../src/cluster/reflector.ts';
 import { errorText } from '../../src/errors.ts';
 import { kubeconfigText } from '../../src/lab/apiserver/index.ts';
-import type { TestClient } from '../../src/lab/apiserver/test-client.ts';
+import type { TestClient } from '../../src/lab/apiserver/client.support.ts';
 import { type Lab, labDown } from '../../src/lab/index.ts';
 import { createAgentToken } from '../../src/lab/kube.ts';
 import { manifest, parseManifest } from '../support/manifest.ts';

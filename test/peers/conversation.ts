@@ -7,7 +7,7 @@ import type {
   TestClient,
   TestWatch,
   WatchEvent,
-} from '../../src/lab/apiserver/test-client.ts';
+} from '../../src/lab/apiserver/client.support.ts';
 
 /** A watch that has something to say says it sooner. */
 const PATIENCE_MS = 6000;

@@ -7,7 +7,7 @@ import { missingEtcd, type TestEtcd } from '../../src/cluster/etcd.fixture.ts';
 import { ipJson } from '../../src/host/ip.ts';
 import { run } from '../../src/host/run.ts';
 import { type Lab, labDown, netnsPath, type NodeState, parseLabOptions } from '../../src/lab/index.ts';
-import { tracesOf } from '../../src/lab/testing.ts';
+import { tracesOf } from '../../src/lab/lab.support.ts';
 import { etcdEndpoint, etcdLab, SUBNETS } from '../cluster/etcd-lab.ts';
 import { podOf } from '../cluster/support.ts';
 import { peerPath } from '../support/peer-programs.ts';

@@ -2,7 +2,7 @@
 import { describe, expect, it } from 'vitest';
 import { labDown } from '../../src/lab/index.ts';
 import { ApiServer } from '../../src/lab/apiserver/index.ts';
-import { TestClient } from '../../src/lab/apiserver/test-client.ts';
+import { TestClient } from '../../src/lab/apiserver/client.support.ts';
 import { Conversation, type Outcome } from './conversation.ts';
 import { converse, type Servers } from './exchanges.ts';
 import { compactEtcd, restartApiServer } from './server.ts';

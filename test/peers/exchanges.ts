@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-import type { Answer } from '../../src/lab/apiserver/test-client.ts';
+import type { Answer } from '../../src/lab/apiserver/client.support.ts';
 import type { Conversation } from './conversation.ts';
 
 /*

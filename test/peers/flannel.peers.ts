@@ -20,7 +20,7 @@ import {
   removePod,
   takeOver,
 } from '../../src/lab/index.ts';
-import { tracesOf } from '../../src/lab/testing.ts';
+import { tracesOf } from '../../src/lab/lab.support.ts';
 import {
   addressOf,
   agentLog,

@@ -13,7 +13,7 @@ import {
   startKubeProxy,
 } from '../../src/lab/index.ts';
 import { stopKubeProxyDaemon } from '../../src/lab/kube-proxy-daemon.ts';
-import { tracesOf } from '../../src/lab/testing.ts';
+import { tracesOf } from '../../src/lab/lab.support.ts';
 import type { Family } from '../../src/net/ip.ts';
 import {
   addressOf,

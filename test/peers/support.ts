@@ -12,7 +12,7 @@ import {
   openLab,
   parseLabOptions,
 } from '../../src/lab/index.ts';
-import { TestClient } from '../../src/lab/apiserver/test-client.ts';
+import { TestClient } from '../../src/lab/apiserver/client.support.ts';
 import { peerPath } from '../support/peer-programs.ts';
 
 /**

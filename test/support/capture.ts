@@ -4,7 +4,7 @@ import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { startIn } from '../../src/lab/testing.ts';
+import { startIn } from '../../src/lab/lab.support.ts';
 import { bytesToAddress } from '../../src/net/ip.ts';
 
 const ETHER_BYTES = 14;

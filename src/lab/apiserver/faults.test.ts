@@ -2,7 +2,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { ApiServer } from './server.ts';
-import { TestClient, type TestWatch } from './test-client.ts';
+import { TestClient, type TestWatch } from './client.support.ts';
 
 let server: ApiServer;
 let client: TestClient;

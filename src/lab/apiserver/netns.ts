@@ -4,7 +4,7 @@ import net from 'node:net';
 import { fileURLToPath } from 'node:url';
 import { RipstopError } from '../../errors.ts';
 
-const child = fileURLToPath(new URL('netns-child.ts', import.meta.url));
+const child = fileURLToPath(new URL('netns.child.ts', import.meta.url));
 
 /**
  * A listener on an address of another network namespace, in this process: a child enters the namespace with nsenter,

@@ -9,7 +9,7 @@ import {
 } from '@kubernetes/client-node';
 import { afterEach, describe, expect, it } from 'vitest';
 import { ApiServer, type ApiServerOptions } from './server.ts';
-import { type Body, TestClient } from './test-client.ts';
+import { type Body, TestClient } from './client.support.ts';
 
 let server: ApiServer;
 let client: TestClient;
