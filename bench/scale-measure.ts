@@ -7,7 +7,13 @@ import { openTables } from '../src/dataplane/tables.ts';
 import { listNft, NFT_TABLE } from '../src/host/nft.ts';
 import { commandIn } from '../src/host/run.ts';
 import { listedVteps } from '../src/host/vtep-set.ts';
-import { fdbTarget, neighbourTarget, peerRouteTarget } from '../src/host/vxlan-target.ts';
+import {
+  fdbKey,
+  fdbTarget,
+  neighbourKey,
+  neighbourTarget,
+  peerRouteTarget,
+} from '../src/host/vxlan-target.ts';
 import { parseCidr } from '../src/net/ip.ts';
 import type { Lease } from './scale-nodes.ts';
 
@@ -123,8 +129,8 @@ export interface Place {
 export async function missing(leases: readonly Lease[], { netns, bpffs }: Place): Promise<string[]> {
   const device = 'flannel.1';
   const [neighbours, fdb, routes] = await Promise.all([
-    neighbourTarget(device, { netns }).list(),
-    fdbTarget(device, { netns }).list(),
+    neighbourTarget({ netns }).list(),
+    fdbTarget({ netns }).list(),
     bpffs === undefined ? undefined : peerRouteTarget({ netns }).list(),
   ]);
   const lacking: Record<string, number> = {};
@@ -133,8 +139,8 @@ export async function missing(leases: readonly Lease[], { netns, bpffs }: Place)
   };
   for (const { podCidr, publicIp, vtepMac } of leases) {
     const { base } = parseCidr(podCidr);
-    expect('neighbours', neighbours.get(base) === vtepMac);
-    expect('fdb', fdb.get(vtepMac) === publicIp);
+    expect('neighbours', neighbours.get(neighbourKey(device, base)) === vtepMac);
+    expect('fdb', fdb.get(fdbKey(device, vtepMac)) === publicIp);
     if (routes) expect('routes', routes.get(podCidr)?.via === base);
   }
   if (bpffs !== undefined) {

@@ -8,7 +8,7 @@ import type { PeerRow } from '../src/cli/rows.ts';
 import type { Status } from '../src/cli/status.ts';
 import { type Counter, readCounters } from '../src/dataplane/counters.ts';
 import { mapNames, openTables, pinPaths } from '../src/dataplane/tables.ts';
-import { listLinks } from '../src/dataplane/targets.ts';
+import { listLinks } from '../src/dataplane/links.ts';
 import { run, tryRun } from '../src/host/run.ts';
 import { type NodeState, stopAgent, unboost } from '../src/lab/index.ts';
 import {

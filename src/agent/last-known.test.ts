@@ -126,7 +126,7 @@ describe('its file', () => {
     const state = known(3);
     expect(await open().read()).toBeUndefined();
     const one = open();
-    one.note(state);
+    one.note(state, 'a');
     await one.flush();
     const { at, ...back } = (await open().read())!;
     expect(back).toEqual(state);
@@ -138,11 +138,11 @@ describe('its file', () => {
   it('is not written again for the same, but shows when it was last true', async () => {
     const state = known(3);
     const one = open();
-    one.note(state);
+    one.note(state, 'a');
     await one.flush();
     const before = await stat(file);
     await sleep(60);
-    one.note({ own: { ...state.own }, peers: [...state.peers] });
+    one.note({ own: { ...state.own }, peers: [...state.peers] }, 'a');
     await expect.poll(async () => (await stat(file)).mtimeMs).toBeGreaterThan(before.mtimeMs);
     expect((await stat(file)).ino).toBe(before.ino);
   });
@@ -152,7 +152,7 @@ describe('its file', () => {
     const states = Array.from({ length: 50 }, (_, i) => known(3, { 'public-ip': `192.168.2.${i + 1}` }));
     const inodes = new Set<number>();
     for (const state of states) {
-      one.note(state);
+      one.note(state, String(states.indexOf(state)));
       await sleep(5);
       inodes.add((await stat(file).catch(() => ({ ino: -1 }))).ino);
     }
@@ -166,7 +166,7 @@ describe('its file', () => {
     ['foreign', textOf(known(1), { ...scope, nodeName: 'other' }), 'its node is'],
   ])('that is %s is left alone, with one warning, until there is something better', async (_, text, why) => {
     const one = open();
-    one.note(known(1));
+    one.note(known(1), 'a');
     await one.flush();
     await writeFile(file, text);
     expect(await open().read()).toBeUndefined();
@@ -174,7 +174,7 @@ describe('its file', () => {
     expect(said[0]).toContain(why);
     expect(await readFile(file, 'utf8')).toBe(text);
     const next = open();
-    next.note(known(1));
+    next.note(known(1), 'a');
     await next.flush();
     expect((await next.read())?.peers).toHaveLength(1);
   });
@@ -183,12 +183,12 @@ describe('its file', () => {
     await writeFile(path.join(directory, 'deeper'), 'no directory');
     const one = open();
     for (let i = 0; i < 3; i++) {
-      one.note(known(1, { 'public-ip': `192.168.2.${i + 1}` }));
+      one.note(known(1, { 'public-ip': `192.168.2.${i + 1}` }), String(i));
       await one.flush();
     }
     expect(said).toHaveLength(1);
     await rm(path.join(directory, 'deeper'));
-    one.note(known(1));
+    one.note(known(1), 'a');
     await one.flush();
     expect((await one.read())?.peers).toHaveLength(1);
   });

@@ -6,9 +6,10 @@
 import { stat, utimes } from 'node:fs/promises';
 import type { Logger } from 'pino';
 import { z } from 'zod';
-import type { LeaseSettings, OwnNode, Peer, PeerNode } from '../cluster/index.ts';
+import type { ClusterSnapshot, LeaseSettings, OwnLease, OwnNode, Peer, PeerNode } from '../cluster/index.ts';
 import { errorText, RipstopError } from '../errors.ts';
 import { readIfThere, writeAtomically } from '../host/files.ts';
+import { LogOnce } from '../log-once.ts';
 import { addressFamily, type Cidr, familyKey, formatCidr, parseCidr, perFamily } from '../net/ip.ts';
 import { normalizeMac } from '../net/mac.ts';
 
@@ -142,19 +143,23 @@ export class LastKnownFile {
   readonly #path: string;
   readonly #scope: LastKnownScope;
   readonly #log: Logger;
+  readonly #failure: LogOnce;
   readonly #everyMs: number;
   /** What the file holds, or is about to. */
-  #written: LastKnown | undefined;
-  #wanted: LastKnown | undefined;
+  #writtenRevision: string | undefined;
+  #latest: { readonly known: LastKnown; readonly revision: string } | undefined;
   #touchedAt = Number.NEGATIVE_INFINITY;
   #timer: NodeJS.Timeout | undefined;
   #writing: Promise<void> = Promise.resolve();
-  #trouble = '';
 
   constructor(path: string, scope: LastKnownScope, log: Logger, everyMs: number = WRITE_EVERY_MS) {
     this.#path = path;
     this.#scope = scope;
     this.#log = log;
+    this.#failure = new LogOnce(
+      log,
+      'cannot keep the last-known state; after a reboot this node needs the API server',
+    );
     this.#everyMs = everyMs;
   }
 
@@ -171,13 +176,23 @@ export class LastKnownFile {
     }
   }
 
-  /** This is how things are now; returns at once. */
-  note(known: LastKnown): void {
-    this.#wanted = known;
+  /** Note the cluster as it is now, our own Node with the MACs of our lease; returns at once. */
+  noteCluster(own: OwnNode, lease: OwnLease, { nodes, peersRevision }: ClusterSnapshot): void {
+    // Our Node names the MACs only when the API server has answered what we publish; peers may use them before.
+    const known = {
+      own: { ...own, vtepMac: perFamily((family) => lease[familyKey(family)]?.vtepMac) },
+      peers: nodes,
+    };
+    this.note(known, `${peersRevision} ${JSON.stringify(known.own)}`);
+  }
+
+  /** This is how things are now; returns at once. @param revision the same for the same. */
+  note(known: LastKnown, revision: string): void {
+    this.#latest = { known, revision };
     if (this.#timer !== undefined) return;
     const wait = Math.max(0, this.#touchedAt + this.#everyMs - performance.now());
     // What is the same need not be made known before its time comes anyway.
-    if (wait > 0 && this.#written && isSame(this.#written, known)) return;
+    if (wait > 0 && this.#writtenRevision === revision) return;
     this.#timer = setTimeout(() => void this.flush(), wait);
   }
 
@@ -190,35 +205,17 @@ export class LastKnownFile {
   }
 
   async #write(): Promise<void> {
-    const known = this.#wanted;
-    if (!known) return;
+    const latest = this.#latest;
+    if (!latest) return;
     try {
       const now = new Date();
-      if (this.#written && isSame(this.#written, known)) await utimes(this.#path, now, now);
-      else await writeAtomically(this.#path, encodeLastKnown(known, this.#scope), 0o600);
-      this.#written = known;
-      this.#trouble = '';
+      if (this.#writtenRevision === latest.revision) await utimes(this.#path, now, now);
+      else await writeAtomically(this.#path, encodeLastKnown(latest.known, this.#scope), { mode: 0o600 });
+      this.#writtenRevision = latest.revision;
+      this.#failure.over();
     } catch (error) {
-      this.#written = undefined;
-      const why = errorText(error);
-      if (why !== this.#trouble) {
-        this.#log.warn(
-          { why },
-          'cannot keep the last-known state; after a reboot this node needs the API server',
-        );
-      }
-      this.#trouble = why;
+      this.#writtenRevision = undefined;
+      this.#failure.met(error);
     }
   }
-}
-
-/** Peers keep their identity as long as nothing about them changes, so this is mostly 15,000 comparisons of pointers. */
-function isSame(one: LastKnown, other: LastKnown): boolean {
-  const same = (a: object, b: object | undefined): boolean =>
-    a === b || JSON.stringify(a) === JSON.stringify(b);
-  return (
-    one.peers.length === other.peers.length &&
-    same(one.own, other.own) &&
-    one.peers.every((peer, i) => same(peer, other.peers[i]))
-  );
 }

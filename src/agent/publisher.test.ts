@@ -12,7 +12,11 @@ const told = new Promise<void>((resolve) => setTimeout(resolve, 10));
 function source() {
   const asked: { publicIp: string | undefined; answer: PromiseWithResolvers<boolean> }[] = [];
   const warnings: unknown[] = [];
-  const log = { info: () => {}, warn: (fields: unknown) => warnings.push(fields) } as unknown as Logger;
+  const log = {
+    debug() {},
+    info() {},
+    warn: (fields: unknown) => warnings.push(fields),
+  } as unknown as Logger;
   const publish = (_: OwnNode, { v4 }: OwnLease): Promise<boolean> => {
     const answer = Promise.withResolvers<boolean>();
     asked.push({ publicIp: v4?.publicIp, answer });
@@ -24,7 +28,7 @@ function source() {
 describe('the publisher', () => {
   it('lets nobody wait, and publishes of what was said meanwhile only the last', async () => {
     const { asked, publisher } = source();
-    for (const ip of ['192.0.2.1', '192.0.2.2', '192.0.2.3']) publisher.say(own, lease(ip));
+    for (const ip of ['192.0.2.1', '192.0.2.2', '192.0.2.3']) publisher.publish(own, lease(ip));
     expect(asked.map(({ publicIp }) => publicIp)).toEqual(['192.0.2.1']);
     asked[0]!.answer.resolve(true);
     await told;
@@ -34,7 +38,7 @@ describe('the publisher', () => {
   it('names a trouble once, and tries again when it is told again', async () => {
     const { asked, warnings, publisher } = source();
     const fail = async (i: number, why: string): Promise<void> => {
-      publisher.say(own, lease('192.0.2.1'));
+      publisher.publish(own, lease('192.0.2.1'));
       asked[i]!.answer.reject(new Error(why));
       await new Promise((resolve) => setTimeout(resolve, 1));
     };

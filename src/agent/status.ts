@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-import type { Outcome } from '../dataplane/reconcile.ts';
+import type { TargetStatus } from '../reconcile/reconciled.ts';
 
 /** What only the running agent knows, as /status answers it. Everything else, readers take from the pinned maps. */
 export interface AgentStatus {
@@ -37,10 +37,11 @@ export interface AgentStatus {
   };
   readonly peers: readonly { readonly name: string; readonly podCidr: string; readonly vtepIp: string }[];
   readonly alarms: readonly { readonly node: string; readonly kind: string; readonly reason: string }[];
+  /** Everything that the agent keeps as it should be, and what of it is not. */
+  readonly targets: readonly TargetStatus[];
   readonly passes: {
     readonly count: number;
     readonly errors: number;
     readonly lastDurationMs: number;
-    readonly lastErrors: readonly Outcome[];
   };
 }

@@ -76,7 +76,7 @@ export function addAgentCommand(program: Command): void {
       const { keepHeapSmall } = await import('../agent/memory.ts');
       keepHeapSmall();
       const { pino } = await import('pino');
-      const { runAgent } = await import('../agent/agent.ts');
+      const { runAgent } = await import('../agent/process.ts');
       const log = pino({ level: flags.logLevel, base: { node: flags.nodeName } });
       const read = new Set(
         command.options.flatMap((option) => (option instanceof Flag ? option.variables : [])),

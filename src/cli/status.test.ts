@@ -24,7 +24,8 @@ const agent: AgentStatus = {
   api: { connected: true, synced: true, lastEventAgeMs: 1400 },
   peers: [{ name: 'node2', podCidr: '10.42.1.0/24', vtepIp: '172.31.0.2' }],
   alarms: [],
-  passes: { count: 6, errors: 0, lastDurationMs: 31, lastErrors: [] },
+  passes: { count: 6, errors: 0, lastDurationMs: 31 },
+  targets: [],
 };
 
 const status: Status = {
@@ -93,15 +94,23 @@ describe('status', () => {
         passes: {
           ...agent.passes,
           errors: 1,
-          lastErrors: [{ target: 'links', upserts: 0, removals: 0, error: 'EPERM' }],
         },
+        targets: [
+          {
+            name: 'pod-links',
+            desired: 2,
+            pending: 0,
+            failures: [{ key: 'from_pod@veth1', why: 'EPERM', sinceMs: 0 }],
+            sinceMs: 0,
+          },
+        ],
       },
     });
     expect(lines(text).filter((line) => /NOT |^ERROR|^ALARM|^LAST/.test(line))).toEqual([
       'node        node1, mode cni, NOT READY: the uplink has no address',
       'API watch   NOT CONNECTED, last event 61 s ago: connection refused',
       'LAST KNOWN  running on last-known state of 90 s ago, until the API server answers',
-      'ERROR       links: EPERM',
+      'ERROR       pod-links from_pod@veth1: EPERM',
       'ALARM       node7: its podCIDR is taken by node3',
     ]);
   });
@@ -118,7 +127,8 @@ describe('status', () => {
         api: { connected: true, synced: false },
         peers: [],
         alarms: [],
-        passes: { count: 0, errors: 0, lastDurationMs: 0, lastErrors: [] },
+        passes: { count: 0, errors: 0, lastDurationMs: 0 },
+        targets: [],
       },
     });
     expect(text).toContain('API watch  alive, first list under way\n');

@@ -2,7 +2,7 @@
 import type { AgentStatus } from '../agent/status.ts';
 import { type Counter, readCounters, type Verdict } from '../dataplane/counters.ts';
 import { openTables, pinPaths } from '../dataplane/tables.ts';
-import { listLinks, parseLinkKey } from '../dataplane/targets.ts';
+import { listLinks, parseLinkKey } from '../dataplane/links.ts';
 import { askAgent } from './ask-agent.ts';
 import { readEndpoints, readPeers } from './rows.ts';
 import { renderTable } from './table.ts';
@@ -60,6 +60,9 @@ function sumByVerdict(counters: readonly Counter[]): Record<Verdict, number> {
   return sums;
 }
 
+/** Of each target: the rest is in the JSON. */
+const FAILURES_SHOWN = 3;
+
 /** One screen. */
 export function renderStatus(status: Status): string {
   const { agent, packets } = status;
@@ -87,7 +90,9 @@ export function renderStatus(status: Status): string {
       'passes',
       `${agent.passes.count}, the last took ${agent.passes.lastDurationMs} ms, ${agent.passes.errors} errors`,
     ]);
-    for (const { target, error } of agent.passes.lastErrors) lines.push(['ERROR', `${target}: ${error}`]);
+    for (const { name, failures } of agent.targets)
+      for (const { key, why } of failures.slice(0, FAILURES_SHOWN))
+        lines.push(['ERROR', `${name} ${key}: ${why}`]);
     for (const { node, reason } of agent.alarms) lines.push(['ALARM', `${node}: ${reason}`]);
   } else {
     lines.push(['agent', 'not running (what is pinned forwards without it)']);

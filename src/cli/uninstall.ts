@@ -206,7 +206,7 @@ async function handPodsOver(options: UninstallOptions): Promise<string[]> {
       ipMasq,
       dataDir: options.ipamDir,
     });
-    if (await writeIfDifferent(join(dir, containerId), delegate, 0o600)) written++;
+    if (await writeIfDifferent(join(dir, containerId), delegate, { mode: 0o600 })) written++;
   }
   return written === 0 ? [] : [`told flannel's plugin of ${written} pods, in ${dir}`];
 }

@@ -558,7 +558,7 @@ function withoutNetConf(key: string): RipstopError {
 
 async function keepCopy(file: string, text: string, log: Logger): Promise<void> {
   try {
-    await writeIfDifferent(file, text, 0o600);
+    await writeIfDifferent(file, text, { mode: 0o600 });
   } catch (error) {
     log.warn(
       { why: errorText(error) },

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-import { mkdir, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { existsSync } from 'node:fs';
+import { readdir, rm } from 'node:fs/promises';
 import { z } from 'zod';
 import { errorText, RipstopError } from '../errors.ts';
+import { readIfThere, writeAtomically } from '../host/files.ts';
 import type { AttachmentId } from './plugin.ts';
 
 const Attachment = z.object({
@@ -28,53 +30,80 @@ const Attachment = z.object({
 export type Attachment = Readonly<z.infer<typeof Attachment>>;
 
 /**
- * The attachments of this node, one file for each: what ADD has promised and DEL not yet taken back. The agent derives
- * its endpoints from it, after a restart too, and so do readers in other processes: nothing is kept in memory. It lies
- * below /run, so a reboot, which ends all pods, empties it.
+ * The attachments of this node, one file for each: what ADD has promised and DEL not yet taken back. Files, so that the next
+ * agent derives its endpoints from them, and readers in other processes too; below /run, so that a reboot, which ends all
+ * pods, empties them. An agent is the only one who writes them, and has what they hold in memory.
  */
 export class AttachmentStore {
   readonly #dir: string;
+  /** By file name. */
+  readonly #known = new Map<string, Attachment>();
+  #isRead = false;
 
   /** @param runDir the agent's directory, e.g. `/run/ripstop`; the files are in `endpoints` below it. */
   constructor(runDir: string) {
     this.#dir = `${runDir}/endpoints`;
   }
 
-  /** All attachments. @throws RipstopError naming a file that is none. */
-  async list(): Promise<Attachment[]> {
-    const names = (await orMissing(readdir(this.#dir))) ?? [];
+  /**
+   * Read the files that came, and forget those that went, since the last time: the agent that this one succeeds may have
+   * finished a call after our start. @throws RipstopError naming a file that is no attachment.
+   */
+  async refresh(): Promise<void> {
+    const names = existsSync(this.#dir) ? await readdir(this.#dir) : [];
     // Everything else in the directory is a write that is not finished, or never was; the next one replaces it.
-    const files = names.filter((name) => name.endsWith('.json')).sort();
-    const attachments = await Promise.all(files.map((name) => readAttachment(`${this.#dir}/${name}`)));
-    return attachments.filter((attachment) => attachment !== undefined);
+    const files = new Set(names.filter((name) => name.endsWith('.json')));
+    for (const name of this.#known.keys()) if (!files.has(name)) this.#known.delete(name);
+    const unknown = [...files].filter((name) => !this.#known.has(name));
+    await Promise.all(
+      unknown.map(async (name) => {
+        const attachment = await readAttachment(`${this.#dir}/${name}`);
+        if (attachment) this.#known.set(name, attachment);
+      }),
+    );
+    this.#isRead = true;
+  }
+
+  /** All attachments, as of the last change or refresh, in the order of their names. */
+  async list(): Promise<Attachment[]> {
+    if (!this.#isRead) await this.refresh();
+    return [...this.#known].sort(([a], [b]) => (a < b ? -1 : 1)).map(([, attachment]) => attachment);
   }
 
   /** One of them, or undefined. @throws RipstopError when its file holds something else. */
-  get(id: AttachmentId): Promise<Attachment | undefined> {
-    return readAttachment(this.#file(id));
+  async get(id: AttachmentId): Promise<Attachment | undefined> {
+    const name = fileName(id);
+    return this.#known.get(name) ?? readAttachment(`${this.#dir}/${name}`);
   }
 
   /** Write one, in place of what it was before: whole or not at all, readable by root only. */
   async put(attachment: Attachment): Promise<void> {
-    const file = this.#file(attachment);
-    await mkdir(this.#dir, { recursive: true, mode: 0o700 });
-    await writeFile(`${file}.tmp`, `${JSON.stringify(attachment, undefined, 2)}\n`, { mode: 0o600 });
-    await rename(`${file}.tmp`, file);
+    const name = fileName(attachment);
+    const text = `${JSON.stringify(attachment, undefined, 2)}\n`;
+    // A reboot ends the pods, and empties /run with them.
+    await writeAtomically(`${this.#dir}/${name}`, text, {
+      mode: 0o600,
+      directoryMode: 0o700,
+      durable: false,
+    });
+    this.#known.set(name, attachment);
   }
 
   /** Forget one; one that is not there is no error. */
   async remove(id: AttachmentId): Promise<void> {
-    await rm(this.#file(id), { force: true });
-  }
-
-  #file({ containerId, ifname }: AttachmentId): string {
-    // Both names may hold hyphens; the last one must be ours, or two attachments could share a file.
-    return `${this.#dir}/${containerId}-${ifname.replaceAll('-', '%2d')}.json`;
+    const name = fileName(id);
+    await rm(`${this.#dir}/${name}`, { force: true });
+    this.#known.delete(name);
   }
 }
 
+function fileName({ containerId, ifname }: AttachmentId): string {
+  // Both names may hold hyphens; the last one must be ours, or two attachments could share a file.
+  return `${containerId}-${ifname.replaceAll('-', '%2d')}.json`;
+}
+
 async function readAttachment(file: string): Promise<Attachment | undefined> {
-  const text = await orMissing(readFile(file, 'utf8'));
+  const text = await readIfThere(file);
   if (text === undefined) return undefined;
   try {
     return Attachment.parse(JSON.parse(text));
@@ -83,14 +112,5 @@ async function readAttachment(file: string): Promise<Attachment | undefined> {
       cause: error,
       details: errorText(error),
     });
-  }
-}
-
-async function orMissing<T>(reading: Promise<T>): Promise<T | undefined> {
-  try {
-    return await reading;
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined;
-    throw error;
   }
 }

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 import { readdir, rename, rm } from 'node:fs/promises';
 import { basename, join } from 'node:path';
+import type { Logger } from 'pino';
 import { z } from 'zod';
 import { RipstopError } from '../errors.ts';
 import { readIfThere, writeAtomically, writeIfDifferent } from '../host/files.ts';
+import { LogOnce } from '../log-once.ts';
 
 /*
  * The container runtime's network configuration. ripstop's takes the name that flannel's has, so that a node has one network
@@ -64,6 +66,35 @@ export async function installConflist(source: string, dir: string): Promise<bool
   const before = await readIfThere(target);
   if (before !== undefined && !parseOurs(before)) await writeAtomically(`${target}${SAVED}`, before);
   return writeIfDifferent(target, text);
+}
+
+/** Puts our configuration in place once, however often it is asked; a failure is logged once and retried at the next call. */
+export class ConflistInstaller {
+  readonly #files: { readonly source: string; readonly dir: string } | undefined;
+  readonly #log: Logger;
+  readonly #failure: LogOnce;
+  #isInstalled = false;
+
+  /** @param files undefined: somebody else does it. */
+  constructor(files: { readonly source: string; readonly dir: string } | undefined, log: Logger) {
+    this.#files = files;
+    this.#log = log;
+    this.#failure = new LogOnce(log, 'the CNI configuration is not in place; retrying', 'error');
+  }
+
+  /** To be called when an ADD would succeed. Never throws. */
+  async install(): Promise<void> {
+    if (!this.#files || this.#isInstalled) return;
+    const { source, dir } = this.#files;
+    try {
+      const isWritten = await installConflist(source, dir);
+      this.#isInstalled = true;
+      if (isWritten) this.#log.info({ dir }, 'pods can be added: the CNI configuration is in place');
+      this.#failure.over();
+    } catch (error) {
+      this.#failure.met(error);
+    }
+  }
 }
 
 /** Take our configurations away; one that they replaced stays where it is kept. @returns what was done. */

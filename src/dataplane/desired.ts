@@ -14,9 +14,8 @@ import {
   parseCidr,
 } from '../net/ip.ts';
 import { NO_MAC } from '../net/mac.ts';
-import { encode, type Struct } from './codec.ts';
+import type { Struct } from './codec.ts';
 import { layout } from './layout.gen.ts';
-import { perObject } from './memo.ts';
 
 /** One address family of this node. */
 export interface FamilySettings {
@@ -193,11 +192,12 @@ const noEther: Readonly<Record<number, Struct<'ether'>>> = Object.fromEntries(
   [0x0800, 0x86dd].map((type) => [type, { dst: NO_MAC, src: NO_MAC, type }]),
 );
 
-/** The same objects for all peers. */
-const tunnelHeaders = perObject(({ vni, port }: Tunnel) => ({
-  udp: { src_port: 0, dst_port: port, length: 0, checksum: 0 },
-  vxlan: { flags: 0x0800_0000, vni: (vni << 8) >>> 0 },
-}));
+function tunnelHeaders({ vni, port }: Tunnel) {
+  return {
+    udp: { src_port: 0, dst_port: port, length: 0, checksum: 0 },
+    vxlan: { flags: 0x0800_0000, vni: (vni << 8) >>> 0 },
+  };
+}
 
 /** Where the uplink sends what goes to a peer. */
 export interface PeerHop {
@@ -224,39 +224,36 @@ function peerHead(peer: Peer, { ip, direct }: PeerHop): Struct<'peer_head'> {
   };
 }
 
-/** What the outer IPv4 headers to all peers have in common, with the sum of its 16-bit words. */
-const ipv4From = perObject(({ vtepIp }: FamilySettings) => {
-  const ip: Struct<'ipv4'> = {
-    version_ihl: 0x45,
-    tos: 0,
-    total_length: 0,
-    id: 0,
-    fragment: 0,
-    ttl: 64,
-    protocol: 17,
-    checksum: 0,
-    src: vtepIp,
-    dst: '0.0.0.0',
-  };
-  return { ip, sum: sumOfWords(encode({ struct: 'ipv4' }, ip)) };
-});
+/** The sum of the outer IPv4 header's constant words: version, length of the header, TTL and protocol. */
+const CONSTANT_SUM = sumOfWords(Uint8Array.of(0x45, 0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0));
 
 /** In memory's order, as the programs add them up. */
 function sumOfWords(bytes: Uint8Array): number {
   return new Uint16Array(bytes.buffer).reduce((sum, word) => sum + word, 0);
 }
 
-/** A peer's slot, with the checksum of what of the outer IPv4 header stays the same. */
+/** A peer's slot, with the checksum of those words of the outer IPv4 header that are the same for all packets to it. */
 export function peerValue(
   settings: NodeSettings,
   own: FamilySettings,
   peer: Peer,
   hop: PeerHop,
 ): Struct<'peer'> {
-  const { ip, sum } = ipv4From(own);
+  const addresses = sumOfWords(addressToBytes(own.vtepIp)) + sumOfWords(addressToBytes(peer.vtepIp));
   return {
-    head: { ...peerHead(peer, hop), checksum_base: sum + sumOfWords(addressToBytes(peer.vtepIp)) },
-    header: template(settings.tunnel ?? noTunnel, own, peer, 0x0800, { ...ip, dst: peer.vtepIp }),
+    head: { ...peerHead(peer, hop), checksum_base: CONSTANT_SUM + addresses },
+    header: template(settings.tunnel ?? noTunnel, own, peer, 0x0800, {
+      version_ihl: 0x45,
+      tos: 0,
+      total_length: 0,
+      id: 0,
+      fragment: 0,
+      ttl: 64,
+      protocol: 17,
+      checksum: 0,
+      src: own.vtepIp,
+      dst: peer.vtepIp,
+    }),
   };
 }
 

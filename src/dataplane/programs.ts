@@ -19,8 +19,8 @@ import {
 } from './generation.ts';
 import { layout } from './layout.gen.ts';
 import { makePinDirs, type MapName, mapNames, type PinPaths, type Tables, typedTable } from './tables.ts';
-import type { Target } from './target.ts';
-import { listLinks, removeLinks } from './targets.ts';
+import { listLinks, removeLinks } from './links.ts';
+import { noFailures, type Target } from '../reconcile/target.ts';
 
 /** Which object holds which programs. */
 const objects = {
@@ -178,21 +178,79 @@ function markFlows({ endpoint_state }: Tables, kept: readonly MapName[]): Pendin
   return knowsWho ? 'those with translated flows' : 'all';
 }
 
-/** The pinned maps as one step of a pass, after the links: once these lead to the programs, it is done. */
-export function takeOverTarget(loaded: LoadedPrograms, pinDir: string): Target<true> {
-  return {
-    name: 'maps',
-    list: async () => new Map(),
-    upsert: async () => {
-      const ours = new Set(Object.values(loaded.programs).map(({ info }) => info.id));
-      for (const [key, { ifindex, programId }] of listLinks(pinDir)) {
-        if (ifindex !== 0 && !ours.has(programId))
-          throw new RipstopError(`${key} still runs a program of before, so its maps stay`);
-      }
-      loaded.takeOver();
-    },
-    remove: async () => {},
-  };
+/** The node's programs as they are loaded now, for whoever plans with them or attaches them. */
+export class ProgramSet implements Disposable {
+  readonly #paths: PinPaths;
+  #loaded: { readonly settings: NodeSettings; readonly programs: LoadedPrograms } | undefined;
+  #revision = 0;
+
+  constructor(paths: PinPaths) {
+    this.#paths = paths;
+  }
+
+  /** Undefined before they were loaded for the first time. */
+  get loaded(): LoadedPrograms | undefined {
+    return this.#loaded?.programs;
+  }
+
+  /** Grows whenever other programs, or other maps, take their place. */
+  get revision(): number {
+    return this.#revision;
+  }
+
+  /** The loaded programs, for targets that are only planned when there are some. */
+  get current(): LoadedPrograms {
+    if (!this.#loaded) throw new RipstopError('no programs are loaded');
+    return this.#loaded.programs;
+  }
+
+  /** The one key of both targets below. */
+  static readonly KEY = 'loaded';
+
+  /**
+   * Programs loaded for these settings; those that are loaded stay until the new ones are.
+   * @param onPending called when maps had to be made anew beside those in use.
+   */
+  programsTarget(onPending: (pending: PendingMaps) => void = () => {}): Target<NodeSettings> {
+    return {
+      name: 'programs',
+      list: async () => new Map(this.#loaded ? [[ProgramSet.KEY, this.#loaded.settings]] : []),
+      upsert: async (entries) => {
+        for (const settings of entries.values()) {
+          const programs = loadPrograms(settings, this.#paths);
+          this[Symbol.dispose]();
+          this.#loaded = { settings, programs };
+          this.#revision++;
+          if (programs.pending) onPending(programs.pending);
+        }
+        return noFailures;
+      },
+      remove: async () => noFailures,
+    };
+  }
+
+  /** The maps of the loaded programs as the ones in use, which they are once all links lead to these programs. */
+  mapsTarget(): Target<true> {
+    return {
+      name: 'maps',
+      list: async () => new Map(this.#loaded?.programs.pending ? [] : [[ProgramSet.KEY, true]]),
+      upsert: async () => {
+        const ours = new Set(Object.values(this.current.programs).map(({ info }) => info.id));
+        for (const [key, { ifindex, programId }] of listLinks(this.#paths.links)) {
+          if (ifindex !== 0 && !ours.has(programId))
+            throw new RipstopError(`${key} still runs a previous program, so the maps in use stay`);
+        }
+        this.current.takeOver();
+        this.#revision++;
+        return noFailures;
+      },
+      remove: async () => noFailures,
+    };
+  }
+
+  [Symbol.dispose](): void {
+    this.#loaded?.programs[Symbol.dispose]();
+  }
 }
 
 /** Pin over what may be pinned there, without a moment in which nothing is. */

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 import { existsSync } from 'node:fs';
 import { errorText, RipstopError } from '../errors.ts';
+import { noFailures, type Target } from '../reconcile/target.ts';
 import { run } from './run.ts';
 
+export const CONNTRACK_MODULE = 'nf_conntrack';
 /** There in every network namespace as soon as nf_conntrack is in the kernel. */
 const SIGN = '/proc/sys/net/netfilter/nf_conntrack_max';
 
@@ -32,4 +34,17 @@ export async function ensureConntrack(): Promise<boolean> {
     );
   }
   return true;
+}
+
+/** The kernel modules that the programs need: `nf_conntrack`. */
+export function kernelModulesTarget(): Target<true> {
+  return {
+    name: 'kernel-modules',
+    list: async () => new Map(existsSync(SIGN) ? [[CONNTRACK_MODULE, true]] : []),
+    upsert: async () => {
+      await ensureConntrack();
+      return noFailures;
+    },
+    remove: async () => noFailures,
+  };
 }

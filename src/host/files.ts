@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-import { chmod, mkdir, open, readFile, rename, rm } from 'node:fs/promises';
+import { mkdir, open, readFile, rename, rm } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { errorText, RipstopError } from '../errors.ts';
+import { noFailures, type Target } from '../reconcile/target.ts';
 
 /** A file's text, or undefined when there is no such file. @throws RipstopError when it cannot be read. */
 export async function readIfThere(path: string): Promise<string | undefined> {
@@ -13,10 +14,23 @@ export async function readIfThere(path: string): Promise<string | undefined> {
   }
 }
 
+export interface WriteOptions {
+  /** Of the file. Default 0o644. */
+  readonly mode?: number;
+  /** Of directories that are made on the way. Default 0o755. */
+  readonly directoryMode?: number;
+  /** Whether the file has to outlive a power cut (default). */
+  readonly durable?: boolean;
+}
+
 /** As {@link writeAtomically}, but a file that holds the text already is left as it is. @returns whether it was written. */
-export async function writeIfDifferent(path: string, text: string, mode = 0o644): Promise<boolean> {
+export async function writeIfDifferent(
+  path: string,
+  text: string,
+  options: WriteOptions = {},
+): Promise<boolean> {
   if ((await readIfThere(path)) === text) return false;
-  await writeAtomically(path, text, mode);
+  await writeAtomically(path, text, options);
   return true;
 }
 
@@ -28,15 +42,20 @@ export async function writeIfDifferent(path: string, text: string, mode = 0o644)
 export async function writeAtomically(
   path: string,
   text: string | Iterable<string>,
-  mode = 0o644,
+  { mode = 0o644, directoryMode = 0o755, durable = true }: WriteOptions = {},
 ): Promise<void> {
   const draft = `${path}.${process.pid}.tmp`;
   try {
-    await mkdir(dirname(path), { recursive: true });
-    await writeSynced(draft, text, mode);
-    // The umask may have narrowed the mode.
-    await chmod(draft, mode);
+    await mkdir(dirname(path), { recursive: true, mode: directoryMode });
+    {
+      await using file = await open(draft, 'w', mode);
+      await file.writeFile(text);
+      // The umask may have narrowed the mode.
+      await file.chmod(mode);
+      if (durable) await file.sync();
+    }
     await rename(draft, path);
+    if (!durable) return;
     await using directory = await open(dirname(path), 'r');
     await directory.sync();
   } catch (error) {
@@ -45,8 +64,35 @@ export async function writeAtomically(
   }
 }
 
-async function writeSynced(path: string, text: string | Iterable<string>, mode: number): Promise<void> {
-  await using file = await open(path, 'w', mode);
-  await file.writeFile(text);
-  await file.sync();
+/** A file that other programs read. */
+export interface FileContent {
+  readonly text: string;
+  /** What a failure to write it means, and what to do. */
+  readonly hint: string;
+}
+
+/** Files by path, mode 0644, each written atomically and only when it differs. None is ever removed. */
+export function filesTarget(): Target<FileContent> {
+  return {
+    name: 'files',
+    list: async () => new Map(),
+    difference: async (desired) => {
+      const upserts = new Map<string, FileContent>();
+      for (const [path, content] of desired) {
+        const actual = await readIfThere(path).catch(() => undefined);
+        if (actual !== content.text) upserts.set(path, content);
+      }
+      return { upserts, removals: new Map() };
+    },
+    upsert: async (entries) => {
+      const failures = new Map<string, string>();
+      for (const [path, { text, hint }] of entries) {
+        await writeAtomically(path, text).catch((error: unknown) =>
+          failures.set(path, `${errorText(error)}; ${hint}`),
+        );
+      }
+      return failures;
+    },
+    remove: async () => noFailures,
+  };
 }

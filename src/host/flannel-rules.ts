@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import { existsSync } from 'node:fs';
+import { noFailures, type Target } from '../reconcile/target.ts';
 import { applyNft, listNft, type NftObject } from './nft.ts';
 import { type PodNetwork, wordsOf } from './pod-network.ts';
 import { run, tryRun, type RunOptions } from './run.ts';
@@ -127,57 +128,91 @@ export function restoreRemoval({ name }: RuleTable, leftovers: readonly Leftover
   return [`*${name}`, ...lines, 'COMMIT', ''].join('\n');
 }
 
-/** What became of flannel's rules, in words. */
-export interface Cleared {
-  removed: string[];
-  /** What stays, and why. */
-  kept: string[];
+/** Something of flannel's rules that is still there, and how it is taken away. */
+export interface FlannelRule {
+  /** Why it must stay; undefined when ours stand in for it. */
+  readonly needed?: string;
+  /** nft's lines that remove it, or the input of `<home>-restore --noflush`. */
+  readonly removal: { readonly nft: readonly string[] } | { readonly home: string; readonly restore: string };
 }
 
 /**
- * Take away flannel's rules, wherever it has written them; nobody else's are touched. To be called when ours are there.
+ * All that flannel's rules consist of, by `FLANNEL-FWD in ip filter` or `table ip flannel-ipv4`; nobody else's are listed.
  * @throws RipstopError with the reason of nft or iptables-legacy.
  */
-export async function clearFlannelRules(options: RunOptions = {}): Promise<Cleared> {
-  const cleared: Cleared = { removed: [], kept: [] };
-  const divide = (table: RuleTable): Leftover[] => {
-    const found = findLeftovers(table);
-    const where = (chain: string): string => `${chain} in ${table.home} ${table.name}`;
-    for (const { chain, from, needed } of found) {
-      if (needed) cleared.kept.push(`${where(chain)}: ${from} drops what nothing in it accepts`);
-      else cleared.removed.push(where(chain));
+export async function listFlannelRules(options: RunOptions = {}): Promise<Map<string, FlannelRule>> {
+  const found = new Map<string, FlannelRule>();
+  const add = (table: RuleTable, removalOf: (leftover: Leftover) => FlannelRule['removal']): void => {
+    for (const leftover of findLeftovers(table)) {
+      const { chain, from, needed } = leftover;
+      found.set(`${chain} in ${table.home} ${table.name}`, {
+        ...(needed && {
+          needed: `pods would be cut off without it: ${from} drops what nothing in it accepts`,
+        }),
+        removal: removalOf(leftover),
+      });
     }
-    return found.filter(({ needed }) => !needed);
   };
   const tables = new Set(
     (await listNft(['tables'], options)).flatMap(({ table }) =>
       table ? [`${table.family} ${table.name}`] : [],
     ),
   );
-  const lines: string[] = [];
   for (const home of ['ip', 'ip6']) {
     for (const { table, from, chain } of CHAINS) {
       if (!tables.has(`${home} ${table}`)) continue;
       const listChain = (name: string) => listNft(['chain', home, table, name], options);
       const ours = await listChain(chain);
       if (ours.length === 0) continue;
-      const found = readNftTable(home, table, [...ours, ...(await listChain(from))]);
-      lines.push(...nftRemoval(found, divide(found)));
+      const read = readNftTable(home, table, [...ours, ...(await listChain(from))]);
+      add(read, (leftover) => ({ nft: nftRemoval(read, [leftover]) }));
     }
   }
-  for (const table of OWN_TABLES.filter((name) => tables.has(name))) {
-    lines.push(`delete table ${table}`);
-    cleared.removed.push(`table ${table}`);
-  }
-  if (lines.length > 0) await applyNft(lines, options);
+  for (const table of OWN_TABLES.filter((name) => tables.has(name)))
+    found.set(`table ${table}`, { removal: { nft: [`delete table ${table}`] } });
   for (const { home, name } of await legacyTables(options)) {
-    const found = readSavedTable(home, name, await run(`${home}-save`, ['-t', name], options));
-    const going = divide(found);
-    if (going.length === 0) continue;
-    const stdin = restoreRemoval(found, going);
-    await run(`${home}-restore`, ['--noflush', '--wait', '5'], { ...options, stdin });
+    const read = readSavedTable(home, name, await run(`${home}-save`, ['-t', name], options));
+    add(read, (leftover) => ({ home, restore: restoreRemoval(read, [leftover]) }));
   }
-  return cleared;
+  return found;
+}
+
+/** Take these away: what is in nftables in one transaction. @throws RipstopError with the reason of nft or iptables-legacy. */
+export async function removeFlannelRules(
+  rules: Iterable<FlannelRule>,
+  options: RunOptions = {},
+): Promise<void> {
+  const removals = Array.from(rules, ({ removal }) => removal);
+  const lines = removals.flatMap((removal) => ('nft' in removal ? removal.nft : []));
+  if (lines.length > 0) await applyNft(lines, options);
+  for (const removal of removals) {
+    if ('nft' in removal) continue;
+    await run(`${removal.home}-restore`, ['--noflush', '--wait', '5'], {
+      ...options,
+      stdin: removal.restore,
+    });
+  }
+}
+
+/**
+ * flannel's rules as a target of which nothing is desired. To be reconciled after ours are there. One that pods cannot do
+ * without stays, and is told of as a failure.
+ */
+export function flannelRulesTarget(options: RunOptions = {}): Target<FlannelRule> {
+  return {
+    name: 'flannel-rules',
+    list: () => listFlannelRules(options),
+    upsert: async () => noFailures,
+    remove: async (entries) => {
+      await removeFlannelRules(
+        [...entries.values()].filter(({ needed }) => needed === undefined),
+        options,
+      );
+      return new Map(
+        [...entries].flatMap(([key, { needed }]) => (needed === undefined ? [] : [[key, needed]])),
+      );
+    },
+  };
 }
 
 /** The tables of iptables-legacy that this namespace uses, of those that flannel writes into. */

@@ -84,6 +84,11 @@ export async function listLinks(options: RunOptions = {}): Promise<Map<string, L
   return new Map(rows.map((row) => [row.ifname, toLink(row)]));
 }
 
+/** One link, or undefined. */
+export async function readLinkIfThere(name: string, options: RunOptions = {}): Promise<Link | undefined> {
+  return (await listLinks(options)).get(name);
+}
+
 /**
  * One link that must be there.
  * @throws RipstopError when it is not.
@@ -156,4 +161,9 @@ function toVxlan(data: Record<string, unknown>): VxlanDetails {
     zeroChecksum6: { tx: data['udp_zero_csum6_tx'] === true, rx: data['udp_zero_csum6_rx'] === true },
     extras: FOREIGN_VXLAN_SETTINGS.filter((name) => data[name] !== undefined && data[name] !== false),
   };
+}
+
+/** Whether this is the name of a host veth that ripstop's CNI plugin has made (see cni/pod-network.ts). */
+export function isPodVeth(name: string): boolean {
+  return /^veth[0-9a-f]{8}$/.test(name);
 }

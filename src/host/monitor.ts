@@ -9,6 +9,8 @@ export interface MonitorOptions extends RunOptions {
   onTrouble?: (why: string, retryMs: number) => void;
 }
 
+export type KernelChange = 'pods' | 'peers' | 'any';
+
 export interface Monitor {
   /** Resolves when the monitor runs no more; `onChange` is not called again. */
   stop(): Promise<void>;
@@ -27,7 +29,7 @@ const HEALTHY_MS = 60_000;
  * when it is an entry of a VTEP device, which says nothing of how VTEPs are reached.
  */
 export function monitorKernel(
-  onChange: (change: 'pods' | 'peers' | 'any') => void,
+  onChange: (change: KernelChange) => void,
   options: MonitorOptions = {},
 ): Monitor {
   const objects = ['link', 'address', 'route', 'nexthop', 'neigh', 'netconf'];

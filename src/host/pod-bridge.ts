@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-import type { Target } from '../dataplane/target.ts';
+import { noFailures, type Target } from '../reconcile/target.ts';
 import { addressAt, canonicalAddress, type Cidr, type Family } from '../net/ip.ts';
 import { ipBatch, ipJson, line } from './ip.ts';
-import type { Link } from './links.ts';
+import { type Link, listLinks } from './links.ts';
 import { ROUTE_PROTOCOL, stillPresent } from './routes.ts';
 import type { RunOptions } from './run.ts';
 import type { Sysctl } from './sysctl.ts';
@@ -41,6 +41,22 @@ export function idlePodBridges(podCidrs: readonly Cidr[], links: ReadonlyMap<str
     .map(({ name }) => name);
 }
 
+/** Idle bridges of these podCIDRs as a target of which nothing is desired. */
+export function idleBridgesTarget(podCidrs: readonly Cidr[]): Target<true> {
+  return {
+    name: 'idle-bridges',
+    list: async () => new Map(idlePodBridges(podCidrs, await listLinks()).map((name) => [name, true])),
+    upsert: async () => noFailures,
+    remove: async (entries) => {
+      await ipBatch(
+        [...entries.keys()].map((name) => line`link del dev ${name}`),
+        { force: true },
+      );
+      return noFailures;
+    },
+  };
+}
+
 /** What the bridge needs to answer for pods that are not on it. */
 export function podBridgeSysctls(bridge: string, families: readonly Family[]): Sysctl[] {
   return families.flatMap((family) => [
@@ -61,33 +77,40 @@ export function podBridgeSysctls(bridge: string, families: readonly Family[]): S
   ]);
 }
 
-/** The addresses that the node answers for on the bridge, both families. Ours are those of our protocol. */
-export function proxyTarget(bridge: string, options: RunOptions = {}): Target<true> {
+/** The key of a proxy neighbour. */
+export const proxyKey = (bridge: string, address: string): string => `${bridge} ${address}`;
+
+/** The addresses that the node answers for on bridges, both families. Ours are those of our protocol. */
+export function proxyTarget(options: RunOptions = {}): Target<true> {
   const list = async (): Promise<Map<string, true>> => {
-    const show = ['neigh', 'show', 'proxy', 'dev', bridge];
-    const rows = await ipJson<{ dst: string; protocol?: string }>(show, options);
+    const rows = await ipJson<{ dst: string; dev: string; protocol?: string }>(
+      ['neigh', 'show', 'proxy'],
+      options,
+    );
     return new Map(
       rows
         .filter(({ protocol }) => protocol === String(ROUTE_PROTOCOL))
-        .map(({ dst }) => [canonicalAddress(dst), true]),
+        .map(({ dst, dev }) => [proxyKey(dev, canonicalAddress(dst)), true]),
     );
   };
+  const commands = (verb: string, entries: ReadonlyMap<string, true>, more = ''): string[] =>
+    [...entries.keys()].map((key) => {
+      const [bridge = '', ip = ''] = key.split(' ');
+      return line`neigh ${verb} proxy ${ip} dev ${bridge}` + more;
+    });
   return {
     name: 'proxy-neighbours',
     list,
-    upsert: async (entries) =>
-      ipBatch(
-        [...entries.keys()].map(
-          (ip) => line`neigh replace proxy ${ip} dev ${bridge} protocol ${ROUTE_PROTOCOL}`,
-        ),
-        { ...options, force: true },
-      ),
-    remove: async (entries) =>
-      ipBatch(
-        [...(await stillPresent(entries, list)).keys()].map(
-          (ip) => line`neigh del proxy ${ip} dev ${bridge}`,
-        ),
-        { ...options, force: true },
-      ),
+    upsert: async (entries) => {
+      await ipBatch(commands('replace', entries, line` protocol ${ROUTE_PROTOCOL}`), {
+        ...options,
+        force: true,
+      });
+      return noFailures;
+    },
+    remove: async (entries) => {
+      await ipBatch(commands('del', await stillPresent(entries, list)), { ...options, force: true });
+      return noFailures;
+    },
   };
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-import type { Target } from '../dataplane/target.ts';
+import { noFailures, type Target } from '../reconcile/target.ts';
 import { ipBatch, line } from './ip.ts';
 import { listOwnRoutes, ROUTE_PROTOCOL, stillPresent } from './routes.ts';
 import type { RunOptions } from './run.ts';
@@ -27,16 +27,20 @@ export function podRouteTarget(options: RunOptions = {}): Target<PodRoute> {
   return {
     name: 'pod-routes',
     list,
-    upsert: async (entries) =>
-      ipBatch(
+    upsert: async (entries) => {
+      await ipBatch(
         [...entries].map(([cidr, route]) => command('replace', cidr, route)),
         { ...options, force: true },
-      ),
-    remove: async (entries) =>
-      ipBatch(
+      );
+      return noFailures;
+    },
+    remove: async (entries) => {
+      await ipBatch(
         [...(await stillPresent(entries, list))].map(([cidr, route]) => command('del', cidr, route)),
         { ...options, force: true },
-      ),
+      );
+      return noFailures;
+    },
   };
 }
 

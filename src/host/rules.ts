@@ -3,6 +3,7 @@ import { createHash } from 'node:crypto';
 import type { Tunnel } from '../dataplane/desired.ts';
 import { RipstopError } from '../errors.ts';
 import type { Family } from '../net/ip.ts';
+import { isSame, noFailures, type Target } from '../reconcile/target.ts';
 import { applyNft, listNft, NFT_TABLE, type NftObject } from './nft.ts';
 import { type PodNetwork, wordsOf } from './pod-network.ts';
 import type { RunOptions } from './run.ts';
@@ -28,9 +29,9 @@ export interface RulesWanted {
 
 export interface Ruleset {
   /** What `nft -f` gets: one transaction that puts the table in place of whatever it was. */
-  text: string;
+  readonly text: string;
   /** Sets, chains and rules in order, as {@link readFingerprint} finds them in a listing. */
-  fingerprint: string[];
+  readonly fingerprint: readonly string[];
 }
 
 interface Chain {
@@ -55,9 +56,9 @@ function commentOf({ match, verdict, why }: Rule): string {
 }
 
 /**
- * Render the table. Pure: the same wish and the same find give the same text.
- * @param found a listing of the table in whose place it will be. The elements of its sets stay: whether one is to go is not
- * known here.
+ * Render the table. Pure: the same wanted rules and the same listing give the same text.
+ * @param found a listing of the table that it replaces. The elements of its sets stay: whether one is to go is not known
+ * here.
  */
 export function renderRules(wanted: RulesWanted, found: readonly NftObject[] = []): Ruleset {
   const chains = [
@@ -65,29 +66,48 @@ export function renderRules(wanted: RulesWanted, found: readonly NftObject[] = [
     forwardChain(wanted),
     ...(wanted.masquerade ? [postroutingChain(wanted)] : []),
   ];
-  const fingerprint: string[] = [];
+  const senders = wanted.tunnel ? wanted.networks : [];
+  const fingerprint = [
+    ...senders.map(
+      ({ network }) => `set ${VTEP_SETS[network.family].name} ${VTEP_SETS[network.family].type}`,
+    ),
+    ...chains.flatMap(({ name, type, hook, priority, rules }) => [
+      `chain ${name} ${type} ${hook} ${priority} accept`,
+      ...rules.map((rule) => `rule ${name} ${commentOf(rule)}`),
+    ]),
+  ];
+  return {
+    fingerprint,
+    // Only for a table that must be written: it has an element for each peer.
+    get text() {
+      return renderTable(senders, chains, found);
+    },
+  };
+}
+
+function renderTable(
+  senders: RulesWanted['networks'],
+  chains: readonly Chain[],
+  found: readonly NftObject[],
+): string {
   const table = NFT_TABLE.join(' ');
   // Adding the table first lets the deletion succeed also when it was not there; nft applies all of it or nothing.
   const lines = [`add table ${table}`, `delete table ${table}`, `table ${table} {`];
-  for (const { network, vteps } of wanted.tunnel ? wanted.networks : []) {
-    const { name, type } = VTEP_SETS[network.family];
+  for (const { network, vteps } of senders) {
     const elements = [...new Map([...listedVteps(found, network.family), ...vteps()]).keys()];
-    fingerprint.push(`set ${name} ${type}`);
-    lines.push(`  set ${name} {`, `    ${declarationOf(network.family)}`);
+    lines.push(`  set ${VTEP_SETS[network.family].name} {`, `    ${declarationOf(network.family)}`);
     if (elements.length > 0) lines.push(`    elements = { ${elements.join(', ')} }`);
     lines.push('  }');
   }
   for (const { name, type, hook, priority, rules } of chains) {
-    fingerprint.push(`chain ${name} ${type} ${hook} ${priority} accept`);
-    lines.push(`  chain ${name} {`);
-    lines.push(`    type ${type} hook ${hook} priority ${priority}; policy accept;`);
-    for (const rule of rules) {
-      fingerprint.push(`rule ${name} ${commentOf(rule)}`);
-      lines.push(`    ${rule.match} ${rule.verdict} comment "${commentOf(rule)}"`);
-    }
-    lines.push('  }');
+    lines.push(
+      `  chain ${name} {`,
+      `    type ${type} hook ${hook} priority ${priority}; policy accept;`,
+      ...rules.map((rule) => `    ${rule.match} ${rule.verdict} comment "${commentOf(rule)}"`),
+      '  }',
+    );
   }
-  return { text: [...lines, '}', ''].join('\n'), fingerprint };
+  return [...lines, '}', ''].join('\n');
 }
 
 /**
@@ -219,6 +239,29 @@ export async function ensureRules(wanted: RulesWanted, options: RunOptions = {})
     );
   }
   return true;
+}
+
+/** The key of {@link rulesTarget}: our table. */
+export const RULES_KEY = NFT_TABLE.join(' ');
+
+/** Our table. Its sets' elements are a target of their own, see vtep-set.ts. */
+export function rulesTarget(): Target<RulesWanted> {
+  return {
+    name: 'rules',
+    list: async () => new Map(),
+    difference: async (desired) => {
+      const bare = await listTable({}, ['--terse']);
+      const isThere = (wanted: RulesWanted): boolean =>
+        isSame(renderRules(wanted, bare).fingerprint, readFingerprint(bare));
+      const upserts = new Map([...desired].filter(([, wanted]) => !isThere(wanted)));
+      return { upserts, removals: new Map() };
+    },
+    upsert: async (entries) => {
+      for (const wanted of entries.values()) await ensureRules(wanted);
+      return noFailures;
+    },
+    remove: async () => noFailures,
+  };
 }
 
 /** Remove our table; no error when it is not there. */

@@ -3,14 +3,10 @@ import { mkdtemp, readdir, readFile, rm, stat, writeFile } from 'node:fs/promise
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { allDone } from '../reconcile/target.ts';
+import { filesTarget } from './files.ts';
 import { parseCidr } from '../net/ip.ts';
-import {
-  parseSubnetEnv,
-  readSubnetEnv,
-  renderSubnetEnv,
-  writeSubnetEnv,
-  type SubnetEnv,
-} from './subnet-env.ts';
+import { parseSubnetEnv, readSubnetEnv, renderSubnetEnv, type SubnetEnv } from './subnet-env.ts';
 
 const DUAL: SubnetEnv = {
   networks: [
@@ -66,18 +62,28 @@ describe('the file', () => {
   beforeAll(async () => void (directory = await mkdtemp(join(tmpdir(), 'subnet-env-'))));
   afterAll(() => rm(directory, { recursive: true }));
 
+  const files = filesTarget();
+
+  /** Have the file written as the agent does. @returns whether that was needed. */
+  async function write(path: string): Promise<boolean> {
+    const content = { text: renderSubnetEnv(DUAL), hint: 'make room' };
+    const { upserts } = await files.difference!(new Map([[path, content]]));
+    allDone(await files.upsert(upserts));
+    return upserts.size > 0;
+  }
+
   it('is written once, readable by all, and leaves no draft behind', async () => {
     const path = join(directory, 'flannel', 'subnet.env');
     expect(await readSubnetEnv(path)).toBeUndefined();
     const umask = process.umask(0o077);
     try {
-      expect(await writeSubnetEnv(path, DUAL)).toBe(true);
+      expect(await write(path)).toBe(true);
     } finally {
       process.umask(umask);
     }
     const first = await stat(path);
     expect(first.mode & 0o777).toBe(0o644);
-    expect(await writeSubnetEnv(path, DUAL)).toBe(false);
+    expect(await write(path)).toBe(false);
     expect((await stat(path)).ino).toBe(first.ino);
     expect(await readdir(join(directory, 'flannel'))).toEqual(['subnet.env']);
     expect(await readSubnetEnv(path)).toEqual(DUAL);
@@ -86,14 +92,14 @@ describe('the file', () => {
   it('is replaced whole when it differs or is damaged', async () => {
     const path = join(directory, 'damaged.env');
     await writeFile(path, 'FLANNEL_NETW');
-    expect(await writeSubnetEnv(path, DUAL)).toBe(true);
+    expect(await write(path)).toBe(true);
     expect(await readFile(path, 'utf8')).toBe(TEXT);
   });
 
-  it('says what stands in the way', async () => {
+  it('says what stands in the way, and what to do', async () => {
     await writeFile(join(directory, 'file'), '');
-    await expect(writeSubnetEnv(join(directory, 'file', 'subnet.env'), DUAL)).rejects.toThrow(
-      /cannot (read|write) .*ENOTDIR/,
+    await expect(write(join(directory, 'file', 'subnet.env'))).rejects.toThrow(
+      /cannot (read|write) .*(ENOTDIR|EEXIST).*; make room/,
     );
   });
 });

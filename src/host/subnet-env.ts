@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 import ipaddr from 'ipaddr.js';
-import { errorText, RipstopError } from '../errors.ts';
+import { RipstopError } from '../errors.ts';
 import { addressAt, addressFamily, formatCidr, parseCidr, type Cidr, type Family } from '../net/ip.ts';
-import { readIfThere, writeIfDifferent } from './files.ts';
+import { readIfThere } from './files.ts';
 import type { PodNetwork } from './pod-network.ts';
 
 /** What flannel tells CNI plugins about the node, in /run/flannel/subnet.env. */
 export interface SubnetEnv {
   /** IPv4 before IPv6. */
-  networks: PodNetwork[];
+  networks: readonly PodNetwork[];
   /** The pods' MTU in bytes. */
   mtu: number;
   /** The node masquerades for pods, so the CNI plugin need not. */
@@ -77,22 +77,6 @@ function withoutHostBits(text: string): string {
     return text;
   const base = (family === 4 ? ipaddr.IPv4 : ipaddr.IPv6).networkAddressFromCIDR(text);
   return `${base.toString()}/${length}`;
-}
-
-/**
- * Write the file for CNI plugins to read, atomically and only when it differs, mode 0644, making its directory.
- * @returns whether it was written.
- * @throws RipstopError when the file system refuses.
- */
-export async function writeSubnetEnv(path: string, env: SubnetEnv): Promise<boolean> {
-  try {
-    return await writeIfDifferent(path, renderSubnetEnv(env), 0o644);
-  } catch (error) {
-    throw new RipstopError(
-      `${errorText(error)}; without it no pod gets a network: make its directory writable or set --subnet-file`,
-      { cause: error },
-    );
-  }
 }
 
 /** The parsed file, or undefined when there is none. @throws RipstopError when it is malformed or unreadable. */

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-import { readFile, writeFile } from 'node:fs/promises';
+import { readFileSync } from 'node:fs';
+import { writeFile } from 'node:fs/promises';
 import { errorText, RipstopError } from '../errors.ts';
+import { noFailures, type Target } from '../reconcile/target.ts';
 import type { Family } from '../net/ip.ts';
 import { run, tryRun, type RunOptions } from './run.ts';
 
@@ -130,10 +132,42 @@ export async function readSysctl(path: string, options: RunOptions = {}): Promis
     return code === 0 ? stdout.trim() : undefined;
   }
   try {
-    return (await readFile(`/proc/sys/${path}`, 'utf8')).trim();
+    // Synchronous: the kernel answers at once, and there may be hundreds to ask for.
+    return readFileSync(`/proc/sys/${path}`, 'utf8').trim();
   } catch {
     return undefined;
   }
+}
+
+/** Settings by path. None is ever removed: what it was before, or who else needs it, nobody knows. */
+export function sysctlTarget(onChange: (change: SysctlReport['changed'][number]) => void): Target<Sysctl> {
+  return {
+    name: 'sysctls',
+    list: async () => new Map(),
+    difference: async (desired) => {
+      const upserts = new Map<string, Sysctl>();
+      for (const [path, setting] of desired) {
+        const actual = await readSysctl(path);
+        const { value, onlyWhen = actual } = setting;
+        // A setting that the kernel does not have (now) cannot be wrong.
+        if (actual !== undefined && actual !== value && actual === onlyWhen) upserts.set(path, setting);
+      }
+      return { upserts, removals: new Map() };
+    },
+    upsert: async (entries) => {
+      const failures = new Map<string, string>();
+      for (const [path, setting] of entries) {
+        try {
+          const { changed } = await ensureSysctls([setting]);
+          for (const change of changed) onChange(change);
+        } catch (error) {
+          failures.set(path, errorText(error));
+        }
+      }
+      return failures;
+    },
+    remove: async () => noFailures,
+  };
 }
 
 async function writeSysctl(path: string, value: string, options: RunOptions): Promise<void> {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-import { clearFlannelRules } from './flannel-rules.ts';
+import { noFailures, type Target } from '../reconcile/target.ts';
 import { ipBatch, ipJson, line } from './ip.ts';
 import { ROUTE_PROTOCOL, routeKey, type RouteRow } from './routes.ts';
 import type { RunOptions } from './run.ts';
@@ -25,23 +25,29 @@ export function planAdoption(rows: readonly RouteRow[], device: string): string[
     );
 }
 
-/** Take over what flannel has left; a node that it never ran on is left alone. @returns what was done, in words. */
-export async function takeOverFromFlannel(
-  devices: readonly string[],
-  options: RunOptions = {},
-): Promise<{ done: string[]; kept: string[] }> {
-  const done: string[] = [];
-  for (const device of devices) {
-    // Ours are also among peers that are gone: the first complete sync removes those, and only those that are ours.
-    const routes = await Promise.all(
-      ['-4', '-6'].map((family) =>
-        ipJson<RouteRow>([family, 'route', 'show', 'dev', device, 'proto', 'boot'], options),
-      ),
-    );
-    const adoption = planAdoption(routes.flat(), device);
-    await ipBatch(adoption, { ...options, force: true });
-    if (adoption.length > 0) done.push(`${adoption.length} routes of ${device}`);
-  }
-  const { removed, kept } = await clearFlannelRules(options);
-  return { done: [...done, ...removed], kept };
+/**
+ * flannel's routes over these devices as a target of which nothing is desired: to remove one is to make it ours. Ours are
+ * also those to peers that are gone; the first complete sync removes these, and only those that are ours.
+ */
+export function flannelRoutesTarget(devices: readonly string[], options: RunOptions = {}): Target<string> {
+  return {
+    name: 'flannel-routes',
+    list: async () => {
+      const found = new Map<string, string>();
+      for (const device of devices) {
+        const routes = await Promise.all(
+          ['-4', '-6'].map((family) =>
+            ipJson<RouteRow>([family, 'route', 'show', 'dev', device, 'proto', 'boot'], options),
+          ),
+        );
+        for (const command of planAdoption(routes.flat(), device)) found.set(command, command);
+      }
+      return found;
+    },
+    upsert: async () => noFailures,
+    remove: async (entries) => {
+      await ipBatch([...entries.values()], { ...options, force: true });
+      return noFailures;
+    },
+  };
 }

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
+import { allDone } from '../reconcile/target.ts';
 import { addressAt, addressFamily, hostCidr } from '../net/ip.ts';
 import { randomMac } from '../net/mac.ts';
 import { type FlannelRules, writeFlannelRules } from './flannel-rules.ts';
 import { ipBatch, line } from './ip.ts';
 import { listLinks } from './links.ts';
 import { listNft, NFT_TABLE } from './nft.ts';
-import { findPodBridge, podBridgeSysctls, proxyTarget } from './pod-bridge.ts';
+import { findPodBridge, podBridgeSysctls, proxyKey, proxyTarget } from './pod-bridge.ts';
 import { podRouteTarget } from './pod-routes.ts';
 import { ROUTE_PROTOCOL } from './routes.ts';
 import { removeRules } from './rules.ts';
@@ -28,7 +29,7 @@ export async function removeRoutes(options: RunOptions = {}): Promise<string[]> 
   const done: string[] = [];
   for (const target of [peerRouteTarget(options), podRouteTarget(options)]) {
     const present = await target.list();
-    await target.remove(present);
+    allDone(await target.remove(present));
     if (present.size > 0) done.push(`removed ${present.size} ${target.name}`);
   }
   return done;
@@ -36,15 +37,10 @@ export async function removeRoutes(options: RunOptions = {}): Promise<string[]> 
 
 /** Answer no more for our pods on any bridge. */
 export async function removeProxies(options: RunOptions = {}): Promise<string[]> {
-  const done: string[] = [];
-  for (const { name, kind } of (await listLinks(options)).values()) {
-    if (kind !== 'bridge') continue;
-    const proxies = proxyTarget(name, options);
-    const present = await proxies.list();
-    await proxies.remove(present);
-    if (present.size > 0) done.push(`removed ${present.size} proxy neighbours of ${name}`);
-  }
-  return done;
+  const proxies = proxyTarget(options);
+  const present = await proxies.list();
+  allDone(await proxies.remove(present));
+  return present.size > 0 ? [`removed ${present.size} proxy neighbours`] : [];
 }
 
 /** Remove the VTEP devices, and with them the peers' neighbours and FDB entries. */
@@ -108,7 +104,7 @@ export async function makeRoomForBridge(
     if (!bridge) continue;
     await ensureSysctls(podBridgeSysctls(bridge.name, [podCidr.family]), options);
     const mine = ours.filter((ip) => addressFamily(ip) === podCidr.family);
-    await proxyTarget(bridge.name, options).upsert(new Map(mine.map((ip) => [ip, true])));
+    allDone(await proxyTarget(options).upsert(new Map(mine.map((ip) => [proxyKey(bridge.name, ip), true]))));
   }
   const nowhere = await unreachableRoutes(options);
   await ipBatch(

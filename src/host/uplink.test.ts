@@ -54,6 +54,7 @@ const LINKS = [
 const FACTS: UplinkFacts = {
   links: new Map(LINKS.map((one) => [one.name, one])),
   defaultRoutes: [{ dev: 'eth0' }],
+  ipv6Mtus: new Map(),
 };
 
 function choose(
@@ -193,6 +194,7 @@ describe('the uplink', () => {
 describe('the uplink of a dual-stack node', () => {
   const temporary = { primary: false };
   const dual = (...more: LinkAddress[]): UplinkFacts => ({
+    ipv6Mtus: new Map(),
     links: new Map(
       [
         link('eth0', 2, [
@@ -282,7 +284,11 @@ describe('the uplink of a dual-stack node', () => {
       );
     }
     expect(both({ families: [4], iface: ['eth2'] }).ips).toEqual({ v4: '192.168.8.5' });
-    const v4Only = { links: new Map([['eth0', LINKS[1]!]]), defaultRoutes: FACTS.defaultRoutes };
+    const v4Only = {
+      links: new Map([['eth0', LINKS[1]!]]),
+      defaultRoutes: FACTS.defaultRoutes,
+      ipv6Mtus: FACTS.ipv6Mtus,
+    };
     expect(() => both({}, v4Only)).toThrow(
       'give one an address of each family, which EnableIPv4 and EnableIPv6 ask for',
     );

@@ -2,7 +2,7 @@
 import { RipstopError } from '../errors.ts';
 import { addressFamily, canonicalAddress, type Family, half } from '../net/ip.ts';
 import { ipJson } from './ip.ts';
-import type { Link } from './links.ts';
+import { isPodVeth, type Link } from './links.ts';
 import { lookupNextHops, type NextHop } from './neighbours.ts';
 import type { RouteRow } from './routes.ts';
 import type { RunOptions } from './run.ts';
@@ -44,6 +44,8 @@ export interface UplinkFacts {
   defaultRoutes: readonly { dev: string; protocol?: string | undefined }[];
   /** The way to `ifaceCanReach`, when there is one. */
   reach?: NextHop | undefined;
+  /** The MTU for IPv6 by interface, where a router advertised a smaller one than the device has (RFC 4861, section 4.6.4). */
+  ipv6Mtus: ReadonlyMap<string, number>;
 }
 
 export interface Uplink {
@@ -64,6 +66,11 @@ export interface Uplink {
  * @throws RipstopError naming the candidates when the wish cannot be met.
  */
 export function chooseUplink(wish: UplinkWish, facts: UplinkFacts): Uplink {
+  const { families, ifaceCanReach: target } = wish;
+  if (target !== undefined && !families.some((family) => family === addressFamily(target))) {
+    const wanted = families.map((family) => `IPv${family}`).join(' or ');
+    throw new RipstopError(`--iface-can-reach "${target}" is not an ${wanted} address`);
+  }
   const { name, ip: chosen, why } = decide(wish, facts);
   const link = facts.links.get(name);
   if (!link) throw refusal(wish, facts, `there is no interface ${name} (${why})`);
@@ -90,7 +97,7 @@ export function chooseUplink(wish: UplinkWish, facts: UplinkFacts): Uplink {
     name,
     ifindex: link.ifindex,
     ips,
-    mtu: link.mtu,
+    mtu: families.includes(6) ? Math.min(link.mtu, facts.ipv6Mtus.get(name) ?? link.mtu) : link.mtu,
     advertised: [
       ...new Set(facts.defaultRoutes.flatMap(({ dev, protocol }) => (protocol === 'ra' ? [dev] : []))),
     ],
@@ -99,30 +106,40 @@ export function chooseUplink(wish: UplinkWish, facts: UplinkFacts): Uplink {
 }
 
 /**
- * Read the facts that the choice needs and choose.
+ * Read what the choice is made from.
  * @param links as listed just now.
- * @throws RipstopError as {@link chooseUplink}.
  */
+export async function readUplinkFacts(
+  { families, ifaceCanReach: target }: Pick<UplinkWish, 'families' | 'ifaceCanReach'>,
+  links: ReadonlyMap<string, Link>,
+  options: RunOptions = {},
+): Promise<UplinkFacts> {
+  const canAsk = target !== undefined && addressFamily(target) !== undefined;
+  const [routes, hops] = await Promise.all([
+    Promise.all(families.map((family) => listDefaultRoutes(family, options))),
+    lookupNextHops(canAsk ? [target] : [], options),
+  ]);
+  const ipv6Mtus = new Map<string, number>();
+  for (const { name, loopback, vxlan } of families.includes(6) ? links.values() : []) {
+    if (loopback || vxlan || isPodVeth(name)) continue;
+    const advertised = Number(await readSysctl(`net/ipv6/conf/${name}/mtu`, options));
+    if (advertised > 0) ipv6Mtus.set(name, advertised);
+  }
+  return {
+    links,
+    defaultRoutes: routes.flat(),
+    reach: target === undefined ? undefined : hops.get(target),
+    ipv6Mtus,
+  };
+}
+
+/** {@link chooseUplink} by the facts of now. */
 export async function findUplink(
   wish: UplinkWish,
   links: ReadonlyMap<string, Link>,
   options: RunOptions = {},
 ): Promise<Uplink> {
-  const { families, ifaceCanReach: target } = wish;
-  if (target !== undefined && !families.some((family) => family === addressFamily(target))) {
-    const wanted = families.map((family) => `IPv${family}`).join(' or ');
-    throw new RipstopError(`--iface-can-reach "${target}" is not an ${wanted} address`);
-  }
-  const [routes, hops] = await Promise.all([
-    Promise.all(families.map((family) => listDefaultRoutes(family, options))),
-    lookupNextHops(target === undefined ? [] : [target], options),
-  ]);
-  const uplink = chooseUplink(wish, {
-    links,
-    defaultRoutes: routes.flat(),
-    reach: target === undefined ? undefined : hops.get(target),
-  });
-  return families.includes(6) ? { ...uplink, mtu: await ipv6Mtu(uplink, options) } : uplink;
+  return chooseUplink(wish, await readUplinkFacts(wish, links, options));
 }
 
 /** The default routes of a family, best first; one with several next hops counts as several. */
@@ -133,12 +150,6 @@ async function listDefaultRoutes(family: Family, options: RunOptions): Promise<U
     .flatMap(({ dev, nexthops, protocol }) =>
       (nexthops ?? [{ dev }]).flatMap((hop) => (hop.dev === undefined ? [] : [{ dev: hop.dev, protocol }])),
     );
-}
-
-/** A router may advertise a smaller MTU than the device has, for what travels over IPv6 (RFC 4861, section 4.6.4). */
-async function ipv6Mtu({ name, mtu }: Uplink, options: RunOptions): Promise<number> {
-  const advertised = Number(await readSysctl(`net/ipv6/conf/${name}/mtu`, options));
-  return advertised > 0 ? Math.min(advertised, mtu) : mtu;
 }
 
 interface Decision {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 import { encapBytes } from '../dataplane/desired.ts';
-import { RipstopError } from '../errors.ts';
+import { errorText, RipstopError } from '../errors.ts';
+import { noFailures, type Target } from '../reconcile/target.ts';
+import { NO_MAC } from '../net/mac.ts';
 import { addressFamily, canonicalAddress, type Family } from '../net/ip.ts';
 import { ipBatch, line } from './ip.ts';
 import { listLinks, type Link } from './links.ts';
@@ -133,6 +135,51 @@ export async function ensureVxlan(
     );
   }
   return { links: after, link, changes, created };
+}
+
+/** The VTEP devices by name, whatever VNI they have: one that is not desired would go on decapsulating for anyone. */
+export function vtepDevicesTarget(
+  onChange: (device: string, changes: readonly string[]) => void,
+): Target<VtepDevice> {
+  return {
+    name: 'vtep-devices',
+    list: async () => new Map(),
+    difference: async (desired) => {
+      const links = await listLinks();
+      const upserts = new Map([...desired].filter(([, device]) => !isInPlace(device, links)));
+      const others = [...links.values()].filter((link) => isVtepDevice(link) && !desired.has(link.name));
+      return { upserts, removals: new Map(others.map((link) => [link.name, asFound(link)])) };
+    },
+    upsert: async (entries) => {
+      const failures = new Map<string, string>();
+      for (const [name, device] of entries) {
+        try {
+          const { changes } = await ensureVxlan(device, await listLinks());
+          if (changes.length > 0) onChange(name, changes);
+        } catch (error) {
+          failures.set(name, errorText(error));
+        }
+      }
+      return failures;
+    },
+    remove: async (entries) => {
+      for (const name of entries.keys()) await removeVxlan(name);
+      return noFailures;
+    },
+  };
+}
+
+function isInPlace(device: VtepDevice, links: ReadonlyMap<string, Link>): boolean {
+  try {
+    return planVtep(device, links).changes.length === 0;
+  } catch {
+    return false; // to be told by the upsert
+  }
+}
+
+function asFound({ name, vxlan, mtu, mac = NO_MAC }: Link): VtepDevice {
+  const { vni = 0, port = 0, local = '', uplink = '' } = vxlan ?? {};
+  return { name, vni, port, localIp: local, uplink, mtu, mac, address: '' };
 }
 
 /** flannel's names for them. */

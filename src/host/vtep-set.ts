@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-import { once } from '../dataplane/memo.ts';
-import type { Target } from '../dataplane/target.ts';
-import { canonicalAddress, type Family } from '../net/ip.ts';
+import { type Failures, noFailures, type Target } from '../reconcile/target.ts';
+import { addressFamily, canonicalAddress, type Family } from '../net/ip.ts';
 import { listSetElements } from './netlink.ts';
 import { applyNft, NFT_TABLE, type NftObject } from './nft.ts';
 import type { RunOptions } from './run.ts';
@@ -30,12 +29,12 @@ export function declarationOf(family: Family): string {
 /** Who may talk VXLAN to this node, of one family. */
 export interface VxlanSenders {
   /** The peers' underlay addresses. */
-  vteps: () => ReadonlyMap<string, true>;
+  readonly vteps: () => ReadonlyMap<string, true>;
   /**
    * What becomes of VXLAN from others. `count`: it is let in. `as found`: as long as peers may be unknown, what the rule in
    * the kernel says, if it is there.
    */
-  strangers: 'drop' | 'count' | 'as found';
+  readonly strangers: 'drop' | 'count' | 'as found';
 }
 
 /**
@@ -49,7 +48,7 @@ export function vxlanSenders(
   // What a peer behind NAT sends may come from any address.
   const anywhere = peers.some(({ behindNat }) => behindNat);
   return {
-    vteps: once(() => new Map(peers.map(({ vtepIp }) => [vtepIp, true]))),
+    vteps: () => new Map(peers.map(({ vtepIp }) => [vtepIp, true])),
     strangers: anywhere ? 'count' : synced ? 'drop' : 'as found',
   };
 }
@@ -62,29 +61,36 @@ export function listedVteps(listing: readonly NftObject[], family: Family): Map<
   return new Map(elements.map((element) => [canonicalAddress(element), true]));
 }
 
-/** The elements of a family's set: addresses, canonical. Nobody but us has a reason to change them, and no event tells of it. */
-export function vtepSetTarget(family: Family, options: RunOptions = {}): Target<true> {
-  const { name } = VTEP_SETS[family];
-  const set = [...NFT_TABLE, name].join(' ');
-
-  const write = async (verbs: readonly string[], entries: ReadonlyMap<string, true>): Promise<void> => {
-    const elements = [...entries.keys()].map(canonicalAddress).join(', ');
-    await applyNft(
-      [
+/**
+ * The elements of the sets: addresses, canonical, each in the set of its family. Nobody but us has a reason to change them,
+ * and no event tells of it.
+ */
+export function vtepSetTarget(options: RunOptions = {}): Target<true> {
+  const write = async (verbs: readonly string[], entries: ReadonlyMap<string, true>): Promise<Failures> => {
+    const lines = ([4, 6] as const).flatMap((family) => {
+      const addresses = [...entries.keys()].filter((address) => addressFamily(address) === family);
+      if (addresses.length === 0) return [];
+      const set = [...NFT_TABLE, VTEP_SETS[family].name].join(' ');
+      return [
         // Somebody's `flush ruleset` takes the set away; the rules come back at the next audit.
         `add table ${NFT_TABLE.join(' ')}`,
         `add set ${set} { ${declarationOf(family)} }`,
-        ...verbs.map((verb) => `${verb} element ${set} { ${elements} }`),
-      ],
-      options,
-    );
+        ...verbs.map((verb) => `${verb} element ${set} { ${addresses.map(canonicalAddress).join(', ')} }`),
+      ];
+    });
+    await applyNft(lines, options);
+    return noFailures;
   };
   return {
     name: 'vtep-set',
     list: async () =>
-      new Map(listSetElements(NFT_TABLE[1], name, family, options).map((address) => [address, true])),
-    upsert: async (entries) => write(['add'], entries),
+      new Map(
+        ([4, 6] as const)
+          .flatMap((family) => listSetElements(NFT_TABLE[1], VTEP_SETS[family].name, family, options))
+          .map((address) => [address, true]),
+      ),
+    upsert: (entries) => write(['add'], entries),
     // Added first, since nft refuses to delete what is not there.
-    remove: async (entries) => write(['add', 'delete'], entries),
+    remove: (entries) => write(['add', 'delete'], entries),
   };
 }

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-import type { Target } from '../dataplane/target.ts';
-import { type Cidr, formatCidr, ipv4ToInt, parseCidr } from '../net/ip.ts';
+import { noFailures, type Target } from '../reconcile/target.ts';
+import { ipv4ToInt, parseCidr } from '../net/ip.ts';
 import { bridgeBatch, ipBatch, ipJson, line } from './ip.ts';
 import { type KernelRoute, listFdb, listNeighbours } from './netlink.ts';
 import { listOwnRoutes, ROUTE_PROTOCOL, routeKey, type RouteRow, stillPresent } from './routes.ts';
+import { listLinks } from './links.ts';
 import type { RunOptions } from './run.ts';
+import { isVtepDevice } from './vtep-device.ts';
 
 /*
  * How the kernel reaches a peer's pods. It routes the peer's podCIDR "via" the base of that very podCIDR, an address that
@@ -13,16 +15,6 @@ import type { RunOptions } from './run.ts';
  * per peer, so no packet ever waits for a lookup in user space or floods an unknown destination. That is why the order
  * matters: a route without the other two would black-hole, so it comes last and goes first.
  */
-
-/** A peer as the kernel path needs it. */
-export interface VtepPeer {
-  podCidr: Cidr;
-  vtepMac: string;
-  /** The address that we dial. */
-  vtepIp: string;
-  /** The peer is on our own L2 and its pods are routed without a tunnel: the uplink's name. */
-  directDev?: string;
-}
 
 /** The route to a peer's pods. */
 export interface PeerRoute {
@@ -33,74 +25,73 @@ export interface PeerRoute {
   onlink: boolean;
 }
 
-/** What the three targets of one VTEP device should hold. */
-export interface PeerEntries {
-  /** podCIDR base → VtepMAC. */
-  neighbours: Map<string, string>;
-  /** VtepMAC → public IP. */
-  fdb: Map<string, string>;
-  /** podCIDR → route. */
-  routes: Map<string, PeerRoute>;
+export const neighbourKey = (device: string, address: string): string => `${device} ${address}`;
+export const fdbKey = (device: string, mac: string): string => `${device} ${mac}`;
+
+async function perDevice(list: (device: string) => Map<string, string>, options: RunOptions) {
+  const devices = [...(await listLinks(options)).values()].filter(isVtepDevice).map(({ name }) => name);
+  return new Map(
+    devices.flatMap((device) =>
+      [...list(device)].map(([key, value]) => [`${device} ${key}`, value] as const),
+    ),
+  );
 }
 
-/**
- * flannel's three entries of each peer, as the desired values of the targets below. A peer that neither direct routing nor
- * a tunnel leads to has none.
- * @param device of this family; undefined without tunnels.
- */
-export function peerEntries(peers: Iterable<VtepPeer>, device: string | undefined): PeerEntries {
-  const entries: PeerEntries = { neighbours: new Map(), fdb: new Map(), routes: new Map() };
-  for (const { podCidr, vtepMac, vtepIp, directDev } of peers) {
-    if (directDev !== undefined) {
-      entries.routes.set(formatCidr(podCidr), { via: vtepIp, dev: directDev, onlink: false });
-    } else if (device !== undefined) {
-      entries.neighbours.set(podCidr.base, vtepMac);
-      entries.fdb.set(vtepMac, vtepIp);
-      entries.routes.set(formatCidr(podCidr), { via: podCidr.base, dev: device, onlink: true });
-    }
-  }
-  return entries;
-}
-
-/** The permanent neighbours of the VTEP device: podCIDR base → VtepMAC. All of them are ours. */
-export function neighbourTarget(device: string, options: RunOptions = {}): Target<string> {
-  const list = async (): Promise<Map<string, string>> => listNeighbours(device, options);
+/** The permanent neighbours of the VTEP devices: podCIDR base → VtepMAC. All of them are ours. */
+export function neighbourTarget(options: RunOptions = {}): Target<string> {
+  const list = () => perDevice((device) => listNeighbours(device, options), options);
   return {
     name: 'neighbours',
     list,
-    upsert: async (entries) =>
-      ipBatch(
-        [...entries].map(([ip, mac]) => line`neigh replace ${ip} lladdr ${mac} dev ${device} nud permanent`),
+    upsert: async (entries) => {
+      await ipBatch(
+        [...entries].map(([key, mac]) => {
+          const [device = '', ip = ''] = key.split(' ');
+          return line`neigh replace ${ip} lladdr ${mac} dev ${device} nud permanent`;
+        }),
         { ...options, force: true },
-      ),
-    remove: async (entries) =>
-      ipBatch(
-        [...(await stillPresent(entries, list)).keys()].map((ip) => line`neigh del ${ip} dev ${device}`),
-        {
-          ...options,
-          force: true,
-        },
-      ),
+      );
+      return noFailures;
+    },
+    remove: async (entries) => {
+      await ipBatch(
+        [...(await stillPresent(entries, list)).keys()].map((key) => {
+          const [device = '', ip = ''] = key.split(' ');
+          return line`neigh del ${ip} dev ${device}`;
+        }),
+        { ...options, force: true },
+      );
+      return noFailures;
+    },
   };
 }
 
 /** The permanent FDB entries of the VTEP device: VtepMAC → the node's public IP. All of them are ours. */
-export function fdbTarget(device: string, options: RunOptions = {}): Target<string> {
-  const list = async (): Promise<Map<string, string>> => listFdb(device, options);
+export function fdbTarget(options: RunOptions = {}): Target<string> {
+  const list = () => perDevice((device) => listFdb(device, options), options);
   return {
     name: 'fdb',
     list,
-    upsert: async (entries) =>
-      bridgeBatch(
-        [...entries].map(([mac, ip]) => line`fdb replace ${mac} dev ${device} dst ${ip} self permanent`),
+    upsert: async (entries) => {
+      await bridgeBatch(
+        [...entries].map(([key, ip]) => {
+          const [device = '', mac = ''] = key.split(' ');
+          return line`fdb replace ${mac} dev ${device} dst ${ip} self permanent`;
+        }),
         { ...options, force: true },
-      ),
-    // Without a destination the whole entry goes, also one of several destinations that somebody appended.
-    remove: async (entries) =>
-      bridgeBatch(
-        [...(await stillPresent(entries, list)).keys()].map((mac) => line`fdb del ${mac} dev ${device} self`),
+      );
+      return noFailures;
+    },
+    remove: async (entries) => {
+      await bridgeBatch(
+        [...(await stillPresent(entries, list)).keys()].map((key) => {
+          const [device = '', mac = ''] = key.split(' ');
+          return line`fdb del ${mac} dev ${device} self`;
+        }),
         { ...options, force: true },
-      ),
+      );
+      return noFailures;
+    },
   };
 }
 
@@ -119,10 +110,12 @@ export function peerRouteTarget(options: RunOptions = {}): Target<PeerRoute> {
       const room = await inTheWay(entries, options);
       const commands = [...entries].flatMap(([cidr, route]) => replaceCommands(cidr, route));
       await ipBatch([...room, ...commands], { ...options, force: true });
+      return noFailures;
     },
     remove: async (entries) => {
       const present = entries.size > 0 ? rows().filter(({ dst }) => entries.has(dst)) : [];
       await ipBatch(present.flatMap(removeCommands), { ...options, force: true });
+      return noFailures;
     },
   };
 }

@@ -11,6 +11,7 @@ async function exported(name: string, source: Partial<MetricsSource>): Promise<s
     endpoints: () => 0,
     lastKnownAgeMs: () => undefined,
     alarms: () => [],
+    targets: () => [],
     ...source,
   });
   const text = await registry.metrics();
@@ -25,6 +26,16 @@ it('alarms are counted by their kind, and no longer when they are over', async (
     'ripstop_node_alarms{kind="vtep_shared"} 1',
   ]);
   expect(await exported('ripstop_node_alarms', {})).toEqual([]);
+});
+
+it('entries are counted by target and by how they stand', async () => {
+  const failures = [{ key: 'from_pod@veth1', why: 'EPERM', sinceMs: 0 }];
+  const targets = () => [{ name: 'pod-links', desired: 4, pending: 1, failures, sinceMs: 0 }];
+  expect(await exported('ripstop_target_entries', { targets })).toEqual([
+    'ripstop_target_entries{target="pod-links",state="ok"} 2',
+    'ripstop_target_entries{target="pod-links",state="pending"} 1',
+    'ripstop_target_entries{target="pod-links",state="failed"} 1',
+  ]);
 });
 
 it('the age of the last-known state is there only while that is what the node runs on', async () => {

@@ -2,6 +2,7 @@
 import { Counter, collectDefaultMetrics, Gauge, Histogram, type Metric, Registry } from 'prom-client';
 import { readCounters } from '../dataplane/counters.ts';
 import { mapNames, type Tables } from '../dataplane/tables.ts';
+import type { Outcome, TargetStatus } from '../reconcile/reconciled.ts';
 
 /** What the metrics are read from, at scrape time. Tables are undefined until the programs are loaded. */
 export interface MetricsSource {
@@ -9,16 +10,18 @@ export interface MetricsSource {
   readonly api: () => { connected: boolean; lastEventAgeMs?: number | undefined };
   readonly peers: () => number;
   readonly endpoints: () => number;
-  /** The kind of each alarm that is up. */
   /** Undefined while all that we go by comes from the API server. */
   readonly lastKnownAgeMs: () => number | undefined;
+  /** The kind of each alarm that is up. */
   readonly alarms: () => readonly { readonly kind: string }[];
+  readonly targets: () => readonly TargetStatus[];
 }
 
 export interface Metrics {
   readonly registry: Registry;
   /** One pass of the loop is over. */
-  observePass(durationMs: number, failedTargets: readonly string[]): void;
+  observePass(durationMs: number): void;
+  observeOutcomes(outcomes: readonly Outcome[]): void;
 }
 
 /**
@@ -109,9 +112,23 @@ export function createMetrics(source: MetricsSource): Metrics {
   });
   const errors = new Counter({
     name: 'ripstop_reconcile_errors_total',
-    help: 'Failures of a target to reach its desired state, by target',
+    help: 'Entries that could not be brought to their desired state, by target; one that is retried counts again',
     labelNames: ['target'] as const,
     registers,
+  });
+  const targetEntries = new Gauge({
+    name: 'ripstop_target_entries',
+    help: 'Entries that there should be, by target and how they stand (ok, pending, failed)',
+    labelNames: ['target', 'state'] as const,
+    registers,
+    collect() {
+      for (const { name, desired, pending, failures } of source.targets()) {
+        const failed = failures.length;
+        this.set({ target: name, state: 'ok' }, Math.max(0, desired - pending - failed));
+        this.set({ target: name, state: 'pending' }, pending);
+        this.set({ target: name, state: 'failed' }, failed);
+      }
+    },
   });
 
   const all: Metric[] = [
@@ -135,13 +152,16 @@ export function createMetrics(source: MetricsSource): Metrics {
     mapMaxEntries,
     duration,
     errors,
+    targetEntries,
   ];
   for (const metric of all) registry.registerMetric(metric);
   return {
     registry,
-    observePass(durationMs, failedTargets) {
+    observePass(durationMs) {
       duration.observe(durationMs / 1000);
-      for (const target of failedTargets) errors.inc({ target });
+    },
+    observeOutcomes(outcomes) {
+      for (const { target, failures } of outcomes) if (failures > 0) errors.inc({ target }, failures);
     },
   };
 }

@@ -5,28 +5,28 @@ import { once } from 'node:events';
 import { errorText, RipstopError } from '../errors.ts';
 
 /** Answers one path; `contentType` defaults to text. */
-export type Endpoint = () => Promise<{ status?: number; body: string; contentType?: string }>;
+export type HttpRoute = () => Promise<{ status?: number; body: string; contentType?: string }>;
 
 /**
- * Serve GET endpoints on a TCP address and on a unix socket (mode 0600): the first for Prometheus and the kubelet, the
+ * Serve GET routes on a TCP address and on a unix socket (mode 0600): the first for Prometheus and the kubelet, the
  * second for readers on the node, whichever network namespace they are in.
  * @param address `host:port`, `[v6]:port` or `:port`.
  * @throws RipstopError when the address is taken or no address.
  */
-export async function serveEndpoints(
+export async function serveRoutes(
   address: string,
   socketPath: string,
-  endpoints: Readonly<Record<string, Endpoint>>,
+  routes: Readonly<Record<string, HttpRoute>>,
 ): Promise<{ close(): Promise<void> }> {
   const match = /^(?:\[([0-9a-fA-F:]+)\]|([^:]*)):(\d{1,5})$/.exec(address);
   if (!match) throw new RipstopError(`--metrics-addr "${address}" is not HOST:PORT`, { exitCode: 2 });
   const onRequest: RequestListener = (request, response) => {
-    const endpoint = endpoints[new URL(request.url ?? '/', 'http://localhost').pathname];
-    if (!endpoint || request.method !== 'GET') {
-      response.writeHead(endpoint ? 405 : 404).end();
+    const route = routes[new URL(request.url ?? '/', 'http://localhost').pathname];
+    if (!route || request.method !== 'GET') {
+      response.writeHead(route ? 405 : 404).end();
       return;
     }
-    endpoint().then(
+    route().then(
       ({ status = 200, body, contentType = 'text/plain; charset=utf-8' }) =>
         response.writeHead(status, { 'content-type': contentType }).end(body),
       (error: unknown) => response.writeHead(500).end(`${errorText(error)}\n`),

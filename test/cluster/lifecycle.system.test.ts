@@ -6,7 +6,7 @@ import { beforeAll, describe, expect, it } from 'vitest';
 import { dumpMap } from '../../src/cli/maps.ts';
 import { readPeers } from '../../src/cli/rows.ts';
 import { pinPaths } from '../../src/dataplane/tables.ts';
-import { listLinks } from '../../src/dataplane/targets.ts';
+import { listLinks } from '../../src/dataplane/links.ts';
 import { readForwardCounters } from '../../src/host/rules.ts';
 import {
   type Lab,

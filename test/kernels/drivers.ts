@@ -10,7 +10,7 @@ import { once } from 'node:events';
 import { connect } from 'node:net';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { linkKey } from '../../src/dataplane/targets.ts';
+import { linkKey } from '../../src/dataplane/links.ts';
 import { ipBatch } from '../../src/host/ip.ts';
 import { qemu, type Bootable } from '../../scripts/kernels/machines.ts';
 import type { HoldReport, TcpReport, UdpReport } from '../cluster/talker.ts';

@@ -9,24 +9,24 @@
  */
 import { join } from 'node:path';
 import type { Logger } from 'pino';
-import { NodePath } from '../../src/agent/node-path.ts';
+import { Incarnation } from '../../src/agent/incarnation.ts';
 import { AttachmentStore } from '../../src/cni/attachments.ts';
 import { configureVeth, createVeth, hostVethName } from '../../src/cni/pod-network.ts';
 import { readCounters } from '../../src/dataplane/counters.ts';
-import type { Peer } from '../../src/dataplane/desired.ts';
-import type { Ingress, IngressWish } from '../../src/dataplane/ingress.ts';
+import type { ClusterSnapshot } from '../../src/cluster/index.ts';
+import type { Ingress, IngressFlag } from '../../src/dataplane/ingress.ts';
 import { removePins } from '../../src/dataplane/programs.ts';
-import { type Outcome, reconcile } from '../../src/dataplane/reconcile.ts';
 import { openTables, pinPaths } from '../../src/dataplane/tables.ts';
-import { type Attachment, listLinks } from '../../src/dataplane/targets.ts';
+import { type LinkState, listLinks } from '../../src/dataplane/links.ts';
 import { parseCidr } from '../../src/net/ip.ts';
+import type { Outcome } from '../../src/reconcile/reconciled.ts';
 
 export interface NodeSpec {
   readonly name: string;
   readonly ip: string;
   readonly uplink: string;
   /** `auto` when left out. */
-  readonly ingress?: IngressWish;
+  readonly ingress?: IngressFlag;
   readonly directRouting?: boolean;
   readonly podCidr: string;
   readonly vtepMac: string;
@@ -47,8 +47,8 @@ export interface PassReport {
   /** Of a second pass in the same process, which should find nothing to do. */
   readonly again: readonly Outcome[];
   /** What was attached before, and is now. */
-  readonly found: Readonly<Record<string, Attachment>>;
-  readonly attached: Readonly<Record<string, Attachment>>;
+  readonly found: Readonly<Record<string, LinkState>>;
+  readonly attached: Readonly<Record<string, LinkState>>;
   /** Where the uplink's packets are decapsulated, and why there. */
   readonly ingress?: Ingress | undefined;
 }
@@ -59,9 +59,38 @@ function silence(): void {}
 export async function pass(spec: NodeSpec): Promise<PassReport> {
   const { name, ip, bpffs, runDir } = spec;
   const podCidr = parseCidr(spec.podCidr);
+  const network = parseCidr(spec.network);
   const found = attachedIn(bpffs);
-  using path = new NodePath({
-    options: {
+  const own = {
+    name,
+    uid: name,
+    podCidrs: [podCidr],
+    annotations: {},
+    vtepMac: { v4: spec.vtepMac },
+    nodePublicIp: {},
+    internalIp: { v4: ip },
+    flannelIsUp: false,
+  };
+  const peers = spec.peers.map((peer) => ({
+    ...peer,
+    podCidr: parseCidr(peer.podCidr),
+    vtepIp: peer.ip,
+    behindNat: false,
+    zeroChecksum: false,
+  }));
+  const cluster: ClusterSnapshot = {
+    revision: 1,
+    peersRevision: 1,
+    synced: true,
+    peers,
+    nodes: [],
+    alarms: [],
+    own,
+  };
+  const ended = new AbortController();
+  const passes: Outcome[][] = [[]];
+  using incarnation = new Incarnation({
+    agent: {
       nodeName: name,
       netConf: '',
       mode: 'cni',
@@ -79,35 +108,29 @@ export async function pass(spec: NodeSpec): Promise<PassReport> {
     netConf: {
       enableIpv4: true,
       enableIpv6: false,
-      network: parseCidr(spec.network),
+      network,
       backend: { type: 'vxlan', vni: 1, port: 8472, directRouting: spec.directRouting ?? false },
     },
-    own: {
-      name,
-      uid: name,
-      podCidrs: [podCidr],
-      annotations: {},
-      vtepMac: { v4: spec.vtepMac },
-      nodePublicIp: {},
-      internalIp: { v4: ip },
-      flannelIsUp: false,
-    },
-    families: [{ family: 4, network: parseCidr(spec.network), podCidr }],
+    own,
+    families: [{ family: 4, network, podCidr }],
     store: new AttachmentStore(runDir),
-    log: { debug: silence, info: silence, warn: silence } as unknown as Logger,
+    subnets: { snapshot: () => cluster },
+    onOutcomes: (outcomes) => void passes.at(-1)!.push(...outcomes),
+    // A first pass, one that looks at what that has written, and one that should find nothing to do.
+    onPass: async () => {
+      if (passes.push([]) > 3) ended.abort();
+      else incarnation.trigger();
+    },
+    hasMoved: () => false,
+    log: { debug: silence, info: silence, warn: silence, error: silence } as unknown as Logger,
   });
-  const peers = spec.peers.map((peer): Peer => ({
-    ...peer,
-    podCidr: parseCidr(peer.podCidr),
-    vtepIp: peer.ip,
-    behindNat: false,
-  }));
-  const made = await path.ensure(peers, true);
-  const outcomes = await reconcile(await path.steps(peers, true));
-  const again = await reconcile(await path.steps(peers, true));
-  const failed = [...made, ...outcomes, ...again].filter(({ error }) => error !== undefined);
-  const problems = failed.map(({ target, error }) => `${target}: ${error}`);
-  return { problems, again, found, attached: attachedIn(bpffs), ingress: path.ingress };
+  await incarnation.run(ended.signal);
+  const failures = incarnation.statuses.flatMap(({ name: target, failures: of }) =>
+    of.map(({ key, why }) => `${target} ${key}: ${why}`),
+  );
+  const problems = [...failures, ...(incarnation.notReady === undefined ? [] : [incarnation.notReady])];
+  const ingress = incarnation.standing?.plan.links.ingress;
+  return { problems, again: passes[2]!, found, attached: attachedIn(bpffs), ingress };
 }
 
 /** Take the programs off. */
@@ -117,7 +140,7 @@ export function strip({ bpffs }: Pick<NodeSpec, 'bpffs'>): PassReport {
   return { problems: [], again: [], found, attached: attachedIn(bpffs) };
 }
 
-function attachedIn(bpffs: string): Record<string, Attachment> {
+function attachedIn(bpffs: string): Record<string, LinkState> {
   return Object.fromEntries(listLinks(pinPaths(bpffs).links));
 }
 

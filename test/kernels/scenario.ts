@@ -12,7 +12,7 @@ import { release } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { pinPaths } from '../../src/dataplane/tables.ts';
-import { linkKey } from '../../src/dataplane/targets.ts';
+import { linkKey } from '../../src/dataplane/links.ts';
 import { errorText } from '../../src/errors.ts';
 import { ipBatch, ipJson } from '../../src/host/ip.ts';
 import { ensureBpffs } from '../../src/host/mount.ts';

@@ -6,11 +6,13 @@ import { describe, expect, it } from 'vitest';
 import { directSettings, hopTo, sides } from '../../test/bpf/node.ts';
 import { testNode } from '../host/netns.support.ts';
 import { fixture, noKernel, TemporaryBpffs } from '../libbpf-ts/libbpf.support.ts';
+import { job, reconcile } from '../reconcile/reconcile.ts';
+import { Reconciled } from '../reconcile/reconciled.ts';
+import type { Target } from '../reconcile/target.ts';
 import { desiredEndpoints, desiredPeers, desiredVteps } from './desired.ts';
+import { mapTargets } from './map-targets.ts';
 import { loadPrograms } from './programs.ts';
-import { reconcile, step } from './reconcile.ts';
 import { pinPaths } from './tables.ts';
-import { endpoints6Target, endpointsTarget, peers6Target, peersTarget, vtepsTarget } from './targets.ts';
 
 /** What links.child.ts saw in a namespace of its own. */
 async function watch(way: 'tcx' | 'clsact'): Promise<unknown> {
@@ -45,7 +47,7 @@ describe.skipIf(noKernel)(`programs on devices${noKernel ? ` (skipped: ${noKerne
     });
     const pins = ['from_pod@veth:a', 'from_wire@eth0', 'to_pod@veth:a'].map((key) => prefix + key);
     const filters = (n: number) => (way === 'clsact' ? n : 0);
-    const done = (upserts: number, removals: number) => ({ target: 'links', upserts, removals });
+    const done = (upserts: number, removals: number) => ({ target: 'links', upserts, removals, failures: 0 });
     expect(seen).toEqual({
       attached: { ...done(3, 0), listed: on(20, 'first'), pins, filters: filters(3) },
       again: { ...done(0, 0), listed: on(20, 'first'), pins, filters: filters(3) },
@@ -67,21 +69,24 @@ describe.skipIf(noKernel)(`the maps${noKernel ? ` (skipped: ${noKernel})` : ''}`
   it('hold what they should after one pass, so that the next one writes nothing, and are emptied', async () => {
     using bpffs = new TemporaryBpffs();
     using loaded = loadPrograms(directSettings, pinPaths(bpffs.path));
-    const { tables } = loaded;
+    const targets = mapTargets(() => loaded.tables);
     const everyPeer = sides.flatMap(({ peers }) => Object.values(peers));
     const everyPod = sides.flatMap(({ pods }) => Object.values(pods));
 
     const pass = async (peers: typeof everyPeer, pods: typeof everyPod) => {
       const indexed = desiredPeers(directSettings, peers, (address) => hopTo(address, true));
       const { endpoints, endpoints6 } = desiredEndpoints(directSettings, pods);
+      const one = <V>(target: Target<V>, entries: ReadonlyMap<string, V>) =>
+        job(new Reconciled(target), { revision: '', entries: () => entries, complete: true });
       const outcomes = await reconcile([
-        step(peersTarget(tables), indexed.peers),
-        step(peers6Target(tables), indexed.peers6),
-        step(vtepsTarget(tables), desiredVteps(directSettings, peers, indexed)),
-        step(endpointsTarget(tables), endpoints),
-        step(endpoints6Target(tables), endpoints6),
+        one(targets.peers, indexed.peers),
+        one(targets.peers6, indexed.peers6),
+        one(targets.vteps, desiredVteps(directSettings, peers, indexed)),
+        one(targets.endpoints, endpoints),
+        one(targets.endpoints6, endpoints6),
       ]);
-      return outcomes.map(({ target, upserts, removals, error }) => error ?? [target, upserts, removals]);
+      expect(outcomes.filter(({ failures }) => failures > 0)).toEqual([]);
+      return outcomes.map(({ target, upserts, removals }) => [target, upserts, removals]);
     };
 
     expect(await pass(everyPeer, everyPod)).toEqual([

@@ -1,0 +1,386 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * One podCIDR's life on this node: observe, plan, apply, again and again. Nothing here decides what should be (plan/ does)
+ * or how it is written (targets do). When it ends, everything that it made stays and forwards.
+ */
+import type { Logger } from 'pino';
+import type { ClusterSnapshot, NetConf, OwnNode, SubnetManager } from '../cluster/index.ts';
+import type { Attachment, AttachmentStore } from '../cni/attachments.ts';
+import { XdpAnswers } from '../dataplane/links.ts';
+import { ProgramSet } from '../dataplane/programs.ts';
+import { pinPaths, type Tables } from '../dataplane/tables.ts';
+import { errorText, RipstopError } from '../errors.ts';
+import { type KernelChange, monitorKernel, monitorRules } from '../host/monitor.ts';
+import { vtepDeviceName } from '../host/vtep-device.ts';
+import { randomMac } from '../net/mac.ts';
+import { type Job, job, reconcile } from '../reconcile/reconcile.ts';
+import type { Outcome, TargetStatus } from '../reconcile/reconciled.ts';
+import { Loop } from './loop.ts';
+import { NodeObserver } from './observer.ts';
+import type { AgentOptions } from './options.ts';
+import {
+  type LinkPlan,
+  type NodeFamily,
+  type NodePlan,
+  type PeerPlan,
+  type Peers,
+  type Plan,
+  plan,
+  type PlanOptions,
+  podKeys,
+  type PodPlan,
+  replanLinks,
+  replanPods,
+} from './plan/index.ts';
+import type { NodeSnapshot } from './snapshot.ts';
+import { createTargets, type Targets } from './targets.ts';
+import { Turn } from './turn.ts';
+
+const SETTLE_MS = 20;
+/** How often flows that conntrack has forgotten are swept. */
+const SWEEP_MS = 30_000;
+/** How often every target is compared with the actual state, whether or not an event has told of a change. */
+const AUDIT_MS = 25_000;
+/** In a large cluster an audit takes its time; it is done so rarely that it takes no larger share of a core than this. */
+const AUDIT_SHARE = 0.01;
+const AUDIT_MS_MAX = 120_000;
+const FIRST_PASS = 'the first pass is under way';
+/** How often a pass observes again what it has made itself: devices, then the programs for them. */
+const ROUNDS_MAX = 4;
+
+export interface IncarnationOptions {
+  readonly agent: AgentOptions;
+  readonly netConf: NetConf;
+  /** Our Node as it is at the start. */
+  readonly own: OwnNode;
+  /** IPv4 first. */
+  readonly families: readonly NodeFamily[];
+  readonly store: AttachmentStore;
+  readonly subnets: Pick<SubnetManager, 'snapshot'>;
+  /** Called after each pass, and after each change of the pods. */
+  readonly onOutcomes: (outcomes: readonly Outcome[], statuses: readonly TargetStatus[]) => void;
+  /** Called after each pass. */
+  readonly onPass: (cluster: ClusterSnapshot, durationMs: number) => Promise<void>;
+  /** Whether the cluster has given this node other podCIDRs than `own` has. */
+  readonly hasMoved: (now: OwnNode | undefined) => boolean;
+  readonly log: Logger;
+}
+
+/** Whether peers and pods have something to build on. */
+type Standing =
+  | { readonly kind: 'starting'; readonly why: string }
+  /** The node's own part of the kernel path has stood at least once. */
+  | { readonly kind: 'standing'; readonly plan: Plan; readonly node: NodeSnapshot };
+
+export class Incarnation implements Disposable {
+  readonly #options: IncarnationOptions;
+  readonly #planOptions: PlanOptions;
+  readonly #programs: ProgramSet;
+  readonly #xdp = new XdpAnswers();
+  readonly #observer: NodeObserver;
+  readonly #targets: Targets;
+  readonly #loop = new Loop(() => this.#pass(), { settleMs: SETTLE_MS });
+  readonly #podTurn = new Turn(() => this.#reconcilePods());
+  readonly #moved = new AbortController();
+  #standing: Standing = { kind: 'starting', why: FIRST_PASS };
+  /** Whether a whole pass has been made. */
+  #hasPassed = false;
+  /** Why the last pass could make no plan; empty when it could. */
+  #noPlan = '';
+  #peers: Peers = { revision: -1, peers: [], synced: false };
+  #uplink = '';
+  #auditMs = AUDIT_MS;
+  #auditedAtMs = -Infinity;
+
+  constructor(options: IncarnationOptions) {
+    this.#options = options;
+    const { agent, netConf, own, families, store, log } = options;
+    const { backend } = netConf;
+    const { links: linkPins } = pinPaths(agent.bpffs);
+    const used = families.map(({ family }) => family);
+    this.#planOptions = { agent, backend, own, families, freshMac: { v4: randomMac(), v6: randomMac() } };
+    this.#programs = new ProgramSet(pinPaths(agent.bpffs));
+    const shared = { programs: this.#programs, xdp: this.#xdp, linkPins };
+    const wish = { families: used, ifaceCanReach: agent.ifaceCanReach };
+    this.#observer = new NodeObserver({ ...shared, wish, store });
+    this.#targets = createTargets({
+      ...shared,
+      podCidrs: families.map(({ podCidr }) => podCidr),
+      vtepNames: backend.type === 'vxlan' ? used.map((family) => vtepDeviceName(family, backend.vni)) : [],
+      log,
+    });
+  }
+
+  /** How long the current pass has been running, in ms. */
+  get underWayMs(): number {
+    return this.#loop.underWayMs;
+  }
+
+  /** What the node should be, and what it was observed to be then; undefined before the kernel path stood. */
+  get standing(): { readonly plan: Plan; readonly node: NodeSnapshot } | undefined {
+    return this.#standing.kind === 'standing' ? this.#standing : undefined;
+  }
+
+  /** How many pods this node serves, as of the last pass. */
+  get podCount(): number {
+    return this.standing?.plan.podCount ?? 0;
+  }
+
+  /** Undefined before programs were loaded. */
+  get tables(): Tables | undefined {
+    return this.#programs.loaded?.tables;
+  }
+
+  get statuses(): TargetStatus[] {
+    return Object.values(this.#targets).map(({ status }) => status);
+  }
+
+  /** Why no pod can be added; undefined when one can. */
+  get notReady(): string | undefined {
+    if (this.#noPlan !== '') return this.#noPlan;
+    if (this.#standing.kind === 'starting') return this.#standing.why;
+    if (!this.#hasPassed) return FIRST_PASS;
+    return this.#failureOfNode() ?? this.#standing.plan.blocked;
+  }
+
+  /** Something about the cluster changed. */
+  trigger(): void {
+    this.#loop.trigger();
+  }
+
+  /** Run until the signal, or until the node has moved to other podCIDRs. */
+  async run(signal: AbortSignal): Promise<void> {
+    await using running = new AsyncDisposableStack();
+    const { log } = this.#options;
+    const monitors = [
+      monitorKernel((change) => this.#onKernelChange(change), {
+        onTrouble: (why) => log.warn({ why }, 'ip monitor ended; restarting it'),
+      }),
+      monitorRules(() => this.#onRulesLost(), {
+        onTrouble: (why) => log.warn({ why }, 'nft monitor ended; restarting it'),
+      }),
+    ];
+    running.defer(async () => void (await Promise.all(monitors.map((monitor) => monitor.stop()))));
+    const sweep = setInterval(() => this.#programs.loaded?.sweepFlows(), SWEEP_MS);
+    running.defer(() => clearInterval(sweep));
+    await this.#loop.run(AbortSignal.any([signal, this.#moved.signal]));
+  }
+
+  /**
+   * Have the node serve this pod, which the store has by now.
+   * @throws RipstopError with the pod's own failure; those of others are none of its business.
+   */
+  async attach(attachment: Attachment): Promise<void> {
+    await this.#podTurn.run();
+    const { standing } = this;
+    if (!standing) throw new RipstopError(`the node is not ready: ${this.notReady}`);
+    const keys = podKeys(attachment, standing.plan.outline);
+    const { podRoutes, endpoints, endpoints6, podLinks } = this.#targets;
+    const why =
+      podRoutes.failureOf(keys.podRoutes) ??
+      endpoints.failureOf(keys.endpoints) ??
+      endpoints6.failureOf(keys.endpoints6) ??
+      podLinks.failureOf(keys.podLinks);
+    if (why !== undefined) throw new RipstopError(`the pod cannot be reached: ${why}`);
+  }
+
+  /** Serve a pod no longer that the store does not have any more. */
+  detach(): Promise<void> {
+    return this.#podTurn.run();
+  }
+
+  [Symbol.dispose](): void {
+    this.#programs[Symbol.dispose]();
+  }
+
+  /** One pass. @returns in how many ms the next one is due. */
+  async #pass(): Promise<number> {
+    const { families, subnets, netConf, hasMoved, onOutcomes, onPass } = this.#options;
+    const startedAtMs = performance.now();
+    const cluster = subnets.snapshot(families.map(({ podCidr }) => podCidr));
+    if (hasMoved(cluster.own)) {
+      this.#moved.abort();
+      return 0;
+    }
+    // With `alloc` somebody else brings packets to other nodes.
+    const peers = netConf.backend.type === 'alloc' ? [] : cluster.peers;
+    this.#peers = { revision: cluster.peersRevision, peers, synced: cluster.synced };
+    const isAudit = startedAtMs - this.#auditedAtMs > this.#auditMs;
+    if (isAudit) this.#invalidateAll();
+    onOutcomes(await this.#reconcile(), this.statuses);
+    this.#hasPassed = true;
+    const durationMs = performance.now() - startedAtMs;
+    if (isAudit) {
+      this.#auditedAtMs = startedAtMs;
+      this.#auditMs = Math.min(Math.max(AUDIT_MS, durationMs / AUDIT_SHARE), AUDIT_MS_MAX);
+    }
+    await onPass(cluster, durationMs);
+    return this.#dueInMs();
+  }
+
+  async #reconcile(): Promise<Outcome[]> {
+    const outcomes = await this.#reconcileNode();
+    const { standing } = this;
+    if (!standing || this.#noPlan !== '') return outcomes;
+    outcomes.push(...(await reconcile(this.#peerJobs(standing.plan.peers))));
+    await this.#podTurn.run();
+    outcomes.push(...(await this.#reconcileLinks(standing.plan)));
+    return outcomes;
+  }
+
+  /** The node's own part. What it makes is observed and planned with before anything is built on it. */
+  async #reconcileNode(): Promise<Outcome[]> {
+    const outcomes: Outcome[] = [];
+    for (let round = 1; round <= ROUNDS_MAX; round++) {
+      const node = await this.#observer.observe(this.#peers);
+      const planned = this.#planOf(node);
+      if (!planned) break;
+      const done = await reconcile(this.#nodeJobs(planned.node));
+      const why = this.#standing.kind === 'starting' ? this.#failureOfNode() : undefined;
+      this.#standing =
+        why === undefined ? { kind: 'standing', plan: planned, node } : { kind: 'starting', why };
+      if (why === undefined) done.push(...(await reconcile(this.#programJobs(planned.node))));
+      outcomes.push(...done);
+      const made = done.filter(
+        ({ target, upserts, removals }) => OBSERVED.has(target) && upserts + removals > 0,
+      );
+      if (made.length === 0) break;
+      this.#observer.invalidate('links', 'routes', 'nextHops');
+    }
+    return outcomes;
+  }
+
+  /** A plan for what was observed; undefined when there can be none: see `#noPlan`. */
+  #planOf(node: NodeSnapshot): Plan | undefined {
+    const { log } = this.#options;
+    try {
+      const planned = plan(this.#peers, node, this.#planOptions);
+      const { explanation } = planned.outline.uplink;
+      if (explanation !== this.#uplink) log.info({ uplink: explanation }, 'chose the uplink');
+      this.#uplink = explanation;
+      this.#noPlan = '';
+      return planned;
+    } catch (error) {
+      const why = errorText(error);
+      if (why !== this.#noPlan) log.error({ why }, 'cannot plan for this node; retrying');
+      this.#noPlan = why;
+      return undefined;
+    }
+  }
+
+  /** The pods' part alone, for a pass and for an ADD or DEL alike. */
+  async #reconcilePods(): Promise<void> {
+    const { standing } = this;
+    if (!standing) return;
+    const node = await this.#observer.observePods();
+    const pods = replanPods(standing.plan, this.#peers, node, this.#planOptions);
+    this.#options.onOutcomes(await reconcile(this.#podJobs(pods)), this.statuses);
+  }
+
+  /** The programs on the node's own interfaces; once a driver has refused XDP, without it. */
+  async #reconcileLinks(planned: Plan): Promise<Outcome[]> {
+    const refusals = this.#xdp.refusals.size;
+    const outcomes = await reconcile(this.#linkJobs(planned.links));
+    if (this.#xdp.refusals.size === refusals) return outcomes;
+    const node = await this.#observer.observe(this.#peers);
+    const links = replanLinks(planned, this.#peers, node, this.#planOptions);
+    this.#standing = { kind: 'standing', plan: { ...planned, links }, node };
+    return [...outcomes, ...(await reconcile(this.#linkJobs(links)))];
+  }
+
+  #nodeJobs(node: NodePlan): Job[] {
+    const to = this.#targets;
+    return [
+      job(to.vtepDevices, node.vtepDevices),
+      job(to.kernelModules, node.kernelModules),
+      job(to.sysctls, node.sysctls),
+      job(to.rules, node.rules),
+      job(to.files, node.files),
+    ];
+  }
+
+  /** What replaces a flanneld before us, once our own kernel path stands. */
+  #programJobs(node: NodePlan): Job[] {
+    const to = this.#targets;
+    return [
+      job(to.flannelRoutes, node.flannelRoutes),
+      job(to.flannelRules, node.flannelRules),
+      job(to.idleBridges, node.idleBridges),
+      job(to.programs, node.programs),
+    ];
+  }
+
+  /** What a packet meets last is filled first, so that what an entry leads to is there before the entry. */
+  #peerJobs(peers: PeerPlan): Job[] {
+    const to = this.#targets;
+    return [
+      job(to.vtepSet, peers.vtepSet),
+      job(to.neighbours, peers.neighbours),
+      job(to.fdb, peers.fdb),
+      job(to.peerRoutes, peers.peerRoutes),
+      ...(peers.vteps ? [job(to.vteps, peers.vteps)] : []),
+      ...(peers.peers ? [job(to.peers, peers.peers)] : []),
+      ...(peers.peers6 ? [job(to.peers6, peers.peers6)] : []),
+    ];
+  }
+
+  #podJobs(pods: PodPlan): Job[] {
+    const to = this.#targets;
+    return [
+      job(to.podRoutes, pods.podRoutes),
+      job(to.proxies, pods.proxies),
+      ...(pods.endpoints ? [job(to.endpoints, pods.endpoints)] : []),
+      ...(pods.endpoints6 ? [job(to.endpoints6, pods.endpoints6)] : []),
+      ...(pods.podLinks ? [job(to.podLinks, pods.podLinks)] : []),
+    ];
+  }
+
+  #linkJobs({ nodeLinks, maps }: LinkPlan): Job[] {
+    const to = this.#targets;
+    return [...(nodeLinks ? [job(to.nodeLinks, nodeLinks)] : []), ...(maps ? [job(to.maps, maps)] : [])];
+  }
+
+  #failureOfNode(): string | undefined {
+    const { vtepDevices, kernelModules, sysctls, rules, files } = this.#targets;
+    for (const target of [vtepDevices, kernelModules, sysctls, rules, files]) {
+      const [failure] = target.status.failures;
+      if (failure) return failure.why;
+    }
+    return undefined;
+  }
+
+  #invalidateAll(): void {
+    this.#observer.invalidate('links', 'routes', 'nextHops');
+    for (const target of Object.values(this.#targets)) target.invalidate();
+  }
+
+  #onKernelChange(change: KernelChange): void {
+    const { vtepDevices, neighbours, fdb, peerRoutes, podRoutes, proxies, idleBridges, nodeLinks } =
+      this.#targets;
+    if (change !== 'peers') this.#observer.invalidate('links');
+    if (change === 'any') this.#observer.invalidate('routes', 'nextHops');
+    const stale = {
+      pods: [podRoutes, proxies],
+      peers: [neighbours, fdb, peerRoutes],
+      any: [vtepDevices, idleBridges, nodeLinks, neighbours, fdb, peerRoutes, podRoutes, proxies],
+    }[change];
+    for (const target of stale) target.invalidate();
+    this.#loop.trigger();
+  }
+
+  /** Somebody took something of our nft table away. */
+  #onRulesLost(): void {
+    this.#targets.rules.invalidate();
+    this.#targets.vtepSet.invalidate();
+    this.#loop.trigger();
+  }
+
+  #dueInMs(): number {
+    const retries = Object.values(this.#targets).map(({ retryAtMs = Infinity }) => retryAtMs);
+    const dueAtMs = Math.min(this.#auditedAtMs + this.#auditMs, ...retries);
+    return Math.max(0, dueAtMs - performance.now()) + 1;
+  }
+}
+
+/** Targets that change what is observed. */
+const OBSERVED: ReadonlySet<string> = new Set(['vtep-devices', 'idle-bridges', 'programs']);

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+import type { AttachmentStore } from '../cni/attachments.ts';
+import { listLinkKeys, type XdpAnswers } from '../dataplane/links.ts';
+import type { ProgramSet } from '../dataplane/programs.ts';
+import { listLinks, readLinkIfThere } from '../host/links.ts';
+import { lookupNextHops, type NextHop } from '../host/neighbours.ts';
+import { readSysctl } from '../host/sysctl.ts';
+import { readUplinkFacts, type UplinkWish } from '../host/uplink.ts';
+import type { Peers } from './plan/index.ts';
+import { type LoadedIds, type NodeSnapshot, observed } from './snapshot.ts';
+
+/** What a change in the kernel makes stale. */
+export type NodePart = 'links' | 'routes' | 'nextHops';
+
+export interface ObserverOptions {
+  readonly wish: Pick<UplinkWish, 'families' | 'ifaceCanReach'>;
+  readonly store: AttachmentStore;
+  readonly programs: ProgramSet;
+  readonly xdp: XdpAnswers;
+  /** Where links are pinned. */
+  readonly linkPins: string;
+}
+
+/** Makes snapshots of this node. It looks again only at parts that events made stale, and changes nothing. */
+export class NodeObserver {
+  readonly #options: ObserverOptions;
+  readonly #stale = new Set<NodePart>(['links', 'routes', 'nextHops']);
+  /** The revision of the peers whose next hops are in the snapshot. */
+  #hopsOf = -1;
+  #turn: Promise<unknown> = Promise.resolve();
+  #snapshot: NodeSnapshot = {
+    links: { revision: 0, value: new Map() },
+    routes: { revision: 0, value: { defaultRoutes: [], ipv6Mtus: new Map() } },
+    nextHops: { revision: 0, value: new Map() },
+    sourcePorts: { min: 0, max: 0 },
+    pods: { revision: 0, value: [] },
+    programs: { revision: 0, value: undefined },
+    attached: new Set(),
+    xdpRefusals: new Map(),
+  };
+
+  constructor(options: ObserverOptions) {
+    this.#options = options;
+  }
+
+  invalidate(...parts: NodePart[]): void {
+    for (const part of parts) this.#stale.add(part);
+  }
+
+  /** Observe the whole node, with the next hops to these peers. */
+  observe(peers: Peers): Promise<NodeSnapshot> {
+    return this.#inTurn(async () => {
+      const { wish, store, programs, linkPins, xdp } = this.#options;
+      const before = this.#snapshot;
+      const links = this.#take('links') ? observed(before.links, await listLinks()) : before.links;
+      const isRerouted = this.#take('routes') || links !== before.links;
+      const routes = isRerouted
+        ? observed(before.routes, await readUplinkFacts(wish, links.value))
+        : before.routes;
+      const nextHops = observed(before.nextHops, await this.#nextHops(peers));
+      await store.refresh();
+      this.#snapshot = {
+        links,
+        routes,
+        nextHops,
+        sourcePorts: await localPortRange(),
+        pods: observed(before.pods, await store.list()),
+        programs: { revision: programs.revision, value: loadedIds(programs) },
+        attached: listLinkKeys(linkPins),
+        xdpRefusals: xdp.refusals,
+      };
+      return this.#snapshot;
+    });
+  }
+
+  /** Observe only which pods there are, and the host veths of those that are new. */
+  observePods(): Promise<NodeSnapshot> {
+    return this.#inTurn(async () => {
+      const { links, pods: before, ...rest } = this.#snapshot;
+      const pods = observed(before, await this.#options.store.list());
+      const missing = pods.value.filter(({ hostIfname, hostIfindex }) => {
+        const known = links.value.get(hostIfname);
+        return known?.ifindex !== hostIfindex || !known.up;
+      });
+      const found = await Promise.all(missing.map(({ hostIfname }) => readLinkIfThere(hostIfname)));
+      const added = found.filter((link) => link !== undefined);
+      const value = new Map([...links.value, ...added.map((link) => [link.name, link] as const)]);
+      this.#snapshot = { ...rest, pods, links: added.length === 0 ? links : observed(links, value) };
+      return this.#snapshot;
+    });
+  }
+
+  /** One observation at a time: a slow one must not put back what a quick one has replaced. */
+  #inTurn<T>(observe: () => Promise<T>): Promise<T> {
+    const result = this.#turn.then(observe);
+    this.#turn = result.catch(() => {});
+    return result;
+  }
+
+  /** Whether the part is stale. From now on it is not: what changes while it is read makes it stale anew. */
+  #take(part: NodePart): boolean {
+    return this.#stale.delete(part);
+  }
+
+  /** The next hops to all peers; unless they are stale, only those to new peers are asked for. */
+  async #nextHops({ revision, peers }: Peers): Promise<ReadonlyMap<string, NextHop>> {
+    const known = this.#snapshot.nextHops.value;
+    const isStale = this.#take('nextHops');
+    if (!isStale && revision === this.#hopsOf) return known;
+    const addresses = new Set(peers.map(({ vtepIp }) => vtepIp));
+    const asked = await lookupNextHops([...addresses].filter((address) => isStale || !known.has(address)));
+    this.#hopsOf = revision;
+    const hops = new Map<string, NextHop>();
+    for (const address of addresses) {
+      const hop = asked.get(address) ?? (isStale ? undefined : known.get(address));
+      if (hop) hops.set(address, hop);
+    }
+    return hops;
+  }
+}
+
+function loadedIds({ loaded }: ProgramSet): LoadedIds | undefined {
+  if (!loaded) return undefined;
+  const { programs, pending } = loaded;
+  return {
+    ids: {
+      from_pod: programs.from_pod.info.id,
+      to_pod: programs.to_pod.info.id,
+      from_wire: programs.from_wire.info.id,
+      to_vtep: programs.to_vtep.info.id,
+      xdp_from_wire: programs.xdp_from_wire.info.id,
+    },
+    pending: pending !== undefined,
+  };
+}
+
+/** net.ipv4.ip_local_port_range, into which the kernel's own VXLAN hashes source ports (RFC 7348 section 4.1). */
+async function localPortRange(): Promise<{ min: number; max: number }> {
+  const [min = 32768, max = 60999] = ((await readSysctl('net/ipv4/ip_local_port_range')) ?? '')
+    .split(/\s+/)
+    .filter(Boolean)
+    .map(Number);
+  return { min, max };
+}

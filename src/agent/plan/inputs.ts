@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+import type { NetConf, OwnNode, Peer } from '../../cluster/index.ts';
+import type { Cidr, Family } from '../../net/ip.ts';
+import type { Desired } from '../../reconcile/reconciled.ts';
+import type { AgentOptions } from '../options.ts';
+
+/** One of the cluster's address families, and this node's part of it. */
+export interface NodeFamily {
+  readonly family: Family;
+  readonly network: Cidr;
+  readonly podCidr: Cidr;
+}
+
+/** What does not change during an incarnation. */
+export interface PlanOptions {
+  readonly agent: AgentOptions;
+  readonly backend: NetConf['backend'];
+  /** Our Node as it was when the incarnation began. */
+  readonly own: OwnNode;
+  /** IPv4 first. */
+  readonly families: readonly NodeFamily[];
+  /** For VTEP devices when neither our Node nor a device has a MAC address for them. */
+  readonly freshMac: { readonly v4: string; readonly v6: string };
+}
+
+/** The peers as of one revision of the cluster. */
+export interface Peers {
+  readonly revision: number;
+  /** One for each address family of a node. */
+  readonly peers: readonly Peer[];
+  /** These are all. */
+  readonly synced: boolean;
+}
+
+/** Desired entries that never change. */
+export function always<V>(entries: ReadonlyMap<string, V>): Desired<V> {
+  return { revision: '', entries: () => entries, complete: true };
+}

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+/** The peers: how the kernel path reaches them, and what the maps say of them. Pure. */
+import type { Struct } from '../../dataplane/codec.ts';
+import type { Peer } from '../../cluster/index.ts';
+import { desiredPeers, desiredVteps, type PeerHop } from '../../dataplane/desired.ts';
+import { fdbKey, neighbourKey, type PeerRoute } from '../../host/vxlan-target.ts';
+import { vtepDeviceName } from '../../host/vtep-device.ts';
+import { formatCidr } from '../../net/ip.ts';
+import type { Desired } from '../../reconcile/reconciled.ts';
+import type { NodeSnapshot } from '../snapshot.ts';
+import type { Peers } from './inputs.ts';
+import type { Outline } from './node.ts';
+
+export interface PeerPlan {
+  readonly vtepSet: Desired<true>;
+  readonly neighbours: Desired<string>;
+  readonly fdb: Desired<string>;
+  readonly peerRoutes: Desired<PeerRoute>;
+  /** The rest is undefined as long as no programs are loaded. */
+  readonly vteps?: Desired<Struct<'vtep'>>;
+  readonly peers?: Desired<Struct<'peer'>>;
+  readonly peers6?: Desired<Struct<'peer6'>>;
+}
+
+export function planPeers(of: Outline, all: Peers, node: NodeSnapshot): PeerPlan {
+  const { peers, synced } = all;
+  const { settings, uplink, vteps } = of;
+  const ifindexes = [...vteps.keys(), uplink.name].map((name) => node.links.value.get(name)?.ifindex ?? 0);
+  const revision = [all.revision, node.nextHops.revision, ...ifindexes, of.revision].join(' ');
+  const made = <V>(entries: () => ReadonlyMap<string, V>, more = ''): Desired<V> => ({
+    revision: `${revision} ${more}`,
+    entries,
+    complete: synced,
+  });
+  const hopTo = nextHops(of, node);
+  const kernelPath = lazily(() => kernelPathOf(of, peers, node, hopTo));
+  const plan: PeerPlan = {
+    // First of all: what a new peer sends is let in before anybody answers it.
+    vtepSet: made(() => new Map((settings.tunnel ? peers : []).map(({ vtepIp }) => [vtepIp, true] as const))),
+    neighbours: made(() => kernelPath().neighbours),
+    fdb: made(() => kernelPath().fdb),
+    peerRoutes: { ...made(() => kernelPath().routes), impossible: () => unreachable(of, peers, hopTo) },
+  };
+  if (!node.programs.value) return plan;
+  const loaded = String(node.programs.revision);
+  const indexed = lazily(() => desiredPeers(settings, peers, hopTo));
+  return {
+    ...plan,
+    vteps: made(() => desiredVteps(settings, peers, indexed()), loaded),
+    peers: made(() => indexed().peers, loaded),
+    peers6: made(() => indexed().peers6, loaded),
+  };
+}
+
+/** Computed when it is first asked for, and kept as long as the plan is: several targets share it. */
+function lazily<T>(compute: () => T): () => T {
+  let value: { readonly is: T } | undefined;
+  return () => (value ??= { is: compute() }).is;
+}
+
+/** The next hop to an address; undefined when the kernel does not send to it over the uplink. */
+function nextHops(
+  { settings, uplink }: Outline,
+  { nextHops }: NodeSnapshot,
+): (address: string) => PeerHop | undefined {
+  return (address) => {
+    const hop = nextHops.value.get(address);
+    if (hop?.dev !== uplink.name) return undefined;
+    const { gateway } = hop;
+    return { ip: gateway ?? address, direct: settings.directRouting === true && gateway === undefined };
+  };
+}
+
+/** flannel's entries of each peer. Of an interface that is gone there are none. */
+function kernelPathOf(
+  { settings, uplink }: Outline,
+  peers: readonly Peer[],
+  { links }: NodeSnapshot,
+  hopTo: (address: string) => PeerHop | undefined,
+): { neighbours: Map<string, string>; fdb: Map<string, string>; routes: Map<string, PeerRoute> } {
+  const { tunnel } = settings;
+  const present = (name: string): string | undefined => (links.value.has(name) ? name : undefined);
+  const vteps = {
+    4: tunnel && present(vtepDeviceName(4, tunnel.vni)),
+    6: tunnel && present(vtepDeviceName(6, tunnel.vni)),
+  };
+  const entries = {
+    neighbours: new Map<string, string>(),
+    fdb: new Map<string, string>(),
+    routes: new Map<string, PeerRoute>(),
+  };
+  for (const { podCidr, vtepMac, vtepIp } of peers) {
+    const vtep = vteps[podCidr.family];
+    if (hopTo(vtepIp)?.direct) {
+      if (present(uplink.name))
+        entries.routes.set(formatCidr(podCidr), { via: vtepIp, dev: uplink.name, onlink: false });
+    } else if (vtep !== undefined) {
+      entries.neighbours.set(neighbourKey(vtep, podCidr.base), vtepMac);
+      entries.fdb.set(fdbKey(vtep, vtepMac), vtepIp);
+      entries.routes.set(formatCidr(podCidr), { via: podCidr.base, dev: vtep, onlink: true });
+    }
+  }
+  return entries;
+}
+
+/** Without tunnels, the peers that no direct route leads to, by podCIDR. */
+function unreachable(
+  { settings }: Outline,
+  peers: readonly Peer[],
+  hopTo: (address: string) => PeerHop | undefined,
+): Map<string, string> {
+  if (settings.tunnel) return new Map();
+  return new Map(
+    peers
+      .filter(({ vtepIp }) => hopTo(vtepIp)?.direct !== true)
+      .map(({ name, podCidr, vtepIp }) => [
+        formatCidr(podCidr),
+        `without tunnels only nodes on our own L2 are reached, not ${name} (${vtepIp}); use the backend vxlan with DirectRouting`,
+      ]),
+  );
+}

@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+import type { CniFamily } from '../cni/ops.ts';
+import { podMtu } from '../dataplane/desired.ts';
+import { formatCidr, partsOf } from '../net/ip.ts';
+import type { Outline } from './plan/index.ts';
+
+/** What new pods get addresses from, IPv4 first; nothing before the node has a plan. */
+export function podNetworks(of: Outline | undefined): CniFamily[] {
+  if (!of) return [];
+  const { v4, v6 } = of.settings;
+  return partsOf({ ...(v4 && { v4 }), ...(v6 && { v6 }) }).map(({ network, podCidr }) => ({
+    podCidr: formatCidr(podCidr),
+    clusterNetwork: formatCidr(network),
+    mtu: podMtu(of.settings, podCidr.family),
+  }));
+}

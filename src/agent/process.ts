@@ -1,0 +1,330 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * The agent's process: its sockets, its metrics and its view of the cluster. What it does on the node is an incarnation's
+ * business, of which there is one for each podCIDR that the node gets in its life.
+ */
+import { mkdirSync } from 'node:fs';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { Logger } from 'pino';
+import {
+  ApiClient,
+  ApiError,
+  type ClusterSnapshot,
+  KubeSubnetManager,
+  leaseSettings,
+  type NetConf,
+  type OwnNode,
+  ownPodCidrs,
+  type PeerNode,
+  readNetConf,
+  type SubnetManager,
+} from '../cluster/index.ts';
+import { AttachmentStore } from '../cni/attachments.ts';
+import { ConflistInstaller } from '../cni/conflist.ts';
+import { deferredDir } from '../cni/deferred.ts';
+import { type CniContext, forgetGone } from '../cni/ops.ts';
+import { createCniServer } from '../cni/server.ts';
+import { errorText, RipstopError } from '../errors.ts';
+import { ensureBpffs } from '../host/mount.ts';
+import { gatherHostFacts, missingRequirements } from '../host/requirements.ts';
+import { LogOnce } from '../log-once.ts';
+import { createMetrics, type Metrics } from '../metrics/metrics.ts';
+import { type HttpRoute, serveRoutes } from '../metrics/server.ts';
+import { familyKey, formatCidr } from '../net/ip.ts';
+import { Incarnation } from './incarnation.ts';
+import { LastKnownFile } from './last-known.ts';
+import { leaseOf } from './lease.ts';
+import { type AgentOptions, runFiles } from './options.ts';
+import type { NodeFamily } from './plan/index.ts';
+import { podNetworks } from './pod-networks.ts';
+import { Publisher } from './publisher.ts';
+import { Report } from './report.ts';
+import type { AgentStatus } from './status.ts';
+
+/** No pass takes so long, not the first one among 15,000 nodes: whoever watches over us should restart us. */
+const STUCK_MS = 120_000;
+/** How long to wait for our own Node before the last-known state has to do. */
+const ANSWER_MS = 3000;
+
+/**
+ * Run until the signal.
+ * @throws RipstopError when this node cannot run ripstop or the configuration is wrong; an API server that is down is
+ * waited for.
+ */
+export async function runAgent(options: AgentOptions, log: Logger, signal: AbortSignal): Promise<void> {
+  refuseWhatIsNotBuilt(options);
+  const missing = missingRequirements(await gatherHostFacts());
+  if (missing.length > 0) throw new RipstopError(missing.join('; '));
+  const source = options.etcd
+    ? await (await import('./etcd-source.ts')).openEtcd(options, options.etcd, log, signal)
+    : await openKubernetes(options, log);
+  if (!source) return;
+  if (await ensureBpffs(options.bpffs)) log.info({ bpffs: options.bpffs }, 'mounted a BPF file system');
+  mkdirSync(options.runDir, { recursive: true, mode: 0o700 });
+  await new AgentProcess(options, source.netConf, source.subnets, log).run(signal);
+}
+
+async function openKubernetes(
+  options: AgentOptions,
+  log: Logger,
+): Promise<{ netConf: NetConf; subnets: SubnetManager }> {
+  const netConf = await readNetConf(options.netConf);
+  const client = await ApiClient.open(
+    options.kubeconfig === undefined ? {} : { kubeconfig: options.kubeconfig },
+  );
+  const settings = leaseSettings(netConf, options.annotationPrefix);
+  return { netConf, subnets: new KubeSubnetManager(client, options.nodeName, settings, log) };
+}
+
+type Phase =
+  | { readonly kind: 'waiting'; readonly why: string }
+  | { readonly kind: 'serving'; readonly incarnation: Incarnation };
+
+/** The node as this agent found it at the start: our own Node, and the peers of before if nobody answered. */
+interface Start {
+  readonly own: OwnNode;
+  readonly lastKnown: readonly PeerNode[];
+}
+
+class AgentProcess {
+  readonly #options: AgentOptions;
+  readonly #netConf: NetConf;
+  readonly #subnets: SubnetManager;
+  readonly #log: Logger;
+  readonly #store: AttachmentStore;
+  readonly #report: Report;
+  readonly #metrics: Metrics;
+  readonly #lastKnownFile: LastKnownFile;
+  readonly #publisher: Publisher;
+  readonly #conflist: ConflistInstaller;
+  #phase: Phase = { kind: 'waiting', why: 'starting' };
+  /** The uplink's addresses as of the last pass. */
+  #uplinkIps = '';
+
+  constructor(options: AgentOptions, netConf: NetConf, subnets: SubnetManager, log: Logger) {
+    this.#options = options;
+    this.#netConf = netConf;
+    this.#subnets = subnets;
+    this.#log = log;
+    this.#store = new AttachmentStore(options.runDir);
+    this.#publisher = new Publisher(subnets, log);
+    this.#conflist = new ConflistInstaller(options.cniConf, log);
+    const lease = leaseSettings(netConf, options.annotationPrefix);
+    const file = join(options.stateDir, 'last-known.json');
+    this.#lastKnownFile = new LastKnownFile(file, { nodeName: options.nodeName, lease }, log);
+    this.#report = new Report(options.nodeName, log);
+    this.#metrics = createMetrics({
+      tables: () => this.#incarnation?.tables,
+      api: () => subnets.health,
+      peers: () => this.#report.cluster.nodes.length,
+      endpoints: () => this.#incarnation?.podCount ?? 0,
+      alarms: () => this.#report.cluster.alarms,
+      targets: () => this.#incarnation?.statuses ?? [],
+      lastKnownAgeMs: () => this.#report.lastKnownAgeMs,
+    });
+  }
+
+  /** Start servers first, writers last; stop in reverse order. */
+  async run(signal: AbortSignal): Promise<void> {
+    await using running = new AsyncDisposableStack();
+    running.defer(() => this.#subnets.stop());
+    const { runDir, stateDir, metricsAddr } = this.#options;
+    const http = await serveRoutes(metricsAddr, join(runDir, runFiles.agentSocket), this.#routes());
+    running.defer(() => http.close());
+
+    await this.#forgetGone();
+    const cni = await createCniServer({
+      socketPath: join(runDir, runFiles.cniSocket),
+      deferredDir: deferredDir(stateDir),
+      log: this.#log,
+      context: () => this.#cniContext(),
+    });
+    running.defer(() => cni.close());
+
+    const start = await this.#findOwn(signal);
+    if (!start) return;
+    this.#subnets.start(() => this.#incarnation?.trigger(), start.lastKnown);
+    running.defer(() => this.#lastKnownFile.flush());
+    for (let own: OwnNode | undefined = start.own; own;) own = await this.#serve(own, signal);
+  }
+
+  get #incarnation(): Incarnation | undefined {
+    return this.#phase.kind === 'serving' ? this.#phase.incarnation : undefined;
+  }
+
+  get #notReady(): string | undefined {
+    return this.#phase.kind === 'serving' ? this.#phase.incarnation.notReady : this.#phase.why;
+  }
+
+  async #forgetGone(): Promise<void> {
+    try {
+      const pods = (await forgetGone(this.#cniContext())).map(
+        ({ podName, containerId }) => podName ?? containerId,
+      );
+      if (pods.length > 0) this.#log.info({ pods }, 'forgot pods that another plugin has deleted');
+    } catch (error) {
+      this.#log.warn({ error: errorText(error) }, 'cannot tell which pods were deleted without us');
+    }
+  }
+
+  /** Our own Node; as we last knew it, when nobody answers for a while. Undefined when the signal came first. */
+  async #findOwn(signal: AbortSignal): Promise<Start | undefined> {
+    const fetched = this.#fetchOwn(signal).then((own) => own && { own, lastKnown: [] });
+    const silence = sleep(ANSWER_MS, 'silence' as const, { signal, ref: false }).catch(() => undefined);
+    const first = await Promise.race([fetched, silence]);
+    if (first !== 'silence') return first;
+    const known = await this.#lastKnownFile.read();
+    if (!known) return fetched;
+    const { own, peers, at } = known;
+    this.#report.lastKnownAt = at;
+    const since = new Date(at).toISOString();
+    this.#log.warn({ since, peers: peers.length }, 'nobody answers: going on with the last-known state');
+    return { own, lastKnown: peers };
+  }
+
+  /** Our own Node, asked for until there is an answer; undefined when the signal came first. */
+  async #fetchOwn(signal: AbortSignal): Promise<OwnNode | undefined> {
+    const failure = new LogOnce(
+      this.#log,
+      'cannot read our own Node yet; what is pinned keeps forwarding; retrying',
+    );
+    for (let delayMs = 250; !signal.aborted;) {
+      try {
+        return await this.#subnets.fetchOwn();
+      } catch (error) {
+        failure.met(error);
+        if (this.#phase.kind === 'waiting') this.#phase = { kind: 'waiting', why: errorText(error) };
+        await sleep(delayMs * (0.5 + Math.random()), undefined, { signal }).catch(() => {});
+        // A kube-proxy that starts after us is to be noticed soon.
+        const isSoon = error instanceof ApiError && error.nobodyThere;
+        if (!isSoon) delayMs = Math.min(delayMs * 2, 15_000);
+      }
+    }
+    return undefined;
+  }
+
+  /** Be this node until the signal, or until it has other podCIDRs: then it is another node, which is returned. */
+  async #serve(own: OwnNode, signal: AbortSignal): Promise<OwnNode | undefined> {
+    let moved: OwnNode | undefined;
+    using incarnation = new Incarnation({
+      agent: this.#options,
+      netConf: this.#netConf,
+      own,
+      families: this.#families(own),
+      store: this.#store,
+      subnets: this.#subnets,
+      onOutcomes: (outcomes, statuses) => {
+        this.#report.reconciled(outcomes, statuses);
+        this.#metrics.observeOutcomes(outcomes);
+      },
+      onPass: (cluster, durationMs) => this.#afterPass(own, cluster, durationMs),
+      hasMoved: (now) => (moved = this.#movedTo(own, now)) !== undefined,
+      log: this.#log,
+    });
+    this.#phase = { kind: 'serving', incarnation };
+    await incarnation.run(signal);
+    return signal.aborted ? undefined : moved;
+  }
+
+  /** Our own Node when it has other podCIDRs than before, and ones that serve. */
+  #movedTo(own: OwnNode, now: OwnNode | undefined): OwnNode | undefined {
+    const [was, is] = [own, now ?? own].map(({ podCidrs }) => podCidrs.map(formatCidr).join(','));
+    if (!now || is === was) return undefined;
+    try {
+      ownPodCidrs(now, this.#netConf);
+    } catch {
+      return undefined; // As when the Node was deleted, and has none yet: what it had holds until then.
+    }
+    this.#log.error(
+      { was, is },
+      "this node's podCIDR has changed: older pods keep addresses that no other node sends here; restart them",
+    );
+    return now;
+  }
+
+  /** Tell others of this node, once it forwards. */
+  async #afterPass(own: OwnNode, cluster: ClusterSnapshot, durationMs: number): Promise<void> {
+    this.#report.passed(cluster, durationMs);
+    this.#metrics.observePass(durationMs);
+    if (cluster.synced) this.#subnets.report?.(cluster.alarms);
+    if (this.#notReady === undefined) await this.#conflist.install();
+    const standing = this.#incarnation?.standing;
+    if (!standing) return;
+    const ips = Object.values(standing.plan.outline.uplink.ips).join();
+    if (this.#uplinkIps !== '' && ips !== this.#uplinkIps) this.#subnets.reconnect();
+    this.#uplinkIps = ips;
+    if (!cluster.synced) return;
+    const now = cluster.own ?? own;
+    const lease = leaseOf(standing, this.#options);
+    this.#publisher.publish(now, lease);
+    this.#lastKnownFile.noteCluster(now, lease, cluster);
+  }
+
+  /** The families that the cluster has, each with this node's part. */
+  #families(own: OwnNode): NodeFamily[] {
+    const podCidrs = ownPodCidrs(own, this.#netConf);
+    const networks = { v4: this.#netConf.network, v6: this.#netConf.ipv6Network };
+    return ([4, 6] as const).flatMap((family) => {
+      const [network, podCidr] = [networks[familyKey(family)], podCidrs[familyKey(family)]];
+      return network && podCidr ? [{ family, network, podCidr }] : [];
+    });
+  }
+
+  /** What the CNI plugin works with. Before our own Node is known, pods can only be deleted. */
+  #cniContext(): CniContext {
+    const incarnation = this.#incarnation;
+    return {
+      families: podNetworks(incarnation?.standing?.plan.outline),
+      dataDir: this.#options.ipamDir,
+      store: this.#store,
+      attach: async (attachment) => incarnation?.attach(attachment),
+      detach: async () => incarnation?.detach(),
+      ready: () => {
+        const reason = this.#notReady;
+        return reason === undefined ? { ok: true } : { ok: false, reason };
+      },
+    };
+  }
+
+  #routes(): Record<string, HttpRoute> {
+    return {
+      '/metrics': async () => ({
+        body: await this.#metrics.registry.metrics(),
+        contentType: this.#metrics.registry.contentType,
+      }),
+      '/healthz': async () => {
+        const stuckMs = this.#incarnation?.underWayMs ?? 0;
+        if (stuckMs < STUCK_MS) return { body: 'ok\n' };
+        return { status: 503, body: `a pass has been running for ${Math.round(stuckMs / 1000)} s\n` };
+      },
+      '/readyz': async () => {
+        const why = this.#notReady;
+        return why === undefined ? { body: 'ok\n' } : { status: 503, body: `not ready: ${why}\n` };
+      },
+      '/status': async () => ({
+        body: JSON.stringify(this.#status()),
+        contentType: 'application/json',
+      }),
+    };
+  }
+
+  #status(): AgentStatus {
+    const { standing, statuses = [] } = this.#incarnation ?? {};
+    return this.#report.toStatus({
+      notReady: this.#notReady,
+      health: this.#subnets.health,
+      standing,
+      statuses,
+    });
+  }
+}
+
+function refuseWhatIsNotBuilt({ mode }: AgentOptions): void {
+  if (mode === 'boost') {
+    throw new RipstopError(
+      '--mode boost is not built yet; use --mode cni on a node without a running flanneld',
+      { exitCode: 2 },
+    );
+  }
+}

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+import type { Logger } from 'pino';
+import type { ClusterSnapshot, SourceHealth } from '../cluster/index.ts';
+import { vtepDeviceName } from '../host/vtep-device.ts';
+import { LogOnce } from '../log-once.ts';
+import { formatCidr, partsOf } from '../net/ip.ts';
+import type { Outcome, TargetStatus } from '../reconcile/reconciled.ts';
+import type { Plan } from './plan/index.ts';
+import type { AgentStatus } from './status.ts';
+
+/** Before the first pass. */
+const NO_CLUSTER: ClusterSnapshot = {
+  revision: 0,
+  peersRevision: 0,
+  synced: false,
+  peers: [],
+  nodes: [],
+  alarms: [],
+  own: undefined,
+};
+
+/** What `/status` tells beside the outcomes. */
+export interface StatusFacts {
+  readonly notReady: string | undefined;
+  readonly health: SourceHealth;
+  readonly standing: { readonly plan: Plan } | undefined;
+  readonly statuses: readonly TargetStatus[];
+}
+
+/** Tells people what the agent does: in the log as it happens, and in `/status` when asked. */
+export class Report {
+  readonly #nodeName: string;
+  readonly #log: Logger;
+  readonly #failures = new Map<string, LogOnce>();
+  /** Of the last pass. */
+  cluster = NO_CLUSTER;
+  /** Since when what we go by may be untrue (ms since 1970); undefined while it comes from the API server. */
+  lastKnownAt: number | undefined;
+  #lastDurationMs = 0;
+  #passes = 0;
+  #errors = 0;
+
+  constructor(nodeName: string, log: Logger) {
+    this.#nodeName = nodeName;
+    this.#log = log;
+  }
+
+  get lastKnownAgeMs(): number | undefined {
+    return this.lastKnownAt === undefined ? undefined : Math.max(0, Date.now() - this.lastKnownAt);
+  }
+
+  reconciled(outcomes: readonly Outcome[], statuses: readonly TargetStatus[]): void {
+    for (const { failures } of outcomes) this.#errors += failures;
+    const changed = outcomes.filter(({ upserts, removals }) => upserts + removals > 0);
+    if (changed.length > 0) {
+      const summary = changed.map(({ target, upserts, removals }) => `${target} +${upserts} -${removals}`);
+      this.#log.info({ changed: summary.join(', ') }, 'applied');
+    }
+    for (const { name, failures } of statuses) {
+      const known = this.#failures.get(name);
+      const [first] = failures;
+      if (!first) known?.over('in its desired state again');
+      else {
+        const failure = known ?? new LogOnce(this.#log, 'not in its desired state; retrying', 'error');
+        this.#failures.set(name, failure);
+        failure.met(first.why, { target: name, key: first.key, failures: failures.length });
+      }
+    }
+  }
+
+  passed(cluster: ClusterSnapshot, durationMs: number): void {
+    this.#passes++;
+    this.#lastDurationMs = durationMs;
+    if (cluster.synced && this.lastKnownAt !== undefined) {
+      this.#log.info('all nodes are known again: the last-known state is history');
+      this.lastKnownAt = undefined;
+    }
+    const known = new Set(this.cluster.alarms.map(({ node, reason }) => `${node} ${reason}`));
+    if (cluster.revision !== this.cluster.revision)
+      for (const alarm of cluster.alarms)
+        if (!known.has(`${alarm.node} ${alarm.reason}`)) this.#log.warn(alarm, 'a node needs a look');
+    this.cluster = cluster;
+  }
+
+  toStatus({ notReady, health, standing, statuses }: StatusFacts): AgentStatus {
+    const { lastKnownAgeMs, cluster } = this;
+    return {
+      node: this.#nodeName,
+      mode: 'cni',
+      ready: notReady === undefined,
+      ...(notReady !== undefined && { notReady }),
+      ...(standing ? nodeStatus(standing.plan) : { families: [] }),
+      api: {
+        connected: health.connected,
+        synced: cluster.synced,
+        ...(health.lastEventAgeMs !== undefined && { lastEventAgeMs: Math.round(health.lastEventAgeMs) }),
+        ...(health.lastError !== undefined && { lastError: health.lastError }),
+        ...(lastKnownAgeMs !== undefined && { lastKnownAgeMs }),
+      },
+      peers: cluster.peers.map(({ name, podCidr, vtepIp }) => ({
+        name,
+        podCidr: formatCidr(podCidr),
+        vtepIp,
+      })),
+      alarms: cluster.alarms,
+      targets: statuses,
+      passes: {
+        count: this.#passes,
+        errors: this.#errors,
+        lastDurationMs: Math.round(this.#lastDurationMs),
+      },
+    };
+  }
+}
+
+function nodeStatus({ outline, links }: Plan): Pick<AgentStatus, 'ingress' | 'families' | 'uplink'> {
+  const { settings, uplink } = outline;
+  const { v4, v6, tunnel } = settings;
+  return {
+    ingress: links.ingress,
+    families: partsOf({ ...(v4 && { v4 }), ...(v6 && { v6 }) }).map(
+      ({ network, podCidr, vtepIp, vtepMac }) => ({
+        network: formatCidr(network),
+        podCidr: formatCidr(podCidr),
+        vtep: {
+          ip: vtepIp,
+          ...(tunnel && { device: vtepDeviceName(podCidr.family, tunnel.vni), mac: vtepMac }),
+        },
+      }),
+    ),
+    uplink: { name: uplink.name, mtu: uplink.mtu, explanation: uplink.explanation },
+  };
+}

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+/** Everything that the agent keeps as it should be. */
+import type { Logger } from 'pino';
+import { linksTarget, type XdpAnswers } from '../dataplane/links.ts';
+import { mapTargets } from '../dataplane/map-targets.ts';
+import type { ProgramSet } from '../dataplane/programs.ts';
+import { kernelModulesTarget } from '../host/conntrack.ts';
+import { filesTarget } from '../host/files.ts';
+import { flannelRulesTarget } from '../host/flannel-rules.ts';
+import { idleBridgesTarget, proxyTarget } from '../host/pod-bridge.ts';
+import { podRouteTarget } from '../host/pod-routes.ts';
+import { rulesTarget } from '../host/rules.ts';
+import { sysctlTarget } from '../host/sysctl.ts';
+import { flannelRoutesTarget } from '../host/takeover.ts';
+import { vtepDevicesTarget } from '../host/vtep-device.ts';
+import { vtepSetTarget } from '../host/vtep-set.ts';
+import { fdbTarget, neighbourTarget, peerRouteTarget } from '../host/vxlan-target.ts';
+import type { Cidr } from '../net/ip.ts';
+import { Reconciled } from '../reconcile/reconciled.ts';
+
+export interface TargetOptions {
+  readonly programs: ProgramSet;
+  readonly xdp: XdpAnswers;
+  readonly linkPins: string;
+  readonly podCidrs: readonly Cidr[];
+  /** The VTEP devices, by name; none without tunnels. */
+  readonly vtepNames: readonly string[];
+  readonly log: Logger;
+}
+
+export type Targets = ReturnType<typeof createTargets>;
+
+/** In the order in which they are reconciled; see {@link Incarnation}. */
+export function createTargets({ programs, xdp, linkPins, podCidrs, vtepNames, log }: TargetOptions) {
+  const maps = mapTargets(() => programs.current.tables);
+  const links = {
+    pinDir: linkPins,
+    program: (hook: keyof typeof programs.current.programs) => programs.current.programs[hook],
+  };
+  return {
+    vtepDevices: new Reconciled(
+      vtepDevicesTarget((device, changes) => log.info({ device, changes }, 'made the VTEP device')),
+    ),
+    kernelModules: new Reconciled(kernelModulesTarget()),
+    sysctls: new Reconciled(sysctlTarget((change) => log.info(change, 'set a kernel setting'))),
+    rules: new Reconciled(rulesTarget()),
+    files: new Reconciled(filesTarget()),
+    flannelRoutes: new Reconciled(flannelRoutesTarget(vtepNames)),
+    flannelRules: new Reconciled(flannelRulesTarget()),
+    idleBridges: new Reconciled(idleBridgesTarget(podCidrs)),
+    programs: new Reconciled(
+      programs.programsTarget((pending) =>
+        log.warn(pending, 'maps must differ from those in use: making new ones'),
+      ),
+    ),
+    vtepSet: new Reconciled(vtepSetTarget()),
+    neighbours: new Reconciled(neighbourTarget()),
+    fdb: new Reconciled(fdbTarget()),
+    peerRoutes: new Reconciled(peerRouteTarget()),
+    vteps: new Reconciled(maps.vteps),
+    peers: new Reconciled(maps.peers),
+    peers6: new Reconciled(maps.peers6),
+    podRoutes: new Reconciled(podRouteTarget(), { remembers: true }),
+    proxies: new Reconciled(proxyTarget(), { remembers: true }),
+    endpoints: new Reconciled(maps.endpoints, { remembers: true }),
+    endpoints6: new Reconciled(maps.endpoints6, { remembers: true }),
+    podLinks: new Reconciled(linksTarget({ ...links, name: 'pod-links', hooks: ['to_pod', 'from_pod'] }), {
+      remembers: true,
+    }),
+    nodeLinks: new Reconciled(
+      linksTarget({ ...links, name: 'node-links', hooks: ['to_vtep', 'from_wire', 'xdp_from_wire'], xdp }),
+    ),
+    maps: new Reconciled(programs.mapsTarget()),
+  };
+}

@@ -1,0 +1,285 @@
+// SPDX-License-Identifier: Apache-2.0
+/** Programs on their hooks, as targets: tcx links, clsact filters before Linux 6.6, and XDP links. */
+import { existsSync, readdirSync, rmSync } from 'node:fs';
+import { join } from 'node:path';
+import { attachTc, BpfError, BpfLink, type BpfProgram, ifindexOf, TcFilter } from '#libbpf-ts';
+import { errorText } from '../errors.ts';
+import { type Failures, noFailures, type Target } from '../reconcile/target.ts';
+
+const places = {
+  from_pod: 'ingress',
+  from_wire: 'ingress',
+  to_pod: 'egress',
+  to_vtep: 'egress',
+  xdp_from_wire: 'xdp',
+} as const;
+export type HookName = keyof typeof places;
+
+/** A program on an interface's hook. Its key, also the link's name in bpffs, is `from_pod@veth1234abcd`. */
+export interface LinkState {
+  /** The interface; 0 when it is gone, and the link or filter with it. */
+  readonly ifindex: number;
+  readonly programId: number;
+  /** XDP only: the interface's MTU when the driver took the program; 0 when another process attached it. */
+  readonly mtu?: number;
+}
+
+/** bpffs allows no dots in names, and no interface has a colon in its own. */
+export function linkKey(hook: HookName, ifname: string): string {
+  return `${hook}@${ifname.replaceAll('.', ':')}`;
+}
+
+/** The inverse of {@link linkKey}. */
+export function parseLinkKey(key: string): { hook: HookName; ifname: string } {
+  const [hook, device = ''] = key.split('@');
+  return { hook: hook as HookName, ifname: device.replaceAll(':', '.') };
+}
+
+/** A hook that should have its program. */
+export interface HookedInterface {
+  readonly hook: HookName;
+  readonly ifname: string;
+  readonly ifindex: number;
+  /** XDP only. */
+  readonly mtu?: number;
+}
+
+/** The links that should be. @param programIds of the loaded programs, by hook. */
+export function desiredLinks(
+  programIds: Readonly<Record<HookName, number>>,
+  hooked: readonly HookedInterface[],
+): Map<string, LinkState> {
+  return new Map(
+    hooked.map(({ hook, ifname, ifindex, mtu }) => [
+      linkKey(hook, ifname),
+      { ifindex, programId: programIds[hook], ...(mtu !== undefined && { mtu }) },
+    ]),
+  );
+}
+
+/**
+ * What drivers answered when XDP was attached. Attaching resets a NIC's queues, so each driver is asked once for each MTU:
+ * up to which one it has XDP a driver tells only then (and virtio-net then drops what is larger).
+ */
+export class XdpAnswers {
+  readonly #refusals = new Map<string, string>();
+  readonly #acceptedMtus = new Map<string, number>();
+
+  /** Why drivers refused, by {@link xdpKey}. */
+  get refusals(): ReadonlyMap<string, string> {
+    return new Map(this.#refusals);
+  }
+
+  /** At which MTU the driver took the program; undefined when this process did not attach it. */
+  acceptedMtu({ name, ifindex }: Omit<XdpInterface, 'mtu'>): number | undefined {
+    return this.#acceptedMtus.get(`${name} ${ifindex}`);
+  }
+
+  accepted({ name, ifindex, mtu }: XdpInterface): void {
+    this.#acceptedMtus.set(`${name} ${ifindex}`, mtu);
+  }
+
+  refused(uplink: XdpInterface, why: string): void {
+    this.#refusals.set(xdpKey(uplink), why);
+  }
+}
+
+export interface XdpInterface {
+  readonly name: string;
+  readonly ifindex: number;
+  readonly mtu: number;
+}
+
+/** An interface as its driver is asked about XDP. */
+export function xdpKey({ name, ifindex, mtu }: XdpInterface): string {
+  return `${name} ${ifindex} ${mtu}`;
+}
+
+/**
+ * Before tcx (Linux 6.6) a program hangs in a clsact filter, which is no link that could be pinned. The program is pinned
+ * instead, under this prefix: that keeps nothing attached, it only records which interfaces have a filter of ours.
+ */
+const filterPin = 'clsact:';
+/** Our filter among others of the interface, its handle "rips" in ASCII: before those that have no priority. */
+const filterPlace = { handle: 0x72697073, priority: 100 };
+
+export interface LinkTargetOptions {
+  readonly name: string;
+  /** The hooks that this target keeps; it leaves the others alone. */
+  readonly hooks: readonly HookName[];
+  readonly pinDir: string;
+  /** The loaded program; it is asked for at each use, since programs may be loaded anew. */
+  readonly program: (hook: HookName) => BpfProgram;
+  readonly xdp?: XdpAnswers;
+  /** The way to attach: what the kernel has, unless a test wants the older one on a newer kernel. */
+  readonly attach?: typeof attachTc;
+}
+
+/**
+ * Programs on interfaces. One on the right interface is replaced atomically, so no packet misses the hook; one whose
+ * interface is gone (deleted, or made anew under the same name) is attached anew.
+ */
+export function linksTarget(options: LinkTargetOptions): Target<LinkState> {
+  const { name, hooks, pinDir, program, xdp = new XdpAnswers(), attach = attachTc } = options;
+  const keep = (key: string): boolean => hooks.includes(parseLinkKey(key).hook);
+  return {
+    name,
+    list: async () => listLinks(pinDir, keep, xdp),
+    upsert: async (entries) => {
+      const failures = new Map<string, string>();
+      for (const [key, { ifindex, mtu = 0 }] of entries) {
+        const { hook, ifname } = parseLinkKey(key);
+        try {
+          if (hook === 'xdp_from_wire')
+            attachXdp(pinDir, key, program(hook), { name: ifname, ifindex, mtu }, xdp);
+          else attachOrReplace(pinDir, key, program(hook), ifindex, attach);
+        } catch (error) {
+          failures.set(key, errorText(error));
+        }
+      }
+      return failures;
+    },
+    remove: async (entries): Promise<Failures> => {
+      for (const key of entries.keys()) detach(pinDir, key);
+      return noFailures;
+    },
+  };
+}
+
+/** What is attached, by key. Filters are looked for in the network namespace of this process. */
+export function listLinks(
+  pinDir: string,
+  keep: (key: string) => boolean = () => true,
+  xdp = new XdpAnswers(),
+): Map<string, LinkState> {
+  const found = new Map<string, LinkState>();
+  for (const pin of listPins(pinDir)) {
+    const isFilter = pin.startsWith(filterPin);
+    const key = isFilter ? pin.slice(filterPin.length) : pin;
+    if (!keep(key)) continue;
+    if (isFilter) {
+      const filter = findFilter(key);
+      found.set(key, { ifindex: filter?.ifindex ?? 0, programId: filter?.programId() ?? 0 });
+      continue;
+    }
+    using link = BpfLink.openPinned(join(pinDir, pin));
+    const { ifindex = 0, programId } = link.info();
+    const { hook, ifname } = parseLinkKey(key);
+    const mtu = hook === 'xdp_from_wire' ? { mtu: xdp.acceptedMtu({ name: ifname, ifindex }) ?? 0 } : {};
+    found.set(key, { ifindex, programId, ...mtu });
+  }
+  return found;
+}
+
+/** The keys of what is pinned, attached still or not. */
+export function listLinkKeys(pinDir: string): Set<string> {
+  return new Set(
+    listPins(pinDir).map((pin) => (pin.startsWith(filterPin) ? pin.slice(filterPin.length) : pin)),
+  );
+}
+
+function listPins(pinDir: string): string[] {
+  return existsSync(pinDir) ? readdirSync(pinDir) : [];
+}
+
+/** Take all programs off their interfaces; XDP first, since only from_wire knows what to do with the frames that it leaves. */
+export function removeLinks(pinDir: string): void {
+  const isXdp = (key: string): number => (places[parseLinkKey(key).hook] === 'xdp' ? 0 : 1);
+  for (const key of [...listLinkKeys(pinDir)].sort((a, b) => isXdp(a) - isXdp(b))) detach(pinDir, key);
+}
+
+function attachOrReplace(
+  pinDir: string,
+  key: string,
+  program: BpfProgram,
+  ifindex: number,
+  attach: typeof attachTc,
+): void {
+  const pin = join(pinDir, key);
+  const place = places[parseLinkKey(key).hook];
+  if (place === 'xdp') throw new Error(`${key} is no tc hook`);
+  if (existsSync(pin)) {
+    using link = BpfLink.openPinned(pin);
+    if (link.info().ifindex === ifindex) return link.update(program);
+    rmSync(pin);
+  }
+  // A filter replaces the one before by itself.
+  using attached = attach(program, ifindex, place, filterPlace);
+  if (attached instanceof BpfLink) return attached.pin(pin);
+  const record = join(pinDir, `${filterPin}${key}`);
+  rmSync(record, { force: true });
+  program.pin(record);
+}
+
+/** @throws Error with the driver's refusal, which `answers` keeps. */
+function attachXdp(
+  pinDir: string,
+  key: string,
+  program: BpfProgram,
+  uplink: XdpInterface,
+  answers: XdpAnswers,
+): void {
+  const pin = join(pinDir, key);
+  try {
+    if (!replaceXdp(pin, program, uplink, answers)) {
+      using link = BpfLink.attachXdp(program, uplink.ifindex, 'native');
+      link.pin(pin);
+    }
+  } catch (error) {
+    if (!(error instanceof BpfError)) throw error;
+    const refusal = refusalOf(uplink, error.code);
+    answers.refused(uplink, refusal);
+    throw new Error(refusal, { cause: error });
+  }
+  answers.accepted(uplink);
+}
+
+/** Replace the program of the link that is there. @returns false when it must be attached anew: then nothing is attached. */
+function replaceXdp(
+  pin: string,
+  program: BpfProgram,
+  { name, ifindex, mtu }: XdpInterface,
+  answers: XdpAnswers,
+): boolean {
+  if (!existsSync(pin)) return false;
+  using link = BpfLink.openPinned(pin);
+  const acceptedMtu = answers.acceptedMtu({ name, ifindex }) ?? mtu;
+  try {
+    if (link.info().ifindex === ifindex && acceptedMtu === mtu) {
+      link.update(program);
+      return true;
+    }
+  } catch {
+    // The MTU has become too large for XDP: the driver says so now, and drops the frames that the old program cannot have.
+  }
+  link.detach(); // at once; an unpinned link goes a moment later
+  rmSync(pin);
+  return false;
+}
+
+function refusalOf({ name, mtu }: XdpInterface, code: string): string {
+  if (code === 'EBUSY') return `${name} has another XDP program`;
+  if (code === 'EOPNOTSUPP') return `the driver of ${name} has no XDP`;
+  return `the driver of ${name} refuses XDP at an MTU of ${mtu} (${code})`;
+}
+
+function detach(pinDir: string, key: string): void {
+  rmSync(join(pinDir, key), { force: true });
+  const record = join(pinDir, `${filterPin}${key}`);
+  if (!existsSync(record)) return;
+  findFilter(key)?.detach();
+  rmSync(record);
+}
+
+/** Our filter of this key, as far as interface and filter are (still) there. */
+function findFilter(key: string): TcFilter | undefined {
+  const { hook, ifname } = parseLinkKey(key);
+  const place = places[hook];
+  if (place === 'xdp') return undefined;
+  try {
+    return TcFilter.find(ifindexOf(ifname), place, filterPlace);
+  } catch (error) {
+    if (error instanceof BpfError && error.code === 'ENODEV') return undefined;
+    throw error;
+  }
+}
