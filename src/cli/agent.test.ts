@@ -2,7 +2,7 @@
 import { afterEach, describe, expect, it, vi } from 'vitest';
 import type { AgentOptions } from '../agent/options.ts';
 import { type AgentFlags, agentOptions } from './agent.ts';
-import { uselessFlannelVariables } from './flannel-env.ts';
+import { ignoredFlannelVariables } from './flannel-env.ts';
 import { createProgram } from './program.ts';
 
 afterEach(() => vi.unstubAllEnvs());
@@ -92,7 +92,7 @@ describe('flannel’s variables', () => {
       EVENT_QUEUE_DEPTH: '5000',
       PATH: '/bin',
     };
-    expect(uselessFlannelVariables(env, new Set(['FLANNELD_IFACE']))).toEqual({
+    expect(ignoredFlannelVariables(env, new Set(['FLANNELD_IFACE']))).toEqual({
       EVENT_QUEUE_DEPTH: expect.stringContaining('no queue') as string,
       FLANNELD_FROBNICATE: 'ripstop has no such setting',
       FLANNELD_HEALTHZ_PORT: expect.stringContaining('--metrics-addr') as string,

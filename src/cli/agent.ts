@@ -3,7 +3,7 @@ import { type Command, InvalidArgumentError } from 'commander';
 import type { AgentOptions } from '../agent/options.ts';
 import { addressFamily, canonicalAddress, type Family } from '../net/ip.ts';
 import { addEtcdFlags, type EtcdFlags, withEtcd } from './etcd-flags.ts';
-import { uselessFlannelVariables } from './flannel-env.ts';
+import { ignoredFlannelVariables } from './flannel-env.ts';
 import { addNodeFlags, booleanFlag, Flag, flag } from './options.ts';
 
 export function addAgentCommand(program: Command): void {
@@ -26,11 +26,39 @@ export function addAgentCommand(program: Command): void {
     )
     .addOption(
       flag('--ingress <hook>', 'where to decapsulate').choices(['auto', 'tc', 'xdp']).default('auto'),
+    );
+  addUplinkFlags(agent)
+    .addOption(
+      flag('--metrics-addr <host:port>', 'where to serve /metrics, /healthz, /readyz').default(
+        '127.0.0.1:9480',
+      ),
+    )
+    .addOption(
+      booleanFlag(
+        '--ip-masq [true|false]',
+        'masquerade what pods send out of the cluster network',
+        'FLANNELD_IP_MASQ',
+      ),
     )
     .addOption(
       flag(
+        '--cni-conf <file>',
+        'the network configuration to install in --cni-conf-dir once pods can be wired',
+      ),
+    )
+    .addOption(
+      flag('--log-level <level>', 'what to log').choices(['debug', 'info', 'warn', 'error']).default('info'),
+    )
+    .action(run);
+  addEtcdFlags(agent);
+}
+
+function addUplinkFlags(command: Command): Command {
+  return command
+    .addOption(
+      flag(
         '--iface <name>',
-        'the uplink, by name or address; of several (repeated, or with commas) the first that is there',
+        'the uplink, by name or address; of several (repeated, or with commas) the first that exists',
         'FLANNELD_IFACE',
       ).argParser((text, before?: string[]) => [...(before ?? []), ...text.split(',')]),
     )
@@ -47,53 +75,33 @@ export function addAgentCommand(program: Command): void {
     .addOption(
       flag(
         '--public-ip <ip>',
-        "this node's address for tunnels, and unless --iface… says it, their uplink",
+        'the VTEP address to publish; selects the uplink too, unless --iface… does',
         'FLANNELD_PUBLIC_IP',
       ).argParser(addressParser(4)),
     )
     .addOption(
       flag('--public-ipv6 <ip>', 'the same for IPv6', 'FLANNELD_PUBLIC_IPV6').argParser(addressParser(6)),
-    )
-    .addOption(
-      flag('--metrics-addr <host:port>', 'where to serve /metrics, /healthz, /readyz').default(
-        '127.0.0.1:9480',
-      ),
-    )
-    .addOption(
-      booleanFlag(
-        '--ip-masq [true|false]',
-        'masquerade what pods send out of the cluster network',
-        'FLANNELD_IP_MASQ',
-      ),
-    )
-    .addOption(
-      flag('--cni-conf <file>', 'a network configuration to put into --cni-conf-dir once pods can be wired'),
-    )
-    .addOption(
-      flag('--log-level <level>', 'what to log').choices(['debug', 'info', 'warn', 'error']).default('info'),
-    )
-    .action(async (flags: AgentFlags, command: Command) => {
-      const { keepHeapSmall } = await import('../agent/memory.ts');
-      keepHeapSmall();
-      const { pino } = await import('pino');
-      const { runAgent } = await import('../agent/process.ts');
-      const log = pino({ level: flags.logLevel, base: { node: flags.nodeName } });
-      const read = new Set(
-        command.options.flatMap((option) => (option instanceof Flag ? option.variables : [])),
-      );
-      const useless = uselessFlannelVariables(process.env, read);
-      if (Object.keys(useless).length > 0)
-        log.warn({ variables: useless }, 'variables of flannel that mean nothing here');
-      const stop = new AbortController();
-      for (const signal of ['SIGINT', 'SIGTERM'] as const) {
-        process.on(signal, () => {
-          log.info({ signal }, 'stopping; what is pinned keeps forwarding');
-          stop.abort();
-        });
-      }
-      await runAgent(agentOptions(flags), log, stop.signal);
+    );
+}
+
+async function run(flags: AgentFlags, command: Command): Promise<void> {
+  const { keepHeapSmall } = await import('../agent/memory.ts');
+  keepHeapSmall();
+  const { pino } = await import('pino');
+  const { runAgent } = await import('../agent/process.ts');
+  const log = pino({ level: flags.logLevel, base: { node: flags.nodeName } });
+  const read = new Set(command.options.flatMap((option) => (option instanceof Flag ? option.variables : [])));
+  const ignored = ignoredFlannelVariables(process.env, read);
+  if (Object.keys(ignored).length > 0)
+    log.warn({ variables: ignored }, 'ripstop does not read these variables of flannel');
+  const stop = new AbortController();
+  for (const signal of ['SIGINT', 'SIGTERM'] as const) {
+    process.on(signal, () => {
+      log.info({ signal }, 'stopping; the pinned programs keep forwarding');
+      stop.abort();
     });
-  addEtcdFlags(agent);
+  }
+  await runAgent(agentOptions(flags), log, stop.signal);
 }
 
 export interface AgentFlags

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /** What flannel reads from its environment and ripstop has no use for, and why. */
-const WITHOUT_USE: Readonly<Record<string, string>> = {
+const IGNORED: Readonly<Record<string, string>> = {
   FLANNELD_HEALTHZ_IP: '/healthz and /readyz are served where --metrics-addr says',
   FLANNELD_HEALTHZ_PORT: '/healthz and /readyz are served where --metrics-addr says',
   FLANNELD_IPTABLES_RESYNC: 'rules are compared when something changes them, and now and then',
@@ -18,14 +18,14 @@ const WITHOUT_USE: Readonly<Record<string, string>> = {
  * one for unset.
  * @param read the variables that ripstop's flags read.
  */
-export function uselessFlannelVariables(
+export function ignoredFlannelVariables(
   env: NodeJS.ProcessEnv,
   read: ReadonlySet<string>,
 ): Record<string, string> {
-  const useless = Object.keys(env).filter(
-    (name) => env[name] && !read.has(name) && (name.startsWith('FLANNELD_') || name in WITHOUT_USE),
+  const ignored = Object.keys(env).filter(
+    (name) => env[name] && !read.has(name) && (name.startsWith('FLANNELD_') || name in IGNORED),
   );
   return Object.fromEntries(
-    useless.toSorted().map((name) => [name, WITHOUT_USE[name] ?? 'ripstop has no such setting']),
+    ignored.toSorted().map((name) => [name, IGNORED[name] ?? 'ripstop has no such setting']),
   );
 }

@@ -4,6 +4,7 @@ import { readCounters } from '../dataplane/counters.ts';
 import { layout } from '../dataplane/layout.gen.ts';
 import { type MapName, mapNames, openTables, type Tables } from '../dataplane/tables.ts';
 import { RipstopError } from '../errors.ts';
+import type { Column } from './table.ts';
 
 export interface MapRow {
   readonly name: MapName;
@@ -16,11 +17,26 @@ export interface MapRow {
   readonly maxEntries: number;
 }
 
+export const mapColumns: Column<MapRow>[] = [
+  { title: 'MAP', value: (row) => row.name },
+  { title: 'ID', align: 'right', value: (row) => row.id },
+  { title: 'TYPE', value: (row) => row.type },
+  { title: 'KEY', value: (row) => row.key },
+  { title: 'VALUE', value: (row) => row.value },
+  { title: 'USED', align: 'right', value: (row) => row.used },
+  { title: 'MAX', align: 'right', value: (row) => row.maxEntries },
+];
+
 /** One entry, decoded by the layout, or as hexadecimal bytes. */
 export interface MapEntry {
   readonly key: unknown;
   readonly value: unknown;
 }
+
+export const entryColumns: Column<MapEntry>[] = [
+  { title: 'KEY', value: (row) => inline(row.key) },
+  { title: 'VALUE', value: (row) => inline(row.value) },
+];
 
 export function listMaps(bpffs: string): MapRow[] {
   using tables = openTables(bpffs);
@@ -39,8 +55,8 @@ export function listMaps(bpffs: string): MapRow[] {
 }
 
 /**
- * The entries of one map; array slots that hold nothing but zeros are left out. Per-CPU values are summed in the decoded
- * form, and one after the other in the raw one.
+ * The entries of one map; array slots that are all zero are left out. Per-CPU values are summed when decoded, and one after
+ * another when raw.
  * @throws RipstopError for a name that no map has.
  */
 export function dumpMap(bpffs: string, name: string, raw: boolean): MapEntry[] {
@@ -62,7 +78,7 @@ export function dumpMap(bpffs: string, name: string, raw: boolean): MapEntry[] {
   }));
 }
 
-/** Keys and values as the kernel has them. An array's slots are always all there: of those, the ones with something in. */
+/** Keys and values as the kernel has them. Slots of an array always exist: those that are all zero are left out. */
 function usedEntries(tables: Tables, name: MapName): [key: Uint8Array, value: Uint8Array][] {
   const { map } = tables[name];
   const { type } = layout.maps[name];

@@ -62,7 +62,7 @@ describe('the exit code', () => {
     ['one argument too many', ['peers', 'node2'], /too many arguments/],
     ['no command to run in the lab', ['lab', 'exec', 'node1'], /missing required argument 'command'/],
     ['a lab that cannot be', ['lab', 'up', '--nodes', 'many'], /--nodes cannot be "many"/],
-    ['a map that is none', ['maps', 'pears'], /there is no map "pears"; the maps are peers, /],
+    ['a map that is none', ['maps', 'pears'], /there is no map "pears"; the maps are counters, /],
   ])('is 2 for %s', async (_, argv, message) => {
     const { code, out, err } = await run(...argv);
     expect({ code, out }).toEqual({ code: 2, out: '' });

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** The commands that only read: pinned maps and links, and what the agent tells of itself. They change nothing. */
 import type { Command } from 'commander';
+import type { Counter } from '../dataplane/counters.ts';
 import { bpffsFlag, flag, outputFlag, runDirFlag } from './options.ts';
 import { type Column, renderTable } from './table.ts';
 
@@ -53,38 +54,26 @@ export function addReaderCommands(program: Command): void {
     const { readCounters } = await import('../dataplane/counters.ts');
     using tables = openTables(options.bpffs);
     const rows = readCounters(tables).filter(({ packets }) => packets > 0);
-    list(options, rows, [
-      { title: 'HOOK', value: (row) => row.hook },
-      { title: 'VERDICT', value: (row) => row.verdict },
-      { title: 'REASON', value: (row) => row.reason },
-      { title: 'PACKETS', align: 'right', value: (row) => row.packets },
-      { title: 'BYTES', align: 'right', value: (row) => row.bytes },
-    ]);
+    list(options, rows, counterColumns);
   });
 
   reader('maps', 'the BPF maps; with NAME, one map entry by entry')
     .argument('[name]', 'a map')
     .addOption(flag('--raw', 'keys and values as bytes'))
     .action(async (name: string | undefined, options: ReaderOptions & { raw?: boolean }) => {
-      const maps = await import('./maps.ts');
-      if (name === undefined) {
-        list(options, maps.listMaps(options.bpffs), [
-          { title: 'MAP', value: (row) => row.name },
-          { title: 'ID', align: 'right', value: (row) => row.id },
-          { title: 'TYPE', value: (row) => row.type },
-          { title: 'KEY', value: (row) => row.key },
-          { title: 'VALUE', value: (row) => row.value },
-          { title: 'USED', align: 'right', value: (row) => row.used },
-          { title: 'MAX', align: 'right', value: (row) => row.maxEntries },
-        ]);
-        return;
-      }
-      list(options, maps.dumpMap(options.bpffs, name, options.raw ?? false), [
-        { title: 'KEY', value: (row) => maps.inline(row.key) },
-        { title: 'VALUE', value: (row) => maps.inline(row.value) },
-      ]);
+      const { dumpMap, entryColumns, listMaps, mapColumns } = await import('./maps.ts');
+      if (name === undefined) list(options, listMaps(options.bpffs), mapColumns);
+      else list(options, dumpMap(options.bpffs, name, options.raw ?? false), entryColumns);
     });
 }
+
+const counterColumns: Column<Counter>[] = [
+  { title: 'HOOK', value: (row) => row.hook },
+  { title: 'VERDICT', value: (row) => row.verdict },
+  { title: 'REASON', value: (row) => row.reason },
+  { title: 'PACKETS', align: 'right', value: (row) => row.packets },
+  { title: 'BYTES', align: 'right', value: (row) => row.bytes },
+];
 
 function list<Row>(options: ReaderOptions, rows: readonly Row[], columns: readonly Column<Row>[]): void {
   print(options, rows, () => renderTable(columns, rows));

@@ -6,7 +6,11 @@
  */
 import { mkdirSync, readdirSync, readlinkSync, renameSync, rmSync, symlinkSync } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
-import type { PinPaths } from './tables.ts';
+
+/** Where the link `maps` is. */
+interface MapsPin {
+  readonly maps: string;
+}
 
 export interface Generation {
   /** Its directory. */
@@ -18,7 +22,7 @@ export interface Generation {
 }
 
 /** The one in use; undefined before the first. */
-export function currentGeneration({ maps }: Pick<PinPaths, 'maps'>): Generation | undefined {
+export function currentGeneration({ maps }: MapsPin): Generation | undefined {
   let target: string;
   try {
     target = readlinkSync(maps);
@@ -34,7 +38,7 @@ export function currentGeneration({ maps }: Pick<PinPaths, 'maps'>): Generation 
 }
 
 /** An empty directory for maps of this version, in place of one that was never used. */
-export function makeGeneration({ maps }: PinPaths, version: number): Generation {
+export function makeGeneration({ maps }: MapsPin, version: number): Generation {
   const serial = (currentGeneration({ maps })?.serial ?? 0) + 1;
   const path = `${maps}:${version}:${serial}`;
   rmSync(path, { recursive: true, force: true });
@@ -43,7 +47,7 @@ export function makeGeneration({ maps }: PinPaths, version: number): Generation 
 }
 
 /** Let `maps` lead here, at once, and drop all others. What attached programs still use stays in the kernel. */
-export function useGeneration({ maps }: PinPaths, { path }: Generation): void {
+export function useGeneration({ maps }: MapsPin, { path }: Generation): void {
   const current = currentGeneration({ maps });
   if (current?.path === maps) renameSync(maps, `${maps}:0:0`);
   const fresh = `${maps}:new`;
@@ -54,7 +58,7 @@ export function useGeneration({ maps }: PinPaths, { path }: Generation): void {
 }
 
 /** Drop all but one, or all, the link too. */
-export function dropGenerations({ maps }: Pick<PinPaths, 'maps'>, but?: string): void {
+export function dropGenerations({ maps }: MapsPin, but?: string): void {
   const root = dirname(maps);
   if (but === undefined) rmSync(maps, { recursive: true, force: true });
   for (const name of readdirSync(root)) {

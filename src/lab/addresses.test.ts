@@ -1,15 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 import { describe, expect, it } from 'vitest';
 import { cidrCovers, parseCidr } from '../net/ip.ts';
-import {
-  MAX_NODES,
-  clusterNetwork,
-  familiesOf,
-  gatewayAddress,
-  halvesOf,
-  nodeAddresses,
-} from './addresses.ts';
-import { parseLabOptions } from './options.ts';
+import { clusterNetwork, familiesOf, gatewayAddress, familyParts, nodeAddresses } from './addresses.ts';
+import { MAX_NODES, parseLabOptions } from './options.ts';
 
 const ipv4 = parseLabOptions({});
 const dualStack = parseLabOptions({ ipv6: true });
@@ -24,13 +17,13 @@ describe('the addresses of a lab', () => {
       podCIDR6: 'fd00:42:0:2::/64',
     });
     for (const options of [ipv4, dualStack]) {
-      expect(halvesOf(nodeAddresses(options, 1)).map(({ family }) => family)).toEqual(familiesOf(options));
+      expect(familyParts(nodeAddresses(options, 1)).map(({ family }) => family)).toEqual(familiesOf(options));
     }
   });
 
   it('lie in the cluster networks up to the last node, and never twice', () => {
     const nodes = Array.from({ length: MAX_NODES }, (_, i) =>
-      halvesOf(nodeAddresses(dualStack, i + 1)),
+      familyParts(nodeAddresses(dualStack, i + 1)),
     ).flat();
     const outside = nodes.filter(
       ({ family, podCIDR }) => !cidrCovers(parseCidr(clusterNetwork(dualStack, family)), parseCidr(podCIDR)),

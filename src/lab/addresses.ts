@@ -4,15 +4,12 @@ import type { LabOptions } from './options.ts';
 
 const CLUSTER6 = 'fd00:42::/56';
 
-/** As many nodes as there are /64s in the IPv6 cluster network after the first; a /24 of the IPv4 one has room for each, too. */
-export const MAX_NODES = 255;
-
-/** ClusterIP of the Service `kubernetes`, which the API server's certificate has, too. Nodes reach it if a test makes them. */
+/** ClusterIP of the Service `kubernetes`; the API server's certificate names it. Nodes reach it only where a test sees to that. */
 export const KUBERNETES_SERVICE_IP = '10.43.0.1';
 
 const UNDERLAY6 = 'fd00:31::/64';
 
-/** As Kubernetes calls its Services: no address of these is on any device. */
+/** The networks of ClusterIPs. No device has an address of these. */
 const SERVICES: Readonly<Record<Family, string>> = { 4: '10.43.0.0/16', 6: 'fd00:43::/112' };
 
 /** The address families of a lab, in the order in which Kubernetes lists them. */
@@ -35,22 +32,25 @@ export function underlayNetwork(options: LabOptions, family: Family): string {
   return family === 4 ? options.underlay : UNDERLAY6;
 }
 
-/** The underlay's own address, the nodes' default gateway: the last usable one, or of many the 65,534th (172.31.255.254, fd00:31::fffe). */
+/**
+ * The underlay's own address, which is the nodes' default gateway: the last usable one of the network, at most the 65,534th
+ * (172.31.255.254, fd00:31::fffe).
+ */
 export function gatewayAddress(network: string): string {
   const cidr = parseCidr(network);
   const hostBits = (cidr.family === 4 ? 32 : 128) - cidr.length;
   return addressAt(cidr, 2 ** Math.min(hostBits, 16) - 2);
 }
 
-/** A node in one address family. */
-export interface NodeHalf {
+/** One address family's part of a node. */
+export interface FamilyPart {
   readonly family: Family;
   /** The uplink's address. */
   readonly ip: string;
   readonly podCIDR: string;
 }
 
-/** Both halves of a node as its state and `lab status` spell them; the second is there on a dual-stack lab. */
+/** The IPv4 part of a node, and on a dual-stack lab its IPv6 part, as the state and `lab status` spell them. */
 export interface NodeAddresses {
   readonly ip: string;
   readonly podCIDR: string;
@@ -58,7 +58,7 @@ export interface NodeAddresses {
   readonly podCIDR6?: string;
 }
 
-/** What node `index` (from 1) has of each network: 172.31.0.1 and 10.42.0.0/24, fd00:31::1 and fd00:42:0:1::/64. */
+/** The addresses of node `index` (from 1): 172.31.0.1 and 10.42.0.0/24, fd00:31::1 and fd00:42:0:1::/64, and so on. */
 export function nodeAddresses(options: LabOptions, index: number): NodeAddresses {
   const uplink = (family: Family) => addressAt(parseCidr(underlayNetwork(options, family)), index);
   const pods = (family: Family, n: number) => addressAt(parseCidr(clusterNetwork(options, family)), n);
@@ -72,8 +72,8 @@ export function nodeAddresses(options: LabOptions, index: number): NodeAddresses
   };
 }
 
-/** The halves that the node has, IPv4 first. */
-export function halvesOf({ ip, podCIDR, ip6, podCIDR6 }: NodeAddresses): NodeHalf[] {
-  const v4: NodeHalf = { family: 4, ip, podCIDR };
+/** The parts that the node has, IPv4 first. */
+export function familyParts({ ip, podCIDR, ip6, podCIDR6 }: NodeAddresses): FamilyPart[] {
+  const v4: FamilyPart = { family: 4, ip, podCIDR };
   return ip6 === undefined || podCIDR6 === undefined ? [v4] : [v4, { family: 6, ip: ip6, podCIDR: podCIDR6 }];
 }

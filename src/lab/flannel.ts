@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import { ipBatch, ipJson } from '../host/ip.ts';
 import { run } from '../host/run.ts';
 import { type Family, parseCidr } from '../net/ip.ts';
-import { type NodeHalf, clusterNetwork, familiesOf, halvesOf } from './addresses.ts';
+import { type FamilyPart, clusterNetwork, familiesOf, familyParts } from './addresses.ts';
 import { CNI_PLUGINS, type CniPlugin } from './cni.ts';
 import { patchNodeStatus } from './kube.ts';
 import { netnsPath, setSysctls } from './netns.ts';
@@ -45,20 +45,20 @@ export function flannelNetConf(options: LabOptions): object {
 /** Build the node's side: devices, rules, sysctls; then publish its lease. Peers come with `syncFlannel`. */
 export async function setUpFlannel(lab: Lab, node: NodeState): Promise<void> {
   const netns = netnsPath(node.netns);
-  const halves = halvesOf(node);
+  const parts = familyParts(node);
   await ipBatch(
-    halves.flatMap((half) => createDevice(lab, half)),
+    parts.flatMap((part) => createDevice(lab, part)),
     { netns },
   );
   await setSysctls(node.netns, {
     'bridge.bridge-nf-call-iptables': 1,
     ...(lab.state.options.ipv6 && { 'bridge.bridge-nf-call-ip6tables': 1 }),
   });
-  for (const half of halves) {
-    const restore = half.family === 4 ? 'iptables-restore' : 'ip6tables-restore';
-    await run(restore, ['--noflush'], { netns, stdin: flannelRules(lab.state.options, half) });
+  for (const part of parts) {
+    const restore = part.family === 4 ? 'iptables-restore' : 'ip6tables-restore';
+    await run(restore, ['--noflush'], { netns, stdin: flannelRules(lab.state.options, part) });
   }
-  const leases = await Promise.all(halves.map((half) => leaseOf(half, netns)));
+  const leases = await Promise.all(parts.map((part) => leaseOf(part, netns)));
   const lease = Object.assign(
     { 'kube-subnet-manager': 'true', 'backend-type': 'vxlan' },
     ...leases,
@@ -67,7 +67,7 @@ export async function setUpFlannel(lab: Lab, node: NodeState): Promise<void> {
   await patchNodeStatus(lab, node.name, { metadata: { annotations: Object.fromEntries(annotations) } });
 }
 
-function createDevice(lab: Lab, { family, ip, podCIDR }: NodeHalf): string[] {
+function createDevice(lab: Lab, { family, ip, podCIDR }: FamilyPart): string[] {
   const { device } = FLANNEL_NAMES[family];
   return [
     // The MTU at birth, where the kernel cuts it to what the tunnel leaves; later it would be refused.
@@ -77,8 +77,8 @@ function createDevice(lab: Lab, { family, ip, podCIDR }: NodeHalf): string[] {
   ];
 }
 
-/** The annotations of one half: where it is dialled, and the MAC address that the kernel chose for its device. */
-async function leaseOf({ family, ip }: NodeHalf, netns: string): Promise<Record<string, string>> {
+/** The annotations of one part: where it is dialled, and the MAC address that the kernel chose for its device. */
+async function leaseOf({ family, ip }: FamilyPart, netns: string): Promise<Record<string, string>> {
   const { device, publicIp, backendData } = FLANNEL_NAMES[family];
   const [link] = await ipJson<{ address: string }>(['link', 'show', 'dev', device], { netns });
   return { [backendData]: `{"VNI":1,"VtepMAC":"${link!.address}"}`, [publicIp]: ip };
@@ -100,7 +100,7 @@ export function flannelPlugin(lab: Lab, node: NodeState): CniPlugin {
       mtu: podMtu(lab),
       ipam: {
         type: 'host-local',
-        ranges: halvesOf(node).map(({ podCIDR }) => [{ subnet: podCIDR }]),
+        ranges: familyParts(node).map(({ podCIDR }) => [{ subnet: podCIDR }]),
         routes: familiesOf(lab.state.options).map((family) => ({
           dst: clusterNetwork(lab.state.options, family),
         })),
@@ -115,7 +115,7 @@ function podMtu(lab: Lab): number {
 }
 
 /** flanneld's chains in iptables-restore's language, on a node whose FORWARD policy is DROP as Docker and hardened hosts set it. */
-function flannelRules(options: LabOptions, { family, podCIDR }: NodeHalf): string {
+function flannelRules(options: LabOptions, { family, podCIDR }: FamilyPart): string {
   const cluster = clusterNetwork(options, family);
   const multicast = family === 4 ? '224.0.0.0/4' : 'ff00::/8';
   const postrtg = [

@@ -3,7 +3,7 @@ import { createHash } from 'node:crypto';
 import { isIPv6 } from 'node:net';
 import { run } from '../host/run.ts';
 import { addressFamily, cidrContains, type Family, parseCidr } from '../net/ip.ts';
-import { clusterNetwork, halvesOf, type NodeHalf, serviceNetwork } from './addresses.ts';
+import { clusterNetwork, familyParts, type FamilyPart, serviceNetwork } from './addresses.ts';
 import { netnsPath, setSysctls } from './netns.ts';
 import type { KubeProxyMode } from './options.ts';
 import { type Lab, type NodeState, saveLab } from './state.ts';
@@ -29,7 +29,7 @@ export interface ServicePort {
 
 /** What the rules of one family on one node are made of. */
 interface Proxied {
-  readonly half: NodeHalf;
+  readonly part: FamilyPart;
   readonly cluster: string;
   readonly dropInvalid: boolean;
   readonly services: readonly ServicePort[];
@@ -46,7 +46,7 @@ export async function startKubeProxy(
   services: readonly ServicePort[] = [],
 ): Promise<void> {
   const netns = netnsPath(node.netns);
-  for (const { family } of halvesOf(node)) {
+  for (const { family } of familyParts(node)) {
     if (mode !== 'iptables') await removeIptables(family, netns);
     if (mode !== 'nftables') await run('nft', ['-f', '-'], { netns, stdin: deletedTable(family) });
   }
@@ -75,10 +75,10 @@ export async function setServices(
   const { kubeProxy } = node;
   if (!kubeProxy) throw new Error(`${node.name} has no kube-proxy`);
   const netns = netnsPath(node.netns);
-  for (const half of halvesOf(node)) {
-    const { family } = half;
+  for (const part of familyParts(node)) {
+    const { family } = part;
     const proxied: Proxied = {
-      half,
+      part,
       cluster: clusterNetwork(lab.state.options, family),
       dropInvalid: kubeProxy.dropInvalid,
       services: services.filter(({ clusterIp }) => addressFamily(clusterIp) === family),
@@ -155,7 +155,7 @@ function iptablesRules(proxied: Proxied, saved: string): string {
   rules.push([
     'nat',
     'KUBE-SERVICES',
-    `${comment(nodePorts)} -m addrtype --dst-type LOCAL ${proxied.half.family === 6 ? '! -d ::1/128 ' : ''}-j KUBE-NODEPORTS`,
+    `${comment(nodePorts)} -m addrtype --dst-type LOCAL ${proxied.part.family === 6 ? '! -d ::1/128 ' : ''}-j KUBE-NODEPORTS`,
   ]);
   const has = new Set(saved.split('\n'));
   const of = (table: string) => rules.filter(([name]) => name === table);
@@ -189,7 +189,7 @@ function targetOf(rule: string): string | undefined {
 
 type Rule = [table: 'nat' | 'filter', chain: string, rule: string];
 
-function commonRules({ half, dropInvalid }: Proxied): Rule[] {
+function commonRules({ part, dropInvalid }: Proxied): Rule[] {
   return [
     ['nat', 'KUBE-POSTROUTING', '-m mark ! --mark 0x4000/0x4000 -j RETURN'],
     ['nat', 'KUBE-POSTROUTING', '-j MARK --xor-mark 0x4000'],
@@ -199,7 +199,7 @@ function commonRules({ half, dropInvalid }: Proxied): Rule[] {
       `${comment('kubernetes service traffic requiring SNAT')} -j MASQUERADE --random-fully`,
     ],
     ['nat', 'KUBE-MARK-MASQ', '-j MARK --or-mark 0x4000'],
-    ...(half.family === 4
+    ...(part.family === 4
       ? ([
           [
             'filter',
@@ -305,12 +305,12 @@ function deletedTable(family: Family): string {
 }
 
 /** For `nft -f`, where the table is not there. In this mode there is no drop of what conntrack calls INVALID. */
-function nftablesRules({ half, cluster, services }: Proxied): string {
-  const ip = half.family === 4 ? 'ip' : 'ip6';
-  const address = half.family === 4 ? 'ipv4_addr' : 'ipv6_addr';
+function nftablesRules({ part, cluster, services }: Proxied): string {
+  const ip = part.family === 4 ? 'ip' : 'ip6';
+  const address = part.family === 4 ? 'ipv4_addr' : 'ipv6_addr';
   const served = services.filter(({ endpoints }) => endpoints.length > 0);
   const unserved = services.filter(({ endpoints }) => endpoints.length === 0);
-  const local = parseCidr(half.podCIDR);
+  const local = parseCidr(part.podCIDR);
   const elements = (entries: readonly string[]): string =>
     entries.length > 0 ? `elements = { ${[...new Set(entries)].join(', ')} }` : '';
   const clusterIps = (some: readonly ServicePort[], verdict: (one: ServicePort) => string): string =>
@@ -337,7 +337,7 @@ function nftablesRules({ half, cluster, services }: Proxied): string {
       }
       set nodeport-ips {
         type ${address}; comment "IPs that accept NodePort traffic"
-        ${elements([half.ip])}
+        ${elements([part.ip])}
       }
       set hairpin-connections {
         type ${address} . ${address} . inet_proto . inet_service; comment "service hairpin connections"
@@ -399,7 +399,7 @@ function nftablesRules({ half, cluster, services }: Proxied): string {
       }
       chain cluster-ips-check {
         ${ip} daddr @cluster-ips reject comment "Reject traffic to invalid ports of ClusterIPs"
-        ${ip} daddr { ${serviceNetwork(half.family)} } drop comment "Drop traffic to unallocated ClusterIPs"
+        ${ip} daddr { ${serviceNetwork(part.family)} } drop comment "Drop traffic to unallocated ClusterIPs"
       }
       chain reject-chain {
         comment "helper for @no-endpoint-services / @no-endpoint-nodeports"

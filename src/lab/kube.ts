@@ -3,7 +3,7 @@ import { readFileSync } from 'node:fs';
 import { request } from 'node:https';
 import { join } from 'node:path';
 import { RipstopError } from '../errors.ts';
-import { halvesOf } from './addresses.ts';
+import { familyParts } from './addresses.ts';
 import type { Lab, NodeState } from './state.ts';
 
 /** How the lab itself reaches its API server; the same as its kubeconfig says, in a form that needs no YAML. */
@@ -22,7 +22,7 @@ export interface KubeNode {
 
 /** Register a Node as kubelet does, with the podCIDRs that the controller manager would give it. */
 export async function createKubeNode(lab: Lab, node: NodeState): Promise<void> {
-  const halves = halvesOf(node);
+  const parts = familyParts(node);
   await call(lab, 'POST', '/api/v1/nodes', {
     apiVersion: 'v1',
     kind: 'Node',
@@ -32,12 +32,12 @@ export async function createKubeNode(lab: Lab, node: NodeState): Promise<void> {
       // A kubelet's; flanneld 0.28 dies of a Node without any annotation.
       annotations: { 'volumes.kubernetes.io/controller-managed-attach-detach': 'true' },
     },
-    spec: { podCIDR: node.podCIDR, podCIDRs: halves.map((half) => half.podCIDR) },
+    spec: { podCIDR: node.podCIDR, podCIDRs: parts.map((part) => part.podCIDR) },
   });
   await patchNodeStatus(lab, node.name, {
     status: {
       addresses: [
-        ...halves.map(({ ip }) => ({ type: 'InternalIP', address: ip })),
+        ...parts.map(({ ip }) => ({ type: 'InternalIP', address: ip })),
         { type: 'Hostname', address: node.name },
         // Merged by their type, two InternalIPs would become one.
         { $patch: 'replace' },

@@ -2,7 +2,6 @@
 import type { BackendType } from '../cluster/index.ts';
 import { errorText, RipstopError } from '../errors.ts';
 import { type Cidr, parseCidr } from '../net/ip.ts';
-import { MAX_NODES } from './addresses.ts';
 
 /** What moves a node's pod traffic: ripstop, the real flannel kernel path, or nothing (node ↔ node only, no pods). */
 export type Datapath = 'ripstop' | 'flannel' | 'host';
@@ -74,6 +73,8 @@ export interface LabFlags {
 
 export const DEFAULT_LAB_NAME = 'lab';
 
+/** There are so many /64s in the IPv6 cluster network after the first; the IPv4 cluster network has at least as many /24s. */
+export const MAX_NODES = 255;
 /** A /24 less its base, its gateway and its broadcast address. */
 const MAX_PODS = 253;
 /** IPv6 asks for this much of a link; a link with less has none. */

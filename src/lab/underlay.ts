@@ -3,7 +3,7 @@ import { ipBatch } from '../host/ip.ts';
 import { run } from '../host/run.ts';
 import { parseCidr } from '../net/ip.ts';
 import { randomMac } from '../net/mac.ts';
-import { familiesOf, gatewayAddress, halvesOf, underlayNetwork } from './addresses.ts';
+import { familiesOf, gatewayAddress, familyParts, underlayNetwork } from './addresses.ts';
 import { addNetns, netnsPath, setSysctls } from './netns.ts';
 import { type Lab, type NodeState, underlayNetns } from './state.ts';
 
@@ -59,7 +59,10 @@ export async function createNodeNetns(lab: Lab, node: NodeState): Promise<void> 
     { netns: netnsPath(underlayNetns(lab.name)) },
   );
   if (wire === 'mtu') await makePlainWire(lab, node);
-  const uplinks = halvesOf(node).map(({ family, ip }) => ({ ip, network: underlayNetwork(options, family) }));
+  const uplinks = familyParts(node).map(({ family, ip }) => ({
+    ip,
+    network: underlayNetwork(options, family),
+  }));
   await ipBatch(
     [
       ...uplinks.map(({ ip, network }) => `address add ${ip}/${parseCidr(network).length} dev eth0`),

@@ -60,126 +60,153 @@ const INT_ENCODINGS = { 0: 'unsigned', 1: 'signed', 2: 'char', 4: 'bool' } as co
  * @throws Error when it is not BTF, or has a kind that is unknown: its length would be too.
  */
 export function parseTypes(bytes: Uint8Array): BtfType[] {
-  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-  const little = bytes.length >= 24 && view.getUint16(0, true) === MAGIC;
-  if (!little && (bytes.length < 24 || view.getUint16(0, false) !== MAGIC))
-    throw new Error('this is not BTF');
-  const u32 = (at: number) => view.getUint32(at, little);
-  const headerSize = u32(4);
-  const strings = bytes.subarray(headerSize + u32(16), headerSize + u32(16) + u32(20));
-  const name = (at: number) => cString(strings, u32(at));
-
+  const reader = new TypeReader(bytes);
   const types: BtfType[] = [{ kind: 'void', id: 0 }];
-  let at = headerSize + u32(8);
-  const end = at + u32(12);
-  /** `count` records of `size` bytes that follow the type. */
-  const records = <T>(count: number, size: number, read: (at: number) => T): T[] =>
-    Array.from({ length: count }, () => {
-      const record = read(at);
-      at += size;
-      return record;
-    });
+  while (!reader.atEnd) types.push(reader.next(types.length));
+  return types;
+}
 
-  while (at < end) {
-    const id = types.length;
-    const typeName = name(at);
-    const info = u32(at + 4);
-    const sizeOrType = u32(at + 8);
-    const count = info & 0xffff;
-    const kindFlag = info >>> 31 === 1;
-    at += 12;
-    const kind = (info >>> 24) & 0x1f;
+/** Reads the types of a section, one after another. */
+class TypeReader {
+  readonly #view: DataView;
+  readonly #little: boolean;
+  readonly #strings: Uint8Array;
+  readonly #end: number;
+  #at: number;
+
+  constructor(bytes: Uint8Array) {
+    this.#view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+    this.#little = bytes.length >= 24 && this.#view.getUint16(0, true) === MAGIC;
+    if (!this.#little && (bytes.length < 24 || this.#view.getUint16(0, false) !== MAGIC))
+      throw new Error('this is not BTF');
+    const headerSize = this.#u32(4);
+    const stringsAt = headerSize + this.#u32(16);
+    this.#strings = bytes.subarray(stringsAt, stringsAt + this.#u32(20));
+    this.#at = headerSize + this.#u32(8);
+    this.#end = this.#at + this.#u32(12);
+  }
+
+  get atEnd(): boolean {
+    return this.#at >= this.#end;
+  }
+
+  /** The next type, which gets this id. */
+  next(id: number): BtfType {
+    const name = this.#name(this.#at);
+    const info = this.#u32(this.#at + 4);
+    const sizeOrType = this.#u32(this.#at + 8);
+    this.#at += 12;
+    const [kind, count, flag] = [(info >>> 24) & 0x1f, info & 0xffff, info >>> 31 === 1];
+    const ofType = { id, name, typeId: sizeOrType };
+    const ofSize = { id, name, size: sizeOrType };
     switch (kind) {
-      case 1: {
-        const [word = 0] = records(1, 4, u32);
-        const encoding = INT_ENCODINGS[((word >>> 24) & 0xf) as keyof typeof INT_ENCODINGS] ?? 'unsigned';
-        types.push({ kind: 'int', id, name: typeName, size: sizeOrType, bits: word & 0xff, encoding });
-        break;
-      }
+      case 1:
+        return { kind: 'int', ...ofSize, ...this.#encoding() };
       case 2:
-        types.push({ kind: 'pointer', id, typeId: sizeOrType });
-        break;
-      case 3: {
-        const [array] = records(1, 12, (at) => ({ elementTypeId: u32(at), length: u32(at + 8) }));
-        types.push({ kind: 'array', id, ...array! });
-        break;
-      }
+        return { kind: 'pointer', id, typeId: sizeOrType };
+      case 3:
+        return { kind: 'array', id, ...this.#array() };
       case 4:
-      case 5: {
-        const members = records(count, 12, (at): BtfMember => {
-          const offset = u32(at + 8);
-          // With the flag a member's word is its bit field's size and its offset.
-          return {
-            name: name(at),
-            typeId: u32(at + 4),
-            bitOffset: kindFlag ? offset & 0xff_ffff : offset,
-            bitfieldSize: kindFlag ? offset >>> 24 : 0,
-          };
-        });
-        types.push({ kind: kind === 4 ? 'struct' : 'union', id, name: typeName, size: sizeOrType, members });
-        break;
-      }
-      case 6: {
-        const values = records(count, 8, (at) => ({
-          name: name(at),
-          value: kindFlag ? view.getInt32(at + 4, little) : u32(at + 4),
-        }));
-        types.push({ kind: 'enum', id, name: typeName, size: sizeOrType, signed: kindFlag, values });
-        break;
-      }
+      case 5:
+        return { kind: kind === 4 ? 'struct' : 'union', ...ofSize, members: this.#members(count, flag) };
+      case 6:
+        return { kind: 'enum', ...ofSize, signed: flag, values: this.#values(count, flag) };
       case 7:
-        types.push({ kind: 'forward', id, name: typeName });
-        break;
+        return { kind: 'forward', id, name };
       case 8:
-        types.push({ kind: 'typedef', id, name: typeName, typeId: sizeOrType });
-        break;
+        return { kind: 'typedef', ...ofType };
       case 9:
       case 10:
       case 11:
       case 18:
-        types.push({ kind: 'modifier', id, typeId: sizeOrType });
-        break;
+        return { kind: 'modifier', id, typeId: sizeOrType };
       case 12:
-        types.push({ kind: 'function', id, name: typeName, typeId: sizeOrType });
-        break;
-      case 13: {
-        const parameters = records(count, 8, (at) => ({ name: name(at), typeId: u32(at + 4) }));
-        types.push({ kind: 'prototype', id, returnTypeId: sizeOrType, parameters });
-        break;
-      }
+        return { kind: 'function', ...ofType };
+      case 13:
+        return { kind: 'prototype', id, returnTypeId: sizeOrType, parameters: this.#parameters(count) };
       case 14:
-        at += 4;
-        types.push({ kind: 'var', id, name: typeName, typeId: sizeOrType });
-        break;
-      case 15: {
-        const variables = records(count, 12, (at) => ({
-          typeId: u32(at),
-          offset: u32(at + 4),
-          size: u32(at + 8),
-        }));
-        types.push({ kind: 'datasec', id, name: typeName, size: sizeOrType, variables });
-        break;
-      }
+        this.#at += 4;
+        return { kind: 'var', ...ofType };
+      case 15:
+        return { kind: 'datasec', ...ofSize, variables: this.#variables(count) };
       case 16:
-        types.push({ kind: 'float', id, name: typeName, size: sizeOrType });
-        break;
+        return { kind: 'float', ...ofSize };
       case 17:
-        at += 4;
-        types.push({ kind: 'tag', id, name: typeName, typeId: sizeOrType });
-        break;
-      case 19: {
-        const values = records(count, 12, (at) => {
-          const bits = (BigInt(u32(at + 8)) << 32n) | BigInt(u32(at + 4));
-          return { name: name(at), value: exact(kindFlag ? BigInt.asIntN(64, bits) : bits) };
-        });
-        types.push({ kind: 'enum', id, name: typeName, size: sizeOrType, signed: kindFlag, values });
-        break;
-      }
+        this.#at += 4;
+        return { kind: 'tag', ...ofType };
+      case 19:
+        return { kind: 'enum', ...ofSize, signed: flag, values: this.#values64(count, flag) };
       default:
         throw new Error(`BTF type ${id} has kind ${kind}, which is newer than this reader`);
     }
   }
-  return types;
+
+  #u32(at: number): number {
+    return this.#view.getUint32(at, this.#little);
+  }
+
+  #name(at: number): string {
+    return cString(this.#strings, this.#u32(at));
+  }
+
+  /** `count` records of `size` bytes that follow the type's head. */
+  #records<T>(count: number, size: number, read: (at: number) => T): T[] {
+    return Array.from({ length: count }, () => {
+      const record = read(this.#at);
+      this.#at += size;
+      return record;
+    });
+  }
+
+  #encoding(): Pick<BtfType & { kind: 'int' }, 'bits' | 'encoding'> {
+    const [word = 0] = this.#records(1, 4, (at) => this.#u32(at));
+    const encoding = INT_ENCODINGS[((word >>> 24) & 0xf) as keyof typeof INT_ENCODINGS] ?? 'unsigned';
+    return { bits: word & 0xff, encoding };
+  }
+
+  #array(): Pick<BtfType & { kind: 'array' }, 'elementTypeId' | 'length'> {
+    const read = (at: number) => ({ elementTypeId: this.#u32(at), length: this.#u32(at + 8) });
+    return this.#records(1, 12, read)[0]!;
+  }
+
+  /** With bit fields a member's last word is its bit field's size and its offset. */
+  #members(count: number, hasBitFields: boolean): BtfMember[] {
+    return this.#records(count, 12, (at) => {
+      const offset = this.#u32(at + 8);
+      return {
+        name: this.#name(at),
+        typeId: this.#u32(at + 4),
+        bitOffset: hasBitFields ? offset & 0xff_ffff : offset,
+        bitfieldSize: hasBitFields ? offset >>> 24 : 0,
+      };
+    });
+  }
+
+  #values(count: number, signed: boolean): { name: string; value: number }[] {
+    return this.#records(count, 8, (at) => ({
+      name: this.#name(at),
+      value: signed ? this.#view.getInt32(at + 4, this.#little) : this.#u32(at + 4),
+    }));
+  }
+
+  #values64(count: number, signed: boolean): { name: string; value: number | bigint }[] {
+    return this.#records(count, 12, (at) => {
+      const bits = (BigInt(this.#u32(at + 8)) << 32n) | BigInt(this.#u32(at + 4));
+      return { name: this.#name(at), value: exact(signed ? BigInt.asIntN(64, bits) : bits) };
+    });
+  }
+
+  #parameters(count: number): { name: string; typeId: number }[] {
+    return this.#records(count, 8, (at) => ({ name: this.#name(at), typeId: this.#u32(at + 4) }));
+  }
+
+  #variables(count: number): { typeId: number; offset: number; size: number }[] {
+    return this.#records(count, 12, (at) => ({
+      typeId: this.#u32(at),
+      offset: this.#u32(at + 4),
+      size: this.#u32(at + 8),
+    }));
+  }
 }
 
 function exact(value: bigint): number | bigint {

@@ -133,7 +133,8 @@ export interface Calls {
   vsnprintf(to: Bytes, size: number, format: Pointer, list: Pointer): number;
 }
 
-/** libbpf's structs stay opaque: `void *` is each of them. */
+/** Bind each call to its C prototype. libbpf's structs are opaque here: each is a `void *`. */
+// oxlint-disable-next-line max-lines-per-function -- One table, in the order of the interface above.
 export function bindCalls(bpf: LibraryHandle, libc: LibraryHandle): Calls {
   return {
     libbpf_set_print: bpf.func('void *libbpf_set_print(void *)'),

@@ -10,7 +10,7 @@ import {
   type PodState,
   underlayNetns,
 } from '../../src/lab/index.ts';
-import { halvesOf, underlayNetwork } from '../../src/lab/addresses.ts';
+import { familyParts, underlayNetwork } from '../../src/lab/addresses.ts';
 import { parseCidr } from '../../src/net/ip.ts';
 import { carriedDuring, inNetns, ping, ripstopJson, timeUntil, type Talk, whileTalking } from './support.ts';
 
@@ -19,15 +19,15 @@ export const inUnderlay = (lab: Lab): RunOptions => inNetns({ netns: underlayNet
 
 /** Bring a device up with the node's addresses and default routes, as its network manager would. */
 export async function configure(lab: Lab, node: NodeState, device = 'eth0'): Promise<void> {
-  const halves = halvesOf(node).map(({ family, ip }) => ({
+  const parts = familyParts(node).map(({ family, ip }) => ({
     ip,
     network: underlayNetwork(lab.state.options, family),
   }));
   await ipBatch(
     [
       `link set ${device} up`,
-      ...halves.map(({ ip, network }) => `address replace ${ip}/${parseCidr(network).length} dev ${device}`),
-      ...halves.map(({ network }) => `route replace default via ${gatewayAddress(network)} dev ${device}`),
+      ...parts.map(({ ip, network }) => `address replace ${ip}/${parseCidr(network).length} dev ${device}`),
+      ...parts.map(({ network }) => `route replace default via ${gatewayAddress(network)} dev ${device}`),
     ],
     inNetns(node),
   );

@@ -3,7 +3,7 @@ import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { run } from '../../src/host/run.ts';
-import { gatewayAddress, halvesOf } from '../../src/lab/addresses.ts';
+import { gatewayAddress, familyParts } from '../../src/lab/addresses.ts';
 import {
   type Lab,
   labDown,
@@ -187,7 +187,7 @@ describe.each(PROXY_MODES)('the real kube-proxy in mode %s', (mode) => {
   /** By whose podCIDR an address is; as kubelet tells it. */
   function nodeOf(address: string): string {
     const home = lab.state.nodes.find((one) =>
-      halvesOf(one).some(({ podCIDR }) => address.startsWith(podCIDR.replace(/0?\/.*$/, ''))),
+      familyParts(one).some(({ podCIDR }) => address.startsWith(podCIDR.replace(/0?\/.*$/, ''))),
     );
     return home?.name ?? 'elsewhere';
   }
