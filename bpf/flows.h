@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * stack_flows: the flows whose replies conntrack must translate back, and which therefore must not overtake the kernel path.
- * On a packet's way out of the kernel path, after NAT, conntrack is asked about it; a translated flow is remembered by the tuple
- * that its packets of the other direction will carry when they meet from_pod or from_wire.
+ * stack_flows holds the flows that conntrack must translate back, and which therefore must not bypass the kernel path.
+ * When a packet leaves the kernel path, after NAT, conntrack is asked about it. If it is translated, the flow of its
+ * replies is remembered, with the addresses and ports that they will carry at from_pod or from_wire.
  */
 #pragma once
 
 #include "lookup.h"
 #include "parse.h"
 
-/* The packet's tuple. False: no ports to be had (a fragment, or not TCP/UDP). */
+/* The packet's flow. False when the packet shows no ports (a fragment, or neither TCP nor UDP). */
 static __always_inline bool read_flow(const struct ip *ip, struct flow *flow)
 {
 	struct ports *ports = ip_ports(ip);
@@ -27,9 +27,10 @@ static __always_inline bool read_flow(const struct ip *ip, struct flow *flow)
 }
 
 /*
- * Whether ICMP belongs to the kernel path. All packets of a conversation must go the same way, or conntrack sees a part of it,
- * calls that INVALID, and kube-proxy drops it. So an error goes as the flow does that it tells of, in whose other direction it
- * goes; and the rest, pings above all, which nobody translates between pods, goes past the kernel path.
+ * Whether an ICMP packet belongs to the kernel path. All packets of a connection must take the same path: conntrack
+ * calls a connection INVALID when it sees only some of its packets, and kube-proxy drops those. So an ICMP error takes
+ * the path of the flow that it is about, whose packets go in the opposite direction. All other ICMP, which nobody
+ * translates between pods, takes the fast path.
  */
 static __always_inline bool icmp_needs_kernel_path(const struct ip *ip)
 {
@@ -49,16 +50,20 @@ static __always_inline bool icmp_needs_kernel_path(const struct ip *ip)
 		return true;
 
 	struct flow reversed = {
-		.src = flow.dst, .dst = flow.src, .src_port = flow.dst_port, .dst_port = flow.src_port, .protocol = flow.protocol,
+		.src = flow.dst,
+		.dst = flow.src,
+		.src_port = flow.dst_port,
+		.dst_port = flow.src_port,
+		.protocol = flow.protocol,
 	};
 
 	return bpf_map_lookup_elem(&stack_flows, &reversed);
 }
 
 /*
- * Whether this packet, from or to the local pod at `local`, belongs to the kernel path. An endpoint without translated flows
- * pays one test. With such flows about, a packet without ports of its own may belong to one. Of SCTP it cannot be known,
- * since conntrack is asked about TCP and UDP only.
+ * Whether this packet, from or to the local pod at `local`, belongs to the kernel path because of conntrack. For an
+ * endpoint without translated flows this costs one test. Where there are such flows, a packet that shows no ports may
+ * belong to one. SCTP always belongs there, since the lookup in conntrack knows only TCP and UDP.
  */
 static __always_inline bool needs_kernel_path(const void *local, const struct ip *ip)
 {

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * What leaves the kernel path: tc egress of the pods' host veths and of flannel.1. Nothing is redirected here; translated flows
- * are remembered, so that their replies take the kernel path too. And the sweep that forgets them when conntrack does.
+ * Packets that leave the kernel path: tc egress of the host veths and of flannel.1. Nothing is redirected here.
+ * Translated flows are remembered, so that their replies take the kernel path too; the sweep removes them once
+ * conntrack has.
  */
 #include "flows.h"
 #include "lookup.h"
@@ -29,7 +30,7 @@ struct nf_conn *bpf_skb_ct_lookup(struct __sk_buff *skb, struct bpf_sock_tuple *
 				  struct bpf_ct_opts *opts, __u32 opts_size) __ksym;
 void bpf_ct_release(struct nf_conn *conn) __ksym;
 
-/* The NAT bits of the connection that a packet with this tuple belongs to; 0 for a plain one, -1 for none. */
+/* The NAT bits of the connection that this flow belongs to: 0 when it is not translated, -1 when there is none. */
 static __always_inline long nat_status(struct __sk_buff *skb, const struct flow *flow)
 {
 	struct bpf_ct_opts opts = { .netns_id = -1 /* the device's own */, .l4proto = flow->protocol };
@@ -57,7 +58,7 @@ static __always_inline long nat_status(struct __sk_buff *skb, const struct flow 
 	return status;
 }
 
-/* Remember a flow of the local pod at `local`. The count goes up before the entry is there, so that none is ever missed. */
+/* Remember a flow of the local pod at `local`. It is counted before it is stored, so the count is never too low. */
 static __always_inline void remember(const void *local, bool v6, const struct flow *flow)
 {
 	struct endpoint_state *state = find_state(local, v6);
@@ -77,9 +78,9 @@ static __always_inline void remember(const void *local, bool v6, const struct fl
 }
 
 /*
- * Look at a packet that comes out of the kernel path. Conntrack's table knows a translated connection by its original tuple
- * and by its reply tuple; after NAT the packet carries neither, but reversed it is the reply's, and that is also what the
- * replies will carry when they meet us.
+ * Look at a packet that has left the kernel path. Conntrack knows a translated connection by its original tuple and by
+ * its reply tuple. After NAT the packet carries the reply tuple reversed, so that is what is looked up; it is also what
+ * the replies carry when they reach from_pod or from_wire.
  */
 static __always_inline int track_ip(struct __sk_buff *skb, enum hook hook, bool v6)
 {
@@ -96,7 +97,7 @@ static __always_inline int track_ip(struct __sk_buff *skb, enum hook hook, bool 
 	if (!in_network(ip.src, v6) || !in_network(ip.dst, v6))
 		return to_kernel(skb, hook, KERNEL_OUTSIDE);
 
-	/* The pod of ours in it: its receiver at to_pod, its sender at to_vtep (or a process of the node's own). */
+	/* The local end: the receiver at to_pod, the sender at to_vtep (where it may also be a process of the node). */
 	const void *local = hook == HOOK_TO_POD ? ip.dst : ip.src;
 
 	if (!in_pod_cidr(local, v6) || !find_endpoint(local, v6))
@@ -105,7 +106,11 @@ static __always_inline int track_ip(struct __sk_buff *skb, enum hook hook, bool 
 		return to_kernel(skb, hook, KERNEL_UNTRANSLATED);
 
 	struct flow reply = {
-		.src = flow.dst, .dst = flow.src, .src_port = flow.dst_port, .dst_port = flow.src_port, .protocol = flow.protocol,
+		.src = flow.dst,
+		.dst = flow.src,
+		.src_port = flow.dst_port,
+		.dst_port = flow.src_port,
+		.protocol = flow.protocol,
 	};
 
 	if (bpf_map_lookup_elem(&stack_flows, &reply))
@@ -152,7 +157,10 @@ static __always_inline bool is_local(const struct address *address)
 	return is_ipv4_mapped(address) ? in_pod_cidr(&address->words[3], false) : in_pod_cidr(address, true);
 }
 
-/* A flow of a pair of local pods is counted at the one it was remembered for: the receiver at to_pod, so the reply's sender. */
+/*
+ * The slot where a flow is counted. Between two local pods that is the reply's sender, which was the receiver at
+ * to_pod.
+ */
 static __always_inline __u32 owner_slot(const struct flow *reply)
 {
 	const struct address *owner = is_local(&reply->src) ? &reply->src : &reply->dst;
@@ -191,7 +199,7 @@ static long compare_slot(void *map, struct address *address, struct endpoint *en
 	return search->found;
 }
 
-/* Whether a pod has this slot of endpoint_state. */
+/* Whether an endpoint uses this slot of endpoint_state. */
 static __always_inline bool is_used(__u32 slot)
 {
 	if (slot < config.endpoint_slots) {
@@ -205,24 +213,24 @@ static __always_inline bool is_used(__u32 slot)
 }
 
 /*
- * Flows that found no room are known to nobody, so an endpoint that had one stays on the kernel path for as long as it lives; and who
- * forwards today does so tomorrow.
+ * Reset a slot that no endpoint uses any more. Until then both flags stay: nobody knows which flows found no room in
+ * stack_flows, and an endpoint that has forwarded packets will do so again.
  */
-static long forgive_one(void *map, __u32 *slot, struct endpoint_state *state, struct sweep *sweep)
+static long reset_unused(void *map, __u32 *slot, struct endpoint_state *state, struct sweep *sweep)
 {
 	if ((state->overflow | state->forwards) && !is_used(*slot))
 		state->overflow = state->forwards = 0;
 	return 0;
 }
 
-/* Run by the manager (a test run, in the node's network namespace), not by packets: forget what conntrack forgot. */
+/* Forget the flows that conntrack has forgotten. The agent runs this as a test run, in the node's network namespace. */
 SEC("tc")
 int sweep_flows(struct __sk_buff *skb)
 {
 	struct sweep sweep = { .skb = skb };
 
 	bpf_for_each_map_elem(&stack_flows, sweep_one, &sweep, 0);
-	bpf_for_each_map_elem(&endpoint_state, forgive_one, &sweep, 0);
+	bpf_for_each_map_elem(&endpoint_state, reset_unused, &sweep, 0);
 	return sweep.forgotten;
 }
 

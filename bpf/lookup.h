@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Where an address stands in the configuration and in the maps. `address` points to a `__be32` or a `struct address`. */
+/* Lookups of an address in the configuration and in the maps. `address` points to a `__be32` or a `struct address`. */
 #pragma once
 
 #include "maps.h"
 #include "parse.h"
 
-/* Configuration is read through volatile, or the compiler would take it for the zeros that it sees. */
+/* Configuration is volatile: otherwise the compiler would assume the zeros that it is initialized with. */
 static __always_inline bool in_prefix6(const struct address *address, const volatile struct address *base,
 				       const volatile struct address *mask)
 {
@@ -27,7 +27,7 @@ static __always_inline bool in_pod_cidr(const void *address, bool v6)
 	return (*(const __be32 *)address & config.pod_cidr_mask) == config.pod_cidr;
 }
 
-/* Whether it is the underlay address that peers dial this node by. */
+/* Whether it is this node's VTEP address. */
 static __always_inline bool is_our_vtep(const void *address, bool v6)
 {
 	if (v6) {
@@ -37,7 +37,7 @@ static __always_inline bool is_our_vtep(const void *address, bool v6)
 	return *(const __be32 *)address == config.vtep_ip;
 }
 
-/* The node that an address of the cluster network belongs to. */
+/* The peer whose podCIDR contains an address of the cluster network. */
 static __always_inline const struct peer_head *find_peer(const void *address, bool v6)
 {
 	if (v6) {
@@ -59,13 +59,13 @@ static __always_inline __u32 endpoint_slot(__be32 address)
 	return bpf_ntohl(address & ~config.pod_cidr_mask);
 }
 
-/* The pod that an address of this node's podCIDR belongs to. */
+/* The endpoint that has an address of this node's podCIDR. */
 static __always_inline struct endpoint *find_endpoint(const void *address, bool v6)
 {
 	struct endpoint *endpoint;
 
 	if (v6) {
-		struct address key = *(const struct address *)address; /* map keys are not read out of packets */
+		struct address key = *(const struct address *)address; /* a map key must not point into the packet */
 
 		endpoint = bpf_map_lookup_elem(&endpoints6, &key);
 	} else {
@@ -80,7 +80,8 @@ static __always_inline struct endpoint *find_endpoint(const void *address, bool 
 static __always_inline __u32 state_slot(const void *address, bool v6)
 {
 	if (v6)
-		return config.endpoint_slots + (bpf_ntohl(((const struct address *)address)->words[3]) & (config.endpoint_slots - 1));
+		return config.endpoint_slots +
+		       (bpf_ntohl(((const struct address *)address)->words[3]) & (config.endpoint_slots - 1));
 	return endpoint_slot(*(const __be32 *)address);
 }
 
@@ -100,13 +101,13 @@ static __always_inline bool same_address(const void *a, const void *b, bool v6)
 	return *(const __be32 *)a == *(const __be32 *)b;
 }
 
-/* An address out of a map, as packets have it. */
+/* An address from a map, in the form that packets have. */
 static __always_inline const void *from_address(const struct address *address, bool v6)
 {
 	return v6 ? (const void *)address : &address->words[3];
 }
 
-/* What is known of an underlay address. */
+/* The node that has an underlay address. */
 static __always_inline struct vtep *find_vtep(const void *address, bool v6)
 {
 	struct address key = to_address(address, v6);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * The maps, and the configuration. The manager pins every map, so all objects share them, and sets max_entries of the
- * indexed ones before load: peers to the number of podCIDRs in the cluster network, endpoints to that of addresses in one,
- * endpoint_state to twice that.
+ * The maps, and the configuration. The agent pins every map, so all objects share them. Before it loads them, it sets
+ * max_entries of the arrays: peers to the number of podCIDRs in the cluster network, endpoints to the number of
+ * addresses in a podCIDR, endpoint_state to twice that.
  */
 #pragma once
 
@@ -13,7 +13,7 @@
 
 const volatile struct config config = {};
 
-/* Nodes, indexed by podCIDR: one load, however many there are. */
+/* Peers, indexed by podCIDR: a lookup is one load, however many peers there are. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 256);
@@ -21,7 +21,7 @@ struct {
 	__type(value, struct peer);
 } peers SEC(".maps");
 
-/* Nodes by the base of their IPv6 podCIDR: an index over 2^64 would have holes. */
+/* Peers by the base address of their IPv6 podCIDR: the range is too sparse for an array. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 32768);
@@ -30,7 +30,7 @@ struct {
 	__type(value, struct peer6);
 } peers6 SEC(".maps");
 
-/* Underlay addresses of all nodes, ours too. Read only on the way to a drop. */
+/* Underlay addresses of all nodes, ours included. Looked up only before a drop. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 65536);
@@ -57,8 +57,8 @@ struct {
 } endpoints6 SEC(".maps");
 
 /*
- * Beside endpoints: the first half has the same index. The second half is for IPv6, by the lowest bits of the address: two
- * that share a slot only share their numbers, and go to the kernel path more often than they must.
+ * The lower slots have the indexes of endpoints. The upper slots are for IPv6, indexed by the lowest bits of the
+ * address: endpoints that share a slot share its numbers, and so take the kernel path more often than they must.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -67,7 +67,10 @@ struct {
 	__type(value, struct endpoint_state);
 } endpoint_state SEC(".maps");
 
-/* Replies that must not overtake conntrack. Swept against conntrack; never evicted, since an idle connection lives. */
+/*
+ * Flows whose packets conntrack must translate. Entries are swept when conntrack has forgotten them, and never evicted,
+ * since an idle connection is still there. (The name is that of the pinned map in version 0.1.0.)
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 65536);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * A cursor over a packet, and parsers of one shape: check the bounds, advance, return the header or NULL.
- * Pointers die with every helper that may move the packet; take a new cursor then.
+ * A cursor over a packet, and parsers that all work alike: they check the bounds, advance, and return the header or
+ * NULL. A helper that may move the packet invalidates all pointers into it; take a new cursor then.
  */
 #pragma once
 
@@ -18,7 +18,7 @@
 #define IPV4_FRAGMENT bpf_htons(0x3fff) /* more-fragments, or any offset */
 #define IPV4_FRAGMENT_OFFSET bpf_htons(0x1fff) /* of the first fragment: 0 */
 #define IPV6_FRAGMENT_OFFSET bpf_htons(0xfff8)
-#define ETHERNET_SHORTEST_PAYLOAD 46 /* IEEE 802.3; NICs pad up to it */
+#define ETHERNET_SHORTEST_PAYLOAD 46 /* IEEE 802.3; NICs pad shorter ones */
 #define PACKET_HOST 0 /* linux/if_packet.h: addressed to this device */
 #define PROTOCOL_ICMP 1
 #define PROTOCOL_TCP 6
@@ -31,8 +31,8 @@
 #define ECN_ECT_1 1
 #define ECN_ECT_0 2
 #define ECN_CE 3
-#define ICMPV6_FIRST_INFORMATIONAL 128 /* RFC 4443: errors are below */
-#define ICMPV6_ROUTER_SOLICITATION 133 /* RFC 4861: neighbour discovery, up to redirect */
+#define ICMPV6_FIRST_INFORMATIONAL 128 /* RFC 4443: lower types are errors */
+#define ICMPV6_ROUTER_SOLICITATION 133 /* RFC 4861: from here to redirect it is neighbour discovery */
 #define ICMPV6_REDIRECT 137
 #define IPV4_MAPPED bpf_htonl(0xffff) /* the third word of struct address */
 
@@ -44,8 +44,8 @@ struct cursor {
 };
 
 /*
- * A packet pointer out of the context. In C the member is 32 bits wide, and the compiler, which may keep and copy it as such,
- * loses what makes it a pointer to the verifier; a load of its own does not.
+ * A packet pointer from the context. In C the member has 32 bits, and the compiler may copy it as such, which the
+ * verifier does not accept for a pointer. So it is loaded by an instruction that the compiler cannot change.
  */
 #define PACKET_POINTER(context, member)                                                                   \
 	({                                                                                                \
@@ -57,9 +57,9 @@ struct cursor {
 	})
 
 /*
- * A cursor at the packet's start with at least `want` bytes readable behind it where the packet has them: bytes of a
- * non-linear packet are pulled forward first. A shorter packet gives a shorter cursor; the parsers below notice. Want no
- * more than what a TCP segment has before its payload: pulling that copies the packet's head, and it is the common case.
+ * A cursor at the packet's start, with at least `want` readable bytes if the packet has them: bytes of a non-linear
+ * packet are pulled into its head first. A shorter packet gives a shorter cursor, which the parsers below notice. Ask
+ * for no more than a TCP segment has before its payload: pulling more copies the packet's head, for most packets.
  */
 static __always_inline struct cursor packet(struct __sk_buff *skb, __u32 want)
 {
@@ -83,7 +83,7 @@ static __always_inline struct cursor packet(struct __sk_buff *skb, __u32 want)
 		return found;                                                \
 	}
 
-/* The ports are where TCP and UDP agree. */
+/* The beginning of both TCP's and UDP's header. */
 struct ports {
 	__be16 src;
 	__be16 dst;
@@ -124,8 +124,8 @@ PARSER(tcp)
 PARSER(icmp)
 
 /*
- * Whether the frame belongs to this device itself. A VLAN's does not, but looks as if: the kernel has taken its tag off
- * before tc, and would put it back on whatever we send out.
+ * Whether the frame belongs to this device itself, not to a VLAN. The kernel takes the tag off before tc, so the frame
+ * does not show it, and puts it back on whatever a program redirects.
  */
 static __always_inline bool is_untagged(const struct __sk_buff *skb)
 {
@@ -133,12 +133,13 @@ static __always_inline bool is_untagged(const struct __sk_buff *skb)
 }
 
 /*
- * An IP packet of either family, as far as the programs look at it. `v6` is a constant wherever this is used, since all is
- * inlined: each family gets code of its own, and an address is `__be32` or `struct address` behind the pointers.
+ * What the programs read of an IP packet of either family. `v6` is a constant wherever this is used, since all
+ * functions are inlined: each family gets its own code. The pointers to addresses are to a `__be32` or a `struct
+ * address`.
  */
 struct ip {
 	bool v6;
-	bool options; /* or extension headers, but for one fragment header */
+	bool options; /* or extension headers other than one fragment header */
 	bool fragment;
 	bool later_fragment; /* not the first */
 	__u8 protocol; /* the fragment header's where there is one */
@@ -148,10 +149,10 @@ struct ip {
 	void *header;
 	const void *src;
 	const void *dst;
-	struct cursor payload; /* behind the header, and behind a fragment header */
+	struct cursor payload; /* after the header, and after a fragment header */
 };
 
-/* RFC 1071: fold a sum of 16-bit words to 16 bits. Four words of carries at most, so twice is enough. */
+/* RFC 1071: fold a sum of 16-bit words to 16 bits. Folding twice takes in all carries. */
 static __always_inline __u16 fold(__u32 sum)
 {
 	sum = (sum & 0xffff) + (sum >> 16);
@@ -159,7 +160,7 @@ static __always_inline __u16 fold(__u32 sum)
 	return sum;
 }
 
-/* The one's complement sum of the packet's 16-bit words. `bytes` is a constant, and even; the caller has seen to the bounds. */
+/* The one's complement sum of 16-bit words. `bytes` is constant and even; the caller has checked the bounds. */
 static __always_inline __u32 sum16(const void *data, __u32 bytes)
 {
 	const __u16 *words = data;
@@ -194,8 +195,8 @@ static __always_inline bool read_ipv4(struct cursor *at, __u32 bytes, struct ip 
 }
 
 /*
- * Headers that may stand before the transport header, and that only the kernel understands: IANA's list (RFC 7045) but for
- * ESP, behind which nobody sees, and the numbers for experiments, and with "no next header".
+ * Headers that may come before the transport header, which only the kernel understands: IANA's list (RFC 7045) and "no
+ * next header", but without ESP, after which nothing can be read, and without the numbers for experiments.
  */
 static __always_inline bool is_extension_header(__u8 protocol)
 {
@@ -248,13 +249,13 @@ static __always_inline bool read_ipv6(struct cursor *at, __u32 bytes, struct ip 
 	return true;
 }
 
-/* Read the IP header under the cursor, `bytes` before the frame's end. False: there is none of this family. */
+/* Read the IP header at the cursor, `bytes` before the frame's end. False when there is none of this family. */
 static __always_inline bool read_ip(struct cursor *at, __u32 bytes, bool v6, struct ip *ip)
 {
 	return v6 ? read_ipv6(at, bytes, ip) : read_ipv4(at, bytes, ip);
 }
 
-/* Bytes of the packet as its header says, that included. */
+/* The packet's length according to its header, the header included. */
 static __always_inline __u32 ip_length(const struct ip *ip)
 {
 	if (ip->v6)
@@ -262,14 +263,15 @@ static __always_inline __u32 ip_length(const struct ip *ip)
 	return bpf_ntohs(((struct ipv4 *)ip->header)->total_length);
 }
 
-/* Whether the packet fills its frame exactly, and its header's checksum is right: what a sane sender sends. */
+/* Whether the packet fills its frame exactly and its header's checksum is right. */
 static __always_inline bool is_sound(const struct ip *ip)
 {
-	return ip_length(ip) == ip->bytes && (ip->v6 || ip->options || fold(sum16(ip->header, sizeof(struct ipv4))) == 0xffff);
+	return ip_length(ip) == ip->bytes &&
+	       (ip->v6 || ip->options || fold(sum16(ip->header, sizeof(struct ipv4))) == 0xffff);
 }
 
 /*
- * Whether ports follow the IP header: TCP's and UDP's, but not in fragments, of which only the first has them, and not
+ * The ports of TCP and UDP. NULL for other protocols, for fragments, of which only the first would have ports, and
  * where the packet ends before them.
  */
 static __always_inline struct ports *ip_ports(const struct ip *ip)
@@ -281,7 +283,7 @@ static __always_inline struct ports *ip_ports(const struct ip *ip)
 	return parse_ports(&payload);
 }
 
-/* An address out of a packet, as maps keep it. */
+/* An address from a packet, in the form that maps have. */
 static __always_inline struct address to_address(const void *address, bool v6)
 {
 	if (v6)
@@ -307,7 +309,7 @@ static __always_inline bool is_icmp(const struct ip *ip)
 	return ip->protocol == (ip->v6 ? PROTOCOL_ICMPV6 : PROTOCOL_ICMP);
 }
 
-/* Whether ICMP tells of the packet that it quotes: RFC 792 and RFC 4443. */
+/* Whether it is an error about the packet that it quotes: RFC 792 and RFC 4443. */
 static __always_inline bool is_icmp_error(const struct icmp *icmp, bool v6)
 {
 	if (v6)
@@ -323,13 +325,13 @@ static __always_inline bool is_icmp_error(const struct icmp *icmp, bool v6)
 	return false;
 }
 
-/* Bytes, options included: 20 to 60, or less in a broken header. */
+/* The header's length, options included: 20 to 60 bytes, or less when it is broken. */
 static __always_inline __u32 ipv4_header_length(const struct ipv4 *ip)
 {
 	return (ip->version_ihl & 0x0f) * 4;
 }
 
-/* Volatile, because one of the two is configuration, which the compiler must not take for the zeros that it sees. */
+/* Volatile, since one of the two may be configuration: see in_prefix6() in lookup.h. */
 static __always_inline bool mac_equal(const volatile struct mac *a, const volatile struct mac *b)
 {
 	const volatile __u16 *x = (const volatile __u16 *)a;
@@ -344,7 +346,7 @@ static __always_inline __u16 checksum_replace(__u16 checksum, __u16 from, __u16 
 	return ~fold((__u16)~checksum + (__u16)~from + to);
 }
 
-/* One hop. The caller has seen that the TTL is over 1. */
+/* Take one hop off. The caller has checked that the TTL is over 1. */
 static __always_inline void decrement_ttl(void *header, bool v6)
 {
 	if (v6) {
@@ -354,8 +356,8 @@ static __always_inline void decrement_ttl(void *header, bool v6)
 	struct ipv4 *ip = header;
 
 	/*
-	 * TTL is the first byte of its 16-bit word: one less is 0x0100 less in network order, so the checksum gains that. Of the two
-	 * zeros of one's complement it is 0, as the kernel and RFC 1624 have it.
+	 * The TTL is the upper byte of its 16-bit word: one less takes 0x0100 off the sum, so the checksum gains that
+	 * much. Of the two zeros of one's complement the result is 0, as in the kernel and in RFC 1624.
 	 */
 	__u32 sum = (__u32)ip->checksum + bpf_htons(0x0100);
 
@@ -367,7 +369,8 @@ static __always_inline void set_ecn(void *header, bool v6, __u8 ecn)
 {
 	if (v6) {
 		struct ipv6 *ip = header;
-		ip->version_class_flow = (ip->version_class_flow & ~bpf_htonl(ECN_MASK << 20)) | bpf_htonl((__u32)ecn << 20);
+		ip->version_class_flow = (ip->version_class_flow & ~bpf_htonl(ECN_MASK << 20)) |
+					 bpf_htonl((__u32)ecn << 20);
 		return;
 	}
 	struct ipv4 *ip = header;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* What pods send: tc ingress of the host side of each pod's veth. */
+/* Packets that pods send: tc ingress of each host veth. */
 #include "flows.h"
 #include "lookup.h"
 #include "parse.h"
@@ -10,8 +10,8 @@
 #define AF_INET6 10
 
 /*
- * Whether the packet speaks VXLAN to a node, which is for nodes only. A first fragment tells as well as a whole packet;
- * and what hides its ports from us behind options, on its way to a node's VXLAN address, has no business there.
+ * Whether the packet is VXLAN to a node, which only nodes may send. A first fragment shows that as well as a whole
+ * packet. IPv6 extension headers hide the ports, so any such packet to a VTEP address counts as VXLAN.
  */
 static __always_inline bool is_vxlan_to_node(const struct __sk_buff *skb, const struct ip *ip)
 {
@@ -28,7 +28,7 @@ static __always_inline bool is_vxlan_to_node(const struct __sk_buff *skb, const 
 	       ports.dst == config.vxlan_port && find_vtep(ip->dst, ip->v6);
 }
 
-/* To a pod on this node: one L2 hop, as the bridge was, so the TTL stays. */
+/* To a pod on this node. The TTL stays, as it does across flannel's bridge. */
 static __always_inline int deliver(struct __sk_buff *skb, struct ether *ether, const struct ip *ip)
 {
 	struct endpoint *endpoint = find_endpoint(ip->dst, ip->v6);
@@ -49,8 +49,8 @@ static __always_inline int deliver(struct __sk_buff *skb, struct ether *ether, c
 }
 
 /*
- * The kernel does not put a tunnel around a super-packet that bears the marks of one. The pod did not make those: we left
- * them when we took the tunnel off, and the pod, a load balancer perhaps or a VPN, sends on what it gets.
+ * The kernel refuses to encapsulate a super-packet that is marked as encapsulated. Decapsulation leaves these marks on
+ * a packet, so the pod forwards what it has received: it may be a load balancer, or a VPN.
  */
 static __always_inline void remember_forwarder(__u32 slot)
 {
@@ -106,7 +106,10 @@ static __always_inline int from_pod_ip(struct __sk_buff *skb, bool v6)
 	if (!ether || !read_ip(&at, skb->len - sizeof(*ether), v6, &ip))
 		return to_kernel(skb, HOOK_FROM_POD, KERNEL_MALFORMED);
 	if (!in_network(ip.dst, v6)) {
-		/* What leaves the cluster network is the kernel path's, unless it is meant to forge what only nodes may say. */
+		/*
+		 * What leaves the cluster network belongs to the kernel path, unless it forges VXLAN, which only nodes
+		 * may send.
+		 */
 		if (is_vxlan_to_node(skb, &ip))
 			return drop(skb, HOOK_FROM_POD, DROP_VXLAN_FROM_POD);
 		return to_kernel(skb, HOOK_FROM_POD, KERNEL_OUTSIDE);

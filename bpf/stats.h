@@ -7,12 +7,12 @@
 #include "maps.h"
 
 /*
- * To the next program on this hook, and then the kernel path. Not TC_ACT_OK: that would end the chain, and with it any other
- * tcx program and the qdisc filters (the bandwidth plugin's, say) that come after us.
+ * Go on to the next program on this hook, and then to the kernel path. TC_ACT_OK would skip all tcx programs and qdisc
+ * filters that come after this one, such as those of the bandwidth plugin.
  */
 #define TO_KERNEL TC_ACT_UNSPEC
 
-/* Count a frame of so many bytes, and return how many bytes this CPU has counted under the reason. */
+/* Count a frame of `length` bytes. Returns how many bytes this CPU has counted under this reason. */
 static __always_inline __u64 count(__u32 length, enum hook hook, enum reason reason)
 {
 	__u32 key = hook * REASONS + reason;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * The verdict on a VXLAN packet that a wire brought, for tc and XDP alike: nothing here needs more than the packet's bytes.
- * Verdicts are reasons; FAST_DECAP is yes.
+ * The verdict on a VXLAN packet from the wire, for tc and XDP alike: only the packet's bytes are needed. A verdict is
+ * given as its reason; FAST_DECAP means that nothing speaks against the fast path.
  */
 #pragma once
 
@@ -17,7 +17,7 @@ struct arrival {
 	struct endpoint *endpoint;
 };
 
-/* Whether it may be VXLAN for us, from the IP and UDP headers alone. */
+/* Whether it may be VXLAN for us, judged by the IP and UDP headers alone. */
 static __always_inline enum reason judge_outer(const struct ip *outer)
 {
 	struct cursor payload = outer->payload;
@@ -36,8 +36,8 @@ static __always_inline enum reason judge_outer(const struct ip *outer)
 }
 
 /*
- * Whether the node that sent this may speak for the inner source: FAST_DECAP if so; to the kernel path when it is a node that
- * the peers maps cannot tell of, or one whose packets belong there; else the reason to drop.
+ * Whether the node that sent this may send for the inner source. FAST_DECAP if it may; a reason for the kernel path
+ * when the peers maps do not know the node, or when it is marked; else the reason to drop.
  */
 static __always_inline enum reason judge_sender(const struct ip *outer, const struct ip *inner)
 {
@@ -53,11 +53,11 @@ static __always_inline enum reason judge_sender(const struct ip *outer, const st
 		return DROP_UNKNOWN_PEER;
 	if (sender->flags & VTEP_UNINDEXED)
 		return KERNEL_NO_PEER;
-	/* A node speaks for itself as well: where nothing masquerades, that is how a process of it answers a pod of ours. */
+	/* A node may send for itself: without masquerading, that is how its processes answer our pods. */
 	return same_address(outer->src, inner->src, v6) ? KERNEL_OUTSIDE : DROP_SPOOFED_SOURCE;
 }
 
-/* Whether a packet for a pod of ours may be given to it past the kernel path. Its size is left to the caller. */
+/* Whether a packet for a local pod may be delivered past the kernel path. The caller checks its size. */
 static __always_inline enum reason judge_delivery(const struct ip *ip, struct endpoint **found)
 {
 	struct endpoint *endpoint = in_pod_cidr(ip->dst, ip->v6) ? find_endpoint(ip->dst, ip->v6) : NULL;
@@ -83,8 +83,8 @@ static __always_inline enum reason judge_delivery(const struct ip *ip, struct en
 }
 
 /*
- * The whole verdict but for size, outer checksum and ECN. The cursor stands at the start of a frame of `bytes` bytes that
- * judge_outer() took for VXLAN.
+ * The whole verdict except for size, outer checksum and ECN. The cursor is at the start of a frame of `bytes` bytes
+ * that judge_outer() takes for VXLAN.
  */
 static __always_inline enum reason judge_arrival(struct cursor at, __u32 bytes, bool v6, struct arrival *arrival)
 {
@@ -124,17 +124,20 @@ static __always_inline enum reason judge_arrival(struct cursor at, __u32 bytes, 
 	return judge_delivery(&arrival->inner, &arrival->endpoint);
 }
 
-/* The one's complement sum of an IP packet's pseudo header: addresses, protocol and the transport part's length. */
+/*
+ * The one's complement sum of an IP packet's pseudo header. `length` is that of the transport header and its payload.
+ */
 static __always_inline __u32 pseudo_header_sum(const struct ip *ip, __u32 length)
 {
-	return sum16(ip->src, 2 * (ip->v6 ? sizeof(struct address) : sizeof(__be32))) + bpf_htons(ip->protocol) + bpf_htons(length);
+	return sum16(ip->src, 2 * (ip->v6 ? sizeof(struct address) : sizeof(__be32))) + bpf_htons(ip->protocol) +
+	       bpf_htons(length);
 }
 
 /*
- * Whether the outer UDP checksum is right, told from the headers alone. A transport checksum makes all that it covers sum
- * up to the complement of its pseudo header, and the sender's kernel relies on that too ("local checksum offload",
- * Documentation/networking/checksum-offloads.rst). So if the outer checksum does not fit, the kernel path shall verify it the
- * long way; and if the inner one is wrong, the pod's own stack notices, as it does behind the kernel's VXLAN device.
+ * Whether the outer UDP checksum is right, computed from the headers alone. What a transport checksum covers sums up to
+ * the complement of its pseudo header; the sender's kernel relies on that too ("local checksum offload",
+ * Documentation/networking/checksum-offloads.rst). If the outer checksum does not match, the kernel path verifies it in
+ * full. If the inner checksum is wrong, the pod's kernel notices, as it does with the kernel's VXLAN device.
  */
 static __always_inline bool headers_verify(const struct arrival *arrival)
 {

@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
  * Every struct and enum that BPF programs and the manager share, once. scripts/gen-layout reads them back from BTF and
- * writes src/dataplane/layout.gen.ts, so nothing here is ever mirrored by hand. The generator understands, and prints:
+ * writes src/dataplane/layout.gen.ts, so nothing here is mirrored by hand. The generator understands these types:
  *   __be32          an IPv4 address
  *   __be16          a number in network byte order (a port, a length, an ethertype)
  *   net32           the same, 32 bits wide
  *   struct mac      a MAC address
  *   struct address  an IP address of either family
  *   an enum         a number, shown by its enumerators' names
- *   unused          nothing: padding
+ * and skips a member that is called `unused`, which is padding.
  */
 #pragma once
 
@@ -28,7 +28,7 @@ struct address {
 	};
 };
 
-/* ---- Headers as on the wire. Naturally aligned within themselves, so the compiler may load whole words. ---- */
+/* ---- Headers as on the wire. Their members are naturally aligned, so the compiler may load whole words. ---- */
 
 struct ether { /* IEEE 802.3 */
 	struct mac dst;
@@ -70,7 +70,7 @@ struct vxlan { /* RFC 7348: one flag bit, the VNI in the upper 24 bits of the se
 	net32 vni;
 };
 
-/* What goes before the inner IP header of an encapsulated packet, in order, without gaps. */
+/* All headers of an encapsulated packet before its inner IP header, in order, without gaps. */
 struct outer_header {
 	struct ether ether;
 	struct ipv4 ip;
@@ -87,18 +87,18 @@ struct outer_header6 {
 	struct ether inner_ether;
 } __attribute__((packed));
 
-/* ---- Configuration: fixed while the programs are loaded, written into .rodata before. ---- */
+/* ---- Configuration: written into .rodata before the programs are loaded, and fixed from then on. ---- */
 
 /*
- * A family that is off has a network and a podCIDR that nothing lies in. All nodes' podCIDRs of a family have the length
- * of ours; where one has not, the kernel path serves it.
+ * A family that is off has a network and a podCIDR that contain no address. The fast path serves only those nodes whose
+ * podCIDR is as long as ours.
  */
 struct config {
 	__be32 network; /* the cluster network, e.g. 10.42.0.0 */
 	__be32 network_mask;
 	__be32 pod_cidr; /* this node's part of it, e.g. 10.42.3.0 */
 	__be32 pod_cidr_mask;
-	__be32 vtep_ip; /* the address that peers dial: the uplink's */
+	__be32 vtep_ip; /* the uplink's address, to which peers send VXLAN */
 	__be16 vxlan_port;
 	struct mac vtep_mac; /* flannel.1's */
 	struct mac vtep_mac6; /* flannel-v6.1's */
@@ -112,51 +112,51 @@ struct config {
 	__u32 subnet_shift; /* 32 - the podCIDR's length: an address's peer slot is (address - network) >> shift */
 	__u32 endpoint_slots; /* a power of two */
 	__u32 uplink_ifindex;
-	__u32 uplink_mtu; /* bytes, as all MTUs here: the largest IP packet */
-	__u32 pod_mtu; /* what fits the uplink encapsulated */
+	__u32 uplink_mtu; /* like all MTUs here: bytes of the largest IP packet */
+	__u32 pod_mtu; /* the largest packet that fits the uplink once it is encapsulated */
 	__u32 pod_mtu6;
 	__u32 source_port_min; /* the range that outer source ports are hashed into */
 	__u32 source_port_count;
-	__u32 direct_routing; /* not zero: some peers are reached without encapsulation */
+	__u32 direct_routing; /* not zero when some peers are reached without encapsulation */
 };
 
 /* ---- Map values ---- */
 
 enum peer_flags {
 	PEER_PRESENT = 1,
-	PEER_BEHIND_NAT = 2, /* publishes public-ip-overwrite: its outer source address says nothing */
-	PEER_KERNEL_PATH = 4, /* for the kernel path, both ways: its VXLAN device wants checksums that BPF cannot make */
-	PEER_DIRECT = 8, /* on our L2 and reached without encapsulation */
+	PEER_BEHIND_NAT = 2, /* publishes public-ip-overwrite, so its outer source address proves nothing */
+	PEER_KERNEL_PATH = 4, /* its VXLAN device requires checksums that BPF cannot make: the kernel path, both ways */
+	PEER_DIRECT = 8, /* on our L2, and reached without encapsulation */
 };
 
-/* What the peers of both families have. */
+/* The part that is the same for both families. */
 struct peer_head {
 	enum peer_flags flags;
-	__u32 checksum_base; /* one's complement sum of the template's IPv4 header, not folded */
+	__u32 checksum_base; /* the one's complement sum of the template's IPv4 header, not folded */
 	struct address vtep_ip;
-	struct address next_hop; /* whose MAC the frame goes to: vtep_ip itself on one L2, else the gateway */
+	struct address next_hop; /* vtep_ip itself on the same L2, else the gateway */
 };
 
 /*
- * A node, in the slot of its podCIDR. An all-zero slot is empty. The header is a template; lengths, id, ECN, source port
- * and checksum are filled in per packet.
+ * A peer, in the slot of its podCIDR. An all-zero slot is empty. The header is a template: lengths, id, ECN, source
+ * port and checksum are filled in for each packet.
  */
 struct peer {
 	struct peer_head head;
 	struct outer_header header;
 };
 
-/* A node, by its IPv6 podCIDR's base. */
+/* A peer, by the base address of its IPv6 podCIDR. */
 struct peer6 {
 	struct peer_head head;
 	struct outer_header6 header;
 };
 
-/* What is known of an underlay address that belongs to a node. */
+/* Flags of an underlay address that belongs to a node. */
 enum vtep_flags {
 	VTEP_LOCAL = 1,
 	VTEP_REMOTE = 2,
-	VTEP_UNINDEXED = 4, /* of a node that has no slot in peers, so only the kernel path can judge what it sends */
+	VTEP_UNINDEXED = 4, /* of a node without a slot in peers, so only the kernel path can judge what it sends */
 };
 
 struct vtep {
@@ -167,23 +167,29 @@ enum endpoint_flags {
 	ENDPOINT_KERNEL_PATH = 1, /* marked for the kernel path */
 };
 
-/* A local pod, in the slot of its IPv4 address's host part or by its IPv6 address. ifindex 0: the slot is empty. */
+/*
+ * A local pod, in the slot of its IPv4 address's host part, or by its IPv6 address. With ifindex 0 the slot is empty.
+ * The two MACs are the first 12 bytes of a frame to the pod.
+ */
 struct endpoint {
-	__u32 ifindex; /* the host side of its veth */
+	__u32 ifindex; /* of the host veth */
 	enum endpoint_flags flags;
-	struct mac pod_mac; /* these two are the first 12 bytes of a frame to the pod */
+	struct mac pod_mac;
 	struct mac host_mac;
 	__u32 mtu; /* of the pod's interface */
 };
 
-/* What the programs themselves keep of an endpoint; apart from struct endpoint, which the manager overwrites whole. */
+/*
+ * What the programs themselves remember of an endpoint. It is apart from struct endpoint, which the agent overwrites as
+ * a whole.
+ */
 struct endpoint_state {
-	__u32 stack_flows; /* entries of stack_flows that name it, or one that shares this; never less than there are */
-	__u32 overflow; /* set when stack_flows was full: from then on all of the endpoint's packets go to the kernel path */
-	__u32 forwards; /* set when it sent on a super-packet that had come through a tunnel: it gets those from the kernel path then */
+	__u32 stack_flows; /* number of its entries in stack_flows; never too low */
+	__u32 overflow; /* set when stack_flows was full: from then on all of its packets take the kernel path */
+	__u32 forwards; /* set when it forwarded a super-packet from a tunnel: from then on such take the kernel path */
 };
 
-/* A packet's tuple, as the packet carries it. */
+/* The addresses, ports and protocol that a packet carries. */
 struct flow {
 	struct address src;
 	struct address dst;
@@ -193,14 +199,14 @@ struct flow {
 	__u8 unused[3];
 };
 
-/* A flow that conntrack must translate: its packets in the direction of the key belong to the kernel path. */
+/* A flow that conntrack must translate: its packets belong to the kernel path. */
 struct stack_flow {
 	__u64 created_ns; /* CLOCK_MONOTONIC */
 };
 
 /*
- * What xdp_from_wire leaves before a frame that it decapsulated, as metadata: no packet can bring that along, so from_wire
- * knows such a frame from a forged plain one.
+ * The metadata that xdp_from_wire puts before a frame that it has decapsulated. A packet cannot bring metadata along,
+ * so from_wire can tell such a frame from a forged plain one.
  */
 struct mark {
 	__u32 magic;
@@ -209,7 +215,7 @@ struct mark {
 
 #define MARK_MAGIC 0x72697073
 
-/* ---- What the programs say ---- */
+/* ---- What the programs count ---- */
 
 enum hook {
 	HOOK_FROM_POD,
@@ -221,8 +227,9 @@ enum hook {
 };
 
 /*
- * Why a packet took its way; the first word is the verdict: FAST (redirected past the kernel path), KERNEL (goes on,
- * unmodified, on the kernel path) or DROP. Add new reasons at the end of their verdict's block; pinned counters are re-made.
+ * Why a packet took the path that it took. The first word is the verdict: FAST (redirected past the kernel path),
+ * KERNEL (left to the kernel path, unmodified) or DROP. Add a reason at the end of its verdict's block; the counters
+ * are then made anew.
  */
 enum reason {
 	FAST_LOCAL, /* pod to pod on this node */
@@ -232,36 +239,36 @@ enum reason {
 
 	KERNEL_NOT_IP, /* ARP, VLANs, ... */
 	KERNEL_NEIGHBOUR, /* IPv6 neighbour discovery */
-	KERNEL_NOT_VXLAN, /* from the wire, and not for our VXLAN port and address */
-	KERNEL_MALFORMED, /* a header does not fit the packet, lengths contradict each other, or an IPv4 header's checksum is wrong */
+	KERNEL_NOT_VXLAN, /* from the wire, but not for our VXLAN port and address */
+	KERNEL_MALFORMED, /* a header is cut short, lengths contradict each other, or a header's checksum is wrong */
 	KERNEL_IP_OPTIONS, /* or IPv6 extension headers */
-	KERNEL_FRAGMENT, /* the kernel path may wait until it has all of a packet (conntrack does), so none may pass it by */
+	KERNEL_FRAGMENT, /* conntrack reassembles packets, so no fragment may bypass it */
 	KERNEL_OUTER_CHECKSUM, /* an outer UDP checksum that could not be verified */
-	KERNEL_OTHER_VNI, /* or VXLAN flags that we do not know */
+	KERNEL_OTHER_VNI, /* or unknown VXLAN flags */
 	KERNEL_OTHER_MAC, /* the frame is not addressed to this node, or the inner one not to our VTEP */
 	KERNEL_OTHER_SOURCE, /* a pod sends from an address that is not its own */
-	KERNEL_OUTSIDE, /* the other end is no pod: the world, a service, a node */
+	KERNEL_OUTSIDE, /* the other end is not a pod: the world, a service, a node */
 	KERNEL_NO_ENDPOINT, /* an address of this node's podCIDR that no pod has */
-	KERNEL_NO_PEER, /* to or from an address of the cluster network that no slot of peers stands for */
+	KERNEL_NO_PEER, /* to or from an address of the cluster network that has no slot in peers */
 	KERNEL_MARKED, /* the endpoint or the peer is marked for the kernel path */
-	KERNEL_TRANSLATED, /* belongs to a flow that conntrack translates, or may: an ICMP error about one, SCTP, the endpoint's flows overflowed */
+	KERNEL_TRANSLATED, /* of a flow that conntrack translates, or may (an ICMP error, SCTP, after an overflow) */
 	KERNEL_UNTRANSLATED, /* left the kernel path as a plain flow */
 	KERNEL_TTL, /* about to expire: the kernel answers */
 	KERNEL_TOO_BIG, /* over the path's MTU: the kernel answers or fragments */
-	KERNEL_NO_ROOM, /* the kernel refuses to grow or shrink the packet, or would leave it wrong */
+	KERNEL_NO_ROOM, /* the kernel refuses to grow or shrink the packet, or would do it wrongly */
 
-	DROP_UNKNOWN_PEER, /* VXLAN for us from an address that is no node's */
+	DROP_UNKNOWN_PEER, /* VXLAN for us from an address that no node has */
 	DROP_SPOOFED_SOURCE, /* the inner source is not in the podCIDR of the node that sent it */
-	DROP_VXLAN_FROM_POD, /* a pod talks VXLAN to a node */
-	DROP_ECN, /* congestion was marked on a packet whose sender cannot hear of it, RFC 6040 section 4.2 */
-	DROP_OTHER_VLAN, /* decapsulated by XDP, which could not see that the frame was some VLAN's */
+	DROP_VXLAN_FROM_POD, /* a pod sends VXLAN to a node */
+	DROP_ECN, /* congestion is marked on a packet whose sender cannot react to it, RFC 6040 section 4.2 */
+	DROP_OTHER_VLAN, /* XDP decapsulated it, but could not see that the frame belongs to a VLAN */
 
 	REASONS,
 };
 
-/* Per CPU. The empty arrays take no room: they say in BTF what the map is indexed by. */
+/* Per CPU. The empty arrays take no room: they tell BTF what the map is indexed by. */
 struct counter {
-	__u64 packets; /* skbs: a GSO super-packet counts once */
+	__u64 packets; /* skbs, so a GSO super-packet counts once */
 	__u64 bytes;
 	enum hook by_hook[0];
 	enum reason by_reason[0];

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* VXLAN (RFC 7348) as flannel speaks it: encapsulate from a peer's template, and what both ways need of ECN (RFC 6040). */
+/* VXLAN (RFC 7348) as flannel speaks it: encapsulation from a peer's template, and ECN across the tunnel (RFC 6040). */
 #pragma once
 
 #include "parse.h"
@@ -8,13 +8,13 @@
 
 #define VXLAN_HAS_VNI bpf_htonl(0x08000000)
 
-/* The headers of a tunnelled frame up to the inner IP header, and all of them but one Ethernet header: what the tunnel adds. */
+/* OUTER_LEN: all headers before the inner IP header. ENCAP_LEN: what encapsulation adds, one Ethernet header less. */
 #define OUTER_LEN(v6) ((v6) ? sizeof(struct outer_header6) : sizeof(struct outer_header))
 #define ENCAP_LEN(v6) (OUTER_LEN(v6) - sizeof(struct ether))
 
 /*
- * Whether the IP packet behind the frame's Ethernet header fits `mtu`. Of a GSO super-packet each segment must: the
- * headers once, and gso_size of payload.
+ * Whether the frame's IP packet fits `mtu`. Of a GSO super-packet each segment must fit: the headers and gso_size bytes
+ * of payload.
  */
 static __always_inline bool fits(const struct __sk_buff *skb, const struct ip *ip, __u32 mtu)
 {
@@ -32,9 +32,9 @@ static __always_inline bool fits(const struct __sk_buff *skb, const struct ip *i
 }
 
 /*
- * A flow's outer source port, as udp_flow_src_port() makes it: hashed into the local port range, so that one flow keeps
- * one path through the underlay. The sender's socket has mostly left a hash in the skb; where not, the tuple makes one.
- * What has no ports, fragments and pings, takes the path of its addresses.
+ * The outer source port, as the kernel's udp_flow_src_port() chooses it: a hash in the local port range, so that the
+ * underlay routes all packets of a flow alike. The sender's socket usually leaves a hash in the skb. Without one, the
+ * addresses and ports are hashed, or the addresses alone where there are no ports.
  */
 static __always_inline __u16 source_port(const struct __sk_buff *skb, const struct ip *ip)
 {
@@ -50,7 +50,7 @@ static __always_inline __u16 source_port(const struct __sk_buff *skb, const stru
 		} else {
 			mix = (__u64) * (const __be32 *)ip->src << 32 | *(const __be32 *)ip->dst;
 		}
-		mix *= 0x9e3779b97f4a7c15; /* 2^64 / golden ratio: Knuth's hashing */
+		mix *= 0x9e3779b97f4a7c15; /* 2^64 / golden ratio: Knuth's multiplicative hashing */
 		mix ^= (ports ? *(__u32 *)ports : 0) ^ (__u32)ip->protocol << 16;
 		mix *= 0x9e3779b97f4a7c15;
 		hash = mix >> 32;
@@ -58,7 +58,7 @@ static __always_inline __u16 source_port(const struct __sk_buff *skb, const stru
 	return (((__u64)(hash ^ hash << 16) * config.source_port_count) >> 32) + config.source_port_min;
 }
 
-/* Fill in what differs from packet to packet. `length` is that of the outer IP packet, `header` its start. */
+/* Fill in the fields that differ from packet to packet. `length` is the outer IP packet's. */
 static __always_inline void finish_ipv4(struct ipv4 *ip, const struct peer_head *peer, __u32 length, __u8 ecn, __u16 id)
 {
 	ip->tos = ecn;
@@ -75,9 +75,10 @@ static __always_inline void finish_ipv6(struct ipv6 *ip, __u32 length, __u8 ecn)
 
 /*
  * Put the peer's outer header before the packet's IP header. On success the packet starts with the outer Ethernet
- * header and has been counted; on failure it is as it was. `ecn` is the inner packet's.
+ * header and has been counted; on failure it is unchanged. `ecn` is the inner packet's.
  */
-static __always_inline int encapsulate(struct __sk_buff *skb, const struct peer_head *peer, bool v6, __u8 ecn, __u16 source_port)
+static __always_inline int encapsulate(struct __sk_buff *skb, const struct peer_head *peer, bool v6, __u8 ecn,
+				       __u16 source_port)
 {
 	if (bpf_skb_adjust_room(skb, ENCAP_LEN(v6), BPF_ADJ_ROOM_MAC,
 				BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L4_UDP | BPF_F_ADJ_ROOM_ENCAP_L2_ETH |
@@ -89,7 +90,7 @@ static __always_inline int encapsulate(struct __sk_buff *skb, const struct peer_
 	void *inner = data + OUTER_LEN(v6);
 
 	if (inner + IP_LEN(v6) > PACKET_POINTER(skb, data_end))
-		return -1; /* cannot be: the header was there before */
+		return -1; /* impossible: the header was there before */
 
 	const __u32 *from = (const void *)(peer + 1);
 	__u32 *to = data;
@@ -104,8 +105,9 @@ static __always_inline int encapsulate(struct __sk_buff *skb, const struct peer_
 	struct udp *udp = ip + IP_LEN(v6);
 	__u32 length = skb->len - sizeof(struct ether);
 	/*
-	 * The packet may be fragmented on its way (DF is clear, as flannel has it), so its id should not come again soon:
-	 * what this CPU has sent, in units smaller than any packet, so that a super-packet's segments find ids too.
+	 * The packet may be fragmented on the underlay (DF is clear, as with flannel), so its id should not repeat
+	 * soon. The id is the number of bytes that this CPU has sent, in units smaller than any packet, so that each
+	 * segment of a super-packet gets an id too.
 	 */
 	__u16 id = count(skb->len, HOOK_FROM_POD, FAST_ENCAP) >> 6;
 
@@ -120,7 +122,7 @@ static __always_inline int encapsulate(struct __sk_buff *skb, const struct peer_
 	return 0;
 }
 
-/* What the ECN field of a decapsulated packet becomes, or -1: drop it. RFC 6040 section 4.2, figure 4. */
+/* The ECN field of the decapsulated packet, or -1 when the packet must be dropped. RFC 6040 section 4.2, figure 4. */
 static __always_inline int ecn_decapsulated(__u8 inner, __u8 outer)
 {
 	if (outer == ECN_CE)

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* What the underlay brings: tc ingress of the uplink. Everything that is not surely a pod's packet stays as it came. */
+/*
+ * Packets from the underlay: tc ingress of the uplink. What is not certainly for a pod is left unchanged to the kernel
+ * path.
+ */
 #include "flows.h"
 #include "lookup.h"
 #include "parse.h"
@@ -7,16 +10,19 @@
 #include "tunnel.h"
 #include "vxlan.h"
 
-#define IPV6_BEFORE_ADDRESSES 8 /* bytes: all that changes on the way is there */
+#define IPV6_BEFORE_ADDRESSES 8 /* bytes; every field that changes here is among them */
 
-/* Into the pod: the addresses of its own link, and one hop less, as the kernel's routing has it. */
-static __always_inline int deliver(struct __sk_buff *skb, const struct endpoint *endpoint, bool v6, int new_ecn, enum reason reason)
+/*
+ * Deliver to the pod: its MAC addresses, and one hop less, as if the kernel routed it. `new_ecn` -1 leaves ECN alone.
+ */
+static __always_inline int deliver(struct __sk_buff *skb, const struct endpoint *endpoint, bool v6, int new_ecn,
+				   enum reason reason)
 {
 	struct cursor at = packet(skb, 0);
 	struct ether *ether = parse_ether(&at);
 
 	if (!ether || at.pos + IP_LEN(v6) > at.end)
-		return drop(skb, HOOK_FROM_WIRE, KERNEL_MALFORMED); /* cannot be: both were there before */
+		return drop(skb, HOOK_FROM_WIRE, KERNEL_MALFORMED); /* impossible: both were there before */
 
 	__u32 before = v6 ? sum16(at.pos, IPV6_BEFORE_ADDRESSES) : 0;
 
@@ -25,14 +31,17 @@ static __always_inline int deliver(struct __sk_buff *skb, const struct endpoint 
 	decrement_ttl(at.pos, v6);
 	if (new_ecn >= 0)
 		set_ecn(at.pos, v6, new_ecn);
-	/* A NIC may have summed the packet up from the IP header on. IPv4's own checksum makes up for what changed there. */
+	/*
+	 * The NIC may have computed the sum of the whole IP packet. An IPv4 header always sums up to the same, an IPv6
+	 * header not.
+	 */
 	if (v6)
 		bpf_csum_update(skb, sum16(at.pos, IPV6_BEFORE_ADDRESSES) + (__u16)~fold(before));
 	count(skb->len, HOOK_FROM_WIRE, reason);
 	return bpf_redirect_peer(endpoint->ifindex, 0);
 }
 
-/* A plain packet for a pod of ours: fast if its sender is a peer that we, too, reach without encapsulation. */
+/* A plain packet for a local pod: fast if its sender is a peer that we, too, reach without encapsulation. */
 static __always_inline int from_direct_peer(struct __sk_buff *skb, bool v6)
 {
 	struct cursor at = packet(skb, sizeof(struct ether) + IP_LEN(v6) + sizeof(struct tcp));
@@ -46,10 +55,11 @@ static __always_inline int from_direct_peer(struct __sk_buff *skb, bool v6)
 	if (!peer || !(peer->flags & PEER_DIRECT))
 		return to_kernel(skb, HOOK_FROM_WIRE, KERNEL_NOT_VXLAN);
 
-	/* A short packet may have been padded on its way; the pod's stack takes that off, as the node's would. */
+	/* A short packet may have been padded. The receiving kernel cuts the padding off, in the pod as on the node. */
 	__u32 length = ip_length(ip);
 
-	if (ip->bytes == ETHERNET_SHORTEST_PAYLOAD && length < ip->bytes && length >= IP_LEN(ip->v6) + sizeof(struct udp))
+	if (ip->bytes == ETHERNET_SHORTEST_PAYLOAD && length < ip->bytes &&
+	    length >= IP_LEN(ip->v6) + sizeof(struct udp))
 		ip->bytes = length;
 
 	struct endpoint *endpoint;
@@ -70,7 +80,7 @@ static __always_inline bool is_marked(const struct __sk_buff *skb, const struct 
 	return (void *)(mark + 1) <= (void *)frame && mark->magic == MARK_MAGIC && mark->vni == config.vni;
 }
 
-/* A frame that XDP decapsulated. It was judged then, so whatever speaks against it now came up in between. */
+/* A frame that XDP has decapsulated. XDP found nothing against it, but the maps may have changed since. */
 static __always_inline int from_xdp(struct __sk_buff *skb, const struct ip *ip)
 {
 	struct endpoint *endpoint;
@@ -82,9 +92,10 @@ static __always_inline int from_xdp(struct __sk_buff *skb, const struct ip *ip)
 }
 
 /*
- * Whether a super-packet will be right without its tunnel. Shrinking leaves the tunnel's marks on it (at least up to Linux
- * 6.18). TCP's is cut up rightly all the same, but UDP's as if it were a tunnel still, and a receiver that did not ask for
- * super-packets (UDP_GRO) would get nothing. And a pod that sends it on has it cut up at from_pod, slowly.
+ * Whether a super-packet can be decapsulated. Shrinking leaves it marked as encapsulated (at least up to Linux 6.18).
+ * TCP is segmented rightly all the same. UDP is segmented as if it were still in the tunnel, and a receiver that did
+ * not ask for super-packets (UDP_GRO) would get nothing. And if the pod forwards the packet, it cannot be encapsulated
+ * at from_pod.
  */
 static __always_inline bool may_shrink(const struct ip *inner)
 {
@@ -94,9 +105,9 @@ static __always_inline bool may_shrink(const struct ip *inner)
 }
 
 /*
- * Whether the outer checksum was left to a NIC that the packet never met: the pseudo header's sum stands there. It comes from
- * this very machine then, through a veth or from the VM beside us. Shrinking takes the kernel's note of it away (Linux 6.2,
- * and 6.1 since its first weeks), so that the pod's stack verifies what is inside.
+ * Whether the outer checksum was left to a NIC, and no NIC has seen the packet: the field holds the pseudo header's
+ * sum. Then the packet comes from this machine, through a veth or from another VM. Shrinking clears the kernel's note
+ * of that (Linux 6.2, and 6.1 since its first weeks), so the pod's kernel verifies the inner checksum.
  */
 static __always_inline bool is_unsummed(const struct arrival *arrival)
 {
@@ -116,7 +127,7 @@ static __always_inline int from_wire_ip(struct __sk_buff *skb, bool v6)
 	if (config.direct_routing && in_pod_cidr(outer.dst, v6))
 		return from_direct_peer(skb, v6);
 
-	/* Most of what comes is not for us: tell that from as little as can be, before more of the packet is asked for. */
+	/* Most packets are not for us. Judge them by their first bytes, before more of the packet is asked for. */
 	enum reason reason = judge_outer(&outer);
 
 	if (reason != FAST_DECAP)
@@ -136,8 +147,8 @@ static __always_inline int from_wire_ip(struct __sk_buff *skb, bool v6)
 	if (!skb->gso_size && skb->len - OUTER_LEN(v6) > endpoint->mtu)
 		return to_kernel(skb, HOOK_FROM_WIRE, KERNEL_TOO_BIG);
 	/*
-	 * Of a super-packet GRO has checked every part before it put them together; the NIC may have verified the checksum;
-	 * else the headers may tell.
+	 * GRO has verified every packet that it merged into a super-packet. Otherwise the NIC may have verified the
+	 * checksum, or the headers may prove it.
 	 */
 	if (arrival.udp->checksum && !skb->gso_size && bpf_csum_level(skb, BPF_CSUM_LEVEL_QUERY) < 0 &&
 	    !is_unsummed(&arrival) && !headers_verify(&arrival))

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * What the underlay brings, in the driver: a pod's packet is decapsulated before it becomes an skb, so that GRO sees plain
- * TCP, and marked for from_wire, which delivers it. What XDP cannot be sure of goes on as it came, to from_wire's own eyes.
+ * Packets from the underlay, in the driver. A pod's packet is decapsulated before it becomes an skb, so that GRO sees
+ * plain TCP, and marked for from_wire, which delivers it. All other packets go to from_wire unchanged.
  */
 #include "flows.h"
 #include "lookup.h"
@@ -11,8 +11,8 @@
 #include "vxlan.h"
 
 /*
- * A drop is from_wire's to make, and to count: here the packet may still have a VLAN's tag in the NIC's descriptor, and not be
- * ours at all.
+ * Packets are dropped, and their drops counted, by from_wire: here a VLAN tag may be in the NIC's descriptor, where XDP
+ * cannot see it, and then the packet is not for us.
  */
 static __always_inline int pass(__u32 length, enum reason reason)
 {
@@ -55,9 +55,9 @@ static __always_inline int xdp_from_wire_ip(struct xdp_md *ctx, bool v6)
 	void *data = PACKET_POINTER(ctx, data);
 
 	if ((void *)(mark + 1) > data || data + OUTER_LEN(v6) + IP_LEN(v6) > PACKET_POINTER(ctx, data_end))
-		return pass(length, KERNEL_NO_ROOM); /* cannot be */
+		return pass(length, KERNEL_NO_ROOM); /* impossible */
 
-	/* The frame keeps its addresses, so that the kernel takes it for the node's. */
+	/* The frame keeps its MAC addresses, so that the kernel accepts it as addressed to the node. */
 	struct ether *outer_ether = data, *inner_ether = data + ENCAP_LEN(v6);
 
 	inner_ether->dst = outer_ether->dst;
@@ -66,7 +66,7 @@ static __always_inline int xdp_from_wire_ip(struct xdp_md *ctx, bool v6)
 		set_ecn(data + OUTER_LEN(v6), v6, new_ecn);
 	*mark = (struct mark){ .magic = MARK_MAGIC, .vni = config.vni };
 	if (bpf_xdp_adjust_head(ctx, ENCAP_LEN(v6)))
-		return XDP_DROP; /* cannot be: there is that much in front of what stays */
+		return XDP_DROP; /* impossible: the frame is longer than that */
 	return pass(length, FAST_DECAP);
 }
 
@@ -78,7 +78,7 @@ int xdp_from_wire(struct xdp_md *ctx)
 
 	if (!ether)
 		return pass(0, KERNEL_MALFORMED);
-	/* XDP is not told whom a frame is for, and a promiscuous NIC takes all. */
+	/* XDP does not learn whom a frame is addressed to, and a promiscuous NIC accepts all. */
 	if (!mac_equal(&ether->dst, &config.uplink_mac))
 		return pass(at.end - (void *)ether, KERNEL_OTHER_MAC);
 	if (ether->type == ETHERTYPE_IPV4)
