@@ -6,13 +6,15 @@
 import type { Peers, PlanOptions } from './inputs.ts';
 import type { NodeSnapshot } from '../snapshot.ts';
 import { type LinkPlan, mayAttach, planLinks } from './links.ts';
-import { type NodePlan, type Outline, outline, planNode } from './node.ts';
+import { type NodePlan, planNode } from './node.ts';
+import { type Outline, outline } from './outline.ts';
 import { type PeerPlan, planPeers } from './peers.ts';
 import { planPods, type PodPlan, podsOf } from './pods.ts';
 
 export type { NodeFamily, Peers, PlanOptions } from './inputs.ts';
 export type { LinkPlan } from './links.ts';
-export type { NodePlan, Outline } from './node.ts';
+export type { NodePlan } from './node.ts';
+export type { Outline } from './outline.ts';
 export type { PeerPlan } from './peers.ts';
 export { podKeys, type PodPlan } from './pods.ts';
 

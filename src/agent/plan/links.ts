@@ -12,7 +12,7 @@ import { ProgramSet } from '../../dataplane/programs.ts';
 import type { Desired } from '../../reconcile/reconciled.ts';
 import type { NodeSnapshot } from '../snapshot.ts';
 import type { Peers, PlanOptions } from './inputs.ts';
-import type { Outline } from './node.ts';
+import type { Outline } from './outline.ts';
 
 export interface LinkPlan {
   readonly ingress: Ingress;

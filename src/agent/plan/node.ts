@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/** The node itself: its uplink, its part of the cluster network, and what it needs once. Pure. */
-import { encapBytes, type FamilySettings, type NodeSettings } from '../../dataplane/desired.ts';
+/** What the node needs once, before any peer or pod. Pure. */
+import { encapBytes, type NodeSettings } from '../../dataplane/desired.ts';
 import { ProgramSet } from '../../dataplane/programs.ts';
 import { CONNTRACK_MODULE } from '../../host/conntrack.ts';
 import type { FileContent } from '../../host/files.ts';
@@ -9,87 +9,15 @@ import { podBridgeSysctls } from '../../host/pod-bridge.ts';
 import { RULES_KEY, type RulesWanted } from '../../host/rules.ts';
 import { renderSubnetEnv } from '../../host/subnet-env.ts';
 import { nodeSysctls, podVethSysctls, type Sysctl, vtepSysctls } from '../../host/sysctl.ts';
-import { chooseUplink, type Uplink } from '../../host/uplink.ts';
 import { type VtepDevice, vtepDeviceName } from '../../host/vtep-device.ts';
 import { vxlanSenders } from '../../host/vtep-set.ts';
-import { type Family, familyKey, hostCidr } from '../../net/ip.ts';
-import { NO_MAC } from '../../net/mac.ts';
+import type { Family } from '../../net/ip.ts';
 import type { Desired } from '../../reconcile/reconciled.ts';
 import type { NodeSnapshot } from '../snapshot.ts';
-import { always, type NodeFamily, type Peers, type PlanOptions } from './inputs.ts';
+import { always, type Peers, type PlanOptions } from './inputs.ts';
+import type { Outline } from './outline.ts';
 import type { Pods } from './pods.ts';
 
-/** What the rest of the plan is made from. */
-export interface Outline {
-  readonly uplink: Uplink;
-  /** What the uplink carries, or less where net-conf.json says so, in bytes. */
-  readonly mtu: number;
-  readonly settings: NodeSettings;
-  /** The settings as text, for revisions. */
-  readonly revision: string;
-  /** By name; none without tunnels. */
-  readonly vteps: ReadonlyMap<string, VtepDevice>;
-}
-
-/** Choose the uplink, and say what this node is. @throws RipstopError when no interface fits. */
-export function outline(node: NodeSnapshot, options: PlanOptions): Outline {
-  const { agent, own, families, backend } = options;
-  const wish = {
-    families: families.map(({ family }) => family),
-    iface: agent.iface,
-    ifaceRegex: agent.ifaceRegex,
-    ifaceCanReach: agent.ifaceCanReach,
-    // The operator's word about this node comes before the one about all of them.
-    publicIps: { ...agent.publicIp, ...own.nodePublicIp },
-    nodeIps: own.internalIp,
-  };
-  const links = node.links.value;
-  const uplink = chooseUplink(wish, { ...node.routes.value, links });
-  const tunnel = backend.type === 'vxlan' ? backend : undefined;
-  const mtu = Math.min(uplink.mtu, tunnel?.mtu ?? uplink.mtu);
-  const vteps = new Map<string, VtepDevice>();
-  const parts: { v4?: FamilySettings; v6?: FamilySettings } = {};
-  for (const one of families) {
-    const vtepIp = uplink.ips[familyKey(one.family)]!;
-    const device = tunnel && vtepDevice(one, { ...tunnel, uplink, localIp: vtepIp, mtu }, node, options);
-    if (device) vteps.set(device.name, device);
-    const { network, podCidr } = one;
-    parts[familyKey(one.family)] = { network, podCidr, vtepIp, vtepMac: device?.mac ?? NO_MAC };
-  }
-  const settings: NodeSettings = {
-    ...parts,
-    ...(tunnel && { tunnel: { vni: tunnel.vni, port: tunnel.port } }),
-    uplink: { ifindex: uplink.ifindex, mtu, mac: links.get(uplink.name)?.mac ?? NO_MAC },
-    sourcePorts: node.sourcePorts,
-    directRouting: tunnel?.directRouting ?? true,
-  };
-  return { uplink, mtu, settings, revision: JSON.stringify(settings), vteps };
-}
-
-function vtepDevice(
-  { family, podCidr }: NodeFamily,
-  tunnel: { vni: number; port: number; uplink: Uplink; localIp: string; mtu: number },
-  node: NodeSnapshot,
-  { own, freshMac }: PlanOptions,
-): VtepDevice {
-  const { vni, port, uplink, localIp, mtu } = tunnel;
-  const name = vtepDeviceName(family, vni);
-  // The published MAC outlives reboots and deletions of the device, so peers need not learn a new one.
-  const mac =
-    own.vtepMac[familyKey(family)] ?? node.links.value.get(name)?.mac ?? freshMac[familyKey(family)];
-  return {
-    name,
-    vni,
-    port,
-    localIp,
-    uplink: uplink.name,
-    mtu: mtu - encapBytes[family],
-    mac,
-    address: hostCidr(podCidr.base),
-  };
-}
-
-/** What the node needs once, before any peer or pod. */
 export interface NodePlan {
   readonly kernelModules: Desired<true>;
   readonly vtepDevices: Desired<VtepDevice>;

@@ -9,7 +9,7 @@ import { formatCidr } from '../../net/ip.ts';
 import type { Desired } from '../../reconcile/reconciled.ts';
 import type { NodeSnapshot } from '../snapshot.ts';
 import type { Peers } from './inputs.ts';
-import type { Outline } from './node.ts';
+import type { Outline } from './outline.ts';
 
 export interface PeerPlan {
   readonly vtepSet: Desired<true>;

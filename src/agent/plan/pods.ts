@@ -10,7 +10,7 @@ import { addressFamily, type Family, formatCidr, hostCidr } from '../../net/ip.t
 import type { Desired } from '../../reconcile/reconciled.ts';
 import type { NodeSnapshot } from '../snapshot.ts';
 import type { PlanOptions } from './inputs.ts';
-import type { Outline } from './node.ts';
+import type { Outline } from './outline.ts';
 
 /** The pods as they were observed. */
 export interface Pods {
