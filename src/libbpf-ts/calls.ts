@@ -124,11 +124,6 @@ export interface Calls {
   close(fd: number): number;
   fcntl(fd: number, command: number, argument: number): number;
   if_nametoindex(name: string): number;
-  socket(domain: number, type: number, protocol: number): number;
-  setsockopt(socket: number, level: number, option: number, value: Bytes, size: number): number;
-  send(socket: number, bytes: Bytes, size: number, flags: number): number;
-  recv(socket: number, bytes: Bytes, size: number, flags: number): number;
-  setns(fd: number, type: number): number;
   memcpy(to: Bytes | Pointer, from: Bytes | Pointer, size: number): Pointer;
   vsnprintf(to: Bytes, size: number, format: Pointer, list: Pointer): number;
 }
@@ -209,11 +204,6 @@ export function bindCalls(bpf: LibraryHandle, libc: LibraryHandle): Calls {
 
     close: libc.func('int close(int)'),
     fcntl: libc.func('int fcntl(int, int, int)'),
-    socket: libc.func('int socket(int, int, int)'),
-    setsockopt: libc.func('int setsockopt(int, int, int, const void *, uint32_t)'),
-    send: libc.func('int64_t send(int, const void *, size_t, int)'),
-    recv: libc.func('int64_t recv(int, void *, size_t, int)'),
-    setns: libc.func('int setns(int, int)'),
     if_nametoindex: libc.func('unsigned int if_nametoindex(const char *)'),
     memcpy: libc.func('void *memcpy(void *, const void *, size_t)'),
     vsnprintf: libc.func('int vsnprintf(void *, size_t, const void *, void *)'),

@@ -10,8 +10,6 @@ export type { LogLevel, LogSink } from './log.ts';
 export { BpfMap } from './map.ts';
 export type { MapInfo, UpdateFlag } from './map.ts';
 export type { MapType } from './names.ts';
-export { attributeList, attributesOf, NetlinkSocket, payloadOf } from './netlink.ts';
-export type { Attributes, Message } from './netlink.ts';
 export { BpfObject } from './object.ts';
 export type { OpenOptions } from './object.ts';
 export { BpfProgram } from './program.ts';

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+import { closeSync, openSync } from 'node:fs';
+import koffi from 'koffi';
+import { NetlinkError } from './error.ts';
+
+/** The C functions that Node does not have. */
+interface Calls {
+  socket(domain: number, type: number, protocol: number): number;
+  bind(socket: number, address: Uint8Array, size: number): number;
+  setsockopt(socket: number, level: number, option: number, value: Uint32Array, size: number): number;
+  send(socket: number, bytes: Uint8Array, size: number, flags: number): number;
+  recv(socket: number, bytes: Uint8Array, size: number, flags: number): number;
+  setns(fd: number, type: number): number;
+}
+
+let bound: Calls | undefined;
+
+export function libc(): Calls {
+  if (bound === undefined) {
+    const c = koffi.load(null);
+    bound = {
+      socket: c.func('int socket(int, int, int)'),
+      bind: c.func('int bind(int, const void *, uint32_t)'),
+      setsockopt: c.func('int setsockopt(int, int, int, const void *, uint32_t)'),
+      send: c.func('int64_t send(int, const void *, size_t, int)'),
+      recv: c.func('int64_t recv(int, void *, size_t, int)'),
+      setns: c.func('int setns(int, int)'),
+    };
+  }
+  return bound;
+}
+
+/** errno of the last call on this thread. */
+export function lastErrno(): number {
+  return koffi.errno();
+}
+
+/** The door of calls that return −1 and set errno on failure. @throws NetlinkError naming the call. */
+export function check(call: string, status: number): number {
+  if (status < 0) throw new NetlinkError(call, lastErrno());
+  return status;
+}
+
+/** Call `onReadable` each time the fd has something to read, from the event loop; until then it keeps the process alive. */
+export function poll(fd: number, onReadable: () => void): { close(): void } {
+  return koffi.node.poll(fd, { readable: true }, onReadable);
+}
+
+/** linux/sched.h. */
+const CLONE_NEWNET = 0x40000000;
+
+/**
+ * Run a synchronous function with this thread in another network namespace. Sockets that it opens stay there, and
+ * `/proc/sys/net` and `/proc/thread-self/net` are that namespace's meanwhile. No promise may be awaited inside: other code
+ * would run in the wrong namespace.
+ * @param netns path of the namespace; undefined: stay in this one.
+ * @throws Error with `code` ENOENT and the like when there is no such namespace.
+ */
+export function inNetns<T>(netns: string | undefined, run: () => T): T {
+  if (netns === undefined) return run();
+  const home = openSync('/proc/thread-self/ns/net', 'r');
+  try {
+    const there = openSync(netns, 'r');
+    try {
+      check(`setns to ${netns}`, libc().setns(there, CLONE_NEWNET));
+      try {
+        return run();
+      } finally {
+        check('setns back to the own network namespace', libc().setns(home, CLONE_NEWNET));
+      }
+    } finally {
+      closeSync(there);
+    }
+  } finally {
+    closeSync(home);
+  }
+}
