@@ -15,6 +15,7 @@ import { flannelRoutesTarget } from '../host/takeover.ts';
 import { vtepDevicesTarget } from '../host/vtep-device.ts';
 import { vtepSetTarget } from '../host/vtep-set.ts';
 import { fdbTarget, neighbourTarget, peerRouteTarget } from '../host/vxlan-target.ts';
+import { LogOnce } from '../log-once.ts';
 import type { Cidr } from '../net/ip.ts';
 import { Reconciled } from '../reconcile/reconciled.ts';
 
@@ -32,6 +33,7 @@ export type Targets = ReturnType<typeof createTargets>;
 
 /** In the order in which they are reconciled; see {@link Incarnation}. */
 export function createTargets({ programs, xdp, linkPins, podCidrs, vtepNames, log }: TargetOptions) {
+  const flannelRulesStay = new LogOnce(log, "some of flannel's rules stay");
   const maps = mapTargets(() => programs.current.tables);
   const links = {
     pinDir: linkPins,
@@ -39,14 +41,19 @@ export function createTargets({ programs, xdp, linkPins, podCidrs, vtepNames, lo
   };
   return {
     vtepDevices: new Reconciled(
-      vtepDevicesTarget((device, changes) => log.info({ device, changes }, 'made the VTEP device')),
+      vtepDevicesTarget((device, changes) => log.info({ device, changes }, 'changed the VTEP device')),
     ),
     kernelModules: new Reconciled(kernelModulesTarget()),
     sysctls: new Reconciled(sysctlTarget((change) => log.info(change, 'set a kernel setting'))),
     rules: new Reconciled(rulesTarget()),
     files: new Reconciled(filesTarget()),
     flannelRoutes: new Reconciled(flannelRoutesTarget(vtepNames)),
-    flannelRules: new Reconciled(flannelRulesTarget()),
+    flannelRules: new Reconciled(
+      flannelRulesTarget((needed) => {
+        if (needed.length > 0) flannelRulesStay.met(`pods would be cut off without ${needed.join('; ')}`);
+        else flannelRulesStay.over();
+      }),
+    ),
     idleBridges: new Reconciled(idleBridgesTarget(podCidrs)),
     programs: new Reconciled(
       programs.programsTarget((pending) =>

@@ -147,7 +147,7 @@ export async function listFlannelRules(options: RunOptions = {}): Promise<Map<st
       const { chain, from, needed } = leftover;
       found.set(`${chain} in ${table.home} ${table.name}`, {
         ...(needed && {
-          needed: `pods would be cut off without it: ${from} drops what nothing in it accepts`,
+          needed: `${from} drops what nothing in it accepts`,
         }),
         removal: removalOf(leftover),
       });
@@ -195,22 +195,24 @@ export async function removeFlannelRules(
 }
 
 /**
- * flannel's rules as a target of which nothing is desired. To be reconciled after ours are there. One that pods cannot do
- * without stays, and is told of as a failure.
+ * flannel's rules as a target of which nothing is desired. To be reconciled after ours are there.
+ * @param onNeeded is told of those that pods cannot do without: they stay. Called at each look, also with none.
  */
-export function flannelRulesTarget(options: RunOptions = {}): Target<FlannelRule> {
+export function flannelRulesTarget(
+  onNeeded: (needed: readonly string[]) => void,
+  options: RunOptions = {},
+): Target<FlannelRule> {
   return {
     name: 'flannel-rules',
-    list: () => listFlannelRules(options),
+    list: async () => {
+      const all = [...(await listFlannelRules(options))];
+      onNeeded(all.flatMap(([key, { needed }]) => (needed === undefined ? [] : [`${key}: ${needed}`])));
+      return new Map(all.filter(([, { needed }]) => needed === undefined));
+    },
     upsert: async () => noFailures,
     remove: async (entries) => {
-      await removeFlannelRules(
-        [...entries.values()].filter(({ needed }) => needed === undefined),
-        options,
-      );
-      return new Map(
-        [...entries].flatMap(([key, { needed }]) => (needed === undefined ? [] : [[key, needed]])),
-      );
+      await removeFlannelRules(entries.values(), options);
+      return noFailures;
     },
   };
 }

@@ -163,7 +163,10 @@ export function vtepDevicesTarget(
       return failures;
     },
     remove: async (entries) => {
-      for (const name of entries.keys()) await removeVxlan(name);
+      for (const name of entries.keys()) {
+        await removeVxlan(name);
+        onChange(name, ['removed: it belongs to an earlier configuration']);
+      }
       return noFailures;
     },
   };

@@ -30,7 +30,10 @@ interface AgentView {
   readonly agent: {
     readonly ready: boolean;
     readonly families: readonly { readonly vtep: object }[];
-    readonly passes: { readonly lastErrors: readonly { readonly target: string; readonly error: string }[] };
+    readonly targets: readonly {
+      readonly name: string;
+      readonly failures: readonly { readonly key: string; readonly why: string }[];
+    }[];
   };
 }
 
@@ -96,18 +99,17 @@ describe.skipIf(missing)('the backend host-gw', () => {
     const [node1, node2] = [cluster.nodes[0]!, cluster.nodes[1]!];
     const behind = ['route', 'replace', `${node2.ip}/32`, 'via', '172.31.255.254', 'dev', 'eth0'];
     await tryRun('ip', behind, inNetns(node1));
-    await expect
-      .poll(async () => (await status()).agent.passes.lastErrors)
-      .toMatchObject([
-        {
-          target: 'peer-routes',
-          error: expect.stringContaining(`not node2 (${node2.ip}); use the backend vxlan`),
-        },
-      ]);
+    const failures = async () => (await status()).agent.targets.flatMap((target) => target.failures);
+    await expect.poll(failures).toMatchObject([
+      {
+        key: node2.podCIDR,
+        why: expect.stringContaining(`not node2 (${node2.ip}); use the backend vxlan`),
+      },
+    ]);
     expect(await ipJson(['route', 'show', node2.podCIDR], inNetns(node1))).toEqual([]);
     expect(readPeers(bpffsOf(cluster.lab, node1), undefined)).toEqual([]);
     await tryRun('ip', ['route', 'del', `${node2.ip}/32`], inNetns(node1));
-    await expect.poll(async () => (await status()).agent.passes.lastErrors).toEqual([]);
+    await expect.poll(failures).toEqual([]);
     await ping(pod1(), pod2().ip);
   });
 
@@ -119,7 +121,7 @@ describe.skipIf(missing)('the backend host-gw', () => {
     await expect.poll(() => ipJson(['link', 'show', 'type', 'vxlan'], inNetns(node1))).toEqual([]);
     await expect
       .poll(() => agentLog(cluster.lab, node1))
-      .toContain('removed the VTEP device of an earlier configuration');
+      .toContain('removed: it belongs to an earlier configuration');
   });
 });
 

@@ -192,7 +192,7 @@ describe.skipIf(missingHere('setpriv', 'unshare'))('a node with something wrong'
       running = undefined;
       expect(output.match(/cannot read our own Node yet/g)).toHaveLength(1);
       expect(output).toMatch(/"why":"[^"]*ECONNREFUSED/);
-      expect(output).toMatch(/stopping; what is pinned keeps forwarding/);
+      expect(output).toMatch(/stopping; the pinned programs keep forwarding/);
     });
 
     it('for host-local: STATUS and ADD name the package, and nothing of the pod stays', async () => {
