@@ -1,0 +1,339 @@
+// SPDX-License-Identifier: Apache-2.0
+import { describe, expect, it } from 'vitest';
+import type { Peer } from '../../cluster/index.ts';
+import type { Attachment } from '../../cni/attachments.ts';
+import type { Link } from '../../host/links.ts';
+import { parseCidr } from '../../net/ip.ts';
+import type { Desired } from '../../reconcile/reconciled.ts';
+import type { NodeSnapshot } from '../snapshot.ts';
+import { type Peers, plan, type PlanOptions } from './index.ts';
+
+const POD_CIDR = parseCidr('10.42.1.0/24');
+
+const OPTIONS: PlanOptions = {
+  agent: {
+    nodeName: 'node1',
+    netConf: '',
+    mode: 'cni',
+    ingress: 'auto',
+    setNodeNetworkUnavailable: false,
+    bpffs: '/bpf',
+    runDir: '/run/ripstop',
+    stateDir: '/state',
+    subnetFile: '/run/flannel/subnet.env',
+    metricsAddr: '',
+    ipMasq: true,
+    ipamDir: '',
+  },
+  backend: { type: 'vxlan', vni: 1, port: 8472, directRouting: false },
+  own: {
+    name: 'node1',
+    uid: 'u1',
+    podCidrs: [POD_CIDR],
+    annotations: {},
+    vtepMac: { v4: '02:00:00:00:00:01' },
+    nodePublicIp: {},
+    internalIp: { v4: '192.0.2.1' },
+    flannelIsUp: false,
+  },
+  families: [{ family: 4, network: parseCidr('10.42.0.0/16'), podCidr: POD_CIDR }],
+  freshMac: { v4: '02:ff:00:00:00:04', v6: '02:ff:00:00:00:06' },
+};
+
+function link(name: string, ifindex: number, more: Partial<Link> = {}): Link {
+  return {
+    name,
+    ifindex,
+    mac: `02:00:00:00:01:${ifindex.toString(16).padStart(2, '0')}`,
+    mtu: 1500,
+    up: true,
+    running: true,
+    kind: undefined,
+    loopback: false,
+    master: undefined,
+    peer: undefined,
+    vxlan: undefined,
+    addresses: [],
+    ...more,
+  };
+}
+
+const address = (ip: string, length: number) =>
+  ({ family: 4, ip, length, scope: 'global', primary: true }) as const;
+
+const eth0 = link('eth0', 2, { addresses: [address('192.0.2.1', 24)] });
+const flannel1 = link('flannel.1', 3, { kind: 'vxlan', mtu: 1450, mac: '02:00:00:00:00:01' });
+const cni0 = link('cni0', 4, { kind: 'bridge', addresses: [address('10.42.1.1', 24)] });
+const veth = link('veth00000001', 9, { kind: 'veth', mtu: 1450 });
+
+const pod: Attachment = {
+  containerId: 'c1',
+  ifname: 'eth0',
+  netns: '/run/netns/pod',
+  network: 'cbr0',
+  hostIfname: 'veth00000001',
+  hostIfindex: 9,
+  hostMac: '02:00:00:00:02:01',
+  podMac: '02:00:00:00:02:02',
+  ips: ['10.42.1.5'],
+};
+
+const peer = (n: number, more: Partial<Peer> = {}): Peer => ({
+  name: `node${n}`,
+  podCidr: parseCidr(`10.42.${n}.0/24`),
+  vtepIp: `192.0.2.${n}`,
+  vtepMac: `02:00:00:00:00:0${n}`,
+  behindNat: false,
+  zeroChecksum: false,
+  ...more,
+});
+
+const ids = { from_pod: 11, to_pod: 12, from_wire: 13, to_vtep: 14, xdp_from_wire: 15 };
+
+interface Given {
+  readonly links?: readonly Link[];
+  readonly pods?: readonly Attachment[];
+  readonly programs?: 'none' | 'loaded' | 'pending';
+  readonly attached?: readonly string[];
+  readonly hops?: Readonly<Record<string, { dev: string; gateway?: string }>>;
+  readonly refusals?: Readonly<Record<string, string>>;
+}
+
+/** A node that stands: with its VTEP device, programs loaded, and every peer on its own network. */
+function node(given: Given = {}): NodeSnapshot {
+  const { links = [eth0, flannel1, veth], pods = [], programs = 'loaded', attached = [] } = given;
+  const hops = given.hops ?? { '192.0.2.2': { dev: 'eth0' }, '192.0.2.3': { dev: 'eth0' } };
+  return {
+    links: { revision: 1, value: new Map(links.map((one) => [one.name, one])) },
+    routes: { revision: 1, value: { defaultRoutes: [{ dev: 'eth0' }], ipv6Mtus: new Map() } },
+    nextHops: {
+      revision: 1,
+      value: new Map(Object.entries(hops).map(([ip, { dev, gateway }]) => [ip, { dev, gateway }])),
+    },
+    sourcePorts: { min: 32768, max: 60999 },
+    pods: { revision: 1, value: pods },
+    programs: {
+      revision: 1,
+      value: programs === 'none' ? undefined : { ids, pending: programs === 'pending' },
+    },
+    attached: new Set(attached),
+    xdpRefusals: new Map(Object.entries(given.refusals ?? {})),
+  };
+}
+
+const peers = (all: readonly Peer[] = [peer(2)], synced = true): Peers => ({
+  revision: 1,
+  peers: all,
+  synced,
+});
+
+/** The desired entries as an object; undefined when the target is left alone. */
+function entries(desired: Desired<unknown> | undefined): Record<string, unknown> | undefined {
+  return desired && Object.fromEntries(desired.entries());
+}
+
+describe('the node itself', () => {
+  it('has a VTEP device on its uplink, with the MAC that it has published', () => {
+    const { vtepDevices } = plan(peers(), node(), OPTIONS).node;
+    expect(entries(vtepDevices)).toEqual({
+      'flannel.1': {
+        name: 'flannel.1',
+        vni: 1,
+        port: 8472,
+        localIp: '192.0.2.1',
+        uplink: 'eth0',
+        mtu: 1450,
+        mac: '02:00:00:00:00:01',
+        address: '10.42.1.0/32',
+      },
+    });
+  });
+
+  it.each([
+    ['the device that is there', [eth0, { ...flannel1, mac: '02:aa:00:00:00:01' }], '02:aa:00:00:00:01'],
+    ['nowhere: a fresh one', [eth0], '02:ff:00:00:00:04'],
+  ])('that has published none takes its MAC from %s', (_, links, mac) => {
+    const own = { ...OPTIONS.own, vtepMac: {} };
+    const { settings } = plan(peers(), node({ links }), { ...OPTIONS, own }).outline;
+    expect(settings.v4?.vtepMac).toBe(mac);
+  });
+
+  it('has no VTEP device without tunnels', () => {
+    const backend = { type: 'host-gw' as const };
+    const { node: planned, peers: toPeers } = plan(peers(), node({ links: [eth0] }), { ...OPTIONS, backend });
+    expect(entries(planned.vtepDevices)).toEqual({});
+    expect(entries(toPeers.vtepSet)).toEqual({});
+    expect(entries(toPeers.peerRoutes)).toEqual({
+      '10.42.2.0/24': { via: '192.0.2.2', dev: 'eth0', onlink: false },
+    });
+  });
+
+  it('lets strangers talk VXLAN until all peers are known, and while one is behind NAT', () => {
+    const strangers = (given: Peers) =>
+      plan(given, node(), OPTIONS)
+        .node.rules.entries()
+        .get('inet ripstop')
+        ?.networks.map((one) => one.strangers);
+    expect(strangers(peers())).toEqual(['drop']);
+    expect(strangers(peers([], false))).toEqual(['as found']);
+    expect(strangers(peers([peer(2, { behindNat: true })]))).toEqual(['count']);
+  });
+
+  it('tells CNI plugins what it has in subnet.env', () => {
+    expect(plan(peers(), node(), OPTIONS).node.files.entries().get('/run/flannel/subnet.env')?.text).toBe(
+      'FLANNEL_NETWORK=10.42.0.0/16\nFLANNEL_SUBNET=10.42.1.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n',
+    );
+  });
+
+  it('sets the settings of an interface again when it was made anew', () => {
+    const before = plan(peers(), node(), OPTIONS).node.sysctls;
+    const after = plan(peers(), node({ links: [eth0, { ...flannel1, ifindex: 33 }] }), OPTIONS).node.sysctls;
+    expect(after.revision).not.toBe(before.revision);
+    expect([...after.entries().keys()]).toEqual([...before.entries().keys()]);
+  });
+
+  it('cannot be planned without an uplink, and says why', () => {
+    expect(() => plan(peers(), node({ links: [flannel1] }), OPTIONS)).toThrow(
+      'cannot choose the interface for tunnels',
+    );
+  });
+});
+
+describe('peers', () => {
+  it('have an entry in each place: neighbours, FDB, routes, sets and maps', () => {
+    const planned = plan(peers(), node(), OPTIONS).peers;
+    expect(entries(planned.vtepSet)).toEqual({ '192.0.2.2': true });
+    expect(entries(planned.neighbours)).toEqual({ 'flannel.1 10.42.2.0': '02:00:00:00:00:02' });
+    expect(entries(planned.fdb)).toEqual({ 'flannel.1 02:00:00:00:00:02': '192.0.2.2' });
+    expect(entries(planned.peerRoutes)).toEqual({
+      '10.42.2.0/24': { via: '10.42.2.0', dev: 'flannel.1', onlink: true },
+    });
+    expect(Object.keys(entries(planned.peers)!)).toEqual(['2']);
+    expect(Object.keys(entries(planned.vteps)!)).toEqual(['192.0.2.2', '192.0.2.1']);
+  });
+
+  it.each([
+    ['on our own L2', { dev: 'eth0' }, { via: '192.0.2.2', dev: 'eth0', onlink: false }],
+    [
+      'behind a router',
+      { dev: 'eth0', gateway: '192.0.2.254' },
+      { via: '10.42.2.0', dev: 'flannel.1', onlink: true },
+    ],
+    ['over another interface', { dev: 'eth1' }, { via: '10.42.2.0', dev: 'flannel.1', onlink: true }],
+  ])('are routed directly with DirectRouting only %s', (_, hop, route) => {
+    const backend = { type: 'vxlan', vni: 1, port: 8472, directRouting: true } as const;
+    const given = node({ hops: { '192.0.2.2': hop } });
+    const { peerRoutes } = plan(peers(), given, { ...OPTIONS, backend }).peers;
+    expect(entries(peerRoutes)).toEqual({ '10.42.2.0/24': route });
+  });
+
+  it('are named when neither a tunnel nor a direct route leads to them', () => {
+    const given = node({ links: [eth0], hops: { '192.0.2.2': { dev: 'eth0', gateway: '192.0.2.254' } } });
+    const { peerRoutes } = plan(peers(), given, { ...OPTIONS, backend: { type: 'host-gw' } }).peers;
+    expect(entries(peerRoutes)).toEqual({});
+    expect(peerRoutes.impossible?.().get('10.42.2.0/24')).toContain('not node2 (192.0.2.2)');
+  });
+
+  it('are removed only when all nodes have been seen', () => {
+    const areComplete = (given: Peers): boolean[] => {
+      const { peerRoutes, fdb, peers: map } = plan(given, node(), OPTIONS).peers;
+      return [peerRoutes, fdb, map!].map(({ complete }) => complete);
+    };
+    expect(areComplete(peers([], false))).toEqual([false, false, false]);
+    expect(areComplete(peers([]))).toEqual([true, true, true]);
+  });
+
+  it('leave the maps alone before programs are loaded', () => {
+    const planned = plan(peers(), node({ programs: 'none' }), OPTIONS).peers;
+    expect([planned.peers, planned.peers6, planned.vteps]).toEqual([undefined, undefined, undefined]);
+    expect(entries(planned.neighbours)).not.toEqual({});
+  });
+
+  it('have another revision when, and only when, something that they are made from is another', () => {
+    const revision = (given: Peers, snapshot: NodeSnapshot) =>
+      plan(given, snapshot, OPTIONS).peers.peerRoutes.revision;
+    const base = revision(peers(), node());
+    expect(revision(peers(), node({ pods: [pod] }))).toBe(base);
+    expect(revision({ ...peers(), revision: 2 }, node())).not.toBe(base);
+    expect(revision(peers(), { ...node(), nextHops: { ...node().nextHops, revision: 2 } })).not.toBe(base);
+    expect(revision(peers(), node({ links: [eth0, { ...flannel1, ifindex: 33 }] }))).not.toBe(base);
+  });
+});
+
+describe('pods', () => {
+  it('have a route, an endpoint and programs; the rest of the podCIDR is unreachable', () => {
+    const planned = plan(peers(), node({ pods: [pod] }), OPTIONS);
+    expect(planned.podCount).toBe(1);
+    expect(entries(planned.pods.podRoutes)).toEqual({
+      '10.42.1.5/32': { dev: 'veth00000001' },
+      '10.42.1.0/24': { unreachable: true },
+    });
+    expect(entries(planned.pods.endpoints)).toMatchObject({ '5': { ifindex: 9, mtu: 1450 } });
+    expect(entries(planned.pods.podLinks)).toEqual({
+      'to_pod@veth00000001': { ifindex: 9, programId: 12 },
+      'from_pod@veth00000001': { ifindex: 9, programId: 11 },
+    });
+  });
+
+  it.each([
+    ['is down', { ...veth, up: false }],
+    ['is another one under the same name', { ...veth, ifindex: 10 }],
+  ])('are passed over while their host veth %s', (_, given) => {
+    const planned = plan(peers(), node({ pods: [pod], links: [eth0, flannel1, given] }), OPTIONS);
+    expect(planned.podCount).toBe(0);
+    expect(Object.keys(entries(planned.pods.podRoutes)!)).toEqual(['10.42.1.0/24']);
+  });
+
+  it("are answered for on a bridge of flannel's pods, whose connected route the podCIDR then is", () => {
+    const planned = plan(peers(), node({ pods: [pod], links: [eth0, flannel1, veth, cni0] }), OPTIONS);
+    expect(entries(planned.pods.proxies)).toEqual({ 'cni0 10.42.1.5': true });
+    expect(Object.keys(entries(planned.pods.podRoutes)!)).toEqual(['10.42.1.5/32']);
+  });
+
+  it('cannot be added while programs are attached that this ripstop cannot load', () => {
+    const attached = ['from_pod@veth00000001'];
+    expect(plan(peers(), node({ programs: 'none', attached }), OPTIONS).blocked).toContain(
+      'not ours to maintain',
+    );
+    expect(plan(peers(), node({ programs: 'none' }), OPTIONS).blocked).toBeUndefined();
+    expect(plan(peers(), node({ attached }), OPTIONS).blocked).toBeUndefined();
+  });
+});
+
+describe('the programs on the uplink', () => {
+  const hooks = (given: Peers, snapshot: NodeSnapshot, options = OPTIONS) =>
+    Object.keys(entries(plan(given, snapshot, options).links.nodeLinks) ?? { nothing: 1 });
+  const nic = node();
+
+  it('take packets in the driver where it has XDP, after from_wire', () => {
+    expect(hooks(peers(), nic)).toEqual(['to_vtep@flannel:1', 'from_wire@eth0', 'xdp_from_wire@eth0']);
+    expect(plan(peers(), nic, OPTIONS).links.ingress).toEqual({
+      hook: 'xdp',
+      why: 'the driver of eth0 has XDP',
+    });
+  });
+
+  it('take them in tc where the driver has refused XDP at this MTU', () => {
+    const refusals = { 'eth0 2 1500': 'the driver of eth0 has no XDP' };
+    expect(hooks(peers(), node({ refusals }))).toEqual(['to_vtep@flannel:1', 'from_wire@eth0']);
+    const larger = { ...eth0, mtu: 9000 };
+    expect(hooks(peers(), node({ refusals, links: [larger, flannel1] }))).toContain('xdp_from_wire@eth0');
+  });
+
+  it('take them in tc on a veth', () => {
+    const uplink = { ...eth0, kind: 'veth' };
+    expect(plan(peers(), node({ links: [uplink, flannel1] }), OPTIONS).links.ingress.hook).toBe('tc');
+  });
+
+  it('wait for the first peers, lest a new from_wire drops what they send; one that is there stays', () => {
+    expect(hooks(peers([], false), nic)).toEqual(['to_vtep@flannel:1']);
+    expect(hooks(peers([], false), node({ attached: ['from_wire@eth0'] }))).toContain('from_wire@eth0');
+    expect(hooks(peers([]), nic)).toContain('from_wire@eth0');
+  });
+
+  it('stay as they are while new maps are empty', () => {
+    expect(hooks(peers([], false), node({ programs: 'pending' }))).toEqual(['nothing']);
+    expect(hooks(peers(), node({ programs: 'pending' }))).toContain('from_wire@eth0');
+    expect(plan(peers([], false), node({ programs: 'pending' }), OPTIONS).pods.podLinks).toBeUndefined();
+  });
+});
