@@ -12,12 +12,12 @@ interface Sizes {
 const ENOENT = 2;
 const EINTR = 4;
 const ENOSPC = 28;
-/** Entries of one system call: the kernel holds locks and copies meanwhile. */
+/** Entries for each system call, during which the kernel holds locks and memory. */
 const CHUNK = 4096;
 
 /**
- * Every entry of a map; undefined where the map's type has no batches.
- * @param skipZero leave out values that are all zero, as most of a large array's are.
+ * Every entry of a map; undefined where the map's type does not support batches.
+ * @param skipZero leave out values that are all zero, as most of a large array's are
  */
 export function lookupInBatches(
   fd: number,
@@ -37,11 +37,11 @@ export function lookupInBatches(
     const from = first ? null : position;
     const status = libbpf().bpf_map_lookup_batch(fd, from, position, keys, values, count, null);
     if (status === -ENOSPC) {
-      // One hash bucket holds more than a whole chunk; nothing was given.
+      // One hash bucket holds more than a whole chunk, so the kernel has returned nothing.
       chunk *= 2;
       continue;
     }
-    // EINTR: outside of hashes a key vanished while the kernel walked; its walk one by one copes with that.
+    // EINTR: in maps other than hashes a key has vanished during the walk. A walk one by one copes with that.
     if (status === -ENOTSUPP || status === -EINTR) return undefined;
     if (status !== -ENOENT) checkStatus('bpf_map_lookup_batch', status, subject);
     for (let i = 0; i < count[0]; i++) {
@@ -51,7 +51,7 @@ export function lookupInBatches(
         values.subarray(i * map.valueSize, (i + 1) * map.valueSize),
       ]);
     }
-    // ENOENT marks the last chunk, whose count is valid all the same.
+    // ENOENT marks the last chunk; its count is valid.
     if (status === -ENOENT) return entries;
     first = false;
   }
@@ -62,7 +62,7 @@ export function isZero(bytes: Uint8Array, from: number, length: number): boolean
   return true;
 }
 
-/** Whether the map's type has batches; then every entry is written. */
+/** Write every entry. Returns false where the map's type does not support batches. */
 export function updateInBatches(
   fd: number,
   map: Sizes,
@@ -93,7 +93,7 @@ export function updateInBatches(
   return true;
 }
 
-/** How many of the keys were there and are deleted; undefined where the map's type has no batches. */
+/** Delete these keys. Returns how many existed; undefined where the map's type does not support batches. */
 export function deleteInBatches(
   fd: number,
   map: Sizes,
@@ -111,7 +111,7 @@ export function deleteInBatches(
       throw new BatchError('bpf_map_delete_batch', -status, subject, done + count[0]);
     }
     deleted += count[0];
-    // ENOENT: the batch stopped at a key that is not there; go on behind it.
+    // ENOENT: the batch has stopped at a key that does not exist. Continue after it.
     done += count[0] + (status === -ENOENT ? 1 : 0);
   }
   return deleted;

@@ -12,7 +12,8 @@ export interface BtfMember {
 }
 
 /**
- * One type. `modifier` is const, volatile, restrict or a type tag; `enum` is both widths. Names are empty where C has none.
+ * One type. `modifier` is const, volatile, restrict or a type tag; `enum` is both widths. Names are empty where C has
+ * none.
  */
 export type BtfType =
   | { kind: 'void'; id: 0 }

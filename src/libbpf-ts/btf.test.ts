@@ -2,7 +2,7 @@
 import { describe, expect, test } from 'vitest';
 import { readBtf } from './index.ts';
 
-/** A `.BTF` section with these types, each an array of 32-bit words; a string in it stands for its place in the names. */
+/** A `.BTF` section with these types, each an array of 32-bit words. A string in it becomes the offset of that name. */
 function section(types: (number | string)[][], little: boolean): Uint8Array {
   let names = '\0';
   const place = (name: string) => {

@@ -7,7 +7,7 @@ import { MAP_TYPES, nameOf } from './names.ts';
 export type { BtfMember, BtfType } from './btf-types.ts';
 
 type Kind = BtfType['kind'];
-/** Several kinds may share one shape, as struct and union do. */
+/** Struct and union are one variant of {@link BtfType}, with two kinds. */
 type OfKind<K extends Kind, T = BtfType> = T extends { kind: Kind }
   ? K extends T['kind']
     ? T
@@ -25,10 +25,10 @@ export interface MapDefinition {
   valueSize: number;
   maxEntries: number;
   flags: number;
-  /** The BTF type; undefined where the definition says only a size. */
+  /** The BTF type; undefined where the definition has only a size. */
   keyTypeId: number | undefined;
   valueTypeId: number | undefined;
-  /** Of a map of maps. */
+  /** Only for a map of maps. */
   inner: MapDefinition | undefined;
 }
 
@@ -71,14 +71,15 @@ export class Btf {
     return type.kind === 'typedef' ? this.resolve(type.typeId) : type;
   }
 
-  /** The names that the type goes by, the outermost first: `['__be32', '__u32']`. */
+  /** The typedef names of a type, outermost first: `['__be32', '__u32']`. */
   typedefNames(id: number): string[] {
     const type = this.unqualified(id);
     return type.kind === 'typedef' ? [type.name, ...this.typedefNames(type.typeId)] : [];
   }
 
   /**
-   * What an array is made of in the end, and how many of it: a plain type has no lengths, `__u8 x[4][6]` has `[4, 6]`.
+   * The type of an array's elements, and its lengths: `[4, 6]` for `__u8 x[4][6]`, none for a type that is not an
+   * array.
    */
   elements(id: number): { typeId: number; lengths: number[] } {
     const type = this.resolve(id);
@@ -141,7 +142,7 @@ export class Btf {
       name,
       type: nameOf(MAP_TYPES, number('type') ?? 0),
       keySize: number('key_size') ?? sizeOf(keyTypeId),
-      // User space gives a map of maps the inner map's fd.
+      // User space passes the inner map's fd to a map of maps.
       valueSize: number('value_size') ?? (inner ? FD_BYTES : sizeOf(valueTypeId)),
       maxEntries: number('max_entries') ?? 0,
       flags: number('map_flags') ?? 0,
@@ -162,9 +163,10 @@ export class Btf {
 }
 
 /**
- * Read BTF from an object file, by its path or bytes, or from the bytes of a `.BTF` section (`/sys/kernel/btf/vmlinux`).
- * In an object file the compiler leaves the variables' places to the linker: they are taken from its symbols.
- * @throws Error when there is no BTF in it, with what to compile it with.
+ * Read BTF from an object file, by its path or bytes, or from the bytes of a `.BTF` section
+ * (`/sys/kernel/btf/vmlinux`). In an object file the offsets of variables are left to the linker, so they are read from
+ * the symbols.
+ * @throws Error when there is no BTF in it
  */
 export function readBtf(source: string | Uint8Array): Btf {
   const bytes = typeof source === 'string' ? readFileSync(source) : source;

@@ -7,17 +7,17 @@ export type Pointer = bigint;
 export type Bytes = Uint8Array | Uint32Array | BigUint64Array;
 
 type Field = number | bigint | string | Bytes | null;
-/** The members of an options struct that are set; after the call those that C wrote. */
+/** The members of an options struct that are set, and after the call those that C has written. */
 export type Options<Name extends string = string> = { sz: number } & Partial<Record<Name, Field>>;
 
 /**
- * One of libbpf's options structs. They begin with their own size, so the members that are left out count as zero, and a
- * newer libbpf with more members reads them so too.
+ * One of libbpf's options structs. They begin with their own size, so members that are left out count as zero, also for
+ * a newer libbpf, which knows more members.
  */
 function options<Name extends string>(members: Record<Name, string>) {
   const type = koffi.struct({ sz: 'size_t', ...members });
   return {
-    /** As a C parameter: read by C, and written back into the object that was passed. */
+    /** The type as a C parameter: C reads it, and its changes are copied back into the object that was passed. */
     parameter: koffi.inout(koffi.pointer(type)),
     of: (values: Partial<Record<Name, Field>>): Options<Name> => ({ sz: koffi.sizeof(type), ...values }),
   };
@@ -56,7 +56,7 @@ export const tcOptions = options({
   priority: 'uint32_t',
 });
 
-/** Every C function in use, as TypeScript sees it; {@link bindCalls} has its C prototype. */
+/** The TypeScript signature of every C function in use. {@link bindCalls} has the C prototypes. */
 export interface Calls {
   libbpf_set_print(callback: Pointer | null): Pointer | null;
   libbpf_num_possible_cpus(): number;

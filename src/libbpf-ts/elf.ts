@@ -9,7 +9,7 @@ export interface ElfSection {
   bytes: Uint8Array;
 }
 
-/** What BTF needs of a 64-bit ELF file: its sections, and where in them the symbols lie. */
+/** The parts of a 64-bit ELF file that BTF needs: its sections, and the offsets of symbols in them. */
 export interface Elf {
   littleEndian: boolean;
   sections: ElfSection[];
@@ -65,7 +65,7 @@ export function readElf(bytes: Uint8Array): Elf {
   };
 }
 
-/** A string that a zero ends, in a table of them. */
+/** A zero-terminated string in a string table. */
 export function cString(table: Uint8Array, offset: number): string {
   const end = table.indexOf(0, offset);
   return Buffer.from(table.subarray(offset, end < 0 ? table.length : end)).toString('utf8');

@@ -24,7 +24,7 @@ describe('an error of a C call', () => {
   });
 });
 
-describe('the verifier’s last words', () => {
+describe('the end of the verifier’s log', () => {
   test('are what follows the last instruction', () => {
     const log = [
       '9: (61) r1 = *(u32 *)(r7 +76)         ; R1=pkt(r=0) R7=ctx()',

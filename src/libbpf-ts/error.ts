@@ -22,17 +22,17 @@ const LIBBPF_ERRNO: readonly (readonly [code: string, text: string])[] = [
 ];
 const LIBBPF_ERRNO_START = 4000;
 
-/** The kernel's own ENOTSUPP, which is no POSIX number but reaches user space from bpf(2). */
+/** The kernel's own ENOTSUPP, which POSIX does not know, but bpf(2) returns. */
 export const ENOTSUPP = 524;
 
 const CODES = new Map<number, string>();
 for (const [code, errno] of Object.entries(constants.errno)) if (!CODES.has(errno)) CODES.set(errno, code);
-// Linux's name of a number that has two in libc.
+// libc has two names for this number; Linux uses this one.
 CODES.set(constants.errno.EOPNOTSUPP, 'EOPNOTSUPP');
 CODES.set(ENOTSUPP, 'ENOTSUPP');
 for (const [index, [code]] of LIBBPF_ERRNO.entries()) CODES.set(LIBBPF_ERRNO_START + index, code);
 
-/** Where errno's usual text would mislead: what it means when bpf(2) says it. */
+/** The meaning of an errno from bpf(2), where the usual text would mislead. */
 function meaning(call: string, code: string, errno: number): string {
   if (code === 'E2BIG' && call.startsWith('bpf_map_update')) return 'the map is full';
   if (code === 'EPERM') return 'operation not permitted; this needs CAP_BPF and CAP_NET_ADMIN, or root';
@@ -42,7 +42,7 @@ function meaning(call: string, code: string, errno: number): string {
   return getSystemErrorMap().get(-errno)?.[1] ?? `errno ${errno}`;
 }
 
-/** A C call that failed. The message is one line: the call, what it was about, errno's name and what that means here. */
+/** A C call that failed. The message is one line: the call, its subject, errno's name, and what that means here. */
 export class BpfError extends Error {
   override readonly name: string = 'BpfError';
   /** Positive, as in errno.h; from 4000 on libbpf's own. */
@@ -51,14 +51,14 @@ export class BpfError extends Error {
   readonly code: string;
   /** The C function, such as `bpf_map_update_elem`. */
   readonly call: string;
-  /** What libbpf printed meanwhile, one line each; empty when it said nothing. */
+  /** The lines that libbpf printed meanwhile. */
   readonly details: string;
 
   constructor(call: string, errno: number, options: { subject?: string; message?: string } = {}) {
     const code = CODES.get(errno) ?? `E${errno}`;
     const lines = takeLines();
     const subject = options.subject === undefined ? '' : ` (${options.subject})`;
-    // libbpf's first warning names the cause; the later ones only tell how it unwound.
+    // libbpf's first warning names the cause; the later ones come from its clean-up.
     const cause = lines[0] === undefined ? '' : `: ${lines[0].replace(/^libbpf: /, '')}`;
     super(options.message ?? `${call}${subject} failed: ${code}, ${meaning(call, code, errno)}${cause}`);
     this.errno = errno;
@@ -68,7 +68,7 @@ export class BpfError extends Error {
   }
 }
 
-/** A batch that stopped in the middle: the first `done` entries are in the kernel, the entry after them was refused. */
+/** A batch that stopped in the middle: the kernel took the first `done` entries, and refused the next one. */
 export class BatchError extends BpfError {
   override readonly name = 'BatchError';
   readonly done: number;
@@ -79,7 +79,7 @@ export class BatchError extends BpfError {
   }
 }
 
-/** The verifier refused a program. The message has its last useful words, `log` every one of them. */
+/** The verifier refused a program. The message has the last useful lines of its log, `log` has all of it. */
 export class VerifierError extends BpfError {
   override readonly name = 'VerifierError';
   readonly program: string;
@@ -107,8 +107,8 @@ export class MapMismatchError extends Error {
 }
 
 /**
- * The last words of the verifier, up to three lines: what follows the last instruction that it looked at, without its
- * statistics. A log that breaks off, or ends in an instruction, gives its last line.
+ * The last useful lines of the verifier's log, up to three: those after the last instruction that it examined, without
+ * its statistics. If there are none, the last line.
  */
 export function verifierSummary(log: string): string {
   const statistics = /^(processed \d+ insns|verification time|stack depth|max_states|\s*$)/;
@@ -123,7 +123,7 @@ export function verifierSummary(log: string): string {
 }
 
 /**
- * The one door of every C call that returns a count, an fd or 0 on success and a negative errno on failure.
+ * Check the result of a C call that returns a count, an fd or 0 on success, and a negative errno on failure.
  * @throws BpfError naming the call.
  */
 export function checkStatus(call: string, status: number, subject?: string): number {

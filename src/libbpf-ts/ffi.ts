@@ -18,20 +18,20 @@ function openLibbpf(): LibraryHandle {
 let bound: Calls | undefined;
 
 /**
- * The C functions, bound when first asked for: reading BTF needs no libbpf.
- * @throws Error saying what to install when libbpf.so.1 is missing.
+ * The C functions. They are bound at the first call, since reading BTF needs no libbpf.
+ * @throws Error that names the package to install when libbpf.so.1 is missing
  */
 export function libbpf(): Calls {
   if (bound === undefined) {
     bound = bindCalls(openLibbpf(), koffi.load(null));
-    // libbpf would write to stderr by itself.
+    // Otherwise libbpf writes to stderr.
     bound.libbpf_set_print(null);
   }
   return bound;
 }
 
 /**
- * The door of C calls that return NULL and set errno on failure.
+ * Check the result of a C call that returns NULL and sets errno on failure.
  * @throws BpfError naming the call.
  */
 export function checkPointer(call: string, pointer: Pointer | null, subject?: string): Pointer {
@@ -39,12 +39,12 @@ export function checkPointer(call: string, pointer: Pointer | null, subject?: st
   return pointer;
 }
 
-/** The last errno of C on this thread, for calls with a convention of their own. */
+/** C's errno on this thread, for calls with other conventions. */
 export function lastErrno(): number {
   return koffi.errno();
 }
 
-/** Memory that C may keep; zeroed, untouched pages of a large one cost nothing. Free it with {@link release}. */
+/** Allocate zeroed memory that C may keep. Pages that are never touched cost nothing. Free it with {@link release}. */
 export function allocate(size: number): Pointer {
   return koffi.alloc('uint8_t', size) as Pointer;
 }
@@ -68,14 +68,14 @@ export function readString(pointer: Pointer): string {
   return koffi.decode.string(pointer);
 }
 
-/** Where JavaScript's memory lies, to write into a struct; it stays there while `bytes` is referenced. */
+/** The address of JavaScript's memory, to write into a struct. It is valid while `bytes` is referenced. */
 export function addressOf(bytes: Bytes): Pointer {
   return koffi.address(bytes);
 }
 
 const samplePrototype = koffi.pointer(koffi.proto('int(void *context, void *data, size_t size)'));
 
-/** A C callback for ring buffer records; they are only there during the call. Free it with {@link unregister}. */
+/** A C callback for ring buffer records, which are valid only during the call. Free it with {@link unregister}. */
 export function registerSampleCallback(callback: (data: Pointer, size: number) => void): Pointer {
   return koffi.register((_context: null, data: Pointer, size: number) => {
     callback(data, size);
@@ -97,8 +97,8 @@ const LINE_BYTES = 8192;
 let printCallback: Pointer | undefined;
 
 /**
- * Run calls that make libbpf talk with its print callback turned to log.ts. The callback is process-wide in C but
- * belongs to one JavaScript thread, so it is in place only while this thread is inside C.
+ * Run calls during which libbpf may print, with its print callback set to log.ts. The callback is process-wide in C but
+ * belongs to one JavaScript thread, so it is set only while this thread is inside C.
  */
 export function withLog<T>(run: () => T): T {
   const c = libbpf();
@@ -115,7 +115,7 @@ export function withLog<T>(run: () => T): T {
     return run();
   } finally {
     c.libbpf_set_print(null);
-    // What explained no error must not explain a later one.
+    // Lines of a call that succeeded must not explain a later error.
     takeLines();
   }
 }

@@ -4,7 +4,7 @@ import { lastErrno, libbpf } from './ffi.ts';
 
 const F_DUPFD_CLOEXEC = 1030;
 
-/** A file descriptor of the kernel's that ends with {@link close}, or at the end of a `using` block. */
+/** A file descriptor that is closed by {@link close}, or at the end of a `using` block. */
 export abstract class BpfHandle {
   #fd: number;
 
@@ -12,7 +12,7 @@ export abstract class BpfHandle {
     this.#fd = fd;
   }
 
-  /** What this is, for error messages, such as `map peers`. */
+  /** Its name in error messages, such as `map peers`. */
   protected abstract readonly subject: string;
 
   /** @throws Error once closed: the number may belong to another file by then. */
@@ -33,7 +33,7 @@ export abstract class BpfHandle {
     checkStatus('bpf_obj_pin', libbpf().bpf_obj_pin(this.fd, path), `${this.subject} at ${path}`);
   }
 
-  /** Let go of it; closing twice is no error. */
+  /** Close it. Closing twice is no error. */
   close(): void {
     if (this.#fd < 0) return;
     closeFd(this.#fd);
@@ -49,7 +49,7 @@ export function closeFd(fd: number): void {
   libbpf().close(fd);
 }
 
-/** A second descriptor for the same thing, to be closed on its own. */
+/** A second descriptor for the same object. Each must be closed. */
 export function duplicateFd(fd: number): number {
   const copy = libbpf().fcntl(fd, F_DUPFD_CLOEXEC, 3);
   return checkStatus('fcntl', copy < 0 ? -lastErrno() : copy);

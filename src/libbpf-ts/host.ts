@@ -14,7 +14,7 @@ export function ifindexOf(name: string): number {
 
 let cpus: number | undefined;
 
-/** How many CPUs this machine can ever have, plugged in or not: the number of values in a per-CPU map's entry. */
+/** The number of possible CPUs, plugged in or not: so many values has an entry of a per-CPU map. */
 export function possibleCpus(): number {
   cpus ??= checkStatus('libbpf_num_possible_cpus', libbpf().libbpf_num_possible_cpus());
   return cpus;

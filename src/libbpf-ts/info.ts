@@ -4,7 +4,10 @@ import { checkStatus } from './error.ts';
 import type { Bytes } from './calls.ts';
 import { addressOf, libbpf } from './ffi.ts';
 
-/** More than any of the kernel's info structs: it fills what it knows and leaves the rest zero. */
+/**
+ * Larger than any of the kernel's info structs. The kernel fills in the members that it knows, and leaves the rest
+ * zero.
+ */
 const INFO_BYTES = 512;
 const LITTLE = endianness() === 'LE';
 
@@ -13,7 +16,7 @@ export class Info {
   readonly #bytes = new Uint8Array(INFO_BYTES);
   readonly #view = new DataView(this.#bytes.buffer);
 
-  /** Lend the kernel an array to fill: its address goes into the member at `offset`. */
+  /** Let the kernel fill an array, whose address goes into the member at `offset`. */
   lend(offset: number, array: Bytes): void {
     this.#view.setBigUint64(offset, addressOf(array), LITTLE);
   }
@@ -41,7 +44,7 @@ export class Info {
     return Buffer.from(this.#bytes.subarray(offset, offset + size)).toString('hex');
   }
 
-  /** `char name[16]`, ended by a zero. */
+  /** `char name[16]`, zero-terminated. */
   name(offset: number): string {
     const bytes = this.#bytes.subarray(offset, offset + 16);
     const end = bytes.indexOf(0);

@@ -14,7 +14,7 @@ interface Seen {
   [step: string]: unknown;
 }
 
-/** Run the child in a namespace of its own, where `left` (10.0.0.1) and `right` are the two ends of a veth pair. */
+/** Run the child in a new namespace, where `left` (10.0.0.1) and `right` are the two ends of a veth pair. */
 function runAttachments(): Seen {
   const netns = `libbpf-ts-${process.pid}`;
   const folder = mkdtempSync(join(tmpdir(), 'libbpf-ts-'));
@@ -50,7 +50,7 @@ describe.skipIf(noKernel)(`attachments${noKernel ? ` (skipped: ${noKernel})` : '
   test('count real packets, are swapped, pinned, detached, and end as they promise', () => {
     const seen = runAttachments();
     const { ids, left: _left, right } = seen;
-    // Each array of three: how far the counters of tc, tc next and XDP moved for three datagrams.
+    // Each array of three has how far the counters of tc, tc next and XDP moved for three datagrams.
     expect(seen).toMatchObject({
       'tcx info': { type: 'tcx', programId: ids.tc, ifindex: right, attachType: 'tcx_ingress' },
       'tcx counts': [3, 0, 0],

@@ -15,7 +15,7 @@ export interface LinkInfo {
   programId: number;
   /** 0 once the interface is gone or the link detached; undefined for links that have no interface. */
   ifindex: number | undefined;
-  /** Where on the interface; undefined for links other than tcx and XDP. */
+  /** The hook of the interface; undefined for links other than tcx and XDP. */
   attachType: 'tcx_ingress' | 'tcx_egress' | 'xdp' | undefined;
 }
 
@@ -23,12 +23,14 @@ export interface LinkInfo {
 export type XdpMode = 'native' | 'generic';
 const XDP_FLAGS: Record<XdpMode, number> = { native: 1 << 2, generic: 1 << 1 };
 
-/** linux/bpf.h: the update wants to know the program it replaces. */
+/** linux/bpf.h: replace only the given program. */
 const BPF_F_REPLACE = 1 << 2;
 const EINVAL = 22;
 const ENODEV = 19;
 
-/** A program at its place. It stays there until {@link detach}, or until nobody holds or pins the link any more. */
+/**
+ * An attached program. It stays attached until {@link detach}, or until the link is neither open nor pinned anywhere.
+ */
 export class BpfLink extends BpfHandle {
   protected readonly subject: string;
 
@@ -38,8 +40,8 @@ export class BpfLink extends BpfHandle {
   }
 
   /**
-   * Behind the programs that are already on this side of the interface. Interfaces are those of this process's network
-   * namespace. Linux 6.6.
+   * Attach a program after those that are already on this hook. The interface is in the network namespace of this
+   * process. Since Linux 6.6.
    * @throws BpfError: ENODEV without such an interface, EINVAL on a kernel without tcx (see {@link attachTc}).
    */
   static attachTcx(program: BpfProgram, ifindex: number, direction: TcDirection): BpfLink {
@@ -48,7 +50,7 @@ export class BpfLink extends BpfHandle {
   }
 
   /**
-   * As the interface's only XDP program.
+   * Attach the interface's only XDP program.
    * @throws BpfError: EBUSY when it has one, EOPNOTSUPP when the driver has no native XDP.
    */
   static attachXdp(program: BpfProgram, ifindex: number, mode: XdpMode): BpfLink {
@@ -60,7 +62,7 @@ export class BpfLink extends BpfHandle {
     return new BpfLink(openPinnedFd(path), `link ${path}`);
   }
 
-  /** Asked from the kernel each time. `struct bpf_link_info` of linux/bpf.h. */
+  /** Read from the kernel each time: `struct bpf_link_info` of linux/bpf.h. */
   info(): LinkInfo {
     const info = new Info().fill(this.fd, this.subject);
     const type = nameOf(LINK_TYPES, info.u32(0));
@@ -80,7 +82,7 @@ export class BpfLink extends BpfHandle {
 
   /**
    * Swap the program atomically: each packet meets the old one or the new one.
-   * @throws BpfError with EPERM when `expectedOld` is given and another program is there.
+   * @throws BpfError with EPERM when `expectedOld` is given and another program is attached
    */
   update(program: BpfProgram, expectedOld?: BpfProgram): void {
     const options = linkUpdateOptions.of(
@@ -89,7 +91,7 @@ export class BpfLink extends BpfHandle {
     checkStatus('bpf_link_update', libbpf().bpf_link_update(this.fd, program.fd, options), this.subject);
   }
 
-  /** Take the program off now, whoever else holds or pins the link. */
+  /** Detach the program now, even if the link is open or pinned elsewhere. */
   detach(): void {
     checkStatus('bpf_link_detach', libbpf().bpf_link_detach(this.fd), this.subject);
   }
@@ -109,9 +111,9 @@ function createLink(
 }
 
 /**
- * A tc program on one side of an interface: a tcx link, or before Linux 6.6 a clsact filter. Both have `update`,
+ * Attach a tc program to an interface: as a tcx link, or before Linux 6.6 as a clsact filter. Both have `update`,
  * `detach` and `close`, but a link ends with this process unless it is pinned, and a filter stays until `detach`.
- * @param place where a filter goes, over another one of the same place; a link has no use for it.
+ * @param place the place of a filter, where it replaces another one; not used for a link
  */
 export function attachTc(
   program: BpfProgram,
@@ -129,7 +131,7 @@ export function attachTc(
   }
 }
 
-/** A kernel that knows tcx looks for the interface, and there is none of this index; another one knows no such type. */
+/** A kernel with tcx looks for the interface first, and finds none with this index. Others refuse the type. */
 function kernelHasTcx(program: BpfProgram): boolean {
   const noInterface = 0x7fff_ffff;
   const options = linkCreateOptions.of({});

@@ -6,18 +6,18 @@ export type LogLevel = (typeof LOG_LEVELS)[number];
 /** Gets each line that libbpf prints, without its newline. It runs inside a C call: it must not call libbpf itself. */
 export type LogSink = (level: LogLevel, line: string) => void;
 
-/** Enough to explain any failure; libbpf says the cause first and then how it unwinds. */
+/** Enough to explain any failure: libbpf prints the cause first, and then its clean-up. */
 const KEPT_LINES = 100;
 
 let sink: LogSink | undefined;
 let kept: string[] = [];
 
-/** Send what libbpf prints to `next`; without an argument it is silent again, as it is from the start. */
+/** Send what libbpf prints to `next`. By default, and without an argument, it is dropped. */
 export function setLogSink(next?: LogSink): void {
   sink = next;
 }
 
-/** Whether a line of this level would be used at all: formatting the debug lines of a load costs more than the load. */
+/** Whether lines of this level are used. Formatting the debug lines of a load costs more than the load. */
 export function wants(level: LogLevel): boolean {
   return sink !== undefined || level !== 'debug';
 }
@@ -27,7 +27,9 @@ export function record(level: LogLevel, line: string): void {
   sink?.(level, line);
 }
 
-/** What libbpf said since the last call of this function: the details of the error about to be thrown. */
+/**
+ * The lines that libbpf has printed since the last call of this function: the details of an error that will be thrown.
+ */
 export function takeLines(): string[] {
   const lines = kept;
   kept = [];

@@ -12,24 +12,24 @@ export interface MapInfo {
   id: number;
   /** As the kernel keeps it: at most 15 bytes of the name in the object. */
   name: string;
-  /** Such as `hash`; the bare number for a type that is newer than this library. */
+  /** Such as `hash`; a number for a type that is newer than this library. */
   type: string;
   /** Bytes. */
   keySize: number;
-  /** Bytes; of one CPU's value in a per-CPU map. */
+  /** Bytes; in a per-CPU map those of one CPU's value. */
   valueSize: number;
   maxEntries: number;
   /** `BPF_F_*` of linux/bpf.h. */
   flags: number;
 }
 
-/** `any` writes in either case, `noexist` only a new entry, `exist` only over an old one. */
+/** `any` writes in any case, `noexist` only a new entry, `exist` only an existing one. */
 export type UpdateFlag = 'any' | 'noexist' | 'exist';
 const UPDATE_FLAGS: Record<UpdateFlag, number> = { any: 0, noexist: 1, exist: 2 };
 
 const PER_CPU = new Set(['percpu_hash', 'percpu_array', 'lru_percpu_hash', 'percpu_cgroup_storage']);
 
-/** A map of the kernel's, as bytes. Keys and values must have exactly the map's sizes: C would read beyond shorter ones. */
+/** A BPF map, as bytes. Keys and values must have exactly the map's sizes: C would read past shorter ones. */
 export class BpfMap extends BpfHandle {
   readonly info: MapInfo;
   readonly #perCpu: boolean;
@@ -58,12 +58,12 @@ export class BpfMap extends BpfHandle {
     return new BpfMap(openPinnedFd(path));
   }
 
-  /** By the id that {@link info}, a program's `mapIds` or `bpftool map` give. */
+  /** Open a map by its id: see {@link info}, a program's `mapIds`, or `bpftool map`. */
   static fromId(id: number): BpfMap {
     return new BpfMap(checkStatus('bpf_map_get_fd_by_id', libbpf().bpf_map_get_fd_by_id(id), `map id ${id}`));
   }
 
-  /** A map without an object; `flags` are `BPF_F_*` (an `lpm_trie` wants 1, BPF_F_NO_PREALLOC). */
+  /** Create a map without an object. `flags` are `BPF_F_*` (an `lpm_trie` needs 1, BPF_F_NO_PREALLOC). */
   static create(
     type: MapType,
     name: string,
@@ -84,7 +84,7 @@ export class BpfMap extends BpfHandle {
     return this.lookupInto(key, value) ? value : undefined;
   }
 
-  /** {@link lookup} into memory of the caller's, for hot paths; false without such an entry. */
+  /** {@link lookup} into the caller's memory, for hot paths; false without such an entry. */
   lookupInto(key: Uint8Array, value: Uint8Array): boolean {
     if (this.#perCpu) throw new TypeError(`${this.subject} is per CPU: use lookupPerCpu`);
     this.#checkSizes(key, value);
@@ -120,8 +120,8 @@ export class BpfMap extends BpfHandle {
   }
 
   /**
-   * Each key in the kernel's order. The one just given may be deleted meanwhile; when another process deletes keys, the
-   * kernel may begin anew and give some twice.
+   * All keys, in the kernel's order. The caller may delete each key as it gets it. When another process deletes keys,
+   * the kernel may start again and return some twice.
    */
   *keys(): Generator<Uint8Array> {
     let key = this.#nextKey(null);
@@ -132,7 +132,7 @@ export class BpfMap extends BpfHandle {
     }
   }
 
-  /** Each entry, one at a time; see {@link keys}. For a whole map {@link lookupBatch} is many times faster. */
+  /** All entries, one at a time; see {@link keys}. {@link lookupBatch} is many times faster. */
   *entries(): Generator<RawEntry> {
     for (const key of this.keys()) {
       const value = this.lookup(key);
@@ -145,8 +145,9 @@ export class BpfMap extends BpfHandle {
   }
 
   /**
-   * All entries in as few system calls as the map allows (Linux 5.6; one by one where it has no batches).
-   * @param skipZero leave out values that are all zero: of an array, entries that nobody has written.
+   * All entries, in as few system calls as the map allows (since Linux 5.6; one by one where its type does not support
+   * batches).
+   * @param skipZero leave out values that are all zero, such as unused entries of an array
    */
   lookupBatch({ skipZero = false }: { skipZero?: boolean } = {}): RawEntry[] {
     if (this.#perCpu) throw new TypeError(`${this.subject} is per CPU: use keys and lookupPerCpu`);
@@ -158,7 +159,7 @@ export class BpfMap extends BpfHandle {
 
   /**
    * Write many entries in as few system calls as the map allows.
-   * @throws BatchError with the count that was written, when the kernel refuses the entry after them.
+   * @throws BatchError with the number of entries written, when the kernel refuses the next one
    */
   updateBatch(entries: Iterable<readonly [key: Uint8Array, value: Uint8Array]>): void {
     const checked = [...entries];
@@ -170,7 +171,7 @@ export class BpfMap extends BpfHandle {
     }
   }
 
-  /** Delete many keys; those that are not there are no error. Returns how many were. */
+  /** Delete many keys, and return how many existed. */
   deleteBatch(keys: Iterable<Uint8Array>): number {
     const checked = [...keys];
     for (const key of checked) this.#checkSizes(key);
@@ -208,7 +209,7 @@ export class BpfMap extends BpfHandle {
 
 const ENOENT = 2;
 
-/** The door for calls where ENOENT is an answer: no such entry. */
+/** Check the result of a call for which ENOENT means that there is no such entry. */
 function checkFound(call: string, status: number, subject: string): boolean {
   if (status === -ENOENT) return false;
   checkStatus(call, status, subject);

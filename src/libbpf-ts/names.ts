@@ -98,7 +98,7 @@ export const LINK_TYPES = [
 /** The members of `enum bpf_attach_type` that this library attaches to. */
 export const ATTACH_TYPES = { xdp: 37, tcx_ingress: 46, tcx_egress: 47 } as const;
 
-/** A number's name; a kernel newer than these lists gets the number as its name. */
+/** The name of a number, or the number itself if it is newer than these lists. */
 export function nameOf(names: readonly string[], value: number): string {
   return names[value] ?? String(value);
 }

@@ -12,7 +12,7 @@ import {
 } from './index.ts';
 import { fixture, noKernel, TemporaryBpffs, u32 } from './libbpf.support.ts';
 
-/** What `run` throws, for a look at more than its message. */
+/** The error that `run` throws. */
 function thrownBy(run: () => void): unknown {
   try {
     run();

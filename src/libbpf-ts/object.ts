@@ -13,9 +13,9 @@ import { BpfProgram } from './program.ts';
 export interface OpenOptions {
   /** The object's name in libbpf's messages. Default: the file's name. */
   name?: string;
-  /** Sizes other than the object's own, by map. */
+  /** Sizes that replace the object's own, by map. */
   maxEntries?: Record<string, number>;
-  /** Where maps are pinned: reused when the pin exists, else created and pinned at load. Directories must exist. */
+  /** Pins by map: a map is reused when its pin exists, else created and pinned at load. Directories must exist. */
   pinPaths?: Record<string, string>;
   /** Programs that are not loaded. */
   skipPrograms?: string[];
@@ -94,12 +94,12 @@ export class BpfObject {
   static open(source: string | Uint8Array, options: OpenOptions = {}): BpfObject {
     const bytes = typeof source === 'string' ? readFileSync(source) : source;
     const name = options.name ?? (typeof source === 'string' ? basename(source).split('.')[0] : undefined);
-    // A dot would end up in the names of the maps behind .data, .rodata and .bss.
+    // A dot would get into the names of the maps of .data, .rodata and .bss.
     return new BpfObject(bytes, (name || 'object').replaceAll('.', '_'), options);
   }
 
   /**
-   * Set initial bytes of global variables, before {@link load}: how `const volatile` settings get their values.
+   * Set initial bytes of global variables, such as `const volatile` settings, before {@link load}.
    * @param section `.rodata`, `.data` or `.bss`; a variable's offset in it is in the object's BTF.
    */
   patchGlobal(section: string, offset: number, bytes: Uint8Array): void {
@@ -117,8 +117,8 @@ export class BpfObject {
   }
 
   /**
-   * Create the maps, or reuse the pinned ones, and load the programs. After a failure only {@link close} is of use;
-   * nothing stays in the kernel and no pin is left.
+   * Create the maps, or reuse the pinned ones, and load the programs. A failure leaves nothing in the kernel and no new
+   * pin; the object can then only be closed.
    * @throws MapMismatchError with every difference between pinned maps and the object's; VerifierError; BpfError.
    */
   load(): void {
@@ -138,7 +138,7 @@ export class BpfObject {
       withLog(() => {
         const status = c.bpf_object__load(this.#pointer);
         if (status >= 0) return;
-        // Only the program that was refused has a log, as libbpf asks for one only then.
+        // Only the refused program has a log, since libbpf asks for one only then.
         for (const [name, log] of logs) {
           const text = readString(log);
           if (text !== '') throw new VerifierError(name, -status, text);
@@ -153,7 +153,9 @@ export class BpfObject {
     this.#pinNew(reused);
   }
 
-  /** Where a map is not what the object declares for one of {@link mapNames}: one line for each field, none for no difference. */
+  /**
+   * How a map differs from what the object declares for one of {@link mapNames}: one line for each field that differs.
+   */
   mapDifferences(name: string, other: BpfMap): string[] {
     return mapDifferences(this.#mapPointer(name), name, other);
   }
@@ -177,7 +179,9 @@ export class BpfObject {
     });
   }
 
-  /** With all its maps and programs; what is pinned or attached stays in the kernel. Closing twice is no error. */
+  /**
+   * Close it with all its maps and programs. What is pinned or attached stays in the kernel. Closing twice is no error.
+   */
   close(): void {
     if (this.#state === 'closed') return;
     this.#state = 'closed';
@@ -208,7 +212,7 @@ export class BpfObject {
     return member(this.#programs, 'program', name);
   }
 
-  /** Give libbpf the pinned maps; returns the names of those that were there. */
+  /** Give libbpf the pinned maps. Returns the names of those that exist. */
   #reusePinned(): Set<string> {
     const reused = new Map<string, BpfMap>();
     try {
@@ -253,7 +257,7 @@ function walk(next: (previous: Pointer | null) => Pointer | null): Pointer[] {
   return found;
 }
 
-/** Maps behind global variables go by their section, `.rodata`; libbpf puts the object's name before it. */
+/** Maps of global variables are named for their section, `.rodata`. libbpf puts the object's name before it. */
 function mapName(map: Pointer): string {
   const name = libbpf().bpf_map__name(map);
   return libbpf().bpf_map__is_internal(map) ? name.slice(name.indexOf('.')) : name;
@@ -278,13 +282,13 @@ function openIfPinned(path: string): BpfMap | undefined {
 
 const BPF_F_NO_COMMON_LRU = 1 << 1;
 
-/** Where a pinned map is not what the object declares, one line for each field. */
+/** How a pinned map differs from what the object declares: one line for each field that differs. */
 function mapDifferences(map: Pointer, name: string, pinned: BpfMap): string[] {
   const c = libbpf();
   const { info } = pinned;
   const flags = c.bpf_map__map_flags(map);
   let maxEntries = c.bpf_map__max_entries(map);
-  // The kernel gives each CPU an equal share, and libbpf sizes a perf_event_array that declares nothing.
+  // The kernel rounds to an equal share for each CPU, and libbpf sizes a perf_event_array that declares no size.
   if ((flags & BPF_F_NO_COMMON_LRU) !== 0)
     maxEntries = Math.ceil(maxEntries / possibleCpus()) * possibleCpus();
   if (maxEntries === 0) maxEntries = info.maxEntries;

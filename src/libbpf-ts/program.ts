@@ -32,13 +32,15 @@ export interface ProgramInfo {
 export interface TestRun {
   /** The packet from its Ethernet header on. */
   data: Uint8Array;
-  /** Room for the packet afterwards. Default: what goes in and 256 bytes more. */
+  /** Room for the packet afterwards, in bytes. Default: 256 more than the input. */
   dataOut?: number;
-  /** `struct __sk_buff` for tc, `struct xdp_md` for XDP; members that the kernel does not take must be zero (EINVAL). */
+  /**
+   * `struct __sk_buff` for tc, `struct xdp_md` for XDP. Members that the kernel does not accept must be zero (EINVAL).
+   */
   context?: Uint8Array;
-  /** Room for the context afterwards; it is returned only when asked for. */
+  /** Room for the context afterwards, in bytes. By default it is not returned. */
   contextOut?: number;
-  /** Runs over the same buffer: the second run gets the first one's output. Default 1. */
+  /** Number of runs on the same buffer: the second run gets the output of the first one. Default 1. */
   repeat?: number;
 }
 
@@ -87,7 +89,7 @@ export class BpfProgram extends BpfHandle {
     return new BpfProgram(checkStatus('bpf_prog_get_fd_by_id', fd, `program id ${id}`));
   }
 
-  /** Asked from the kernel each time: the run counters move. `struct bpf_prog_info` of linux/bpf.h. */
+  /** Read from the kernel each time, since the run counters change: `struct bpf_prog_info` of linux/bpf.h. */
   get info(): ProgramInfo {
     const { fd, subject } = this;
     const MAP_COUNT = 52;
@@ -114,13 +116,13 @@ export class BpfProgram extends BpfHandle {
 
   /**
    * Run it on one packet without a network (BPF_PROG_TEST_RUN).
-   * @throws BpfError with ENOSPC when `dataOut` is too small for what the program made of the packet.
+   * @throws BpfError with ENOSPC when `dataOut` is too small for the resulting packet
    */
   testRun({ data, dataOut, context, contextOut, repeat }: TestRun): TestRunResult {
     const output = new Uint8Array(dataOut ?? data.length + OUTPUT_HEADROOM);
     const contextOutput = new Uint8Array(contextOut ?? 0);
     for (;;) {
-      // A fresh struct for each try: the sizes are in and out, and a failed run leaves its own there.
+      // A new struct for each try: the sizes are both input and output, and a failed run changes them.
       const options = testRunOptions.of({
         data_in: data,
         data_size_in: data.length,
@@ -133,7 +135,7 @@ export class BpfProgram extends BpfHandle {
         repeat: repeat ?? 1,
       });
       const status = libbpf().bpf_prog_test_run_opts(this.fd, options);
-      // A signal of Node's own interrupts the kernel between two repeats.
+      // EINTR: one of Node's own signals interrupted the kernel between two runs.
       if (status === -EINTR) continue;
       checkStatus('bpf_prog_test_run_opts', status, this.subject);
       return {

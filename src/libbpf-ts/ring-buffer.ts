@@ -5,7 +5,7 @@ import { checkPointer, libbpf, poll, readBytes, registerSampleCallback, unregist
 import type { BpfMap } from './map.ts';
 
 /**
- * The records of a `ringbuf` map, as the event loop hears of them. Each record is a copy, given in order; an open ring
+ * The records of a `ringbuf` map, delivered by the event loop. Each record is a copy; they come in order. An open ring
  * buffer keeps the process alive.
  */
 export class RingBuffer {
@@ -27,11 +27,11 @@ export class RingBuffer {
       throw error;
     }
     this.#poll = poll(libbpf().ring_buffer__epoll_fd(this.#ring), () => this.#drain());
-    // What was written before us woke nobody.
+    // Nothing announces records that were written earlier.
     this.#drain();
   }
 
-  /** Records that were not given yet are dropped. Closing twice is no error. */
+  /** Close it. Records that have not been delivered are lost. Closing twice is no error. */
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
@@ -50,7 +50,7 @@ export class RingBuffer {
     const records = this.#pending;
     this.#pending = [];
     if (records.length === 0) return;
-    // Out of koffi's callback: promises settled inside it would wait for the next event (Node 26).
+    // Leave koffi's callback first: promises settled inside it would wait for the next event (Node 26).
     setImmediate(() => {
       for (const record of records) if (!this.#closed) this.#onRecord(record);
     });

@@ -6,7 +6,7 @@ import type { BpfProgram } from './program.ts';
 
 export type TcDirection = 'ingress' | 'egress';
 
-/** Which filter on the hook is meant. A lower priority runs first; two filters differ in one of the numbers. */
+/** Identifies a filter on a hook. A lower priority runs first. */
 export interface TcFilterPlace {
   handle: number;
   priority: number;
@@ -18,8 +18,8 @@ const BPF_TC_F_REPLACE = 1;
 const DEFAULT_PLACE: TcFilterPlace = { handle: 1, priority: 1 };
 
 /**
- * A program as a direct-action filter of a clsact qdisc, the way before tcx. The kernel holds it until {@link detach} or
- * the end of the interface, with no need of a pin; a later process finds it again with {@link find}.
+ * A program as a direct-action filter of a clsact qdisc, for kernels without tcx. The kernel keeps it until {@link
+ * detach} or the end of the interface, without a pin; a later process finds it with {@link find}.
  */
 export class TcFilter {
   readonly ifindex: number;
@@ -33,7 +33,7 @@ export class TcFilter {
   }
 
   /**
-   * Put the program there, over another one of the same place; the clsact qdisc is made when missing and left for good.
+   * Attach the program, in place of another one at the same place. A missing clsact qdisc is added, and never removed.
    * @throws BpfError: ENODEV without such an interface, EEXIST when an ingress qdisc holds the interface.
    */
   static attach(
@@ -51,7 +51,7 @@ export class TcFilter {
     return filter;
   }
 
-  /** The filter at this place, whoever put it there. */
+  /** The filter at this place, also one of another process. */
   static find(
     ifindex: number,
     direction: TcDirection,
@@ -61,7 +61,7 @@ export class TcFilter {
     return filter.programId() === undefined ? undefined : filter;
   }
 
-  /** The id of the program that is there now; undefined when there is none. */
+  /** The id of the program that is attached now; undefined when there is none. */
   programId(): number | undefined {
     const options = tcOptions.of({ ...this.place });
     const there = this.#run('bpf_tc_query', () => libbpf().bpf_tc_query(this.#hook(), options));
@@ -74,12 +74,12 @@ export class TcFilter {
     withLog(() => checkStatus('bpf_tc_attach', libbpf().bpf_tc_attach(this.#hook(), options), this.#subject));
   }
 
-  /** Take it off; a filter that is not there is no error. */
+  /** Detach it, if it is there. */
   detach(): void {
     this.#run('bpf_tc_detach', () => libbpf().bpf_tc_detach(this.#hook(), tcOptions.of({ ...this.place })));
   }
 
-  /** Nothing to let go of: the kernel holds the filter. Here so that a link and a filter can be handled alike. */
+  /** Does nothing, since the kernel keeps the filter. It lets callers treat links and filters alike. */
   close(): void {}
 
   [Symbol.dispose](): void {}
@@ -92,7 +92,7 @@ export class TcFilter {
     return tcHook.of({ ifindex: this.ifindex, attach_point: ATTACH_POINT[this.direction], parent: 0 });
   }
 
-  /** False when there is no such filter. Without a clsact qdisc at all the kernel says EINVAL, and so for a bad request. */
+  /** False when there is no such filter. Without a clsact qdisc the kernel returns EINVAL, as for a bad request. */
   #run(call: string, run: () => number): boolean {
     return withLog(() => {
       const status = run();

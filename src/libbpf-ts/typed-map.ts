@@ -1,22 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 import type { BpfMap, UpdateFlag } from './map.ts';
 
-/** How a value looks in the kernel's memory. */
+/** Converts between values and the kernel's memory. */
 export interface Codec<T> {
   /** Bytes, padding included. */
   readonly size: number;
   /** Write into a zeroed view of exactly `size` bytes. */
   encode(value: T, into: Uint8Array): void;
-  /** Read exactly `size` bytes; keep no view of them, they are used again. */
+  /** Read exactly `size` bytes. Keep no view of them: their memory is reused. */
   decode(bytes: Uint8Array): T;
 }
 
-/** A map of values: what {@link BpfMap} does with bytes, through two codecs. */
+/** A map of values: a {@link BpfMap} with codecs for keys and values. */
 export class TypedMap<K, V> {
   readonly map: BpfMap;
   readonly #key: Codec<K>;
   readonly #value: Codec<V>;
-  // One operation at a time, so one buffer for each: no allocation on the way of a lookup.
+  // There is one operation at a time, so a lookup can use these buffers and allocate nothing.
   readonly #keyBytes: Uint8Array;
   readonly #valueBytes: Uint8Array;
 
@@ -61,21 +61,21 @@ export class TypedMap<K, V> {
     for (const key of this.map.keys()) yield this.#key.decode(key);
   }
 
-  /** Every entry, read in batches before the first is given; see {@link BpfMap.lookupBatch}. */
+  /** All entries, read in batches before the first is returned; see {@link BpfMap.lookupBatch}. */
   *entries(options: { skipZero?: boolean } = {}): Generator<[K, V]> {
     for (const [key, value] of this.map.lookupBatch(options))
       yield [this.#key.decode(key), this.#value.decode(value)];
   }
 
   /**
-   * What separates the map from the wanted entries, found by comparing bytes: nothing that is alike is decoded.
-   * @returns the entries to write, and those that nobody wants.
+   * The difference between the map and the desired entries. Bytes are compared, so that equal entries are not decoded.
+   * @returns the entries to write, and those to delete
    */
   difference(
     wanted: Iterable<readonly [key: K, value: V]>,
     options: { skipZero?: boolean } = {},
   ): { differing: [K, V][]; unwanted: [K, V][] } {
-    // Keys and values as text of one character a byte: that is what can be looked up and compared at once.
+    // Keys and values are turned into text, one character for each byte, which is fast to look up and to compare.
     const there = new Map<string, Uint8Array>();
     for (const [key, value] of this.map.lookupBatch(options)) there.set(textOf(key), value);
     const differing: [K, V][] = [];
