@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 import { describe, expect, it, vi } from 'vitest';
-import { reconcile, step } from '../dataplane/reconcile.ts';
+import { type Job, job, reconcile } from '../reconcile/reconcile.ts';
+import { Reconciled } from '../reconcile/reconciled.ts';
+import type { Target } from '../reconcile/target.ts';
 import { formatCidr, parseCidr } from '../net/ip.ts';
 import { listLinks } from './links.ts';
 import { lookupNextHops } from './neighbours.ts';
@@ -83,16 +85,20 @@ async function testPath(node: TestNetns, pod: TestNetns, n: 1 | 2): Promise<Test
   };
 }
 
+function one<V>(target: Target<V>, entries: ReadonlyMap<string, V>): Job {
+  return job(new Reconciled(target), { revision: '', entries: () => entries, complete: true });
+}
+
 /** One pass over what a node has of its peer. @returns how many entries were written. */
 async function connect({ node }: TestPath, { asPeer }: TestPath, directDev?: string): Promise<number> {
   const peer = directDev === undefined ? asPeer : { ...asPeer, directDev };
-  const { neighbours, fdb, routes } = peerEntries([peer], DEVICE);
+  const { neighbours, fdb, routes } = peerEntries([peer], () => DEVICE);
   const outcomes = await reconcile([
-    step(neighbourTarget(DEVICE, node.options), neighbours),
-    step(fdbTarget(DEVICE, node.options), fdb),
-    step(peerRouteTarget(node.options), routes),
+    one(neighbourTarget(node.options), neighbours),
+    one(fdbTarget(node.options), fdb),
+    one(peerRouteTarget(node.options), routes),
   ]);
-  expect(outcomes.flatMap(({ error }) => error ?? [])).toEqual([]);
+  expect(outcomes.filter(({ failures }) => failures > 0)).toEqual([]);
   return outcomes.reduce((sum, { upserts, removals }) => sum + upserts + removals, 0);
 }
 

@@ -1,8 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
+import {
+  type Address,
+  getLink,
+  type Link as KernelLink,
+  listAddresses,
+  listLinks as listKernelLinks,
+  type VxlanInfo,
+} from '#netlink';
 import { RipstopError } from '../errors.ts';
 import type { Family } from '../net/ip.ts';
-import { ipJson } from './ip.ts';
-import type { RunOptions } from './run.ts';
+import { openNetlink, type Where } from './netlink.ts';
 
 /** An address on a link. */
 export interface LinkAddress {
@@ -26,7 +33,7 @@ export interface VxlanDetails {
   learning: boolean;
   /** Outer UDP checksums of zero over IPv6, which RFC 6935 allows to those who agree on them: sends and accepts them. */
   zeroChecksum6: { tx: boolean; rx: boolean };
-  /** Settings that a flannel device never has, by iproute2's names: `group`, `remote`, `gbp`, `external`, `proxy`, … */
+  /** Settings that a flannel device never has, by iproute2's names: `group`, `gbp`, `external`, `proxy`, … */
   extras: string[];
 }
 
@@ -51,95 +58,93 @@ export interface Link {
   addresses: LinkAddress[];
 }
 
-/** The part of `ip -json -details addr show` that is read here. */
-interface IpAddrRow {
-  ifindex: number;
-  ifname: string;
-  link?: string;
-  link_index?: number;
-  link_netnsid?: number;
-  flags: string[];
-  mtu: number;
-  master?: string;
-  address?: string;
-  linkinfo?: { info_kind?: string; info_data?: Record<string, unknown> };
-  addr_info?: {
-    family: string;
-    local?: string;
-    prefixlen: number;
-    scope: string;
-    secondary?: boolean;
-    temporary?: boolean;
-    deprecated?: boolean;
-    dadfailed?: boolean;
-  }[];
-}
-
-/**
- * Every link of the namespace with its addresses, by name, from one listing of the kernel.
- * @throws RipstopError when `ip` cannot run.
- */
-export async function listLinks(options: RunOptions = {}): Promise<Map<string, Link>> {
-  const rows = await ipJson<IpAddrRow>(['addr', 'show'], options);
-  return new Map(rows.map((row) => [row.ifname, toLink(row)]));
+/** Every link of the namespace with its addresses, by name. @throws Error with `code` without such a namespace. */
+export async function listLinks(where: Where = {}): Promise<Map<string, Link>> {
+  using socket = openNetlink(where);
+  const links = listKernelLinks(socket);
+  const names = new Map(links.map(({ ifindex, name }) => [ifindex, name]));
+  const addresses = Map.groupBy(listAddresses(socket), ({ ifindex }) => ifindex);
+  return new Map(
+    links.map((link) => [
+      link.name,
+      toLink(link, addresses.get(link.ifindex) ?? [], (index) => names.get(index)),
+    ]),
+  );
 }
 
 /** One link, or undefined. */
-export async function readLinkIfThere(name: string, options: RunOptions = {}): Promise<Link | undefined> {
-  return (await listLinks(options)).get(name);
+export async function readLinkIfThere(name: string, where: Where = {}): Promise<Link | undefined> {
+  using socket = openNetlink(where);
+  const link = getLink(socket, name);
+  if (!link) return undefined;
+  return toLink(
+    link,
+    listAddresses(socket, { ifindex: link.ifindex }),
+    (index) => getLink(socket, index)?.name,
+  );
 }
 
 /**
  * One link that must be there.
  * @throws RipstopError when it is not.
  */
-export async function readLink(name: string, options: RunOptions = {}): Promise<Link> {
-  const link = (await listLinks(options)).get(name);
+export async function readLink(name: string, where: Where = {}): Promise<Link> {
+  const link = await readLinkIfThere(name, where);
   if (!link) throw new RipstopError(`there is no network device ${name}; see "ip link"`);
   return link;
 }
 
-function toLink(row: IpAddrRow): Link {
+function toLink(
+  link: KernelLink,
+  addresses: readonly Address[],
+  nameOf: (ifindex: number) => string | undefined,
+): Link {
+  const { name, ifindex, mac, mtu, up, running, kind, loopback, master, vxlan } = link;
   return {
-    name: row.ifname,
-    ifindex: row.ifindex,
-    mac: row.address?.length === 17 ? row.address : undefined,
-    mtu: row.mtu,
-    up: row.flags.includes('UP'),
-    running: row.flags.includes('LOWER_UP'),
-    kind: row.linkinfo?.info_kind,
-    loopback: row.flags.includes('LOOPBACK'),
-    master: row.master,
-    peer: peerOf(row),
-    vxlan: row.linkinfo?.info_kind === 'vxlan' ? toVxlan(row.linkinfo.info_data ?? {}) : undefined,
-    addresses: (row.addr_info ?? []).flatMap((address) =>
-      address.local === undefined
-        ? []
-        : [
-            {
-              family: address.family === 'inet6' ? 6 : 4,
-              ip: address.local,
-              length: address.prefixlen,
-              scope: address.scope,
-              primary: !address.secondary && !address.temporary && !address.deprecated && !address.dadfailed,
-            },
-          ],
-    ),
+    name,
+    ifindex,
+    mac,
+    mtu,
+    up,
+    running,
+    kind,
+    loopback,
+    master: master === undefined ? undefined : nameOf(master),
+    peer: peerOf(link, nameOf),
+    vxlan: vxlan && toVxlan(vxlan, nameOf),
+    addresses: addresses.map(({ family, address, length, scope, secondary, deprecated, dadFailed }) => ({
+      family,
+      ip: address,
+      length,
+      scope,
+      primary: !secondary && !deprecated && !dadFailed,
+    })),
   };
 }
 
-function peerOf(row: IpAddrRow): Link['peer'] {
-  if (row.link_index !== undefined && row.link_netnsid !== undefined) {
-    return { ifindex: row.link_index, netnsId: row.link_netnsid };
-  }
-  return row.link === undefined ? undefined : { name: row.link };
+function peerOf({ parent }: KernelLink, nameOf: (ifindex: number) => string | undefined): Link['peer'] {
+  if (!parent) return undefined;
+  const { ifindex, netnsId } = parent;
+  if (netnsId !== undefined) return { ifindex, netnsId };
+  const name = nameOf(ifindex);
+  return name === undefined ? undefined : { name };
+}
+
+function toVxlan(info: VxlanInfo, nameOf: (ifindex: number) => string | undefined): VxlanDetails {
+  const { vni, port, local, lower, learning, zeroChecksum6 } = info;
+  return {
+    vni,
+    port,
+    local,
+    uplink: lower === undefined ? undefined : nameOf(lower),
+    learning,
+    zeroChecksum6,
+    extras: FOREIGN_VXLAN_SETTINGS.filter((name) => info[name] !== undefined && info[name] !== false),
+  };
 }
 
 const FOREIGN_VXLAN_SETTINGS = [
   'group',
-  'group6',
-  'remote',
-  'remote6',
   'gbp',
   'gpe',
   'external',
@@ -148,20 +153,7 @@ const FOREIGN_VXLAN_SETTINGS = [
   'l3miss',
   'proxy',
   'rsc',
-] as const;
-
-function toVxlan(data: Record<string, unknown>): VxlanDetails {
-  const text = (value: unknown): string | undefined => (typeof value === 'string' ? value : undefined);
-  return {
-    vni: Number(data['id']),
-    port: Number(data['port']),
-    local: text(data['local']) ?? text(data['local6']),
-    uplink: text(data['link']),
-    learning: data['learning'] === true,
-    zeroChecksum6: { tx: data['udp_zero_csum6_tx'] === true, rx: data['udp_zero_csum6_rx'] === true },
-    extras: FOREIGN_VXLAN_SETTINGS.filter((name) => data[name] !== undefined && data[name] !== false),
-  };
-}
+] as const satisfies (keyof VxlanInfo)[];
 
 /** Whether this is the name of a host veth that ripstop's CNI plugin has made (see cni/pod-network.ts). */
 export function isPodVeth(name: string): boolean {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-import { routesTo } from './netlink.ts';
-import type { RunOptions } from './run.ts';
+import { lookUpRoutes, NetlinkError } from '#netlink';
+import { linkNames, openNetlink, type Where } from './netlink.ts';
 
 /** The kernel's way to an address. */
 export interface NextHop {
@@ -16,13 +16,18 @@ export interface NextHop {
  */
 export async function lookupNextHops(
   addresses: readonly string[],
-  options: RunOptions = {},
+  where: Where = {},
 ): Promise<Map<string, NextHop>> {
   const hops = new Map<string, NextHop>();
   const known = new Map<string, NextHop>();
-  for (const [i, route] of routesTo(addresses, options).entries()) {
-    if (route?.type !== 'unicast' || route.dev === undefined) continue;
-    const { dev, gateway } = route;
+  if (addresses.length === 0) return hops;
+  using socket = openNetlink(where);
+  const names = linkNames(socket);
+  for (const [i, route] of lookUpRoutes(socket, addresses).entries()) {
+    if (route instanceof NetlinkError || route.type !== 'unicast' || route.ifindex === undefined) continue;
+    const { gateway } = route;
+    const dev = names.get(route.ifindex);
+    if (dev === undefined) continue;
     const key = `${dev} ${gateway}`;
     const hop = known.get(key) ?? { dev, gateway };
     known.set(key, hop);

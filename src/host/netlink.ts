@@ -1,91 +1,106 @@
 // SPDX-License-Identifier: Apache-2.0
-/** Listings of what there is once for each peer. */
-import {
-  getLink,
-  listFdb as listFdbOf,
-  listLinks,
-  listNeighbours as listNeighboursOf,
-  listRoutes as listRoutesOf,
-  listSetAddresses,
-  lookUpRoutes,
-  NetlinkError,
-  NetlinkSocket,
-  type Route,
-} from '#netlink';
-import type { Family } from '../net/ip.ts';
+/** How this folder uses the netlink client: devices by name, and failures by key. */
+import { setImmediate } from 'node:timers/promises';
+import { getLink, listLinks, type NetlinkError, NetlinkSocket, type Request } from '#netlink';
+import { errorText } from '../errors.ts';
+import type { Failures } from '../reconcile/target.ts';
 import type { RunOptions } from './run.ts';
 
-type Where = Pick<RunOptions, 'netns'>;
+/** In which network namespace. */
+export type Where = Pick<RunOptions, 'netns'>;
 
-/** A route as far as it is read here. */
-export interface KernelRoute {
-  readonly family: Family;
-  /** `unicast` leads somewhere; of the others only this one is told apart. */
-  readonly type: 'unicast' | 'unreachable' | 'other';
-  /** `10.42.1.0/24`; `0.0.0.0/0` for a default route. */
-  readonly dst: string;
-  readonly gateway: string | undefined;
-  readonly dev: string | undefined;
-  readonly onlink: boolean;
-  /** The number of the nexthop object that holds its way, where one does. */
-  readonly nexthop: number | undefined;
+/** A socket for links, addresses, routes and neighbours; it ends with a `using` block. */
+export function openNetlink({ netns }: Where): NetlinkSocket {
+  return NetlinkSocket.open('route', netns);
 }
 
-/** The routes of the main table that were made under this protocol number, of both families. */
-export function listRoutes(protocol: number, { netns }: Where): KernelRoute[] {
-  using socket = NetlinkSocket.open('route', netns);
-  const names = linkNames(socket);
-  return ([4, 6] as const).flatMap((family) =>
-    listRoutesOf(socket, { family, protocol }).map((route) => toKernelRoute(route, names)),
-  );
+class MissingDevice extends Error {
+  constructor(device: string) {
+    super(`there is no network device ${device}; see "ip link"`);
+  }
 }
 
-/** What the kernel's own routing (rules, tables and metrics included) says of the way to each address; no way: undefined. */
-export function routesTo(addresses: readonly string[], { netns }: Where): (KernelRoute | undefined)[] {
-  using socket = NetlinkSocket.open('route', netns);
-  const names = linkNames(socket);
-  return lookUpRoutes(socket, addresses).map((route) =>
-    route instanceof NetlinkError ? undefined : toKernelRoute(route, names),
-  );
-}
-
-function toKernelRoute(route: Route, names: ReadonlyMap<number, string>): KernelRoute {
-  const { family, type, dst, gateway, ifindex, onlink, nexthop } = route;
-  return {
-    family,
-    type: type === 'unicast' || type === 'unreachable' ? type : 'other',
-    dst,
-    gateway,
-    dev: ifindex === undefined ? undefined : names.get(ifindex),
-    onlink,
-    nexthop,
+/** Devices by name, for one piece of work: the kernel is asked once for each. @throws Error when there is none. */
+export function ifindexes(socket: NetlinkSocket): (device: string) => number {
+  const known = new Map<string, number | undefined>();
+  return (device) => {
+    if (!known.has(device)) known.set(device, getLink(socket, device)?.ifindex);
+    const ifindex = known.get(device);
+    if (ifindex === undefined) throw new MissingDevice(device);
+    return ifindex;
   };
 }
 
-/** The permanent neighbours of a device, both families: address → MAC. Without the device there are none. */
-export function listNeighbours(device: string, { netns }: Where): Map<string, string> {
-  using socket = NetlinkSocket.open('route', netns);
-  const ifindex = getLink(socket, device)?.ifindex;
-  if (ifindex === undefined) return new Map();
-  const permanent = listNeighboursOf(socket, { ifindex }).filter(({ state }) => state === 'permanent');
-  return new Map(permanent.map(({ address, mac }) => [address, mac ?? '']));
-}
-
-/** The permanent FDB entries of a VXLAN device: MAC → remote address. */
-export function listFdb(device: string, { netns }: Where): Map<string, string> {
-  using socket = NetlinkSocket.open('route', netns);
-  const ifindex = getLink(socket, device)?.ifindex;
-  if (ifindex === undefined) return new Map();
-  const permanent = listFdbOf(socket, ifindex).filter(({ state }) => state === 'permanent');
-  return new Map(permanent.map(({ mac, dst }) => [mac, dst ?? '']));
-}
-
-/** The elements of a set of addresses in a table of nft's family inet; none when there is no such set. */
-export function listSetElements(table: string, set: string, family: Family, { netns }: Where): string[] {
-  using socket = NetlinkSocket.open('netfilter', netns);
-  return listSetAddresses(socket, { family: 'inet', table, name: set }, family);
-}
-
-function linkNames(socket: NetlinkSocket): Map<number, string> {
+/** Names of devices by index. */
+export function linkNames(socket: NetlinkSocket): Map<number, string> {
   return new Map(listLinks(socket).map(({ ifindex, name }) => [ifindex, name]));
+}
+
+/** What an entry needs to have written. It may throw: then the entry has failed. */
+export type RequestsOf<V> = (
+  key: string,
+  value: V,
+  ifindexOf: (device: string) => number,
+) => readonly Request[];
+
+/** Requests that are sent before other work of the event loop gets its turn: some milliseconds of the kernel's time. */
+const CHUNK = 512;
+
+/** Write what each entry needs, in order. An entry that fails keeps no other from its turn. */
+export function writeEach<V>(
+  where: Where,
+  entries: ReadonlyMap<string, V>,
+  requestsOf: RequestsOf<V>,
+): Promise<Failures> {
+  return sendEach(where, entries, requestsOf, () => true);
+}
+
+const GONE = new Set(['ENOENT', 'ESRCH', 'ENODEV', 'EADDRNOTAVAIL']);
+
+/** The same for removal: what is not there, or was on a device that is not, is as it should be. */
+export function removeEach<V>(
+  where: Where,
+  entries: ReadonlyMap<string, V>,
+  requestsOf: RequestsOf<V>,
+): Promise<Failures> {
+  const isFailure = (error: unknown): boolean =>
+    !(error instanceof MissingDevice) && !GONE.has((error as NetlinkError).code);
+  return sendEach(where, entries, requestsOf, isFailure);
+}
+
+async function sendEach<V>(
+  where: Where,
+  entries: ReadonlyMap<string, V>,
+  requestsOf: RequestsOf<V>,
+  isFailure: (error: unknown) => boolean,
+): Promise<Failures> {
+  const failures = new Map<string, string>();
+  if (entries.size === 0) return failures;
+  using socket = openNetlink(where);
+  const ifindexOf = ifindexes(socket);
+  let keys: string[] = [];
+  let requests: Request[] = [];
+  const send = (): void => {
+    for (const [i, error] of socket.writeAll(requests).entries()) {
+      const key = keys[i]!;
+      if (error && isFailure(error) && !failures.has(key)) failures.set(key, error.message);
+    }
+    [keys, requests] = [[], []];
+  };
+  for (const [key, value] of entries) {
+    try {
+      for (const request of requestsOf(key, value, ifindexOf)) {
+        keys.push(key);
+        requests.push(request);
+      }
+    } catch (error) {
+      if (isFailure(error)) failures.set(key, errorText(error));
+    }
+    if (requests.length >= CHUNK) {
+      send();
+      await setImmediate();
+    }
+  }
+  send();
+  return failures;
 }

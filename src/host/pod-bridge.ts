@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-import { noFailures, type Target } from '../reconcile/target.ts';
+import { deleteLink, deleteProxy, listNeighbours, replaceProxy } from '#netlink';
 import { addressAt, canonicalAddress, type Cidr, type Family } from '../net/ip.ts';
-import { ipBatch, ipJson, line } from './ip.ts';
+import { noFailures, type Target } from '../reconcile/target.ts';
 import { type Link, listLinks } from './links.ts';
-import { ROUTE_PROTOCOL, stillPresent } from './routes.ts';
-import type { RunOptions } from './run.ts';
+import { linkNames, openNetlink, removeEach, type Where, writeEach } from './netlink.ts';
+import { ROUTE_PROTOCOL } from './routes.ts';
 import type { Sysctl } from './sysctl.ts';
 
 /*
@@ -42,18 +42,12 @@ export function idlePodBridges(podCidrs: readonly Cidr[], links: ReadonlyMap<str
 }
 
 /** Idle bridges of these podCIDRs as a target of which nothing is desired. */
-export function idleBridgesTarget(podCidrs: readonly Cidr[]): Target<true> {
+export function idleBridgesTarget(podCidrs: readonly Cidr[], where: Where = {}): Target<true> {
   return {
     name: 'idle-bridges',
-    list: async () => new Map(idlePodBridges(podCidrs, await listLinks()).map((name) => [name, true])),
+    list: async () => new Map(idlePodBridges(podCidrs, await listLinks(where)).map((name) => [name, true])),
     upsert: async () => noFailures,
-    remove: async (entries) => {
-      await ipBatch(
-        [...entries.keys()].map((name) => line`link del dev ${name}`),
-        { force: true },
-      );
-      return noFailures;
-    },
+    remove: (entries) => removeEach(where, entries, (name) => [deleteLink(name)]),
   };
 }
 
@@ -77,40 +71,32 @@ export function podBridgeSysctls(bridge: string, families: readonly Family[]): S
   ]);
 }
 
-/** The key of a proxy neighbour. */
+/** The key of {@link proxyTarget}. */
 export const proxyKey = (bridge: string, address: string): string => `${bridge} ${address}`;
 
 /** The addresses that the node answers for on bridges, both families. Ours are those of our protocol. */
-export function proxyTarget(options: RunOptions = {}): Target<true> {
-  const list = async (): Promise<Map<string, true>> => {
-    const rows = await ipJson<{ dst: string; dev: string; protocol?: string }>(
-      ['neigh', 'show', 'proxy'],
-      options,
-    );
-    return new Map(
-      rows
-        .filter(({ protocol }) => protocol === String(ROUTE_PROTOCOL))
-        .map(({ dst, dev }) => [proxyKey(dev, canonicalAddress(dst)), true]),
-    );
-  };
-  const commands = (verb: string, entries: ReadonlyMap<string, true>, more = ''): string[] =>
-    [...entries.keys()].map((key) => {
-      const [bridge = '', ip = ''] = key.split(' ');
-      return line`neigh ${verb} proxy ${ip} dev ${bridge}` + more;
-    });
+export function proxyTarget(where: Where = {}): Target<true> {
   return {
-    name: 'proxy-neighbours',
-    list,
-    upsert: async (entries) => {
-      await ipBatch(commands('replace', entries, line` protocol ${ROUTE_PROTOCOL}`), {
-        ...options,
-        force: true,
-      });
-      return noFailures;
+    name: 'proxies',
+    list: async () => {
+      using socket = openNetlink(where);
+      const names = linkNames(socket);
+      const ours = listNeighbours(socket, { proxy: true }).filter(
+        ({ protocol }) => protocol === ROUTE_PROTOCOL,
+      );
+      return new Map(
+        ours.map(({ ifindex, address }) => [proxyKey(names.get(ifindex) ?? String(ifindex), address), true]),
+      );
     },
-    remove: async (entries) => {
-      await ipBatch(commands('del', await stillPresent(entries, list)), { ...options, force: true });
-      return noFailures;
-    },
+    upsert: (entries) =>
+      writeEach(where, entries, (key, _, ifindexOf) => {
+        const [bridge = '', address = ''] = key.split(' ');
+        return [replaceProxy({ ifindex: ifindexOf(bridge), address, protocol: ROUTE_PROTOCOL })];
+      }),
+    remove: (entries) =>
+      removeEach(where, entries, (key, _, ifindexOf) => {
+        const [bridge = '', address = ''] = key.split(' ');
+        return [deleteProxy({ ifindex: ifindexOf(bridge), address })];
+      }),
   };
 }

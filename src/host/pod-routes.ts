@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-import { noFailures, type Target } from '../reconcile/target.ts';
-import { ipBatch, line } from './ip.ts';
-import { listOwnRoutes, ROUTE_PROTOCOL, stillPresent } from './routes.ts';
-import type { RunOptions } from './run.ts';
+import { deleteRoute, replaceRoute } from '#netlink';
+import type { Target } from '../reconcile/target.ts';
+import { removeEach, type Where, writeEach } from './netlink.ts';
+import { listOwnRoutes, ROUTE_PROTOCOL } from './routes.ts';
 
 /**
  * Where a local prefix leads: to a pod's host veth, or nowhere. `unreachable` is for the node's whole podCIDR: without a
@@ -14,37 +14,35 @@ export type PodRoute = { dev: string } | { unreachable: true };
  * The host's routes to its own pods, both families: `10.42.1.5/32` or `fd00:0:0:1::5/128` → the veth. Ours are those of
  * our protocol without a gateway (those with one lead to peers, see vxlan-target.ts).
  */
-export function podRouteTarget(options: RunOptions = {}): Target<PodRoute> {
-  const list = async (): Promise<Map<string, PodRoute>> => {
-    const routes = new Map<string, PodRoute>();
-    for (const row of listOwnRoutes(options)) {
-      if (row.gateway !== undefined) continue;
-      if (row.type === 'unreachable') routes.set(row.dst, { unreachable: true });
-      else if (row.dev !== undefined) routes.set(row.dst, { dev: row.dev });
-    }
-    return routes;
-  };
+export function podRouteTarget(where: Where = {}): Target<PodRoute> {
   return {
     name: 'pod-routes',
-    list,
-    upsert: async (entries) => {
-      await ipBatch(
-        [...entries].map(([cidr, route]) => command('replace', cidr, route)),
-        { ...options, force: true },
-      );
-      return noFailures;
+    list: async () => {
+      const routes = new Map<string, PodRoute>();
+      for (const { dst, type, dev } of listOwnRoutes(where, { gateway: false })) {
+        if (type === 'unreachable') routes.set(dst, { unreachable: true });
+        else if (dev !== undefined) routes.set(dst, { dev });
+      }
+      return routes;
     },
-    remove: async (entries) => {
-      await ipBatch(
-        [...(await stillPresent(entries, list))].map(([cidr, route]) => command('del', cidr, route)),
-        { ...options, force: true },
-      );
-      return noFailures;
-    },
+    upsert: (entries) =>
+      writeEach(where, entries, (dst, route, ifindexOf) => {
+        if ('unreachable' in route)
+          return [replaceRoute({ dst, protocol: ROUTE_PROTOCOL, type: 'unreachable' })];
+        return [
+          replaceRoute({ dst, protocol: ROUTE_PROTOCOL, scope: 'link', ifindex: ifindexOf(route.dev) }),
+        ];
+      }),
+    // Not by its device: that may be gone. But only a route of this kind: the podCIDR may be a peer's by now.
+    remove: (entries) =>
+      removeEach(where, entries, (dst, route) => {
+        if (!('unreachable' in route)) return [deleteRoute({ dst, protocol: ROUTE_PROTOCOL })];
+        // The kernel tells kinds of IPv4 routes apart; those of IPv6 that lead nowhere are on the loopback device.
+        const kind = dst.includes(':') ? { ifindex: LOOPBACK } : { type: 'unreachable' as const };
+        return [deleteRoute({ dst, protocol: ROUTE_PROTOCOL, ...kind })];
+      }),
   };
 }
 
-function command(verb: string, cidr: string, route: PodRoute): string {
-  if ('unreachable' in route) return line`route ${verb} unreachable ${cidr} proto ${ROUTE_PROTOCOL}`;
-  return line`route ${verb} ${cidr} dev ${route.dev} scope link proto ${ROUTE_PROTOCOL}`;
-}
+/** Its index in every network namespace. */
+const LOOPBACK = 1;

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-import { formatCidr, hostCidr, parseCidr } from '../net/ip.ts';
-import { type KernelRoute, listRoutes } from './netlink.ts';
-import type { RunOptions } from './run.ts';
+import { listRoutes, type Route, type RouteFilter } from '#netlink';
+import { linkNames, openNetlink, type Where } from './netlink.ts';
 
 /**
  * The route protocol number (rtnetlink's `rtm_protocol`, 0x52 = "R") that marks a route as ours. It is unused by
@@ -9,40 +8,22 @@ import type { RunOptions } from './run.ts';
  */
 export const ROUTE_PROTOCOL = 0x52;
 
-/** The part of `ip -json -details route` that is read here. */
-export interface RouteRow {
-  type: string;
-  /** `10.42.1.5`, `10.42.1.0/24` or `default`. */
-  dst: string;
-  gateway?: string;
-  /** A gateway of the other family (RFC 5549). */
-  via?: { family: string; host: string };
-  dev?: string;
-  /** Who made it: `kernel`, `ra` (a router's advertisement), `static`, … or a number. */
-  protocol?: string;
-  /** Several ways at once (ECMP), in place of `gateway` and `dev`. */
-  nexthops?: { gateway?: string; dev: string }[];
-  metric?: number;
-  prefsrc?: string;
-  flags: string[];
+/** A route, with the name of its device. */
+export interface KernelRoute extends Route {
+  readonly dev: string | undefined;
 }
 
-/** Our routes in the main table, both families. */
-export function listOwnRoutes(options: RunOptions = {}): KernelRoute[] {
-  return listRoutes(ROUTE_PROTOCOL, options);
-}
-
-/** The destination of a listed route (never `default`) as a canonical CIDR block, the key of our route targets. */
-export function routeKey(row: RouteRow): string {
-  return row.dst.includes('/') ? formatCidr(parseCidr(row.dst)) : hostCidr(row.dst);
-}
-
-/** Those of the entries that are there, so that removing what is gone is no error. */
-export async function stillPresent<V>(
-  entries: ReadonlyMap<string, V>,
-  list: () => Promise<Map<string, V>>,
-): Promise<Map<string, V>> {
-  if (entries.size === 0) return new Map();
-  const present = await list();
-  return new Map([...present].filter(([key]) => entries.has(key)));
+/**
+ * Our routes in the main table, both families.
+ * @param filter `gateway`: only those with one, or only those without.
+ */
+export function listOwnRoutes(where: Where = {}, filter: Pick<RouteFilter, 'gateway'> = {}): KernelRoute[] {
+  using socket = openNetlink(where);
+  const names = linkNames(socket);
+  return ([4, 6] as const).flatMap((family) =>
+    listRoutes(socket, { family, protocol: ROUTE_PROTOCOL, ...filter }).map((route) => ({
+      ...route,
+      dev: route.ifindex === undefined ? undefined : names.get(route.ifindex),
+    })),
+  );
 }

@@ -3,33 +3,25 @@ import { describe, expect, it } from 'vitest';
 import { parseCidr } from '../net/ip.ts';
 import type { Link } from './links.ts';
 import { findPodBridge, idlePodBridges } from './pod-bridge.ts';
-import type { RouteRow } from './routes.ts';
 import { planAdoption } from './takeover.ts';
 
 describe("flannel's routes", () => {
-  const route = (more: Partial<RouteRow>): RouteRow => ({
-    type: 'unicast',
-    dst: '10.42.7.0/24',
-    gateway: '10.42.7.0',
-    protocol: 'boot',
-    flags: ['onlink'],
-    ...more,
-  });
+  const route = { dst: '10.42.7.0/24', gateway: '10.42.7.0', ifindex: 7, protocol: 3 };
 
   it('become ours, those of vanished peers too', () => {
-    const rows = [route({}), route({ dst: 'fd00:42:0:8::/64', gateway: 'fd00:42:0:8::' })];
-    expect(planAdoption(rows, 'flannel.1')).toEqual([
-      'route replace 10.42.7.0/24 via 10.42.7.0 dev flannel.1 onlink proto 82',
-      'route replace fd00:42:0:8::/64 via fd00:42:0:8:: dev flannel.1 onlink proto 82',
+    const routes = [route, { ...route, dst: 'fd00:42:0:8::/64', gateway: 'fd00:42:0:8::' }];
+    expect(planAdoption(routes)).toEqual([
+      { dst: '10.42.7.0/24', gateway: '10.42.7.0', ifindex: 7, onlink: true, protocol: 82 },
+      { dst: 'fd00:42:0:8::/64', gateway: 'fd00:42:0:8::', ifindex: 7, onlink: true, protocol: 82 },
     ]);
   });
 
   it.each([
-    ['ours already', route({ protocol: '82' })],
-    ['not of its shape', route({ gateway: '10.42.7.1' })],
-    ["the device's own", { type: 'unicast', dst: '10.42.1.0', flags: [] }],
-  ])('stay as they are when they are %s', (_, row) => {
-    expect(planAdoption([row], 'flannel.1')).toEqual([]);
+    ['ours already', { ...route, protocol: 82 }],
+    ['not of its shape', { ...route, gateway: '10.42.7.1' }],
+    ["the device's own", { ...route, dst: '10.42.1.0/32', gateway: undefined }],
+  ])('stay as they are when they are %s', (_, one) => {
+    expect(planAdoption([one])).toEqual([]);
   });
 });
 

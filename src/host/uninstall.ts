@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
+import { addAddress, addLink, setLink } from '#netlink';
 import { allDone } from '../reconcile/target.ts';
 import { addressAt, addressFamily, hostCidr } from '../net/ip.ts';
 import { randomMac } from '../net/mac.ts';
 import { type FlannelRules, writeFlannelRules } from './flannel-rules.ts';
-import { ipBatch, line } from './ip.ts';
 import { listLinks } from './links.ts';
+import { ifindexes, openNetlink } from './netlink.ts';
 import { listNft, NFT_TABLE } from './nft.ts';
 import { findPodBridge, podBridgeSysctls, proxyKey, proxyTarget } from './pod-bridge.ts';
 import { podRouteTarget } from './pod-routes.ts';
-import { ROUTE_PROTOCOL } from './routes.ts';
 import { removeRules } from './rules.ts';
 import type { RunOptions } from './run.ts';
 import type { SubnetEnv } from './subnet-env.ts';
@@ -83,19 +83,20 @@ export async function makeRoomForBridge(
   const links = await listLinks(options);
   const missing = networks.filter(({ podCidr }) => !findPodBridge(podCidr, links));
   if (ours.length > 0 && missing.length > 0) {
-    await ipBatch(
-      [
-        // A MAC of its own: without one it changes with its ports, and pods remember it.
-        ...(links.has(BRIDGE)
-          ? []
-          : [line`link add name ${BRIDGE} mtu ${mtu} address ${randomMac()} type bridge`]),
-        ...missing.map(({ podCidr }) => {
-          const add = line`addr add ${`${addressAt(podCidr, 1)}/${podCidr.length}`} dev ${BRIDGE}`;
-          return podCidr.family === 6 ? `${add} nodad` : add;
+    using socket = openNetlink(options);
+    // A MAC of its own: without one it changes with its ports, and pods remember it.
+    if (!links.has(BRIDGE)) socket.write(addLink({ name: BRIDGE, kind: 'bridge', mtu, mac: randomMac() }));
+    const ifindex = ifindexes(socket)(BRIDGE);
+    socket.write(
+      ...missing.map(({ podCidr }) =>
+        addAddress({
+          ifindex,
+          address: addressAt(podCidr, 1),
+          length: podCidr.length,
+          nodad: podCidr.family === 6,
         }),
-        line`link set dev ${BRIDGE} up`,
-      ],
-      options,
+      ),
+      setLink(ifindex, { up: true }),
     );
     done.push(`made ${BRIDGE} for the pods of flannel's plugin, beside ${ours.length} addresses of ours`);
   }
@@ -106,17 +107,10 @@ export async function makeRoomForBridge(
     const mine = ours.filter((ip) => addressFamily(ip) === podCidr.family);
     allDone(await proxyTarget(options).upsert(new Map(mine.map((ip) => [proxyKey(bridge.name, ip), true]))));
   }
-  const nowhere = await unreachableRoutes(options);
-  await ipBatch(
-    nowhere.map((dst) => line`route del unreachable ${dst} proto ${ROUTE_PROTOCOL}`),
-    options,
-  );
-  return [...done, ...nowhere.map((dst) => `left ${dst} to the bridge of flannel's plugin`)];
-}
-
-async function unreachableRoutes(options: RunOptions): Promise<string[]> {
-  const routes = await podRouteTarget(options).list();
-  return [...routes].flatMap(([dst, route]) => ('unreachable' in route ? [dst] : []));
+  const podRoutes = podRouteTarget(options);
+  const nowhere = new Map([...(await podRoutes.list())].filter(([, route]) => 'unreachable' in route));
+  allDone(await podRoutes.remove(nowhere));
+  return [...done, ...[...nowhere.keys()].map((dst) => `left ${dst} to the bridge of flannel's plugin`)];
 }
 
 /** The pods' addresses that our routes lead to now, of those given. */

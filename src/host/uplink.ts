@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
+import { listRoutes, RTPROT } from '#netlink';
 import { RipstopError } from '../errors.ts';
 import { addressFamily, canonicalAddress, type Family, half } from '../net/ip.ts';
-import { ipJson } from './ip.ts';
 import { isPodVeth, type Link } from './links.ts';
 import { lookupNextHops, type NextHop } from './neighbours.ts';
-import type { RouteRow } from './routes.ts';
+import { linkNames, openNetlink } from './netlink.ts';
 import type { RunOptions } from './run.ts';
 import { readSysctl } from './sysctl.ts';
 
@@ -115,10 +115,7 @@ export async function readUplinkFacts(
   options: RunOptions = {},
 ): Promise<UplinkFacts> {
   const canAsk = target !== undefined && addressFamily(target) !== undefined;
-  const [routes, hops] = await Promise.all([
-    Promise.all(families.map((family) => listDefaultRoutes(family, options))),
-    lookupNextHops(canAsk ? [target] : [], options),
-  ]);
+  const hops = await lookupNextHops(canAsk ? [target] : [], options);
   const ipv6Mtus = new Map<string, number>();
   for (const { name, loopback, vxlan } of families.includes(6) ? links.values() : []) {
     if (loopback || vxlan || isPodVeth(name)) continue;
@@ -127,7 +124,7 @@ export async function readUplinkFacts(
   }
   return {
     links,
-    defaultRoutes: routes.flat(),
+    defaultRoutes: families.flatMap((family) => listDefaultRoutes(family, options)),
     reach: target === undefined ? undefined : hops.get(target),
     ipv6Mtus,
   };
@@ -143,12 +140,16 @@ export async function findUplink(
 }
 
 /** The default routes of a family, best first; one with several next hops counts as several. */
-async function listDefaultRoutes(family: Family, options: RunOptions): Promise<UplinkFacts['defaultRoutes']> {
-  const rows = await ipJson<RouteRow>([`-${family}`, 'route', 'show', 'default'], options);
-  return rows
-    .sort((a, b) => (a.metric ?? 0) - (b.metric ?? 0))
-    .flatMap(({ dev, nexthops, protocol }) =>
-      (nexthops ?? [{ dev }]).flatMap((hop) => (hop.dev === undefined ? [] : [{ dev: hop.dev, protocol }])),
+function listDefaultRoutes(family: Family, options: RunOptions): UplinkFacts['defaultRoutes'] {
+  using socket = openNetlink(options);
+  const names = linkNames(socket);
+  return listRoutes(socket, { family, dst: family === 4 ? '0.0.0.0/0' : '::/0' })
+    .sort((a, b) => a.metric - b.metric)
+    .flatMap(({ ifindex, hops, protocol }) =>
+      (hops ?? [{ ifindex }]).flatMap((hop) => {
+        const dev = hop.ifindex === undefined ? undefined : names.get(hop.ifindex);
+        return dev === undefined ? [] : [{ dev, protocol: protocol === RTPROT.ra ? 'ra' : undefined }];
+      }),
     );
 }
 

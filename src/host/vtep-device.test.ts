@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { describe, expect, it } from 'vitest';
 import type { Link } from './links.ts';
-import { acceptsZeroChecksum, planVtep, type VtepDevice } from './vtep-device.ts';
+import { acceptsZeroChecksum, newVtepLink, planVtep, type VtepDevice, type VtepPlan } from './vtep-device.ts';
 
 const WANTED: VtepDevice = {
   name: 'flannel.1',
@@ -68,24 +68,35 @@ function vtep6(more: Partial<Link['vxlan'] & object> = {}): Link {
   };
 }
 
+const NOTHING: VtepPlan = {
+  created: false,
+  replaces: false,
+  set: {},
+  addresses: { remove: [], add: undefined },
+  bringUp: false,
+  changes: [],
+};
+
 describe('the plan for flannel.1', () => {
   it('is empty when the device is right', () => {
-    expect(planVtep(WANTED, links(link('eth0'), vtep()))).toEqual({
-      device: [],
-      address: [],
-      changes: [],
-      created: false,
-    });
+    expect(planVtep(WANTED, links(link('eth0'), vtep()))).toEqual(NOTHING);
   });
 
   it('makes it as flannel would', () => {
-    const { device, address } = planVtep(WANTED, links(link('eth0')));
-    expect([...device, ...address]).toEqual([
-      'link add name flannel.1 mtu 1450 address 02:00:00:00:00:01 type vxlan id 1 local 192.168.9.1 dev eth0 dstport 8472 nolearning',
-      'link set dev flannel.1 addrgenmode none',
-      'addr add 10.42.1.0/32 dev flannel.1',
-      'link set dev flannel.1 up',
-    ]);
+    expect(planVtep(WANTED, links(link('eth0')))).toEqual({
+      ...NOTHING,
+      created: true,
+      addresses: { remove: [], add: '10.42.1.0/32' },
+      bringUp: true,
+      changes: ['created flannel.1', 'flannel.1: added address 10.42.1.0/32'],
+    });
+    expect(newVtepLink(WANTED, 7)).toEqual({
+      name: 'flannel.1',
+      kind: 'vxlan',
+      mtu: 1450,
+      mac: '02:00:00:00:00:01',
+      vxlan: { vni: 1, port: 8472, local: '192.168.9.1', lower: 7, learning: false },
+    });
   });
 
   it.each([
@@ -98,8 +109,7 @@ describe('the plan for flannel.1', () => {
     [{ extras: ['group'] }, 'it has group set'],
   ])('makes it anew when it has %j', (details, why) => {
     const plan = planVtep(WANTED, links(link('eth0'), vtep(details)));
-    expect(plan.created).toBe(true);
-    expect(plan.device[0]).toBe('link del dev flannel.1');
+    expect(plan).toMatchObject({ created: true, replaces: true });
     expect(plan.changes[0]).toBe(`re-created flannel.1: ${why}`);
   });
 
@@ -110,14 +120,19 @@ describe('the plan for flannel.1', () => {
       { family: 6, ip: 'fe80::1', length: 64, scope: 'link', primary: true },
     ];
     const plan = planVtep(WANTED, links(link('eth0'), present));
-    expect(plan.created).toBe(false);
-    expect([...plan.device, ...plan.address]).toEqual([
-      'link set dev flannel.1 mtu 1450',
-      'link set dev flannel.1 address 02:00:00:00:00:01',
-      'addr del 10.42.7.0/32 dev flannel.1',
-      'addr add 10.42.1.0/32 dev flannel.1',
-      'link set dev flannel.1 up',
-    ]);
+    expect(plan).toEqual({
+      ...NOTHING,
+      set: { mtu: 1450, mac: '02:00:00:00:00:01' },
+      addresses: { remove: ['10.42.7.0/32'], add: '10.42.1.0/32' },
+      bringUp: true,
+      changes: [
+        'flannel.1: MTU 1400 → 1450',
+        'flannel.1: MAC 02:00:00:00:00:99 → 02:00:00:00:00:01',
+        'flannel.1: removed address 10.42.7.0/32',
+        'flannel.1: added address 10.42.1.0/32',
+        'flannel.1: was down, set up',
+      ],
+    });
   });
 
   it('names the device that holds the VNI already', () => {
@@ -145,17 +160,20 @@ describe('the plan for flannel.1', () => {
 describe('the plan for flannel-v6.1', () => {
   it('is empty when the device is right', () => {
     const plan = planVtep(WANTED_V6, links(link('eth0'), vtep6()));
-    expect(plan).toEqual({ device: [], address: [], changes: [], created: false });
+    expect(plan).toEqual(NOTHING);
   });
 
   it('makes it as flannel would, except that it accepts packets without an outer checksum', () => {
-    const { device, address } = planVtep(WANTED_V6, links(link('eth0')));
-    expect([...device, ...address]).toEqual([
-      'link add name flannel-v6.1 mtu 1430 address 02:00:00:00:00:01 type vxlan id 1 local fd09::1 dev eth0 dstport 8472 nolearning udp6zerocsumrx',
-      'link set dev flannel-v6.1 addrgenmode none',
-      'addr add fd00:42:0:1::/128 dev flannel-v6.1 nodad',
-      'link set dev flannel-v6.1 up',
-    ]);
+    const plan = planVtep(WANTED_V6, links(link('eth0')));
+    expect(plan).toMatchObject({ created: true, addresses: { add: 'fd00:42:0:1::/128' } });
+    expect(newVtepLink(WANTED_V6, 7).vxlan).toEqual({
+      vni: 1,
+      port: 8472,
+      local: 'fd09::1',
+      lower: 7,
+      learning: false,
+      zeroChecksum6: { tx: false, rx: true },
+    });
   });
 
   it.each([
@@ -163,25 +181,25 @@ describe('the plan for flannel-v6.1', () => {
     [{ local: 'fd09::7' }, 'local address fd09::7 → fd09::1'],
   ])('makes it anew when it has %j', (details, why) => {
     const plan = planVtep(WANTED_V6, links(link('eth0'), vtep6(details)));
-    expect(plan.created).toBe(true);
-    expect(plan.device[0]).toBe('link del dev flannel-v6.1');
+    expect(plan).toMatchObject({ created: true, replaces: true });
     expect(plan.changes[0]).toBe(`re-created flannel-v6.1: ${why}`);
   });
 
   it('leaves one that flannel has made as it is, and says what it does not accept', () => {
     const flannels = vtep6({ zeroChecksum6: { tx: false, rx: false } });
     const plan = planVtep(WANTED_V6, links(link('eth0'), flannels));
-    expect(plan).toEqual({ device: [], address: [], changes: [], created: false });
+    expect(plan).toEqual(NOTHING);
     expect([flannels, vtep6(), undefined].map(acceptsZeroChecksum)).toEqual([false, true, false]);
   });
 
   it('gives its address back after it was down, when the kernel takes IPv6 addresses away', () => {
     const plan = planVtep(WANTED_V6, links(link('eth0'), { ...vtep6(), up: false, addresses: [] }));
-    expect(plan.device).toEqual([]);
-    expect(plan.address).toEqual([
-      'addr add fd00:42:0:1::/128 dev flannel-v6.1 nodad',
-      'link set dev flannel-v6.1 up',
-    ]);
+    expect(plan).toMatchObject({
+      created: false,
+      set: {},
+      addresses: { remove: [], add: 'fd00:42:0:1::/128' },
+      bringUp: true,
+    });
   });
 
   it('refuses an MTU with which the kernel would turn IPv6 off', () => {

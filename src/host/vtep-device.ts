@@ -1,11 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 import { encapBytes } from '../dataplane/desired.ts';
 import { errorText, RipstopError } from '../errors.ts';
-import { noFailures, type Target } from '../reconcile/target.ts';
-import { NO_MAC } from '../net/mac.ts';
+import {
+  addAddress,
+  addLink,
+  deleteAddress,
+  deleteLink,
+  type NewLink,
+  type Request,
+  setLink,
+} from '#netlink';
 import { addressFamily, canonicalAddress, type Family } from '../net/ip.ts';
-import { ipBatch, line } from './ip.ts';
 import { listLinks, type Link } from './links.ts';
+import { ifindexes, openNetlink } from './netlink.ts';
+import { NO_MAC } from '../net/mac.ts';
+import { noFailures, type Target } from '../reconcile/target.ts';
 import type { RunOptions } from './run.ts';
 import { ensureSysctls, vtepSysctls } from './sysctl.ts';
 
@@ -33,14 +42,16 @@ export interface VtepDevice {
 
 /** What separates the device that is there from the one that is wanted. */
 export interface VtepPlan {
-  /** `ip -batch` lines that make the device and its attributes right; none when they are. */
-  device: string[];
-  /** Those that give it its address and bring it up, once its kernel settings hold. */
-  address: string[];
-  /** What they change, for the log. */
-  changes: string[];
-  /** The device is made anew. */
+  /** Whether the device is made anew, and whether another one of its name has to go first. */
   created: boolean;
+  replaces: boolean;
+  /** What of the device that is there is to be another. */
+  set: { mtu?: number; mac?: string };
+  /** Once its kernel settings hold: addresses with their lengths, and whether it has to be brought up. */
+  addresses: { remove: string[]; add: string | undefined };
+  bringUp: boolean;
+  /** All of this in words, for the log; none when the device is right. */
+  changes: string[];
 }
 
 /** The least MTU that a device with IPv6 may have (RFC 8200, section 5); below it the kernel turns IPv6 off there. */
@@ -58,52 +69,59 @@ export function planVtep(wanted: VtepDevice, links: ReadonlyMap<string, Link>): 
   const present = links.get(name);
   const differences = present ? immutableDifferences(wanted, present) : [];
   const created = !present || differences.length > 0;
-  const device: string[] = [];
-  const address: string[] = [];
   const changes: string[] = [];
-  let actual = present;
   if (created) {
     checkVniIsFree(wanted, links);
-    if (present) device.push(line`link del dev ${name}`);
-    // An address given at birth counts as set by an administrator: udev's MACAddressPolicy leaves such a device alone.
-    const add = line`link add name ${name} mtu ${wanted.mtu} address ${wanted.mac} type vxlan id ${wanted.vni} local ${wanted.localIp} dev ${wanted.uplink} dstport ${wanted.port} nolearning`;
-    device.push(
-      // Peers that encapsulate with BPF have no way to sum up a packet that is segmented later. Ours to others are summed,
-      // since a plain flannel node refuses those that are not.
-      family === 6 ? `${add} udp6zerocsumrx` : add,
-      // No link-local IPv6 address: it would only advertise itself into the tunnel.
-      line`link set dev ${name} addrgenmode none`,
-    );
     changes.push(present ? `re-created ${name}: ${differences.join(', ')}` : `created ${name}`);
-    actual = undefined;
   }
+  const actual = created ? undefined : present;
+  const set: VtepPlan['set'] = {};
   if (actual && actual.mtu !== wanted.mtu) {
-    device.push(line`link set dev ${name} mtu ${wanted.mtu}`);
+    set.mtu = wanted.mtu;
     changes.push(`${name}: MTU ${actual.mtu} → ${wanted.mtu}`);
   }
   if (actual && actual.mac !== wanted.mac) {
-    device.push(line`link set dev ${name} address ${wanted.mac}`);
+    set.mac = wanted.mac;
     changes.push(`${name}: MAC ${actual.mac ?? 'none'} → ${wanted.mac}`);
   }
   const addresses = (actual?.addresses ?? [])
     .filter((one) => one.family === family)
     .map((one) => `${one.ip}/${one.length}`);
-  for (const other of addresses) {
-    if (other === wanted.address) continue;
-    address.push(line`addr del ${other} dev ${name}`);
-    changes.push(`${name}: removed address ${other}`);
-  }
-  if (!addresses.includes(wanted.address)) {
-    const add = line`addr add ${wanted.address} dev ${name}`;
-    // Duplicate address detection would keep it from use for a second, and nobody in the tunnel could answer it.
-    address.push(family === 6 ? `${add} nodad` : add);
-    changes.push(`${name}: added address ${wanted.address}`);
-  }
-  if (!actual?.up) {
-    address.push(line`link set dev ${name} up`);
-    if (actual) changes.push(`${name}: was down, set up`);
-  }
-  return { device, address, changes, created };
+  const remove = addresses.filter((one) => one !== wanted.address);
+  changes.push(...remove.map((other) => `${name}: removed address ${other}`));
+  const add = addresses.includes(wanted.address) ? undefined : wanted.address;
+  if (add !== undefined) changes.push(`${name}: added address ${add}`);
+  if (actual && !actual.up) changes.push(`${name}: was down, set up`);
+  return {
+    created,
+    replaces: created && present !== undefined,
+    set,
+    addresses: { remove, add },
+    bringUp: !actual?.up,
+    changes,
+  };
+}
+
+/** The device as it is made. */
+export function newVtepLink(wanted: VtepDevice, uplinkIndex: number): NewLink {
+  const { name, mtu, mac, vni, port, localIp } = wanted;
+  return {
+    name,
+    kind: 'vxlan',
+    mtu,
+    // An address given at birth counts as set by an administrator: udev's MACAddressPolicy leaves such a device alone.
+    mac,
+    vxlan: {
+      vni,
+      port,
+      local: localIp,
+      lower: uplinkIndex,
+      learning: false,
+      // Peers that encapsulate with BPF have no way to sum up a packet that is segmented later. Ours to others are summed,
+      // since a plain flannel node refuses those that are not.
+      ...(addressFamily(localIp) === 6 && { zeroChecksum6: { tx: false, rx: true } }),
+    },
+  };
 }
 
 /**
@@ -117,16 +135,19 @@ export async function ensureVxlan(
   links: ReadonlyMap<string, Link>,
   options: RunOptions = {},
 ): Promise<{ links: ReadonlyMap<string, Link>; link: Link; changes: string[]; created: boolean }> {
-  const { device, address, changes, created } = planVtep(wanted, links);
-  await ipBatch(device, options);
+  const plan = planVtep(wanted, links);
+  const { created, changes } = plan;
+  writeDevice(wanted, plan, options);
   // Before the address: the node may have IPv6 off for new devices.
   const settings = vtepSysctls(wanted.name, addressFamily(wanted.localIp) ?? 4);
   const { changed } = await ensureSysctls(settings, options);
+  // The settings are not part of the links.
+  const isSeen = changes.length === 0;
   for (const { path, before, after } of changed) {
     changes.push(`${path}: ${before} → ${after}`);
   }
-  await ipBatch(address, options);
-  const after = device.length + address.length === 0 ? links : await listLinks(options);
+  writeAddresses(wanted, plan, options);
+  const after = isSeen ? links : await listLinks(options);
   const link = after.get(wanted.name);
   const missed = link ? planVtep(wanted, after).changes : [`${wanted.name} is not there`];
   if (!link || missed.length > 0) {
@@ -135,6 +156,39 @@ export async function ensureVxlan(
     );
   }
   return { links: after, link, changes, created };
+}
+
+function writeDevice(wanted: VtepDevice, { created, replaces, set }: VtepPlan, options: RunOptions): void {
+  const { name, uplink } = wanted;
+  using socket = openNetlink(options);
+  if (replaces) socket.write(deleteLink(name));
+  if (created) {
+    socket.write(
+      addLink(newVtepLink(wanted, ifindexes(socket)(uplink))),
+      // No link-local IPv6 address: it would only advertise itself into the tunnel.
+      setLink(name, { addrGenMode: 'none' }),
+    );
+  }
+  if (set.mtu !== undefined || set.mac !== undefined) socket.write(setLink(name, set));
+}
+
+function writeAddresses({ name }: VtepDevice, { addresses, bringUp }: VtepPlan, options: RunOptions): void {
+  const requests: Request[] = [];
+  using socket = openNetlink(options);
+  const { remove, add } = addresses;
+  if (remove.length > 0 || add !== undefined) {
+    const ifindex = ifindexes(socket)(name);
+    requests.push(...remove.map((one) => deleteAddress({ ifindex, ...split(one) })));
+    // Duplicate address detection would keep it from use for a second, and nobody in the tunnel could answer it.
+    if (add !== undefined) requests.push(addAddress({ ifindex, ...split(add), nodad: add.includes(':') }));
+  }
+  if (bringUp) requests.push(setLink(name, { up: true }));
+  socket.write(...requests);
+}
+
+function split(text: string): { address: string; length: number } {
+  const [address = '', length] = text.split('/');
+  return { address, length: Number(length) };
 }
 
 /** The VTEP devices by name, whatever VNI they have: one that is not desired would go on decapsulating for anyone. */
@@ -191,7 +245,7 @@ export function vtepDeviceName(family: Family, vni: number): string {
 }
 
 /** Whether this is a device such as {@link vtepDeviceName} names, of whatever VNI. */
-export function isVtepDevice({ name, vxlan }: Link): boolean {
+export function isVtepDevice({ name, vxlan }: { name: string; vxlan: object | undefined }): boolean {
   return vxlan !== undefined && /^flannel(-v6)?\.\d+$/.test(name);
 }
 
@@ -202,7 +256,8 @@ export function acceptsZeroChecksum(link: Link | undefined): boolean {
 
 /** Remove a VTEP device, and with it all that refers to it. @throws RipstopError with the kernel's reason. */
 export async function removeVxlan(name: string, options: RunOptions = {}): Promise<void> {
-  await ipBatch([line`link del ${name}`], options);
+  using socket = openNetlink(options);
+  socket.write(deleteLink(name));
 }
 
 function immutableDifferences(wanted: VtepDevice, present: Link): string[] {

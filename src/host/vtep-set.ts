@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+import { listSetAddresses, NetlinkSocket } from '#netlink';
 import { type Failures, noFailures, type Target } from '../reconcile/target.ts';
 import { addressFamily, canonicalAddress, type Family } from '../net/ip.ts';
-import { listSetElements } from './netlink.ts';
 import { applyNft, NFT_TABLE, type NftObject } from './nft.ts';
 import type { RunOptions } from './run.ts';
 
@@ -83,12 +83,14 @@ export function vtepSetTarget(options: RunOptions = {}): Target<true> {
   };
   return {
     name: 'vtep-set',
-    list: async () =>
-      new Map(
-        ([4, 6] as const)
-          .flatMap((family) => listSetElements(NFT_TABLE[1], VTEP_SETS[family].name, family, options))
-          .map((address) => [address, true]),
-      ),
+    list: async () => {
+      using socket = NetlinkSocket.open('netfilter', options.netns);
+      const [family, table] = NFT_TABLE;
+      const addresses = ([4, 6] as const).flatMap((ip) =>
+        listSetAddresses(socket, { family, table, name: VTEP_SETS[ip].name }, ip),
+      );
+      return new Map(addresses.map((address) => [address, true]));
+    },
     upsert: (entries) => write(['add'], entries),
     // Added first, since nft refuses to delete what is not there.
     remove: (entries) => write(['add', 'delete'], entries),

@@ -1,11 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
-import { noFailures, type Target } from '../reconcile/target.ts';
-import { ipv4ToInt, parseCidr } from '../net/ip.ts';
-import { bridgeBatch, ipBatch, ipJson, line } from './ip.ts';
-import { type KernelRoute, listFdb, listNeighbours } from './netlink.ts';
-import { listOwnRoutes, ROUTE_PROTOCOL, routeKey, type RouteRow, stillPresent } from './routes.ts';
-import { listLinks } from './links.ts';
-import type { RunOptions } from './run.ts';
+import {
+  deleteFdbEntry,
+  deleteNeighbour,
+  deleteNexthop,
+  deleteRoute,
+  listFdb,
+  listLinks,
+  listNeighbours,
+  listRoutes,
+  type NetlinkSocket,
+  replaceFdbEntry,
+  replaceNeighbour,
+  replaceNexthop,
+  replaceRoute,
+} from '#netlink';
+import { type Cidr, type Family, formatCidr, ipv4ToInt, parseCidr } from '../net/ip.ts';
+import type { Failures, Target } from '../reconcile/target.ts';
+import { ifindexes, openNetlink, removeEach, type Where, writeEach } from './netlink.ts';
+import { listOwnRoutes, ROUTE_PROTOCOL } from './routes.ts';
 import { isVtepDevice } from './vtep-device.ts';
 
 /*
@@ -16,6 +28,16 @@ import { isVtepDevice } from './vtep-device.ts';
  * matters: a route without the other two would black-hole, so it comes last and goes first.
  */
 
+/** A peer as the kernel path needs it. */
+export interface VtepPeer {
+  podCidr: Cidr;
+  vtepMac: string;
+  /** The address that we dial. */
+  vtepIp: string;
+  /** The peer is on our own L2 and its pods are routed without a tunnel: the uplink's name. */
+  directDev?: string;
+}
+
 /** The route to a peer's pods. */
 export interface PeerRoute {
   /** The gateway: the peer's podCIDR base, or its public IP with DirectRouting. */
@@ -25,73 +47,101 @@ export interface PeerRoute {
   onlink: boolean;
 }
 
+/** What the three targets should hold of one VTEP device. */
+export interface PeerEntries {
+  /** By {@link neighbourKey}. */
+  neighbours: Map<string, string>;
+  /** By {@link fdbKey}. */
+  fdb: Map<string, string>;
+  /** podCIDR → route. */
+  routes: Map<string, PeerRoute>;
+}
+
+/**
+ * flannel's three entries of each peer, as the desired values of the targets below. A peer that neither direct routing nor
+ * a tunnel leads to has none. Pure.
+ * @param vtepOf the family's VTEP device; undefined when there is none (now).
+ */
+export function peerEntries(
+  peers: Iterable<VtepPeer>,
+  vtepOf: (family: Family) => string | undefined,
+): PeerEntries {
+  const entries: PeerEntries = { neighbours: new Map(), fdb: new Map(), routes: new Map() };
+  for (const { podCidr, vtepMac, vtepIp, directDev } of peers) {
+    const vtep = vtepOf(podCidr.family);
+    if (directDev !== undefined) {
+      entries.routes.set(formatCidr(podCidr), { via: vtepIp, dev: directDev, onlink: false });
+    } else if (vtep !== undefined) {
+      entries.neighbours.set(neighbourKey(vtep, podCidr.base), vtepMac);
+      entries.fdb.set(fdbKey(vtep, vtepMac), vtepIp);
+      entries.routes.set(formatCidr(podCidr), { via: podCidr.base, dev: vtep, onlink: true });
+    }
+  }
+  return entries;
+}
+
+/** The keys of {@link neighbourTarget} and {@link fdbTarget}. */
 export const neighbourKey = (device: string, address: string): string => `${device} ${address}`;
 export const fdbKey = (device: string, mac: string): string => `${device} ${mac}`;
 
-async function perDevice(list: (device: string) => Map<string, string>, options: RunOptions) {
-  const devices = [...(await listLinks(options)).values()].filter(isVtepDevice).map(({ name }) => name);
+/** What `list` gives of each VTEP device, by device and its own key. */
+function ofVtepDevices(
+  where: Where,
+  list: (socket: NetlinkSocket, ifindex: number) => (readonly [key: string, value: string])[],
+): Map<string, string> {
+  using socket = openNetlink(where);
+  const devices = listLinks(socket).filter(isVtepDevice);
   return new Map(
-    devices.flatMap((device) =>
-      [...list(device)].map(([key, value]) => [`${device} ${key}`, value] as const),
+    devices.flatMap(({ name, ifindex }) =>
+      list(socket, ifindex).map(([key, value]) => [`${name} ${key}`, value] as const),
     ),
   );
 }
 
 /** The permanent neighbours of the VTEP devices: podCIDR base → VtepMAC. All of them are ours. */
-export function neighbourTarget(options: RunOptions = {}): Target<string> {
-  const list = () => perDevice((device) => listNeighbours(device, options), options);
+export function neighbourTarget(where: Where = {}): Target<string> {
   return {
     name: 'neighbours',
-    list,
-    upsert: async (entries) => {
-      await ipBatch(
-        [...entries].map(([key, mac]) => {
-          const [device = '', ip = ''] = key.split(' ');
-          return line`neigh replace ${ip} lladdr ${mac} dev ${device} nud permanent`;
-        }),
-        { ...options, force: true },
-      );
-      return noFailures;
-    },
-    remove: async (entries) => {
-      await ipBatch(
-        [...(await stillPresent(entries, list)).keys()].map((key) => {
-          const [device = '', ip = ''] = key.split(' ');
-          return line`neigh del ${ip} dev ${device}`;
-        }),
-        { ...options, force: true },
-      );
-      return noFailures;
-    },
+    list: async () =>
+      ofVtepDevices(where, (socket, ifindex) =>
+        listNeighbours(socket, { ifindex }).flatMap(({ address, mac = '', state }) =>
+          state === 'permanent' ? [[address, mac] as const] : [],
+        ),
+      ),
+    upsert: (entries) =>
+      writeEach(where, entries, (key, mac, ifindexOf) => {
+        const [device = '', address = ''] = key.split(' ');
+        return [replaceNeighbour({ ifindex: ifindexOf(device), address, mac })];
+      }),
+    remove: (entries) =>
+      removeEach(where, entries, (key, _mac, ifindexOf) => {
+        const [device = '', address = ''] = key.split(' ');
+        return [deleteNeighbour({ ifindex: ifindexOf(device), address })];
+      }),
   };
 }
 
-/** The permanent FDB entries of the VTEP device: VtepMAC → the node's public IP. All of them are ours. */
-export function fdbTarget(options: RunOptions = {}): Target<string> {
-  const list = () => perDevice((device) => listFdb(device, options), options);
+/** The permanent FDB entries of the VTEP devices: VtepMAC → the node's public IP. All of them are ours. */
+export function fdbTarget(where: Where = {}): Target<string> {
   return {
     name: 'fdb',
-    list,
-    upsert: async (entries) => {
-      await bridgeBatch(
-        [...entries].map(([key, ip]) => {
-          const [device = '', mac = ''] = key.split(' ');
-          return line`fdb replace ${mac} dev ${device} dst ${ip} self permanent`;
-        }),
-        { ...options, force: true },
-      );
-      return noFailures;
-    },
-    remove: async (entries) => {
-      await bridgeBatch(
-        [...(await stillPresent(entries, list)).keys()].map((key) => {
-          const [device = '', mac = ''] = key.split(' ');
-          return line`fdb del ${mac} dev ${device} self`;
-        }),
-        { ...options, force: true },
-      );
-      return noFailures;
-    },
+    list: async () =>
+      ofVtepDevices(where, (socket, ifindex) =>
+        listFdb(socket, ifindex).flatMap(({ mac, dst = '', state }) =>
+          state === 'permanent' ? [[mac, dst] as const] : [],
+        ),
+      ),
+    upsert: (entries) =>
+      writeEach(where, entries, (key, dst, ifindexOf) => {
+        const [device = '', mac = ''] = key.split(' ');
+        return [replaceFdbEntry({ ifindex: ifindexOf(device), mac, dst })];
+      }),
+    // The whole entry goes, also one of several destinations that somebody appended.
+    remove: (entries) =>
+      removeEach(where, entries, (key, _dst, ifindexOf) => {
+        const [device = '', mac = ''] = key.split(' ');
+        return [deleteFdbEntry({ ifindex: ifindexOf(device), mac })];
+      }),
   };
 }
 
@@ -100,23 +150,31 @@ export function fdbTarget(options: RunOptions = {}): Target<string> {
  * have a gateway (those without are the pods' own, see pod-routes.ts). A route of the same prefix and metric that
  * somebody else made is taken over, as flannel would.
  */
-export function peerRouteTarget(options: RunOptions = {}): Target<PeerRoute> {
-  const rows = (): KernelRoute[] => listOwnRoutes(options).filter(({ gateway, dev }) => gateway && dev);
+export function peerRouteTarget(where: Where = {}): Target<PeerRoute> {
   return {
     name: 'peer-routes',
     list: async () =>
-      new Map(rows().map(({ dst, gateway, dev, onlink }) => [dst, { via: gateway!, dev: dev!, onlink }])),
+      new Map(
+        listOwnRoutes(where, { gateway: true }).flatMap(({ dst, gateway, dev, onlink }) =>
+          gateway !== undefined && dev !== undefined ? [[dst, { via: gateway, dev, onlink }] as const] : [],
+        ),
+      ),
     upsert: async (entries) => {
-      const room = await inTheWay(entries, options);
-      const commands = [...entries].flatMap(([cidr, route]) => replaceCommands(cidr, route));
-      await ipBatch([...room, ...commands], { ...options, force: true });
-      return noFailures;
+      const failures = await writeRoutes(where, entries);
+      const blocked = new Map(
+        [...entries].filter(([dst, { onlink }]) => onlink && dst.includes(':') && failures.has(dst)),
+      );
+      if (blocked.size === 0 || !makeRoom(where, blocked)) return failures;
+      const still = await writeRoutes(where, blocked);
+      return new Map([...[...failures].filter(([dst]) => !blocked.has(dst)), ...still]);
     },
-    remove: async (entries) => {
-      const present = entries.size > 0 ? rows().filter(({ dst }) => entries.has(dst)) : [];
-      await ipBatch(present.flatMap(removeCommands), { ...options, force: true });
-      return noFailures;
-    },
+    // The route first: a way in use takes its routes along, for which the kernel would search all there are.
+    remove: (entries) =>
+      removeEach(where, entries, (dst, { via }) => {
+        const { family, base } = parseCidr(dst);
+        if (family === 6) return [deleteRoute({ dst, gateway: via, protocol: ROUTE_PROTOCOL })];
+        return [deleteRoute({ dst, protocol: ROUTE_PROTOCOL }), deleteNexthop(ipv4ToInt(base))];
+      }),
   };
 }
 
@@ -125,39 +183,34 @@ export function peerRouteTarget(options: RunOptions = {}): Target<PeerRoute> {
  * is the same before it makes another, and finds them all in one bucket of its hash table, since the gateway is no part of
  * the hash: 15,000 routes would take it ten times as long. IPv6 routes do not share their ways.
  */
-function replaceCommands(cidr: string, { via, dev, onlink }: PeerRoute): string[] {
-  const way = line`via ${via} dev ${dev} proto ${ROUTE_PROTOCOL}` + (onlink ? ' onlink' : '');
-  const { family, base } = parseCidr(cidr);
-  if (family === 6) return [line`route replace ${cidr} ` + way];
-  // podCIDRs do not overlap, and the small numbers are those of routing daemons.
-  const id = ipv4ToInt(base);
-  return [
-    line`nexthop replace id ${id} ` + way,
-    line`route replace ${cidr} nhid ${id} proto ${ROUTE_PROTOCOL}`,
-  ];
-}
-
-/** The route first: a way in use takes its routes along, for which the kernel would search all there are. */
-function removeCommands({ dst, gateway, dev, nexthop }: KernelRoute): string[] {
-  if (nexthop === undefined)
-    return [line`route del ${dst} via ${gateway!} dev ${dev!} proto ${ROUTE_PROTOCOL}`];
-  return [line`route del ${dst} nhid ${nexthop} proto ${ROUTE_PROTOCOL}`, line`nexthop del id ${nexthop}`];
+function writeRoutes(where: Where, entries: ReadonlyMap<string, PeerRoute>): Promise<Failures> {
+  return writeEach(where, entries, (dst, { via, dev, onlink }, ifindexOf) => {
+    const way = { gateway: via, ifindex: ifindexOf(dev), onlink, protocol: ROUTE_PROTOCOL };
+    const { family, base } = parseCidr(dst);
+    if (family === 6) return [replaceRoute({ dst, ...way })];
+    // podCIDRs do not overlap, and the small numbers are those of routing daemons.
+    const id = ipv4ToInt(base);
+    return [replaceNexthop({ id, ...way }), replaceRoute({ dst, nexthop: id, protocol: ROUTE_PROTOCOL })];
+  });
 }
 
 /** The metric of IPv6 routes that are given none, such as ours: IP6_RT_PRIO_USER of the kernel's ipv6_route.h. */
 const IPV6_METRIC = 1024;
 
 /**
- * Commands that make room for routes into an IPv6 tunnel. The kernel refuses an on-link gateway that another device's
- * route covers, even when that is the route to be replaced: one that leads to the same peer directly (DirectRouting).
+ * Make room for routes into an IPv6 tunnel. The kernel refuses an on-link gateway that another device's route covers, even
+ * when that is the route to be replaced: one that leads to the same peer directly (DirectRouting).
+ * @returns whether there was anything in the way.
  */
-async function inTheWay(entries: ReadonlyMap<string, PeerRoute>, options: RunOptions): Promise<string[]> {
-  if (![...entries].some(([cidr, { onlink }]) => onlink && cidr.includes(':'))) return [];
-  const rows = await ipJson<RouteRow>(['-6', 'route', 'show', 'table', 'main'], options);
-  return rows.flatMap((row) => {
-    const wanted = row.gateway === undefined ? undefined : entries.get(routeKey(row));
-    if (!wanted?.onlink || row.metric !== IPV6_METRIC || row.dev === undefined || row.dev === wanted.dev)
-      return [];
-    return [line`route del ${routeKey(row)} dev ${row.dev} metric ${IPV6_METRIC}`];
+function makeRoom(where: Where, entries: ReadonlyMap<string, PeerRoute>): boolean {
+  using socket = openNetlink(where);
+  const ifindexOf = ifindexes(socket);
+  const inTheWay = listRoutes(socket, { family: 6, gateway: true }).filter(({ dst, metric, ifindex }) => {
+    const wanted = entries.get(dst);
+    return wanted !== undefined && metric === IPV6_METRIC && ifindex !== ifindexOf(wanted.dev);
   });
+  const errors = socket.writeAll(
+    inTheWay.map(({ dst, ifindex, metric }) => deleteRoute({ dst, ifindex, metric })),
+  );
+  return errors.includes(undefined);
 }

@@ -105,11 +105,16 @@ export interface RouteFilter {
   readonly protocol?: number;
   /** The link that they lead out of. */
   readonly ifindex?: number;
+  /** Only those with a gateway, or only those without. */
+  readonly gateway?: boolean;
+  /** Only those to this block; `0.0.0.0/0` and `::/0` are default routes. */
+  readonly dst?: string;
 }
 
 /** Routes of a family and table. */
 export function listRoutes(socket: NetlinkSocket, filter: RouteFilter): Route[] {
-  const { family, table = RT_TABLE.main, protocol, ifindex } = filter;
+  const { family, table = RT_TABLE.main, protocol, ifindex, gateway, dst } = filter;
+  const length = dst === undefined ? undefined : parseCidr(dst).length;
   const payload = header(family, { protocol: protocol ?? 0 })
     .u32(RTA.table, table)
     .u32(RTA.oif, ifindex)
@@ -119,10 +124,18 @@ export function listRoutes(socket: NetlinkSocket, filter: RouteFilter): Route[] 
     // Older kernels give all routes, whatever was asked for; and entries of the routing cache of IPv6.
     if (body.u8(0) !== AF[family] || (body.u32(8) & RTM_F_CLONED) !== 0) return undefined;
     if (protocol !== undefined && body.u8(5) !== protocol) return undefined;
+    // What nobody wants of a long list should not cost its decoding.
+    if (length !== undefined && body.u8(1) !== length) return undefined;
+    if (gateway !== undefined && hasGateway(body) !== gateway) return undefined;
     const route = readRoute(message);
-    if (route?.table !== table) return undefined;
+    if (route?.table !== table || (dst !== undefined && route.dst !== dst)) return undefined;
     return ifindex === undefined || leadsOut(route, ifindex) ? route : undefined;
   });
+}
+
+function hasGateway(body: Reader): boolean {
+  const attributes = body.attributes(RTMSG);
+  return attributes.has(RTA.gateway) || attributes.has(RTA.via);
 }
 
 function leadsOut(route: Route, ifindex: number): boolean {

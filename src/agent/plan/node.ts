@@ -12,6 +12,7 @@ import { nodeSysctls, podVethSysctls, type Sysctl, vtepSysctls } from '../../hos
 import { type VtepDevice, vtepDeviceName } from '../../host/vtep-device.ts';
 import { vxlanSenders } from '../../host/vtep-set.ts';
 import type { Family } from '../../net/ip.ts';
+import type { NewRoute } from '#netlink';
 import type { Desired } from '../../reconcile/reconciled.ts';
 import type { NodeSnapshot } from '../snapshot.ts';
 import { always, type Peers, type PlanOptions } from './inputs.ts';
@@ -25,7 +26,7 @@ export interface NodePlan {
   readonly rules: Desired<RulesWanted>;
   readonly files: Desired<FileContent>;
   /** Once ours are in place, what a flanneld before us has left is not needed. */
-  readonly flannelRoutes: Desired<string>;
+  readonly flannelRoutes: Desired<NewRoute>;
   readonly flannelRules: Desired<FlannelRule>;
   /** From when a bridge of flannel's pods has no pod any more, its podCIDR is ours alone. */
   readonly idleBridges: Desired<true>;

@@ -3,9 +3,9 @@
 import type { Struct } from '../../dataplane/codec.ts';
 import type { Peer } from '../../cluster/index.ts';
 import { desiredPeers, desiredVteps, type PeerHop } from '../../dataplane/desired.ts';
-import { fdbKey, neighbourKey, type PeerRoute } from '../../host/vxlan-target.ts';
+import { type PeerEntries, peerEntries, type PeerRoute } from '../../host/vxlan-target.ts';
 import { vtepDeviceName } from '../../host/vtep-device.ts';
-import { formatCidr } from '../../net/ip.ts';
+import { type Family, formatCidr } from '../../net/ip.ts';
 import type { Desired } from '../../reconcile/reconciled.ts';
 import type { NodeSnapshot } from '../snapshot.ts';
 import type { Peers } from './inputs.ts';
@@ -77,30 +77,18 @@ function kernelPathOf(
   peers: readonly Peer[],
   { links }: NodeSnapshot,
   hopTo: (address: string) => PeerHop | undefined,
-): { neighbours: Map<string, string>; fdb: Map<string, string>; routes: Map<string, PeerRoute> } {
+): PeerEntries {
   const { tunnel } = settings;
-  const present = (name: string): string | undefined => (links.value.has(name) ? name : undefined);
-  const vteps = {
-    4: tunnel && present(vtepDeviceName(4, tunnel.vni)),
-    6: tunnel && present(vtepDeviceName(6, tunnel.vni)),
+  const vtepOf = (family: Family): string | undefined => {
+    const name = tunnel && vtepDeviceName(family, tunnel.vni);
+    return name !== undefined && links.value.has(name) ? name : undefined;
   };
-  const entries = {
-    neighbours: new Map<string, string>(),
-    fdb: new Map<string, string>(),
-    routes: new Map<string, PeerRoute>(),
-  };
-  for (const { podCidr, vtepMac, vtepIp } of peers) {
-    const vtep = vteps[podCidr.family];
-    if (hopTo(vtepIp)?.direct) {
-      if (present(uplink.name))
-        entries.routes.set(formatCidr(podCidr), { via: vtepIp, dev: uplink.name, onlink: false });
-    } else if (vtep !== undefined) {
-      entries.neighbours.set(neighbourKey(vtep, podCidr.base), vtepMac);
-      entries.fdb.set(fdbKey(vtep, vtepMac), vtepIp);
-      entries.routes.set(formatCidr(podCidr), { via: podCidr.base, dev: vtep, onlink: true });
-    }
-  }
-  return entries;
+  const isUplinkThere = links.value.has(uplink.name);
+  const reachable = peers.values().flatMap((peer) => {
+    if (!hopTo(peer.vtepIp)?.direct) return [peer];
+    return isUplinkThere ? [{ ...peer, directDev: uplink.name }] : [];
+  });
+  return peerEntries(reachable, vtepOf);
 }
 
 /** Without tunnels, the peers that no direct route leads to, by podCIDR. */
