@@ -292,7 +292,7 @@ describe.skipIf(missingHere('iptables'))('the command, on two nodes with a pod e
 
     it('reads on, and says what only an agent knows as a dash', async () => {
       expect((await tableOf('status'))[0]).toBe(
-        'agent      not running (what is pinned forwards without it)',
+        'agent      not running (the pinned programs forward without it)',
       );
       expect((await tableOf('peers'))[1]).toMatch(/^- +- +172\.31\.0\.2 /);
       expect((await json<Status>('status')).agent).toBeUndefined();

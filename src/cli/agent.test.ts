@@ -7,8 +7,8 @@ import { createProgram } from './program.ts';
 
 afterEach(() => vi.unstubAllEnvs());
 
-/** What an agent would be told by this command line and environment; it is not started. */
-async function told(argv: readonly string[], env: Record<string, string> = {}): Promise<AgentOptions> {
+/** The options of an agent with this command line and environment. The agent is not started. */
+async function optionsOf(argv: readonly string[], env: Record<string, string> = {}): Promise<AgentOptions> {
   for (const name of ['RIPSTOP_NODE_NAME', 'NODE_NAME']) vi.stubEnv(name, undefined);
   for (const [name, value] of Object.entries(env)) vi.stubEnv(name, value);
   const program = createProgram({ writeErr: () => {} });
@@ -22,8 +22,8 @@ async function told(argv: readonly string[], env: Record<string, string> = {}): 
 }
 
 describe('flannel’s variables', () => {
-  it('mean what they meant there', async () => {
-    const options = await told([], {
+  it('mean the same as for flannel', async () => {
+    const options = await optionsOf([], {
       NODE_NAME: 'node7',
       FLANNELD_IFACE: 'eth1',
       FLANNELD_IFACE_REGEX: '^10\\.[0-9]{1,3}\\.',
@@ -52,24 +52,24 @@ describe('flannel’s variables', () => {
     });
   });
 
-  it('come after ripstop’s own, which come after flags', async () => {
+  it('are overridden by ripstop’s own, and those by flags', async () => {
     const flannel = { NODE_NAME: 'flannel', FLANNELD_IFACE: 'eth1', FLANNELD_IP_MASQ: 'false' };
     const own = { RIPSTOP_NODE_NAME: 'own', RIPSTOP_IFACE: 'eth2', RIPSTOP_IP_MASQ: 'true' };
     const pick = ({ nodeName, iface, ipMasq }: AgentOptions) => ({ nodeName, iface, ipMasq });
-    expect(pick(await told(['--node-name=flag', '--iface=eth3', '--ip-masq'], flannel))).toEqual({
+    expect(pick(await optionsOf(['--node-name=flag', '--iface=eth3', '--ip-masq'], flannel))).toEqual({
       nodeName: 'flag',
       iface: ['eth3'],
       ipMasq: true,
     });
-    expect(pick(await told([], { ...flannel, ...own }))).toEqual({
+    expect(pick(await optionsOf([], { ...flannel, ...own }))).toEqual({
       nodeName: 'own',
       iface: ['eth2'],
       ipMasq: true,
     });
   });
 
-  it('that are empty are not set, as manifests leave them', async () => {
-    const options = await told(['--node-name=n'], { FLANNELD_IFACE: '', FLANNELD_PUBLIC_IP: '' });
+  it('count as unset when they are empty, as in many manifests', async () => {
+    const options = await optionsOf(['--node-name=n'], { FLANNELD_IFACE: '', FLANNELD_PUBLIC_IP: '' });
     expect(options).not.toHaveProperty('iface');
     expect(options.publicIp).toEqual({});
     expect(options).toMatchObject({ setNodeNetworkUnavailable: true, ipMasq: true });
@@ -78,12 +78,12 @@ describe('flannel’s variables', () => {
   it.each([
     [{ FLANNELD_PUBLIC_IP: 'fd00::7' }, /FLANNELD_PUBLIC_IP.*Give an IPv4 address/],
     [{ FLANNELD_PUBLIC_IPV6: '10.0.0.7' }, /FLANNELD_PUBLIC_IPV6.*Give an IPv6 address/],
-    [{ FLANNELD_IP_MASQ: 'yes' }, /FLANNELD_IP_MASQ.*Say true or false/],
-  ])('are named when they are wrong: %j', async (env, message) => {
-    await expect(told(['--node-name=n'], env)).rejects.toThrow(message);
+    [{ FLANNELD_IP_MASQ: 'yes' }, /FLANNELD_IP_MASQ.*Give true or false/],
+  ])('are named in the error when they are wrong: %j', async (env, message) => {
+    await expect(optionsOf(['--node-name=n'], env)).rejects.toThrow(message);
   });
 
-  it('without a meaning here are told apart from those with one, and from empty ones', () => {
+  it('that ripstop ignores are listed, unless they are empty', () => {
     const env = {
       FLANNELD_IFACE: 'eth0',
       FLANNELD_HEALTHZ_PORT: '8081',
@@ -101,8 +101,8 @@ describe('flannel’s variables', () => {
 });
 
 describe('the uplink', () => {
-  it('may be named several times, or in a list', async () => {
-    const { iface, ifaceRegex } = await told([
+  it('may be given several times, or as a list', async () => {
+    const { iface, ifaceRegex } = await optionsOf([
       '--node-name=n',
       '--iface=eth0,10.0.0.7',
       '--iface=eth1',
@@ -116,9 +116,9 @@ describe('the uplink', () => {
 
 describe('subnets', () => {
   const etcdOf = async (argv: readonly string[], env: Record<string, string> = {}) =>
-    (await told(['--node-name=n', ...argv], env)).etcd;
+    (await optionsOf(['--node-name=n', ...argv], env)).etcd;
 
-  it('come from Kubernetes unless told otherwise', async () => {
+  it('come from Kubernetes by default', async () => {
     expect(await etcdOf([])).toBeUndefined();
     expect(await etcdOf(['--kube-subnet-mgr'])).toBeUndefined();
     expect(await etcdOf(['--kube-subnet-mgr', '--etcd-endpoints=http://10.0.0.1:2379'])).toBeUndefined();
@@ -127,7 +127,7 @@ describe('subnets', () => {
     ).toBeUndefined();
   });
 
-  it('come from etcd where it is named, as flanneld is told', async () => {
+  it('come from etcd with flanneld’s flags for it', async () => {
     expect(await etcdOf(['--kube-subnet-mgr=false'])).toEqual({
       endpoints: ['http://127.0.0.1:4001', 'http://127.0.0.1:2379'],
       prefix: '/coreos.com/network',

@@ -5,7 +5,7 @@ import { text } from 'node:stream/consumers';
 import { runFiles } from '../agent/options.ts';
 import type { AgentStatus } from '../agent/status.ts';
 
-/** What the running agent says of itself; undefined when none runs (which is no fault: the data plane does without). */
+/** The status of the running agent; undefined when none runs. That is no error: the data plane works without it. */
 export async function askAgent(runDir: string): Promise<AgentStatus | undefined> {
   const socketPath = join(runDir, runFiles.agentSocket);
   try {

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-/** flanneld's flags for subnets from etcd, as every command has them that deals with our lease. */
+/** flanneld's flags for subnets from etcd, for every command that reads or writes our lease. */
 import type { Command } from 'commander';
 import { DEFAULT_ETCD_PREFIX, type EtcdOptions } from '../cluster/etcd-options.ts';
 import { booleanFlag, flag } from './options.ts';
 
 export interface EtcdFlags {
-  /** Left out: it is Kubernetes unless there is --etcd-endpoints. */
+  /** The default is Kubernetes, unless there is --etcd-endpoints. */
   kubeSubnetMgr?: boolean;
   etcdEndpoints?: string[];
   etcdPrefix: string;
@@ -16,7 +16,7 @@ export interface EtcdFlags {
   etcdPassword?: string;
 }
 
-/** flanneld's, for `--kube-subnet-mgr=false` alone. */
+/** flanneld's default endpoints, when `--kube-subnet-mgr=false` is given alone. */
 const ENDPOINTS = ['http://127.0.0.1:4001', 'http://127.0.0.1:2379'];
 
 export function addEtcdFlags(command: Command): Command {
@@ -31,23 +31,23 @@ export function addEtcdFlags(command: Command): Command {
     .addOption(
       flag(
         '--etcd-endpoints <urls>',
-        'take subnets and the network configuration from this etcd; several with commas',
+        'take subnets and the network configuration from etcd at these URLs, separated by commas',
         'FLANNELD_ETCD_ENDPOINTS',
       ).argParser((text) => text.split(',').map((url) => url.trim())),
     )
     .addOption(
-      flag('--etcd-prefix <key>', "what flannel's keys in etcd begin with", 'FLANNELD_ETCD_PREFIX').default(
+      flag('--etcd-prefix <key>', "the prefix of flannel's keys in etcd", 'FLANNELD_ETCD_PREFIX').default(
         DEFAULT_ETCD_PREFIX,
       ),
     )
-    .addOption(flag('--etcd-cafile <file>', "who signs etcd's certificate", 'FLANNELD_ETCD_CAFILE'))
-    .addOption(flag('--etcd-certfile <file>', 'our certificate for etcd', 'FLANNELD_ETCD_CERTFILE'))
+    .addOption(flag('--etcd-cafile <file>', "the CA that signed etcd's certificate", 'FLANNELD_ETCD_CAFILE'))
+    .addOption(flag('--etcd-certfile <file>', "the agent's client certificate", 'FLANNELD_ETCD_CERTFILE'))
     .addOption(flag('--etcd-keyfile <file>', 'the key of that certificate', 'FLANNELD_ETCD_KEYFILE'))
-    .addOption(flag('--etcd-username <name>', 'our user in etcd', 'FLANNELD_ETCD_USERNAME'))
+    .addOption(flag('--etcd-username <name>', "the agent's user in etcd", 'FLANNELD_ETCD_USERNAME'))
     .addOption(flag('--etcd-password <text>', "that user's password", 'FLANNELD_ETCD_PASSWORD'));
 }
 
-/** The flags with those for etcd as one: `etcd` is there when subnets come from etcd. */
+/** Join the flags for etcd into one option, `etcd`, which is set when subnets come from etcd. */
 export function withEtcd<T extends EtcdFlags>(flags: T): Omit<T, keyof EtcdFlags> & { etcd?: EtcdOptions } {
   const {
     kubeSubnetMgr,

@@ -1,22 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/** What flannel reads from its environment and ripstop has no use for, and why. */
+/** The variables of flannel that ripstop ignores, each with the reason. */
 const IGNORED: Readonly<Record<string, string>> = {
-  FLANNELD_HEALTHZ_IP: '/healthz and /readyz are served where --metrics-addr says',
-  FLANNELD_HEALTHZ_PORT: '/healthz and /readyz are served where --metrics-addr says',
-  FLANNELD_IPTABLES_RESYNC: 'rules are compared when something changes them, and now and then',
-  FLANNELD_IPTABLES_FORWARD_RULES: 'pods’ traffic is always let through, by an nftables table of its own',
-  FLANNELD_IP_BLACKHOLE_ROUTE: 'an unreachable route for the podCIDR is always there',
-  FLANNELD_SUBNET_LEASE_RENEW_MARGIN: 'a lease in etcd is renewed from a third of its time on',
-  FLANNELD_KUBE_API_URL: 'the API server is the one of --kubeconfig or of the service account',
-  CONT_WHEN_CACHE_NOT_READY: 'what is pinned always goes on forwarding until the Nodes are known',
-  EVENT_QUEUE_DEPTH: 'there is no queue: events only say that it is time to look again',
+  FLANNELD_HEALTHZ_IP: '/healthz and /readyz are served at --metrics-addr',
+  FLANNELD_HEALTHZ_PORT: '/healthz and /readyz are served at --metrics-addr',
+  FLANNELD_IPTABLES_RESYNC: 'rules are compared after every change to them, and periodically',
+  FLANNELD_IPTABLES_FORWARD_RULES: 'pods’ traffic is always accepted, by an nftables table of ripstop’s own',
+  FLANNELD_IP_BLACKHOLE_ROUTE: 'there is always an unreachable route for the podCIDR',
+  FLANNELD_SUBNET_LEASE_RENEW_MARGIN: 'a lease in etcd is renewed once a third of its lifetime has passed',
+  FLANNELD_KUBE_API_URL: '--kubeconfig or the service account names the API server',
+  CONT_WHEN_CACHE_NOT_READY: 'the pinned programs always keep forwarding until the Nodes are known',
+  EVENT_QUEUE_DEPTH: 'there is no queue: an event only starts a reconcile pass',
 };
 
 /**
- * flannel's variables that are set in `env` and change nothing here, each with the reason. flannel, too, takes an empty
- * one for unset.
- * @param read the variables that ripstop's flags read.
+ * flannel's variables that are set in `env` and that ripstop ignores, each with the reason. An empty one counts as
+ * unset, as it does for flannel.
+ * @param read the variables that ripstop's flags read
  */
 export function ignoredFlannelVariables(
   env: NodeJS.ProcessEnv,

@@ -13,17 +13,22 @@ export function addLabCommands(program: Command): void {
   lab
     .command('up')
     .description('raise a lab cluster')
-    .addOption(flag('--nodes <n>', 'how many nodes'))
-    .addOption(flag('--pods <n>', 'how many pods on each'))
+    .addOption(flag('--nodes <n>', 'number of nodes'))
+    .addOption(flag('--pods <n>', 'number of pods on each node'))
     .addOption(flag('--datapath <path>', 'ripstop, flannel or host, for all nodes or one for each: a,b,c'))
     .addOption(flag('--mode <mode>', 'cni or boost'))
     .addOption(
-      flag('--wire <wire>', 'gso: super-packets cross the wire; mtu: packets of MTU size, as on a NIC'),
+      flag(
+        '--wire <wire>',
+        'gso: super-packets cross the wire; mtu: packets of at most MTU size, as on a NIC',
+      ),
     )
     .addOption(flag('--mtu <bytes>', 'MTU of the uplinks'))
     .addOption(flag('--network <cidr>', "the IPv4 network of pods' addresses"))
     .addOption(flag('--ipv6', 'dual-stack: IPv6 beside IPv4, on the underlay and for pods'))
-    .addOption(flag('--direct-routing', 'no tunnel between nodes of one L2, as all of a lab are'))
+    .addOption(
+      flag('--direct-routing', 'no tunnel between nodes on the same L2, which all nodes of a lab are'),
+    )
     .addOption(flag('--backend <type>', 'vxlan, host-gw or alloc'))
     .addOption(flag('--kube-proxy <mode>', "kube-proxy's rules on every node: none, iptables or nftables"))
     .addOption(nameFlag())
@@ -37,7 +42,7 @@ export function addLabCommands(program: Command): void {
 
   lab
     .command('down')
-    .description('take a lab down, also one that crashed')
+    .description('take a lab down, also after a crash')
     .addOption(nameFlag())
     .action(async ({ name }: { name: string }) => {
       const { labDown } = await loadLab();
@@ -70,7 +75,7 @@ export function addLabCommands(program: Command): void {
     });
 }
 
-/** The lab stands on its sources, which an image does not have. */
+/** The lab needs the source tree, which the image does not contain. */
 async function loadLab() {
   try {
     return await import('../lab/index.ts');

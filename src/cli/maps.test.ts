@@ -10,11 +10,11 @@ describe('flags', () => {
     [0, []],
     [1, ['present']],
     [3, ['present', 'behind_nat']],
-  ])('%i of a peer are %j', (value, names) => {
+  ])('of a peer: %i means %j', (value, names) => {
     expect(flagNames(peer_flags, value)).toEqual(names);
   });
 
-  it('that have no name do not show', () => {
+  it('without a name are not shown', () => {
     expect(flagNames(peer_flags, 0x8000_0001)).toEqual(['present']);
   });
 });

@@ -55,8 +55,8 @@ export function listMaps(bpffs: string): MapRow[] {
 }
 
 /**
- * The entries of one map; array slots that are all zero are left out. Per-CPU values are summed when decoded, and one after
- * another when raw.
+ * The entries of one map; array slots that are all zero are left out. Per-CPU values are summed when decoded, and one
+ * after another when raw.
  * @throws RipstopError for a name that no map has.
  */
 export function dumpMap(bpffs: string, name: string, raw: boolean): MapEntry[] {

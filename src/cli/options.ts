@@ -2,16 +2,16 @@
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { DEFAULT_ANNOTATION_PREFIX } from '../cluster/annotations.ts';
 
-/** A flag and the environment variables that it reads, the first that is set before the others. */
+/** A flag, and the environment variables that it reads: the first one that is set counts. */
 export class Flag extends Option {
   readonly variables: readonly string[];
 
-  /** @param others variables of other programs that mean the same; they count only when they are not empty. */
+  /** @param others variables of other programs with the same meaning, ignored when they are empty */
   constructor(flags: string, description: string, others: readonly string[]) {
     super(flags, description);
     const own = `RIPSTOP_${this.name().toUpperCase().replaceAll('-', '_')}`;
     this.variables = [own, ...others];
-    // commander knows one variable for an option, and names it when its value is wrong.
+    // commander supports one variable for each option, which it names when the value is wrong.
     this.env(own in process.env ? own : (others.find((name) => process.env[name]) ?? own));
   }
 }
@@ -22,13 +22,13 @@ export function flag(flags: string, description: string, ...others: string[]): F
 }
 
 export const bpffsFlag = (): Option =>
-  flag('--bpffs <path>', 'BPF file system with the pins').default('/sys/fs/bpf');
+  flag('--bpffs <path>', 'the BPF file system for the pins').default('/sys/fs/bpf');
 export const runDirFlag = (): Option =>
   flag('--run-dir <path>', "the agent's run directory").default('/run/ripstop');
 export const outputFlag = (): Option =>
-  flag('-o, --output <format>', 'how to print').choices(['table', 'json']).default('table');
+  flag('-o, --output <format>', 'output format').choices(['table', 'json']).default('table');
 
-/** On unless told otherwise; `--flag` and `--flag=true` are the same. */
+/** A flag that is true by default; `--flag` and `--flag=true` are the same. */
 export function booleanFlag(flags: string, description: string, ...others: string[]): Flag {
   const option = flag(flags, description, ...others);
   option.argParser(parseBoolean).preset('true').default(true);
@@ -39,10 +39,10 @@ export function booleanFlag(flags: string, description: string, ...others: strin
 function parseBoolean(text: string): boolean {
   if (['true', '1', 't'].includes(text.toLowerCase())) return true;
   if (['false', '0', 'f'].includes(text.toLowerCase())) return false;
-  throw new InvalidArgumentError('Say true or false.');
+  throw new InvalidArgumentError('Give true or false.');
 }
 
-/** Where the cluster's configuration comes from, and where this node keeps its things. */
+/** Flags for the source of the cluster's configuration, and for the node's directories. */
 export function addNodeFlags(command: Command): Command {
   const flags: Option[] = [
     flag(
@@ -55,18 +55,18 @@ export function addNodeFlags(command: Command): Command {
     ),
     flag(
       '--kube-annotation-prefix <prefix>',
-      'what the annotations of nodes begin with',
+      "the prefix of flannel's annotations on Nodes",
       'FLANNELD_KUBE_ANNOTATION_PREFIX',
     ).default(DEFAULT_ANNOTATION_PREFIX),
     bpffsFlag(),
     runDirFlag(),
-    flag('--state-dir <path>', 'where the agent keeps what must outlive a reboot').default(
+    flag('--state-dir <path>', "the agent's directory for state that must outlive a reboot").default(
       '/var/lib/ripstop',
     ),
-    flag('--subnet-file <file>', 'what flannel tells CNI plugins', 'FLANNELD_SUBNET_FILE').default(
+    flag('--subnet-file <file>', "flannel's subnet.env, for CNI plugins", 'FLANNELD_SUBNET_FILE').default(
       '/run/flannel/subnet.env',
     ),
-    flag('--ipam-dir <path>', 'where host-local keeps its leases').default('/var/lib/cni/networks'),
+    flag('--ipam-dir <path>', "the directory of host-local's leases").default('/var/lib/cni/networks'),
     flag('--cni-conf-dir <path>', "the container runtime's network configurations").default('/etc/cni/net.d'),
   ];
   for (const one of flags) command.addOption(one);

@@ -6,7 +6,7 @@ import type { Command } from 'commander';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { createProgram, runCommandLine } from './program.ts';
 
-/** Run a command line to its end, and keep what commander and the error handler write. */
+/** Run a command line to its end. Returns what commander and the error handler have written. */
 async function run(...argv: string[]): Promise<{ code: number; out: string; err: string }> {
   let out = '';
   let err = '';
@@ -18,7 +18,7 @@ async function run(...argv: string[]): Promise<{ code: number; out: string; err:
 }
 
 describe('help', () => {
-  it('of every command is as it was', async () => {
+  it('of every command matches the snapshot', async () => {
     const program = createProgram({ getOutHelpWidth: () => 100 });
     const helps = (command: Command, path: string): string[] => [
       `$ ${path} --help\n${command.helpInformation()}`,
@@ -61,8 +61,8 @@ describe('the exit code', () => {
     ['a wrong choice', ['peers', '-o', 'xml'], /'xml' is invalid.*table, json/],
     ['one argument too many', ['peers', 'node2'], /too many arguments/],
     ['no command to run in the lab', ['lab', 'exec', 'node1'], /missing required argument 'command'/],
-    ['a lab that cannot be', ['lab', 'up', '--nodes', 'many'], /--nodes cannot be "many"/],
-    ['a map that is none', ['maps', 'pears'], /there is no map "pears"; the maps are counters, /],
+    ['a wrong number of nodes', ['lab', 'up', '--nodes', 'many'], /--nodes cannot be "many"/],
+    ['an unknown map', ['maps', 'pears'], /there is no map "pears"; the maps are counters, /],
   ])('is 2 for %s', async (_, argv, message) => {
     const { code, out, err } = await run(...argv);
     expect({ code, out }).toEqual({ code: 2, out: '' });
@@ -80,7 +80,7 @@ describe('the exit code', () => {
     },
   );
 
-  it('is 1 for a lab that is not there', async () => {
+  it('is 1 for a lab that does not exist', async () => {
     const { code, err } = await run('lab', 'status', '--name', 'no-such-lab');
     expect(err).toMatch(/^ripstop: .*no-such-lab.*\n$/);
     expect(code).toBe(1);

@@ -6,7 +6,7 @@ import { addLabCommands } from './lab.ts';
 import { addReaderCommands } from './readers.ts';
 import { addUninstallCommand } from './uninstall.ts';
 
-/** The whole command line. Each subcommand loads what it needs when it runs. */
+/** The whole command line. Each subcommand loads its modules when it runs. */
 export function createProgram(output: OutputConfiguration = {}): Command {
   const program = new Command('ripstop')
     .description('An eBPF data plane for flannel clusters')
@@ -15,7 +15,7 @@ export function createProgram(output: OutputConfiguration = {}): Command {
     .enablePositionalOptions()
     .configureHelp({ showGlobalOptions: true })
     .configureOutput({
-      // One line, like every other error; commander puts its suggestions on a second.
+      // One line, like every other error. commander puts its suggestions on a second line.
       outputError: (text, write) => write(`ripstop: ${errorText(text.trim().replace(/^error: /, ''))}\n`),
       ...output,
     })
@@ -28,8 +28,8 @@ export function createProgram(output: OutputConfiguration = {}): Command {
 }
 
 /**
- * Run one command line. Returns the exit code: 0 done, 1 failed, 2 wrong usage. Never throws; errors are written as one
- * line, with what is behind them under `--verbose`.
+ * Run one command line. Returns the exit code: 0 done, 1 failed, 2 wrong usage. Never throws; an error is written as
+ * one line, and with `--verbose` its details too.
  */
 export async function runCommandLine(
   argv: readonly string[],

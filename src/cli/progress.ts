@@ -3,30 +3,30 @@ import { Listr } from 'listr2';
 import type { Progress } from '../lab/index.ts';
 
 /**
- * Run `work` while showing the steps of these titles as they begin and end: alive on a terminal; elsewhere `plain` gets
- * one line for each as it is done. Steps that the work does not report are done when it is.
+ * Run `work`, and show the progress of the steps with these titles: on a terminal as a list that changes; elsewhere
+ * `plain` gets a line for each step that is done. Steps that the work does not report are done when it is.
  */
 export async function showProgress<T>(
   titles: readonly string[],
   work: (progress: Progress) => Promise<T>,
   plain: (line: string) => void = () => {},
 ): Promise<T> {
-  // A terminal of no width is none to draw on (a container's, at times).
-  const alive = process.stdout.isTTY && process.stdout.columns > 0;
+  // A container's terminal may have no width; a list cannot be drawn there.
+  const isTerminal = process.stdout.isTTY && process.stdout.columns > 0;
   const steps = new Map(titles.map((title) => [title, Promise.withResolvers<void>()]));
   for (const [title, { promise }] of steps) {
     promise.then(
-      () => alive || plain(`✔ ${title}`),
+      () => isTerminal || plain(`✔ ${title}`),
       () => {},
     );
   }
-  const shown = alive
+  const shown = isTerminal
     ? new Listr(
         [...steps].map(([title, { promise }]) => ({ title, task: () => promise })),
         {
           concurrent: true,
           exitOnError: false,
-          // It shows the cursor again and ends the process; a program that handles signals does that itself.
+          // Its listener shows the cursor and ends the process. A program with its own listener does that itself.
           registerSignalListeners: process.listenerCount('SIGINT') === 0,
         },
       ).run()
@@ -37,7 +37,7 @@ export async function showProgress<T>(
       if (state === 'failed') steps.get(title)?.reject(new Error(title));
     });
   } catch (error) {
-    // The work's own error is the one to show.
+    // The caller shows the work's own error.
     for (const [title, { reject }] of steps) reject(new Error(title));
     throw error;
   } finally {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** The commands that only read: pinned maps and links, and what the agent tells of itself. They change nothing. */
+/** The commands that only read: the pinned maps and links, and the agent's status. They change nothing. */
 import type { Command } from 'commander';
 import type { Counter } from '../dataplane/counters.ts';
 import { bpffsFlag, flag, outputFlag, runDirFlag } from './options.ts';
@@ -22,14 +22,14 @@ export function addReaderCommands(program: Command): void {
 
   reader(
     'status',
-    'what is attached where, peers and endpoints, the API watch, and who carried the packets',
+    'the agent, its API watch, attached programs, peers, endpoints, and packets by verdict',
   ).action(async (options: ReaderOptions) => {
     const { readStatus, renderStatus } = await import('./status.ts');
     const status = await readStatus(options.bpffs, options.runDir);
     print(options, status, () => renderStatus(status));
   });
 
-  reader('peers', 'the nodes that this one forwards to, as the BPF map has them').action(
+  reader('peers', 'the nodes that this one forwards to, from the BPF maps').action(
     async (options: ReaderOptions) => {
       const { askAgent } = await import('./ask-agent.ts');
       const { peerColumns, readPeers } = await import('./rows.ts');
@@ -37,12 +37,10 @@ export function addReaderCommands(program: Command): void {
     },
   );
 
-  reader('endpoints', 'the pods of this node, as the BPF map has them').action(
-    async (options: ReaderOptions) => {
-      const { endpointColumns, readEndpoints } = await import('./rows.ts');
-      list(options, await readEndpoints(options.bpffs, options.runDir), endpointColumns);
-    },
-  );
+  reader('endpoints', 'the pods of this node, from the BPF maps').action(async (options: ReaderOptions) => {
+    const { endpointColumns, readEndpoints } = await import('./rows.ts');
+    list(options, await readEndpoints(options.bpffs, options.runDir), endpointColumns);
+  });
 
   reader('flows', 'the translated flows that take the kernel path').action(async (options: ReaderOptions) => {
     const { flowColumns, readFlows } = await import('./rows.ts');

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** What `peers`, `endpoints` and `flows` show: the maps' entries with the names that the agent knows them by. */
+/** The rows of `peers`, `endpoints` and `flows`: the maps' entries, with the names that the agent knows. */
 import { hrtime } from 'node:process';
 import type { AgentStatus } from '../agent/status.ts';
 import { AttachmentStore } from '../cni/attachments.ts';
@@ -12,10 +12,10 @@ import { flagNames } from './maps.ts';
 import type { Column } from './table.ts';
 
 export interface PeerRow {
-  /** Undefined while no agent runs to ask. */
+  /** Undefined while no agent runs. */
   readonly node?: string;
   readonly podCidr?: string;
-  /** In the peers map (a slot) or in peers6 (the podCIDR's base). */
+  /** The slot in the peers map, or the podCIDR's base address in peers6. */
   readonly key: string;
   readonly vtepIp: string;
   readonly vtepMac: string;
@@ -53,7 +53,7 @@ export function readPeers(bpffs: string, agent: AgentStatus | undefined): PeerRo
 
 export interface EndpointRow {
   readonly ip?: string;
-  /** namespace/name, where the runtime said. */
+  /** namespace/name, where the runtime gave them. */
   readonly pod?: string;
   readonly device?: string;
   readonly ifindex: number;

@@ -53,7 +53,7 @@ describe('status', () => {
       podCIDR    fd00:42::/64 of fd00:42::/56
       VTEP       flannel-v6.1 02:81:6f:6b:74:c6 at fd00:31::1
       ingress    tc: eth0 is a veth, which is no NIC
-      API watch  alive, last event 1 s ago
+      API watch  connected, last event 1 s ago
       passes     6, the last took 31 ms, 0 errors
       peers      1
       endpoints  2, 3 translated flows
@@ -66,17 +66,17 @@ describe('status', () => {
     `);
   });
 
-  it('says first of all that no agent runs, and shows what forwards without it', () => {
+  it('says first that no agent runs, and then shows the maps', () => {
     const { agent: _, fastPercent: __, ...rest } = status;
     expect(lines(renderStatus({ ...rest, packets: { fast: 0, kernel: 0, drop: 0 } })).slice(0, 4)).toEqual([
-      'agent      not running (what is pinned forwards without it)',
+      'agent      not running (the pinned programs forward without it)',
       'peers      1',
       'endpoints  2, 3 translated flows',
       'packets    0 fast, 0 kernel path, 0 dropped',
     ]);
   });
 
-  it('shouts what an operator must see', () => {
+  it('shows in capitals what an operator must see', () => {
     const text = renderStatus({
       ...status,
       agent: {
@@ -109,13 +109,13 @@ describe('status', () => {
     expect(lines(text).filter((line) => /NOT |^ERROR|^ALARM|^LAST/.test(line))).toEqual([
       'node        node1, mode cni, NOT READY: the uplink has no address',
       'API watch   NOT CONNECTED, last event 61 s ago: connection refused',
-      'LAST KNOWN  running on last-known state of 90 s ago, until the API server answers',
+      'LAST KNOWN  runs on the last-known state, 90 s old, until the API server answers',
       'ERROR       pod-links from_pod@veth1: EPERM',
       'ALARM       node7: its podCIDR is taken by node3',
     ]);
   });
 
-  it('of an agent that only just started lacks what it does not know yet', () => {
+  it('of an agent that has just started leaves out what is not known yet', () => {
     const text = renderStatus({
       ...status,
       agent: {
@@ -131,7 +131,7 @@ describe('status', () => {
         targets: [],
       },
     });
-    expect(text).toContain('API watch  alive, first list under way\n');
+    expect(text).toContain('API watch  connected, waiting for the first list\n');
     expect(text).not.toMatch(/podCIDR|uplink|VTEP|undefined/);
   });
 });

@@ -8,7 +8,7 @@ import { readEndpoints, readPeers } from './rows.ts';
 import { renderTable } from './table.ts';
 
 export interface Status {
-  /** Undefined: no agent runs; the pinned programs forward without one. */
+  /** Undefined when no agent runs. The pinned programs forward without one. */
   readonly agent?: AgentStatus;
   readonly attached: readonly {
     readonly hook: string;
@@ -25,7 +25,7 @@ export interface Status {
   readonly fastPercent?: number;
 }
 
-/** Gather everything `ripstop status` tells. @throws RipstopError when nothing is pinned. */
+/** Gather everything that `ripstop status` shows. @throws RipstopError when nothing is pinned. */
 export async function readStatus(bpffs: string, runDir: string): Promise<Status> {
   const agent = await askAgent(runDir);
   using tables = openTables(bpffs);
@@ -48,7 +48,7 @@ export async function readStatus(bpffs: string, runDir: string): Promise<Status>
   };
 }
 
-/** What pods sent and what VXLAN brought to them. ARP and the node's own traffic only pass the hooks. */
+/** Whether it counts packets from or to pods. ARP and the node's own traffic only pass the hooks. */
 function isPodTraffic({ hook, reason }: Counter): boolean {
   if (reason === 'not_ip' || reason === 'not_vxlan') return false;
   return hook === 'from_pod' || hook === 'from_wire';
@@ -60,10 +60,10 @@ function sumByVerdict(counters: readonly Counter[]): Record<Verdict, number> {
   return sums;
 }
 
-/** Of each target: the rest is in the JSON. */
+/** How many failures of a target are shown; the rest is in the JSON. */
 const FAILURES_SHOWN = 3;
 
-/** One screen. */
+/** The status as one screen of text. */
 export function renderStatus(status: Status): string {
   const { agent, packets } = status;
   const lines: [string, string][] = [];
@@ -84,7 +84,7 @@ export function renderStatus(status: Status): string {
     lines.push(['API watch', describeWatch(agent)]);
     if (agent.api.lastKnownAgeMs !== undefined) {
       const age = Math.round(agent.api.lastKnownAgeMs / 1000);
-      lines.push(['LAST KNOWN', `running on last-known state of ${age} s ago, until the API server answers`]);
+      lines.push(['LAST KNOWN', `runs on the last-known state, ${age} s old, until the API server answers`]);
     }
     lines.push([
       'passes',
@@ -95,7 +95,7 @@ export function renderStatus(status: Status): string {
         lines.push(['ERROR', `${name} ${key}: ${why}`]);
     for (const { node, reason } of agent.alarms) lines.push(['ALARM', `${node}: ${reason}`]);
   } else {
-    lines.push(['agent', 'not running (what is pinned forwards without it)']);
+    lines.push(['agent', 'not running (the pinned programs forward without it)']);
   }
   lines.push(['peers', String(status.peers)]);
   lines.push(['endpoints', `${status.endpoints}, ${status.translatedFlows} translated flows`]);
@@ -121,6 +121,6 @@ export function renderStatus(status: Status): string {
 function describeWatch({ api }: AgentStatus): string {
   const age =
     api.lastEventAgeMs === undefined ? '' : `, last event ${Math.round(api.lastEventAgeMs / 1000)} s ago`;
-  if (api.connected) return `alive${api.synced ? '' : ', first list under way'}${age}`;
+  if (api.connected) return `connected${api.synced ? '' : ', waiting for the first list'}${age}`;
   return `NOT CONNECTED${age}${api.lastError === undefined ? '' : `: ${api.lastError}`}`;
 }

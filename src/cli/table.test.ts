@@ -14,7 +14,7 @@ const columns: Column<Peer>[] = [
 ];
 
 describe('a table', () => {
-  it('lines its columns up and leaves no trailing spaces', () => {
+  it('aligns its columns and has no trailing spaces', () => {
     const text = renderTable(columns, [
       { node: 'a', rate: 1_234_567_890 },
       { node: 'worker-12', rate: 5 },
@@ -31,7 +31,7 @@ describe('a table', () => {
     );
   });
 
-  it('without rows is its titles, and without columns nothing', () => {
+  it('is only its titles without rows, and an empty line without columns', () => {
     expect(renderTable(columns, [])).toBe('NODE  PACKETS/S  NOTE\n');
     expect(renderTable([], [])).toBe('\n');
   });
@@ -42,7 +42,7 @@ describe('a table', () => {
     );
   });
 
-  it('takes the sting out of foreign text', () => {
+  it('strips control characters from text', () => {
     const text = renderTable(columns.slice(0, 1), [
       { node: '\u001B[31mred\u001B[0m' },
       { node: 'two\r\nlines\u0007' },
@@ -50,7 +50,7 @@ describe('a table', () => {
     expect(text).toBe('NODE\nred\ntwo lines\n');
   });
 
-  it('keeps zero, and shows what is missing or empty as a dash', () => {
+  it('shows zero as zero, and a missing or empty value as a dash', () => {
     expect(renderTable(columns, [{ node: '', rate: 0 }])).toContain('-             0');
   });
 });

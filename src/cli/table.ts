@@ -9,20 +9,20 @@ export interface Column<Row> {
   value: (row: Row) => string | number | undefined;
 }
 
-/** Foreign text (an annotation, a device's name) must not move the cursor or start a new line of the table. */
+/** Text from outside (an annotation, a device's name) must not move the cursor or begin a new line. */
 function cell(value: string | number | undefined): string {
   const text = stripVTControlCharacters(String(value ?? '-')).replaceAll(/\p{Cc}+/gu, ' ');
   return text === '' ? '-' : text;
 }
 
-/** Characters, not UTF-16 units. */
+/** The width in characters, not in UTF-16 units. */
 function width(text: string): number {
   return Array.from(text).length;
 }
 
 /**
- * A table in plain text: titles, then a line for each row, columns two spaces apart, no line drawn and no trailing
- * spaces, so that people read it and `awk` takes it apart. Ends with a newline; without rows only the titles remain.
+ * A table in plain text for people and for `awk`: titles, then a line for each row; columns are two spaces apart; no
+ * lines are drawn, and there are no trailing spaces. It ends with a newline. Without rows it is only the titles.
  */
 export function renderTable<Row>(columns: readonly Column<Row>[], rows: readonly Row[]): string {
   const lines = [

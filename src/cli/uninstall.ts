@@ -13,7 +13,7 @@ import { addEtcdFlags, type EtcdFlags, withEtcd } from './etcd-flags.ts';
 import { addNodeFlags, flag } from './options.ts';
 
 export interface UninstallOptions {
-  /** Subnets come from there, not from Kubernetes. */
+  /** Where subnets come from, if not from Kubernetes. */
   readonly etcd?: EtcdOptions;
   readonly restoreFlannel: boolean;
   readonly nodeName?: string;
@@ -31,19 +31,19 @@ export interface UninstallOptions {
 
 const ETCD_TIMEOUT_MS = 15_000;
 
-/** One part of it. Each says what it did, a line each; nothing where there was nothing. */
+/** One part of the uninstallation. It returns a line for everything that it has done. */
 interface Part {
-  readonly what: string;
-  readonly act: () => Promise<string[]>;
+  readonly name: string;
+  readonly run: () => Promise<string[]>;
 }
 
 export function addUninstallCommand(program: Command): void {
   addEtcdFlags(addNodeFlags(program.command('uninstall')))
-    .description('take ripstop off this node, whose agent has been stopped')
+    .description('take ripstop off this node; stop the agent first')
     .addOption(
       flag(
         '--restore-flannel',
-        'leave the node as a flanneld that was stopped would, so that one can be started; pods keep talking',
+        'leave the node as a stopped flanneld leaves it, so that flanneld can be started; pods keep their network',
       ).default(false),
     )
     .addOption(flag('--node-name <name>', "this node's name in the cluster", 'NODE_NAME'))
@@ -52,8 +52,8 @@ export function addUninstallCommand(program: Command): void {
 }
 
 /**
- * Take ripstop off the node, part by part; one that fails keeps none of the others from their turn.
- * @throws RipstopError when the agent runs, and when a part failed.
+ * Take ripstop off the node, part by part. When a part fails, the others still run.
+ * @throws RipstopError when the agent runs, or when a part has failed
  */
 export async function uninstall(
   options: UninstallOptions,
@@ -61,64 +61,64 @@ export async function uninstall(
 ): Promise<void> {
   if (await askAgent(options.runDir)) {
     throw new RipstopError(
-      `the agent of this node runs (${join(options.runDir, runFiles.agentSocket)} answers) and would put everything back; ` +
-        'stop it first, e.g. kubectl -n kube-ripstop delete daemonset kube-ripstop-ds: pods go on talking without it',
+      `the agent of this node runs (${join(options.runDir, runFiles.agentSocket)} answers) and would restore everything; ` +
+        'stop it first, e.g. kubectl -n kube-ripstop delete daemonset kube-ripstop-ds: pods keep their network without it',
     );
   }
   const parts = options.restoreFlannel ? restoringParts(options) : removingParts(options);
-  let did = 0;
-  const faults: string[] = [];
-  for (const { what, act } of parts) {
+  let done = 0;
+  const failures: string[] = [];
+  for (const { name, run } of parts) {
     try {
-      for (const line of await act()) {
+      for (const line of await run()) {
         say(line);
-        did++;
+        done++;
       }
     } catch (error) {
-      faults.push(`${what}: ${errorText(error)}`);
+      failures.push(`${name}: ${errorText(error)}`);
     }
   }
-  if (did + faults.length === 0) say('there is nothing of ripstop on this node');
-  if (faults.length === 0) return;
+  if (done + failures.length === 0) say('there is nothing of ripstop on this node');
+  if (failures.length === 0) return;
   throw new RipstopError(
-    `${faults.length} of ${parts.length} parts failed; run it again when that is mended: ${faults.join('; ')}`,
-    { details: faults.join('\n') },
+    `${failures.length} of ${parts.length} parts failed; mend that and run it again: ${failures.join('; ')}`,
+    { details: failures.join('\n') },
   );
 }
 
-/** Peers stop sending first; then the fast path goes, then what it falls back to. */
+/** First peers are made to stop sending; then the fast path goes, then the kernel path. */
 function removingParts(options: UninstallOptions): Part[] {
   return [
-    { what: 'our Node', act: () => withdrawFromCluster(options) },
-    { what: 'CNI configuration', act: async () => (await cni()).removeConflists(options.cniConfDir) },
-    { what: 'CNI plugin', act: () => removeShim(options) },
-    { what: 'programs', act: () => removePrograms(options) },
+    { name: 'our Node', run: () => withdrawFromCluster(options) },
+    { name: 'CNI configuration', run: async () => (await cni()).removeConflists(options.cniConfDir) },
+    { name: 'CNI plugin', run: () => removeShim(options) },
+    { name: 'programs', run: () => removePrograms(options) },
     // Now nothing leads to their addresses any more.
-    { what: 'deferred DELs', act: () => carryOutDeferred(options) },
-    { what: 'routes', act: async () => (await host()).removeRoutes() },
-    { what: 'proxy neighbours', act: async () => (await host()).removeProxies() },
-    { what: 'devices', act: async () => (await host()).removeVteps() },
-    { what: 'rules', act: async () => (await host()).removeOurRules() },
-    { what: 'subnet.env', act: () => removeFile(options.subnetFile) },
-    { what: 'run directory', act: () => removeDir(options.runDir) },
-    { what: 'state directory', act: () => removeState(options) },
+    { name: 'deferred DELs', run: () => carryOutDeferred(options) },
+    { name: 'routes', run: async () => (await host()).removeRoutes() },
+    { name: 'proxy neighbours', run: async () => (await host()).removeProxies() },
+    { name: 'devices', run: async () => (await host()).removeVteps() },
+    { name: 'rules', run: async () => (await host()).removeOurRules() },
+    { name: 'subnet.env', run: () => removeFile(options.subnetFile) },
+    { name: 'run directory', run: () => removeDir(options.runDir) },
+    { name: 'state directory', run: () => removeState(options) },
   ];
 }
 
-/** What takes something over comes before what is taken away. */
+/** What replaces a part is there before that part goes. */
 function restoringParts(options: UninstallOptions): Part[] {
   return [
-    { what: 'programs', act: () => removePrograms(options) },
+    { name: 'programs', run: () => removePrograms(options) },
     // Now nothing leads to their addresses any more.
-    { what: 'deferred DELs', act: () => carryOutDeferred(options) },
-    { what: 'rules', act: () => restoreRules(options) },
-    { what: 'bridge', act: () => restoreBridge(options) },
-    { what: "flannel's plugin", act: () => handPodsOver(options) },
-    { what: 'CNI configuration', act: async () => (await cni()).restoreConflists(options.cniConfDir) },
-    { what: 'CNI plugin', act: () => removeShim(options) },
-    { what: 'our Node', act: () => removeOwnAnnotations(options) },
-    { what: 'run directory', act: () => forgetAgent(options) },
-    { what: 'state directory', act: () => removeState(options) },
+    { name: 'deferred DELs', run: () => carryOutDeferred(options) },
+    { name: 'rules', run: () => restoreRules(options) },
+    { name: 'bridge', run: () => restoreBridge(options) },
+    { name: "flannel's plugin", run: () => handPodsOver(options) },
+    { name: 'CNI configuration', run: async () => (await cni()).restoreConflists(options.cniConfDir) },
+    { name: 'CNI plugin', run: () => removeShim(options) },
+    { name: 'our Node', run: () => removeOwnAnnotations(options) },
+    { name: 'run directory', run: () => forgetAgent(options) },
+    { name: 'state directory', run: () => removeState(options) },
   ];
 }
 
@@ -136,7 +136,7 @@ async function removePrograms({ bpffs }: UninstallOptions): Promise<string[]> {
   return [`took all programs off their devices, and removed ${root}`];
 }
 
-/** The DELs from after the agent ended: their addresses are free again, for whichever plugin comes next. */
+/** Carry out the DELs that came after the agent ended, so that their addresses are free for the next plugin. */
 async function carryOutDeferred({ stateDir, runDir, ipamDir }: UninstallOptions): Promise<string[]> {
   const { DeferredDels, deferredDir } = await import('../cni/deferred.ts');
   const { createCniOps } = await import('../cni/ops.ts');
@@ -159,10 +159,10 @@ async function carryOutDeferred({ stateDir, runDir, ipamDir }: UninstallOptions)
   });
   const { done, failed } = await deferred.carryOut();
   if (failed.length > 0) throw new RipstopError(failed.join('; '));
-  return done === 0 ? [] : [`gave back the addresses of ${done} pods that were deleted without an agent`];
+  return done === 0 ? [] : [`released the addresses of ${done} pods that were deleted while no agent ran`];
 }
 
-/** Not while there are addresses to give back: nobody would know of them any more. */
+/** Deferred DELs that have failed keep the directory: without it their addresses could never be released. */
 async function removeState({ stateDir }: UninstallOptions): Promise<string[]> {
   const { deferredDir } = await import('../cni/deferred.ts');
   const names = await readdir(deferredDir(stateDir)).catch(() => []);
@@ -187,7 +187,7 @@ async function restoreBridge(options: UninstallOptions): Promise<string[]> {
   return makeRoomForBridge(env, ours);
 }
 
-/** Tell flannel's plugin of the pods that ripstop attached, so that its DEL gives their addresses back. */
+/** Hand the pods that ripstop attached over to flannel's plugin, so that its DEL releases their addresses. */
 async function handPodsOver(options: UninstallOptions): Promise<string[]> {
   const attached = await attachments(options);
   if (attached.length === 0) return [];
@@ -208,7 +208,7 @@ async function handPodsOver(options: UninstallOptions): Promise<string[]> {
     });
     if (await writeIfDifferent(join(dir, containerId), delegate, { mode: 0o600 })) written++;
   }
-  return written === 0 ? [] : [`told flannel's plugin of ${written} pods, in ${dir}`];
+  return written === 0 ? [] : [`handed ${written} pods over to flannel's plugin, in ${dir}`];
 }
 
 async function attachments({ runDir }: UninstallOptions) {
@@ -220,7 +220,7 @@ async function removeShim({ cniBinDir }: UninstallOptions): Promise<string[]> {
   return removeFile(join(cniBinDir, 'ripstop-cni'));
 }
 
-/** What this node has published goes: peers stop sending here. */
+/** Withdraw what this node has published, so that peers stop sending here. */
 async function withdrawFromCluster(options: UninstallOptions): Promise<string[]> {
   if (options.etcd) return withdrawFromEtcd(options, options.etcd);
   return withNode(options, async (client, nodeName) => {
@@ -230,7 +230,7 @@ async function withdrawFromCluster(options: UninstallOptions): Promise<string[]>
     const own = await fetchOwnNode(client, nodeName, settings);
     const published = own.annotations[settings.keys.managed] !== undefined;
     await withdrawLease(client, own, settings);
-    const done = published ? [`took the lease of node ${nodeName} back`] : [];
+    const done = published ? [`withdrew the lease of node ${nodeName}`] : [];
     return [...done, ...(await withoutOwnAnnotations(client, nodeName))];
   });
 }
@@ -243,13 +243,13 @@ async function withdrawFromEtcd(options: UninstallOptions, etcd: EtcdOptions): P
   if (!source) throw new RipstopError(`etcd does not answer at ${etcd.endpoints.join(', ')}`);
   try {
     await source.subnets.withdraw();
-    return ['took our lease in etcd back'];
+    return ["withdrew this node's lease in etcd"];
   } finally {
     await source.subnets.stop();
   }
 }
 
-/** etcd knows only flannel's leases, and those stay. */
+/** Ripstop has no annotations in etcd; the lease there is flannel's, and stays. */
 async function removeOwnAnnotations(options: UninstallOptions): Promise<string[]> {
   if (options.etcd) return [];
   return withNode(options, withoutOwnAnnotations);
@@ -262,14 +262,14 @@ async function withoutOwnAnnotations(client: ApiClient, nodeName: string): Promi
   );
 }
 
-/** Do it when there is a way to the API server: without one the Node stays as it is. */
+/** Change the Node, if the API server is known: otherwise the Node stays as it is. */
 async function withNode(
   { nodeName, kubeconfig }: UninstallOptions,
   act: (client: ApiClient, nodeName: string) => Promise<string[]>,
 ): Promise<string[]> {
   const reachable = kubeconfig !== undefined || process.env['KUBERNETES_SERVICE_HOST'] !== undefined;
   if (nodeName === undefined || !reachable) {
-    return ['the annotations of our Node stay: that takes --node-name and --kubeconfig'];
+    return ["this node's annotations stay: to remove them, give --node-name and --kubeconfig"];
   }
   const { ApiClient } = await import('../cluster/index.ts');
   const client = await ApiClient.open(kubeconfig === undefined ? {} : { kubeconfig });
@@ -280,7 +280,7 @@ async function withNode(
   }
 }
 
-/** The attachments stay: should ripstop come back, it finds the pods that it attached. */
+/** Attachments stay, so that a later ripstop finds the pods that this one attached. */
 async function forgetAgent({ runDir }: UninstallOptions): Promise<string[]> {
   const names = (await readdir(runDir).catch(() => [])).filter((name) => name !== 'endpoints');
   for (const name of names) await rm(join(runDir, name), { recursive: true, force: true });
@@ -291,7 +291,7 @@ async function removeDir(dir: string): Promise<string[]> {
   const names = await readdir(dir).catch(() => undefined);
   if (!names) return [];
   for (const name of names) await rm(join(dir, name), { recursive: true, force: true });
-  // In a container it is a mount point, and stays.
+  // In a container it is a mount point, which cannot be removed.
   const gone = await rmdir(dir).then(
     () => true,
     () => false,
@@ -309,10 +309,10 @@ async function subnetEnv(path: string): Promise<SubnetEnv> {
   const { readSubnetEnv } = await import('../host/subnet-env.ts');
   const env = await readSubnetEnv(path);
   if (env) return env;
-  throw new RipstopError(`there is no ${path}, which says what this node's part of the network is`);
+  throw new RipstopError(`there is no ${path}, so this node's podCIDR is unknown; give --subnet-file`);
 }
 
-/** flannel's own question to net-conf.json; ripstop itself has no use for the answer. */
+/** Whether flannel writes its rules by nftables. Only flannel needs this setting. */
 async function usesNftables(netConf: string): Promise<boolean> {
   const json: unknown = JSON.parse(await readFile(netConf, 'utf8'));
   return Object.entries(json as object).some(

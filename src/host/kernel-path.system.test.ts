@@ -296,7 +296,7 @@ describe(title('peers on the kernel path'), { skip: skip !== undefined }, () => 
     await ensureVxlan(FLANNEL_1, await listLinks(node.options), node.options);
     // A gateway of our own address is invalid.
     const bad: VtepPeer = { ...PEER_2, podCidr: parseCidr('10.42.1.0/24') };
-    const { routes } = peerEntries([bad, PEER_3], 'flannel.1');
+    const { routes } = peerEntries([bad, PEER_3], () => 'flannel.1');
     expect(await peerRouteTarget(node.options).upsert(routes)).toEqual(
       new Map([['10.42.1.0/24', 'replace nexthop 170524928 failed: Nexthop has invalid gateway (EINVAL)']]),
     );

@@ -4,7 +4,10 @@ import type { LabOptions } from './options.ts';
 
 const CLUSTER6 = 'fd00:42::/56';
 
-/** ClusterIP of the Service `kubernetes`; the API server's certificate names it. Nodes reach it only where a test sees to that. */
+/**
+ * ClusterIP of the Service `kubernetes`; the API server's certificate names it. Nodes reach it only where a test sees
+ * to that.
+ */
 export const KUBERNETES_SERVICE_IP = '10.43.0.1';
 
 const UNDERLAY6 = 'fd00:31::/64';
@@ -33,8 +36,8 @@ export function underlayNetwork(options: LabOptions, family: Family): string {
 }
 
 /**
- * The underlay's own address, which is the nodes' default gateway: the last usable one of the network, at most the 65,534th
- * (172.31.255.254, fd00:31::fffe).
+ * The underlay's own address, which is the nodes' default gateway: the last usable one of the network, at most the
+ * 65,534th (172.31.255.254, fd00:31::fffe).
  */
 export function gatewayAddress(network: string): string {
   const cidr = parseCidr(network);

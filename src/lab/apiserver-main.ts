@@ -9,7 +9,7 @@ import { openLab, underlayNetns, writeAtomically } from './state.ts';
 
 /*
  * The lab's API server as a program: `node apiserver-main.ts /run/ripstop-lab/NAME`. It listens on loopback in the
- * namespace of whoever started the lab, for people and tests, and on the underlay's gateway address, for the nodes.
+ * namespace where the lab was started, for people and tests, and on the underlay's gateway address, for the nodes.
  */
 
 const NODES_PORT = 6443;

@@ -4,7 +4,7 @@ import { tryRun } from '../host/run.ts';
 import { addressFamily } from '../net/ip.ts';
 import { netnsPath } from './netns.ts';
 
-/** Where Debian's containernetworking-plugins puts bridge, host-local and the others. */
+/** The directory of Debian's containernetworking-plugins: bridge, host-local, and others. */
 export const CNI_PLUGINS = '/usr/lib/cni';
 
 /** One call of a CNI plugin, as a container runtime makes it (CNI 1.1, section 2). */
@@ -12,21 +12,21 @@ export interface CniCall {
   command: 'ADD' | 'DEL' | 'CHECK' | 'STATUS' | 'VERSION';
   /** Path of the plugin. */
   plugin: string;
-  /** The plugin's network configuration: standard input. */
+  /** The network configuration, which the plugin reads from standard input. */
   config: Record<string, unknown>;
-  /** Name of the network namespace that stands for the host. */
+  /** Name of the network namespace that acts as the host. */
   hostNetns: string;
-  /** The container; left out for STATUS and VERSION. */
+  /** The container. STATUS and VERSION need none. */
   container?: { id: string; netns: string; pod: string };
   /** Further environment, e.g. the agent's socket. */
   env?: Record<string, string>;
 }
 
-/** A datapath's CNI plugin: what to run, with which configuration and environment. */
+/** A datapath's CNI plugin: its path, configuration and environment. */
 export type CniPlugin = Pick<CniCall, 'plugin' | 'config' | 'env'>;
 
 /**
- * Call the plugin inside the node's namespace and return what it printed, parsed.
+ * Call the plugin inside the node's namespace. Returns its output, parsed.
  * @throws RipstopError with the plugin's own code, message and details when it fails.
  */
 export async function callCni(call: CniCall): Promise<unknown> {
@@ -50,8 +50,9 @@ export async function callCni(call: CniCall): Promise<unknown> {
   const answer = parseJson(stdout);
   if (code === 0) return answer;
   const error = (answer ?? {}) as { code?: number; msg?: string; details?: string };
+  const message = error.msg ?? (stderr.trim() || stdout.trim() || `exit code ${code}, no output`);
   throw new RipstopError(
-    `CNI ${call.command} by ${call.plugin} failed with code ${error.code ?? 'none'}: ${error.msg ?? (stderr.trim() || stdout.trim() || `exit code ${code}, no output`)}`,
+    `CNI ${call.command} by ${call.plugin} failed with code ${error.code ?? 'none'}: ${message}`,
     { details: [error.details, stderr.trim()].filter(Boolean).join('\n') },
   );
 }
@@ -64,7 +65,7 @@ export function resultAddresses(result: unknown): { ip: string; ip6?: string } {
     addresses.find((text) => addressFamily(text) === family),
   );
   if (ip !== undefined) return { ip, ...(ip6 !== undefined && { ip6 }) };
-  throw new RipstopError('the CNI plugin gave the pod no IPv4 address; look at its answer', {
+  throw new RipstopError('the CNI plugin gave the pod no IPv4 address; its answer is under --verbose', {
     details: JSON.stringify(result),
   });
 }

@@ -10,15 +10,15 @@ import { netnsPath } from './netns.ts';
 import type { LabOptions } from './options.ts';
 import type { Lab, NodeState } from './state.ts';
 
-/** One family's pods on another node, and the way there. */
+/** A peer of a flannel node, in one family. */
 export interface FlannelPeer {
   podCIDR: string;
   publicIp: string;
-  /** Not there when the peer is on the same L2 and routed to without a tunnel (DirectRouting). */
+  /** Undefined when the peer is on the same L2 and reached without a tunnel (DirectRouting). */
   vtepMac?: string;
 }
 
-/** Bring every flannel node's neighbours, FDB and routes in line with the Nodes that the API server has now. */
+/** Update the neighbours, FDB and routes of every flannel node from the Nodes that the API server has now. */
 export async function syncFlannel(lab: Lab): Promise<void> {
   const followers = lab.state.nodes.filter((node) => node.datapath === 'flannel');
   // A real flanneld follows by itself.
@@ -36,9 +36,10 @@ export async function syncFlannel(lab: Lab): Promise<void> {
 }
 
 /**
- * One family's peers among these Nodes by their subnet's base address: all VXLAN leases but our own; what does not parse
- * is left out.
- * @param direct the network whose addresses need no tunnel. (flannel asks the routing table; here it would say the same.)
+ * The peers of one family among these Nodes, by the base address of their subnet: all VXLAN leases except our own.
+ * Leases that cannot be parsed are left out.
+ * @param direct the network whose addresses need no tunnel. (flannel asks the routing table, with the same result
+ * here.)
  */
 export function flannelPeers(
   nodes: readonly KubeNode[],
@@ -93,7 +94,7 @@ async function applyPeers(
     gone.fdb.map((entry) => `fdb del ${entry}`),
     { netns },
   );
-  // flanneld's order: neighbour, FDB, and the route last, so that no packet takes it before it can be sent.
+  // The order of flanneld. The route comes last, so that no packet takes it before it can be sent.
   await ipBatch(
     come.neighbours.map((entry) => `neigh replace ${entry} nud permanent`),
     { netns },
@@ -108,7 +109,9 @@ async function applyPeers(
   );
 }
 
-/** The kernel's entries for these peers, as `ip` and `bridge` take them after the verb. Half a peer has not all three. */
+/**
+ * The kernel's entries for these peers, as arguments of `ip` and `bridge`. An incomplete peer lacks some of the three.
+ */
 function entriesOf(
   peers: ReadonlyMap<string, FlannelPeer>,
   device: string,
@@ -129,7 +132,9 @@ function entriesOf(
   };
 }
 
-/** The peers that the kernel has, by base address; half a peer shows empty fields, so that it differs and is replaced. */
+/**
+ * The peers in the kernel, by base address. An incomplete peer has empty fields, so that it differs and is replaced.
+ */
 async function listPeers(
   options: LabOptions,
   netns: string,
@@ -145,7 +150,7 @@ async function listPeers(
     ipJson<{ dst: string; lladdr?: string }>([...ip, 'neigh', 'show', 'dev', device], { netns }),
     bridgeJson<{ mac: string; dst?: string }>(['fdb', 'show', 'dev', device], { netns }),
   ]);
-  const dialled = new Map(fdb.map((entry) => [entry.mac, entry.dst ?? '']));
+  const destinations = new Map(fdb.map((entry) => [entry.mac, entry.dst ?? '']));
   const macs = new Map(neighbours.map((entry) => [entry.dst, entry.lladdr ?? '']));
   return new Map(
     routes.flatMap(({ dst, gateway, dev }): [string, FlannelPeer][] => {
@@ -153,7 +158,7 @@ async function listPeers(
       const { base } = parseCidr(dst);
       if (dev !== device) return [[base, { podCIDR: dst, publicIp: gateway }]];
       const vtepMac = macs.get(base) ?? '';
-      return [[base, { podCIDR: dst, publicIp: dialled.get(vtepMac) ?? '', vtepMac }]];
+      return [[base, { podCIDR: dst, publicIp: destinations.get(vtepMac) ?? '', vtepMac }]];
     }),
   );
 }

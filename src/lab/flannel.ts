@@ -11,11 +11,11 @@ import type { LabOptions } from './options.ts';
 import { type Lab, type NodeState, nodeDir } from './state.ts';
 
 /*
- * The kernel path that flanneld builds on a node with the VXLAN backend, and what its CNI plugin delegates to. This is
- * the base line that ripstop is measured against and falls back to, so nothing here is shorter than the real thing.
+ * The kernel path that flanneld builds on a node with the VXLAN backend, and the bridge plugin that its CNI plugin
+ * calls. ripstop is compared with this and falls back to it, so it does all that the real flannel does.
  */
 
-/** What flannel names differently for each family. */
+/** The names that flannel uses for each family. */
 interface FamilyNames {
   device: string;
   /** The annotations of a lease, without their prefix. */
@@ -30,7 +30,7 @@ export const FLANNEL_NAMES: Record<Family, FamilyNames> = {
 };
 
 const PORT = 8472;
-/** Outer Ethernet 14, IPv4 20, UDP 8, VXLAN 8. flannel knows no other: an IPv6 tunnel's 20 more are the kernel's to mind. */
+/** Ethernet 14, IPv4 20, UDP 8, VXLAN 8. flannel does not count the 20 more of IPv6; the kernel corrects that. */
 const OVERHEAD_BYTES = 50;
 
 /** The cluster's net-conf.json. */
@@ -42,7 +42,7 @@ export function flannelNetConf(options: LabOptions): object {
   };
 }
 
-/** Build the node's side: devices, rules, sysctls; then publish its lease. Peers come with `syncFlannel`. */
+/** Set up devices, rules and sysctls of the node, and publish its lease. `syncFlannel` adds its peers. */
 export async function setUpFlannel(lab: Lab, node: NodeState): Promise<void> {
   const netns = netnsPath(node.netns);
   const parts = familyParts(node);
@@ -70,21 +70,21 @@ export async function setUpFlannel(lab: Lab, node: NodeState): Promise<void> {
 function createDevice(lab: Lab, { family, ip, podCIDR }: FamilyPart): string[] {
   const { device } = FLANNEL_NAMES[family];
   return [
-    // The MTU at birth, where the kernel cuts it to what the tunnel leaves; later it would be refused.
+    // When the device is created, the kernel lowers a too large MTU; later it would refuse it.
     `link add ${device} mtu ${podMtu(lab)} type vxlan id 1 local ${ip} dev eth0 dstport ${PORT} nolearning`,
     `address add ${parseCidr(podCIDR).base} dev ${device}`,
     `link set ${device} up`,
   ];
 }
 
-/** The annotations of one part: where it is dialled, and the MAC address that the kernel chose for its device. */
+/** The annotations for one family: the VTEP's address, and the MAC address that the kernel chose for its device. */
 async function leaseOf({ family, ip }: FamilyPart, netns: string): Promise<Record<string, string>> {
   const { device, publicIp, backendData } = FLANNEL_NAMES[family];
   const [link] = await ipJson<{ address: string }>(['link', 'show', 'dev', device], { netns });
   return { [backendData]: `{"VNI":1,"VtepMAC":"${link!.address}"}`, [publicIp]: ip };
 }
 
-/** What flannel's CNI plugin delegates to: the bridge plugin with host-local addresses from the node's podCIDRs. */
+/** The plugin that flannel's CNI plugin calls: bridge, with host-local addresses from the node's podCIDRs. */
 export function flannelPlugin(lab: Lab, node: NodeState): CniPlugin {
   return {
     plugin: join(CNI_PLUGINS, 'bridge'),
@@ -114,7 +114,7 @@ function podMtu(lab: Lab): number {
   return lab.state.options.mtu - OVERHEAD_BYTES;
 }
 
-/** flanneld's chains in iptables-restore's language, on a node whose FORWARD policy is DROP as Docker and hardened hosts set it. */
+/** flanneld's chains, for iptables-restore. The FORWARD policy is DROP, as Docker and hardened hosts set it. */
 function flannelRules(options: LabOptions, { family, podCIDR }: FamilyPart): string {
   const cluster = clusterNetwork(options, family);
   const multicast = family === 4 ? '224.0.0.0/4' : 'ff00::/8';

@@ -1,22 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-import { spawn } from 'node:child_process';
-import { closeSync, openSync, readFileSync, statSync } from 'node:fs';
+import { statSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { RipstopError } from '../errors.ts';
 import { run } from '../host/run.ts';
 import { CNI_PLUGINS, type CniPlugin } from './cni.ts';
+import { startDaemon } from './daemon.ts';
 import { commandLine, netnsPath, processesIn, setSysctls, signalProcess } from './netns.ts';
 import { kubeconfigOf, type Lab, type NodeState, nodeDir } from './state.ts';
 
 /*
- * The real flanneld on a node, where a test brings it along (`LabOptions.real`).
+ * The real flanneld on a node, where a test provides it (`LabOptions.real`).
  */
 
-/** flanneld lists the nodes and creates its device first. */
-const READY_TIMEOUT_MS = 30_000;
-
-/** The node as flanneld wants it, and its flanneld. Resolves when the CNI plugin can serve pods. */
+/** Prepare the node for flanneld, and start it. Resolves when the CNI plugin can serve pods. */
 export async function setUpFlanneld(lab: Lab, node: NodeState): Promise<void> {
   const netns = netnsPath(node.netns);
   const { ipv6 } = lab.state.options;
@@ -24,17 +21,15 @@ export async function setUpFlanneld(lab: Lab, node: NodeState): Promise<void> {
     'bridge.bridge-nf-call-iptables': 1,
     ...(ipv6 && { 'bridge.bridge-nf-call-ip6tables': 1 }),
   });
-  // As Docker and hardened hosts have it.
+  // Docker and hardened hosts set this policy.
   for (const iptables of ['iptables', ...(ipv6 ? ['ip6tables'] : [])])
     await run(iptables, ['-w', '-P', 'FORWARD', 'DROP'], { netns });
   await startFlanneld(lab, node);
 }
 
-/** Start the node's flanneld, detached, its output appended to flanneld.log. Resolves when it has written subnet.env. */
+/** Start the node's flanneld. Resolves when it has written subnet.env. */
 export async function startFlanneld(lab: Lab, node: NodeState): Promise<void> {
   const { daemon } = realFlannel(lab);
-  const logFile = join(nodeDir(lab, node), 'flanneld.log');
-  const log = openSync(logFile, 'a', 0o600);
   const flags = {
     'kube-subnet-mgr': 'true',
     'kubeconfig-file': kubeconfigOf(lab, node),
@@ -45,29 +40,16 @@ export async function startFlanneld(lab: Lab, node: NodeState): Promise<void> {
   };
   const argv = Object.entries(flags).map(([flag, value]) => `--${flag}=${value}`);
   const before = writtenAt(lab, node);
-  const child = spawn('nsenter', [`--net=${netnsPath(node.netns)}`, '--', daemon, ...argv], {
-    detached: true,
-    stdio: ['ignore', log, log],
+  await startDaemon({
+    name: `flanneld of ${node.name}`,
+    argv: ['nsenter', `--net=${netnsPath(node.netns)}`, '--', daemon, ...argv],
+    logFile: join(nodeDir(lab, node), 'flanneld.log'),
     env: { ...process.env, NODE_NAME: node.name },
+    notReady: () => (writtenAt(lab, node) === before ? 'it has not written subnet.env' : undefined),
   });
-  closeSync(log);
-  let ended: string | undefined;
-  child.on('error', (error) => (ended = error.message));
-  child.on('exit', (code, signal) => (ended = `it ended with ${signal ?? `exit code ${code}`}`));
-  child.unref();
-  const deadline = performance.now() + READY_TIMEOUT_MS;
-  while (writtenAt(lab, node) === before) {
-    if (performance.now() > deadline) ended ??= `it wrote no subnet.env in ${READY_TIMEOUT_MS / 1000} s`;
-    if (ended !== undefined) {
-      throw new RipstopError(`flanneld of ${node.name} is not ready: ${ended}; its log is ${logFile}`, {
-        details: readFileSync(logFile, 'utf8'),
-      });
-    }
-    await sleep(20);
-  }
 }
 
-/** Ask the node's flanneld to end and wait until it has. What it built stays, as it always does. */
+/** Stop the node's flanneld, and wait for its end. Its device, routes and rules stay. */
 export async function stopFlanneld(lab: Lab, node: NodeState): Promise<void> {
   const { daemon } = realFlannel(lab);
   const find = () => processesIn([node.netns]).filter((pid) => commandLine(pid)[0] === daemon);
@@ -75,12 +57,12 @@ export async function stopFlanneld(lab: Lab, node: NodeState): Promise<void> {
   const deadline = performance.now() + 10_000;
   while (find().length > 0) {
     if (performance.now() > deadline)
-      throw new RipstopError(`flanneld of ${node.name} does not end after SIGTERM; see its flanneld.log`);
+      throw new RipstopError(`flanneld of ${node.name} does not end on SIGTERM; see its flanneld.log`);
     await sleep(10);
   }
 }
 
-/** flannel's CNI plugin with the configuration that flannel's manifest installs, its files kept in the node's directory. */
+/** flannel's CNI plugin with the configuration of flannel's manifest; its files are in the node's directory. */
 export function flanneldPlugin(lab: Lab, node: NodeState): CniPlugin {
   const dir = nodeDir(lab, node);
   return {
@@ -108,7 +90,7 @@ function subnetFile(lab: Lab, node: NodeState): string {
   return join(nodeDir(lab, node), 'subnet.env');
 }
 
-/** When subnet.env was last put in its place; undefined when there is none. */
+/** When subnet.env was last written; undefined when there is none. */
 function writtenAt(lab: Lab, node: NodeState): number | undefined {
   return statSync(subnetFile(lab, node), { throwIfNoEntry: false })?.ctimeMs;
 }

@@ -9,16 +9,16 @@ import type { KubeProxyMode } from './options.ts';
 import { type Lab, type NodeState, saveLab } from './state.ts';
 
 /*
- * The rules that kube-proxy of Kubernetes 1.36 writes (pkg/proxy/iptables and pkg/proxy/nftables there), without the parts for
- * what the lab's Services do not have: load balancers, external IPs, session affinity, the policy Local. test/peers compares
- * them with those of the real kube-proxy.
+ * The rules that kube-proxy of Kubernetes 1.36 writes (pkg/proxy/iptables and pkg/proxy/nftables there). The lab's
+ * Services have no load balancers, external IPs, session affinity or policy Local, so rules for these are missing.
+ * test/peers compares the rules with those of the real kube-proxy.
  */
 
-/** One port of a Service in one address family, which its ClusterIP tells. */
+/** One port of a Service in one address family, that of its ClusterIP. */
 export interface ServicePort {
   /** `namespace/name` of the Service. */
   readonly service: string;
-  /** The port's name; left out where it has none, as the only port of a Service may. */
+  /** The port's name. The only port of a Service may have none. */
   readonly name?: string;
   readonly protocol: 'tcp' | 'udp';
   readonly clusterIp: string;
@@ -27,7 +27,7 @@ export interface ServicePort {
   readonly endpoints: readonly { readonly ip: string; readonly port: number }[];
 }
 
-/** What the rules of one family on one node are made of. */
+/** The input for the rules of one family on one node. */
 interface Proxied {
   readonly part: FamilyPart;
   readonly cluster: string;
@@ -36,8 +36,8 @@ interface Proxied {
 }
 
 /**
- * Start kube-proxy on a node, or start it again in another mode: what the mode before has left is then taken away.
- * The rules stay until this is called again, whatever else starts there; {@link setServices} changes the Services.
+ * Start kube-proxy on a node, or start it again in another mode, which first removes the rules of the previous mode.
+ * The rules stay until this is called again; {@link setServices} changes the Services.
  */
 export async function startKubeProxy(
   lab: Lab,
@@ -53,20 +53,20 @@ export async function startKubeProxy(
   delete node.kubeProxy;
   saveLab(lab);
   if (mode === 'none') return;
-  // It looks at its start only: where ripstop was first, it leaves the drop out.
+  // kube-proxy reads this only when it starts: if ripstop was there before it, it writes no rule that drops INVALID.
   const liberal = await run('sysctl', ['-n', 'net.netfilter.nf_conntrack_tcp_be_liberal'], { netns });
   node.kubeProxy = { mode, dropInvalid: liberal.trim() === '0' };
   saveLab(lab);
   await setSysctls(node.netns, {
     'netfilter.nf_conntrack_tcp_timeout_established': 24 * 3600,
     'netfilter.nf_conntrack_tcp_timeout_close_wait': 3600,
-    // So that NodePorts serve on 127.0.0.1, too.
+    // Makes NodePorts reachable on 127.0.0.1 too.
     ...(mode === 'iptables' && { 'ipv4.conf.all.route_localnet': 1 }),
   });
   await setServices(lab, node, services);
 }
 
-/** Have these Services on a node where {@link startKubeProxy} has started kube-proxy, and no others. */
+/** Replace the Services on a node where {@link startKubeProxy} has started kube-proxy. */
 export async function setServices(
   lab: Lab,
   node: NodeState,
@@ -97,12 +97,12 @@ export function withPort(address: string, port: number): string {
   return isIPv6(address) ? `[${address}]:${port}` : `${address}:${port}`;
 }
 
-/** By which kube-proxy knows a port, in comments and before it makes names of chains. */
+/** kube-proxy's name of a port, which its comments show and its names of chains are made from. */
 function portName({ service, name }: ServicePort): string {
   return name === undefined ? service : `${service}:${name}`;
 }
 
-/** The first characters of a SHA-256 in base 32 (RFC 4648), as kube-proxy's names of chains have them. */
+/** The first characters of a SHA-256 in base 32 (RFC 4648), as in kube-proxy's names of chains. */
 function hashOf(text: string, length: number): string {
   const bits = Array.from(createHash('sha256').update(text).digest(), (byte) =>
     byte.toString(2).padStart(8, '0'),
@@ -120,7 +120,7 @@ const NEW = '-m conntrack --ctstate NEW';
 const MASQUERADED = '-m mark --mark 0x4000/0x4000';
 const CANARY = 'KUBE-PROXY-CANARY';
 
-/** Each is put before what its chain has, in this order. As iptables-save prints them. */
+/** Rules that are inserted at the head of their chains, in this order, as iptables-save prints them. */
 const JUMPS: Readonly<Record<string, readonly string[]>> = {
   mangle: [],
   filter: [
@@ -148,7 +148,7 @@ function iptables(family: Family, what: 'save' | 'restore'): string {
   return `${family === 4 ? 'iptables' : 'ip6tables'}-${what}`;
 }
 
-/** For `iptables-restore --noflush`. `saved`, what iptables-save prints, tells what is there. */
+/** The input for `iptables-restore --noflush`. `saved` is the output of iptables-save. */
 function iptablesRules(proxied: Proxied, saved: string): string {
   const rules = [...commonRules(proxied), ...proxied.services.flatMap((one) => serviceRules(proxied, one))];
   const nodePorts = 'kubernetes service nodeports; NOTE: this must be the last rule in this chain';
@@ -165,7 +165,7 @@ function iptablesRules(proxied: Proxied, saved: string): string {
         (rule) => targetOf(rule) ?? [],
       );
       const chains = new Set([CANARY, ...targets, ...of(table).map(([, chain]) => chain)]);
-      // Chains of Services that are no more.
+      // Chains of Services that no longer exist.
       const stale = chainsIn(saved, table).filter(
         (name) => /-(SVC|SEP|EXT)-/.test(name) && !chains.has(name),
       );
@@ -182,7 +182,7 @@ function iptablesRules(proxied: Proxied, saved: string): string {
     .join('\n');
 }
 
-/** The chain of kube-proxy's that a rule jumps to. */
+/** The kube-proxy chain that a rule jumps to. */
 function targetOf(rule: string): string | undefined {
   return / -j (KUBE-\S+)$/.exec(rule)?.[1];
 }
@@ -265,7 +265,7 @@ function serviceRules({ cluster }: Proxied, service: ServicePort): Rule[] {
   ];
 }
 
-/** The part of iptables-save's text that is about one table. */
+/** One table's part of the output of iptables-save. */
 function savedTable(saved: string, table: string): string {
   return saved.split(/^(?=\*)/m).find((text) => text.startsWith(`*${table}\n`)) ?? '';
 }
@@ -274,7 +274,7 @@ function chainsIn(saved: string, table: string): string[] {
   return Array.from(savedTable(saved, table).matchAll(/^:(KUBE-\S+)/gm), ([, name]) => name!);
 }
 
-/** What `kube-proxy --cleanup` does. KUBE-FIREWALL stays, since kubelet has it too. */
+/** Remove the rules, like `kube-proxy --cleanup`. KUBE-FIREWALL stays, since kubelet uses it too. */
 async function removeIptables(family: Family, netns: string): Promise<void> {
   const saved = await run(iptables(family, 'save'), [], { netns });
   const lines = Object.keys(JUMPS).flatMap((table) => {
@@ -298,13 +298,13 @@ async function removeIptables(family: Family, netns: string): Promise<void> {
 
 // ---- nftables ----
 
-/** Makes sure that the family's table is not there. */
+/** Input for `nft -f` that deletes the family's table, if it exists. */
 function deletedTable(family: Family): string {
   const table = `${family === 4 ? 'ip' : 'ip6'} kube-proxy`;
   return `table ${table}\ndelete table ${table}\n`;
 }
 
-/** For `nft -f`, where the table is not there. In this mode there is no drop of what conntrack calls INVALID. */
+/** Input for `nft -f` that creates the table. In this mode kube-proxy does not drop what conntrack calls INVALID. */
 function nftablesRules({ part, cluster, services }: Proxied): string {
   const ip = part.family === 4 ? 'ip' : 'ip6';
   const address = part.family === 4 ? 'ipv4_addr' : 'ipv6_addr';

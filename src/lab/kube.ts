@@ -6,7 +6,7 @@ import { RipstopError } from '../errors.ts';
 import { familyParts } from './addresses.ts';
 import type { Lab, NodeState } from './state.ts';
 
-/** How the lab itself reaches its API server; the same as its kubeconfig says, in a form that needs no YAML. */
+/** How the lab itself reaches its API server: the content of its kubeconfig, without YAML. */
 export interface ApiAccess {
   url: string;
   /** PEM. */
@@ -14,13 +14,13 @@ export interface ApiAccess {
   token: string;
 }
 
-/** What the lab reads of a Node. */
+/** The fields of a Node that the lab reads. */
 export interface KubeNode {
   metadata: { name: string; annotations?: Record<string, string> };
   spec?: { podCIDRs?: string[] };
 }
 
-/** Register a Node as kubelet does, with the podCIDRs that the controller manager would give it. */
+/** Register a Node, as kubelet does, with podCIDRs, as the controller manager assigns them. */
 export async function createKubeNode(lab: Lab, node: NodeState): Promise<void> {
   const parts = familyParts(node);
   await call(lab, 'POST', '/api/v1/nodes', {
@@ -29,7 +29,7 @@ export async function createKubeNode(lab: Lab, node: NodeState): Promise<void> {
     metadata: {
       name: node.name,
       labels: { 'kubernetes.io/hostname': node.name, 'kubernetes.io/os': 'linux' },
-      // A kubelet's; flanneld 0.28 dies of a Node without any annotation.
+      // kubelet sets this one; flanneld 0.28 crashes on a Node without annotations.
       annotations: { 'volumes.kubernetes.io/controller-managed-attach-detach': 'true' },
     },
     spec: { podCIDR: node.podCIDR, podCIDRs: parts.map((part) => part.podCIDR) },
@@ -39,7 +39,7 @@ export async function createKubeNode(lab: Lab, node: NodeState): Promise<void> {
       addresses: [
         ...parts.map(({ ip }) => ({ type: 'InternalIP', address: ip })),
         { type: 'Hostname', address: node.name },
-        // Merged by their type, two InternalIPs would become one.
+        // Otherwise the server merges addresses by their type, and one of two InternalIPs is lost.
         { $patch: 'replace' },
       ],
     },
@@ -51,8 +51,8 @@ export async function deleteKubeNode(lab: Lab, name: string): Promise<void> {
 }
 
 /**
- * A token as the kubelet gives it to the agent of a node: of the service account of deploy/ripstop.yml, bound to a Pod there.
- * Only a real API server has such tokens.
+ * A token as kubelet gives it to a node's agent: for the service account of deploy/ripstop.yml, bound to a Pod on the
+ * node. Only a real API server issues such tokens.
  */
 export async function createAgentToken(lab: Lab, node: string): Promise<string> {
   const namespace = '/api/v1/namespaces/kube-ripstop';
@@ -71,7 +71,7 @@ export async function createAgentToken(lab: Lab, node: string): Promise<string> 
   return status.token;
 }
 
-/** Strategic-merge patch of nodes/status: where flanneld writes its annotations and kubelet its addresses. */
+/** Patch nodes/status by strategic merge, as flanneld does for its annotations and kubelet for its addresses. */
 export async function patchNodeStatus(lab: Lab, name: string, patch: object): Promise<void> {
   await call(lab, 'PATCH', `/api/v1/nodes/${name}/status`, patch, 'application/strategic-merge-patch+json');
 }
@@ -81,7 +81,7 @@ export async function listNodes(lab: Lab): Promise<KubeNode[]> {
   return items;
 }
 
-/** What the lab reads of an Event. */
+/** The fields of an Event that the lab reads. */
 export interface KubeEvent {
   involvedObject: { kind: string; name: string; uid: string };
   reason: string;
@@ -91,15 +91,15 @@ export interface KubeEvent {
   source: { component: string; host: string };
 }
 
-/** The Events on one Node. */
+/** The Events about one Node. */
 export async function eventsOn(lab: Lab, node: string): Promise<KubeEvent[]> {
   const { items } = (await call(lab, 'GET', '/api/v1/namespaces/default/events')) as { items: KubeEvent[] };
   return items.filter(({ involvedObject: { kind, name } }) => kind === 'Node' && name === node);
 }
 
 /**
- * One request to the lab's API server with the admin's credentials. (The client library takes half a second to load, as
- * long as the rest of a small lab.)
+ * Send a request to the lab's API server with the admin's credentials. (The client library takes half a second to load,
+ * as long as the rest of a small lab.)
  * @throws RipstopError with the server's own message.
  */
 async function call(

@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import { run } from '../host/run.ts';
 import { netnsPath } from './netns.ts';
 
-/** Why the lab's tests cannot run here: the one line to say when skipping; undefined when they can. */
+/** Why the lab's tests cannot run here, in one line; undefined when they can. */
 export function missingForLab(...programs: string[]): string | undefined {
   if (process.getuid?.() !== 0) return 'the lab needs root';
   if (!existsSync('/usr/lib/cni/bridge'))
@@ -18,18 +18,18 @@ export function missingForLab(...programs: string[]): string | undefined {
   return missing.length === 0 ? undefined : `the lab needs ${missing.join(', ')}`;
 }
 
-/** Run a program to its end inside a namespace; its standard output. @throws RipstopError when it fails. */
+/** Run a program to its end inside a namespace. Returns its standard output. @throws RipstopError when it fails. */
 export function runIn(netns: string, program: string, ...args: string[]): Promise<string> {
   return run(program, args, { netns: netnsPath(netns) });
 }
 
-/** A program that runs in a namespace until it is stopped, or ends by itself. */
+/** A program that runs in a namespace until it is stopped or ends. */
 export interface Background {
   /** Everything it has printed so far, on either stream. */
   readonly output: () => string;
   /** Resolves when its output matches; rejects with the output after 10 s. */
   readonly prints: (pattern: RegExp) => Promise<void>;
-  /** Ask it to end (SIGINT: tcpdump then flushes what it has) and wait until it has. */
+  /** Stop it by SIGINT (on which tcpdump writes what it has captured), and wait for its end. Returns its output. */
   readonly stop: () => Promise<string>;
 }
 
@@ -58,7 +58,7 @@ export function startIn(netns: string, program: string, ...args: string[]): Back
   };
 }
 
-/** What is left on this machine of a lab, seen by other means than `labDown` uses. */
+/** Everything on this machine that a lab has left behind, found by other means than `labDown` uses. */
 export async function tracesOf(name: string): Promise<string[]> {
   const [namespaces, processes, links] = await Promise.all([
     run('ip', ['netns', 'list']),

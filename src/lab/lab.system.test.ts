@@ -49,7 +49,9 @@ async function seenFrom(netns: string, address: string, client: string): Promise
   return /from (\S+)/.exec(await server.stop())![1]!;
 }
 
-/** Send data over TCP from one namespace to another and return what tcpdump said meanwhile, in the order of `captures`. */
+/**
+ * Send data over TCP from one namespace to another and return what tcpdump said meanwhile, in the order of `captures`.
+ */
 async function captureTransfer(
   transfer: { from: string; to: string; address: string; size: string },
   captures: { netns: string; device: string; args: string[] }[],
@@ -211,9 +213,9 @@ describe.skipIf(missing)('three flannel nodes with two pods each', () => {
   it('say which targets there are when asked for another', async () => {
     await expect(labExec(lab, 'node9', ['true'])).rejects.toThrow('it has: node1, node2, node3');
     await expect(labExec(lab, 'node1-pod9', ['true'])).rejects.toThrow('node1 has: node1-pod1, node1-pod2');
-    await expect(labExec(lab, 'node1', [])).rejects.toThrow('say what to run');
+    await expect(labExec(lab, 'node1', [])).rejects.toThrow('give a command');
     expect(() => labStatus('no-such-lab')).toThrow('no lab named "no-such-lab"');
-    await expect(labUp(parseLabOptions({ name: lab }))).rejects.toThrow('is there already');
+    await expect(labUp(parseLabOptions({ name: lab }))).rejects.toThrow('exists already');
   });
 
   it('share the machine with another lab that has the same addresses', async () => {

@@ -26,7 +26,7 @@ import {
 } from './state.ts';
 import { createUnderlay } from './underlay.ts';
 
-/** One thing that `labUp` does; its title is one of {@link labSteps}. */
+/** The progress of one step of `labUp`; its title is one of {@link labSteps}. */
 export interface LabStep {
   title: string;
   state: 'begun' | 'done' | 'failed';
@@ -34,14 +34,14 @@ export interface LabStep {
 
 export type Progress = (step: LabStep) => void;
 
-/** How long nodes may take to learn of each other after the last of them is ready. */
+/** How long nodes may take to reach each other after the last of them is ready. */
 const REACH_TIMEOUT_MS = 15_000;
 
 const UNDERLAY = 'underlay';
 const API_SERVER = 'API server';
 const REACH = 'nodes reach each other';
 
-/** The titles of the steps that `labUp` will go through, in order; the nodes go through theirs at the same time. */
+/** The titles of `labUp`'s steps, in order. The nodes are set up at the same time. */
 export function labSteps(options: LabOptions): string[] {
   return [UNDERLAY, API_SERVER, ...options.datapaths.map((_, i) => nodeStep(options, i)), REACH];
 }
@@ -52,9 +52,9 @@ function nodeStep({ datapaths, pods }: LabOptions, i: number): string {
 }
 
 /**
- * Bring a lab up; resolves when every node (its first pod, if it has pods) reaches every other.
- * @throws RipstopError when a lab of that name is there, or a step fails: what was made then stays for a look at its
- * logs, until {@link labDown}.
+ * Bring a lab up. Resolves when every node (or its first pod, if it has pods) reaches every other.
+ * @throws RipstopError when a lab of that name exists, or a step fails. A failed lab stays until {@link labDown}, so
+ * that its logs can be read.
  */
 export async function labUp(options: LabOptions, progress: Progress = () => {}): Promise<LabStatus> {
   requireRoot();
@@ -84,13 +84,13 @@ export async function labUp(options: LabOptions, progress: Progress = () => {}):
 }
 
 /**
- * Take a lab down, whatever state it is in: it goes by what is there (namespaces, processes, mounts, files), not by what
- * was recorded. Resolves with false when there was nothing.
- * @throws RipstopError when something does not go.
+ * Take a lab down, whatever state it is in: it looks for namespaces, processes, mounts and files, and does not rely on
+ * the recorded state. Resolves with false when there was nothing.
+ * @throws RipstopError when something cannot be removed
  */
 export async function labDown(name: string): Promise<boolean> {
   requireRoot();
-  // A killed `lab up` leaves children that may still be making things, so look again until there is nothing.
+  // A killed `lab up` leaves children that may still create things, so repeat until there is nothing left.
   for (let pass = 0; pass < 10; pass++) {
     const dir = labDir(name);
     const namespaces = listNetns().filter((netns) => isLabNetns(name, netns));
@@ -102,7 +102,7 @@ export async function labDown(name: string): Promise<boolean> {
     rmSync(dir, { recursive: true, force: true });
   }
   throw new RipstopError(
-    `lab "${name}" does not go down: something keeps making it anew; is a "lab up" still running?`,
+    `lab "${name}" does not go down: something keeps creating it again; is a "lab up" still running?`,
   );
 }
 
@@ -117,11 +117,11 @@ export function labStatus(name: string): LabStatus {
  */
 export async function labExec(name: string, target: string, argv: readonly string[]): Promise<number> {
   if (argv.length === 0)
-    throw new RipstopError('say what to run after "--", e.g. -- ip route', { exitCode: 2 });
+    throw new RipstopError('give a command after "--", e.g. -- ip route', { exitCode: 2 });
   const lab = openLab(name);
   const netns = targetNetns(lab, target);
   requireRoot();
-  // Ctrl-C is for the command, which has the same terminal; we only wait for its end.
+  // Ctrl-C is meant for the command, which has the same terminal; this process waits for its end.
   const ignore = () => {};
   process.on('SIGINT', ignore);
   try {
@@ -136,7 +136,7 @@ export async function labExec(name: string, target: string, argv: readonly strin
   }
 }
 
-/** In it `ripstop` is this checkout's, and on a node its readers find that node's pins and agent without flags. */
+/** There `ripstop` is this checkout's, and on a node it finds that node's pins and agent without flags. */
 function execEnvironment(lab: Lab, target: string): NodeJS.ProcessEnv {
   const node = lab.state.nodes.find(({ name }) => name === target);
   return {
@@ -161,7 +161,7 @@ function targetNetns(lab: Lab, target: string): string {
   throw new RipstopError(`there is no pod "${target}"; ${nodeName} has: ${names}`, { exitCode: 2 });
 }
 
-/** Ping from every node to every other until each was answered once. @throws RipstopError naming a pair that is not. */
+/** Ping from every node to every other until each has answered. @throws RipstopError naming a pair that does not. */
 async function waitUntilReachable(lab: Lab): Promise<void> {
   const deadline = performance.now() + REACH_TIMEOUT_MS;
   const { nodes } = lab.state;
@@ -175,9 +175,9 @@ async function waitUntilReachable(lab: Lab): Promise<void> {
   );
 }
 
-/** What a node is to reach another by: its first pod, or itself, in each family that has an address. */
+/** The addresses by which one node must reach another: those of its first pod, or its own, in each family. */
 function addressesFor({ state: { options } }: Lab, from: NodeState, to: NodeState): string[] {
-  // A plain host has no route to pods, and with `alloc` nobody has, until somebody else brings one.
+  // A plain host has no routes to pods, and with `alloc` no node has, until a test adds them.
   const routed = from.datapath !== 'host' && options.backend !== 'alloc';
   const { ip, ip6 } = (routed ? to.pods[0] : undefined) ?? to;
   return ip6 === undefined ? [ip] : [ip, ip6];
@@ -197,7 +197,8 @@ async function waitForAnswer(
     if (code === 0) return;
     if (performance.now() > deadline) {
       throw new RipstopError(
-        `${netns} does not reach ${address} on ${to.name} after ${REACH_TIMEOUT_MS / 1000} s; look at it with: lab exec`,
+        `${netns} does not reach ${address} on ${to.name} within ${REACH_TIMEOUT_MS / 1000} s; ` +
+          'look for the reason with: lab exec',
         { details: stdout },
       );
     }
@@ -205,7 +206,7 @@ async function waitForAnswer(
   }
 }
 
-/** Mount points in the directory, the innermost first. */
+/** Mount points in the directory, innermost first. */
 function mountsUnder(dir: string): string[] {
   return readFileSync('/proc/self/mounts', 'utf8')
     .split('\n')

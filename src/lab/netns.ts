@@ -17,7 +17,7 @@ export function listNetns(): string[] {
   try {
     return readdirSync(NETNS_DIR);
   } catch {
-    return []; // The directory comes with the first namespace.
+    return []; // The first namespace creates the directory.
   }
 }
 
@@ -27,7 +27,7 @@ export async function addNetns(...names: string[]): Promise<void> {
   await Promise.all(names.map((name) => run('ip', ['-n', name, 'link', 'set', 'lo', 'up'])));
 }
 
-/** Delete namespaces; the links in them go too. A name that is no (longer a) namespace is no error. */
+/** Delete namespaces, and with them their links. Names without a namespace are ignored. */
 export async function deleteNetns(...names: string[]): Promise<void> {
   const present = new Set(listNetns());
   await ipBatch(
@@ -36,23 +36,23 @@ export async function deleteNetns(...names: string[]): Promise<void> {
   );
 }
 
-/** Set sysctls inside a namespace (only `net.*` is per namespace; nothing else is touched by the lab). */
+/** Set `net.*` sysctls inside a namespace. (All others are the whole machine's, which the lab leaves alone.) */
 export async function setSysctls(netns: string, settings: Record<string, number | string>): Promise<void> {
   const assignments = Object.entries(settings).map(([key, value]) => `net.${key}=${value}`);
   await run('sysctl', ['-q', '-w', ...assignments], { netns: netnsPath(netns) });
 }
 
-/** Whether there is such a process and it is no zombie. */
+/** Whether the process exists and is not a zombie. */
 export function isAlive(pid: number): boolean {
   try {
-    // The state follows the program's name, which is in parentheses and may hold anything (proc(5)).
+    // The state follows the program's name, which is in parentheses and may contain any character (proc(5)).
     return !/^\) [ZX]/.test(readFileSync(`/proc/${pid}/stat`, 'utf8').replace(/^.*(?=\) )/s, ''));
   } catch {
     return false;
   }
 }
 
-/** A process's arguments; empty for a zombie, for a moment while it executes another program, or when there is none. */
+/** The arguments of a process. Empty when there is no such process, for a zombie, and for a moment during execve. */
 export function commandLine(pid: number): string[] {
   try {
     return readFileSync(`/proc/${pid}/cmdline`, 'utf8').split('\0').slice(0, -1);
@@ -61,7 +61,7 @@ export function commandLine(pid: number): string[] {
   }
 }
 
-/** The ids of all processes but this one. */
+/** The ids of all other processes. */
 export function listProcesses(): number[] {
   return readdirSync('/proc')
     .filter((entry) => /^\d+$/.test(entry))
@@ -69,7 +69,7 @@ export function listProcesses(): number[] {
     .filter((pid) => pid !== process.pid);
 }
 
-/** The processes that live in any of these namespaces; one pass over /proc, where `ip netns pids` needs one for each. */
+/** The processes in any of these namespaces. It reads /proc once, where `ip netns pids` reads it for each namespace. */
 export function processesIn(names: readonly string[]): number[] {
   const wanted = new Set(
     names.flatMap((name) => {
@@ -82,13 +82,13 @@ export function processesIn(names: readonly string[]): number[] {
     try {
       return wanted.has(readlinkSync(`/proc/${pid}/ns/net`));
     } catch {
-      return false; // Ended, or a zombie: it holds nothing any more.
+      return false; // It has ended.
     }
   });
 }
 
 /**
- * SIGKILL what `find` finds until it finds nothing.
+ * Kill the processes that `find` returns, until it returns none.
  * @throws RipstopError naming the processes that are still there after 5 s.
  */
 export async function killAll(find: () => number[]): Promise<void> {
@@ -102,7 +102,7 @@ export async function killAll(find: () => number[]): Promise<void> {
   }
 }
 
-/** Send a signal; a process that is gone is no error. */
+/** Send a signal, unless the process has ended. */
 export function signalProcess(pid: number, signal: NodeJS.Signals): void {
   try {
     process.kill(pid, signal);

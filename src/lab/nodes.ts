@@ -22,14 +22,16 @@ import {
 } from './state.ts';
 import { createNodeNetns } from './underlay.ts';
 
-/** Let a node join the running lab; the flannel nodes know it when this resolves, ripstop's agents see it by themselves. */
+/**
+ * Add a node to the running lab. The flannel nodes know it when this resolves; ripstop's agents find it by themselves.
+ */
 export async function addNode(lab: Lab, datapath: Datapath, pods = 0): Promise<NodeState> {
   const node = await setUpNode(lab, datapath, pods);
   await syncFlannel(lab);
   return node;
 }
 
-/** Take a node out at once, as when its machine is scrapped: processes, pods, namespaces, files, its Node object. */
+/** Remove a node, as when its machine is scrapped: processes, pods, namespaces, files, and its Node object. */
 export async function removeNode(lab: Lab, node: NodeState): Promise<void> {
   const namespaces = [...node.pods.map((pod) => pod.netns), node.netns];
   await killAll(() => processesIn(namespaces));
@@ -42,7 +44,7 @@ export async function removeNode(lab: Lab, node: NodeState): Promise<void> {
   await syncFlannel(lab);
 }
 
-/** A machine, its Node object, its datapath, its pods. */
+/** Set up a node: its namespace, its Node object, its datapath, and its pods. */
 export async function setUpNode(lab: Lab, datapath: Datapath, pods: number): Promise<NodeState> {
   const node = planNode(lab, datapath);
   lab.state.nodes.push(node);
@@ -56,12 +58,12 @@ export async function setUpNode(lab: Lab, datapath: Datapath, pods: number): Pro
   if (datapath === 'host') return node;
   if (datapath === 'ripstop') await setUpRipstop(lab, node);
   else await (real?.flannel ? setUpFlanneld(lab, node) : setUpFlannel(lab, node));
-  // One after another, so that pod1 has the first address.
+  // One after another, so that pod1 gets the first address.
   for (let i = 0; i < pods; i++) await addPod(lab, node);
   return node;
 }
 
-/** A kubeconfig with a token of this node's own, where the API server is a real one. */
+/** Write the node's kubeconfig with its own token. Only a real API server has such tokens. */
 async function giveToken(lab: Lab, node: NodeState): Promise<void> {
   const shared = readFileSync(join(lab.dir, 'node.kubeconfig'), 'utf8');
   const token = await createAgentToken(lab, node.name);
@@ -71,7 +73,9 @@ async function giveToken(lab: Lab, node: NodeState): Promise<void> {
   );
 }
 
-/** Like Promise.all, but a failure waits for the others' end: what goes on behind a caller's back cannot be cleaned up. */
+/**
+ * Like Promise.all, but it waits for all promises before it fails, so that the caller can clean up after all of them.
+ */
 export async function settleAll<T>(promises: readonly Promise<T>[]): Promise<T[]> {
   const outcomes = await Promise.allSettled(promises);
   return outcomes.map((outcome) => {

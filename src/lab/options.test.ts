@@ -43,7 +43,7 @@ describe('the flags of lab up', () => {
     ['a fraction of a node', { nodes: 1.5 }, '--nodes cannot be "1.5"'],
     ['no node', { nodes: '0' }, 'from 1 to 255'],
     ['text for a number', { mtu: '1e9' }, '--mtu cannot be "1e9"'],
-    ['a name that would leave its directory', { name: '../etc' }, 'is no lab name'],
+    ['a name that would leave its directory', { name: '../etc' }, 'cannot name a lab'],
     ['a network without room', { network: '10.42.0.0/20' }, '--network cannot be "10.42.0.0/20"'],
     ['a network that is none', { network: '10.42.0.1/16' }, '--network: '],
     ['an underlay without room', { underlay: '192.168.0.0/24' }, 'is too small'],

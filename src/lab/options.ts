@@ -3,23 +3,23 @@ import type { BackendType } from '../cluster/index.ts';
 import { errorText, RipstopError } from '../errors.ts';
 import { type Cidr, parseCidr } from '../net/ip.ts';
 
-/** What moves a node's pod traffic: ripstop, the real flannel kernel path, or nothing (node ↔ node only, no pods). */
+/** What carries a node's pod traffic: ripstop, flannel's kernel path, or nothing (a host without pods). */
 export type Datapath = 'ripstop' | 'flannel' | 'host';
 
 /**
- * What crosses the wire: `gso` lets the kernel's super-packets through as veths do; `mtu` makes every uplink segment
- * and checksum what it sends and aggregate (GRO) what it receives, as a plain NIC would.
+ * The packets on the wire: with `gso` super-packets cross it, as they cross veths; with `mtu` each uplink segments and
+ * checksums what it sends, and merges (GRO) what it receives, like a plain NIC.
  */
 export type Wire = 'gso' | 'mtu';
 
-/** How kube-proxy serves on every node, if there is one: by its rules of the mode. */
+/** The mode of kube-proxy on every node, if there is one. */
 export type KubeProxyMode = 'none' | 'iptables' | 'nftables';
 
 export interface LabOptions {
   readonly name: string;
   /** One entry for each node, in order. */
   readonly datapaths: readonly Datapath[];
-  /** Pods on each node that is no `host` node. */
+  /** The number of pods on each node that is not a `host` node. */
   readonly pods: number;
   readonly wire: Wire;
   /** The uplinks' MTU, bytes. */
@@ -30,30 +30,33 @@ export interface LabOptions {
   readonly underlay: string;
   /** Dual-stack: IPv6 beside IPv4, on the underlay and for pods. */
   readonly ipv6: boolean;
-  /** flannel's `DirectRouting`: no tunnel between nodes of one L2, as all of a lab are. */
+  /** flannel's `DirectRouting`: no tunnel between nodes on the same L2, which all nodes of a lab are. */
   readonly directRouting: boolean;
-  /** How nodes reach each other's pods. The lab's own flannel nodes know tunnels only. */
+  /** How nodes reach each other's pods. The lab's own flannel nodes can only tunnel. */
   readonly backend: BackendType;
   /** kube-proxy on every node. It starts before the datapath, as on most hosts. */
   readonly kubeProxy: KubeProxyMode;
-  /** What a test brings along in place of the lab's own; no flag sets it. */
+  /** Real programs in place of the lab's own. Only tests set this. */
   readonly real?: RealPeers;
 }
 
-/** The real thing in place of what the lab has of its own. */
+/** Real programs in place of the lab's own. */
 export interface RealPeers {
   /**
-   * A program `apiserver-main.ts` that serves the Kubernetes API: run as `node PROGRAM LAB-DIRECTORY`, it writes there
-   * what the lab's own of that name does.
+   * A program `apiserver-main.ts` that serves the Kubernetes API. It is run as `node PROGRAM LAB-DIRECTORY`, and writes
+   * the same files there as the lab's own.
    */
   readonly apiServer?: string;
   /** Paths of flanneld and of flannel's CNI plugin, for the `flannel` nodes. */
   readonly flannel?: { readonly daemon: string; readonly plugin: string };
-  /** Path of kube-proxy. It finds `kube-proxy.kubeconfig` in the lab's directory, which the real API server's program writes. */
+  /**
+   * Path of kube-proxy. It reads `kube-proxy.kubeconfig` in the lab's directory, which the real API server's program
+   * writes.
+   */
   readonly kubeProxy?: string;
 }
 
-/** The flags of `ripstop lab up` as a command line or an environment gives them; what is left out takes its default. */
+/** The flags of `ripstop lab up` from a command line or the environment. Those that are left out have defaults. */
 export interface LabFlags {
   name?: string | undefined;
   nodes?: number | string | undefined;
@@ -73,17 +76,19 @@ export interface LabFlags {
 
 export const DEFAULT_LAB_NAME = 'lab';
 
-/** There are so many /64s in the IPv6 cluster network after the first; the IPv4 cluster network has at least as many /24s. */
+/**
+ * The number of /64s in the IPv6 cluster network after the first. The IPv4 cluster network has at least as many /24s.
+ */
 export const MAX_NODES = 255;
-/** A /24 less its base, its gateway and its broadcast address. */
+/** A /24 without its base, its gateway and its broadcast address. */
 const MAX_PODS = 253;
-/** IPv6 asks for this much of a link; a link with less has none. */
+/** IPv6 requires this MTU (RFC 8200). */
 const MIN_MTU = 1280;
-/** VXLAN over IPv6: what pods' IPv6 must be able to lose of it. */
+/** The headers of VXLAN over IPv6. */
 const OVERHEAD6_BYTES = 70;
 const MAX_MTU = 65535;
 
-/** Flags → options, with every default filled in. @throws RipstopError with exit code 2 that names the wrong flag. */
+/** Turn flags into options, with all defaults. @throws RipstopError with exit code 2 that names the wrong flag. */
 export function parseLabOptions(flags: LabFlags): LabOptions {
   const mode = choice('--mode', flags.mode ?? 'cni', ['cni', 'boost'] as const);
   if (mode === 'boost') throw usage('the lab cannot run --mode boost yet; use --mode cni');
@@ -117,12 +122,14 @@ export function parseLabOptions(flags: LabFlags): LabOptions {
 }
 
 /**
- * A name that may begin the names of namespaces and of a directory.
- * @throws RipstopError with exit code 2 when it may not.
+ * Check the name of a lab: the names of its namespaces begin with it.
+ * @throws RipstopError with exit code 2 when it is not allowed
  */
 export function labName(text: string): string {
   if (/^[a-z][a-z0-9-]{0,39}$/.test(text)) return text;
-  throw usage(`"${text}" is no lab name; use up to 40 lower-case letters, digits and dashes, a letter first`);
+  throw usage(
+    `"${text}" cannot name a lab; use up to 40 lower-case letters, digits and dashes, a letter first`,
+  );
 }
 
 function podNetwork(text: string): string {

@@ -9,8 +9,8 @@ import { ripstopPlugin } from './ripstop.ts';
 import { type Lab, type NodeState, type PodState, lowestFree, saveLab } from './state.ts';
 
 /**
- * Start a "pod" on the node: a namespace that the node's CNI plugin connects, as kubelet and containerd would do it.
- * @throws RipstopError on a `host` node, or with the plugin's complaint; what was made is then taken back.
+ * Start a pod on the node: a namespace that the node's CNI plugin connects, as it would for kubelet and containerd.
+ * @throws RipstopError on a `host` node, or with the plugin's error. No part of the pod is left then.
  */
 export async function addPod(lab: Lab, node: NodeState): Promise<PodState> {
   const plugin = pluginOf(lab, node);
@@ -24,7 +24,7 @@ export async function addPod(lab: Lab, node: NodeState): Promise<PodState> {
     pod.result = await callCni(podCall(node, pod, plugin, 'ADD'));
     Object.assign(pod, resultAddresses(pod.result));
   } catch (error) {
-    // The first failure is the one to tell.
+    // Report the first failure, not one of the clean-up.
     await removePod(lab, node, pod).catch(() => forgetPod(lab, node, pod));
     throw error;
   }
@@ -32,7 +32,7 @@ export async function addPod(lab: Lab, node: NodeState): Promise<PodState> {
   return pod;
 }
 
-/** End a pod: its processes, its CNI attachment, its namespace. */
+/** Remove a pod: its processes, its CNI attachment, and its namespace. */
 export async function removePod(lab: Lab, node: NodeState, pod: PodState): Promise<void> {
   await killAll(() => processesIn([pod.netns]));
   await callCni(podCall(node, pod, pluginOf(lab, node), 'DEL'));

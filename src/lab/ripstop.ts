@@ -1,18 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-import { spawn } from 'node:child_process';
-import { closeSync, existsSync, mkdirSync, openSync, readFileSync, rmSync } from 'node:fs';
+import { existsSync, mkdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { deferredDir } from '../cni/deferred.ts';
 import { RipstopError, errorText } from '../errors.ts';
 import { run } from '../host/run.ts';
 import { type CniPlugin, callCni } from './cni.ts';
+import { startDaemon } from './daemon.ts';
 import { commandLine, isAlive, netnsPath, signalProcess } from './netns.ts';
 import { kubeconfigOf, type Lab, type NodeState, nodeDir, saveLab } from './state.ts';
 
 const ROOT = join(import.meta.dirname, '../..');
 const COMMAND = join(ROOT, 'src/cli/main.ts');
-/** As the image has it: little room for new objects; glibc gives back what is freed, and all threads share one heap. */
+/**
+ * Memory settings as in the image: little room for new objects, one heap for all threads, and freed memory is returned.
+ */
 const NODE_OPTIONS = '--max-semi-space-size=4';
 const AGENT_ENV = {
   MALLOC_ARENA_MAX: '1',
@@ -20,9 +22,6 @@ const AGENT_ENV = {
   MALLOC_TRIM_THRESHOLD_: '131072',
 };
 const PLUGIN = join(ROOT, 'build/ripstop-cni');
-
-/** How long an agent may take from its start until its CNI socket answers STATUS. */
-const READY_TIMEOUT_MS = 30_000;
 
 /** Give the node its own bpffs and start its agent. Resolves when the agent can serve pods. */
 export async function setUpRipstop(lab: Lab, node: NodeState): Promise<void> {
@@ -34,7 +33,7 @@ export async function setUpRipstop(lab: Lab, node: NodeState): Promise<void> {
   await startAgent(lab, node);
 }
 
-/** `ripstop agent` or `ripstop uninstall` with the flags that say where this node has its things. */
+/** `ripstop agent` or `ripstop uninstall` with flags for this node's files. */
 export function ripstopCommand(
   lab: Lab,
   node: NodeState,
@@ -56,36 +55,33 @@ export function ripstopCommand(
     }),
   };
   const argv = Object.entries(flags).flatMap(([flag, value]) => [`--${flag}`, value]);
-  // The sources, or what scripts/build-agent.ts has made of them.
+  // The sources, or the bundle of scripts/build-agent.ts.
   return [process.execPath, process.env['RIPSTOP_LAB_COMMAND'] ?? COMMAND, command, ...argv];
 }
 
-/** Start the node's agent, detached, its output appended to agent.log. Resolves when it is ready. */
+/** Start the node's agent. Resolves when its CNI socket answers STATUS. */
 export async function startAgent(lab: Lab, node: NodeState): Promise<void> {
-  const dir = nodeDir(lab, node);
-  const log = openSync(join(dir, 'agent.log'), 'a', 0o600);
   const agent = [...ripstopCommand(lab, node, 'agent'), '--mode', 'cni', '--metrics-addr', '127.0.0.1:9480'];
-  // nsenter without --fork becomes the agent: the child's id is the agent's.
-  const child = spawn('nsenter', [`--net=${netnsPath(node.netns)}`, '--', ...agent], {
-    detached: true,
-    stdio: ['ignore', log, log],
+  await startDaemon({
+    name: `the agent of ${node.name}`,
+    argv: ['nsenter', `--net=${netnsPath(node.netns)}`, '--', ...agent],
+    logFile: join(nodeDir(lab, node), 'agent.log'),
     env: {
       ...process.env,
       ...AGENT_ENV,
       NODE_OPTIONS: `${process.env['NODE_OPTIONS'] ?? ''} ${NODE_OPTIONS}`,
     },
+    // nsenter without --fork becomes the agent, so this is the agent's process id.
+    onStart: (pid) => {
+      node.agentPid = pid;
+      saveLab(lab);
+    },
+    notReady: () => whyNotReady(lab, node),
   });
-  closeSync(log);
-  const failed = new Promise<never>((_, reject) => child.once('error', reject));
-  child.unref();
-  if (child.pid === undefined) return failed;
-  node.agentPid = child.pid;
-  saveLab(lab);
-  await waitUntilReady(lab, node);
 }
 
 /**
- * Send the agent a signal, wait for its end and start it anew. Resolves when the new one is ready.
+ * Send the agent a signal, wait for its end, and start a new one. Resolves when the new one is ready.
  * @throws RipstopError when the old one does not end within 10 s.
  */
 export async function restartAgent(
@@ -97,7 +93,7 @@ export async function restartAgent(
   await startAgent(lab, node);
 }
 
-/** Send the agent a signal and wait for its end; pins and programs stay. No agent: nothing happens. */
+/** Send the agent a signal and wait for its end. Pins and programs stay. Does nothing when there is no agent. */
 export async function stopAgent(
   lab: Lab,
   node: NodeState,
@@ -110,7 +106,7 @@ export async function stopAgent(
   while (agentRuns(node)) {
     if (performance.now() > deadline) {
       throw new RipstopError(
-        `the agent of ${node.name} (process ${pid}) does not end after ${signal}; see its agent.log`,
+        `the agent of ${node.name} (process ${pid}) does not end on ${signal}; see its agent.log`,
       );
     }
     await sleep(10);
@@ -128,7 +124,7 @@ export async function unboost(lab: Lab, node: NodeState): Promise<void> {
   rmSync(join(bpffsOf(lab, node), 'ripstop'), { recursive: true, force: true });
 }
 
-/** ripstop's CNI plugin, pointed at this node's agent and files instead of those at their usual places. */
+/** ripstop's CNI plugin, with this node's agent and files in place of the usual ones. */
 export function ripstopPlugin(lab: Lab, node: NodeState): CniPlugin {
   const dir = nodeDir(lab, node);
   return {
@@ -142,7 +138,7 @@ export function ripstopPlugin(lab: Lab, node: NodeState): CniPlugin {
   };
 }
 
-/** Unmount the node's bpffs, which forgets every pin in it. Other datapaths have none. */
+/** Unmount the node's bpffs, and so remove every pin in it. Other datapaths have no bpffs. */
 export async function removeBpffs(lab: Lab, node: NodeState): Promise<void> {
   if (node.datapath === 'ripstop') await run('umount', [bpffsOf(lab, node)]);
 }
@@ -155,38 +151,22 @@ function socketOf(lab: Lab, node: NodeState): string {
   return join(nodeDir(lab, node), 'run/cni.sock');
 }
 
-/** Poll as a runtime would: the node is ready when the plugin's STATUS says so (STATUS came with CNI 1.1). */
-async function waitUntilReady(lab: Lab, node: NodeState): Promise<void> {
+/** Ask the plugin for its STATUS (which is of CNI 1.1), as a runtime does. */
+async function whyNotReady(lab: Lab, node: NodeState): Promise<string | undefined> {
+  if (!existsSync(socketOf(lab, node))) return 'it has no CNI socket yet';
   const { config, ...plugin } = ripstopPlugin(lab, node);
   const status = { ...config, cniVersion: '1.1.0' };
-  let last = 'it has no CNI socket yet';
-  for (const deadline = performance.now() + READY_TIMEOUT_MS; performance.now() < deadline; await sleep(20)) {
-    if (!agentRuns(node)) throw notReady(lab, node, 'it ended');
-    if (!existsSync(socketOf(lab, node))) continue;
-    try {
-      await callCni({ ...plugin, config: status, command: 'STATUS', hostNetns: node.netns });
-      return;
-    } catch (error) {
-      last = errorText(error);
-    }
+  try {
+    await callCni({ ...plugin, config: status, command: 'STATUS', hostNetns: node.netns });
+    return undefined;
+  } catch (error) {
+    return errorText(error);
   }
-  throw notReady(lab, node, last);
 }
 
-/** Whether the recorded process still is this node's agent (a process id may have passed to another). */
+/** Whether the recorded process is still this node's agent: the process id may have been reused. */
 function agentRuns({ agentPid, name }: NodeState): boolean {
   if (agentPid === undefined || !isAlive(agentPid)) return false;
   const argv = commandLine(agentPid);
   return argv.length === 0 || argv.includes(name);
-}
-
-function notReady(lab: Lab, node: NodeState, why: string): RipstopError {
-  const log = join(nodeDir(lab, node), 'agent.log');
-  const lines = readFileSync(log, 'utf8').trimEnd().split('\n').slice(-40);
-  return new RipstopError(
-    `the agent of ${node.name} is not ready: ${why}; its log ${log} ends: ${lines.at(-1)}`,
-    {
-      details: lines.join('\n'),
-    },
-  );
 }

@@ -15,7 +15,7 @@ export interface PodState {
   ip: string;
   /** Its IPv6 address, where the plugin gives one. */
   ip6?: string;
-  /** What the CNI plugin answered to ADD; a runtime hands it back with CHECK and DEL. */
+  /** The CNI plugin's answer to ADD, which CHECK and DEL need. */
   result?: unknown;
 }
 
@@ -25,23 +25,23 @@ export interface NodeState extends NodeAddresses {
   /** From 1; decides the node's addresses. */
   readonly index: number;
   readonly netns: string;
-  /** Another one after {@link takeOver} and {@link giveBack}. */
+  /** It changes with {@link takeOver} and {@link giveBack}. */
   datapath: Datapath;
-  /** The ripstop agent's process, while there is one. */
+  /** The process id of the ripstop agent, while there is one. */
   agentPid?: number;
-  /** What kube-proxy was started as, where the lab writes its rules. */
+  /** The kube-proxy that the lab imitates, where there is one. */
   kubeProxy?: { readonly mode: Exclude<KubeProxyMode, 'none'>; readonly dropInvalid: boolean };
   pods: PodState[];
 }
 
 export interface LabState {
   readonly options: LabOptions;
-  /** The API server's process, once it is started. */
+  /** The process id of the API server, once it has been started. */
   apiServerPid?: number;
   nodes: NodeState[];
 }
 
-/** A lab that is up: its directory and what is in it. One process at a time may change a lab. */
+/** A lab that is up. Only one process at a time may change it. */
 export interface Lab {
   readonly name: string;
   readonly dir: string;
@@ -65,14 +65,12 @@ export function labDir(name: string): string {
   return join('/run/ripstop-lab', labName(name));
 }
 
-/** Where a node keeps its files: the agent's sockets and log, its bpffs, host-local's leases. */
+/** The directory of a node's files: the agent's sockets and log, its bpffs, host-local's leases. */
 export function nodeDir(lab: Lab, node: { name: string }): string {
   return join(lab.dir, node.name);
 }
 
-/**
- * What a node's agent reaches the API server with. A real server tells agents apart by their tokens; the lab's own does not.
- */
+/** The kubeconfig of a node's agent. Each node has its own token if the API server is a real one. */
 export function kubeconfigOf(lab: Lab, node: { name: string }): string {
   return join(lab.state.options.real?.apiServer ? nodeDir(lab, node) : lab.dir, 'node.kubeconfig');
 }
@@ -85,12 +83,12 @@ export function nodeNetns(name: string, node: string): string {
   return `${name}-${node}`;
 }
 
-/** Whether a namespace belongs to the lab of this name (and not to one whose name merely begins alike). */
+/** Whether a namespace belongs to the lab of this name, and not to one whose name only begins with it. */
 export function isLabNetns(name: string, netns: string): boolean {
   return netns.startsWith(`${name}-`) && /^(underlay|node\d+(-pod\d+)?)$/.test(netns.slice(name.length + 1));
 }
 
-/** Make the directory of a new lab. @throws RipstopError when a lab of that name is there. */
+/** Make the directory of a new lab. @throws RipstopError when a lab of that name exists. */
 export function createLab(options: LabOptions): Lab {
   const { name } = options;
   const dir = labDir(name);
@@ -100,7 +98,7 @@ export function createLab(options: LabOptions): Lab {
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error;
     throw new RipstopError(
-      `a lab named "${name}" is there already; take it down first (lab down --name ${name}) or choose another --name`,
+      `a lab named "${name}" exists already; take it down first (lab down --name ${name}) or choose another --name`,
       { cause: error },
     );
   }
@@ -118,7 +116,7 @@ export function openLab(name: string): Lab {
   return { name, dir, state: JSON.parse(readFileSync(file, 'utf8')) as LabState };
 }
 
-/** Write the state so that a reader, or `lab down` after a crash, sees the old or the new one, never half of it. */
+/** Write the state so that a reader, or `lab down` after a crash, sees the old or the new one, never a part. */
 export function saveLab(lab: Lab): void {
   writeAtomically(join(lab.dir, 'state.json'), `${JSON.stringify(lab.state, null, 2)}\n`);
 }
@@ -137,7 +135,7 @@ export function findNode(lab: Lab, name: string): NodeState {
   throw new RipstopError(`lab "${lab.name}" has no node "${name}"; it has: ${names}`, { exitCode: 2 });
 }
 
-/** A node's state from the lowest free index: names and addresses follow from it. */
+/** The state of a new node: the lowest free index gives its name and addresses. */
 export function planNode(lab: Lab, datapath: Datapath): NodeState {
   const index = lowestFree(lab.state.nodes.map((node) => node.index));
   const name = `node${index}`;

@@ -7,8 +7,8 @@ import { removeBpffs, ripstopCommand, setUpRipstop, stopAgent } from './ripstop.
 import { type Lab, type NodeState, saveLab } from './state.ts';
 
 /**
- * Let ripstop take a flannel node over while its pods run, as when flanneld has been stopped and an agent in mode `cni` is
- * started. Resolves when the agent can serve pods; those that come from here on are attached by ripstop's plugin.
+ * Let ripstop take over a flannel node while its pods run, as if flanneld had been stopped and an agent in mode `cni`
+ * started. Resolves when the agent can serve pods. New pods are attached by ripstop's plugin.
  */
 export async function takeOver(lab: Lab, node: NodeState): Promise<void> {
   if (node.datapath !== 'flannel') {
@@ -20,9 +20,9 @@ export async function takeOver(lab: Lab, node: NodeState): Promise<void> {
 }
 
 /**
- * Give a node back to flannel: stop the agent and run `ripstop uninstall --restore-flannel`. From here on pods are attached
- * by flannel's plugin, and the node follows its peers as a flannel node.
- * @returns what the command printed.
+ * Give a node back to flannel: stop the agent, and run `ripstop uninstall --restore-flannel`. New pods are attached by
+ * flannel's plugin, and the node follows its peers as a flannel node.
+ * @returns the output of the command
  * @throws RipstopError when it fails.
  */
 export async function giveBack(lab: Lab, node: NodeState): Promise<string> {

@@ -7,27 +7,29 @@ import { familiesOf, gatewayAddress, familyParts, underlayNetwork } from './addr
 import { addNetns, netnsPath, setSysctls } from './netns.ts';
 import { type Lab, type NodeState, underlayNetns } from './state.ts';
 
-/** Addresses beyond the nodes' network that know no way to pods: what reaches them and comes back was masqueraded. */
+/**
+ * Addresses outside the nodes' network. There is no route from them to pods, so only masqueraded packets get answers.
+ */
 export const OUTSIDE_ADDRESS = '203.0.113.1';
 export const OUTSIDE_ADDRESS6 = '2001:db8::1';
 
-/** IPv6 addresses, link-local ones too, count from the start: nobody else can have them, and looking takes a second or two. */
+/** IPv6 addresses can be used at once, since nobody else can have them. Duplicate address detection takes seconds. */
 const ADDRESSES_AT_ONCE = { 'ipv6.conf.default.accept_dad': 0 };
 
-/** A switch with an address of its own, in a namespace of its own: the nodes' network and the world behind it. */
+/** Create the nodes' network: a switch with an address, in a namespace of its own, with the outside world behind it. */
 export async function createUnderlay(lab: Lab): Promise<void> {
   const netns = underlayNetns(lab.name);
   const { options } = lab.state;
   await addNetns(netns);
   await setSysctls(netns, {
-    // A switch is no firewall: its frames must not meet the bridge's iptables hooks and conntrack.
+    // Frames that cross a switch must not meet iptables and conntrack.
     'bridge.bridge-nf-call-iptables': 0,
     'bridge.bridge-nf-call-ip6tables': 0,
     ...(options.ipv6 && ADDRESSES_AT_ONCE),
   });
   await ipBatch(
     [
-      // A MAC address of its own: a bridge without one takes over and gives up those of its ports.
+      // A bridge without a MAC address of its own changes it with its ports.
       `link add br0 address ${randomMac()} mtu ${options.mtu} type bridge stp_state 0`,
       ...familiesOf(options).map((family) => {
         const network = underlayNetwork(options, family);
@@ -41,12 +43,14 @@ export async function createUnderlay(lab: Lab): Promise<void> {
   );
 }
 
-/** A node's namespace with its uplink `eth0` plugged into the underlay (where the cable's other end has the node's name). */
+/**
+ * Create a node's namespace, with its uplink `eth0` connected to the underlay, where the other end has the node's name.
+ */
 export async function createNodeNetns(lab: Lab, node: NodeState): Promise<void> {
   const { options } = lab.state;
   const { mtu, wire } = options;
   await addNetns(node.netns);
-  // Addressed before it is up, and forwarding as kubelet's and every CNI's documentation asks of a node.
+  // A node must forward, as the documentation of kubelet and of all CNI plugins requires.
   await setSysctls(node.netns, {
     'ipv4.ip_forward': 1,
     ...(options.ipv6 && { 'ipv6.conf.all.forwarding': 1, ...ADDRESSES_AT_ONCE }),
@@ -74,9 +78,9 @@ export async function createNodeNetns(lab: Lab, node: NodeState): Promise<void> 
 }
 
 /**
- * Make both ends of the cable behave as NICs that offload nothing on the way out: the kernel segments and checksums
- * before the driver. The node's end aggregates what arrives (on a veth, GRO also switches NAPI on); the switch's end must
- * not, or it would put the frames together again.
+ * Make both ends of the cable behave like NICs without offloads: the kernel segments and checksums before the driver.
+ * The node's end merges what it receives (on a veth, GRO also switches NAPI on). The switch's end must not, or it would
+ * merge the frames again.
  */
 async function makePlainWire(lab: Lab, node: NodeState): Promise<void> {
   const off = [

@@ -18,7 +18,7 @@ async function exported(name: string, source: Partial<MetricsSource>): Promise<s
   return text.split('\n').filter((line) => line.startsWith(name) && !line.startsWith('#'));
 }
 
-it('alarms are counted by their kind, and no longer when they are over', async () => {
+it('alarms are counted by kind, as long as they are raised', async () => {
   const up = [{ kind: 'podcidr_conflict' }, { kind: 'vtep_shared' }, { kind: 'podcidr_conflict' }];
   const alarms = () => up;
   expect(await exported('ripstop_node_alarms', { alarms })).toEqual([
@@ -38,7 +38,7 @@ it('entries are counted by target and by how they stand', async () => {
   ]);
 });
 
-it('the age of the last-known state is there only while that is what the node runs on', async () => {
+it('the age of the last-known state is exported only while the node runs on it', async () => {
   const name = 'ripstop_last_known_age_seconds';
   expect(await exported(name, { lastKnownAgeMs: () => 90_000 })).toEqual([`${name} 90`]);
   expect(await exported(name, {})).toEqual([]);

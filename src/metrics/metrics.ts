@@ -4,35 +4,35 @@ import { readCounters } from '../dataplane/counters.ts';
 import { mapNames, type Tables } from '../dataplane/tables.ts';
 import type { Outcome, TargetStatus } from '../reconcile/reconciled.ts';
 
-/** What the metrics are read from, at scrape time. Tables are undefined until the programs are loaded. */
+/** What the metrics are read from when they are scraped. Tables are undefined until the programs are loaded. */
 export interface MetricsSource {
   readonly tables: () => Tables | undefined;
   readonly api: () => { connected: boolean; lastEventAgeMs?: number | undefined };
   readonly peers: () => number;
   readonly endpoints: () => number;
-  /** Undefined while all that we go by comes from the API server. */
+  /** Undefined unless the agent runs on the last-known state. */
   readonly lastKnownAgeMs: () => number | undefined;
-  /** The kind of each alarm that is up. */
+  /** The kind of each alarm that is raised. */
   readonly alarms: () => readonly { readonly kind: string }[];
   readonly targets: () => readonly TargetStatus[];
 }
 
 export interface Metrics {
   readonly registry: Registry;
-  /** One pass of the loop is over. */
+  /** A reconcile pass is over. */
   observePass(durationMs: number): void;
   observeOutcomes(outcomes: readonly Outcome[]): void;
 }
 
 /**
- * The agent's Prometheus metrics. Nothing is counted twice: packet counters are the BPF maps' own, read when asked for,
- * through the same readers as the CLI's.
+ * The agent's Prometheus metrics. Packets are counted by the BPF programs alone: a scrape reads their maps, as the CLI
+ * does.
  */
 export function createMetrics(source: MetricsSource): Metrics {
   const registry = new Registry();
   collectDefaultMetrics({ register: registry, prefix: 'ripstop_agent_' });
 
-  // Every metric is made without a registry and registered below, so that a list of all of them stands in one place.
+  // Metrics are made without a registry and registered below, so that one list shows all of them.
   const registers: Registry[] = [];
   const gauge = (name: string, help: string, read: () => number | undefined): Gauge =>
     new Gauge({
@@ -106,7 +106,7 @@ export function createMetrics(source: MetricsSource): Metrics {
   });
   const duration = new Histogram({
     name: 'ripstop_reconcile_duration_seconds',
-    help: 'Duration of the passes that bring maps, links and the kernel path to the desired state',
+    help: 'Duration of reconcile passes',
     buckets: [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5],
     registers,
   });
@@ -139,7 +139,7 @@ export function createMetrics(source: MetricsSource): Metrics {
     alarms,
     gauge(
       'ripstop_last_known_age_seconds',
-      'Age of the last-known state that this node runs on, while the API server has not answered since the start',
+      'Age of the last-known state, while the agent runs on it because the API server has not answered yet',
       () => inSeconds(source.lastKnownAgeMs()),
     ),
     gauge('ripstop_api_watch_connected', 'Whether the watch on Nodes is open', () =>

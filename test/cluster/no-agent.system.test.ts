@@ -119,7 +119,7 @@ describe.skipIf(missingHere())('on a node whose agent is away', () => {
     await removePod(cluster.lab, node(), pod);
     expect(await leases()).toContain(pod.ip);
     const said = await giveBack(cluster.lab, node());
-    expect(said).toContain('gave back the addresses of 1 pods that were deleted without an agent');
+    expect(said).toContain('released the addresses of 1 pods that were deleted while no agent ran');
     expect(await leases()).toEqual([podOf(node()).ip]);
     const added = await addPod(cluster.lab, node());
     await ping(added, podOf(cluster.nodes[1]).ip);

@@ -321,7 +321,7 @@ describe.skipIf(missingHere('ip6tables-restore'))('a flannel node whose pods go 
     expect(existsSync(runDirOf(cluster.lab, node()))).toBe(false);
 
     expect(await annotationsOf(cluster.lab, node())).toHaveProperty([`${FLANNEL}/backend-data`]);
-    expect(await uninstall()).toMatchObject({ code: 0, stdout: 'took the lease of node node1 back\n' });
+    expect(await uninstall()).toMatchObject({ code: 0, stdout: 'withdrew the lease of node node1\n' });
     expect(await annotationsOf(cluster.lab, node())).toEqual({});
     expect(await uninstall()).toEqual({
       code: 0,

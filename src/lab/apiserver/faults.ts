@@ -59,7 +59,9 @@ export class Faults {
    * half-open peer) or `reset` them. Open ones go on: see {@link resetConnections}.
    */
   connections: 'serve' | 'hang' | 'reset' = 'serve';
-  /** How a watch from a forgotten resourceVersion is told: 410 in the stream (as the watch cache does) or as the answer. */
+  /**
+   * How a watch from a forgotten resourceVersion is told: 410 in the stream (as the watch cache does) or as the answer.
+   */
   goneAs: 'stream' | 'status' = 'stream';
   /** Serve no metadata alone, as a server that knows no such thing: what else the client accepts counts. */
   wholeOnly = false;

@@ -55,7 +55,10 @@ export class Store {
     return this.#revision;
   }
 
-  /** Store a new object; `metadata.generateName` stands in for a name. A namespaced one lands in `default` unless it says. */
+  /**
+   * Store a new object; `metadata.generateName` stands in for a name. A namespaced one lands in `default` unless it
+   * says.
+   */
   create(resourceName: ResourceName, input: ObjectInput): KubeObject {
     const table = this.#tables[resourceName];
     const { resource } = table;
@@ -91,7 +94,10 @@ export class Store {
     return table.sorted;
   }
 
-  /** Replace an object (`subresource` 'status': only its status and metadata). A resourceVersion in `input` must be current. */
+  /**
+   * Replace an object (`subresource` 'status': only its status and metadata). A resourceVersion in `input` must be
+   * current.
+   */
   update(resourceName: ResourceName, input: ObjectInput, subresource?: Subresource): KubeObject {
     const table = this.#tables[resourceName];
     const current = this.#existing(table, input.metadata?.name ?? '', input.metadata?.namespace);
