@@ -8,7 +8,7 @@ const ipv4 = parseLabOptions({});
 const dualStack = parseLabOptions({ ipv6: true });
 
 describe('the addresses of a lab', () => {
-  it('come in pairs when it is dual-stack, and alone when not', () => {
+  it('come in pairs if and only if it is dual-stack', () => {
     expect(nodeAddresses(ipv4, 2)).toEqual({ ip: '172.31.0.2', podCIDR: '10.42.1.0/24' });
     expect(nodeAddresses(dualStack, 2)).toEqual({
       ip: '172.31.0.2',
@@ -21,7 +21,7 @@ describe('the addresses of a lab', () => {
     }
   });
 
-  it('lie in the cluster networks up to the last node, and never twice', () => {
+  it('are in the cluster networks up to the last node, and unique', () => {
     const nodes = Array.from({ length: MAX_NODES }, (_, i) =>
       familyParts(nodeAddresses(dualStack, i + 1)),
     ).flat();
@@ -32,11 +32,11 @@ describe('the addresses of a lab', () => {
     expect(new Set(nodes.flatMap(({ ip, podCIDR }) => [ip, podCIDR])).size).toBe(4 * MAX_NODES);
   });
 
-  it('of pods come from the network that is asked for', () => {
+  it('of pods come from the network of --network', () => {
     expect(nodeAddresses(parseLabOptions({ network: '10.244.0.0/16' }), 3).podCIDR).toBe('10.244.2.0/24');
   });
 
-  it('leave the underlay one that no node has', () => {
+  it('leave one for the underlay itself', () => {
     expect(gatewayAddress('172.31.0.0/16')).toBe('172.31.255.254');
     expect(gatewayAddress('192.168.4.0/22')).toBe('192.168.7.254');
     expect(gatewayAddress('fd00:31::/64')).toBe('fd00:31::fffe');

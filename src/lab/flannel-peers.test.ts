@@ -20,7 +20,7 @@ const lease = (name: string, i: number, changes: Record<string, string> = {}): K
   spec: { podCIDRs: [`10.42.${i - 1}.0/24`, `fd00:42:0:${i}::/64`] },
 });
 
-it('a flannel node peers with every VXLAN lease but its own, and leaves out what does not parse', () => {
+it('a flannel node peers with every VXLAN lease but its own, and skips leases that cannot be parsed', () => {
   const nodes = [
     lease('node1', 1),
     lease('node2', 2),
@@ -39,7 +39,7 @@ it('a flannel node peers with every VXLAN lease but its own, and leaves out what
   );
 });
 
-it('the two halves of a lease are two peers: one may be there without the other', () => {
+it('the IPv4 and the IPv6 part of a lease are two peers: one may exist without the other', () => {
   const nodes = [
     lease('node2', 2),
     lease('no-v6', 3, { 'flannel.alpha.coreos.com/public-ipv6': '172.31.0.3' }),
@@ -60,7 +60,7 @@ it('the two halves of a lease are two peers: one may be there without the other'
   );
 });
 
-it('with direct routing only the peers beyond the L2 keep their tunnel', () => {
+it('with direct routing only peers outside the L2 are reached by a tunnel', () => {
   const nodes = [lease('near', 2), lease('far', 3, { 'flannel.alpha.coreos.com/public-ip': '192.0.2.3' })];
   expect([...flannelPeers(nodes, 'node1', 4, parseCidr('172.31.0.0/16')).values()]).toEqual([
     { podCIDR: '10.42.1.0/24', publicIp: '172.31.0.2' },

@@ -39,7 +39,7 @@ const ping = (netns: string, to: string) =>
     ({ code }) => code === 0,
   );
 
-/** Whom a server in `netns` sees when `client`, another namespace, calls it over TCP at this address. */
+/** The client's address that a server in `netns` sees when `client`, another namespace, connects to it. */
 async function seenFrom(netns: string, address: string, client: string): Promise<string> {
   const program = `require('net').createServer(s => { console.log('from', s.remoteAddress); s.end() }).listen(7000, '${address}', () => console.log('up'))`;
   const server = startIn(netns, process.execPath, '-e', program);
@@ -50,7 +50,7 @@ async function seenFrom(netns: string, address: string, client: string): Promise
 }
 
 /**
- * Send data over TCP from one namespace to another and return what tcpdump said meanwhile, in the order of `captures`.
+ * Send data over TCP from one namespace to another. Returns what tcpdump printed meanwhile, in the order of `captures`.
  */
 async function captureTransfer(
   transfer: { from: string; to: string; address: string; size: string },
@@ -89,7 +89,7 @@ describe.skipIf(missing)('three flannel nodes with two pods each', () => {
     expect(await tracesOf(lab)).toEqual([]);
   });
 
-  it('have the status that the command promises', () => {
+  it('have a status with all that `lab status` shows', () => {
     const pods = (i: number) =>
       [1, 2].map((n) => ({
         name: `pod${n}`,
@@ -132,7 +132,7 @@ describe.skipIf(missing)('three flannel nodes with two pods each', () => {
     expect(await seenFrom(target.netns, target.ip, client.netns)).toBe(client.ip);
   });
 
-  it('go through the kernel path that flannel builds, no shortcut', async () => {
+  it('have the whole kernel path that flannel builds', async () => {
     const { netns } = nodes[0]!;
     const options = { netns: netnsPath(netns) };
     const [bridge] = await ipJson<{ mtu: number; addr_info: { local: string; prefixlen: number }[] }>(
@@ -167,7 +167,7 @@ describe.skipIf(missing)('three flannel nodes with two pods each', () => {
     );
   });
 
-  it('learn of a node that joins and forget one that leaves', async () => {
+  it('add a node that joins as a peer, and remove one that leaves', async () => {
     const known = async () => {
       const { netns } = nodes[0]!;
       const [routes, neighbours, fdb] = await Promise.all([
@@ -199,7 +199,7 @@ describe.skipIf(missing)('three flannel nodes with two pods each', () => {
     expect(await tracesOf(pods[0].netns)).toEqual([]);
   });
 
-  it('run commands in a node, a pod and the underlay, and pass on how they ended', async () => {
+  it('run commands in a node, a pod and the underlay, and return their exit codes', async () => {
     const has = (address: string) => ['sh', '-c', `ip -4 -o address | grep -qw ${address}`];
     const pod = nodes[1]!.pods[0]!;
     expect(await labExec(lab, 'node2', has('172.31.0.2'))).toBe(0);
@@ -210,7 +210,7 @@ describe.skipIf(missing)('three flannel nodes with two pods each', () => {
     expect(await labExec(lab, 'node1', ['sh', '-c', 'kill -9 $$'])).toBe(137);
   });
 
-  it('say which targets there are when asked for another', async () => {
+  it('name the existing targets when the target is unknown', async () => {
     await expect(labExec(lab, 'node9', ['true'])).rejects.toThrow('it has: node1, node2, node3');
     await expect(labExec(lab, 'node1-pod9', ['true'])).rejects.toThrow('node1 has: node1-pod1, node1-pod2');
     await expect(labExec(lab, 'node1', [])).rejects.toThrow('give a command');
@@ -313,7 +313,7 @@ describe.skipIf(missing)('a dual-stack lab of two flannel nodes and a plain host
     const { netns, pods } = nodes[0]!;
     const options = { netns: netnsPath(netns) };
     const [vtep] = await ipJson<object>(['link', 'show', 'dev', 'flannel-v6.1'], options);
-    // flannel asks for 1450, the kernel leaves 1430; and no end takes packets without a checksum.
+    // flannel asks for 1450, the kernel allows 1430; and neither end accepts packets without a checksum.
     expect(vtep).toMatchObject({
       mtu: 1430,
       linkinfo: {
@@ -374,7 +374,7 @@ describe.skipIf(missing)('a dual-stack lab of two flannel nodes and a plain host
     });
   });
 
-  it('learns of a node that joins and forgets one that leaves, in IPv6 too', async () => {
+  it('adds a node that joins as a peer, and removes one that leaves, in IPv6 too', async () => {
     const known = async () => {
       const { netns } = nodes[0]!;
       const [routes, neighbours, fdb] = await Promise.all([
@@ -396,7 +396,7 @@ describe.skipIf(missing)('a dual-stack lab with direct routing', () => {
   const lab = name('d');
   afterAll(() => labDown(lab));
 
-  it('tells its nodes so, and its flannel nodes send to each other without a tunnel', async () => {
+  it('configures its nodes for it, and its flannel nodes send to each other without a tunnel', async () => {
     const flags = { name: lab, datapath: 'flannel', pods: 1, ipv6: true, directRouting: true };
     await labUp(parseLabOptions(flags));
     const netConf = JSON.parse(readFileSync(join(labDir(lab), 'net-conf.json'), 'utf8')) as unknown;
@@ -428,7 +428,7 @@ describe.skipIf(missing)('a dual-stack lab with direct routing', () => {
       expect(plain).toContain(` > ${address}.5201: `);
       expect(tunnelled).not.toMatch(/ > /);
     }
-    // A node that leaves takes its routes along, also in this way.
+    // The routes to a node that leaves are removed in this mode too.
     await removeNode(opened, nodes[1]!);
     expect(await runIn(netns, 'ip', 'route', 'show', '10.42.1.0/24')).toBe('');
     expect(await runIn(netns, 'ip', '-6', 'route', 'show', 'fd00:42:0:2::/64')).toBe('');
@@ -474,7 +474,7 @@ describe.skipIf(missing)('the wire', () => {
           const [onTheWire, received] = lengths.map((all) => Math.max(...all));
           if (full === undefined) expect(onTheWire).toBeGreaterThan(10_000);
           else expect(onTheWire).toBe(full);
-          // Either as it crossed, or put together again by GRO.
+          // As it crossed the wire, or merged again by GRO.
           expect(received).toBeGreaterThan(10_000);
         }
       } finally {
@@ -483,7 +483,7 @@ describe.skipIf(missing)('the wire', () => {
     },
   );
 
-  it('mtu carries checksums that are right, outside and inside VXLAN', async () => {
+  it('mtu carries correct checksums, outside and inside VXLAN', async () => {
     const lab = name('sum');
     try {
       await labUp(parseLabOptions({ name: lab, datapath: 'flannel', pods: 1, wire: 'mtu', ipv6: true }));
@@ -523,7 +523,7 @@ describe.skipIf(missing)('lab down', () => {
     expect(await tracesOf(options.name)).toEqual([]);
   });
 
-  it('ends what people left running in the lab', async () => {
+  it('ends programs that still run in the lab', async () => {
     const lab = name('r');
     await labUp(parseLabOptions({ name: lab, datapath: 'host' }));
     const left = startIn(`${lab}-node1`, 'sleep', '1000');

@@ -55,7 +55,7 @@ describe('the flags of lab up', () => {
 });
 
 describe('the names of a lab', () => {
-  it('never match another lab, however alike', () => {
+  it('never match another lab with a similar name', () => {
     expect(isLabNetns('a', 'a-underlay')).toBe(true);
     expect(isLabNetns('a', 'a-node12-pod3')).toBe(true);
     for (const netns of ['a-b-node1', 'a-node1-underlay', 'a-node1-node1', 'ab-node1', 'a', 'a-node1-podx']) {

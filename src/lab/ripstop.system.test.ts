@@ -42,7 +42,7 @@ describe.skipIf(missing)('two ripstop nodes and a flannel node, dual-stack', () 
     expect(await tracesOf(name)).toEqual([]);
   });
 
-  /** The ways from a pod to an address of a pod, if any, that carry nothing. */
+  /** The pairs of a pod and another pod's address between which no ping is answered. */
   async function unreachable(): Promise<string[]> {
     const pods = lab.state.nodes.flatMap((one) => one.pods);
     const ways = pods.flatMap((from) => pods.flatMap((to) => [to.ip, to.ip6!].map((to) => ({ from, to }))));
@@ -58,8 +58,8 @@ describe.skipIf(missing)('two ripstop nodes and a flannel node, dual-stack', () 
     expect(await unreachable()).toEqual([]);
   });
 
-  // What that means to traffic is test/cluster/lifecycle.system.test.ts's story; here it is the lab's own part.
-  it('have agents that come back as other processes, and pins that can be taken away', async () => {
+  // test/cluster/lifecycle.system.test.ts checks the traffic meanwhile; this checks the lab.
+  it('have agents that restart as other processes, and pins that can be removed', async () => {
     const before = node.agentPid!;
     await stopAgent(lab, node, 'SIGKILL');
     expect(isAlive(before)).toBe(false);
@@ -80,7 +80,7 @@ describe.skipIf(missing)('two ripstop nodes and a flannel node, dual-stack', () 
     expect(await unreachable()).toEqual([]);
     await removePod(lab, node, pod);
     const joined = await addNode(lab, 'ripstop', 1);
-    // The other agents learn of it from the API server in their own time.
+    // The other agents get it from the API server a little later.
     await expect.poll(unreachable, { timeout: 10_000 }).toEqual([]);
     await removeNode(lab, joined);
     expect(await tracesOf(joined.netns)).toEqual([]);

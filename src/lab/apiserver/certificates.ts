@@ -11,7 +11,7 @@ export interface ServerCertificate {
   certPem: string;
   /** The server's private key, PKCS #8 PEM. */
   keyPem: string;
-  /** Make a certificate by which a client is that user, in these groups, and its key. */
+  /** Issue a client certificate, with its key, for a user in these groups. */
   readonly issueClient: (user: string, groups?: readonly string[]) => Promise<ClientCertificate>;
 }
 

@@ -50,7 +50,7 @@ export interface RequestOptions {
   method?: string;
 }
 
-/** A bare HTTPS client: every request on a connection of its own, nothing retried, nothing smoothed over. */
+/** A bare HTTPS client: every request has a connection of its own, and nothing is retried. */
 export class TestClient {
   readonly server: Pick<ApiServer, 'url' | 'caPem' | 'adminToken'>;
   readonly #open = new Set<IncomingMessage>();
@@ -156,7 +156,7 @@ export class TestWatch {
     });
   }
 
-  /** The next line, or what is left when the stream has ended; undefined when that is nothing. */
+  /** The next line, or the rest when the stream has ended; undefined when there is no rest. */
   async line(): Promise<string | undefined> {
     for (;;) {
       const end = this.#text.indexOf('\n');
@@ -185,7 +185,7 @@ export class TestWatch {
     return seen;
   }
 
-  /** Whether nothing comes and nothing ends for so long. */
+  /** Whether nothing arrives, and the stream does not end, for so long. */
   async silentFor(ms: number): Promise<boolean> {
     const before = this.#text.length;
     await Promise.race([this.ended, new Promise((resolve) => setTimeout(resolve, ms))]);

@@ -48,7 +48,7 @@ export class Connections {
   #accept(socket: Socket): void {
     this.#open.add(socket);
     socket.on('close', () => this.#open.delete(socket));
-    // A connection that breaks is the client's story to tell.
+    // The client reports a broken connection.
     socket.on('error', () => {});
     const policy = this.#policy();
     if (policy === 'reset') socket.resetAndDestroy();
@@ -57,7 +57,7 @@ export class Connections {
     const secure = new TLSSocket(socket, {
       isServer: true,
       secureContext: this.#context,
-      // Whether there is a certificate, and whether it is good for anything, is seen when a request comes.
+      // The certificate is checked when a request comes.
       requestCert: true,
       rejectUnauthorized: false,
       ALPNProtocols: ['http/1.1'],

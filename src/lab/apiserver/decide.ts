@@ -11,7 +11,7 @@ import {
 import { groupVersion, type Resource } from './resources.ts';
 import { conflict, invalid, type StatusCause, StatusError } from './status.ts';
 
-/** What only the server can say about a new object. */
+/** The fields of a new object that the server sets. */
 export interface Stamp {
   name: string;
   uid: string;
@@ -24,7 +24,7 @@ export type Subresource = 'status' | undefined;
 
 /**
  * The object to store for a creation. Pure.
- * @throws StatusError 400 or 422 when it must not be.
+ * @throws StatusError 400 or 422 when it is not allowed
  */
 export function decideCreate(resource: Resource, input: ObjectInput, stamp: Stamp): KubeObject {
   checkShape(resource, input);
@@ -32,7 +32,7 @@ export function decideCreate(resource: Resource, input: ObjectInput, stamp: Stam
     throw new StatusError(400, 'metadata.resourceVersion must not be set on an object to be created');
   }
   if (!/^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$/.test(stamp.name)) {
-    const message = `"${stamp.name}" is no lower-case DNS name`;
+    const message = `"${stamp.name}" is not a lower-case DNS name`;
     throw invalid(resource.kind, stamp.name, [
       { field: 'metadata.name', reason: 'FieldValueInvalid', message },
     ]);
@@ -61,15 +61,15 @@ export function decideUpdate(
 ): KubeObject {
   checkShape(resource, input);
   const { name, namespace, uid, generation, creationTimestamp, resourceVersion: version } = current.metadata;
-  const claimed: MetadataInput = input.metadata ?? {};
-  if (claimed.name !== name || (claimed.namespace ?? namespace) !== namespace) {
-    throw new StatusError(400, `the object's name (${claimed.name}) is not the one on the URL (${name})`);
+  const given: MetadataInput = input.metadata ?? {};
+  if (given.name !== name || (given.namespace ?? namespace) !== namespace) {
+    throw new StatusError(400, `the object's name (${given.name}) is not the one on the URL (${name})`);
   }
-  if (claimed.uid && claimed.uid !== uid) {
-    const message = `"${claimed.uid}": field is immutable`;
+  if (given.uid && given.uid !== uid) {
+    const message = `"${given.uid}": field is immutable`;
     throw invalid(resource.kind, name, [{ field: 'metadata.uid', reason: 'FieldValueInvalid', message }]);
   }
-  if (claimed.resourceVersion && claimed.resourceVersion !== version) {
+  if (given.resourceVersion && given.resourceVersion !== version) {
     throw conflict(
       resource.plural,
       name,
@@ -86,8 +86,8 @@ export function decideUpdate(
         : input;
   const admitted = admit(resource, current, proposed, name);
   const kept = { name, ...(namespace && { namespace }), uid, creationTimestamp, resourceVersion: version };
-  const { generation: _, ...said } = admitted.metadata ?? {};
-  const metadata = { ...said, ...kept, ...(generation !== undefined && { generation }) };
+  const { generation: _, ...changed } = admitted.metadata ?? {};
+  const metadata = { ...changed, ...kept, ...(generation !== undefined && { generation }) };
   const next = canonical(resource, admitted, metadata);
   if (isDeepStrictEqual(next, current)) return current;
   return deepFreeze({
@@ -110,9 +110,9 @@ export function decideDelete(
   resourceVersion: string,
 ): KubeObject {
   for (const field of ['uid', 'resourceVersion'] as const) {
-    const wanted = preconditions[field];
-    if (wanted && wanted !== current.metadata[field]) {
-      throw conflict(resource.kind, current.metadata.name, `its ${field} is not ${wanted}`);
+    const expected = preconditions[field];
+    if (expected && expected !== current.metadata[field]) {
+      throw conflict(resource.kind, current.metadata.name, `its ${field} is not ${expected}`);
     }
   }
   return deepFreeze({ ...current, metadata: { ...current.metadata, resourceVersion } });
@@ -139,7 +139,7 @@ function admit(
   return object;
 }
 
-/** A key of a label or an annotation: a name, a DNS name and a slash before it or not. */
+/** A key of a label or an annotation: a name, optionally after a DNS name and a slash. */
 const qualifiedName =
   /^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?\/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$/;
 const labelValue = /^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$/;
@@ -183,7 +183,7 @@ function checkShape(resource: Resource, input: ObjectInput): void {
   }
 }
 
-/** Plain JSON, members in the usual order, what is empty in metadata left out, frozen. */
+/** The object as plain JSON, frozen: members in the usual order, without empty members of metadata. */
 function canonical(resource: Resource, object: ObjectInput, metadata: Metadata): KubeObject {
   const { apiVersion: _apiVersion, kind: _kind, metadata: _metadata, ...rest } = object;
   const whole = {

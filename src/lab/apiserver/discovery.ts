@@ -16,7 +16,7 @@ const version = {
   platform: `linux/${process.arch}`,
 };
 
-/** The answer to a path that is about the server itself, or undefined. Enough for kubectl to find its way. */
+/** The answer to a path that is about the server itself, or undefined. This is all that kubectl needs. */
 export function discovery(path: string): object | undefined {
   if (path === '/version') return version;
   if (path === '/api') {

@@ -25,13 +25,13 @@ const touch = (): void => {
   server.store.patch('nodes', 'a', 'application/merge-patch+json', { metadata: { annotations } });
 };
 
-/** A watch that has seen everything so far. */
+/** A watch that has received everything so far. */
 async function watching(query = ''): Promise<TestWatch> {
   return client.watch(`resourceVersion=${server.store.revision}&${query}`);
 }
 
 describe('requests', () => {
-  it('wait as long as latency says, until it is removed', async () => {
+  it('wait for the latency, until it is removed', async () => {
     const latency = server.faults.inject({ kind: 'latency', ms: 150 });
     const began = performance.now();
     expect((await client.get(nodes)).code).toBe(200);
@@ -90,7 +90,7 @@ describe('requests', () => {
     await expect(client.get(nodes)).rejects.toMatchObject({ code: 'ECONNRESET' });
   });
 
-  it('get a body that is no JSON', async () => {
+  it('get a body that is not JSON', async () => {
     server.faults.inject({ kind: 'garbage' }, { times: 1 });
     const answer = await client.get(nodes);
     expect(() => answer.body).toThrow(SyntaxError);
@@ -205,7 +205,7 @@ describe('watches', () => {
     );
   });
 
-  it('are dropped, those that match', async () => {
+  it('are dropped if they match', async () => {
     server.tokens.set('other', 'someone');
     const mine = await watching();
     const theirs = await client.watch('', { token: 'other' });
@@ -215,7 +215,7 @@ describe('watches', () => {
     expect(await mine.ended).toBe('ECONNRESET');
   });
 
-  it('meet an expired history: 410 in the stream, now and from every resourceVersion seen before', async () => {
+  it('get 410 in the stream when history expires, now and from every resourceVersion seen before', async () => {
     const watch = await watching();
     const seen = server.store.revision;
     const { metadata } = (await client.get(`/api/v1/namespaces?limit=1`)).body;
@@ -231,7 +231,7 @@ describe('watches', () => {
     expect(await fresh.take(1)).toEqual(['MODIFIED a']);
   });
 
-  it('meet an expired history: 410 as the answer', async () => {
+  it('get 410 as the answer when history expires', async () => {
     const watch = await watching();
     const seen = server.store.revision;
     server.faults.expireHistory('status');
@@ -241,7 +241,7 @@ describe('watches', () => {
   });
 });
 
-it('clear takes every fault away', async () => {
+it('clear removes every fault', async () => {
   server.faults.inject({ kind: 'refuse', code: 500 });
   server.faults.inject({ kind: 'garbage' });
   server.faults.goneAs = 'status';

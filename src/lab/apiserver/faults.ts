@@ -1,44 +1,44 @@
 // SPDX-License-Identifier: Apache-2.0
 import type { RequestInfo } from './routes.ts';
 
-/** A way to misbehave, applied to requests or to what is sent in answer to them. */
+/** A fault, of a request or of the answer to it. */
 export type Fault =
-  /** Wait before answering. Adds up with other latencies and precedes every other fault. */
+  /** Wait before the answer. Latencies add up, and come before all other faults. */
   | { kind: 'latency'; ms: number }
   /** Reset the connection (TCP RST) instead of answering. */
   | { kind: 'reset' }
   /** Never answer; the connection stays open. */
   | { kind: 'hang' }
-  /** Answer with this Status, with a Retry-After header when told. */
+  /** Answer with this Status, and optionally a Retry-After header. */
   | { kind: 'refuse'; code: 401 | 403 | 429 | 500 | 503; retryAfterSeconds?: number }
-  /** Send in chunks of so many bytes, each in its own turn: 1 cuts everywhere. */
+  /** Send in chunks of so many bytes, each by itself. */
   | { kind: 'chunk'; bytes: number }
   /** Send the first half of a watch event or of a body, then end the answer: cleanly (default) or with a reset. */
   | { kind: 'truncate'; end?: 'clean' | 'reset' }
-  /** Send a line that is no JSON instead of a watch event, or such a body. */
+  /** Send something other than JSON instead of a watch event or a body. */
   | { kind: 'garbage' }
   /** Send a watch event twice. */
   | { kind: 'duplicate' }
   /** After a watch event, send an older state of its object (an older resourceVersion) as MODIFIED. */
   | { kind: 'stale' }
-  /** A watch falls silent with this event: no events, bookmarks or end any more, the connection stays open. */
+  /** From this event on a watch is silent: no events, no bookmarks, no end, but the connection stays open. */
   | { kind: 'mute' };
 
 export interface Scope {
-  /** Which requests; all when left out. */
+  /** Which requests; the default is all. */
   match?: (request: RequestInfo) => boolean;
-  /** How often: requests, watch events or bodies, whatever the kind acts on. For ever when left out. */
+  /** How many requests, watch events or bodies, depending on the kind; the default is all. */
   times?: number;
 }
 
-/** A fault in force. */
+/** An injected fault. */
 export interface Injection {
-  /** How often it has struck. */
+  /** How often it has occurred. */
   readonly hits: number;
   remove(): void;
 }
 
-/** What the faults can do to the running server at once. */
+/** What faults can do to the running server as a whole. */
 export interface Controls {
   resetConnections(): void;
   dropWatches(match: (request: RequestInfo) => boolean, end: 'clean' | 'reset'): number;
@@ -52,18 +52,19 @@ interface Rule {
   hits: number;
 }
 
-/** The server's fault knobs; all may be turned while it runs. */
+/** The server's faults. All can be changed while it runs. */
 export class Faults {
   /**
-   * What happens to new connections, before TLS: `serve` them, let them `hang` (accepted and never answered, as a
-   * half-open peer) or `reset` them. Open ones go on: see {@link resetConnections}.
+   * What happens to new connections, before TLS: `serve` them, let them `hang` (accepted and never answered, as by a
+   * half-open peer) or `reset` them. Open connections stay: see {@link resetConnections}.
    */
   connections: 'serve' | 'hang' | 'reset' = 'serve';
   /**
-   * How a watch from a forgotten resourceVersion is told: 410 in the stream (as the watch cache does) or as the answer.
+   * How a watch from a forgotten resourceVersion gets its 410: in the stream (as from the watch cache) or as the
+   * answer.
    */
   goneAs: 'stream' | 'status' = 'stream';
-  /** Serve no metadata alone, as a server that knows no such thing: what else the client accepts counts. */
+  /** Do not serve PartialObjectMetadata, like a server that does not know it. */
   wholeOnly = false;
   readonly #controls: Controls;
   #rules: Rule[] = [];
@@ -72,7 +73,7 @@ export class Faults {
     this.#controls = controls;
   }
 
-  /** Bring a fault into force. Of several of one kind the oldest that matches strikes. */
+  /** Inject a fault. Of several of one kind, the oldest that matches occurs. */
   inject(fault: Fault, scope: Scope = {}): Injection {
     const rule: Rule = {
       fault,
@@ -96,7 +97,7 @@ export class Faults {
     this.#controls.resetConnections();
   }
 
-  /** End the live watches that match, cleanly or with a reset of their connection; how many there were. */
+  /** End the live watches that match, cleanly or with a reset of their connection. Returns how many there were. */
   dropWatches(
     match: (request: RequestInfo) => boolean = () => true,
     end: 'clean' | 'reset' = 'clean',
@@ -105,9 +106,10 @@ export class Faults {
   }
 
   /**
-   * Forget all events: every resourceVersion that a client can hold is then too old to watch from, and every continue
-   * token expired. Live watches end: with an ERROR event for `stream`; silently for `status`, where the next one meets
-   * HTTP 410. Sets {@link goneAs}.
+   * Forget all events: every resourceVersion that a client has seen is then too old to watch from, and every continue
+   * token has expired. Live watches end: with an ERROR event for `stream`; without one for `status`, where the next
+   * watch gets HTTP
+   * 410. Sets {@link goneAs}.
    */
   expireHistory(as: 'stream' | 'status' = 'stream'): void {
     this.goneAs = as;
@@ -122,7 +124,7 @@ export class Faults {
     this.wholeOnly = false;
   }
 
-  /** The fault of that kind that strikes now, if any; it counts as one hit. */
+  /** The fault of that kind that occurs now, if any. It counts as one hit. */
   strike<K extends Fault['kind']>(kind: K, request: RequestInfo): Extract<Fault, { kind: K }> | undefined {
     for (const rule of this.#rules) {
       if (rule.fault.kind !== kind || !rule.match(request)) continue;
@@ -134,7 +136,7 @@ export class Faults {
     return undefined;
   }
 
-  /** How long all matching latencies together hold up a request, in milliseconds. */
+  /** The sum of all latencies for a request, in milliseconds. */
   strikeLatency(request: RequestInfo): number {
     const due = this.#rules.filter(({ fault, match }) => fault.kind === 'latency' && match(request));
     for (const rule of due) {

@@ -16,9 +16,9 @@ export interface StoreEvent {
 export class History {
   readonly #capacity: number;
   #events: StoreEvent[] = [];
-  /** Index of the oldest event that still counts. */
+  /** Index of the oldest event that is kept. */
   #start = 0;
-  /** The newest resourceVersion of which an event may have been forgotten. */
+  /** The highest resourceVersion of a forgotten event. */
   #forgotten = 0;
 
   constructor(capacity: number) {
@@ -30,7 +30,7 @@ export class History {
     if (this.#events.length - this.#start <= this.#capacity) return;
     this.#forgotten = this.#events[this.#start]!.revision;
     this.#start += 1;
-    // Compact now and then only: each event moves once on average.
+    // Compact rarely, so that each event is moved once on average.
     if (this.#start > this.#capacity) {
       this.#events = this.#events.slice(this.#start);
       this.#start = 0;

@@ -23,14 +23,14 @@ export interface Context {
   readonly faults: Faults;
   /** Bearer token → user name. */
   readonly tokens: ReadonlyMap<string, string>;
-  /** Who signs client certificates, whose common name is the user. */
+  /** The CA of client certificates. Their common name is the user. */
   readonly clientCa: KeyObject;
   readonly authorize: (request: RequestInfo) => boolean;
   /** Reset the TCP connection that carries a request. */
   readonly reset: (socket: Duplex) => void;
 }
 
-/** An answer's body and what its head says of it. */
+/** An answer. */
 interface Answer {
   code: number;
   body: Buffer;
@@ -38,7 +38,7 @@ interface Answer {
   headers?: Record<string, string>;
 }
 
-/** A request with its head taken apart. */
+/** A request, parsed. */
 interface Call {
   readonly request: IncomingMessage;
   readonly response: ServerResponse;
@@ -48,10 +48,10 @@ interface Call {
 }
 
 const maxBodyBytes = 3 << 20;
-/** How long a watch lives that names no timeoutSeconds. */
+/** The lifetime of a watch without timeoutSeconds. */
 const defaultWatchSeconds = 3600;
 
-/** Answer one request. Never rejects: every failure is a Status, or the reset that a fault asked for. */
+/** Answer one request. Never rejects: every failure becomes a Status, or the reset that a fault demands. */
 export async function handle(
   context: Context,
   request: IncomingMessage,
@@ -80,7 +80,10 @@ export async function handle(
   }
 }
 
-/** Apply the faults that come before an answer; true when there is to be none. @throws StatusError to refuse. */
+/**
+ * Apply the faults that come before an answer. Returns true when there must be no answer. @throws StatusError to
+ * refuse.
+ */
 async function misbehave({ faults }: Context, info: RequestInfo, reset: () => void): Promise<boolean> {
   const latency = faults.strikeLatency(info);
   if (latency > 0) await sleep(latency, undefined, { ref: false });
@@ -113,7 +116,7 @@ function json(code: number, body: object | string): Answer {
   return { code, body: Buffer.from(typeof body === 'string' ? body : JSON.stringify(body)) };
 }
 
-/** Send a whole answer; its body is one frame to the faults. */
+/** Send a whole answer. Faults treat its body as one frame. */
 function send(
   faults: Faults,
   info: RequestInfo,
@@ -128,7 +131,9 @@ function send(
   outlet.end();
 }
 
-/** As in Kubernetes, a client certificate comes before a token; one of a foreign authority is none. */
+/**
+ * The user of a request. As in Kubernetes, a client certificate counts before a token; one of another CA is ignored.
+ */
 function userOf({ tokens, clientCa }: Context, request: IncomingMessage): string | undefined {
   const certificate = request.socket instanceof TLSSocket && request.socket.getPeerX509Certificate();
   if (certificate && certificate.verify(clientCa)) return /^CN=(.+)$/m.exec(certificate.subject)?.[1];
@@ -136,10 +141,10 @@ function userOf({ tokens, clientCa }: Context, request: IncomingMessage): string
   return token === undefined ? undefined : tokens.get(token);
 }
 
-/** Paths that tell nothing and need no token, as Kubernetes' defaults have it. */
+/** Paths that need no token, as in Kubernetes by default. */
 const health = new Set(['/healthz', '/readyz', '/livez']);
 
-/** The answer to a call, or undefined when it began a stream. */
+/** The answer to a call, or undefined when it has begun a stream. */
 async function answer(context: Context, call: Call): Promise<Answer | undefined> {
   const { info, request } = call;
   if (health.has(info.path)) return { code: 200, body: Buffer.from('ok'), contentType: 'text/plain' };
@@ -177,9 +182,9 @@ function forbidden({ user, verb, resource, subresource, namespace, name, path }:
 }
 
 /**
- * What the first media type of an Accept header that the server can write means. As in Kubernetes, one that asks for a
- * kind of another group is passed over, and one that asks for a list of metadata where there is an object, or the other
- * way round, is taken and then refused; the events of a watch are objects.
+ * The view that an Accept header asks for, by its first media type that the server supports. As in Kubernetes, a type
+ * with a kind of another group is skipped. A type that asks for a list of metadata where the answer is an object, or
+ * the reverse, is refused; the events of a watch are objects.
  * @throws StatusError 406.
  */
 function viewOf(accept = '*/*', verb: Verb, wholeOnly: boolean): View {
@@ -246,15 +251,12 @@ async function objectAnswer(
   return [200, { kind: 'Status', apiVersion: 'v1', metadata: {}, status: 'Success', details }];
 }
 
-/** An object with the namespace of its URL. @throws StatusError 400 when it claims another. */
+/** The object with the namespace of its URL. @throws StatusError 400 when the object has another one. */
 function located(object: ObjectInput, { namespace }: RequestInfo): ObjectInput {
   if (namespace === undefined) return object;
-  const claimed = object.metadata?.namespace ?? namespace;
-  if (claimed !== namespace) {
-    throw new StatusError(
-      400,
-      `the object's namespace (${claimed}) is not the one on the URL (${namespace})`,
-    );
+  const given = object.metadata?.namespace ?? namespace;
+  if (given !== namespace) {
+    throw new StatusError(400, `the object's namespace (${given}) is not the one on the URL (${namespace})`);
   }
   return { ...object, metadata: { ...object.metadata, namespace } };
 }
@@ -277,7 +279,7 @@ async function readJson(request: IncomingMessage): Promise<unknown> {
   let bytes = 0;
   for await (const chunk of request as AsyncIterable<Buffer>) {
     bytes += chunk.length;
-    // Read on past the limit: leaving the loop would cut the connection before the answer.
+    // Read the rest past the limit too: leaving the loop would cut the connection before the answer.
     if (bytes <= maxBodyBytes) chunks.push(chunk);
   }
   if (bytes > maxBodyBytes) throw new StatusError(413, `a request may have ${maxBodyBytes} bytes`);
@@ -326,7 +328,7 @@ function startWatch({ watches, faults }: Context, call: Call, resource: Resource
   response.on('close', forget);
 }
 
-/** A resourceVersion to start from; undefined for none or `0`, which mean any. @throws StatusError 400. */
+/** The resourceVersion to start from; undefined without one, or for `0`, which means any. @throws StatusError 400. */
 function revisionOf(text: string | null): number | undefined {
   if (text === null || text === '' || text === '0') return undefined;
   if (!/^\d{1,15}$/.test(text)) throw new StatusError(400, `"${text}" is no resource version`);

@@ -5,15 +5,15 @@ import { selector } from './selectors.ts';
 import { StatusError } from './status.ts';
 import type { Store } from './store.ts';
 
-/** Where the next page goes on: the snapshot's resourceVersion and the last key given. */
+/** The start of the next page: the snapshot's resourceVersion, and the last key of the previous page. */
 interface Continuation {
   rv: number;
   after: string;
 }
 
 /**
- * One page of a list as JSON. With `limit`, `metadata.continue` leads to the rest of the same snapshot, whatever is
- * written meanwhile.
+ * One page of a list as JSON. With `limit`, `metadata.continue` leads to the rest of the same snapshot, unaffected by
+ * later writes.
  * @throws StatusError 400 for a selector or token that cannot be read, 410 for a token whose snapshot is forgotten.
  */
 export function listPage(
@@ -42,7 +42,7 @@ export function listPage(
     resourceVersion: String(snapshot.resourceVersion),
     ...(left > 0 &&
       last && { continue: formatContinue({ rv: snapshot.resourceVersion, after: keyOf(resource, last) }) }),
-    // As in Kubernetes: with a selector nobody knows.
+    // As in Kubernetes, the rest is not counted when there is a selector.
     ...(left > 0 && labelSelector === '' && fieldSelector === '' && { remainingItemCount: left }),
   };
   const head =

@@ -9,7 +9,7 @@ const name = `ripstop-api-${process.pid}`;
 const netns = `/run/netns/${name}`;
 const address = '192.0.2.53';
 
-/** A client that knows nothing but what its environment says; prints the answer's code and body. */
+/** A client that is configured by its environment alone. Prints the answer's code and body. */
 const script = `
 const https = require('node:https');
 const { URL_, CA, TOKEN } = process.env;
@@ -49,14 +49,14 @@ describe.skipIf(!isRoot)('a listener in another network namespace', () => {
     expect(inside).toMatch(/^200 .*"name":"from-outside"/);
     expect(await get(`${server.url}/healthz`, netns)).toBe('ECONNREFUSED\n');
     expect(await get(`${server.url}/healthz`)).toBe('200 ok\n');
-    // Many in a row: no helper is left that accepts some of them.
+    // Many in a row: a helper that is still there would accept some of them.
     const many = await Promise.all(
       Array.from({ length: 8 }, () => get(`https://${address}:6443/healthz`, netns)),
     );
     expect(new Set(many)).toEqual(new Set(['200 ok\n']));
   });
 
-  it('says why it cannot be had', async () => {
+  it('says why it cannot listen', async () => {
     await expect(listenInNetns(netns, '198.51.100.1', 6443)).rejects.toThrow(
       /cannot listen on .* EADDRNOTAVAIL/,
     );

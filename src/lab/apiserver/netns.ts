@@ -30,7 +30,7 @@ export async function listenInNetns(netnsPath: string, host: string, port: numbe
     nsenter.on('error', (error) =>
       reject(new RipstopError(`cannot run nsenter: ${error.message}`, { cause: error })),
     );
-    // Only when the child is gone is nobody else accepting on the socket.
+    // Once the child has ended, nobody else accepts connections on the socket.
     nsenter.on('close', (code, signal) => {
       if (server) return resolve(server);
       const end = why ?? (stderr.trim().split('\n').at(-1) || `its helper ended with ${signal ?? code}`);

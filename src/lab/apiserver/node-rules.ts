@@ -10,7 +10,9 @@ function podCidrs(node: ObjectInput): string[] {
   return typeof podCIDR === 'string' && podCIDR !== '' ? [podCIDR] : [];
 }
 
-/** 4 or 6 for `address/length` of that family, else 0. Host bits may be set: Kubernetes lets old objects have them. */
+/**
+ * 4 or 6 for an `address/length` of that family, else 0. Host bits may be set, which Kubernetes allows for old objects.
+ */
 function cidrFamily(text: string): number {
   const match = /^([^/]+)\/(\d{1,3})$/.exec(text);
   const family = match ? isIP(match[1]!) : 0;
@@ -18,8 +20,8 @@ function cidrFamily(text: string): number {
 }
 
 /**
- * What Kubernetes adds to and demands of a Node: podCIDR is podCIDRs[0] and each fills in the other; at most one block
- * for each family; podCIDRs and providerID go from empty to a value once and then stay.
+ * The defaults and checks of Kubernetes for a Node: podCIDR is podCIDRs[0], and each sets the other; there is at most
+ * one CIDR for each family; podCIDRs and providerID can be set once, and not changed.
  */
 export const admitNode: Admit = (current, proposed) => {
   const cidrs = podCidrs(proposed);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import type { StatusCause } from './status.ts';
 
-/** What a caller may say about an object; the server fills in the rest. */
+/** The metadata that a caller gives. The server adds the rest. */
 export interface MetadataInput {
   name?: string;
   generateName?: string;
@@ -23,24 +23,24 @@ export interface ObjectInput {
   [field: string]: unknown;
 }
 
-/** Metadata as the server keeps it. */
+/** The metadata of a stored object. */
 export interface Metadata extends MetadataInput {
   name: string;
   uid: string;
   resourceVersion: string;
-  /** Of kinds that count the changes of their spec. */
+  /** Only for kinds that count the changes of their spec. */
   generation?: number;
   creationTimestamp: string;
 }
 
-/** A stored object: frozen to its leaves and never changed in place, so it can be shared and its JSON kept. */
+/** A stored object. It is deeply frozen, so it can be shared, and its JSON cached. */
 export interface KubeObject extends ObjectInput {
   apiVersion: string;
   kind: string;
   metadata: Metadata;
 }
 
-/** Fill in a kind's defaults and say what is wrong with the result; `current` is undefined on creation. Pure. */
+/** Add a kind's defaults, and check the result. `current` is undefined on creation. Pure. */
 export type Admit = (
   current: ObjectInput | undefined,
   proposed: ObjectInput,
@@ -50,7 +50,7 @@ export function isRecord(value: unknown): value is Record<string, unknown> {
   return typeof value === 'object' && value !== null && !Array.isArray(value);
 }
 
-/** The value at a dotted path, as the text a fieldSelector compares with; '' when it is not there. */
+/** The value at a dotted path, as the text that a fieldSelector compares; '' when there is none. */
 export function fieldText(object: ObjectInput, path: string): string {
   let value: unknown = object;
   for (const step of path.split('.')) value = isRecord(value) ? value[step] : undefined;
@@ -59,7 +59,7 @@ export function fieldText(object: ObjectInput, path: string): string {
     : '';
 }
 
-/** Freeze a freshly parsed JSON value through and through. */
+/** Freeze a JSON value deeply. */
 export function deepFreeze<T>(value: T): T {
   if (typeof value === 'object' && value !== null && !Object.isFrozen(value)) {
     Object.freeze(value);
@@ -73,7 +73,7 @@ export type View = 'full' | 'metadata';
 
 const bareJson = new WeakMap<KubeObject, string>();
 
-/** The object without kind and apiVersion, as list items are written. Written once for each stored object. */
+/** The JSON of an object without kind and apiVersion, as in lists. It is made once for each stored object. */
 function bare(object: KubeObject): string {
   let text = bareJson.get(object);
   if (text === undefined) {

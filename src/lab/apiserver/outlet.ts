@@ -5,13 +5,13 @@ import type { RequestInfo } from './routes.ts';
 
 const garbage = Buffer.from('\u0000\ufffd{{"type":"ADDED","object":{"kind":]}\n');
 
-/** The last step of an answer's bytes: sends frames (watch events, or one whole body) as the faults in force say. */
+/** Sends the frames of an answer (watch events, or one whole body), with the injected faults. */
 export class Outlet {
   readonly request: RequestInfo;
   readonly #response: ServerResponse;
   readonly #faults: Faults;
   readonly #reset: () => void;
-  /** Frames that a `chunk` fault slowed down, and those behind them. */
+  /** Frames that a `chunk` fault delays, and those after them. */
   readonly #queue: { bytes: Buffer; step: number }[] = [];
   #closing: 'clean' | 'reset' | undefined;
   #muted = false;
@@ -24,7 +24,7 @@ export class Outlet {
     this.#reset = reset;
   }
 
-  /** Send a watch event. `older` makes the frame of an older state of its object, for the `stale` fault. */
+  /** Send a watch event. `older` returns the frame of an older state of its object, for the `stale` fault. */
   event(frame: Buffer, older: () => Buffer): void {
     if (this.#faults.strike('mute', this.request)) this.#muted = true;
     if (this.#muted) return;
@@ -42,19 +42,19 @@ export class Outlet {
     } else this.#write(this.#faults.strike('garbage', this.request) ? garbage : frame);
   }
 
-  /** End the answer after what was sent, or reset its connection then. */
+  /** End the answer, or reset its connection, after all that has been written. */
   end(how: 'clean' | 'reset' = 'clean'): void {
     if (this.#muted || this.#closing) return;
     this.#closing = how;
     if (this.#queue.length === 0) this.#close();
   }
 
-  /** Bytes that the client has not taken yet. */
+  /** Bytes that the client has not read yet. */
   get backlog(): number {
     return this.#response.writableLength + this.#queue.reduce((sum, { bytes }) => sum + bytes.length, 0);
   }
 
-  /** Give up the connection, whatever is still to be sent. */
+  /** Reset the connection at once. */
   abort(): void {
     this.#reset();
   }

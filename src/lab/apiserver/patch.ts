@@ -3,7 +3,7 @@ import { isDeepStrictEqual } from 'node:util';
 import { isRecord, type ObjectInput } from './objects.ts';
 import { StatusError } from './status.ts';
 
-/** The patch content types that the server takes. */
+/** The content types of patches that the server supports. */
 export const patchTypes = {
   'application/strategic-merge-patch+json': (object: unknown, patch: unknown) =>
     strategicMergePatch(object, patch),
@@ -18,14 +18,14 @@ export function isPatchType(contentType: string): contentType is PatchType {
 }
 
 /**
- * The object that a patch makes of another; neither argument changes. Pure.
- * @throws StatusError 400 for a patch that is none, 422 for one that does not apply to this object.
+ * Apply a patch. Pure: it changes neither argument.
+ * @throws StatusError 400 for a malformed patch, 422 for one that does not apply to this object
  */
 export function applyPatch(type: PatchType, object: ObjectInput, patch: unknown): ObjectInput {
   if (type !== 'application/json-patch+json' && !isRecord(patch))
     throw malformed('a patch must be an object');
   const patched = patchTypes[type](object, patch);
-  if (!isRecord(patched)) throw inapplicable('the patched document is no object');
+  if (!isRecord(patched)) throw inapplicable('the patched document is not an object');
   return patched;
 }
 
@@ -41,9 +41,9 @@ export function mergePatch(target: unknown, patch: unknown): unknown {
 }
 
 /**
- * Which lists a strategic merge patch merges instead of replacing, by path: the member that names an element, or `''`
- * for a set of plain values. From the `patchStrategy` and `patchMergeKey` tags of the Kubernetes API types; a list not
- * named here (spec.taints, status.images, …) is atomic there and here.
+ * The lists that a strategic merge patch merges instead of replacing, by path: the member that identifies an element,
+ * or `''` for a set of plain values. They follow the `patchStrategy` and `patchMergeKey` tags of the Kubernetes API
+ * types. All other lists (spec.taints, status.images, …) are atomic, in Kubernetes too.
  */
 const mergeKeys: Readonly<Record<string, string>> = {
   'metadata.finalizers': '',
@@ -61,9 +61,9 @@ const mergeKeys: Readonly<Record<string, string>> = {
 const deleteFromList = '$deleteFromPrimitiveList/';
 
 /**
- * Kubernetes' strategic merge patch: as a merge patch, but the lists in {@link mergeKeys} merge element by element.
- * Knows null, `$patch` (merge, replace, delete), `$deleteFromPrimitiveList` and `$retainKeys`; `$setElementOrder` only
- * orders a list and is passed over.
+ * Kubernetes' strategic merge patch: a merge patch that merges the lists in {@link mergeKeys} element by element. It
+ * supports null, `$patch` (merge, replace, delete), `$deleteFromPrimitiveList` and `$retainKeys`, and ignores
+ * `$setElementOrder`, which only orders a list.
  */
 export function strategicMergePatch(target: unknown, patch: unknown, path = ''): unknown {
   if (!isRecord(patch)) return patch;
@@ -124,8 +124,9 @@ function mergeList(target: unknown, patch: readonly unknown[], path: string): un
 }
 
 /**
- * Order a merged list as Kubernetes does: what the patch names, in its order, and what it does not are merged as two
- * sorted lists would be, where only elements that were there `before` compare, and in doubt the patch's come first.
+ * Order a merged list as Kubernetes does: the elements that the patch names, in its order, and the others are merged
+ * like two sorted lists. Only elements that were there `before` are compared; otherwise the patch's elements come
+ * first.
  */
 function inOrder(
   list: readonly unknown[],
@@ -147,7 +148,7 @@ function inOrder(
 /** RFC 6902, all six operations; one that fails makes the whole patch fail. */
 export function jsonPatch(document: unknown, patch: unknown): unknown {
   if (!Array.isArray(patch)) throw malformed('a JSON patch must be a list of operations');
-  // One member around the document makes its root a place like any other.
+  // A member around the document, so that its root can be replaced like any other value.
   const holder = { '': structuredClone(document) };
   for (const operation of patch) applyOperation(holder, operation);
   return holder[''];
@@ -176,7 +177,7 @@ function applyOperation(holder: Record<string, unknown>, operation: unknown): vo
       if (isDeepStrictEqual(read(holder, path), member(operation, 'value'))) return undefined;
       throw inapplicable(`testing path ${String(operation['path'])} failed`);
     default:
-      throw malformed(`"${String(operation['op'])}" is no operation of a JSON patch`);
+      throw malformed(`"${String(operation['op'])}" is not an operation of a JSON patch`);
   }
 }
 
@@ -187,26 +188,26 @@ function member(operation: Record<string, unknown>, name: string): unknown {
   return operation[name];
 }
 
-/** RFC 6901 text → steps from the holder down. */
+/** The parts of an RFC 6901 pointer, beginning at the holder. */
 function pointer(operation: Record<string, unknown>, name: string): string[] {
   const text = member(operation, name);
   if (typeof text !== 'string' || (text !== '' && !text.startsWith('/'))) {
-    throw malformed(`${JSON.stringify(text)} is no JSON pointer`);
+    throw malformed(`${JSON.stringify(text)} is not a JSON pointer`);
   }
   return text.split('/').map((step) => step.replaceAll('~1', '/').replaceAll('~0', '~'));
 }
 
-/** The index that a step means in a list; `end` is the highest allowed. */
+/** The index in a list that a part of a pointer stands for; `end` is the highest allowed. */
 function listIndex(step: string, end: number): number {
   const index = /^(0|[1-9]\d*)$/.test(step) ? Number(step) : Number.NaN;
-  if (!(index <= end)) throw inapplicable(`"${step}" is no index of this list`);
+  if (!(index <= end)) throw inapplicable(`"${step}" is not an index of this list`);
   return index;
 }
 
 function child(parent: unknown, step: string): unknown {
   if (Array.isArray(parent)) return parent[listIndex(step, parent.length - 1)];
   if (isRecord(parent) && Object.hasOwn(parent, step)) return parent[step];
-  throw inapplicable(`there is no "${step}" to go to`);
+  throw inapplicable(`there is no "${step}"`);
 }
 
 function read(holder: unknown, path: readonly string[]): unknown {

@@ -46,7 +46,7 @@ function core(
   };
 }
 
-/** Everything the server serves: a new kind is a new line. */
+/** All kinds that the server serves. */
 export const resources = {
   nodes: core('nodes', 'Node', 'no', {
     namespaced: false,
@@ -79,7 +79,7 @@ export function groupVersion(resource: Resource): string {
   return resource.group === '' ? resource.version : `${resource.group}/${resource.version}`;
 }
 
-/** Where a resource's object stands among its like; sorts as etcd's keys do. */
+/** The key of an object among those of its kind. Keys sort like etcd's. */
 export function objectKey(resource: Resource, namespace: string | undefined, name: string): string {
   return resource.namespaced ? `${namespace ?? ''}/${name}` : name;
 }

@@ -4,13 +4,13 @@ import { StatusError } from './status.ts';
 
 export type Verb = 'get' | 'list' | 'watch' | 'create' | 'update' | 'patch' | 'delete';
 
-/** A request as authorisation and faults see it. */
+/** The properties of a request that authorisation and faults look at. */
 export interface RequestInfo {
   /** The bearer token's user; undefined when there is none. */
   readonly user: string | undefined;
   readonly verb: Verb;
   readonly path: string;
-  /** Undefined for paths that are about no object: /version, discovery, unknown ones. */
+  /** Undefined for paths without an object: /version, discovery, unknown ones. */
   readonly resource: ResourceName | undefined;
   readonly namespace: string | undefined;
   readonly name: string | undefined;
@@ -21,7 +21,7 @@ export interface RequestInfo {
 
 export type Target = Pick<RequestInfo, 'resource' | 'namespace' | 'name' | 'subresource'>;
 
-/** The target of a path that is about no object. */
+/** The target of a path without an object. */
 export const noTarget: Target = {
   resource: undefined,
   namespace: undefined,
@@ -48,7 +48,7 @@ export function parsePath(path: string): Target {
   return noTarget;
 }
 
-/** What a method does to a target. @throws StatusError 405. */
+/** The verb of a method on a target. @throws StatusError 405. */
 export function verbOf(method: string, target: Target, query: URLSearchParams): Verb {
   const collection = target.resource !== undefined && target.name === undefined;
   const watch = ['true', '1'].includes(query.get('watch') ?? '');
@@ -63,7 +63,9 @@ export function verbOf(method: string, target: Target, query: URLSearchParams): 
   throw new StatusError(405, `the server does not allow ${method} here`);
 }
 
-/** Where a namespaced creation goes when the path names no namespace: nowhere, as in Kubernetes. */
+/**
+ * Whether an object can be created at this path. As in Kubernetes, a namespaced object needs a namespace in the path.
+ */
 export function creatable(target: Target): boolean {
   return (
     target.resource !== undefined &&

@@ -3,7 +3,7 @@ import { fieldText, type KubeObject } from './objects.ts';
 import type { Resource } from './resources.ts';
 import { StatusError } from './status.ts';
 
-/** What of a resource a list or watch asks for. */
+/** The objects that a list or watch asks for. */
 export interface Selection {
   namespace: string | undefined;
   labelSelector: string;
@@ -11,9 +11,9 @@ export interface Selection {
 }
 
 /**
- * A predicate over a resource's objects. Label selectors know `k=v`, `k==v`, `k!=v`, `k`, `!k`; field selectors `f=v`,
- * `f==v`, `f!=v` on the fields that the resource declares; requirements are joined with commas. As in Kubernetes, `!=`
- * is true where the label is missing.
+ * A predicate over a resource's objects. Label selectors support `k=v`, `k==v`, `k!=v`, `k`, `!k`; field selectors
+ * `f=v`, `f==v`, `f!=v` on the fields that the resource declares; commas join requirements. As in Kubernetes, `!=` is
+ * true where the label is missing.
  * @throws StatusError 400 for anything else.
  */
 export function selector(resource: Resource, selection: Selection): (object: KubeObject) => boolean {

@@ -34,8 +34,8 @@ const touch = (name: string, value: string): Body =>
   });
 const names = (body: Body): (string | undefined)[] => (body.items ?? []).map(({ metadata }) => metadata.name);
 
-describe('who may ask', () => {
-  it('is told by a bearer token; without one, or with an unknown one, 401', async () => {
+describe('the user of a request', () => {
+  it('is known by a bearer token; without one, or with an unknown one, the answer is 401', async () => {
     await start({ tokens: { secret: 'system:node:a' } });
     expect((await client.get(nodes, { token: 'secret' })).code).toBe(200);
     for (const token of [null, 'wrong']) {
@@ -49,7 +49,7 @@ describe('who may ask', () => {
     expect((await client.get(nodes, { token: 'secret' })).code).toBe(401);
   });
 
-  it('is decided by authorize: 403 says what was wanted', async () => {
+  it('needs permission from authorize: a 403 says what was asked for', async () => {
     await start({ authorize: ({ verb, resource }) => resource !== 'nodes' || verb === 'list' });
     expect((await client.get(nodes)).code).toBe(200);
     const { code, body } = await client.patch(`${nodes}/a/status`, 'merge', {});
@@ -65,7 +65,7 @@ describe('who may ask', () => {
     expect((await client.get('/version', { token: null })).text).toContain('"gitVersion":"v1.');
   });
 
-  it('needs the CA: others do not trust the server', async () => {
+  it('must trust the CA', async () => {
     await start();
     await expect(fetch(`${server.url}/healthz`)).rejects.toThrow('fetch failed');
   });
@@ -90,7 +90,7 @@ describe('the paths', () => {
     expect(headers['content-type']).toBe('application/json');
   });
 
-  it('lead kubectl to the nodes', async () => {
+  it('let kubectl find the nodes', async () => {
     await start();
     expect((await client.get('/api')).body).toMatchObject({ versions: ['v1'] });
     expect((await client.get('/apis')).text).toContain(
@@ -115,7 +115,7 @@ describe('the paths', () => {
 });
 
 describe('objects', () => {
-  it('live from POST to DELETE', async () => {
+  it('exist from POST to DELETE', async () => {
     await start();
     const created = await client.post(nodes, { metadata: { name: 'a' }, spec: { podCIDR: '10.42.0.0/24' } });
     expect(created).toMatchObject({
@@ -162,7 +162,7 @@ describe('objects', () => {
     expect((await client.get('/api/v1/namespaces/default')).body).toMatchObject({ kind: 'Namespace' });
   });
 
-  it('are patched in three ways, with or without a resourceVersion to insist on', async () => {
+  it('are patched in three ways, with or without a resourceVersion', async () => {
     await start();
     addNodes('a');
     await client.patch(`${nodes}/a`, 'merge', { metadata: { labels: { x: '1' } } });
@@ -198,7 +198,7 @@ describe('objects', () => {
     });
   });
 
-  it('come as metadata alone when asked so', async () => {
+  it('are sent as metadata alone on request', async () => {
     await start({ bookmarkIntervalMs: 20 });
     const managedFields = [{ manager: 'kubelet', operation: 'Update' }];
     server.store.create('nodes', {
@@ -253,7 +253,7 @@ describe('objects', () => {
 });
 
 describe('a list', () => {
-  it('comes in pages of one moment, whatever happens between them', async () => {
+  it('comes in pages of one snapshot, unaffected by writes between them', async () => {
     await start();
     addNodes('a', 'b', 'c', 'd', 'e');
     const first = (await client.get(`${nodes}?limit=2`)).body;
@@ -271,7 +271,7 @@ describe('a list', () => {
     expect(names((await client.get(nodes)).body)).toEqual(['a', 'b', 'bb', 'd', 'e']);
   });
 
-  it('ends with 410 when its moment is forgotten', async () => {
+  it('ends with 410 when its snapshot is forgotten', async () => {
     await start({ historySize: 3 });
     addNodes('a', 'b', 'c');
     const { metadata } = (await client.get(`${nodes}?limit=1`)).body;
@@ -283,7 +283,7 @@ describe('a list', () => {
 });
 
 describe('a watch', () => {
-  it('begins with what there is, then follows', async () => {
+  it('begins with the existing objects, and then follows changes', async () => {
     await start();
     addNodes('a');
     const watch = await client.watch();
@@ -293,7 +293,7 @@ describe('a watch', () => {
     expect(await watch.take(4)).toEqual(['ADDED a', 'ADDED b', 'MODIFIED a', 'DELETED b']);
   });
 
-  it('from a resourceVersion replays what came after it, and only that', async () => {
+  it('from a resourceVersion replays only the events after it', async () => {
     await start();
     addNodes('a', 'b');
     const { resourceVersion } = (await client.get(nodes)).body.metadata;
@@ -310,7 +310,7 @@ describe('a watch', () => {
     expect(added.object.metadata.uid).not.toBe(object.metadata.uid);
   });
 
-  it('from a forgotten resourceVersion is told 410 in the stream, or as the answer', async () => {
+  it('from a forgotten resourceVersion gets 410 in the stream, or as the answer', async () => {
     await start({ historySize: 2 });
     addNodes('a', 'b', 'c', 'd');
     const inStream = await client.watch('resourceVersion=1');
@@ -321,7 +321,7 @@ describe('a watch', () => {
     expect({ code, body }).toMatchObject({ code: 410, body: { kind: 'Status', reason: 'Expired' } });
   });
 
-  it('from the future, or from nonsense, is refused', async () => {
+  it('from a future or malformed resourceVersion is refused', async () => {
     await start();
     expect((await client.get(`${nodes}?watch=1&resourceVersion=99999`)).code).toBe(504);
     expect((await client.get(`${nodes}?watch=1&resourceVersion=x`)).code).toBe(400);
@@ -403,7 +403,7 @@ describe('a watch', () => {
     const last = await Promise.all(watches.map(async (watch) => (await watch.take(500)).at(-1)));
     expect(last).toEqual(watches.map(() => 'MODIFIED node-499'));
     const watched = performance.now();
-    // Many times what it takes: a guard against work that grows with the square.
+    // This is many times what it takes; quadratic work would exceed it.
     expect({
       createUnder5s: created - began < 5000,
       listUnder10s: paged - created < 10_000,
@@ -466,7 +466,7 @@ describe('@kubernetes/client-node', () => {
 });
 
 describe('a server', () => {
-  it('names itself as its caller says, in certificate and kubeconfig', async () => {
+  it('uses the names that its caller gives, in certificate and kubeconfig', async () => {
     await start({ sans: ['192.0.2.7', 'kubernetes.default'] });
     const config = new KubeConfig();
     config.loadFromString(server.kubeconfig('https://192.0.2.7:6443', 'other'));
@@ -480,7 +480,7 @@ describe('a server', () => {
     await expect(ApiServer.start({ port })).rejects.toThrow(`cannot listen on 127.0.0.1 port ${port}`);
   });
 
-  it('closes at once, whatever is open', async () => {
+  it('closes at once, even with open connections', async () => {
     await start();
     const watch = await client.watch();
     await server.close();

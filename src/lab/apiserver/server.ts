@@ -43,13 +43,13 @@ interface Parts {
   url: string;
 }
 
-/** A Kubernetes API server for nodes and what surrounds them, in this process, with knobs for faults. */
+/** A Kubernetes API server in this process, for Nodes and the kinds around them, with faults on demand. */
 export class ApiServer {
   /** `https://host:port`. */
   readonly url: string;
   /** The CA that signed the server's certificate, PEM. */
   readonly caPem: string;
-  /** Make a certificate by which a client is that user, and its key. */
+  /** Issue a client certificate, with its key, for a user. */
   readonly issueClient: (user: string) => Promise<ClientCertificate>;
   /** A token of the user `admin`. */
   readonly adminToken: string;
@@ -88,7 +88,7 @@ export class ApiServer {
     // Idle connections stay: a server that closes them races with its clients' next request.
     const httpServer = http.createServer({ keepAliveTimeout: 0, requestTimeout: 0 });
     const { caPem, certPem, keyPem, issueClient } = certificate;
-    // Sessions of connections that may have a client certificate are only resumed in a context with an id.
+    // Without this id, Node refuses to resume sessions of clients that may have a certificate.
     const secureContext = createSecureContext({
       cert: certPem,
       key: keyPem,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/** The reasons that Kubernetes puts into a Status, by HTTP code, where the code alone decides. */
+/** The reasons in a Status, by HTTP code, where the code alone determines the reason. */
 const reasons = {
   400: 'BadRequest',
   401: 'Unauthorized',
@@ -27,7 +27,7 @@ export interface StatusCause {
   field?: string;
 }
 
-/** `details` of a Status: what the answer is about. */
+/** The `details` of a Status: the object that it is about. */
 export interface StatusDetails {
   name?: string;
   kind?: string;
@@ -36,7 +36,7 @@ export interface StatusDetails {
   retryAfterSeconds?: number;
 }
 
-/** meta.k8s.io `Status`, the body of every answer that is no object. */
+/** meta.k8s.io `Status`, the body of every answer without an object. */
 export interface Status {
   kind: 'Status';
   apiVersion: 'v1';
@@ -49,7 +49,7 @@ export interface Status {
   code?: number;
 }
 
-/** A refusal: thrown anywhere below the HTTP edge, which turns it into the answer. */
+/** A refusal. `handle` in http.ts turns it into the answer. */
 export class StatusError extends Error {
   override readonly name = 'StatusError';
   readonly code: StatusCode;
@@ -94,7 +94,7 @@ export function conflict(plural: string, name: string, why: string): StatusError
   });
 }
 
-/** 422 with one cause for each field at fault. */
+/** 422 with one cause for each invalid field. */
 export function invalid(kind: string, name: string, causes: StatusCause[]): StatusError {
   const text = causes.map(({ field, message }) => (field ? `${field}: ${message}` : message)).join(', ');
   return new StatusError(422, `${kind} "${name}" is invalid: ${text}`, { details: { name, kind, causes } });

@@ -14,7 +14,7 @@ const node = (name: string, more: object = {}): { metadata: { name: string } } =
 const refusal = (code: number, reason: string): unknown => expect.objectContaining({ code, reason });
 
 describe('the store', () => {
-  it('gives a new object what only a server can', () => {
+  it('sets the fields of a new object that only a server can set', () => {
     const store = new Store(10);
     const created = store.create('nodes', node('a', { spec: { podCIDR: '10.42.0.0/24' } }));
     expect(created).toMatchObject({
@@ -29,7 +29,7 @@ describe('the store', () => {
     expect(() => (created.metadata.name = 'b')).toThrow(TypeError);
   });
 
-  it('counts one resourceVersion through all kinds', () => {
+  it('has one resourceVersion counter for all kinds', () => {
     const store = new Store(10);
     store.create('nodes', node('a'));
     store.create('pods', node('p'));
@@ -37,7 +37,7 @@ describe('the store', () => {
     expect(metadata.resourceVersion).toBe('3');
   });
 
-  it('counts the changes of a spec where Kubernetes does, which is not so for nodes', () => {
+  it('counts the changes of a spec for the kinds for which Kubernetes does; Nodes are not among them', () => {
     const store = new Store(10);
     for (const [kind, generations] of [
       ['nodes', [undefined, undefined, undefined]],
@@ -62,7 +62,7 @@ describe('the store', () => {
     expect(store.revision).toBe(1);
   });
 
-  it('names the second creation, the missing object and the lost race', () => {
+  it('refuses a second creation, a missing object and a stale resourceVersion by name', () => {
     const store = new Store(10);
     const first = store.create('nodes', node('a'));
     expect(() => store.create('nodes', node('a'))).toThrow(refusal(409, 'AlreadyExists'));
@@ -139,7 +139,7 @@ describe('the store', () => {
   });
 });
 
-describe('status and the rest', () => {
+describe('status and the other fields', () => {
   const start = (): Store => {
     const store = new Store(10);
     store.create('nodes', node('a', { spec: { unschedulable: false }, status: { phase: 'one' } }));
@@ -195,7 +195,7 @@ describe('status and the rest', () => {
 describe('the history', () => {
   const event = (revision: number): StoreEvent => ({ revision }) as StoreEvent;
 
-  it('replays what it remembers and admits what it does not, at every length', () => {
+  it('replays the events that it has, and says when it has forgotten some, at every length', () => {
     const history = new History(3);
     for (let revision = 1; revision <= 20; revision++) {
       history.push(event(revision * 2));
@@ -244,7 +244,7 @@ describe('selectors', () => {
   it('refuse a field that the kind does not offer', () =>
     expect(() => matches('', 'spec.hostname=a')).toThrow(refusal(400, 'BadRequest')));
 
-  it('turn a change into what a selective watcher sees', () => {
+  it('determine the type of event that a watch with them sees', () => {
     const inside = { metadata: { labels: { in: 'y' } } } as unknown as KubeObject;
     const outside = { metadata: {} } as KubeObject;
     const seen = (

@@ -28,8 +28,8 @@ interface Table {
 const maxSnapshots = 16;
 
 /**
- * All objects, behind one resourceVersion counter, as etcd and the watch cache are behind a real API server. Every
- * write is one event; listeners hear of it before the write returns. Errors are {@link StatusError}s.
+ * All objects, with one resourceVersion counter, in place of etcd and the watch cache of a real API server. Every write
+ * is one event, which listeners get before the write returns. Errors are {@link StatusError}s.
  */
 export class Store {
   #revision = 0;
@@ -50,14 +50,13 @@ export class Store {
     ) as Record<ResourceName, Table>;
   }
 
-  /** The resourceVersion of the latest write, of whatever kind. */
+  /** The resourceVersion of the latest write, of any kind. */
   get revision(): number {
     return this.#revision;
   }
 
   /**
-   * Store a new object; `metadata.generateName` stands in for a name. A namespaced one lands in `default` unless it
-   * says.
+   * Store a new object. `metadata.generateName` may replace the name. The default namespace is `default`.
    */
   create(resourceName: ResourceName, input: ObjectInput): KubeObject {
     const table = this.#tables[resourceName];
@@ -114,11 +113,11 @@ export class Store {
   ): KubeObject {
     const table = this.#tables[resourceName];
     const current = this.#existing(table, name, options.namespace);
-    // The patched object claims the current resourceVersion and uid unless the patch itself names others.
+    // The patched object has the current resourceVersion and uid, unless the patch itself names others.
     return this.#replace(table, current, applyPatch(type, current, patch), options.subresource);
   }
 
-  /** Remove an object; the result is its last state with the deletion's resourceVersion. */
+  /** Remove an object. Returns its last state, with the deletion's resourceVersion. */
   delete(
     resourceName: ResourceName,
     name: string,
@@ -132,7 +131,9 @@ export class Store {
     return object;
   }
 
-  /** Hear of every write to a resource, synchronously and in order, until the returned function is called. */
+  /**
+   * Call the listener for every write to a resource, synchronously and in order, until the returned function is called.
+   */
   subscribe(resourceName: ResourceName, listener: (event: StoreEvent) => void): () => void {
     const { listeners } = this.#tables[resourceName];
     listeners.add(listener);
@@ -146,7 +147,7 @@ export class Store {
     return events;
   }
 
-  /** The present, kept so that a continue token can go on from it while it is not expired. */
+  /** The objects as they are now, kept for continue tokens until they expire. */
   snapshot(resourceName: ResourceName): Snapshot {
     const { snapshots } = this.#tables[resourceName];
     const snapshot = { resourceVersion: this.#revision, objects: this.list(resourceName) };
@@ -155,7 +156,7 @@ export class Store {
     return snapshot;
   }
 
-  /** What {@link snapshot} showed at that resourceVersion. @throws StatusError 410 when it is forgotten. */
+  /** The result of {@link snapshot} at that resourceVersion. @throws StatusError 410 when it is forgotten. */
   snapshotAt(resourceName: ResourceName, revision: number): Snapshot {
     const { snapshots, history } = this.#tables[resourceName];
     const snapshot = snapshots.get(revision);
@@ -165,7 +166,7 @@ export class Store {
     return snapshot;
   }
 
-  /** Forget all events and move the counter on, so that every resourceVersion seen so far is too old to watch from. */
+  /** Forget all events and increase the counter, so that every resourceVersion seen so far is too old to watch from. */
   expireHistory(): void {
     this.#revision += 1;
     for (const { history } of Object.values(this.#tables)) history.expire(this.#revision);

@@ -9,14 +9,14 @@ import type { Store } from './store.ts';
 
 type EventType = StoreEvent['type'];
 
-/** What a client asks of a watch. */
+/** The parameters of a watch. */
 export interface WatchRequest {
   readonly resource: ResourceName;
   readonly matches: (object: KubeObject) => boolean;
   readonly view: View;
-  /** Replay what came after this resourceVersion; undefined: begin now. */
+  /** Replay the events after this resourceVersion. Undefined means from now on. */
   readonly since: number | undefined;
-  /** Begin with an ADDED event for every object there is. */
+  /** Begin with an ADDED event for every existing object. */
   readonly initialState: boolean;
   /** Mark the end of the initial state with a bookmark (`sendInitialEvents`). */
   readonly initialEventsEnd: boolean;
@@ -30,16 +30,16 @@ interface Watch {
   readonly timer: NodeJS.Timeout;
 }
 
-/** A watcher that leaves more than this unread is cut off, as Kubernetes does, so that memory stays bounded. */
+/** A watch with more unread bytes than this is cut off, as in Kubernetes, so that memory stays bounded. */
 const maxBacklogBytes = 64 << 20;
 
-/** All live watches. Each event is serialised once for each view, and its bytes are shared. */
+/** All live watches. Each event is serialised once for each view. */
 export class Watches {
   readonly #store: Store;
   readonly #live = new Map<ResourceName, Set<Watch>>();
   readonly #ticker: NodeJS.Timeout;
 
-  /** @param bookmarkIntervalMs how often quiet watches learn of the current resourceVersion. */
+  /** @param bookmarkIntervalMs how often watches get a bookmark with the current resourceVersion */
   constructor(store: Store, bookmarkIntervalMs: number) {
     this.#store = store;
     for (const name of Object.keys(resources) as ResourceName[]) {
@@ -51,7 +51,7 @@ export class Watches {
     }, bookmarkIntervalMs).unref();
   }
 
-  /** What to replay first. @throws StatusError 410 when the history no longer goes back so far, 504 for the future. */
+  /** The events to replay. @throws StatusError 410 when they are forgotten, 504 for a future resourceVersion. */
   missed(request: WatchRequest): readonly StoreEvent[] {
     if (request.since === undefined) return [];
     if (request.since > this.#store.revision) {
@@ -62,7 +62,7 @@ export class Watches {
     return this.#store.eventsSince(request.resource, request.since);
   }
 
-  /** Begin a watch whose headers are sent; the returned function forgets it when its connection is gone. */
+  /** Begin a watch whose headers have been sent. Call the returned function when its connection has ended. */
   start(request: WatchRequest, missed: readonly StoreEvent[], outlet: Outlet): () => void {
     if (request.initialState) {
       for (const object of this.#store.list(request.resource)) {
@@ -83,7 +83,7 @@ export class Watches {
     return () => this.#forget(watch);
   }
 
-  /** End the live watches that match; how many there were. */
+  /** End the live watches that match. Returns how many there were. */
   drop(match: (request: RequestInfo) => boolean, end: 'clean' | 'reset'): number {
     const dropped = this.#all().filter(({ outlet }) => match(outlet.request));
     for (const watch of dropped) this.#finish(watch, undefined, end);
@@ -135,8 +135,8 @@ export class Watches {
 }
 
 /**
- * What an event is to a watcher that sees only the objects that match: one that begins to match is ADDED, one that
- * ceases to is DELETED; undefined when the watcher does not see it. Pure.
+ * The type of an event for a watch that sees only matching objects: an object that begins to match is ADDED, one that
+ * no longer matches is DELETED. Undefined when the watch does not see it. Pure.
  */
 export function visibleType(
   event: StoreEvent,
@@ -156,7 +156,7 @@ function deliver({ request, outlet }: Watch, event: StoreEvent, frames: Map<stri
   const key = `${type}/${view}`;
   let frame = frames.get(key);
   if (!frame) {
-    // An object that only ceased to match is shown as the watcher last knew it, at the resourceVersion of the change.
+    // An object that no longer matches is sent as the watch last saw it, at the resourceVersion of the change.
     const left = type === 'DELETED' && event.type !== 'DELETED' && event.previous;
     frame = eventFrame(type, left ? at(left, event.revision) : event.object, view);
     frames.set(key, frame);
