@@ -10,7 +10,9 @@ import { XdpAnswers } from '../dataplane/links.ts';
 import { ProgramSet } from '../dataplane/programs.ts';
 import { pinPaths, type Tables } from '../dataplane/tables.ts';
 import { errorText, RipstopError } from '../errors.ts';
-import { type KernelChange, monitorKernel, monitorRules } from '../host/monitor.ts';
+import { monitorNode, type NodeEvent } from '../host/monitor.ts';
+import { isPodVeth } from '../host/links.ts';
+import { proxyKey } from '../host/pod-bridge.ts';
 import { vtepDeviceName } from '../host/vtep-device.ts';
 import { randomMac } from '../net/mac.ts';
 import { type Job, job, reconcile } from '../reconcile/reconcile.ts';
@@ -151,16 +153,7 @@ export class Incarnation implements Disposable {
   /** Run until the signal, or until the node has moved to other podCIDRs. */
   async run(signal: AbortSignal): Promise<void> {
     await using running = new AsyncDisposableStack();
-    const { log } = this.#options;
-    const monitors = [
-      monitorKernel((change) => this.#onKernelChange(change), {
-        onTrouble: (why) => log.warn({ why }, 'ip monitor ended; restarting it'),
-      }),
-      monitorRules(() => this.#onRulesLost(), {
-        onTrouble: (why) => log.warn({ why }, 'nft monitor ended; restarting it'),
-      }),
-    ];
-    running.defer(async () => void (await Promise.all(monitors.map((monitor) => monitor.stop()))));
+    running.use(monitorNode((events) => this.#onEvents(events)));
     const sweep = setInterval(() => this.#programs.loaded?.sweepFlows(), SWEEP_MS);
     running.defer(() => clearInterval(sweep));
     await this.#loop.run(AbortSignal.any([signal, this.#moved.signal]));
@@ -354,25 +347,53 @@ export class Incarnation implements Disposable {
     for (const target of Object.values(this.#targets)) target.invalidate();
   }
 
-  #onKernelChange(change: KernelChange): void {
-    const { vtepDevices, neighbours, fdb, peerRoutes, podRoutes, proxies, idleBridges, nodeLinks } =
-      this.#targets;
-    if (change !== 'peers') this.#observer.invalidate('links');
-    if (change === 'any') this.#observer.invalidate('routes', 'nextHops');
-    const stale = {
-      pods: [podRoutes, proxies],
-      peers: [neighbours, fdb, peerRoutes],
-      any: [vtepDevices, idleBridges, nodeLinks, neighbours, fdb, peerRoutes, podRoutes, proxies],
-    }[change];
-    for (const target of stale) target.invalidate();
-    this.#loop.trigger();
+  /** Note what events make stale. Those that tell of what we did ourselves, and know, cost no pass. */
+  #onEvents(events: readonly NodeEvent[]): void {
+    const isNews = events.map((event) => this.#note(event)).some(Boolean);
+    if (isNews) this.#loop.trigger();
   }
 
-  /** Somebody took something of our nft table away. */
-  #onRulesLost(): void {
-    this.#targets.rules.invalidate();
-    this.#targets.vtepSet.invalidate();
-    this.#loop.trigger();
+  /** @returns whether a pass has something to do. */
+  #note(event: NodeEvent): boolean {
+    const to = this.#targets;
+    switch (event.kind) {
+      case 'pod-link':
+        return this.#observer.notePodLink(event);
+      case 'pod-route': {
+        const { dst, deleted, dev } = event;
+        const route = dev === undefined ? { unreachable: true as const } : { dev };
+        return to.podRoutes.noteActual(dst, deleted ? undefined : route);
+      }
+      case 'proxy':
+        return to.proxies.noteActual(proxyKey(event.bridge, event.address), event.deleted ? undefined : true);
+      case 'peers':
+        return this.#invalidate(to.neighbours, to.fdb, to.peerRoutes);
+      case 'settings': {
+        // A host veth that no pod has yet: its ADD sets what it needs.
+        const isNew = event.name !== undefined && isPodVeth(event.name) && !this.#observer.knows(event.name);
+        return isNew ? false : this.#invalidate(to.sysctls);
+      }
+      case 'network':
+        this.#observer.invalidate('links', 'routes', 'nextHops');
+        return this.#invalidate(
+          to.vtepDevices,
+          to.idleBridges,
+          to.nodeLinks,
+          to.neighbours,
+          to.fdb,
+          to.peerRoutes,
+        );
+      case 'rules-lost':
+        return this.#invalidate(to.rules, to.vtepSet);
+      case 'lost':
+        this.#invalidateAll();
+        return true;
+    }
+  }
+
+  #invalidate(...targets: readonly { invalidate(): void }[]): true {
+    for (const target of targets) target.invalidate();
+    return true;
   }
 
   #dueInMs(): number {

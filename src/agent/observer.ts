@@ -3,11 +3,14 @@ import type { AttachmentStore } from '../cni/attachments.ts';
 import { listLinkKeys, type XdpAnswers } from '../dataplane/links.ts';
 import type { ProgramSet } from '../dataplane/programs.ts';
 import { listLinks, readLinkIfThere } from '../host/links.ts';
+import type { NodeEvent } from '../host/monitor.ts';
 import { lookupNextHops, type NextHop } from '../host/neighbours.ts';
 import { readSysctl } from '../host/sysctl.ts';
 import { readUplinkFacts, type UplinkWish } from '../host/uplink.ts';
 import type { Peers } from './plan/index.ts';
 import { type LoadedIds, type NodeSnapshot, observed } from './snapshot.ts';
+
+type PodLink = Omit<Extract<NodeEvent, { kind: 'pod-link' }>, 'kind'>;
 
 /** What a change in the kernel makes stale. */
 export type NodePart = 'links' | 'routes' | 'nextHops';
@@ -88,6 +91,23 @@ export class NodeObserver {
       this.#snapshot = { ...rest, pods, links: added.length === 0 ? links : observed(links, value) };
       return this.#snapshot;
     });
+  }
+
+  /** Whether the snapshot has an interface of this name. */
+  knows(name: string): boolean {
+    return this.#snapshot.links.value.has(name);
+  }
+
+  /**
+   * An event tells of a pod's host veth. One that no pod has yet, or any more, is no news: its ADD or DEL sees to it.
+   * @returns whether it is news.
+   */
+  notePodLink({ name, deleted, ifindex, up, mtu }: PodLink): boolean {
+    const known = this.#snapshot.links.value.get(name);
+    if (!known) return false;
+    if (!deleted && known.ifindex === ifindex && known.up === up && known.mtu === mtu) return false;
+    this.invalidate('links');
+    return this.#snapshot.pods.value.some(({ hostIfname }) => hostIfname === name);
   }
 
   /** One observation at a time: a slow one must not put back what a quick one has replaced. */

@@ -1,33 +1,87 @@
 // SPDX-License-Identifier: Apache-2.0
+import type { NetlinkEvent } from '#netlink';
 import { describe, expect, it } from 'vitest';
-import { changeOf } from './monitor.ts';
+import { classify } from './monitor.ts';
 
-describe('a line of ip monitor', () => {
+const names = new Map([
+  [2, 'eth0'],
+  [5, 'flannel.1'],
+  [6, 'flannel-v6.1'],
+  [9, 'veth01234567'],
+  [10, 'vethernet'],
+  [11, 'cni0'],
+]);
+
+type Of<K extends NetlinkEvent['kind']> = Extract<NetlinkEvent, { kind: K }>;
+
+const route = (of: Partial<Of<'route'>['route']>, deleted = false): NetlinkEvent =>
+  ({ kind: 'route', deleted, route: { family: 4, type: 'unicast', protocol: 3, ...of } }) as Of<'route'>;
+const link = (ifindex: number, deleted = false): NetlinkEvent =>
+  ({
+    kind: 'link',
+    deleted,
+    link: { ifindex, name: names.get(ifindex)!, up: true, mtu: 1450 },
+  }) as Of<'link'>;
+const neighbour = (of: Partial<Of<'neighbour'>['neighbour']>): NetlinkEvent =>
+  ({
+    kind: 'neighbour',
+    deleted: false,
+    neighbour: { address: '10.42.2.0', state: 'permanent', proxy: false, ...of },
+  }) as Of<'neighbour'>;
+const nft = (of: Partial<Of<'nft'>>): NetlinkEvent =>
+  ({
+    kind: 'nft',
+    deleted: true,
+    object: 'rule',
+    family: 'inet',
+    table: 'ripstop',
+    name: '',
+    ...of,
+  }) as Of<'nft'>;
+
+describe('an event', () => {
   it.each([
-    ['10.64.1.0/24 nhid 171966720 via 10.64.1.0 dev flannel.1 proto 82 onlink ', 'peers'],
+    ['a host veth', link(9), { kind: 'pod-link', name: 'veth01234567', ifindex: 9, deleted: false }],
+    ['a host veth that is gone', link(9, true), { kind: 'pod-link', ifindex: 9, deleted: true }],
+    ['the uplink', link(2), { kind: 'network' }],
+    ['a VTEP device', link(5), { kind: 'network' }],
+    ["somebody else's veth", link(10), { kind: 'network' }],
     [
-      'Deleted fd00:42:0:2::/64 via fd00:42:0:2:: dev flannel-v6.1 proto 82 metric 1024 onlink pref medium',
-      'peers',
+      'a route to a pod',
+      route({ dst: '10.42.1.5/32', ifindex: 9, protocol: 82 }),
+      { kind: 'pod-route', dst: '10.42.1.5/32', dev: 'veth01234567', deleted: false },
     ],
-    ['id 171966720 via 10.64.1.0 dev flannel.1 scope link proto 82 onlink ', 'peers'],
-    ['10.64.1.0 dev flannel.1 lladdr 0a:64:00:00:00:01 PERMANENT', 'peers'],
-    ['10.64.1.0 dev flannel.1 lladdr 0a:64:00:00:00:01 STALE', 'peers'],
-    ['Deleted 0a:64:00:00:00:01 dev flannel.1 dst 172.31.64.1 self permanent', 'peers'],
     [
-      '5: flannel.1: <BROADCAST,MULTICAST,UP,LOWER_UP> mtu 1450 qdisc noqueue state UNKNOWN group default',
-      'any',
+      "the podCIDR's route to nowhere",
+      route({ dst: 'fd00:42::/64', ifindex: 1, type: 'unreachable', protocol: 82 }, true),
+      { kind: 'pod-route', dst: 'fd00:42::/64', dev: undefined, deleted: true },
     ],
-    ['Deleted 5: flannel.1    inet 10.42.0.0/32 scope global flannel.1       valid_lft forever', 'any'],
-    ['ipv4 dev flannel.1 forwarding on rp_filter loose mc_forwarding off', 'peers'],
-    ['default via 172.31.255.254 dev eth0 ', 'any'],
-    ['2: eth0    inet 172.31.0.1/16 scope global eth0       valid_lft forever preferred_lft forever', 'any'],
-    ['172.31.255.254 dev eth0 lladdr 0e:81:35:6d:4e:c1 REACHABLE', undefined],
-    ['172.31.0.9 dev eth0  FAILED', undefined],
-    ['172.31.0.9 dev eth0 lladdr 0e:81:35:6d:4e:c1 PERMANENT', 'any'],
-    ['10.42.1.5 dev veth01234567 scope link proto 82', 'pods'],
-    ['12: veth01234567@if2: <BROADCAST,MULTICAST,UP,LOWER_UP> mtu 1450 qdisc noqueue state UP', 'pods'],
-    ['Deleted 12: veth01234567@if2: <BROADCAST,MULTICAST> mtu 1450 qdisc noop state DOWN', 'pods'],
-    ['0.0.0.0/1 via 10.42.1.5 dev veth01234567 ', 'any'],
-    ['12: vethernet: <BROADCAST,MULTICAST> mtu 1500', 'any'],
-  ] as const)('%j is about %s', (line, what) => expect(changeOf(line)).toBe(what));
+    ["the kernel's own route to a host veth", route({ dst: '10.42.1.1/32', ifindex: 9 }), undefined],
+    ['a route to a peer', route({ gateway: '10.42.2.0', ifindex: 5, protocol: 82 }), { kind: 'peers' }],
+    [
+      'a direct route to a peer',
+      route({ gateway: '192.0.2.2', ifindex: 2, protocol: 82 }),
+      { kind: 'peers' },
+    ],
+    ['a route to a peer by way of a nexthop', route({ nexthop: 7, protocol: 82 }), { kind: 'peers' }],
+    ["somebody's route into the tunnel", route({ gateway: '10.42.2.0', ifindex: 5 }), { kind: 'peers' }],
+    ['a default route', route({ gateway: '192.0.2.254', ifindex: 2 }), { kind: 'network' }],
+    ['a neighbour in the tunnel', neighbour({ ifindex: 6 }), { kind: 'peers' }],
+    ['a neighbour on the wire', neighbour({ ifindex: 2, state: 'stale' }), undefined],
+    [
+      'a proxy of ours',
+      neighbour({ ifindex: 11, address: '10.42.1.5', proxy: true, protocol: 82 }),
+      { kind: 'proxy', bridge: 'cni0', address: '10.42.1.5', deleted: false },
+    ],
+    ["somebody else's proxy", neighbour({ ifindex: 11, proxy: true, protocol: 4 }), undefined],
+    ['a chain of our table that is deleted', nft({ object: 'chain' }), { kind: 'rules-lost' }],
+    ['a chain of ours that is new', nft({ object: 'chain', deleted: false }), undefined],
+    ['an element of our set that goes', nft({ object: 'element' }), undefined],
+    ['a rule in another table that goes', nft({ table: 'kube-proxy' }), undefined],
+    ['events that were lost', { kind: 'lost' } as const, { kind: 'lost' }],
+  ] as const)('about %s', (_, event, expected) => {
+    const classified = classify(event, (ifindex) => names.get(ifindex));
+    if (expected) expect(classified).toMatchObject(expected);
+    else expect(classified).toBeUndefined();
+  });
 });

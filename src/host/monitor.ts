@@ -1,124 +1,122 @@
 // SPDX-License-Identifier: Apache-2.0
-import { spawn, type ChildProcess } from 'node:child_process';
-import { createInterface } from 'node:readline';
+import { type NetlinkEvent, subscribe, type Subscription } from '#netlink';
+import { isPodVeth } from './links.ts';
+import { linkNames, openNetlink, type Where } from './netlink.ts';
 import { NFT_TABLE } from './nft.ts';
-import { commandIn, type RunOptions } from './run.ts';
+import { ROUTE_PROTOCOL } from './routes.ts';
+import { isVtepName } from './vtep-device.ts';
 
-export interface MonitorOptions extends RunOptions {
-  /** The monitor ended by itself or could not start, and will be started again after `retryMs`. */
-  onTrouble?: (why: string, retryMs: number) => void;
-}
-
-export type KernelChange = 'pods' | 'peers' | 'any';
-
-export interface Monitor {
-  /** Resolves when the monitor runs no more; `onChange` is not called again. */
-  stop(): Promise<void>;
-}
-
-const FIRST_RETRY_MS = 500;
-const LAST_RETRY_MS = 30_000;
-/** A monitor that lived this long was healthy: the next trouble starts at the first retry again. */
-const HEALTHY_MS = 60_000;
-
-/**
- * Call `onChange` whenever links, addresses, routes, neighbours or settings of the network (forwarding, rp_filter) change:
- * a trigger to list again, nothing more (`ip monitor` prints text only, and may miss events under load). Expect bursts and
- * act at your own pace. It is also called after each restart, since changes may have gone unseen.
- * @param onChange gets `pods` when only a pod's device or route is concerned, so that all about peers is as it was, and `peers`
- * when it is an entry of a VTEP device, which says nothing of how VTEPs are reached.
- */
-export function monitorKernel(
-  onChange: (change: KernelChange) => void,
-  options: MonitorOptions = {},
-): Monitor {
-  const objects = ['link', 'address', 'route', 'nexthop', 'neigh', 'netconf'];
-  return monitor(
-    ['ip', '-oneline', 'monitor', ...objects],
-    (line) => changeOf(line) !== undefined,
-    (line) => onChange((line === undefined ? undefined : changeOf(line)) ?? 'any'),
-    options,
-  );
-}
-
-/** What a line of `ip -oneline monitor` is about; undefined: nothing that anybody here looks at. Pure. */
-export function changeOf(line: string): 'pods' | 'peers' | 'any' | undefined {
-  const onVtep = / dev flannel(-v6)?\.\d+ /.test(line);
-  // What neighbours on the wire are up to, minute by minute. Of ours, on VTEP devices, any change counts.
-  if (!onVtep && / (INCOMPLETE|REACHABLE|STALE|DELAY|PROBE|FAILED) *$/.test(line)) return undefined;
-  // Of a pod's veth, or a route to it.
-  if (/(^|: | dev )veth[0-9a-f]{8}\b/.test(line) && !/ via /.test(line)) return 'pods';
-  // A route, nexthop, neighbour or FDB entry; lines about the device itself begin with its number.
-  return onVtep && !/^(Deleted )?\d+: /.test(line) ? 'peers' : 'any';
-}
+/** What has changed on the node, as far as ripstop has a use for it. */
+export type NodeEvent =
+  /** A host veth of a pod. */
+  | {
+      readonly kind: 'pod-link';
+      readonly name: string;
+      readonly deleted: boolean;
+      readonly ifindex: number;
+      readonly up: boolean;
+      readonly mtu: number;
+    }
+  /** A route of ours to a pod, or the one that makes a podCIDR unreachable; `dev` is undefined for the latter. */
+  | {
+      readonly kind: 'pod-route';
+      readonly dst: string;
+      readonly deleted: boolean;
+      readonly dev: string | undefined;
+    }
+  /** An address that the node answers for on a bridge. */
+  | { readonly kind: 'proxy'; readonly bridge: string; readonly address: string; readonly deleted: boolean }
+  /** An entry for a peer: a neighbour or FDB entry of a VTEP device, or a route of ours to a podCIDR. */
+  | { readonly kind: 'peers' }
+  /** A network setting of an interface, or of all of them: then `name` is undefined. */
+  | { readonly kind: 'settings'; readonly name: string | undefined }
+  /** Other interfaces, addresses, routes and routing rules: how the node reaches others may have changed. */
+  | { readonly kind: 'network' }
+  /** Somebody took something of our nft table away, as `nft flush ruleset` does. */
+  | { readonly kind: 'rules-lost' }
+  /** Events were lost, so anything may have changed. */
+  | { readonly kind: 'lost' };
 
 /**
- * Call `onLoss` when somebody takes something of our nft table away, as `nft flush ruleset` does. What others do to their own
- * tables, which kube-proxy does all the time, and what becomes of our sets' elements, is passed over.
+ * Hear of changes on the node from now on. Neighbours that come and go on the wire, minute by minute, are passed over; so is
+ * what others do to their own nft tables, as kube-proxy does all the time.
+ * @throws Error with `code` when the kernel lets this process hear nothing, such as EPERM.
  */
-export function monitorRules(onLoss: () => void, options: MonitorOptions = {}): Monitor {
-  const ours = new RegExp(`^delete (table|chain|rule|set) ${NFT_TABLE.join(' ')}\\b`);
-  return monitor(
-    ['nft', 'monitor', 'destroy'],
-    (line) => ours.test(line),
-    () => onLoss(),
-    options,
-  );
-}
-
-/** Run a program that prints a line for each event, for as long as we want it. */
-function monitor(
-  [program, ...programArgs]: readonly [string, ...string[]],
-  concerns: (line: string) => boolean,
-  onChange: (line?: string) => void,
-  options: MonitorOptions,
-): Monitor {
-  let stopped = false;
-  let child: ChildProcess | undefined;
-  let timer: NodeJS.Timeout | undefined;
-  let retryMs = FIRST_RETRY_MS;
-  const ended = Promise.withResolvers<void>();
-
-  const start = (): void => {
-    const [file, ...args] = commandIn(options.netns, program, programArgs);
-    const startedAt = performance.now();
-    let why = '';
-    const running = spawn(file, args, { stdio: ['ignore', 'pipe', 'pipe'], env: options.env ?? process.env });
-    child = running;
-    const trigger = (line?: string): void => {
-      if (!stopped) onChange(line);
-    };
-    createInterface({ input: running.stdout }).on('line', (line) => concerns(line) && trigger(line));
-    // Lost events (ENOBUFS) are told on standard error.
-    running.stderr.setEncoding('utf8').on('data', (text: string) => {
-      why = text.trim();
-      trigger();
-    });
-    running.on('error', (error) => (why = error.message));
-    running.on('close', (code, signal) => {
-      child = undefined;
-      if (stopped) {
-        ended.resolve();
-        return;
+export function monitorNode(
+  onEvents: (events: readonly NodeEvent[]) => void,
+  where: Where = {},
+): Subscription {
+  using socket = openNetlink(where);
+  const names = linkNames(socket);
+  return subscribe(
+    ['link', 'address', 'route', 'nexthop', 'rule', 'neighbour', 'netconf', 'nft'],
+    (raw) => {
+      const events: NodeEvent[] = [];
+      for (const event of raw) {
+        if (event.kind === 'link' && !event.deleted) names.set(event.link.ifindex, event.link.name);
+        const classified = classify(event, (ifindex) => names.get(ifindex));
+        if (event.kind === 'link' && event.deleted) names.delete(event.link.ifindex);
+        if (classified) events.push(classified);
       }
-      if (performance.now() - startedAt > HEALTHY_MS) retryMs = FIRST_RETRY_MS;
-      options.onTrouble?.(why || `ended with ${signal ?? `exit code ${code}`}`, retryMs);
-      timer = setTimeout(() => {
-        start();
-        onChange();
-      }, retryMs);
-      retryMs = Math.min(retryMs * 2, LAST_RETRY_MS);
-    });
-  };
-  start();
-
-  return {
-    stop() {
-      stopped = true;
-      clearTimeout(timer);
-      if (child) child.kill();
-      else ended.resolve();
-      return ended.promise;
+      if (events.length > 0) onEvents(events);
     },
-  };
+    where,
+  );
+}
+
+/** What a netlink event is about; undefined: nothing that ripstop has a use for. Pure. */
+export function classify(
+  event: NetlinkEvent,
+  nameOf: (ifindex: number) => string | undefined,
+): NodeEvent | undefined {
+  switch (event.kind) {
+    case 'link': {
+      const { name, ifindex, up, mtu } = event.link;
+      return isPodVeth(name)
+        ? { kind: 'pod-link', name, deleted: event.deleted, ifindex, up, mtu }
+        : { kind: 'network' };
+    }
+    case 'address':
+      return isPodVeth(nameOf(event.address.ifindex) ?? '') ? undefined : { kind: 'network' };
+    case 'route':
+      return classifyRoute(event, nameOf);
+    case 'nexthop':
+      return event.nexthop.protocol === ROUTE_PROTOCOL ? { kind: 'peers' } : { kind: 'network' };
+    case 'rule':
+      return { kind: 'network' };
+    case 'neighbour': {
+      const { ifindex, proxy, protocol, address } = event.neighbour;
+      const device = nameOf(ifindex) ?? '';
+      if (proxy && protocol === ROUTE_PROTOCOL)
+        return { kind: 'proxy', bridge: device, address, deleted: event.deleted };
+      return isVtepName(device) ? { kind: 'peers' } : undefined;
+    }
+    case 'fdb':
+      return isVtepName(nameOf(event.entry.ifindex) ?? '') ? { kind: 'peers' } : undefined;
+    case 'netconf':
+      return { kind: 'settings', name: nameOf(event.ifindex) };
+    case 'nft': {
+      const isOurs = event.family === NFT_TABLE[0] && event.table === NFT_TABLE[1];
+      return isOurs && event.deleted && event.object !== 'element' ? { kind: 'rules-lost' } : undefined;
+    }
+    case 'lost':
+      return { kind: 'lost' };
+    default:
+      return undefined;
+  }
+}
+
+function classifyRoute(
+  { deleted, route }: Extract<NetlinkEvent, { kind: 'route' }>,
+  nameOf: (ifindex: number) => string | undefined,
+): NodeEvent | undefined {
+  const { dst, type, gateway, nexthop, protocol, ifindex } = route;
+  const dev = ifindex === undefined ? undefined : nameOf(ifindex);
+  if (protocol === ROUTE_PROTOCOL) {
+    if (gateway !== undefined || nexthop !== undefined) return { kind: 'peers' };
+    return { kind: 'pod-route', dst, deleted, dev: type === 'unreachable' ? undefined : dev };
+  }
+  // The kernel's own routes to a host veth's addresses.
+  if (dev !== undefined && isPodVeth(dev)) return undefined;
+  return dev !== undefined && isVtepName(dev) ? { kind: 'peers' } : { kind: 'network' };
 }

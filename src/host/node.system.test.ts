@@ -5,12 +5,12 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { describe, expect, it, vi } from 'vitest';
 import { listLinks } from './links.ts';
-import { monitorKernel, monitorRules } from './monitor.ts';
+import { monitorNode } from './monitor.ts';
 import { ensureBpffs, isBpffs } from './mount.ts';
 import { lookupNextHops } from './neighbours.ts';
 import { testNetns, testNode, whyNoNetns } from './netns.support.ts';
 import { gatherHostFacts, missingRequirements } from './requirements.ts';
-import { run, tryRun } from './run.ts';
+import { tryRun } from './run.ts';
 import { ensureSysctls, nodeSysctls, podVethSysctls, readSysctl, vtepSysctls } from './sysctl.ts';
 import { findUplink } from './uplink.ts';
 
@@ -138,90 +138,61 @@ describe(title('the way to a peer'), { skip: skip !== undefined }, () => {
 });
 
 describe(title('the monitor'), { skip: skip !== undefined }, () => {
-  it('tells of changes until it is stopped, and comes back when it dies', async () => {
-    await using node = await testNode();
-    const onChange = vi.fn<() => void>();
-    const onTrouble = vi.fn<(why: string, retryMs: number) => void>();
-    const monitor = monitorKernel(onChange, { ...node.options, onTrouble });
-    try {
-      const untilItListens = async (): Promise<void> => {
-        onChange.mockClear();
-        for (let mtu = 1300; onChange.mock.calls.length === 0; mtu++) {
-          await node.ip(`link set eth0 mtu ${mtu}`);
-          await sleep(20);
-        }
-      };
-      const provoke = async (command: string): Promise<void> => {
-        onChange.mockClear();
-        await node.ip(command);
-        await vi.waitFor(() => expect(onChange).toHaveBeenCalled(), 1000);
-      };
-      await untilItListens();
-      await provoke('link set eth0 mtu 1450');
-      await provoke('addr add 10.5.0.1/24 dev eth0');
-      await provoke('route add 10.6.0.0/16 via 10.5.0.9');
-      await provoke('neigh replace 10.5.0.9 lladdr 02:00:00:00:00:09 dev eth0');
+  /** What has happened since the last call, by kind. */
+  function listen(options: { netns?: string }) {
+    const kinds: string[] = [];
+    const monitor = monitorNode((events) => void kinds.push(...events.map(({ kind }) => kind)), options);
+    return { monitor, kinds, take: () => new Set(kinds.splice(0)) };
+  }
 
-      // Only the monitor lives in this namespace.
-      onChange.mockClear();
-      const pids = (await run('ip', ['netns', 'pids', node.path.split('/').at(-1)!])).trim();
-      process.kill(Number(pids), 'SIGKILL');
-      await vi.waitFor(() => expect(onTrouble).toHaveBeenCalledWith('ended with SIGKILL', 500), 1000);
-      await vi.waitFor(() => expect(onChange).toHaveBeenCalled(), 3000);
-      await untilItListens();
-      await provoke('link set eth0 mtu 1500');
-    } finally {
-      await monitor.stop();
+  it('tells of changes until it is closed, and of nothing that nobody here looks at', async () => {
+    await using node = await testNode();
+    const { monitor, kinds, take } = listen(node.options);
+    {
+      using _ = monitor;
+      const provoke = async (command: string, ...expected: string[]): Promise<void> => {
+        take();
+        await node.ip(command);
+        await vi.waitFor(() => expect(kinds).toEqual(expect.arrayContaining(expected)), 1000);
+      };
+      await provoke('link set eth0 mtu 1450', 'network');
+      await provoke('addr add 10.5.0.1/24 dev eth0', 'network');
+      await provoke('route add 10.6.0.0/16 via 10.5.0.9', 'network');
+      await provoke('rule add to 10.7.0.0/16 table 7', 'network');
+      await provoke('link add veth01234567 up type veth peer name pod0', 'pod-link');
+      await provoke('route add 10.42.1.5 dev veth01234567 scope link proto 82', 'pod-route');
+      await sleep(50);
+      take();
+      await node.ip('neigh replace 10.5.0.9 lladdr 02:00:00:00:00:09 dev eth0');
+      await sleep(100);
+      expect(take()).toEqual(new Set());
     }
-    onChange.mockClear();
+    take();
     await node.ip('link set eth0 mtu 1400');
     await sleep(100);
-    expect(onChange).not.toHaveBeenCalled();
+    expect(take()).toEqual(new Set());
   });
 
-  it('of our nft table tells when something of it is taken away, and of nothing else', async () => {
+  it('tells when something of our nft table is taken away, and of no other change to nftables', async () => {
     await using node = await testNode();
-    const onLoss = vi.fn<() => void>();
-    const monitor = monitorRules(onLoss, node.options);
+    const { monitor, take, kinds } = listen(node.options);
+    using _ = monitor;
     const nft = (commands: string) => node.run('nft', commands);
-    const make =
-      'add table inet ripstop; add chain inet ripstop forward; add set inet ripstop vteps4 { type ipv4_addr; }';
-    try {
-      await nft(make);
-      // Until it listens.
-      await vi.waitFor(async () => {
-        await nft('add chain inet ripstop probe; delete chain inet ripstop probe');
-        await sleep(20);
-        expect(onLoss).toHaveBeenCalled();
-      }, 3000);
-      await sleep(100);
-      onLoss.mockClear();
-      await nft('add table inet other; add chain inet other forward; delete chain inet other forward');
-      await nft(
-        'add element inet ripstop vteps4 { 192.0.2.1 }; delete element inet ripstop vteps4 { 192.0.2.1 }',
-      );
-      await nft('add rule inet ripstop forward accept; delete table inet other');
-      await sleep(200);
-      expect(onLoss).not.toHaveBeenCalled();
-      for (const loss of ['flush chain inet ripstop forward', 'flush ruleset']) {
-        onLoss.mockClear();
-        await nft(loss);
-        await vi.waitFor(() => expect(onLoss).toHaveBeenCalled(), 2000);
-      }
-    } finally {
-      await monitor.stop();
-    }
-  });
-
-  it('keeps trying, more and more slowly, when it cannot start', async () => {
-    const onTrouble = vi.fn<(why: string, retryMs: number) => void>();
-    const monitor = monitorKernel(() => {}, { env: { PATH: '/nonexistent' }, onTrouble });
-    await vi.waitFor(
-      () => expect(onTrouble.mock.calls.map(([, retryMs]) => retryMs)).toEqual([500, 1000]),
-      3000,
+    await nft(
+      'add table inet ripstop; add chain inet ripstop forward; add set inet ripstop vteps4 { type ipv4_addr; }',
     );
-    expect(onTrouble.mock.calls[0]?.[0]).toContain('ENOENT');
-    await monitor.stop();
+    await nft('add table inet other; add chain inet other forward; delete chain inet other forward');
+    await nft(
+      'add element inet ripstop vteps4 { 192.0.2.1 }; delete element inet ripstop vteps4 { 192.0.2.1 }',
+    );
+    await nft('add rule inet ripstop forward accept; delete table inet other');
+    await sleep(200);
+    expect(take()).toEqual(new Set());
+    for (const loss of ['flush chain inet ripstop forward', 'flush ruleset']) {
+      await nft(loss);
+      await vi.waitFor(() => expect(kinds).toContain('rules-lost'), 2000);
+      take();
+    }
   });
 });
 

@@ -246,7 +246,12 @@ export function vtepDeviceName(family: Family, vni: number): string {
 
 /** Whether this is a device such as {@link vtepDeviceName} names, of whatever VNI. */
 export function isVtepDevice({ name, vxlan }: { name: string; vxlan: object | undefined }): boolean {
-  return vxlan !== undefined && /^flannel(-v6)?\.\d+$/.test(name);
+  return vxlan !== undefined && isVtepName(name);
+}
+
+/** Whether a VTEP device is named so. */
+export function isVtepName(name: string): boolean {
+  return /^flannel(-v6)?\.\d+$/.test(name);
 }
 
 /** Whether this VTEP device takes IPv6 packets without an outer checksum: ours do, one that flannel has made does not. */

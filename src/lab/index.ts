@@ -15,7 +15,7 @@ export {
   type LabOptions,
   type Wire,
 } from './options.ts';
-export { addPod, removePod } from './pods.ts';
+export { addPod, pluginOf, removePod } from './pods.ts';
 export { restartAgent, startAgent, stopAgent, unboost } from './ripstop.ts';
 export { giveBack, takeOver } from './takeover.ts';
 export {

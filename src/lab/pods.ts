@@ -51,7 +51,8 @@ function podCall(node: NodeState, pod: PodState, plugin: CniPlugin, command: 'AD
   return { ...plugin, config, command, hostNetns: node.netns, container };
 }
 
-function pluginOf(lab: Lab, node: NodeState): CniPlugin {
+/** The CNI plugin of a node's datapath. @throws RipstopError on a `host` node. */
+export function pluginOf(lab: Lab, node: NodeState): CniPlugin {
   const { real } = lab.state.options;
   if (node.datapath === 'flannel')
     return real?.flannel ? flanneldPlugin(lab, node) : flannelPlugin(lab, node);

@@ -98,12 +98,13 @@ export class Reconciled<V> {
   /**
    * An event says that the target now holds this value under the key; undefined: nothing. What is known already, as of our
    * own changes, invalidates nothing.
+   * @returns whether it invalidated the target.
    */
-  noteActual(key: string, value: V | undefined): void {
-    const known = this.#actual?.get(key);
-    const isKnown =
-      this.#actual !== undefined && (value === undefined ? !this.#actual.has(key) : isSame(known, value));
+  noteActual(key: string, value: V | undefined): boolean {
+    const actual = this.#actual;
+    const isKnown = actual && (value === undefined ? !actual.has(key) : isSame(actual.get(key), value));
     if (!isKnown) this.invalidate();
+    return !isKnown;
   }
 
   /** Why these keys are not as desired; undefined when all are. */

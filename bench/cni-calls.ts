@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+import { randomBytes } from 'node:crypto';
+import { callCni, type Lab, type NodeState, pluginOf } from '../src/lab/index.ts';
+import { addNetns, deleteNetns } from '../src/lab/netns.ts';
+
+/**
+ * Add so many pods at once and delete them again. The namespaces are there before, and go after: only the plugin's calls are
+ * timed, from the start of the first to the end of the last, with the start of their processes.
+ */
+export async function timedCni(
+  lab: Lab,
+  node: NodeState,
+  count: number,
+): Promise<{ readonly addMs: number; readonly delMs: number }> {
+  const plugin = pluginOf(lab, node);
+  const containers = Array.from({ length: count }, () => {
+    const id = randomBytes(32).toString('hex');
+    return { id, netns: `${node.netns}-${id.slice(0, 8)}`, pod: id.slice(0, 8) };
+  });
+  const results = new Map<string, unknown>();
+  await addNetns(...containers.map(({ netns }) => netns));
+  const timed = async (call: (container: (typeof containers)[number]) => Promise<void>): Promise<number> => {
+    const startedAt = performance.now();
+    await Promise.all(containers.map(call));
+    return performance.now() - startedAt;
+  };
+  try {
+    const shared = { ...plugin, hostNetns: node.netns };
+    const addMs = await timed(async (container) => {
+      results.set(container.id, await callCni({ ...shared, command: 'ADD', container }));
+    });
+    const delMs = await timed(async (container) => {
+      const config = { ...plugin.config, prevResult: results.get(container.id) };
+      await callCni({ ...shared, config, command: 'DEL', container });
+    });
+    return { addMs, delMs };
+  } finally {
+    await deleteNetns(...containers.map(({ netns }) => netns));
+  }
+}
