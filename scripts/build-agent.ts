@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * `node scripts/build-agent.ts` bundles the `ripstop` command into build/js, for images and everybody who runs the agent for
- * long: what a bundle leaves out (the types, the stripper of types, and of @kubernetes/client-node all but the credentials)
- * would be two thirds of the agent's memory and most of its start.
+ * `node scripts/build-agent.ts` bundles the `ripstop` command into build/js, for images and for agents that run for
+ * long. The bundle leaves out the types, the code that strips types, and most of @kubernetes/client-node: two thirds of
+ * the agent's memory and most of its start-up time.
  */
 import { rm } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
@@ -10,7 +10,7 @@ import { fileURLToPath } from 'node:url';
 import { rolldown } from 'rolldown';
 
 const root = dirname(import.meta.dirname);
-/** As deep below the root as the sources' folders are, for they find build/ by `../../build`. */
+/** As deep below the root as the sources, which find build/ by `../../build`. */
 const directory = join(root, 'build/js');
 
 /** Bundle it. @returns the program to run. */
@@ -19,13 +19,13 @@ export async function buildAgent(): Promise<string> {
     input: join(root, 'src/cli/main.ts'),
     platform: 'node',
     external: [
-      // Native code; it looks for its parts beside itself.
+      // Native code, which is found relative to its own files.
       /^koffi/,
-      // Stands on its sources: it starts them as programs.
+      // It needs the sources, which it starts as programs.
       /\/src\/lab\/index\.ts$/,
     ],
     treeshake: {
-      // It says nothing of side effects, and its modules have none; else each model of the API would stay.
+      // Its modules have no side effects, but it does not declare that; otherwise all models of the API would stay.
       moduleSideEffects: (id) => !id.includes('/@kubernetes/client-node/'),
     },
   });
@@ -35,7 +35,7 @@ export async function buildAgent(): Promise<string> {
     format: 'esm',
     codeSplitting: true,
     entryFileNames: 'main.js',
-    // The text stays in memory for as long as the program runs, so it goes without comments; names stay, for stack traces.
+    // The text stays in memory while the program runs, so comments are removed. Names stay, for stack traces.
     minify: { compress: false, mangle: false, codegen: true },
   });
   await bundle.close();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * Compile bpf/*.bpf.c to build/*.bpf.o, when a source is newer than its object; `--force` compiles always. Objects whose
- * source is gone are removed.
+ * Compile bpf/*.bpf.c to build/*.bpf.o, when a source is newer than its object; `--force` compiles always. Objects
+ * whose source is gone are removed.
  */
 import { mkdirSync, readdirSync, rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
@@ -44,7 +44,7 @@ const stale = programs.filter(
 
 if (stale.length > 0) {
   const clang = await findClang();
-  // clang targets BPF here, so it does not look where the host keeps <asm/types.h>.
+  // With BPF as its target, clang does not search the host's directory of <asm/types.h>.
   const triplet = process.arch === 'arm64' ? 'aarch64-linux-gnu' : 'x86_64-linux-gnu';
   const flags = [
     '-O2 -g -target bpf -mcpu=v3 -fno-strict-aliasing'.split(' '),

@@ -8,7 +8,7 @@ import { RipstopError } from '../src/errors.ts';
 const root = dirname(import.meta.dirname);
 const source = `${root}/src/cni/shim/ripstop-cni.c`;
 
-/** Where the CNI plugin's binary is after {@link buildCni}. */
+/** The path of the CNI plugin's binary. */
 export const cniBinary = `${root}/build/ripstop-cni`;
 
 /**
@@ -23,7 +23,7 @@ export async function buildCni(): Promise<string> {
   return cniBinary;
 }
 
-/** Compile the shim to `target`, whole or not at all; `defines` (`DEADLINE_MS=500`) are for tests. */
+/** Compile the shim to `target`. `defines` (`DEADLINE_MS=500`) are for tests. */
 export async function compileShim(target: string, defines: readonly string[] = []): Promise<void> {
   const compiler = (await which('clang-19', { nothrow: true })) ?? (await which('cc', { nothrow: true }));
   if (!compiler) {
@@ -32,7 +32,7 @@ export async function compileShim(target: string, defines: readonly string[] = [
     );
   }
   await mkdir(dirname(target), { recursive: true });
-  // Beside its target and then renamed: nobody ever executes half a binary.
+  // It is written beside its target and then renamed, so that nobody executes an incomplete binary.
   const partial = `${target}.${process.pid}.tmp`;
   const strict = ['-std=c11', '-Wall', '-Wextra', '-Werror'];
   const flags = [...strict, '-static', '-Os', '-s', ...defines.map((define) => `-D${define}`)];

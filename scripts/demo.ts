@@ -1,8 +1,8 @@
 #!/usr/bin/env node
 // SPDX-License-Identifier: Apache-2.0
 /**
- * ripstop in half a minute: a cluster of three nodes out of network namespaces, its packets on the fast path, an agent
- * killed, a node added, and figures beside flannel's and the host's. Leaves nothing behind.
+ * ripstop in half a minute: a cluster of three nodes in network namespaces, packets on the fast path, an agent that is
+ * killed, a node that is added, and figures beside flannel's and the host's. It leaves nothing behind.
  *
  *   sudo npm run demo
  */
@@ -73,7 +73,7 @@ let exitCode = 0;
 try {
   await demo(stage);
 } catch (thrown) {
-  // Ctrl-C also ends the programs that were running; their complaints are not the story then.
+  // Ctrl-C also ends the programs that were running; their errors do not matter then.
   const error: unknown = interruption.aborted ? interruption.reason : thrown;
   exitCode = error instanceof RipstopError ? error.exitCode : 1;
   console.error(`\ndemo: ${errorText(error)}`);
@@ -85,5 +85,5 @@ if (left.length > 0) exitCode ||= 1;
 console.log(
   `\n${exitCode === 0 ? 'All as it should be' : 'Not as it should be'}, ${(milliseconds(startedAt) / 1000).toFixed(1)} s.`,
 );
-// After an interruption there may still be something that waits for programs that have gone.
+// After an interruption, promises may still wait for programs that have ended.
 process.exit(exitCode);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * `npm run fuzz [-- --packets 1000000 --seed N --first N]`: the programs against the model of the specification
- * (test/model), on every CPU. Packet n of a seed is always the same, so a disagreement is told as a command that shows it.
- * Exit code 1 on the first one, and when a reason was never met.
+ * `npm run fuzz [-- --packets 1000000 --seed N --first N]` compares the programs with the model of the specification
+ * (test/model), on every CPU. Packet n of a seed is always the same, so a disagreement is reported as a command that
+ * reproduces it. The exit code is 1 after a disagreement, and when a reason was never met.
  */
 import { fork } from 'node:child_process';
 import { availableParallelism } from 'node:os';
@@ -22,14 +22,14 @@ interface Share {
 }
 
 interface Report {
-  /** Packets since the report before. */
+  /** Packets since the last report. */
   done: number;
   disagreement?: string;
-  /** With the last report. */
+  /** Only in the last report. */
   coverage?: [string, number][];
 }
 
-/** A child: its share of the packets, by programs and maps of its own. */
+/** A child: it runs its share of the packets through programs and maps of its own. */
 async function compareShare(
   { seed, first, packets }: Share,
   report: (report: Report) => void,
@@ -47,7 +47,7 @@ async function compareShare(
     if (done < BATCH) continue;
     report({ done });
     done = 0;
-    await setImmediate(); // lets the parent's hanging up be heard
+    await setImmediate(); // lets the parent's disconnect arrive
     if (!process.connected) return;
   }
   const strays = comparison.strays();
@@ -55,7 +55,7 @@ async function compareShare(
   else report({ done, coverage: [...comparison.coverage] });
 }
 
-/** @returns the first disagreement of any child, or what all of them met. */
+/** @returns the first disagreement of any child, or the reasons that all of them met */
 async function compareAll({ seed, first, packets }: Share): Promise<string | Coverage> {
   const coverage: Coverage = new Map();
   const started = Date.now();
@@ -80,7 +80,7 @@ async function compareAll({ seed, first, packets }: Share): Promise<string | Cov
             for (const [key, count] of report.coverage ?? [])
               coverage.set(key, (coverage.get(key) ?? 0) + count);
             disagreement ??= report.disagreement;
-            // The others end by themselves at their next report, so that they unmount their bpffs.
+            // The others end by themselves at their next report, and unmount their bpffs.
             if (disagreement) for (const other of children) if (other.connected) other.disconnect();
           });
           child.on('exit', (code, signal) =>
@@ -109,7 +109,7 @@ const { values } = parseArgs({
 });
 
 if (values.share !== undefined) {
-  // The parent hangs up when another child has found something: nobody waits for this share any more.
+  // The parent disconnects when another child has found a disagreement.
   await compareShare(JSON.parse(values.share) as Share, (report) => {
     if (process.connected) process.send?.(report, undefined, undefined, () => {});
   });
@@ -135,7 +135,7 @@ if (values.share !== undefined) {
       printCoverage(result);
       const never = unmet(result);
       if (never.length > 0) console.log(`never met: ${never.join(', ')}`);
-      // A few packets cannot meet every reason, and are run to look at them.
+      // A few packets, run for a closer look, cannot meet every reason.
       if (never.length > 0 && packets >= 10_000) process.exitCode = 1;
     }
   }

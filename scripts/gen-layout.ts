@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * bpf/types.h and bpf/maps.h → src/dataplane/layout.gen.ts, by way of the BTF in the compiled objects: what the kernel will
- * really see, not what a parser of C believes. `--check` writes nothing and fails when the committed file is stale.
+ * bpf/types.h and bpf/maps.h → src/dataplane/layout.gen.ts, from the BTF in the compiled objects, so the layout is the
+ * one that the kernel sees. `--check` writes nothing, and fails when the committed file is stale.
  */
 import { readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -29,18 +29,18 @@ interface Layout {
       value: Field['kind'];
       maxEntries: number;
       flags: number;
-      /** The version that made it what it is. */
+      /** The version in which it last changed. */
       since: number;
     }
   >;
   globals: Record<string, { section: string; offset: number; struct: string }>;
 }
 
-/** Typedefs that mean more than their size; see bpf/types.h. */
+/** Typedefs with a meaning beyond their size; see bpf/types.h. */
 const typedefKinds: Record<string, string> = { __be32: 'be32', __be16: 'be16', net32: 'net32' };
 const intKinds: Record<number, string> = { 1: 'u8', 2: 'u16', 4: 'u32', 8: 'u64' };
 
-/** Adds what one object knows to the layout; objects that share a header agree, or the build is broken. */
+/** Collects the layout from the objects. Objects that share a header must agree. */
 class Collector {
   readonly layout: Layout = { version: 0, structs: {}, enums: {}, maps: {}, globals: {} };
 
@@ -72,7 +72,7 @@ class Collector {
     });
   }
 
-  /** What a type is to the codecs; undefined for an array without elements, which takes no bytes. */
+  /** The codecs' kind of a type; undefined for an array without elements, which takes no bytes. */
   #kind(btf: Btf, typeId: number): Omit<Field, 'offset'> | undefined {
     const special = btf.typedefNames(typeId).find((name) => name in typedefKinds);
     if (special !== undefined) return { kind: typedefKinds[special]! };
@@ -127,7 +127,7 @@ function fail(what: string): never {
   throw new Error(`gen-layout cannot describe ${what}`);
 }
 
-/** Everything that gives the bytes of a map their meaning, as text. */
+/** The meaning of a map's bytes, as text. */
 function meaning({ structs, enums, maps }: Layout, map: string): string {
   const { since: _, ...definition } = maps[map]!;
   const expand = (kind: Field['kind']): unknown => {
@@ -144,7 +144,7 @@ function meaning({ structs, enums, maps }: Layout, map: string): string {
   return JSON.stringify([definition, expand(definition.key), expand(definition.value)]);
 }
 
-/** Number the layout: one more than the last one, if any map came, went or means something else than there. */
+/** Set the layout's version: one more than the last one, if a map has been added, removed or changed. */
 function number(layout: Layout, last: Layout): void {
   const names = Object.keys(layout.maps);
   const changed = names.filter((name) => !last.maps[name] || meaning(layout, name) !== meaning(last, name));
@@ -154,7 +154,7 @@ function number(layout: Layout, last: Layout): void {
     map.since = changed.includes(name) ? layout.version : last.maps[name]!.since;
 }
 
-/** Data as TypeScript, in a form that people can read: short objects on one line. */
+/** Data as readable TypeScript: short objects are on one line. */
 function print(value: unknown, indent = ''): string {
   if (typeof value !== 'object' || value === null)
     return typeof value === 'string' ? `'${value}'` : String(value);
@@ -182,8 +182,8 @@ const text = `// SPDX-License-Identifier: Apache-2.0
 // \`npm run gen-layout\`.
 
 /**
- * Structs, enums, maps and globals as the compiled objects have them. Sizes and offsets in bytes. The version counts the
- * layouts of the maps that there were; \`since\` is the one in which a map last changed.
+ * Structs, enums, maps and globals of the compiled objects. Sizes and offsets are in bytes. The version counts the
+ * layouts of the maps; \`since\` is the version in which a map last changed.
  */
 export const layout = ${print(collector.layout)} as const;
 `;
@@ -191,7 +191,7 @@ export const layout = ${print(collector.layout)} as const;
 if (process.argv.includes('--check')) {
   if (readFileSync(file, 'utf8') !== text) {
     console.error(
-      'gen-layout: src/dataplane/layout.gen.ts is not what the BPF sources give; run `npm run gen-layout`',
+      'gen-layout: src/dataplane/layout.gen.ts does not match the BPF sources; run `npm run gen-layout`',
     );
     process.exit(1);
   }

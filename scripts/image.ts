@@ -1,8 +1,8 @@
 #!/usr/bin/env node
 // SPDX-License-Identifier: Apache-2.0
 /**
- * The container image without a container engine: deploy/Dockerfile's instructions, each in a root of its own, from Debian's
- * and npm's packages, then the tests of scripts/image/check.ts, then an OCI archive.
+ * Build the container image without a container engine: run each instruction of deploy/Dockerfile in a root of its own,
+ * with Debian's and npm's packages, check the result with scripts/image/check.ts, and write an OCI archive.
  *
  *   sudo npm run image [-- --arch amd64 | arm64]
  */
@@ -22,16 +22,16 @@ const root = join(import.meta.dirname, '..');
 export interface ImageOptions {
   /** Default: this machine's. */
   readonly arch?: Arch;
-  /** The checkout whose sources it is built from, by this one's Dockerfile. Default: this one. */
+  /** The checkout with the sources; the Dockerfile is always this checkout's. Default: this checkout. */
   readonly context?: string;
   /** With registry and tag. Default: `docker.io/library/ripstop:<version>`. */
   readonly name?: string;
-  /** Is told in one line what is done, where it takes time. */
+  /** Gets a line for everything that takes time. */
   readonly note: (line: string) => void;
 }
 
 /**
- * Build ripstop's image. What has not changed since the last time is not built again.
+ * Build ripstop's image. Layers that have not changed are not built again.
  * @returns the OCI archive's path, `build/image/ripstop-<version>-<arch>.tar`.
  * @throws RipstopError when an instruction or a check fails, or the machine cannot build images.
  */
@@ -75,7 +75,7 @@ async function main(): Promise<void> {
   const { values } = parseArgs({ options: { arch: { type: 'string', default: hostArch } } });
   const { arch } = values;
   if (arch !== 'amd64' && arch !== 'arm64') {
-    throw new RipstopError(`--arch ${arch}: say amd64 or arm64`, { exitCode: 2 });
+    throw new RipstopError(`--arch cannot be "${arch}"; give amd64 or arm64`, { exitCode: 2 });
   }
   const begun = performance.now();
   const path = await buildImage({ arch, note: (line) => console.log(`image: ${line}`) });

@@ -1,9 +1,9 @@
 #!/usr/bin/env node
 // SPDX-License-Identifier: Apache-2.0
 /**
- * The packet path on other kernels than the running one: programs load, attach (tcx, or clsact before Linux 6.6) and
- * forward on Debian's cloud kernels, under qemu, and here; and their driver of a real kind of NIC, virtio-net, with XDP, between
- * two machines. Needs root; fetches kernels and qemu with apt when missing.
+ * The data plane on other kernels: programs are loaded, attached (by tcx, or clsact before Linux 6.6) and forward on
+ * Debian's cloud kernels under qemu, and on the running kernel; and with virtio-net, a driver with XDP, between two
+ * machines. Needs root; fetches kernels and qemu with apt when they are missing.
  *
  *   sudo npm run test:kernels [-- 6.1 | 6.12 | 6.1-drivers | 6.12-drivers | here ...]
  */
@@ -36,7 +36,7 @@ function note(line: string): void {
 
 type Tell = (onCheck: (check: Check) => void) => Promise<string>;
 
-/** Have the story told and show it; false when something was wrong. */
+/** Run the story and print its checks. Returns false when one has failed. */
 async function test(kernel: string, tell: Tell): Promise<boolean> {
   let last: Check | undefined;
   const said = await tell((check) => {
@@ -70,7 +70,7 @@ async function ensureQemu(): Promise<void> {
 
 let skipped = 0;
 
-/** Get one of Debian's kernels, ready to boot; undefined when it cannot be had, and is skipped. */
+/** Get one of Debian's kernels, ready to boot. Undefined when it cannot be fetched; it is then skipped. */
 async function prepare(series: Series): Promise<Bootable | undefined> {
   try {
     if (process.arch !== 'x64') throw new RipstopError('only x86-64 machines boot these kernels');
@@ -108,7 +108,7 @@ async function main(wanted: readonly string[]): Promise<boolean> {
   const stories: (() => Promise<boolean>)[] = [];
   for (const series of allSeries) {
     if (!chosen(series) && !chosen(driversOf(series))) continue;
-    const kernel = await prepare(series); // one after the other: apt takes no two at once
+    const kernel = await prepare(series); // one after another: two runs of apt exclude each other
     if (!kernel) continue;
     const { release } = kernel;
     if (chosen(series)) stories.push(() => test(release, (onCheck) => tellInMachine(kernel, onCheck)));
@@ -116,7 +116,7 @@ async function main(wanted: readonly string[]): Promise<boolean> {
       stories.push(() => test(`${release} ×2`, (onCheck) => tellBetweenMachines(kernel, onCheck)));
     }
   }
-  // The machines hardly use more than a core each.
+  // Each machine uses little more than one core.
   const results = await Promise.all(stories.map((tell) => tell()));
   if (chosen('here')) results.push(await test(release(), tellHere));
   return results.every(Boolean);

@@ -1,8 +1,8 @@
 #!/usr/bin/env node
 // SPDX-License-Identifier: Apache-2.0
 /**
- * ripstop on a real Kubernetes: raises a cluster from nothing (see test/kubernetes/README.md), installs the shipped manifest
- * and tells the stories of test/kubernetes on it. Needs root, cgroups, and Go for the first time. With --only it also runs
+ * ripstop on a real Kubernetes: raises a cluster (see test/kubernetes/README.md), installs the shipped manifest, and
+ * runs the stories of test/kubernetes. Needs root, control groups, and the first time Go. With --only it also runs
  * Kubernetes' own network tests, each suite on a cluster of its own.
  *
  *   sudo npm run test:kubernetes [-- --only paths,rolling] [--keep] [--proxy nftables]
@@ -38,7 +38,7 @@ const ROOT = join(import.meta.dirname, '..');
 const STORIES = join(ROOT, 'test/kubernetes/stories');
 const { version } = JSON.parse(readFileSync(join(ROOT, 'package.json'), 'utf8')) as { version: string };
 
-/** In the order in which they are told: each leaves the cluster as it found it, the last ones take it apart. */
+/** The stories, in order. Each leaves the cluster as it found it, except for the last ones, which take it apart. */
 const stories = readdirSync(STORIES)
   .filter((file) => file.endsWith('.story.ts'))
   .map((file) => file.replace('.story.ts', ''))
@@ -59,7 +59,7 @@ function note(line: string): void {
   console.log(styleText('dim', `test-kubernetes: ${seconds.padStart(6)}  ${line}`));
 }
 
-/** Why it cannot run here: one line, or undefined when it can. */
+/** Why it cannot run here, in one line; undefined when it can. */
 async function missing(programs: readonly Program[]): Promise<string | undefined> {
   if (process.getuid?.() !== 0) return 'a cluster needs root';
   if (hierarchies().length === 0) return 'a cluster needs control groups, and none are mounted';
@@ -68,7 +68,7 @@ async function missing(programs: readonly Program[]): Promise<string | undefined
   return missingForPrograms(programs);
 }
 
-/** Tell stories on the cluster. @returns whether all went well. */
+/** Run stories on the cluster. @returns whether all have passed */
 async function tell(cluster: Cluster, chosen: readonly string[]): Promise<boolean> {
   const vitest = join(ROOT, 'node_modules/vitest/vitest.mjs');
   const files = chosen.map((story) => join(STORIES, `${story}.story.ts`));
@@ -83,15 +83,16 @@ async function tell(cluster: Cluster, chosen: readonly string[]): Promise<boolea
   return code === 0;
 }
 
-/** What a signal does: end at once, until there is something to take down. */
+/** The effect of a signal: to end at once, until there is something to take down. */
 let stop: (signal: NodeJS.Signals) => unknown = () => process.exit(1);
 for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => stop(signal));
 
 const withoutNumber = (story: string): string => story.replace(/^\d+-/, '');
 
 /**
- * What `--only` names: a story with or without its number, a suite, or `e2e` for all suites. Without it all stories.
- * @throws RipstopError for a name that is none of these.
+ * The parts that `--only` names: a story with or without its number, a suite, or `e2e` for all suites. By default all
+ * stories.
+ * @throws RipstopError for an unknown name
  */
 function choose(only: string | undefined): { told: readonly string[]; run: readonly Suite[] } {
   if (only === undefined) return { told: stories, run: [] };
@@ -107,7 +108,7 @@ function choose(only: string | undefined): { told: readonly string[]; run: reado
   };
 }
 
-/** Raise a cluster and tell stories on it. @returns whether all went well. */
+/** Raise a cluster and run stories on it. @returns whether all have passed */
 async function onCluster(chosen: readonly string[], ripstop: NodeImage, flags: Flags): Promise<boolean> {
   if (chosen.includes('20-rolling')) await previousRelease(note);
   const images = [...nodeImages(await buildImages(['pause', 'tools', 'coredns', 'flannel'], note)), ripstop];
@@ -132,7 +133,7 @@ async function onCluster(chosen: readonly string[], ripstop: NodeImage, flags: F
   }
 }
 
-/** @throws RipstopError when something of the cluster stays on the machine. */
+/** @throws RipstopError when the cluster has left something on the machine */
 async function takeDown(name: string): Promise<void> {
   await clusterDown(name);
   const traces = await tracesOf(name);

@@ -1,8 +1,9 @@
 #!/usr/bin/env node
 // SPDX-License-Identifier: Apache-2.0
 /**
- * ripstop among the real ones: kube-apiserver with etcd, kube-proxy, flanneld and flannel's CNI plugin, built from their Go
- * modules the first time (see test/peers/README.md), then the stories of test/peers. Needs root, and Go for the first time.
+ * ripstop among real peers: builds kube-apiserver with etcd, kube-proxy, flanneld and flannel's CNI plugin from their
+ * Go modules the first time (see test/peers/README.md), and runs the stories of test/peers. Needs root, and the first
+ * time Go.
  *
  *   sudo npm run test:peers [-- exchanges | cluster | flannel ...]
  */
@@ -18,7 +19,7 @@ import { peersOfLab } from '../test/support/peer-programs.ts';
 
 const ROOT = join(import.meta.dirname, '..');
 
-/** Take down the labs that a run left which did not come to its end; their names end in its process id. */
+/** Take down the labs of runs that did not end properly. Their names end in the process id of their run. */
 async function sweep(): Promise<void> {
   const labs = dirname(labDir('any'));
   for (const name of existsSync(labs) ? readdirSync(labs) : []) {
@@ -39,7 +40,7 @@ async function main(stories: readonly string[]): Promise<number> {
   const files = stories.map((story) => `test/peers/${story}`);
   const argv = [vitest, 'run', '--config', join(ROOT, 'test/peers/vitest.config.ts'), ...files];
   const child = spawn(process.execPath, argv, { cwd: ROOT, stdio: 'inherit' });
-  // Ctrl-C reaches it too, and it cleans up.
+  // The child gets Ctrl-C too, and cleans up.
   for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => child.kill(signal));
   const exitCode = await new Promise<number>((resolve, reject) => {
     child.on('error', reject);

@@ -4,7 +4,7 @@ import { RipstopError } from '../../src/errors.ts';
 
 const controller = new AbortController();
 
-/** Aborted when somebody ends the demo from outside; the reason carries the exit code that a shell expects. */
+/** Aborted when the demo is interrupted. The reason has the exit code that a shell expects. */
 export const interruption = controller.signal;
 
 for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
@@ -14,14 +14,14 @@ for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
     ),
   );
 }
-process.stdout.on('error', () => controller.abort(new RipstopError('nobody reads on')));
+process.stdout.on('error', () => controller.abort(new RipstopError('its output is closed')));
 
 const interrupted = new Promise<never>((_, reject) => {
   interruption.addEventListener('abort', () => reject(interruption.reason as RipstopError));
 });
-interrupted.catch(() => {}); // Nobody may be waiting.
+interrupted.catch(() => {}); // Perhaps nobody awaits it.
 
-/** Wait for the work, but no longer than until an interruption. @throws its reason. */
+/** Wait for the work, or for an interruption. @throws the reason of the interruption. */
 export function unlessInterrupted<T>(work: Promise<T>): Promise<T> {
   return Promise.race([work, interrupted]);
 }

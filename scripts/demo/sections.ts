@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** What the demo shows, section by section. An expectation that fails is a RipstopError of one line. */
+/** The sections of the demo. An expectation that fails throws a RipstopError of one line. */
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Arm } from '../../bench/arms.ts';
@@ -110,7 +110,7 @@ export async function stream(lab: Lab, program: string): Promise<void> {
   expect(sent === received, `of ${sent} bytes sent over TCP ${received} arrived`);
 }
 
-/** Packets on the fast path and on the two places that the kernel path leads through, summed over the nodes. */
+/** Packets on the fast path, and at two places on the kernel path, summed over the nodes. */
 export interface WayCounters {
   readonly fast: number;
   readonly vtepDevice: number;
@@ -168,7 +168,7 @@ export function showWay(before: WayCounters, after: WayCounters): void {
   }
 }
 
-/** Ping at 100/s while node1's agent is killed and started anew. */
+/** Ping at 100/s while node1's agent is killed and restarted. */
 export async function killAgent(lab: Lab, stage: Stage): Promise<void> {
   const count = 250;
   const node = lab.state.nodes[0]!;
@@ -201,7 +201,7 @@ export async function joinNode(lab: Lab, stage: Stage): Promise<void> {
   const [to, ms] = await step('node4 joins, with one pod', async () => {
     const joining = stage.make(() => addNode(lab, 'ripstop', 1));
     const annotated = until(() => isAnnotated(lab, 'node4')).then(() => performance.now());
-    // When joining fails, this waits no longer for the annotations.
+    // If the node cannot join, stop waiting for the annotations.
     const [node, annotatedAt] = await Promise.all([joining, annotated]);
     const to = labelled(node)[0]!;
     const reached = await until(async () => {
@@ -220,7 +220,7 @@ async function isAnnotated(lab: Lab, name: string): Promise<boolean> {
   return node?.metadata.annotations?.['flannel.alpha.coreos.com/backend-data'] !== undefined;
 }
 
-/** Try every 5 ms until it holds; false after 10 s. */
+/** Check every 5 ms until it holds. Returns false after 10 s. */
 async function until(holds: () => Promise<boolean>): Promise<boolean> {
   for (const deadline = performance.now() + 10_000; performance.now() < deadline; await sleep(5)) {
     if (await holds()) return true;
@@ -228,7 +228,7 @@ async function until(holds: () => Promise<boolean>): Promise<boolean> {
   return false;
 }
 
-/** Interleaved rounds of TCP RR and UDP on one core, where what counts is the work for each packet. */
+/** Interleaved rounds of TCP round trips and UDP on one core, where the work for each packet determines the result. */
 export async function compare(arms: readonly Arm[], cpu: number): Promise<void> {
   const rounds = 3;
   const timing = { seconds: 0.4, warmup: 0.1, size: 64, cpu };

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** How the demo talks: headings, steps that show they are alive, and facts. Good to read with and without a terminal. */
+/** The output of the demo, for terminals and for files: headings, progress, and facts. */
 import { styleText } from 'node:util';
 import { showProgress } from '../../src/cli/progress.ts';
 import { type Column, renderTable } from '../../src/cli/table.ts';
@@ -9,7 +9,7 @@ import { interruption, unlessInterrupted } from './interruption.ts';
 const WIDTH = 78;
 let sections = 0;
 
-/** @throws the reason of an interruption: then no new section begins. */
+/** Begin a section. @throws the reason of an interruption, if there was one. */
 export function heading(title: string): void {
   interruption.throwIfAborted();
   const text = ` ${++sections}  ${title} `;
@@ -27,8 +27,8 @@ export function table<Row>(columns: readonly Column<Row>[], rows: readonly Row[]
 }
 
 /**
- * Work that takes a while, shown by one title, or by those that it reports the progress of. An interruption ends the
- * waiting, not the work.
+ * Show the progress of work that takes a while, under one title or several. An interruption ends the waiting, not the
+ * work.
  */
 export function step<T>(
   titles: string | readonly string[],

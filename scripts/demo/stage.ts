@@ -12,15 +12,15 @@ import {
 } from '../../src/lab/index.ts';
 
 /**
- * Everything that the demo raises, so that it can be taken down whatever state it is in. What is still being made is waited
- * for: half-made things would come back behind our back.
+ * Everything that the demo raises, so that it can be taken down in any state. It first waits for labs that are still
+ * being raised: they could not be taken down completely.
  */
 export class Stage {
   readonly #making: Promise<unknown>[] = [];
   readonly #removals: (() => PromiseLike<unknown>)[] = [];
   #closing = false;
 
-  /** Begin something that makes namespaces or processes. @throws RipstopError once everything is being taken down. */
+  /** Start work that makes namespaces or processes. @throws RipstopError while everything is being taken down. */
   make<T>(begin: () => Promise<T>): Promise<T> {
     if (this.#closing) throw new RipstopError('everything is being taken down');
     const making = begin();
@@ -36,14 +36,14 @@ export class Stage {
     return openLab(options.name);
   }
 
-  /** A lab to compare with; when it cannot be raised it takes itself down. */
+  /** Raise a lab to compare with. If that fails, it takes itself down. */
   async raiseArm(datapath: Datapath, options: ArmOptions): Promise<Arm> {
     const arm = await this.make(() => raiseArm(datapath, options));
     this.#removals.push(() => arm[Symbol.asyncDispose]());
     return arm;
   }
 
-  /** Take everything down; returns what could not be, a line each. */
+  /** Take everything down. Returns a line for each failure. */
   async takeDown(): Promise<string[]> {
     this.#closing = true;
     await Promise.allSettled(this.#making);
@@ -52,7 +52,7 @@ export class Stage {
   }
 }
 
-/** An impatient second Ctrl-C ends the programs that are taking things down; then it takes another go. */
+/** A second Ctrl-C ends the programs that take things down, so try once more. */
 async function insist(remove: () => PromiseLike<unknown>): Promise<void> {
   for (let tries = 3; ; tries--) {
     try {

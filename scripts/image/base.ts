@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** What `debian:bookworm-slim` is: Debian's required packages and apt, without manuals and translations. */
+/** The image `debian:bookworm-slim`: Debian's required packages and apt, without manuals and translations. */
 import { quote } from 'zx';
 import { RipstopError } from '../../src/errors.ts';
 import { run, tryRun } from '../../src/host/run.ts';
@@ -16,7 +16,7 @@ const SLIM = [
   'path-include=/usr/share/locale/locale.alias',
 ];
 
-/** @throws RipstopError when the machine cannot build images, saying what it lacks; installs the packages that it needs. */
+/** Install the packages that building images needs. @throws RipstopError when the machine cannot build images. */
 export async function ensureTools(arch: Arch, note: (line: string) => void): Promise<void> {
   if (process.getuid?.() !== 0) throw new RipstopError('building an image needs root: use sudo');
   const packages = ['mmdebstrap', ...(arch === hostArch ? [] : ['qemu-user-static'])];
@@ -33,7 +33,7 @@ export async function ensureTools(arch: Arch, note: (line: string) => void): Pro
   await run('apt-get', install, { env, timeoutMs: 300_000 });
 }
 
-/** Make the base in `target`, an empty folder. Its packages come from the Debian mirror that this machine uses. */
+/** Make the base image in `target`, an empty folder. Its packages come from the Debian mirror of this machine. */
 export async function makeBase(arch: Arch, target: string): Promise<void> {
   const sources = await debianSources(arch);
   const options = [
@@ -41,9 +41,9 @@ export async function makeBase(arch: Arch, target: string): Promise<void> {
     '--variant=minbase',
     `--architectures=${arch}`,
     ...SLIM.map((line) => `--dpkgopt=${line}`),
-    // /bin is a link to /usr/bin, without the package that makes it one on old machines, and the Perl that it wants.
+    // Makes /bin a link to /usr/bin without the package usrmerge, which needs Perl.
     '--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr',
-    // The kernel knows by itself how to run them.
+    // The kernel can already run them.
     '--skip=check/qemu',
   ];
   const words = [...options, '', target, '-'].map((word) => quote(word)).join(' ');

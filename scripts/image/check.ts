@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** Whether an image can do what it is for, asked of the image itself: each check runs inside, with a read-only root. */
+/** Checks of an image. Each runs inside the image, with a read-only root. */
 import { closeSync, openSync, readFileSync, readSync } from 'node:fs';
 import { join } from 'node:path';
 import { RipstopError } from '../../src/errors.ts';
@@ -16,13 +16,13 @@ export interface Candidate {
 
 const MAX_MIB = 250;
 
-/** Programs to build others with, and to install them: none has work to do on a node. */
+/** Programs that build or install others, which no node needs. */
 const UNWANTED = /^(?:apt(?:-get)?|npm|npx|perl|python3?|make|ld|as|g?cc|clang)(?:-[\d.]+)?$/;
 
-/** What the manifest's scripts call, beside the agent. */
+/** The programs that the manifest's scripts call, besides the agent. */
 const MANIFEST_CALLS = ['sh', 'chmod', 'cp', 'grep', 'modprobe', 'mount', 'mv', 'sleep', 'stat'];
 
-/** @returns what was found to be true, one line each. @throws RipstopError at the first check that fails. */
+/** @returns a line for each check. @throws RipstopError at the first check that fails. */
 export async function checkImage(image: Candidate): Promise<string[]> {
   const files = await filesBelow(image.rootfs);
   return [
@@ -35,7 +35,7 @@ export async function checkImage(image: Candidate): Promise<string[]> {
 }
 
 interface File {
-  /** As the image's programs see it. */
+  /** Its path inside the image. */
   readonly path: string;
   readonly mode: number;
   readonly size: number;
@@ -75,7 +75,7 @@ function checkPrivileged(files: readonly File[]): string {
   );
 }
 
-/** Every program and library finds all libraries that it is linked with: its own loader says so. */
+/** Check that the loader finds all libraries of every program and library. */
 async function checkLibraries(image: Candidate, files: readonly File[]): Promise<string> {
   const elf = files
     .filter(({ path, size }) => size > 4 && isElf(join(image.rootfs, path)))
@@ -108,7 +108,7 @@ function isElf(path: string): boolean {
   }
 }
 
-/** What a node calls starts, and says what it should. */
+/** Check that every program that a node calls starts, and prints what it should. */
 async function checkPrograms(image: Candidate): Promise<string> {
   const { version, optionalDependencies } = JSON.parse(
     readFileSync(join(image.rootfs, 'opt/ripstop/package.json'), 'utf8'),
@@ -140,7 +140,10 @@ async function checkPrograms(image: Candidate): Promise<string> {
   return `ripstop ${version} on Node ${node}, and the ${calls.length} programs that it and the manifest call, run with a read-only root`;
 }
 
-/** Netfilter's programs at work; where another architecture is emulated, without netfilter's sockets, that they are there. */
+/**
+ * Check netfilter's programs. Where another architecture is emulated, without netfilter's sockets, only that they
+ * exist.
+ */
 function netfilterCalls({ arch }: Candidate): [expected: string, script: string][] {
   if (arch !== hostArch) {
     const programs = [
@@ -161,7 +164,7 @@ function netfilterCalls({ arch }: Candidate): [expected: string, script: string]
   ];
 }
 
-/** In a network namespace of its own, where the checks may do what they like. */
+/** Run in a new network namespace, which the checks may change. */
 function inside({ arch, rootfs, env }: Candidate, argv: readonly string[]): Promise<string> {
   return runInside(arch, { layers: [rootfs] }, argv, env, { network: false });
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * Programs that run with another root. All mounts are made in a mount namespace of their own, and the programs in a PID
- * namespace: whatever happens, both end with them and nothing stays on the machine.
+ * Programs that run with another root. Mounts are made in a mount namespace of their own, and programs run in a PID
+ * namespace: both end with the programs, so nothing stays on the machine.
  */
 import { randomBytes } from 'node:crypto';
 import { mkdir, rm, rmdir } from 'node:fs/promises';
@@ -12,21 +12,21 @@ import { RipstopError } from '../../src/errors.ts';
 import { run } from '../../src/host/run.ts';
 import type { Arch } from './oci.ts';
 
-/** A root made of layers, as the overlay file system lays them upon each other. */
+/** A root of layers in an overlay file system. */
 export interface Root {
-  /** The undermost first. None: an empty root. */
+  /** The lowest first. Without layers the root is empty. */
   readonly layers: readonly string[];
-  /** Gets what is written; without it the root is read-only. */
+  /** The folder for changes. Without it the root is read-only. */
   readonly upper?: string;
 }
 
-/** Of the machine that programs run for. */
+/** The architecture of the programs. */
 export const hostArch: Arch = process.arch === 'arm64' ? 'arm64' : 'amd64';
 
-/** Half an hour: npm, or a compiler that is emulated, on a loaded machine. */
+/** Half an hour, for npm or an emulated compiler on a loaded machine. */
 const TIMEOUT_MS = 30 * 60_000;
 
-/** What a program of the image finds beside the image, as it does in a container. */
+/** The mounts that a program of the image finds, as in a container. */
 const SURROUNDINGS = `
 mount -t proc proc "$root/proc"
 mount -t tmpfs -o mode=755 tmpfs "$root/dev"
@@ -40,7 +40,7 @@ mount -t tmpfs -o mode=755 tmpfs "$root/run"
 
 /**
  * Run a program in a root, as `RUN` does: with the machine's network, resolver, proxies and certificates.
- * @returns what it printed. @throws RipstopError with its output in `details` when it fails.
+ * @returns its output. @throws RipstopError with its output in `details` when it fails.
  */
 export async function runInside(
   arch: Arch,
@@ -71,7 +71,7 @@ export async function runInside(
   return runBeside(arch, { root }, lines.join('\n'), options);
 }
 
-/** Run lines of bash outside of roots that are mounted for them: each at the folder in the variable of its name. */
+/** Run lines of bash outside, with roots mounted for them: each at the folder in the variable of its name. */
 export async function runBeside(
   arch: Arch,
   roots: Readonly<Record<string, Root>>,
@@ -104,8 +104,8 @@ export async function runBeside(
 }
 
 /**
- * Run `"$@"` as root of a user namespace that has every user of the machine. What programs of other architectures are run
- * with is registered in there, and goes with it: the machine's own registrations stay as they are.
+ * Run `"$@"` as root of a user namespace that has every user of the machine. The interpreter for other architectures is
+ * registered only in this namespace, so the machine's own registrations stay as they are.
  */
 const OWN_USER_NAMESPACE = `
 unshare --user sleep 10 & holder=$!
@@ -114,10 +114,10 @@ echo 0 0 4294967295 >"/proc/$holder/gid_map"
 exec nsenter --user="/proc/$holder/ns/user" "$@"
 `;
 
-/** Of Debian's package qemu-user-static. */
+/** From Debian's package qemu-user-static. */
 const QEMU = '/usr/bin/qemu-aarch64-static';
 
-/** Lines that have the kernel run programs of another architecture with qemu. */
+/** Lines that make the kernel run programs of another architecture with qemu. */
 function emulation(arch: Arch): string {
   if (arch !== 'arm64') {
     throw new RipstopError(
@@ -129,12 +129,12 @@ function emulation(arch: Arch): string {
   return [
     'mkdir "$place/binfmt"',
     'mount -t binfmt_misc binfmt_misc "$place/binfmt"',
-    // F: the kernel opens qemu now, for it is not in the roots.
+    // F: the kernel opens qemu now, since the roots do not contain it.
     `printf %s ${quote(`:qemu-aarch64:M::${header}:${mask}:${QEMU}:F`)} >"$place/binfmt/register"`,
   ].join('\n');
 }
 
-/** Lines that mount a root at the folder that is in this variable. */
+/** Lines that mount a root at the folder in this variable. */
 function mountLines(variable: string, { layers, upper }: Root, work: string, arch: Arch): string[] {
   const at = `"$${variable}"`;
   if (upper !== undefined && layers.length === 0) return [`mount --bind ${quote(upper)} ${at}`];

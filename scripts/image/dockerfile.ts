@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** The part of a Dockerfile's language that deploy/Dockerfile is written in, and no more: what else comes is an error. */
+/** The part of the Dockerfile language that deploy/Dockerfile uses. Everything else is an error. */
 import { matchesGlob } from 'node:path';
 import { RipstopError } from '../../src/errors.ts';
 
@@ -7,19 +7,19 @@ const KNOWN = ['FROM', 'RUN', 'WORKDIR', 'COPY', 'ENV', 'ENTRYPOINT', 'CMD'] as 
 
 export interface Instruction {
   readonly name: (typeof KNOWN)[number];
-  /** All after the name, on one line. */
+  /** Everything after the name, on one line. */
   readonly args: string;
 }
 
 export interface Stage {
-  /** What it stands on: an image, an earlier stage or `scratch`. */
+  /** Its base: an image, an earlier stage or `scratch`. */
   readonly base: string;
-  /** What later stages call it; the last one needs no name. */
+  /** Its name for later stages. The last one needs none. */
   readonly name: string;
   readonly instructions: readonly Instruction[];
 }
 
-/** @throws RipstopError naming an instruction that is not known here. */
+/** @throws RipstopError naming an instruction that is not supported */
 export function parseDockerfile(text: string): Stage[] {
   const stages: (Stage & { instructions: Instruction[] })[] = [];
   const lines = text.replaceAll(/^\s*#.*\n/gm, '').replaceAll(/\s*\\\n\s*/g, ' ');
@@ -48,7 +48,7 @@ function unknown(line: string): RipstopError {
 
 /** `COPY [--from=STAGE] SOURCE... TARGET`. */
 export interface Copy {
-  /** The stage to copy from; the build's context when left out. */
+  /** The stage to copy from. The default is the build's context. */
   readonly from: string | undefined;
   readonly sources: readonly string[];
   readonly target: string;
@@ -62,7 +62,7 @@ export function parseCopy(args: string): Copy {
   return { from, sources: paths.slice(0, -1), target: paths.at(-1)! };
 }
 
-/** `ENV NAME=VALUE...`, with `$NAME` replaced by what `env` has. */
+/** `ENV NAME=VALUE...`, with `$NAME` replaced by its value in `env`. */
 export function parseEnv(args: string, env: Readonly<Record<string, string>>): Record<string, string> {
   const pairs = args.split(/\s+/).map((pair) => {
     const [, name, value] = /^(\w+)=([^"'\\]*)$/.exec(pair) ?? [];
@@ -84,9 +84,9 @@ export function parseWords(args: string): string[] {
   }
 }
 
-/** Whether a file of the context is left out, by the lines of the Dockerfile's `.dockerignore`: the last match decides. */
+/** Whether `.dockerignore` leaves a file of the context out: its last matching line decides. */
 export function isIgnored(path: string, ignore: string): boolean {
-  // A pattern speaks of a folder and all that is below it.
+  // A pattern matches a folder and everything below it.
   const matches = (pattern: string) => matchesGlob(path, pattern) || matchesGlob(path, `${pattern}/**`);
   let ignored = false;
   for (const line of ignore.split('\n').filter((line) => line.trim() !== '' && !line.startsWith('#'))) {

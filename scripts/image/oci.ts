@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** A container image from a folder, without a container engine: the OCI image layout, as one archive. */
+/** Makes a container image of a folder, without a container engine: the OCI image layout, as one archive. */
 import { createHash } from 'node:crypto';
 import { createReadStream } from 'node:fs';
 import { mkdir, mkdtemp, rename, rm, stat, writeFile } from 'node:fs/promises';
@@ -13,13 +13,13 @@ export type Arch = 'amd64' | 'arm64';
 export interface OciImage {
   /** The folder that becomes the image's root. */
   readonly rootfs: string;
-  /** With registry and tag, as container runtimes want it: `docker.io/library/ripstop:0.1.0`. */
+  /** With registry and tag, as container runtimes need it: `docker.io/library/ripstop:0.1.0`. */
   readonly name: string;
   readonly entrypoint?: readonly string[];
   readonly cmd?: readonly string[];
-  /** Variables beside PATH, which every image has (and which may be given another value here). */
+  /** Variables besides PATH, which every image has (and which can be replaced here). */
   readonly env?: Readonly<Record<string, string>>;
-  /** The folder that the entry point starts in; `/` when left out. */
+  /** The folder that the entry point starts in. The default is `/`. */
   readonly workdir?: string;
   readonly arch: Arch;
   /** The file to write. */
@@ -31,7 +31,7 @@ export const DEFAULT_PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/
 const MEDIA = 'application/vnd.oci.image';
 const TAR_TIMEOUT_MS = 300_000;
 
-/** The same folder gives the same bytes: sorted, with owners as numbers, and all of one time. */
+/** Makes the archive reproducible: sorted, with numeric owners, and one modification time. */
 const REPRODUCIBLE = [
   '--sort=name',
   '--mtime=@0',
@@ -41,14 +41,14 @@ const REPRODUCIBLE = [
 ];
 
 /**
- * Write an image of one layer; `ctr -n k8s.io images import` takes it, under its name. Other file systems that are mounted
- * in the folder, and what is in its /dev, /proc, /sys and /run, stay out.
- * @returns the archive's path, which is `target`. @throws RipstopError when tar cannot read or write something.
+ * Write an image of one layer, for `ctr -n k8s.io images import`. File systems that are mounted in the folder, and the
+ * contents of its /dev, /proc, /sys and /run, are left out.
+ * @returns `target`. @throws RipstopError when tar fails.
  */
 export async function ociArchive(image: OciImage): Promise<string> {
   const { target, arch } = image;
   await mkdir(dirname(target), { recursive: true });
-  // Beside its target and then renamed: nobody ever reads half an archive.
+  // It is written beside its target and then renamed, so that nobody reads an incomplete archive.
   const layout = await mkdtemp(`${target}.`);
   try {
     await mkdir(join(layout, 'blobs/sha256'), { recursive: true });
@@ -91,7 +91,7 @@ interface Descriptor {
 
 function index({ name, arch }: OciImage, manifest: Descriptor): object {
   const annotations = {
-    // containerd takes the first, tools that follow the OCI's words the second.
+    // containerd reads the first, tools that follow the OCI specification the second.
     'io.containerd.image.name': name,
     'org.opencontainers.image.ref.name': name.slice(name.lastIndexOf(':') + 1),
   };
@@ -121,7 +121,7 @@ async function addJson(layout: string, mediaType: string, value: object): Promis
   return addBlob(layout, mediaType, path);
 }
 
-/** Move a file to where the layout keeps it: a blob is named by its digest. */
+/** Move a file to its place in the layout: a blob is named for its digest. */
 async function addBlob(layout: string, mediaType: string, path: string): Promise<Descriptor> {
   const hash = createHash('sha256');
   await pipeline(createReadStream(path), hash);

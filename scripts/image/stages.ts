@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * Carries a Dockerfile out as a container engine does, without one. Each instruction that writes files makes a layer, which
- * is kept under a hash of all that it came from: what has not changed is not done again.
+ * Executes a Dockerfile like a container engine. Each instruction that writes files makes a layer, which is kept under
+ * a hash of all its inputs: an instruction whose inputs have not changed is not executed again.
  */
 import { createHash } from 'node:crypto';
 import { existsSync, statSync } from 'node:fs';
@@ -25,11 +25,11 @@ import { type Arch, DEFAULT_PATH } from './oci.ts';
 
 const WEEK_MS = 7 * 86_400_000;
 
-/** A stage as far as it has been built. */
+/** A stage, as far as it has been built. */
 export interface Built {
-  /** Folders of files, the undermost first. */
+  /** Folders of files, the lowest first. */
   readonly layers: readonly string[];
-  /** What stands for the whole history. */
+  /** A hash of all instructions so far, and their inputs. */
   readonly key: string;
   readonly env: Readonly<Record<string, string>>;
   readonly workdir: string;
@@ -41,13 +41,13 @@ export interface Recipe {
   readonly arch: Arch;
   /** The folder that COPY copies from. */
   readonly context: string;
-  /** Its ignore file is beside it, and has its name with `.dockerignore`. */
+  /** Its ignore file has the same name with `.dockerignore` added. */
   readonly dockerfile: string;
-  /** Is told in one line what is done, where it was not done before. */
+  /** Gets a line for every instruction that is executed. */
   readonly note: (line: string) => void;
 }
 
-/** Layers are outside of the repository: all checkouts share them. */
+/** Layers are kept outside the repository, so that all checkouts share them. */
 export const cacheDir = join(process.env['XDG_CACHE_HOME'] ?? join(homedir(), '.cache'), 'ripstop', 'image');
 
 /** Build every stage. @returns the last one. @throws RipstopError naming the instruction that failed. */
@@ -74,7 +74,7 @@ async function begin({ arch, note }: Recipe, base: string): Promise<Built> {
       `FROM ${base}: only ${SLIM_IMAGE}, scratch and earlier stages can be had without a registry`,
     );
   }
-  // A base of this week: Debian mends its packages.
+  // The base is built again each week, to get Debian's security updates.
   const key = hash([base, arch, String(Math.floor(Date.now() / WEEK_MS))]);
   return addLayer({ ...empty, key: '' }, key, async (target) => {
     note(`FROM ${base}, from Debian's packages for ${arch}`);
@@ -113,7 +113,7 @@ async function carryOut(
   }
 }
 
-/** An error of a line of the recipe, with the last words of what it called. */
+/** The error of an instruction, with the last line of its program's output. */
 function failed(line: string, cause: unknown): unknown {
   if (!(cause instanceof RipstopError)) return cause;
   const lastWords = (cause.details ?? cause.message).trim().split('\n').at(-1);
@@ -150,14 +150,14 @@ async function copy(
   });
 }
 
-/** Of a folder its contents are copied, of a file the file itself: into a folder where the target ends in `/`. */
+/** Copy the contents of a folder, or a file. A target that ends in `/` is a folder. */
 function copyLines(source: string, target: string): string {
   const [from, to] = [`"$source"${quote(join('/', source))}`, `"$target"${quote(target)}`];
   return `if [ -d ${from} ]; then mkdir -p ${to}; cp -a ${from}/. ${to}; else
   mkdir -p ${target.endsWith('/') ? to : `"$target"${quote(dirname(target))}`}; cp -a ${from} ${to}; fi`;
 }
 
-/** The files at and below these paths that the ignore file lets through, relative to the context. */
+/** The files at and below these paths that the ignore file does not exclude, relative to the context. */
 async function filesOf(context: string, sources: readonly string[], ignore: string): Promise<string[]> {
   const files: string[] = [];
   for (const source of sources) {
@@ -178,7 +178,7 @@ async function fingerprint(context: string, file: string): Promise<string> {
   return hash([file, String((await stat(path)).mode & 0o111), await readFile(path)]);
 }
 
-/** A folder with these files of the context, which belong to root there. */
+/** A folder with these files of the context, owned by root. */
 async function stageFiles(context: string, files: readonly string[]): Promise<string> {
   const folder = await mkdtemp(join(cacheDir, 'context-'));
   for (const file of files) {
@@ -188,17 +188,17 @@ async function stageFiles(context: string, files: readonly string[]): Promise<st
   return folder;
 }
 
-/** The layer of this key upon those that are there; it is made when nobody has made it before. */
+/** Add the layer with this key. It is made only if it does not exist yet. */
 async function addLayer(built: Built, key: string, make: (upper: string) => Promise<void>): Promise<Built> {
   const path = join(cacheDir, key);
   if (existsSync(path)) await utimes(path, new Date(), new Date());
   else {
     const fresh = await mkdtemp(join(cacheDir, `${key}-`));
     try {
-      // Its mode is that of the root.
+      // Its mode becomes that of the root.
       await chmod(fresh, 0o755);
       await make(fresh);
-      // Of two that make it at once each finishes, and the second takes what the first has made.
+      // If two processes make it at once, both finish, and the second uses the layer of the first.
       await rename(fresh, path).catch((error: NodeJS.ErrnoException) => {
         if (error.code !== 'ENOTEMPTY' && error.code !== 'EEXIST') throw error;
       });
@@ -209,19 +209,19 @@ async function addLayer(built: Built, key: string, make: (upper: string) => Prom
   return { ...built, key, layers: [...built.layers, path] };
 }
 
-/** Layers that no build has used for two weeks go. */
+/** Remove layers that no build has used for two weeks. */
 async function forgetOld(): Promise<void> {
   for (const name of await readdir(cacheDir)) {
     const path = join(cacheDir, name);
     const found = await stat(path).catch(() => undefined);
-    // Not mtime, which is that of a file in an archive while a root is being unpacked.
+    // mtime may be that of a file in an archive, while a root is being unpacked.
     if (found && Date.now() - found.ctimeMs > 2 * WEEK_MS) await rm(path, { recursive: true, force: true });
   }
 }
 
 function hash(parts: readonly (string | Buffer)[]): string {
   const hash = createHash('sha256');
-  // With lengths, so that no two lists look alike.
+  // The lengths keep different lists from looking the same.
   for (const part of parts) hash.update(`${part.length}:`).update(part);
   return hash.digest('hex').slice(0, 16);
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * Debian's cloud kernels, fetched with apt from the mirror that this machine uses anyway, with sources, lists and a cache
- * of their own: the machine's configuration stays as it is, and nothing is installed.
+ * Debian's cloud kernels, fetched with apt from this machine's mirror, with separate sources, lists and cache: the
+ * machine's configuration stays as it is, and nothing is installed.
  */
 import { mkdirSync, readdirSync, renameSync, rmSync, statSync, utimesSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -9,18 +9,18 @@ import { errorText, RipstopError } from '../../src/errors.ts';
 import { run } from '../../src/host/run.ts';
 
 export interface Kernel {
-  /** As `uname -r` says it, e.g. `6.1.0-56-cloud-amd64`. */
+  /** The output of `uname -r`, e.g. `6.1.0-56-cloud-amd64`. */
   readonly release: string;
   /** The unpacked package, with `boot/vmlinuz-<release>` and `lib/modules/<release>`. */
   readonly root: string;
 }
 
-/** Debian 12 has two kernels for clouds, its own and Debian 13's. The packages depend on the newest build's. */
+/** Debian 12 has two kernels for clouds, its own and Debian 13's. These packages depend on the newest build. */
 const metaPackages = { '6.1': 'linux-image-cloud-amd64', '6.12': 'linux-image-6.12-cloud-amd64' } as const;
 export type Series = keyof typeof metaPackages;
 export const allSeries = Object.keys(metaPackages) as Series[];
 
-/** Which suite has them, by what apt calls the repository's label. */
+/** The suite that has them, by the repository's label for apt. */
 const suites: Readonly<Record<string, string>> = {
   Debian: 'bookworm',
   'Debian-Security': 'bookworm-security',
@@ -29,9 +29,9 @@ const KEYRING = '/usr/share/keyrings/debian-archive-keyring.gpg';
 const WEEK_MS = 7 * 86_400_000;
 
 /**
- * The newest kernel of this series. What was fetched before serves for a week; after that too, when no mirror answers.
- * @param note is told in one line what is done, where it is more than a look.
- * @throws RipstopError when there is none, with the reason.
+ * The newest kernel of this series. A fetched kernel is used for a week, and longer when no mirror answers.
+ * @param note gets a line for everything that takes time
+ * @throws RipstopError when there is none, with the reason
  */
 export async function fetchKernel(
   series: Series,
@@ -55,7 +55,7 @@ export async function fetchKernel(
     return { release, root: join(dir, release) };
   } catch (error) {
     if (!cached) throw error;
-    note(`no newer Linux ${series} can be had (${errorText(error)})`);
+    note(`cannot fetch a newer Linux ${series} (${errorText(error)})`);
     return cached;
   }
 }
@@ -68,7 +68,7 @@ function cachedKernel(dir: string): Kernel | undefined {
 type Apt = (program: 'apt-get' | 'apt-cache', ...args: string[]) => Promise<string>;
 let opened: Promise<Apt> | undefined;
 
-/** apt below this directory, which it also works in, with fresh lists; one update serves all kernels of a run. */
+/** apt with its files in this directory. The lists are updated once in a run, for all kernels. */
 function openApt(dir: string): Promise<Apt> {
   opened ??= (async () => {
     for (const part of ['lists/partial', 'archives/partial']) mkdirSync(join(dir, part), { recursive: true });
@@ -79,7 +79,7 @@ function openApt(dir: string): Promise<Apt> {
       'Dir::Etc::sourceparts=-',
       `Dir::State::lists=${join(dir, 'lists')}`,
       `Dir::Cache=${dir}`,
-      // apt would download as a user of its own, who may not write here.
+      // Otherwise apt downloads as its own user, who may not write here.
       'APT::Sandbox::User=root',
     ].flatMap((option) => ['-o', option]);
     const apt: Apt = (program, ...args) =>
@@ -92,7 +92,7 @@ function openApt(dir: string): Promise<Apt> {
   return opened;
 }
 
-/** The lines of a sources.list with Debian 12 at the mirror of this machine. */
+/** A sources.list with Debian 12 at this machine's mirror. */
 export async function debianSources(arch: 'amd64' | 'arm64'): Promise<string> {
   const format = ['--format', '$(LABEL) $(REPO_URI)'];
   const listing = await run(
@@ -122,13 +122,12 @@ async function newestRelease(apt: Apt, series: Series): Promise<string> {
   return release;
 }
 
-/** Download and unpack into `dir/<release>`, all or nothing. */
+/** Download and unpack into `dir/<release>`. A failure leaves nothing there. */
 async function unpack(apt: Apt, archives: string, release: string, dir: string): Promise<void> {
   const name = `linux-image-${release}`;
   await apt('apt-get', 'download', name);
   const archive = readdirSync(archives).find((file) => file.startsWith(`${name}_`));
-  if (archive === undefined)
-    throw new RipstopError(`apt-get says that it has downloaded ${name}, and has not`);
+  if (archive === undefined) throw new RipstopError(`apt-get succeeded, but has not downloaded ${name}`);
   const fresh = join(dir, `${release}.new`);
   rmSync(fresh, { recursive: true, force: true });
   await run('dpkg-deb', ['-x', join(archives, archive), fresh]);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * The virtual machine's file system: programs of this machine with their libraries, Node, this repository's sources and
- * objects, and a kernel's modules, as the cpio archive that Linux unpacks at boot.
+ * The virtual machine's file system, as the cpio archive that Linux unpacks at boot: programs of this machine with
+ * their libraries, Node, this repository's sources and objects, and a kernel's modules.
  */
 import { closeSync, openSync, readdirSync, readFileSync, writeSync } from 'node:fs';
 import { basename, dirname, join, relative } from 'node:path';
@@ -12,17 +12,17 @@ import type { Kernel } from './debian.ts';
 
 const root = join(import.meta.dirname, '../..');
 
-/** What the packet path and the story call, and what brings up the machine. */
+/** The programs that the data plane, the story and the machine's start call. */
 const programs = 'dash mount mkdir ip bridge tc nft nsenter ping kmod sync ethtool'.split(' ');
-/** What src/ imports on the way of a packet. */
+/** The packages that the data plane imports. */
 const nodeModules = ['ipaddr.js', 'koffi', '@koromix/koffi-linux-x64', 'zod'];
-/** The driver, and what the kernel loads by itself once it is asked for a device, a qdisc, a rule or a family of this kind. */
+/** The driver, and modules that the kernel loads by itself when a device, a qdisc, a rule or a family needs them. */
 const kernelModules =
   'virtio_pci virtio_net veth vxlan 8021q bonding sch_ingress cls_bpf cls_matchall act_vlan nf_conntrack nfnetlink nf_tables nft_ct nft_chain_nat nft_nat nft_masq'.split(
     ' ',
   );
 
-/** Files by their path in the archive: where to copy them from. */
+/** The sources of files, by their path in the archive. */
 type Files = Map<string, string>;
 
 /** Write the archive for this kernel. */
@@ -41,7 +41,7 @@ async function userFiles(): Promise<Files> {
   files.set('bin/sh', files.get('bin/dash')!);
   files.set('sbin/modprobe', files.get('bin/kmod')!); // where the kernel looks for it
 
-  // libbpf is loaded by name: no program tells that it is needed.
+  // libbpf is loaded by name at run time, so ldd does not list it.
   const libbpf = / (\/\S+\/libbpf\.so\.1)$/m.exec(await run('ldconfig', ['-p']))?.[1];
   if (libbpf === undefined) throw new RipstopError('there is no libbpf.so.1; install libbpf1');
   const linked = await run('ldd', [...found, process.execPath, libbpf]);
@@ -59,7 +59,7 @@ async function userFiles(): Promise<Files> {
   return files;
 }
 
-/** The modules that are needed and those that they need, and what modprobe finds them by. */
+/** The modules with their dependencies, and modprobe's index files. */
 function moduleFiles({ root: unpacked, release }: Kernel): Files {
   const folder = `lib/modules/${release}`;
   const files: Files = new Map();

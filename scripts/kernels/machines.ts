@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** Where the stories of test/kernels are told: in a virtual machine, between two of them, or on this one. */
+/** Runs the stories of test/kernels: in a virtual machine, between two of them, or on this machine. */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { readFileSync } from 'node:fs';
@@ -9,22 +9,23 @@ import type { Check } from '../../test/kernels/story.ts';
 import type { Kernel } from './debian.ts';
 
 const stories = join(import.meta.dirname, '../../test/kernels');
-/** Several times what it takes where nothing else runs. */
+/** Several times as long as it takes on an idle machine. */
 const DEADLINE_MS = 900_000;
 
 type Listener = (check: Check) => void;
 
-/** A kernel with the file system that its machines start from. */
+/** A kernel, with the file system that its machines boot. */
 export interface Bootable extends Kernel {
   readonly initramfs: string;
-  /** For files that are needed meanwhile. */
+  /** A directory for temporary files. */
   readonly dir: string;
 }
 
 /**
- * How to start a machine, which needs no KVM, with qemu. Its second serial port is the program's standard input and output.
- * @param program of test/kernels, which process 1 runs.
- * @param messages the file that takes what the kernel says, and the programs beside.
+ * The command that starts a machine with qemu, without KVM. The machine's second serial port is the program's standard
+ * input and output.
+ * @param program a program of test/kernels, which process 1 runs
+ * @param messages the file for messages of the kernel and of programs
  */
 export function qemu(
   { root, release, initramfs }: Bootable,
@@ -35,40 +36,40 @@ export function qemu(
     ['-no-user-config', '-nodefaults', '-display', 'none', '-no-reboot'],
     ['-accel', 'tcg,thread=multi', '-cpu', 'max', '-smp', '2', '-m', '1G'],
     ['-kernel', join(root, `boot/vmlinuz-${release}`), '-initrd', initramfs],
-    // On a busy host the machine's timer comes too late for Linux's check of it, which ends in a panic.
+    // On a busy host the machine's timer is late, and Linux's check of it ends in a panic.
     ['-append', `console=ttyS0 panic=-1 quiet no_timer_check -- ${program}`],
     ['-serial', `file:${messages}`, '-serial', 'stdio'],
   ].flat();
   return ['qemu-system-x86_64', ...args];
 }
 
-/** Have the story of a kernel told in a machine. Returns what the kernel and the programs said beside. */
+/** Run the story of a kernel in a machine. Returns the messages of the kernel and of programs. */
 export async function tellInMachine(kernel: Bootable, onCheck: Listener): Promise<string> {
   const messages = join(kernel.dir, 'messages');
   const said = await listen(qemu(kernel, 'scenario', messages), onCheck);
   return `${said}${readFileSync(messages, 'utf8')}`;
 }
 
-/** Have the story of a kernel's network driver told by two machines. Returns what was said beside. */
+/** Run the story of a kernel's network driver between two machines. Returns their messages. */
 export function tellBetweenMachines(kernel: Bootable, onCheck: Listener): Promise<string> {
   return tellInNamespaces('drivers.ts', [JSON.stringify(kernel)], onCheck);
 }
 
-/** Have the story of a kernel told by the running one. */
+/** Run the story on the running kernel. */
 export function tellHere(onCheck: Listener): Promise<string> {
   return tellInNamespaces('scenario.ts', [], onCheck);
 }
 
-/** In namespaces that end with the story and take everything along. */
+/** Run it in namespaces that end with the story, so that nothing is left. */
 function tellInNamespaces(story: string, args: readonly string[], onCheck: Listener): Promise<string> {
   const namespaces = ['--net', '--mount', '--pid', '--fork', '--kill-child', '--mount-proc'];
   const begin = ['sh', '-c', 'mount -t tmpfs run /run && exec "$0" "$@"', process.execPath];
   return listen(['unshare', ...namespaces, ...begin, join(stories, story), ...args], onCheck);
 }
 
-/** Run the program and hand on every check that it prints. Returns everything else that it said. */
+/** Run the program, and pass on every check that it prints. Returns the rest of its output. */
 async function listen([program, ...args]: [string, ...string[]], onCheck: Listener): Promise<string> {
-  // SIGKILL, for unshare ignores SIGTERM; what it runs dies with it.
+  // unshare ignores SIGTERM; its program dies with it.
   const killSignal = 'SIGKILL';
   const child = spawn(program, args, { stdio: ['ignore', 'pipe', 'pipe'], timeout: DEADLINE_MS, killSignal });
   let rest = '';

@@ -3,8 +3,8 @@
 // `npm run gen-layout`.
 
 /**
- * Structs, enums, maps and globals as the compiled objects have them. Sizes and offsets in bytes. The version counts the
- * layouts of the maps that there were; `since` is the one in which a map last changed.
+ * Structs, enums, maps and globals of the compiled objects. Sizes and offsets are in bytes. The version counts the
+ * layouts of the maps; `since` is the version in which a map last changed.
  */
 export const layout = {
   version: 0,
