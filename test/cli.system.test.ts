@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** The command line against a small cluster: what an operator on a node sees, and that looking changes nothing. */
+/** The command line on a small cluster: what an operator sees on a node, and that reading changes nothing. */
 import { readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { isDeepStrictEqual } from 'node:util';
@@ -67,11 +67,11 @@ describe.skipIf(missingHere('iptables'))('the command, on two nodes with a pod e
     if (command === 'status') return;
     expect(table[0]).toMatch(/^[A-Z][A-Z ]+$/);
     expect(value).toBeInstanceOf(Array);
-    // A counter that has counted nothing yet may do so between the two readings; everything else stays.
+    // A counter that is still zero may move between the two readings; everything else stays.
     if (!/stats|counters/.test(command)) expect(table.length - 1).toBe((value as []).length);
   });
 
-  it('tells its peers with the names that the agent knows', async () => {
+  it('lists peers with the names that the agent knows', async () => {
     const [row, ...more] = await json<PeerRow[]>('peers');
     expect(more).toEqual([]);
     expect(row).toMatchObject({
@@ -85,7 +85,7 @@ describe.skipIf(missingHere('iptables'))('the command, on two nodes with a pod e
     expect((await tableOf('peers'))[1]).toMatch(/^node2 +10\.42\.1\.0\/24 +172\.31\.0\.2 /);
   });
 
-  it('tells its pods, and which of their flows conntrack translates', async () => {
+  it('lists pods, and their flows that conntrack translates', async () => {
     expect(await json('endpoints')).toMatchObject([
       { ip: podOf(node).ip, pod: 'default/pod1', mtu: 1450, translatedFlows: 1, flags: [] },
     ]);
@@ -98,7 +98,7 @@ describe.skipIf(missingHere('iptables'))('the command, on two nodes with a pod e
     ]);
   });
 
-  it('sums it up on one screen', async () => {
+  it('shows the status on one screen', async () => {
     const status = await json<Status>('status');
     expect(status).toMatchObject({
       agent: { node: 'node1', ready: true, api: { connected: true, synced: true } },
@@ -117,7 +117,7 @@ describe.skipIf(missingHere('iptables'))('the command, on two nodes with a pod e
     expect((await tableOf('status')).length).toBeLessThan(25);
   });
 
-  it('shows the same entry decoded and as the kernel has it', async () => {
+  it('shows the same entry decoded and as bytes', async () => {
     const [decoded] = await json<{ key: number; value: object }[]>('maps peers');
     const [raw] = await json<{ key: string; value: string }[]>('maps peers --raw');
     expect(decoded).toMatchObject({
@@ -130,7 +130,7 @@ describe.skipIf(missingHere('iptables'))('the command, on two nodes with a pod e
     expect(counter!.value).toMatch(/^([0-9a-f]{32})+$/);
   });
 
-  /** All that is pinned and all that is in it, but for the counters, which count on. */
+  /** Everything that is pinned, and its contents, except for the counters. */
   function everything(): unknown {
     const bpffs = bpffsOf(here.lab, node);
     using tables = openTables(bpffs);
@@ -144,7 +144,7 @@ describe.skipIf(missingHere('iptables'))('the command, on two nodes with a pod e
     };
   }
 
-  it('changes nothing by looking', async () => {
+  it('changes nothing by reading', async () => {
     const before = everything();
     for (const command of everyReading) await tableOf(command);
     expect(everything()).toEqual(before);
@@ -157,7 +157,7 @@ describe.skipIf(missingHere('iptables'))('the command, on two nodes with a pod e
       readonly body: string;
     }
 
-    /** What the node's own loopback answers. */
+    /** A request on the node's loopback. */
     async function get(path: string): Promise<Answer> {
       const script = `const r = await fetch(${JSON.stringify(`http://127.0.0.1:9480${path}`)});
         console.log(JSON.stringify({ status: r.status, type: r.headers.get('content-type'), body: await r.text() }))`;
@@ -209,7 +209,7 @@ describe.skipIf(missingHere('iptables'))('the command, on two nodes with a pod e
         using tables = openTables(bpffsOf(here.lab, node));
         return readCounters(tables).filter(({ packets }) => packets > 0);
       };
-      // Packets may come at any time; what is read before and after is the same when none came in between.
+      // Packets may come at any time; the readings before and after are the same when none came in between.
       let exported = '';
       let counted: Counter[] = [];
       await expect
@@ -259,7 +259,7 @@ describe.skipIf(missingHere('iptables'))('the command, on two nodes with a pod e
       });
     });
 
-    it('exec runs the command where it says, and ends as the command does', async () => {
+    it('exec runs the command in its target, and returns its exit code', async () => {
       const exec = (target: string, ...argv: string[]) =>
         lab('exec', '--name', here.lab.name, target, '--', ...argv);
       const address = await exec('node1-pod1', 'ip', '-4', '-o', 'address', 'show', 'dev', 'eth0');
@@ -271,7 +271,7 @@ describe.skipIf(missingHere('iptables'))('the command, on two nodes with a pod e
       expect(nobody.stderr).toMatch(/^ripstop: .*node9.*node1, node2\n$/);
     });
 
-    it('exec lets ripstop on a node find that node’s pins and agent', async () => {
+    it('exec gives ripstop on a node the node’s pins and agent', async () => {
       const { stdout } = await lab(
         'exec',
         '--name',
@@ -290,7 +290,7 @@ describe.skipIf(missingHere('iptables'))('the command, on two nodes with a pod e
   describe('when the agent is gone', () => {
     beforeAll(() => stopAgent(here.lab, node, 'SIGKILL'));
 
-    it('reads on, and says what only an agent knows as a dash', async () => {
+    it('reads the maps, and shows a dash for what only an agent knows', async () => {
       expect((await tableOf('status'))[0]).toBe(
         'agent      not running (the pinned programs forward without it)',
       );
@@ -298,7 +298,7 @@ describe.skipIf(missingHere('iptables'))('the command, on two nodes with a pod e
       expect((await json<Status>('status')).agent).toBeUndefined();
     });
 
-    it('and the pins too, fails with one line that says so', async () => {
+    it('and the pins too, fails with one line', async () => {
       await unboost(here.lab, node);
       for (const command of everyReading) {
         const { code, stdout, stderr } = await ripstop(here.lab, node, ...command.split(' '));

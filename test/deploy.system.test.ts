@@ -15,16 +15,16 @@ import { type Contained, inContainer } from './support/container.ts';
 import { manifest, parseManifest, rendered, rollBackEdit } from './support/manifest.ts';
 
 /*
- * The manifest's containers with exactly the capabilities, the read-only root and the volumes that it gives them, on a
- * node of the lab: they suffice, and without any one of them something fails.
+ * The manifest's containers, with exactly the capabilities, the read-only root and the volumes that it gives them, on a
+ * node of the lab: these suffice, and something fails without any of them.
  */
 
 const { config, daemonSet } = parseManifest(manifest);
-/** kubespray's `kube`, say. */
+/** A user such as kubespray's `kube`. */
 const SOMEBODY = 1000;
-/** flannel's CNI configuration, as it was before. */
+/** flannel's CNI configuration. */
 const FLANNELS = 'as flannel had it';
-/** For an agent to be ready, or to say why not, on a busy machine. */
+/** The time for an agent to be ready, or to say why it is not, on a busy machine. */
 const START_MS = 40_000;
 
 function containerOf({ spec }: k8s.V1DaemonSet, name: string): k8s.V1Container {
@@ -43,7 +43,7 @@ function withoutCapability(name: string, container: k8s.V1Container): k8s.V1Cont
 
 const missing = missingHere('setpriv', 'iptables-legacy') ?? (await lacking());
 
-/** What the kernel has not of what these stories need, said in one line. */
+/** What the kernel lacks for these stories, in one line. */
 async function lacking(): Promise<string | undefined> {
   const legacy = await tryRun('unshare', ['--net', 'iptables-legacy', '-t', 'nat', '-S']);
   const lacks = [
@@ -57,7 +57,7 @@ async function lacking(): Promise<string | undefined> {
   return lacks.join();
 }
 
-describe.skipIf(missing)('a node with what the manifest gives to ripstop', () => {
+describe.skipIf(missing)('a node with the privileges of the manifest', () => {
   const cluster = useLab('deploy', { nodes: 1, pods: 0 });
   const node = () => cluster.nodes[0]!;
   const dir = (name: string) => join(nodeDir(cluster.lab, node()), name);
@@ -78,7 +78,7 @@ describe.skipIf(missing)('a node with what the manifest gives to ripstop', () =>
   });
   afterEach(() => agent?.stop());
 
-  /** The container on this node, with what the kubelet adds to it. */
+  /** The container on this node, with kubelet's additions. */
   function onNode(container: k8s.V1Container, left: string[] = []): [string, ...string[]] {
     const volumes: Record<string, string> = {
       run: dir('run'),
@@ -107,11 +107,11 @@ describe.skipIf(missing)('a node with what the manifest gives to ripstop', () =>
     return inContainer(given);
   }
 
-  /** It says this within a time that a busy machine needs, too. */
+  /** Wait until the agent has printed this, long enough for a busy machine. */
   const says = ({ output }: Background, words: RegExp) =>
     expect.poll(output, { timeout: START_MS }).toMatch(words);
 
-  /** Start the agent on a node that knows nothing of it, but has rules and a CNI configuration of flannel's. */
+  /** Start the agent on a node without state of ripstop, but with flannel's rules and CNI configuration. */
   async function start(
     container = containerOf(daemonSet, 'ripstop'),
     left: string[] = [],
@@ -137,7 +137,7 @@ describe.skipIf(missing)('a node with what the manifest gives to ripstop', () =>
 
   const pinned = () => existsSync(join(bpffsOf(cluster.lab, node()), 'ripstop'));
 
-  it('gets its CNI plugin into a directory of somebody else, which takes DAC_OVERRIDE', async () => {
+  it('gets its CNI plugin into a directory of another user, for which DAC_OVERRIDE is needed', async () => {
     expect(capabilitiesOf('install-cni')).toEqual(['DAC_OVERRIDE']);
     const install = (container: k8s.V1Container) => tryRun(...split(onNode(container)), inNetns(node()));
     const refused = await install(withoutCapability('DAC_OVERRIDE', containerOf(daemonSet, 'install-cni')));
@@ -146,7 +146,7 @@ describe.skipIf(missing)('a node with what the manifest gives to ripstop', () =>
     expect(existsSync(join(dir('cni-bin'), 'ripstop-cni'))).toBe(true);
   });
 
-  it('has an agent that is ready, took over from flannel, and wires pods', async () => {
+  it('has an agent that is ready, has taken over from flannel, and attaches pods', async () => {
     const { output, stop } = await startReady();
     expect(await flannelRules()).toEqual([]);
     await expect.poll(() => readFileSync(conflist(), 'utf8')).toBe(config.data!['cni-conf.json']);
@@ -160,7 +160,7 @@ describe.skipIf(missing)('a node with what the manifest gives to ripstop', () =>
     await stop();
   });
 
-  it('is given back to flannel, which takes DAC_OVERRIDE again', async () => {
+  it('is given back to flannel, for which DAC_OVERRIDE is needed again', async () => {
     const back = parseManifest(await rendered(rollBackEdit)).daemonSet;
     const refused = withoutCapability('DAC_OVERRIDE', containerOf(back, 'ripstop'));
     await says(
@@ -172,7 +172,7 @@ describe.skipIf(missing)('a node with what the manifest gives to ripstop', () =>
     expect(readFileSync(conflist(), 'utf8')).toBe(FLANNELS);
   });
 
-  /** What is heard without each capability. */
+  /** What is printed without each capability. */
   const incapable: Record<string, RegExp> = {
     NET_ADMIN: /cannot list the nft table inet ripstop: Operation not permitted/,
     NET_RAW: /iptables-legacy-save.*Permission denied.*some of flannel's rules stay/,
@@ -192,7 +192,7 @@ describe.skipIf(missing)('a node with what the manifest gives to ripstop', () =>
     await says(await start(undefined, [name]), complaint);
   });
 
-  it('needs for the agent the volumes state, xtables-lock and run-netns', async () => {
+  it('needs the volumes state, xtables-lock and run-netns for the agent', async () => {
     const started = await startReady(['state', 'xtables-lock', 'run-netns']);
     await says(started, /cannot write \/var\/lib\/ripstop\/last-known.json/);
     await says(started, /xtables.lock.*some of flannel's rules stay/);
@@ -200,7 +200,7 @@ describe.skipIf(missing)('a node with what the manifest gives to ripstop', () =>
     expect(answer).toMatch(/CNI_NETNS .* does not exist/);
   });
 
-  it('needs for the agent the volumes cni-state, and bpffs, or what is pinned ends with it', async () => {
+  it('needs the volumes cni-state and bpffs for the agent: without bpffs the pins end with it', async () => {
     await startReady(['cni-state', 'bpffs']);
     expect(pinned()).toBe(false);
     const answer = await addPod(cluster.lab, node()).then(String, errorText);
@@ -230,7 +230,7 @@ describe.skipIf(missing)('a host whose mounts are private and that has no BPF fi
     pid = /host (\d+)/.exec(host.output())![1]!;
   });
   afterAll(async () => {
-    // Whoever waits for it ends with it, and by nothing less.
+    // Its parent ends only together with it.
     signalProcess(Number(pid), 'SIGKILL');
     await host.stop();
     rmSync(scratch, { recursive: true });
@@ -253,7 +253,7 @@ describe.skipIf(missing)('a host whose mounts are private and that has no BPF fi
       ),
     );
 
-  /** How a container that has started sees the namespace of a pod that starts later. */
+  /** Whether a running container sees the namespace of a pod that starts later. */
   async function laterPod(name: string): Promise<string> {
     const path = `/run/netns/${name}`;
     await onHost(`touch ${path}`);
@@ -270,12 +270,12 @@ describe.skipIf(missing)('a host whose mounts are private and that has no BPF fi
     return (await looking.stop()).trim().split('\n').at(-1)!;
   }
 
-  it('is not fit for the agent: it would not see later pods, nor find a place for its pins', async () => {
+  it('is unsuitable for the agent: it would not see later pods, and has no file system for pins', async () => {
     expect(await laterPod('one')).toBe('tmpfs');
     expect(await onHost('stat -f -c %T /sys/fs/bpf')).toBe('sysfs\n');
   });
 
-  it('is made fit by prepare-node, once', async () => {
+  it('is made suitable by prepare-node, which does it only once', async () => {
     await prepare();
     expect(await laterPod('two')).toBe('nsfs');
     expect(await onHost('stat -f -c %T /sys/fs/bpf')).toBe('bpf_fs\n');

@@ -71,12 +71,12 @@ interface Model {
   getAttributeTypeMap(): { baseName: string; type: string }[];
 }
 
-/** Every field that the API knows: the official client's model of each type, generated from the same document. */
+/** All fields of the API: the official client's model of each type, generated from the same document. */
 const models = k8s as unknown as Record<string, Model | undefined>;
 
 /**
- * The fields of `value` that the model named `type` does not have, by path: what an API server asked to be strict refuses.
- * Values of the wrong type are the validators' business.
+ * The fields of `value` that the model named `type` does not have, by path: a strict API server refuses these.
+ * The validators check the types of values.
  */
 function unknownFields(value: unknown, type: string, path = ''): string[] {
   if (typeof value !== 'object' || value === null) return [];
@@ -90,7 +90,7 @@ function unknownFields(value: unknown, type: string, path = ''): string[] {
   });
 }
 
-/** Everything that an API server would have against a document; empty when it would take it. */
+/** Every error that an API server would find in a document. */
 function mistakes(document: object): string[] {
   const { apiVersion, kind } = document as { apiVersion: string; kind: string };
   const validate = validators[`${apiVersion} ${kind}`];
@@ -124,7 +124,7 @@ describe('ripstop.yml', () => {
     expect(mistakes(document)).toEqual([]);
   });
 
-  it('is held against schemas that see a misspelt, misplaced, missing or mistyped field', () => {
+  it('is validated by schemas that find misspelt, misplaced, missing and mistyped fields', () => {
     const spoil = (change: (copy: k8s.V1DaemonSet & Record<string, unknown>) => void) => {
       const copy = structuredClone(daemonSet) as k8s.V1DaemonSet & Record<string, unknown>;
       change(copy);
@@ -149,7 +149,7 @@ describe('ripstop.yml', () => {
     expect(spoil((copy) => (copy.kind = 'Daemonset'))).toMatch(/not expected/);
   });
 
-  it('puts everything into one namespace that admits it, and names agree', () => {
+  it('puts everything into one namespace that allows it, with consistent names', () => {
     const name = namespace.metadata!.name;
     expect(namespace.metadata!.labels).toHaveProperty('pod-security.kubernetes.io/enforce', 'privileged');
     expect([account, config, daemonSet].map((one) => one.metadata!.namespace)).toEqual([name, name, name]);
@@ -179,7 +179,7 @@ describe('ripstop.yml', () => {
     ]);
   });
 
-  it('judges what its own account changes, and nobody else', () => {
+  it('validates changes by its own account only', () => {
     const user = `system:serviceaccount:${namespace.metadata!.name}:${account.metadata!.name}`;
     const [node, nodeBinding, events, eventsBinding] = policies;
     for (const [policy, { spec }] of [
@@ -192,7 +192,7 @@ describe('ripstop.yml', () => {
       ]);
       expect(spec).toEqual({ policyName: policy.metadata!.name, validationActions: ['Deny'] });
     }
-    // Every right to change something has its judge.
+    // There is a policy for every right to change something.
     const judged = [node, events].flatMap(({ spec }) =>
       spec!.matchConstraints!.resourceRules!.flatMap(({ resources = [] }) => resources),
     );
@@ -202,7 +202,7 @@ describe('ripstop.yml', () => {
     expect(judged).toEqual(changed);
   });
 
-  it('mounts volumes that exist, each of them somewhere, and none twice at one place', () => {
+  it('mounts volumes that exist, uses each of them, and mounts no two at one path', () => {
     const volumes = pod.volumes!.map((volume) => volume.name);
     expect(new Set(volumes).size).toBe(volumes.length);
     const mounted = containers.flatMap((one) => one.volumeMounts?.map((mount) => mount.name) ?? []);
@@ -213,7 +213,7 @@ describe('ripstop.yml', () => {
     }
   });
 
-  it('takes from its ConfigMap only what is in it', () => {
+  it('uses only keys that its ConfigMap has', () => {
     const keys = containers
       .flatMap((one) => one.env ?? [])
       .flatMap((variable) => variable.valueFrom?.configMapKeyRef ?? []);
@@ -225,14 +225,14 @@ describe('ripstop.yml', () => {
     expect(pod.volumes!.flatMap((volume) => volume.configMap?.name ?? [])).toEqual([config.metadata!.name]);
   });
 
-  it('asks for no mount that a host with private mounts would refuse before prepare-node has run', () => {
+  it('has no mount that a host with private mounts would refuse before prepare-node has run', () => {
     const propagated = (pod.initContainers ?? []).flatMap((one) =>
       one.volumeMounts!.filter((mount) => mount.mountPropagation !== undefined),
     );
     expect(propagated).toEqual([]);
   });
 
-  it('lets no container write into its image, and only prepare-node be privileged', () => {
+  it('gives all containers a read-only root, and privileges to prepare-node only', () => {
     for (const { name, securityContext } of containers) {
       expect(securityContext, name).toMatchObject({ readOnlyRootFilesystem: true });
       if (name !== 'prepare-node') expect(securityContext!.capabilities!.drop, name).toEqual(['ALL']);
@@ -241,7 +241,7 @@ describe('ripstop.yml', () => {
     expect(privileged.map(({ name }) => name)).toEqual(['prepare-node']);
   });
 
-  it('gives the agent the mounts that it works with', () => {
+  it('gives the agent the mounts that it needs', () => {
     const agent = container('ripstop');
     const mounts = Object.fromEntries(
       agent.volumeMounts!.map((mount) => [mount.mountPath, [hostPath(mount.name), mount.mountPropagation]]),
@@ -263,14 +263,14 @@ describe('ripstop.yml', () => {
     });
   });
 
-  it('is watched on the loopback address that the agent serves by default', () => {
+  it('has probes on the loopback address that the agent serves by default', () => {
     const { livenessProbe, readinessProbe } = container('ripstop');
     const at = { host: '127.0.0.1', port: 9480 };
     expect(livenessProbe?.httpGet).toEqual({ ...at, path: '/healthz' });
     expect(readinessProbe?.httpGet).toEqual({ ...at, path: '/readyz' });
   });
 
-  it('reaches every node first and leaves no two without an agent at once', () => {
+  it('runs on every node with the highest priority, and updates one node at a time', () => {
     expect(pod.priorityClassName).toBe('system-node-critical');
     expect(pod.tolerations).toEqual([{ operator: 'Exists' }]);
     expect(daemonSet.spec!.updateStrategy).toEqual({
@@ -279,7 +279,7 @@ describe('ripstop.yml', () => {
     });
   });
 
-  it('has a network configuration that the agent understands', () => {
+  it('has a network configuration that the agent accepts', () => {
     const netConf = parseNetConf(config.data!['net-conf.json']!);
     expect(formatCidr(netConf.network!)).toBe('10.244.0.0/16');
     expect(netConf.backend).toMatchObject({ type: 'vxlan', vni: 1, port: 8472 });
@@ -316,7 +316,7 @@ describe('ripstop.yml', () => {
   });
 });
 
-/** What is on a host after an installation and an upgrade. */
+/** The files on a host after an installation and an upgrade. */
 async function installed(text: string): Promise<string[]> {
   const host = mkdtempSync(join(tmpdir(), 'ripstop-deploy-'));
   try {
@@ -331,7 +331,7 @@ async function installed(text: string): Promise<string[]> {
   }
 }
 
-/** `verb group/resource` of every Kubernetes call in the sources: a path's literal tells it. */
+/** `verb group/resource` of every Kubernetes call in the sources, from the literals of paths. */
 function callsInSources(): Set<string> {
   const calls = new Set<string>();
   const files = globSync('src/**/*.ts', { cwd: root }).filter(
@@ -380,7 +380,7 @@ describe('Dockerfile', () => {
     expect(argsOf('COPY', recipe.slice(-1))).toEqual(['--from=runtime / /']);
   });
 
-  it('copies what exists and what its ignore file lets through', () => {
+  it('copies files that exist and that its ignore file does not exclude', () => {
     const ignore = read('deploy/Dockerfile.dockerignore');
     const sources = argsOf('COPY')
       .map(parseCopy)
@@ -398,7 +398,7 @@ describe('Dockerfile', () => {
     expect(others.filter((path) => !isIgnored(path, ignore))).toEqual([]);
   });
 
-  it('takes from its build what the build makes', () => {
+  it('copies from its build what the build makes', () => {
     const taken = argsOf('COPY', runtime).map((args) => parseCopy(args));
     expect(taken.map(({ from }) => from)).toEqual(taken.map(() => 'build'));
     const made = ['package.json', 'scripts/ripstop', 'build', 'node_modules/koffi', 'node_modules/@koromix'];
@@ -406,7 +406,7 @@ describe('Dockerfile', () => {
       '/usr/local/bin/node',
       ...made.map((path) => `/opt/ripstop/${path}`),
     ]);
-    // All that the bundle leaves outside, but for the lab, which is for machines with the sources.
+    // Everything external to the bundle, except for the lab, which needs the sources.
     expect(
       read('scripts/build-agent.ts')
         .match(/^ *\/.*\/,$/gm)
@@ -445,7 +445,7 @@ describe('Dockerfile', () => {
     const [apt = ''] = argsOf('RUN', recipe.slice(0, 1));
     const [, installed = ''] = /--no-install-recommends ([^&]*)&&/.exec(apt) ?? [];
     const setup = /^packages="([^"]*)"/m.exec(read('scripts/setup.sh'))![1]!.split(/\s+/);
-    // Node and npm are there before setup is.
+    // Node and npm are installed before setup runs.
     expect(
       installed
         .trim()
@@ -469,7 +469,7 @@ describe('Dockerfile', () => {
 });
 
 describe("the Dockerfile's language", () => {
-  it('is read as Docker reads it', () => {
+  it('is parsed as by Docker', () => {
     const text =
       '# a comment\nFROM debian AS one\nRUN a \\\n  # another\n && b\n\nFROM scratch\nCOPY --from=one / /\n';
     expect(parseDockerfile(text)).toEqual([
@@ -481,7 +481,7 @@ describe("the Dockerfile's language", () => {
     expect(parseWords('["ripstop", "agent"]')).toEqual(['ripstop', 'agent']);
   });
 
-  it('has no words that nobody carries out', () => {
+  it('refuses instructions that are not supported', () => {
     for (const line of ['ADD a b', 'USER 1000', 'ARG X', 'FROM', 'FROM --platform=x debian'])
       expect(() => parseDockerfile(`FROM scratch\n${line}\n`), line).toThrow(/does not know/);
     for (const args of ['--chown=1:1 a b', 'a*.json b', 'a'])
@@ -494,7 +494,7 @@ describe("the Dockerfile's language", () => {
 // ---- the instructions --------------------------------------------------------------------------------------------
 
 describe('README.md', () => {
-  it('changes what it says, and the outcome is still valid', async () => {
+  it('has edits that change what they say, with a valid result', async () => {
     expect(readmeEdits).toHaveLength(3);
     const outcomes: object[] = [];
     for (const edit of readmeEdits) {
@@ -520,7 +520,7 @@ describe('README.md', () => {
     ]);
   });
 
-  it.each(shapes)('has for $cluster what it says in its table', async (shape) => {
+  it.each(shapes)('has the edit for $cluster that its table describes', async (shape) => {
     const text = await rendered(shape.edit);
     const netConf = parseNetConf(parseManifest(text).config.data!['net-conf.json']!);
     expect(formatCidr(netConf.network!)).toBe(shape.network);
@@ -529,7 +529,7 @@ describe('README.md', () => {
     );
   });
 
-  it('has a table of clusters, each with an edit of its own', () => {
+  it('has a table of clusters, each with its own edit', () => {
     expect(shapes.map(({ cluster }) => cluster)).toEqual([
       'kubeadm, minikube',
       'k3s with `--flannel-backend=none`, RKE2 with `cni: none`',
@@ -538,7 +538,7 @@ describe('README.md', () => {
     expect(new Set(shapes.map(({ edit }) => edit.join('\n'))).size).toBe(3);
   });
 
-  it('names each variable of flannel beside the flag that reads it', () => {
+  it('lists each variable of flannel with the flag that reads it', () => {
     const agent = createProgram().commands.find((command) => command.name() === 'agent')!;
     const read = agent.options.flatMap((option) =>
       option instanceof Flag
@@ -552,7 +552,7 @@ describe('README.md', () => {
     expect(told.map(String).toSorted()).toEqual(read.map(String).toSorted());
   });
 
-  it('has a reason for each privilege that the manifest gives, and for no other', () => {
+  it('has a reason for each privilege of the manifest, and for no other', () => {
     const given = containers.flatMap(({ name, securityContext: context = {}, volumeMounts = [] }) => [
       ...(context.privileged ? [[name, 'privileged']] : []),
       ...(context.capabilities?.add ?? []).map((capability) => [name, capability]),
@@ -576,7 +576,7 @@ describe('README.md', () => {
     expect([pod.hostNetwork, pod.hostPID, pod.hostIPC]).toEqual([true, undefined, undefined]);
   });
 
-  it('leads back to flannel with an uninstall that may write into the CNI directories', async () => {
+  it('restores flannel with an uninstall that may write into the CNI directories', async () => {
     const { daemonSet } = parseManifest(await rendered(rollBackEdit));
     const [agent] = daemonSet.spec!.template.spec!.containers;
     expect(agent!.args!.join()).toContain(

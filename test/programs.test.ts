@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** Every program that is executed here must be there on a machine where only set-up has been run. */
+/** Every program that is executed must exist on a machine where only set-up has run. */
 import { execFileSync, spawnSync } from 'node:child_process';
 import { globSync, readFileSync, realpathSync } from 'node:fs';
 import { join } from 'node:path';
@@ -8,7 +8,7 @@ import { describe, expect, it } from 'vitest';
 
 const ROOT = join(import.meta.dirname, '..');
 
-/** Functions that execute a program, and which of their arguments names it. */
+/** Functions that execute a program, with the index of the argument that names it. */
 const EXECUTING: Readonly<Record<string, number>> = {
   run: 0,
   tryRun: 0,
@@ -22,7 +22,7 @@ const EXECUTING: Readonly<Record<string, number>> = {
   spawnSync: 0,
 };
 
-/** What set-up does not bring, and why that is no harm. */
+/** Programs that set-up does not install, and why that is all right. */
 const OPTIONAL: Readonly<Record<string, string>> = {
   'apt-get': 'test:kernels says that it needs Debian or Ubuntu',
   'qemu-system-x86_64': 'test:kernels installs it',
@@ -41,11 +41,11 @@ function visit(value: unknown, see: (node: AstNode) => void): void {
   for (const child of Object.values(value)) visit(child, see);
 }
 
-/** The programs that a source names where it executes one. Those that only running it would tell are not among them. */
+/** The programs that a source executes by a literal name. */
 function programsIn(source: string): string[] {
   const imported = new Set<unknown>();
   const programs: string[] = [];
-  // A TestNetns has a method of this name.
+  // A method of TestNetns has this name too.
   const hasMethod = source.includes('netns.support.ts');
   visit(parseAst(source, { lang: 'ts' }), (node) => {
     if (node.type === 'ImportSpecifier') imported.add((node['local'] as AstNode)['name']);
@@ -67,7 +67,7 @@ function everyProgram(): Map<string, string> {
   return found;
 }
 
-/** The packages that set-up installs, and those that no Debian is without. */
+/** The packages that set-up installs, and those of every Debian. */
 function broughtPackages(): Set<string> {
   const listed = /^packages="([^"]*)"/m.exec(readFileSync(join(ROOT, 'scripts/setup.sh'), 'utf8'))![1]!;
   const format = '${Package} ${Essential} ${Priority}\\n';
@@ -93,9 +93,9 @@ function pathsOf(program: string): string[] {
   });
 }
 
-/** By path, the packages that own it. */
+/** The packages that own each path. */
 function ownersOf(paths: readonly string[]): Map<string, string[]> {
-  // It complains of those that nobody owns, and names the others.
+  // It fails when no package owns a path, but names the others.
   const { stdout } = spawnSync('dpkg-query', ['-S', ...paths], { encoding: 'utf8' });
   const owners = new Map<string, string[]>();
   for (const line of stdout.split('\n')) {
@@ -112,7 +112,7 @@ function ownersOf(paths: readonly string[]): Map<string, string[]> {
 const missing = spawnSync('dpkg-query', ['--version']).error ? 'needs dpkg-query' : undefined;
 if (missing) console.log(`skipped: ${missing}`);
 
-describe('the programs that are executed here', () => {
+describe('the programs that are executed', () => {
   it('are found in a source', () => {
     const source = `
       import { run, tryRun as attempt } from './run.ts';
@@ -124,7 +124,7 @@ describe('the programs that are executed here', () => {
     expect(programsIn(source)).toEqual(['one', 'two']);
   });
 
-  it.skipIf(missing)('come with set-up, or are optional', { timeout: 30_000 }, () => {
+  it.skipIf(missing)('are installed by set-up, or are optional', { timeout: 30_000 }, () => {
     const programs = everyProgram();
     expect([...programs.keys()]).toEqual(expect.arrayContaining(['ip', 'nft', 'conntrack', 'ping']));
     const brought = broughtPackages();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * Runs in an empty network namespace, whose conntrack table is then ours alone: flows come and go there as kube-proxy
- * would make them, and the programs are asked. Argument: the family, 4 or 6. Prints what they said, for
+ * Runs in an empty network namespace with its own conntrack table: adds and removes flows there as kube-proxy would
+ * create them, and runs the programs. Argument: the family, 4 or 6. Prints the verdicts, for
  * conntrack.system.test.ts to compare.
  */
 import { execFileSync } from 'node:child_process';
@@ -25,7 +25,9 @@ const slotOf = (pod: string): number => stateSlot(settings, pod)!;
 const endpointText = (address: string, port: number): string =>
   side.family === 6 ? `[${address}]:${port}` : `${address}:${port}`;
 
-/** A connection from a pod of ours, as conntrack has it after its first packet; through the service to a backend if told. */
+/**
+ * A local pod's connection, as it is in conntrack after its first packet; optionally through the service to a backend.
+ */
 function connect(from: string, sport: number, to: string, dport: number, backend?: [string, number]): void {
   const nat = backend === undefined ? [] : ['--dst-nat', endpointText(...backend)];
   const tuple = ['-p', 'tcp', '-s', from, '-d', to, '--sport', `${sport}`, '--dport', `${dport}`];

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/** Peers on one L2 are reached without encapsulation where net-conf.json says so, both ways; the others as ever. */
+/**
+ * With DirectRouting peers on the same L2 are reached without encapsulation, both ways; others by tunnels, as usual.
+ */
 import { encapBytes } from '../../src/dataplane/desired.ts';
 import { ethernet, icmp, ip, protocols, tcp, udp } from '../support/packets.ts';
 import { type Fixture, runFixtures } from './support.ts';
@@ -21,7 +23,7 @@ const segment = tcp({ src: 80, dst: 40000 });
 function wordsOf(side: Side) {
   const { sender, near } = side.pods;
   const far = side.podOf(1, 7);
-  /** A pod's packet to a pod on our L2: one hop further, the frame as it was; the kernel writes its addresses. */
+  /** A pod's packet to a pod on our L2: one hop less, the frame unchanged; the kernel writes its MAC addresses. */
   const leaves = (says: string, fields: IpFields = {}, payload = segment): Fixture => ({
     says,
     packet: podFrame(side, fields, payload),
@@ -44,7 +46,7 @@ function wordsOf(side: Side) {
       verdict,
       packet: podFrame(side, fields, payload),
     }),
-    /** A plain packet from the wire, one hop further. */
+    /** A plain packet from the wire, with one hop less. */
     arrives: (says: string, fields: IpFields = {}, payload = segment): Fixture => ({
       says,
       packet: onWire(plain(fields, payload)),
@@ -56,7 +58,7 @@ function wordsOf(side: Side) {
       verdict,
       packet: onWire(plain(fields, payload)),
     }),
-    /** TCP with `bytes` of IP packet in all. */
+    /** A TCP segment in an IP packet of `bytes` bytes. */
     segmentOf: (bytes: number): Uint8Array =>
       tcp({ src: 80, dst: 40000 }, new Uint8Array(bytes - ipBytes[side.family] - 20)),
     gsoOf: (bytes: number): number => bytes - ipBytes[side.family] - 20,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** The frames that the fixtures send through the node: sane unless told otherwise, of whichever family. */
+/** The frames that the fixtures send through the node, of both families: valid by default. */
 import type { Endpoint, Peer } from '../../src/dataplane/desired.ts';
 import {
   ethernet,
@@ -22,7 +22,7 @@ export type IpFields = Partial<Ipv4Fields & Ipv6Fields>;
 const { tcp: TCP } = protocols;
 
 const ethertypes = { 4: 0x0800, 6: 0x86dd } as const;
-/** Bytes of an IP header, without options and extension headers. */
+/** The length of an IP header without options and extension headers. */
 export const ipBytes = { 4: 20, 6: 40 } as const;
 /** The same packet with options: in IPv4's header, or in an extension header of IPv6. */
 export function withOptions(
@@ -35,7 +35,7 @@ export function withOptions(
   return [{ ...fields, protocol: protocols.destinationOptions }, ipv6Extension(protocol, payload)];
 }
 
-/** What a pod sends: a TCP segment to a pod on node one. */
+/** A frame from a pod: a TCP segment to a pod on node one. */
 export function podFrame(
   { family, pods, podOf }: Side,
   fields: IpFields = {},
@@ -56,11 +56,11 @@ export interface WireFields {
   vxlan?: VxlanFields;
   innerEther?: Partial<EthernetFields>;
   inner?: IpFields;
-  /** What makes the outer UDP checksum right: `sealed` or `sealedAround` of packets.ts; else it is zero unless told. */
+  /** Sets the outer UDP checksum: `sealed` or `sealedAround` of packets.ts. By default it is zero. */
   seal?: (packet: Uint8Array) => Uint8Array;
 }
 
-/** What a wire brings: from a pod on node one, a TCP segment to a pod of ours. */
+/** A frame from the wire: a TCP segment of a pod on node one to a local pod, in VXLAN. */
 export function wireFrame(
   side: Side,
   fields: WireFields = {},
@@ -86,14 +86,14 @@ export function tunnelled(side: Side, from: Peer, inner: Uint8Array, fields: Wir
   );
 }
 
-/** What from_pod must make of an inner packet to a peer: every byte, but for those that it chooses. */
+/** The encapsulated packet that from_pod must send to a peer, except for the bytes that it may choose. */
 export function encapsulated(
   side: Side,
   to: Peer,
   inner: Uint8Array,
   chosen: { ecn?: number; id: number; sourcePort: number },
 ): Uint8Array {
-  const noMac = '00:00:00:00:00:00'; // the kernel's neighbour table fills these in behind us
+  const noMac = '00:00:00:00:00:00'; // filled in later from the kernel's neighbour table
   const { vtepMac, vtepIp } = side.settings;
   return ethernet(
     { dst: noMac, src: noMac },
@@ -107,7 +107,7 @@ export function encapsulated(
   );
 }
 
-/** What the pod must get: the inner packet, in a frame from its veth's host side. */
+/** The frame that the pod must receive: the inner packet, from its host veth. */
 export function delivered(to: Endpoint, inner: Uint8Array): Uint8Array {
   return ethernet({ dst: to.podMac, src: to.hostMac }, inner);
 }

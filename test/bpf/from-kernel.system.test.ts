@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** to_pod and to_vtep decide nothing: they look, remember, and let everything go on. */
+/** to_pod and to_vtep let everything pass, and remember translated flows. */
 import { describe, expect, it } from 'vitest';
 import { ethernet, type EthernetFields, icmp, ip, protocols, tcp, udp } from '../support/packets.ts';
 import { describeOnNode, type Fixture, runFixtures } from './support.ts';
@@ -9,14 +9,14 @@ import { type Side, sides } from './node.ts';
 const { tcp: TCP, udp: UDP } = protocols;
 const segment = tcp({ src: 80, dst: 40000 });
 
-/** The two hooks mirror each other: to_pod looks at what comes for our pod, to_vtep at what leaves it. */
+/** The two hooks mirror each other: to_pod sees packets to a local pod, to_vtep packets from it. */
 const hooks = ['to_pod', 'to_vtep'] as const;
 type Hook = (typeof hooks)[number];
 
 const ours = { to_pod: 'dst', to_vtep: 'src' } as const;
 const theirs = { to_pod: 'src', to_vtep: 'dst' } as const;
 
-/** Who a packet at the hook is from and to. */
+/** Sender and receiver of a packet at the hook. */
 function endsOf({ podOf, pods }: Side, hook: Hook): { src: string; dst: string } {
   const [far, near] = [podOf(1, 7), pods.near.ip];
   return hook === 'to_pod' ? { src: far, dst: near } : { src: near, dst: far };
@@ -37,7 +37,7 @@ function frame(
   );
 }
 
-/** The flow that answers the frame above. */
+/** The flow of replies to the frame above. */
 function replyTo(side: Side, hook: Hook) {
   const { src, dst } = endsOf(side, hook);
   return { src: dst, dst: src, src_port: 40000, dst_port: 80, protocol: TCP };
@@ -100,7 +100,7 @@ for (const side of sides)
 
 describeOnNode('to_pod and to_vtep, packet by packet', (node) => {
   describe.each(sides)('IPv$family', (side) => {
-    it.each(hooks)('%s lets everything go on that is cut anywhere (row 46)', (hook) => {
+    it.each(hooks)('%s lets truncated packets pass (row 46)', (hook) => {
       const whole = frame(side, hook);
       for (let size = 14 + ipBytes[side.family]; size < whole.length; size++) {
         const { verdict, packet } = node().run(hook, whole.subarray(0, size));
@@ -109,7 +109,7 @@ describeOnNode('to_pod and to_vtep, packet by packet', (node) => {
       }
     });
 
-    it.each(hooks)('%s remembers nothing of plain flows', (hook) => {
+    it.each(hooks)('%s does not remember plain flows', (hook) => {
       for (let port = 1; port <= 50; port++)
         node().run(hook, frame(side, hook, {}, tcp({ src: port, dst: 80 })));
       expect([...node().tables.stack_flows]).toEqual([]);

@@ -29,11 +29,11 @@ const { tcp: TCP, udp: UDP, sctp: SCTP, icmpv6: ICMPV6 } = protocols;
 const segment = tcp({ src: 40000, dst: 80 });
 const datagram = udp({ src: 40000, dst: 53 });
 
-/** The fixtures' words, for one family. */
+/** Makes fixtures for one family. */
 function wordsOf(side: Side) {
   const { sender, near } = side.pods;
   return {
-    /** A pod's packet to a pod of this node, and how it must arrive: no field of the IP packet changes. */
+    /** A pod's packet to a pod of this node. It must arrive with its IP packet unchanged. */
     local: (says: string, fields: IpFields, payload = segment, to = near): Fixture => {
       const all = { src: sender.ip, dst: to.ip, protocol: TCP, ...fields };
       return {
@@ -44,7 +44,7 @@ function wordsOf(side: Side) {
       };
     },
 
-    /** A pod's packet to a pod of another node, and how it must leave: every byte. */
+    /** A pod's packet to a pod of another node. Every byte of what leaves is checked. */
     remote: (says: string, fields: IpFields, payload = segment, to = side.peers.one): Fixture => {
       const all = { src: sender.ip, dst: side.podOf(1, 7), protocol: TCP, ttl: 64, ...fields };
       return {
@@ -65,16 +65,16 @@ function wordsOf(side: Side) {
       packet: podFrame(side, fields, payload),
     }),
 
-    /** VXLAN as a pod may try to send it. */
+    /** VXLAN that a pod sends. */
     vxlan: (dst: string, fields: IpFields = {}, port = tunnel.port): [IpFields, Uint8Array] => [
       { dst, protocol: UDP, ...fields },
       udp({ src: 40000, dst: port }, new Uint8Array(58)),
     ],
 
-    /** TCP with `bytes` of IP packet in all. */
+    /** A TCP segment in an IP packet of `bytes` bytes. */
     segmentOf: (bytes: number): Uint8Array =>
       tcp({ src: 40000, dst: 80 }, new Uint8Array(bytes - ipBytes[side.family] - 20)),
-    /** The largest segment of a super-packet whose parts have `bytes` of IP packet in all. */
+    /** The segment size of a super-packet whose segments are IP packets of `bytes` bytes. */
     gsoOf: (bytes: number): number => bytes - ipBytes[side.family] - 20,
     pathMtu: settings.uplink.mtu - encapBytes[side.family],
   };
@@ -203,7 +203,8 @@ function fixturesOf(side: Side): Record<string, readonly Fixture[]> {
         gsoSize: pathMtu - ipBytes[side.family] - 7,
       },
       {
-        // A test run's GSO packet has no type, so the kernel refuses to grow it: behind the size check, and that is what is shown.
+        // A test run's GSO packet has no type, so the kernel refuses to grow it, after the size check that is tested
+        // here.
         ...is(
           'leaves a packet that the kernel does not let grow as it was',
           'kernel no_room',
@@ -298,7 +299,7 @@ function fixturesOf(side: Side): Record<string, readonly Fixture[]> {
         ...vxlan(peers.one.vtepIp, { length: 20 + 66 - 4 }),
       ),
       {
-        // The kernel takes a unicast packet out of such a frame for its own.
+        // The kernel would accept a unicast packet in such a frame.
         says: 'drops VXLAN from a pod in a broadcast frame (row 63)',
         verdict: 'drop vxlan_from_pod',
         packet: podFrame(side, ...vxlan(side.settings.vtepIp), { dst: 'ff:ff:ff:ff:ff:ff' }),
@@ -484,9 +485,9 @@ describeOnNode('from_pod, packet by packet', (node) => {
     const { segmentOf, vxlan, pathMtu } = wordsOf(side);
     const shortest = 14 + ipBytes[side.family];
 
-    it('takes no packet that is cut anywhere, and leaves it as it was (row 46)', () => {
+    it('takes no truncated packet, and leaves it unchanged (row 46)', () => {
       for (const whole of [podFrame(side), podFrame(side, { dst: side.pods.near.ip })]) {
-        // Linux runs no test on a frame that is shorter than its IP header.
+        // Linux refuses a test run with a frame that is shorter than its IP header.
         for (let size = shortest; size < whole.length; size++) {
           const { verdict, counted, packet } = node().run('from_pod', whole.subarray(0, size));
           expect({ size, verdict, counted }).toEqual({
@@ -499,7 +500,7 @@ describeOnNode('from_pod, packet by packet', (node) => {
       }
     });
 
-    it('drops VXLAN to a node as soon as its port is there, however it is cut (row 63)', () => {
+    it('drops truncated VXLAN to a node if it contains the port (row 63)', () => {
       const whole = podFrame(side, ...vxlan(side.peers.one.vtepIp));
       for (let size = shortest; size < whole.length; size++) {
         const { counted } = node().run('from_pod', whole.subarray(0, size));
@@ -508,7 +509,7 @@ describeOnNode('from_pod, packet by packet', (node) => {
       }
     });
 
-    it('gives a flow one source port, inside the range, and different flows different ones', () => {
+    it('uses one outer source port for a flow, inside the range, and different ones for different flows', () => {
       const ports = new Set<number>();
       for (let flow = 0; flow < 100; flow++) {
         const of = (seed: number): number => {
@@ -525,7 +526,7 @@ describeOnNode('from_pod, packet by packet', (node) => {
       expect(ports.size).toBeGreaterThan(90);
     });
 
-    it('gives pairs of pods different source ports, too', () => {
+    it('uses different outer source ports for different pairs of pods', () => {
       const ports = Array.from({ length: 99 }, (_, i) => {
         const frame = podFrame(side, { dst: side.podOf(1, i + 1) });
         return chosenOf(side, node().run('from_pod', frame).packet).sourcePort;
@@ -533,7 +534,7 @@ describeOnNode('from_pod, packet by packet', (node) => {
       expect(new Set(ports).size).toBeGreaterThan(90);
     });
 
-    it('sends all pings of a pair by one source port, though their checksums differ', () => {
+    it('uses one outer source port for all pings of a pair, though their checksums differ', () => {
       const echo = side.family === 4 ? 8 : 128;
       const ends = { src: side.pods.sender.ip, dst: side.podOf(1, 7), protocol: side.icmp };
       const ports = [1, 2, 3].map((n) => {
@@ -544,7 +545,7 @@ describeOnNode('from_pod, packet by packet', (node) => {
       expect(new Set(ports).size, `ports ${ports.join(', ')}`).toBe(1);
     });
 
-    it('leaves both headers right, whatever the packet', () => {
+    it('writes correct headers for random packets', () => {
       const random = new Random(1624);
       const innerAt = 14 + encapBytes[side.family];
       for (let round = 0; round < 300; round++) {
@@ -563,7 +564,7 @@ describeOnNode('from_pod, packet by packet', (node) => {
     });
   });
 
-  it('stands the shortest of frames of every other type (row 46)', () => {
+  it('survives the shortest frames of every other type (row 46)', () => {
     for (const type of [0x0806, 0x88cc]) {
       const frame = podFrame(v4, {}, segment, { type }).subarray(0, 34);
       const { verdict, counted } = node().run('from_pod', frame);
@@ -571,8 +572,8 @@ describeOnNode('from_pod, packet by packet', (node) => {
     }
   });
 
-  it('writes a checksum of zero as zero, as the kernel does, where a TTL less makes it so', () => {
-    // With this id the header's checksum is 0xfeff, and 0x0100 more is all ones: the other zero of one's complement.
+  it('writes a checksum that becomes zero as zero, like the kernel', () => {
+    // With this id the header's checksum is 0xfeff. 0x0100 more is 0xffff, the other zero of one's complement.
     for (let id = 0; id < 65536; id++) {
       const frame = podFrame(v4, { id });
       if (frame[24] !== 0xfe || frame[25] !== 0xff) continue;
@@ -583,7 +584,7 @@ describeOnNode('from_pod, packet by packet', (node) => {
     expect.fail('no id gives that checksum');
   });
 
-  it('gives every encapsulated IPv4 packet an id of its own', () => {
+  it('gives every encapsulated IPv4 packet a different id', () => {
     const ids = Array.from(
       { length: 50 },
       () => chosenOf(v4, node().run('from_pod', podFrame(v4)).packet).id,

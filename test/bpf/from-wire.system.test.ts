@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * What a wire brings, in tc and in XDP: the same judgement. from_wire delivers to the pod; xdp_from_wire only takes the
- * tunnel off and leaves a mark, and to from_wire the drops.
+ * Packets from the wire, in tc and in XDP, with the same verdicts. from_wire delivers to the pod; xdp_from_wire only
+ * decapsulates and leaves a mark; it leaves drops to from_wire.
  */
 import { describe, expect, it } from 'vitest';
 import { encapBytes, type Peer } from '../../src/dataplane/desired.ts';
@@ -36,21 +36,21 @@ const segment = tcp({ src: 80, dst: 40000 });
 
 type Hook = 'from_wire' | 'xdp_from_wire';
 
-/** Bytes that xdp_from_wire leaves before its frame: `struct mark` of bpf/types.h. */
+/** The bytes that xdp_from_wire puts before its frame: `struct mark` of bpf/types.h. */
 const mark = new Uint8Array(Uint32Array.of(0x72697073, tunnel.vni).buffer);
 
-/** The fixtures' words, for one family at one hook. */
+/** Makes fixtures for one family at one hook. */
 function wordsOf(side: Side, hook: Hook) {
   const { near } = side.pods;
 
-  /** What becomes of an inner packet that is taken, told by its fields on the wire. */
+  /** The packet that is delivered for these inner fields on the wire. */
   const taken = (to: typeof near, fields: IpFields & { src: string; dst: string }, payload: Uint8Array) => {
     if (hook === 'from_wire') return delivered(to, ip({ ...fields, ttl: (fields.ttl ?? 64) - 1 }, payload));
     const frame = ethernet({ dst: TEST_RUN_MAC, src: '02:00:00:00:00:01' }, ip(fields, payload));
     return Uint8Array.from([...mark, ...frame]);
   };
 
-  /** A tunnelled packet, and what there is of it then, byte by byte. */
+  /** A tunnelled packet, whose result is checked byte by byte. */
   const arrives = (
     says: string,
     inner: IpFields = {},
@@ -82,14 +82,14 @@ function wordsOf(side: Side, hook: Hook) {
     packet: wireFrame(side, wire, payload),
   });
 
-  /** TCP with `bytes` of IP packet in all. */
+  /** A TCP segment in an IP packet of `bytes` bytes. */
   const segmentOf = (bytes: number): Uint8Array =>
     tcp({ src: 80, dst: 40000 }, new Uint8Array(bytes - ipBytes[side.family] - 20));
 
   return { arrives, is, segmentOf };
 }
 
-/** RFC 6040, figure 4: what the inner ECN field becomes; a row for each inner one, a column for each outer one. */
+/** RFC 6040, figure 4: the resulting ECN field; a row for each inner field, a column for each outer field. */
 const names = ['Not-ECT', 'ECT(1)', 'ECT(0)', 'CE'] as const; // by codepoint
 const figure4 = {
   'Not-ECT': { 'Not-ECT': 'Not-ECT', 'ECT(0)': 'Not-ECT', 'ECT(1)': 'Not-ECT', CE: 'drop' },
@@ -98,7 +98,7 @@ const figure4 = {
   CE: { 'Not-ECT': 'CE', 'ECT(0)': 'CE', 'ECT(1)': 'CE', CE: 'CE' },
 } as const;
 
-/** Each combination, between DSCPs that must stay what they are: EF inside, AF41 outside. */
+/** Each combination, with DSCPs that must not change: EF inside, AF41 outside. */
 const ecnFixtures = (side: Side, hook: Hook): Fixture[] =>
   names.flatMap((inner, innerEcn) =>
     names.map((outer, outerEcn): Fixture => {
@@ -113,14 +113,14 @@ const ecnFixtures = (side: Side, hook: Hook): Fixture[] =>
     }),
   );
 
-/** Outer UDP checksums, of which the headers tell as far as they can (row 58). */
+/** Outer UDP checksums, as far as the headers can prove them (row 58). */
 function checksumFixtures(side: Side, hook: Hook): Fixture[] {
   const { arrives, is } = wordsOf(side, hook);
   const inner = { src: side.podOf(1, 7), dst: side.pods.near.ip, ttl: 63 };
   const sealedBody = (fields: IpFields, payload: Uint8Array): Uint8Array =>
     sealed(ip({ ...inner, ...fields }, payload)).subarray(ipBytes[side.family]);
 
-  /** Around an inner packet whose own checksum is right. */
+  /** Around an inner packet with a correct checksum. */
   const right = (says: string, fields: IpFields, payload: Uint8Array): Fixture[] => [
     arrives(`takes a right one around ${says}`, fields, sealedBody(fields, payload), {
       wire: { seal: sealed },
@@ -132,7 +132,7 @@ function checksumFixtures(side: Side, hook: Hook): Fixture[] {
       sealedBody(fields, payload),
     ),
   ];
-  /** Whatever the outer checksum is: right, or as if there were a right one inside that covered all. */
+  /** For outer checksums that are correct, and that would be correct if the inner packet had one that covers it all. */
   const kept = (says: string, fields: IpFields, payload: Uint8Array): Fixture[] =>
     Object.entries({ right: sealed, 'seemingly right': sealedAround }).map(([which, seal]) =>
       is(
@@ -172,7 +172,7 @@ function checksumFixtures(side: Side, hook: Hook): Fixture[] {
       segment,
     ),
     arrives('leaves a wrong inner one to the pod', {}, segment, { wire: { seal: sealedAround } }),
-    // Nothing has been summed up yet, so nothing can be wrong; but XDP cannot take the kernel's note of that away.
+    // The checksum is still left to a NIC, so it is not wrong; but XDP cannot clear the kernel's note of that.
     hook === 'from_wire'
       ? arrives('takes one that was left to a NIC', { protocol: side.icmp }, icmp(8), {
           wire: { seal: unsummed },
@@ -193,7 +193,7 @@ function checksumFixtures(side: Side, hook: Hook): Fixture[] {
   ];
 }
 
-/** One byte greater by one. */
+/** Increments one byte. */
 const off = (bytes: Uint8Array, at: number): Uint8Array => bytes.with(at, (bytes[at]! + 1) & 255);
 
 function fixturesOf(side: Side, hook: Hook): Record<string, readonly Fixture[]> {
@@ -203,7 +203,7 @@ function fixturesOf(side: Side, hook: Hook): Record<string, readonly Fixture[]> 
   const [withOptionsIn, optionsPayload] = withOptions(side);
   const otherFamily = side.family === 4 ? 0x86dd : 0x0800;
   const frameBytes = wireFrame(side).length - 14;
-  /** Bytes that the header's length field counts not. */
+  /** Bytes that the header's length field does not count. */
   const uncounted = side.family === 4 ? 0 : 40;
   return {
     'from a peer to a pod of ours': [
@@ -494,10 +494,11 @@ for (const side of sides) {
 
 describeOnNode('from_wire, packet by packet', (node) => {
   describe.each(sides)('IPv$family', (side) => {
-    it('leaves the inner header right, whatever it was', () => {
+    it('writes a correct inner header for random packets', () => {
       const random = new Random(1624);
       for (let round = 0; round < 256; round++) {
-        // ECT(1) becomes CE, and both bytes of IPv4's checksum take every value, so both changes carry now and then.
+        // ECT(1) becomes CE, and both bytes of IPv4's checksum take every value, so both changes produce carries at
+        // times.
         const inner = { id: round * 257, ttl: 2 + random.below(254), tos: 1 };
         const { verdict, packet } = node().run('from_wire', wireFrame(side, { inner, outer: { tos: 3 } }));
         const { valid, ttl, tos } = readIp(packet);
@@ -511,7 +512,7 @@ describeOnNode('from_wire, packet by packet', (node) => {
       }
     });
 
-    it('takes outer checksums that are right, whatever the packet, and none that is not', () => {
+    it('accepts correct outer checksums of random packets, and refuses wrong ones', () => {
       const random = new Random(768);
       for (let round = 0; round < 300; round++) {
         const data = Uint8Array.from({ length: random.below(300) }, () => random.below(256));
@@ -529,7 +530,7 @@ describeOnNode('from_wire, packet by packet', (node) => {
         for (const hook of hooks) {
           const { counted } = node().run(hook, frame);
           expect({ round, counted }).toEqual({ round, counted: `${hook}: fast decap` });
-          // A bit of what the headers show: addresses, ports, VXLAN, inner IP.
+          // A bit of the headers that are summed up: addresses, ports, VXLAN, inner IP.
           const wrong = frame.slice();
           const at = 14 + ipBytes[side.family] + random.pick([0, 1, 6, 22, 27, 29]);
           wrong[at]! ^= 1 << random.below(8);
@@ -543,11 +544,11 @@ describeOnNode('from_wire, packet by packet', (node) => {
     });
 
     const whole = wireFrame(side);
-    // Linux runs no test on a frame that is shorter than its IP header.
+    // Linux refuses a test run with a frame that is shorter than its IP header.
     const shortest = 14 + ipBytes[side.family];
     const sizes = Array.from({ length: whole.length - shortest }, (_, i) => shortest + i);
 
-    it.each(hooks)('%s takes no packet that is cut anywhere, and leaves it as it was (row 46)', (hook) => {
+    it.each(hooks)('%s takes no truncated packet, and leaves it unchanged (row 46)', (hook) => {
       for (const size of sizes) {
         const { verdict, counted, packet } = node().run(hook, whole.subarray(0, size));
         const outcome = size < shortest + 8 ? 'not_vxlan' : 'malformed';
@@ -579,7 +580,7 @@ describeOnNode('from_wire, packet by packet', (node) => {
     );
   });
 
-  it('counts what it takes by the bytes that leave, and XDP by those that come', () => {
+  it('counts the bytes of the packet that leaves, and XDP those of the packet that came', () => {
     const frame = wireFrame(v4);
     expect(node().run('from_wire', frame).bytes).toBe(frame.length - encapBytes[4]);
     expect(node().run('xdp_from_wire', frame).bytes).toBe(frame.length);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * The dual-stack node that the fixtures of this folder run on: the programs as the agent loads them, over maps as the agent
- * fills them, and packets handed in by BPF_PROG_TEST_RUN. It has no network and needs none.
+ * The dual-stack node that the fixtures of this folder run on: the programs as the agent loads them, with maps as the
+ * agent fills them, and packets handed in by BPF_PROG_TEST_RUN. It has no network and needs none.
  */
 import type { BpfProgram } from '#libbpf-ts';
 import type { Struct } from '../../src/dataplane/codec.ts';
@@ -27,9 +27,9 @@ import { protocols } from '../support/packets.ts';
 /** Why the fixtures cannot run here; undefined when they can. */
 export const missing = process.getuid?.() === 0 ? undefined : 'needs root to load BPF programs';
 
-/** A test run comes in by the loopback device, so that is the veth of every pod that sends. */
+/** A test run's packet comes from the loopback device, so that is the host veth of every pod that sends. */
 export const TEST_RUN_IFINDEX = 1;
-/** And the MAC address that frames for this node are addressed to is the loopback device's. */
+/** For the same reason this node's MAC address is the loopback device's. */
 export const TEST_RUN_MAC = '00:00:00:00:00:00';
 
 /** One family of the node and of the cluster around it. */
@@ -37,18 +37,18 @@ export interface Side {
   readonly family: Family;
   readonly settings: FamilySettings;
   readonly icmp: number;
-  /** Pod `n` of a node; we are node 3. 0 is the address of the node's flannel.1. */
+  /** Pod `n` of a node; this node is node 3. 0 is the address of the node's flannel.1. */
   readonly podOf: (node: number, n: number) => string;
-  /** The underlay address of a node, or of nobody. */
+  /** The underlay address of a node, or one that no node has. */
   readonly vtepOf: (node: number) => string;
   readonly peers: {
     readonly one: Peer;
     readonly two: Peer;
-    /** Its podCIDR has another length than ours, so the peers map cannot hold it. */
+    /** Its podCIDR has another length than ours, so it has no slot in the peers map. */
     readonly unindexed: Peer;
     /** Behind a router, and behind NAT. */
     readonly behindNat: Peer;
-    /** Behind a router. IPv6: wants checksums. */
+    /** Behind a router. Over IPv6 it requires checksums. */
     readonly far: Peer;
   };
   readonly pods: {
@@ -56,13 +56,13 @@ export interface Side {
     readonly markedSender: Endpoint;
     readonly near: Endpoint;
     readonly marked: Endpoint;
-    /** Its interface has a smaller MTU than the others'. */
+    /** Its interface has a smaller MTU than those of the others. */
     readonly narrow: Endpoint;
   };
   /** Addresses outside the cluster network. */
   readonly world: string;
   readonly service: string;
-  /** A service with the number of a pod on node one. */
+  /** A Service whose address ends like that of a pod on node one. */
   readonly serviceLikePod: string;
   readonly multicast: string;
   readonly martian: string;
@@ -132,7 +132,7 @@ export const v4: Side = {
 
 const podOf6: Side['podOf'] = (node, n) => `fd00:42:0:${node}::${n === 0 ? '' : n}`;
 const vtepOf6: Side['vtepOf'] = (node) => `fd00:31::${node}`;
-/** Its VXLAN device takes outer checksums of zero. */
+/** Its VXLAN device accepts outer checksums of zero. */
 const ripstop = { zeroChecksum: true } as const;
 
 export const v6: Side = {
@@ -173,18 +173,18 @@ export const settings: NodeSettings = {
   sourcePorts: { min: 32768, max: 60999 },
 };
 
-/** The same node where net-conf.json says DirectRouting. */
+/** The same node with DirectRouting. */
 export const directSettings: NodeSettings = { ...settings, directRouting: true };
 
 const l2 = [parseCidr('192.168.0.0/24'), parseCidr('fd00:31::/64')];
 
-/** Where the uplink sends packets to an underlay address. */
+/** The next hop for an underlay address. */
 export function hopTo(address: string, direct = false): PeerHop {
   if (l2.some((block) => cidrContains(block, address))) return { ip: address, direct };
   return { ip: address.includes(':') ? vtepOf6(254) : vtepOf4(254), direct: false };
 }
 
-/** Write what the agent would write: who the peers are and which pods live here. */
+/** Fill the maps as the agent would: peers and local pods. */
 export function fillTables(
   tables: Tables,
   settings: NodeSettings,
@@ -208,22 +208,25 @@ export interface Remembered {
 }
 
 export interface RunOptions {
-  /** Size of the segments in a GSO super-packet, bytes of payload; 0 is no such packet. */
+  /** Payload bytes of each segment of a GSO super-packet; 0 for other packets. */
   readonly gsoSize?: number;
 }
 
 export interface Outcome {
-  /** By the program's return value; `pass` is XDP's only one. */
+  /** From the program's return value; for XDP it is always `pass`. */
   readonly verdict: string;
-  /** The counters that moved, such as `from_pod: fast local`, with how often when it was not once. */
+  /** The counters that moved, such as `from_pod: fast local`, with the count if it is not 1. */
   readonly counted: string;
-  /** How far the byte counters moved. */
+  /** The sum of bytes counted. */
   readonly bytes: number;
-  /** Behind its metadata where it has any. */
+  /** The packet, without metadata. */
   readonly packet: Uint8Array;
 }
 
-/** linux/pkt_cls.h: TC_ACT_UNSPEC (-1) is our way to the kernel path, TC_ACT_SHOT a drop, TC_ACT_REDIRECT the fast path. */
+/**
+ * linux/pkt_cls.h: TC_ACT_UNSPEC (-1) leaves a packet to the kernel path, TC_ACT_SHOT drops it, TC_ACT_REDIRECT is the
+ * fast path.
+ */
 const tcVerdicts: Readonly<Record<number, string>> = { 0xffff_ffff: 'kernel', 2: 'drop', 7: 'fast' };
 /** linux/bpf.h: XDP_PASS. */
 const xdpVerdicts: Readonly<Record<number, string>> = { 2: 'pass' };
@@ -232,7 +235,7 @@ const xdpVerdicts: Readonly<Record<number, string>> = { 2: 'pass' };
 const SK_BUFF_BYTES = 192;
 const GSO_SIZE_OFFSET = 176;
 
-/** One packet through a program, its return value in words. */
+/** Run a program on one packet. */
 export function testRun(
   program: BpfProgram,
   packet: Uint8Array,
@@ -250,9 +253,9 @@ export interface TestNode extends Disposable {
   readonly programs: LoadedPrograms['programs'];
   /** Run one of the programs by its name, or a test's own that calls them. */
   run(program: ProgramName | BpfProgram, packet: Uint8Array, options?: RunOptions): Outcome;
-  /** Forget what conntrack has forgotten; how many flows that were. */
+  /** Sweep the flows that conntrack has forgotten. Returns how many there were. */
   sweepFlows(): number;
-  /** Put flows into stack_flows as to_pod and to_vtep do; the result takes them out again. */
+  /** Put flows into stack_flows, as to_pod and to_vtep do. Disposing of the result removes them. */
   remember(remembered: Remembered): Disposable;
 }
 

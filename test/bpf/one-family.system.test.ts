@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** A node of one family leaves the other one alone: the kernel path is all that it has. */
+/** A node with one family leaves all packets of the other to the kernel path. */
 import { tcp, udp } from '../support/packets.ts';
 import { type Fixture, runFixtures } from './support.ts';
 import { podFrame, wireFrame } from './frames.ts';
@@ -27,7 +27,7 @@ for (const [own, other] of [
           podFrame(other, { dst: other.pods.near.ip }),
         ),
         others('to another node is the kernel’s', 'kernel outside', podFrame(other)),
-        // The highest address is all that such a node's network of the other family has.
+        // The other family's network of such a node contains only the highest address.
         others(
           'to the highest address is the kernel’s, too',
           'kernel other_source',

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * Packet fixtures, after those of katran's tester: a packet in, a verdict with its reason, a packet out, and a sentence
- * that says what is meant. One runner for all.
+ * Packet fixtures, as in katran's tester: a packet in, a verdict with its reason, a packet out, and a sentence that
+ * explains it; and a runner for all of them.
  */
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { NodeSettings } from '../../src/dataplane/desired.ts';
@@ -9,18 +9,21 @@ import type { ProgramName } from '../../src/dataplane/programs.ts';
 import { missing, openNode, type Remembered, type RunOptions, type TestNode } from './node.ts';
 
 export interface Fixture extends RunOptions {
-  /** What happens, as a sentence. `(row n)`: a row of the list of faults that the data plane must stand. */
+  /** What happens, as a sentence. `(row n)` is a row of the list of faults that the data plane must withstand. */
   readonly says: string;
   readonly packet: Uint8Array;
-  /** As the counters name it: the verdict and its reason; or `nothing`, where nothing is counted. */
+  /** The verdict and its reason, as the counters name them; `nothing` when nothing is counted. */
   readonly verdict: `${'fast' | 'kernel' | 'drop'} ${string}` | 'nothing';
-  /** Unmodified when left out; as a function of what came out, where parts of it are not ours to foresee. */
+  /**
+   * The packet that leaves. Default: unmodified. A function of the actual packet, where the programs may choose parts
+   * of it.
+   */
   readonly out?: Uint8Array | ((packet: Uint8Array) => Uint8Array);
-  /** Translated flows that the programs know of. */
+  /** Translated flows that the programs remember. */
   readonly remembered?: Remembered;
 }
 
-/** Bytes as text, 16 a line, so that a failed comparison shows where. */
+/** Bytes as text, 16 on each line, so that a failed comparison shows where they differ. */
 export function hexDump(bytes: Uint8Array): string {
   const lines = [];
   for (let at = 0; at < bytes.length; at += 16) {
@@ -30,7 +33,7 @@ export function hexDump(bytes: Uint8Array): string {
   return lines.join('\n');
 }
 
-/** A group of tests over a node of its own; with other settings than usual if told. */
+/** A group of tests on a node of its own, optionally with other settings. */
 export function describeOnNode(
   title: string,
   tests: (node: () => TestNode) => void,
@@ -46,7 +49,9 @@ export function describeOnNode(
   });
 }
 
-/** Each fixture as a test: exactly one counter moves, by one packet of the size that left (XDP's: that came). */
+/**
+ * Run each fixture as a test: exactly one counter moves, by one packet of the size that leaves (for XDP: that came).
+ */
 export function runFixtures(
   program: ProgramName,
   title: string,

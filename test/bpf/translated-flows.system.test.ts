@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/** Flows that conntrack translates must not overtake it: what from_pod and from_wire make of them, entry by entry. */
+/**
+ * Packets of flows that conntrack translates must not bypass it: from_pod and from_wire with each entry of stack_flows.
+ */
 import type { Struct } from '../../src/dataplane/codec.ts';
 import type { Endpoint } from '../../src/dataplane/desired.ts';
 import { icmp, ip, protocols, tcp, udp } from '../support/packets.ts';
@@ -19,7 +21,7 @@ const flow = (src: string, dst: string, over: Partial<Struct<'flow'>> = {}): Str
   ...over,
 });
 
-/** The fixtures' words, for one family. */
+/** Makes fixtures for one family. */
 function wordsOf(side: Side) {
   const { sender, near } = side.pods;
   const far = side.podOf(1, 7);
@@ -58,7 +60,7 @@ function wordsOf(side: Side) {
       verdict: 'fast decap',
       out: delivered(near, ip({ src: far, dst: near.ip, protocol: TCP, ttl: 62 }, payload)),
     } as const,
-    /** Past the kernel path, whatever flows there are: ICMP to another node, and from there. */
+    /** ICMP to another node and back, which takes the fast path in spite of translated flows. */
     pingOut: (says: string, body: Uint8Array): Fixture => ({
       says,
       packet: podFrame(side, { dst: far, protocol: side.icmp }, body),
@@ -80,7 +82,7 @@ function wordsOf(side: Side) {
       out: delivered(near, ip({ src: far, dst: near.ip, protocol: side.icmp, ttl: 62 }, body)),
     }),
     ping: icmp(side.family === 4 ? 8 : 128),
-    /** A destination unreachable that quotes this, on its way from `src` to `dst`. */
+    /** A destination unreachable that quotes a packet from `src` to `dst`. */
     unreachable: (src: string, dst: string, body: Uint8Array, protocol: number = TCP): Uint8Array =>
       icmp(side.family === 4 ? 3 : 1, Uint8Array.from([0, 0, 0, 0, ...ip({ src, dst, protocol }, body)])),
   };
@@ -90,7 +92,7 @@ for (const side of sides) {
   const { sender, near } = side.pods;
   const far = side.podOf(1, 7);
   const { outgoing, fastOut, local, incoming, fastIn, pingOut, pingIn, ping, unreachable } = wordsOf(side);
-  /** The other direction of the remembered flows, which is what an error of theirs quotes. */
+  /** The opposite direction of the remembered flows, whose packets their ICMP errors quote. */
   const back = tcp({ src: 40000, dst: 80 });
   const cutOff = back.subarray(0, 3);
 
@@ -204,7 +206,7 @@ for (const side of sides) {
   });
 }
 
-// endpoint_state has no room for 2^64 pods of IPv6, so some share.
+// endpoint_state has too few slots for all IPv6 addresses, so some pods share one.
 const { outgoing, fastOut } = wordsOf(v6);
 const shares: Endpoint = { ...v6.pods.near, ip: 'fd00:42:0:3:1::5:10' };
 const sharesNot: Endpoint = { ...shares, ip: 'fd00:42:0:3:1::5:11' };

@@ -8,7 +8,7 @@ import { v4, v6 } from './node.ts';
 
 const int32 = (value: number): Uint8Array => new Uint8Array(Int32Array.of(value).buffer);
 
-// What is taken here with its tag would leave with it: a pod could choose its VLAN on the underlay.
+// A tagged packet on the fast path would leave with its tag: a pod could choose its VLAN on the underlay.
 describeOnNode('a packet whose VLAN tag the kernel has taken off', (node) => {
   it.each([
     ['from_pod', 'to a pod of this node', podFrame(v4, { dst: v4.pods.near.ip })],

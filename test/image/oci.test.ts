@@ -58,7 +58,7 @@ function archive(target: string): Promise<string> {
   return ociArchive(image);
 }
 
-/** A blob of the unpacked layout, which must be what its descriptor says. */
+/** A blob of the unpacked layout, checked against its descriptor. */
 function blob({ digest, size }: Descriptor): Buffer {
   const content = readFileSync(at('layout/blobs', digest.replace(':', '/')));
   expect(content).toHaveLength(size);
@@ -69,7 +69,7 @@ function blob({ digest, size }: Descriptor): Buffer {
 const json = (content: Buffer): unknown => JSON.parse(content.toString());
 
 describe('an OCI archive', () => {
-  it('is a layout in which every digest and size is true', async () => {
+  it('is a layout with correct digests and sizes', async () => {
     await run('tar', ['-xf', await archive('image.tar'), '-C', at('layout')]);
     expect(json(readFileSync(at('layout/oci-layout')))).toEqual({ imageLayoutVersion: '1.0.0' });
     const { manifests } = json(readFileSync(at('layout/index.json'))) as Index;
@@ -98,7 +98,7 @@ describe('an OCI archive', () => {
     expect(readdirSync(at('layout/blobs/sha256'))).toHaveLength(3);
   });
 
-  it('has the folder in its layer, without what the container runtime mounts', async () => {
+  it('has the folder in its layer, without the mounts of container runtimes', async () => {
     await run('tar', ['-xf', await archive('image.tar'), '-C', at('layout')]);
     const { manifests } = json(readFileSync(at('layout/index.json'))) as Index;
     const { layers } = json(blob(manifests[0]!)) as Manifest;
@@ -113,7 +113,7 @@ describe('an OCI archive', () => {
     ).toEqual(['d 755 bin', 'd 755 dev', 'd 755 empty', 'f 755 bin/hello', 'l 777 bin/greet hello']);
   });
 
-  it('has the same bytes whenever it is made', async () => {
+  it('is reproducible', async () => {
     const first = readFileSync(await archive('first.tar'));
     writeFileSync(at('rootfs/bin/hello'), '#!/bin/sh\n');
     expect(readFileSync(await archive('second.tar')).equals(first)).toBe(true);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** The loaded programs beside the model: packets go to both, and all that they say must agree. */
+/** Compares the loaded programs with the model: both get the same packets, and must give the same results. */
 import { readCounters, splitReason } from '../../src/dataplane/counters.ts';
 import { stateSlot } from '../../src/dataplane/desired.ts';
 import { layout } from '../../src/dataplane/layout.gen.ts';
@@ -12,28 +12,28 @@ import { type Arrival, type Decision, type Hook, Model, withoutChoices } from '.
 import { familyOf, u16 } from './read.ts';
 import { type World, type WorldName, worlds } from './world.ts';
 
-/** How often each hook said what of which family, by `IPv4 from_pod: fast local`. */
+/** How often each verdict was given, by `IPv4 from_pod: fast local`. */
 export type Coverage = Map<string, number>;
 
 export interface Disagreement {
   readonly arrival: Arrival;
   readonly model: Decision;
-  /** What they did, in words, with what they should not have counted. */
+  /** What the programs did, in words, and counters that should not have moved. */
   readonly programs: { readonly outcome: string; readonly out: Uint8Array };
 }
 
 export interface Comparison extends Disposable {
   readonly coverage: Coverage;
-  /** @returns what differs, of the smallest packet that still shows it; undefined when nothing does. */
+  /** @returns the difference, for the smallest packet that still shows it; undefined when there is none. */
   check(arrival: Arrival): Disagreement | undefined;
-  /** @returns counters that moved without a packet that should have moved them, such as `from_pod: fast local`. */
+  /** @returns counters that moved although no packet should have moved them, such as `from_pod: fast local`. */
   strays(): string[];
 }
 
 const { REASONS, ...reasons } = layout.enums.reason;
 const { hook: hooks } = layout.enums;
 
-/** `from_pod`, `fast local` → where the counters keep it. */
+/** The index of a counter: `from_pod`, `fast local`. */
 function counterSlot(hook: Hook, outcome: string): number {
   const reason = reasons[outcome.replaceAll(' ', '_').toUpperCase() as keyof typeof reasons];
   return hooks[`HOOK_${hook.toUpperCase()}` as keyof typeof hooks] * REASONS + reason;
@@ -44,7 +44,7 @@ const outcomesOf = ({ verdict, reasons }: Decision): string[] =>
   reasons.length > 0 ? reasons.map((reason) => `${verdict} ${reason}`) : [NOTHING];
 const sameBytes = (a: Uint8Array, b: Uint8Array): boolean => Buffer.compare(a, b) === 0;
 
-/** What the program must return: XDP lets everything pass, and only says what it thinks. */
+/** What the program must return. XDP lets every packet pass; its verdict shows in the counters. */
 const returned = (hook: Hook, verdict: string): string => (hook === 'xdp_from_wire' ? 'pass' : verdict);
 
 /** `IPv4`, `IPv6`, or `other`. */
@@ -53,7 +53,7 @@ function familyName({ packet }: Arrival): string {
   return family ? `IPv${family}` : 'other';
 }
 
-/** One node: its programs and what they keep, and the model of it. */
+/** One node: its programs, its maps, and the model of it. */
 function openNode(world: World) {
   using started = new DisposableStack();
   const bpffs = started.use(new TemporaryBpffs());
@@ -70,7 +70,7 @@ function openNode(world: World) {
     tables.endpoint_state.set(stateSlot(settings, pod)!, { ...stateOf(pod), overflow: 1 });
 
   const model = new Model(world);
-  /** Where each counter stood when last read, so that a packet costs one lookup: of the counter that it should move. */
+  /** The last known value of each counter, so that a packet costs one lookup, of the counter that it should move. */
   const seen = new Map<number, { packets: number; bytes: number }>();
 
   const totals = (slot: number) => {
@@ -95,13 +95,13 @@ function openNode(world: World) {
 
   const run = ({ hook, packet, gsoSize }: Arrival) =>
     testRun(programs[hook], packet, { gsoSize, isXdp: hook === 'xdp_from_wire' });
-  /** Bytes that the packet counts for: XDP counts what comes, the others what leaves. */
+  /** The bytes that are counted: for XDP those that came, for the others those that leave. */
   const bytesOf = ({ hook, packet }: Arrival, out: Uint8Array): number =>
     hook === 'xdp_from_wire' ? packet.length : out.length;
   const comparable = (outcome: string | undefined, out: Uint8Array): Uint8Array =>
     outcome === 'fast encap' ? withoutChoices(out, world) : out;
 
-  /** Slow and in words: run it once more, and read every counter before and after. */
+  /** Describe a run in words: run it once more, and read every counter before and after. */
   const explained = (arrival: Arrival): Disagreement['programs'] => {
     const before = readCounters(tables);
     const { verdict, packet: out } = run(arrival);
@@ -131,11 +131,11 @@ function openNode(world: World) {
 
   const resources = started.move();
   return {
-    /** @returns what the programs said when the model agrees, or how they disagree. */
+    /** @returns the verdict of the programs if the model agrees, else the disagreement. */
     check(arrival: Arrival): string | Disagreement {
       const predicted = model.decide(arrival);
       const { verdict, packet: out } = run(arrival);
-      // That nothing else moved is for strays() to say.
+      // strays() checks that no other counter moved.
       const said = outcomesOf(predicted).find(
         (outcome) =>
           outcome === NOTHING || counted(counterSlot(arrival.hook, outcome), bytesOf(arrival, out)),
@@ -182,7 +182,7 @@ export function openComparison(): Comparison {
   };
 }
 
-/** The same disagreement with as few bytes as can be, and as many of them zero. */
+/** The same disagreement with as few bytes as possible, and as many of them zero. */
 function shrunk(found: Disagreement, compare: (arrival: Arrival) => Disagreement | undefined): Disagreement {
   let least = found;
   const attempt = (packet: Uint8Array): void => {
@@ -225,7 +225,7 @@ const ipFields = {
 const udpFields = { src_port: 2, dst_port: 2, length: 2, checksum: 2 };
 const vxlanFields = { flags: 4, vni: 4 };
 
-/** Header by header: every field that is not the same in both, and the payload as a whole. */
+/** All fields that differ, header by header, and the payload as a whole. */
 function differences(expected: Uint8Array, actual: Uint8Array, isTunnelled: boolean): string[] {
   const lines = expected.length === actual.length ? [] : [`length: ${expected.length}, but ${actual.length}`];
   const family = familyOf(u16(expected, 12)) ?? 4;
@@ -251,7 +251,7 @@ function differences(expected: Uint8Array, actual: Uint8Array, isTunnelled: bool
   return lines;
 }
 
-/** For people: what each says, where the packets that leave differ, and the packet. */
+/** The disagreement as text: both verdicts, how the packets that leave differ, and the packet. */
 export function describeDisagreement({ arrival, model, programs }: Disagreement): string {
   const { node, hook, packet, gsoSize } = arrival;
   const isTunnelled = model.reasons[0] === 'encap' || (hook === 'from_wire' && model.verdict !== 'fast');
@@ -265,13 +265,13 @@ export function describeDisagreement({ arrival, model, programs }: Disagreement)
 }
 
 const impossible = new Set([
-  'IPv4: kernel neighbour', // ICMPv6 is what discovers them
-  // Needs XDP's mark on an skb, which no test run has.
+  'IPv4: kernel neighbour', // only ICMPv6 has neighbour discovery
+  // Needs XDP's mark on an skb, which test runs cannot have.
   'IPv4: drop other_vlan',
   'IPv6: drop other_vlan',
 ]);
 
-/** What can be counted of each family and was not: `IPv4: kernel ttl`. */
+/** The verdicts of each family that were never given: `IPv4: kernel ttl`. */
 export function unmet(coverage: Coverage): string[] {
   const met = new Set([...coverage.keys()].map((key) => key.replace(/ .*:/, ':')));
   return ['IPv4', 'IPv6'].flatMap((family) =>

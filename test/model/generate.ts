@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * Packets for the comparison, each of a seed and a number: sane ones of every kind that a node meets, and the same with
- * something wrong. A kind that a reason is about comes often enough that ten thousand packets show every reason.
+ * Packets for the comparison, each determined by a seed and a number: valid ones of every kind that a node meets, and
+ * the same with something wrong. Every kind is frequent enough that ten thousand packets meet every reason.
  */
 import type { Peer } from '../../src/dataplane/desired.ts';
 import { addressAt, type Family } from '../../src/net/ip.ts';
@@ -27,15 +27,15 @@ import type { Arrival, Hook } from './model.ts';
 import { headerLength } from './read.ts';
 import { ports, type WorldName, worlds } from './world.ts';
 
-/** Linux runs no test on less: an Ethernet and an IP header of the family that the ethertype says. */
+/** The shortest frame of a test run: an Ethernet header, and an IP header of the ethertype's family. */
 export const SHORTEST: Readonly<Record<Family, number>> = { 4: 34, 6: 54 };
 
 const { port: vxlanPort, vni } = tunnel;
 
-/** Who the packets of a family come from and go to. */
+/** The addresses that packets of a family come from and go to. */
 interface Cast extends Pick<Side, 'family' | 'settings' | 'icmp'> {
   readonly peers: (typeof worlds.tunnelled)['peers'];
-  /** Those that nothing special is to be said of. */
+  /** Those without special properties. */
   readonly plain: { readonly peer: Peer; readonly sender: string; readonly receiver: string };
   readonly pods: readonly string[];
   readonly senders: readonly string[];
@@ -51,7 +51,7 @@ function castOf({ family, settings, icmp, podOf, vtepOf, ...side }: Side): Cast 
   const endpoints = worlds.tunnelled.endpoints.filter(({ ip }) => ofFamily(ip));
   const pods = endpoints.map(({ ip }) => ip);
   const peers = worlds.tunnelled.peers.filter(({ podCidr }) => podCidr.family === family);
-  // In the podCIDR of a node or not, as these have the common lengths or not: another quarter, a part of the lower half.
+  // Whether this is in the podCIDR of a node depends on the length of podCIDRs.
   const [remoteEdge, ownEdge] =
     family === 4 ? [podOf(1, 207), podOf(3, 207)] : ['fd00:42:0:1:100::7', 'fd00:42:0:3:100::7'];
   const remotePods = [
@@ -85,11 +85,11 @@ function castOf({ family, settings, icmp, podOf, vtepOf, ...side }: Side): Cast 
 const casts = sides.map(castOf);
 
 const smallSizes = [0, 1, 3, 4, 8, 20, 26, 100] as const;
-/** The MTUs about, and a byte more. */
+/** All MTUs, and one byte more. */
 const mtuEdges = [1280, 1430, 1450, 1500].flatMap((mtu) => [mtu, mtu + 1]);
 const ttls = [64, 64, 63, 255, 2, 1, 0] as const;
 const fragments = [0, 0, 0, 0x4000, 0x2000, 0x00b9, 0x20b9, 0x8000] as const;
-/** ICMPv6: too big, echo, and from before neighbour discovery to behind it. In IPv4 they mean nothing. */
+/** ICMPv6: too big, echo, and the types from before neighbour discovery to after it. In IPv4 they mean nothing. */
 const icmpTypes = [0, 1, 2, 3, 5, 8, 11, 127, 128, 129, 132, 133, 134, 135, 136, 137, 138] as const;
 const extensions = [
   protocols.hopByHop,
@@ -100,26 +100,26 @@ const extensions = [
   139,
   140,
 ] as const;
-/** Bytes that headers are sensitive to. */
+/** Byte values that matter in headers. */
 const interesting = [0, 1, 3, 0x2c, 0x3a, 0x44, 0x45, 0x46, 0x4f, 0x60, 0x7f, 0x80, 0xff] as const;
 
 const one = (random: Random, of: number): boolean => random.below(of) === 0;
 
-/** Mostly the first, now and then one of the others. */
+/** Mostly the first, sometimes one of the others. */
 const mostly = <T>(random: Random, usual: readonly T[], others: readonly T[]): T =>
   random.pick(one(random, 8) ? others : usual);
 
-/** Half of the time what the fast path is for. */
+/** Half of the time a protocol of the fast path. */
 const often = <T>(random: Random, plain: T, all: readonly T[]): T =>
   one(random, 2) ? plain : random.pick(all);
 
-/** Hardly ever one of the others. */
+/** Rarely one of the others. */
 const odd = <T>(random: Random, usual: T, ...others: T[]): T =>
   one(random, 40) ? random.pick(others) : usual;
 
 const transportHeaders: Readonly<Record<number, number>> = { [protocols.tcp]: 20, [protocols.udp]: 8 };
 
-/** What an ICMP error between these two tells of, mostly: a packet the other way. */
+/** The packet that an ICMP error quotes: mostly one in the opposite direction. */
 function quotation(random: Random, cast: Cast, { src, dst }: Ends): Uint8Array {
   const protocol = mostly(random, [protocols.tcp, protocols.udp], [cast.icmp, protocols.gre]);
   const port = mostly(random, [{ src: 40000, dst: 80 }], [{ src: 80, dst: 40000 }]);
@@ -134,7 +134,7 @@ function quotation(random: Random, cast: Cast, { src, dst }: Ends): Uint8Array {
 function payloadOf(random: Random, cast: Cast, protocol: number, ends: Ends): Uint8Array {
   const { family } = cast;
   const byte = random.below(256);
-  if (one(random, 10)) return new Uint8Array(random.pick(smallSizes)).fill(byte); // no such header in it
+  if (one(random, 10)) return new Uint8Array(random.pick(smallSizes)).fill(byte); // without a valid header
   const headers = headerLength[family] + (transportHeaders[protocol] ?? 4);
   const size = one(random, 4) ? random.pick(mtuEdges) - headers : random.pick(smallSizes);
   const data = new Uint8Array(size).fill(byte);
@@ -146,7 +146,7 @@ function payloadOf(random: Random, cast: Cast, protocol: number, ends: Ends): Ui
   return data;
 }
 
-/** IPv6 options and their like: headers before the transport header. */
+/** IPv6 extension headers: options and others. */
 function withExtension(random: Random, protocol: number, payload: Uint8Array): [number, Uint8Array] {
   if (one(random, 3)) {
     const inner = { protocol, fragment: random.pick(fragments), id: random.below(65536) };
@@ -223,7 +223,7 @@ function toPod(random: Random, cast: Cast): Uint8Array {
   return ethernet(macs(random, cast), ipPacket(random, cast, { src, dst }));
 }
 
-/** Plain, as nodes on one L2 send it; a short one with the padding that a NIC gives it. */
+/** A plain packet, as nodes on one L2 send it. A short one is padded, as by a NIC. */
 function plainFromWire(random: Random, cast: Cast): Uint8Array {
   const src = mostly(random, cast.remotePods, cast.anyone);
   const dst = mostly(random, [often(random, cast.plain.receiver, cast.pods)], cast.anyone);
@@ -282,13 +282,13 @@ const packets: Readonly<Record<Hook, (random: Random, cast: Cast, node: WorldNam
 };
 const usualHooks: readonly Hook[] = ['from_pod', 'from_pod', 'from_wire', 'from_wire', 'xdp_from_wire'];
 
-/** Length fields' lower bytes in a frame: outer or inner IP, UDP. */
+/** The offsets of the lower bytes of length fields: outer and inner IP, UDP. */
 const lengthFields: Readonly<Record<Family, readonly number[]>> = {
   4: [17, 39, 67, 39],
   6: [19, 59, 89, 59],
 };
 
-/** Break it somewhere, the headers first. */
+/** Corrupt the packet somewhere, mostly in its headers. */
 function mutated(random: Random, packet: Uint8Array, { family }: Cast): Uint8Array {
   let bytes = packet.slice();
   const headers = family === 4 ? 110 : 160;
@@ -340,7 +340,7 @@ function mutated(random: Random, packet: Uint8Array, { family }: Cast): Uint8Arr
   return one(random, 3) ? bytes : mended(bytes);
 }
 
-/** With right IPv4 header checksums, so that a change is not told from these alone. */
+/** Correct the IPv4 header checksums, so that they do not reveal every change. */
 function mended(bytes: Uint8Array): Uint8Array {
   for (const at of [14, 64]) {
     const header = bytes.subarray(at, at + 20);
@@ -364,7 +364,7 @@ function noise(random: Random): Uint8Array {
   return bytes;
 }
 
-/** What the sender's kernel has not cut into segments yet, or the receiver's has put together. */
+/** A super-packet: not yet segmented by the sender's kernel, or merged by the receiver's. */
 function superPacket(random: Random, cast: Cast, hook: 'from_pod' | 'from_wire', node: WorldName): Arrival {
   const protocol = random.pick([protocols.tcp, protocols.udp]);
   const port = { src: random.pick(ports), dst: random.pick(ports) };
@@ -394,7 +394,7 @@ function superPacket(random: Random, cast: Cast, hook: 'from_pod' | 'from_wire',
   return { node, hook, packet: ethernet(macs(random, cast), packet), ifindex: TEST_RUN_IFINDEX, gsoSize };
 }
 
-/** Packet `number` of the series of `seed`, the same each time. */
+/** Packet `number` of the series of `seed`. It is always the same. */
 export function generate(seed: number, number: number): Arrival {
   const random = new Random(seedOf(seed, number));
   const hook: Hook = mostly(random, usualHooks, ['to_pod', 'to_vtep']);

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-/** The programs do what the specification says: a model of it, written apart from them, foretells every packet. */
+/**
+ * The programs do what the specification says: a model, written independently, predicts the result for every packet.
+ */
 import { expect, it } from 'vitest';
 import { missing } from '../bpf/node.ts';
 import { describeDisagreement, openComparison, unmet } from './compare.ts';
 import { generate } from './generate.ts';
 
 const PACKETS = 10_000;
-/** `npm run fuzz` takes other ones. */
+/** `npm run fuzz` uses other seeds. */
 const SEED = 0x7eed;
 
 it.skipIf(missing)(

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * The verdict on a packet as the specification has it: the one rule ("take a packet only when sure"), what bpf/types.h
- * says of each reason, and RFC 791 (IPv4), 8200 (IPv6), 4861 (neighbour discovery), 768 (UDP), 7348 (VXLAN), 6040 (ECN over
- * tunnels) and 1624 (checksum updates). Written apart from the programs, so that the two can be compared: neither may be
- * made to follow the other.
+ * The verdict on a packet according to the specification: the one rule ("take a packet only when certain"), bpf/types.h
+ * for each reason, and RFC 791 (IPv4), 8200 (IPv6), 4861 (neighbour discovery), 768 (UDP), 7348 (VXLAN), 6040 (ECN over
+ * tunnels) and 1624 (checksum updates). It is written independently of the programs, so that the two can be compared:
+ * never adapt one to the other.
  *
- * Every reason for the kernel path that holds of a packet is listed, since which of them is counted is the programs' free choice;
- * a sane packet has one at most. A drop must be certain, so nothing else may speak against taking the packet but that its
- * IP header is unsound: the kernel might mend what its receiver then believes.
+ * All reasons for the kernel path that apply to a packet are listed, since the programs may choose which one to count;
+ * a valid packet has at most one. A drop must be certain: nothing else may speak against taking the packet, except that
+ * its IP header is malformed, which the kernel might repair.
  */
 import type { Verdict } from '../../src/dataplane/counters.ts';
 import {
@@ -44,21 +44,23 @@ import type { World, WorldName } from './world.ts';
 export type Hook = 'from_pod' | 'from_wire' | 'to_pod' | 'to_vtep' | 'xdp_from_wire';
 
 export interface Arrival {
-  /** Which of the nodes it comes to. */
+  /** The node that it arrives at. */
   readonly node: WorldName;
   readonly hook: Hook;
   /** From the Ethernet header on. */
   readonly packet: Uint8Array;
   readonly ifindex: number;
-  /** Payload of each segment of a GSO super-packet, bytes; 0 is no such packet. */
+  /** Payload bytes of each segment of a GSO super-packet; 0 for other packets. */
   readonly gsoSize: number;
 }
 
 export interface Decision {
   readonly verdict: Verdict;
-  /** Those that hold, as the counters name them: `malformed`, say. Any of them may be counted; none: nothing is. */
+  /** Those that apply, such as `malformed`. Any one of them may be counted. If there is none, nothing is counted. */
   readonly reasons: readonly string[];
-  /** What leaves; of an encapsulated packet as {@link withoutChoices} shows it. The packet as it came when not fast. */
+  /**
+   * The packet that leaves; an encapsulated one as from {@link withoutChoices}. Unmodified unless the verdict is fast.
+   */
   readonly out: Uint8Array;
 }
 
@@ -66,7 +68,7 @@ type Decided = Omit<Decision, 'out'> & Partial<Decision>;
 const kernel = (...reasons: string[]): Decided => ({ verdict: 'kernel', reasons });
 const drop = (reason: string): Decided => ({ verdict: 'drop', reasons: [reason] });
 
-/** A packet in VXLAN that a pod of ours may have, as it leaves the tunnel: not yet one hop further. */
+/** A decapsulated packet that a local pod may get, before its TTL is decremented. */
 interface Detunnelled {
   readonly receiver: Endpoint;
   readonly inner: Uint8Array;
@@ -74,22 +76,22 @@ interface Detunnelled {
 
 const ETHER = 14;
 const [NOT_ECT, ECT1, ECT0, CE] = [0, 1, 2, 3];
-/** IEEE 802.3: shorter payloads are padded on their way. */
+/** IEEE 802.3: shorter payloads are padded. */
 const SHORTEST_PAYLOAD = 46;
 /** UDP's header, and a ping's. */
 const SHORTEST_TRANSPORT = 8;
 
-/** RFC 6040, figure 4: the ECN field that leaves the tunnel, or undefined: drop. */
+/** RFC 6040, figure 4: the ECN field that leaves the tunnel, or undefined for a drop. */
 function ecnOut(inner: number, outer: number): number | undefined {
   if (outer === CE) return inner === NOT_ECT ? undefined : CE;
   if (outer === ECT1 && inner === ECT0) return ECT1;
   return inner;
 }
 
-/** Pods keep their flows where others may keep theirs too: in IPv6 by the lowest bits of the address alone. */
+/** The slot of a pod's flows. IPv6 pods may share one: it has only the lowest bits of the address. */
 type FlowKeeper = number;
 
-/** What the world has of one family, by the numbers of addresses. */
+/** One family's part of the world, by addresses as numbers. */
 class FamilyView {
   readonly family: Family;
   readonly own: FamilySettings;
@@ -97,7 +99,7 @@ class FamilyView {
   readonly isInNetwork: (address: bigint) => boolean;
   readonly isOurs: (address: bigint) => boolean;
   readonly endpoints: ReadonlyMap<bigint, Endpoint>;
-  /** Nodes' underlay addresses, ours not among them. */
+  /** Peers' underlay addresses. */
   readonly nodes: ReadonlyMap<bigint, Peer>;
   readonly #world: World;
   readonly #peers: readonly { readonly peer: Peer; readonly owns: (address: bigint) => boolean }[];
@@ -120,22 +122,22 @@ class FamilyView {
       .map((peer) => ({ peer, owns: membership(peer.podCidr) }));
   }
 
-  /** The maps hold peers whose podCIDR has the length of ours. */
+  /** The maps hold only peers whose podCIDR is as long as ours. */
   isIndexed({ podCidr }: Peer): boolean {
     return podCidr.length === this.own.podCidr.length;
   }
 
-  /** The node that may speak for the address, and is reached by it. */
+  /** The peer whose podCIDR contains the address. */
   peerOf(address: bigint): Peer | undefined {
     return this.#peers.find(({ owns }) => owns(address))?.peer;
   }
 
-  /** On our L2, and net-conf says that it is reached without encapsulation. */
+  /** Whether the peer is on our L2 and reached without encapsulation. */
   isDirect({ vtepIp }: Peer): boolean {
     return this.#world.hopTo(vtepIp).direct;
   }
 
-  /** IPv6 to who wants outer checksums: BPF cannot make them. */
+  /** Whether the peer requires outer checksums over IPv6, which BPF cannot make. */
   isForKernelPath(peer: Peer): boolean {
     return this.family === 6 && !peer.zeroChecksum && !this.isDirect(peer);
   }
@@ -204,7 +206,7 @@ export class Model {
     if (sender?.hostIfindex !== ifindex) reasons.push('other_source');
     if (!view.isInNetwork(ip.dst))
       return this.#isVxlanToNode(ip, view) ? drop('vxlan_from_pod') : kernel(...reasons, 'outside');
-    if (ip.fragment !== 'none') reasons.push('fragment'); // the kernel path may be waiting for all of the packet
+    if (ip.fragment !== 'none') reasons.push('fragment'); // conntrack reassembles it
     if (isNeighbourDiscovery(ip)) reasons.push('neighbour');
 
     if (view.isOurs(ip.dst)) {
@@ -234,8 +236,8 @@ export class Model {
   }
 
   /**
-   * UDP to the VXLAN port of a node, whatever else is wrong with the packet; and in IPv6 what hides its ports behind headers
-   * on its way there. Later fragments have no port to tell it by, and make no packet without the first one.
+   * UDP to the VXLAN port of a node, whatever else is wrong with the packet; in IPv6 also packets to a node whose
+   * extension headers hide the ports. Later fragments show no port, and make no packet without the first one.
    */
   #isVxlanToNode(ip: IpPacket, { nodes, vtepIp, family }: FamilyView): boolean {
     if (ip.fragment === 'later' || !(ip.dst === vtepIp || nodes.has(ip.dst))) return false;
@@ -259,8 +261,8 @@ export class Model {
   }
 
   /**
-   * The packet goes on as a plain frame with the addresses that the outer one had, and a mark before it. A drop is for
-   * from_wire to make and to count, so here its packet goes on as it came.
+   * The packet becomes a plain frame with the MAC addresses of the outer frame, and a mark before it. Drops are left to
+   * from_wire, so here such a packet passes unchanged.
    */
   #xdpFromWire(arrival: Arrival, ip: IpPacket, view: FamilyView): Decided {
     const found = this.#detunnel(arrival, ip, view);
@@ -270,10 +272,10 @@ export class Model {
     return { verdict: 'fast', reasons: ['decap'], out };
   }
 
-  /** What a VXLAN packet for a pod of ours holds, if all of it is as it should be. */
+  /** The inner packet of a VXLAN packet for a local pod, if all of it is valid. */
   #detunnel({ packet, gsoSize, hook }: Arrival, outer: IpPacket, view: FamilyView): Decided | Detunnelled {
     const { family, own, nodes } = view;
-    // Of fragments and of what stands behind options nobody knows whose port they are for.
+    // The port of a fragment, or of a packet with options, is unknown.
     if (outer.fragment !== 'none') return kernel(...outer.faults, 'fragment', 'not_vxlan');
     if (outer.protocol !== protocols.udp || outer.dst !== view.vtepIp)
       return kernel(...outer.faults, 'not_vxlan');
@@ -288,7 +290,7 @@ export class Model {
     const vni = [tunnel.vni >>> 16, (tunnel.vni >>> 8) & 255, tunnel.vni & 255];
     if (!starts(datagram, vxlan, [8, 0, 0, 0, ...vni, 0])) reasons.push('other_vni');
     if (!starts(datagram, ether, macToBytes(own.vtepMac))) reasons.push('other_mac');
-    // Families are never mixed, so another one's ethertype is as foreign as any.
+    // Families are never mixed, so the other family's ethertype is unknown here.
     if (familyOf(u16(datagram, ether + 12)) !== family) return kernel(...reasons, 'not_ip');
     const inner = readIp(datagram.subarray(innerAt), family);
     if (!inner) return kernel(...reasons, 'malformed');
@@ -298,9 +300,9 @@ export class Model {
     if (!speaker || !(speaker.behindNat || addressNumber(speaker.vtepIp) === outer.src)) {
       const node = nodes.get(outer.src);
       if (!node) return drop('unknown_peer');
-      // A node may speak for itself: a process of it that answers a pod where nothing masquerades.
+      // A node may send for itself: without masquerading that is how its processes answer pods.
       if (view.isIndexed(node)) return inner.src === outer.src ? kernel('outside') : drop('spoofed_source');
-      reasons.push('no_peer'); // of a node without an entry the peers map cannot tell what is its own
+      reasons.push('no_peer'); // the podCIDR of a node without an entry is unknown
     } else if (view.isForKernelPath(speaker)) reasons.push('marked');
 
     const receiver = view.endpoints.get(inner.dst);
@@ -320,7 +322,7 @@ export class Model {
     return { receiver, inner: out };
   }
 
-  /** A plain packet for a pod of ours, which only peers that we reach so ourselves may send us past the kernel path. */
+  /** A plain packet for a local pod. It is fast only from peers that we, too, reach without encapsulation. */
   #fromDirectPeer(arrival: Arrival, ip: IpPacket, view: FamilyView): Decided {
     const peer = view.isInNetwork(ip.src) ? view.peerOf(ip.src) : undefined;
     const receiver = view.endpoints.get(ip.dst);
@@ -337,7 +339,7 @@ export class Model {
     return { verdict: 'fast', reasons: ['direct'], out: delivered(out, receiver) };
   }
 
-  /** Why a packet from the wire is not given to this pod of ours past the kernel path, its size aside. */
+  /** Why a packet from the wire to this local pod takes the kernel path, apart from its size. */
   #againstDelivery(ip: IpPacket, receiver: Endpoint | undefined): string[] {
     return [
       ...ip.faults,
@@ -348,7 +350,7 @@ export class Model {
     ];
   }
 
-  /** to_pod and to_vtep let everything go on. */
+  /** to_pod and to_vtep let everything pass. */
   #fromStack({ hook }: Arrival, ip: IpPacket, view: FamilyView): Decided {
     if (!view.isInNetwork(ip.src) || !view.isInNetwork(ip.dst)) return kernel(...ip.faults, 'outside');
     const ours = view.endpoints.get(hook === 'to_pod' ? ip.dst : ip.src);
@@ -367,7 +369,10 @@ export class Model {
     return ports !== undefined && this.#flows.has(flowKey(src, dst, ports, protocol));
   }
 
-  /** As {@link #isRemembered}, and what cannot be known may be. An ICMP error is the other direction of what it quotes. */
+  /**
+   * Like {@link #isRemembered}, but true when it is unknown. An ICMP error belongs to the opposite of the flow it
+   * quotes.
+   */
   #mayBeRemembered(ip: IpPacket): boolean {
     if (!isIcmp(ip)) return ip.ports === undefined || this.#isRemembered(ip);
     if (isInformational(ip)) return false; // nobody translates pings between pods
@@ -379,11 +384,11 @@ export class Model {
     return this.#isRemembered({ src: dst, dst: src, ports: swapped(ports), protocol });
   }
 
-  /** Why a packet from or to these pods of ours stays on the kernel path, if it does. */
+  /** Reasons why a packet from or to these local pods stays on the kernel path. */
   #keptOnStack(ip: IpPacket, ...pods: readonly (Endpoint | undefined)[]): string[] {
     const known = pods.filter((pod) => pod !== undefined);
     const reasons = known.some((pod) => pod.slow) ? ['marked'] : [];
-    if (ip.protocol === protocols.sctp) return [...reasons, 'translated']; // its flows are not known
+    if (ip.protocol === protocols.sctp) return [...reasons, 'translated']; // its flows are unknown
     const keepers = known.map((pod) => this.#keeperOf(pod.ip));
     const overflowed = keepers.some((keeper) => this.#overflowed.has(keeper));
     const mayBeTranslated =
@@ -391,7 +396,7 @@ export class Model {
     return overflowed || mayBeTranslated ? [...reasons, 'translated'] : reasons;
   }
 
-  /** RFC 7348 around an IP packet; MAC addresses are left to the kernel's neighbour table. */
+  /** Encapsulate an IP packet (RFC 7348). MAC addresses come later, from the kernel's neighbour table. */
   #encapsulated(inner: Uint8Array, ecn: number, peer: Peer, { family, own }: FamilyView): Uint8Array {
     const { port, vni } = tunnel;
     const length = encapBytes[family] + inner.length;
@@ -426,7 +431,7 @@ const flowKey = (src: bigint, dst: bigint, ports: readonly [number, number], pro
 const starts = (bytes: Uint8Array, at: number, wanted: ArrayLike<number>): boolean =>
   Array.from(wanted).every((byte, i) => bytes[at + i] === byte);
 
-/** Of a GSO super-packet each segment counts: the headers once, and its share of the payload. */
+/** The size that must fit an MTU. For a GSO super-packet it is that of each segment, with headers. */
 function isTooBig(
   { packet, gsoSize }: Arrival,
   { family, protocol, payload }: IpPacket,
@@ -440,8 +445,8 @@ function isTooBig(
 
 /**
  * Whether an outer UDP checksum is right if the inner one is ("local checksum offload",
- * Documentation/networking/checksum-offloads.rst): then all that the inner one covers adds up to the complement of its
- * pseudo header. Where there is no inner one that covers all the rest, nothing can be told.
+ * Documentation/networking/checksum-offloads.rst): what the inner one covers adds up to the complement of its
+ * pseudo header. Without an inner checksum that covers all the rest, it is unknown.
  */
 function headersVerify(outerPacket: Uint8Array, inner: IpPacket, datagram: Uint8Array): boolean {
   const { family, protocol, payload } = inner;
@@ -461,8 +466,9 @@ function headersVerify(outerPacket: Uint8Array, inner: IpPacket, datagram: Uint8
 }
 
 /**
- * Whether the outer UDP checksum was left to a NIC ("checksum offload", as above), which the packet has not met: the sum of
- * the pseudo header stands in its place. XDP may not take such a packet, since the kernel's note of that would stay with it.
+ * Whether the outer UDP checksum was left to a NIC ("checksum offload", as above), and no NIC has seen the packet: the
+ * field holds the pseudo header's sum. XDP must not take such a packet, since it cannot clear the kernel's note of
+ * that.
  */
 function isLeftOut(outerPacket: Uint8Array, { family }: IpPacket, datagram: Uint8Array): boolean {
   const pseudo = pseudoHeaderSum(outerPacket, family, protocols.udp, datagram.length);
@@ -475,8 +481,8 @@ function delivered(ipPacket: Uint8Array, { podMac, hostMac }: Endpoint): Uint8Ar
 }
 
 /**
- * An encapsulated packet with what the sender may choose set to zero: an outer IPv4 id, under a right checksum, and the
- * outer source port, inside its range. A wrong checksum or port is left as it is, and so differs.
+ * An encapsulated packet, with the fields that the sender may choose set to zero: the outer IPv4 id, if its checksum is
+ * right, and the outer source port, if it is in its range. Otherwise they are left as they are, and so differ.
  */
 export function withoutChoices(packet: Uint8Array, { settings }: World): Uint8Array {
   const out = packet.slice();

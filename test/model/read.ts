@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/** IP packets as the RFCs have them, as far as a verdict depends on them. Addresses are numbers here: both families alike. */
+/**
+ * IP packets according to the RFCs, as far as a verdict depends on them. Addresses of both families are numbers here.
+ */
 import { addressToBytes, type Cidr, type Family } from '../../src/net/ip.ts';
 import { checksum, protocols } from '../support/packets.ts';
 
@@ -13,17 +15,17 @@ export function setU16(bytes: Uint8Array, at: number, value: number): void {
 const toNumber = (bytes: Uint8Array): bigint =>
   BigInt(`0x${Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString('hex')}`);
 
-/** An address as text → its number. */
+/** The number of an address. */
 export const addressNumber = (text: string): bigint => toNumber(addressToBytes(text));
 
-/** Tells by their numbers which addresses of the block's family lie in it. */
+/** A predicate for the addresses of a CIDR, as numbers. */
 export function membership({ family, base, length }: Cidr): (address: bigint) => boolean {
   const hostBits = BigInt((family === 4 ? 32 : 128) - length);
   const prefix = addressNumber(base) >> hostBits;
   return (address) => address >> hostBits === prefix;
 }
 
-/** Length of the IP header that everything understands: without options and extension headers. */
+/** The length of an IP header without options and extension headers. */
 export const headerLength = { 4: 20, 6: 40 } as const satisfies Record<Family, number>;
 
 /** An ethertype's family. */
@@ -33,7 +35,7 @@ export function familyOf(ethertype: number): Family | undefined {
 
 export interface IpPacket {
   readonly family: Family;
-  /** Why a forwarder should not trust itself to understand it: `malformed`, `ip_options`. The rest may be nonsense then. */
+  /** Why it may be misunderstood: `malformed`, `ip_options`. The other members may be wrong then. */
   readonly faults: readonly string[];
   readonly tos: number;
   readonly ttl: number;
@@ -41,17 +43,17 @@ export interface IpPacket {
   readonly src: bigint;
   readonly dst: bigint;
   readonly fragment: 'none' | 'first' | 'later';
-  /** Its length by its own header. */
+  /** Its length according to its header. */
   readonly length: number;
-  /** Where its header says that the payload begins. */
+  /** The offset of the payload according to its header. */
   readonly headerEnd: number;
-  /** What stands behind the IP header, and behind options and a fragment header if there are any. */
+  /** The bytes after the IP header, its options, and a fragment header. */
   readonly payload: Uint8Array;
-  /** Absent in fragments, in other protocols than TCP and UDP, and where they are cut off. */
+  /** Undefined for fragments, for protocols other than TCP and UDP, and in truncated packets. */
   readonly ports?: readonly [src: number, dst: number];
 }
 
-/** RFC 7045's list but for ESP, which is a transport of its own, and for experiments; with "no next header". */
+/** RFC 7045's list and "no next header", without ESP, which acts as a transport protocol, and without experiments. */
 const extensionHeaders: ReadonlySet<number> = new Set([
   protocols.hopByHop,
   protocols.routing,
@@ -63,7 +65,7 @@ const extensionHeaders: ReadonlySet<number> = new Set([
   140, // shim6
 ]);
 
-/** The packet of this family that the bytes hold; undefined when a header is cut off or the version is another. */
+/** The packet of this family in these bytes; undefined when a header is truncated, or the version is another. */
 export function readIp(bytes: Uint8Array, family: Family): IpPacket | undefined {
   if (bytes.length < headerLength[family] || bytes[0]! >>> 4 !== family) return undefined;
   return family === 4 ? readIpv4(bytes) : readIpv6(bytes);
@@ -94,7 +96,7 @@ function readIpv4(bytes: Uint8Array): IpPacket {
   };
 }
 
-/** RFC 8200. One fragment header is understood: what travels through is as if whole. */
+/** RFC 8200. One fragment header is understood. */
 function readIpv6(bytes: Uint8Array): IpPacket | undefined {
   const length = 40 + u16(bytes, 4);
   const isFragment = bytes[6] === protocols.fragment;
@@ -129,14 +131,14 @@ function portsOf(
   return hasPorts && payload.length >= 4 ? { ports: [u16(payload, 0), u16(payload, 2)] } : {};
 }
 
-/** Its own family's. */
+/** ICMP of the packet's own family. */
 export const isIcmp = ({ family, protocol }: IpPacket): boolean =>
   protocol === (family === 4 ? protocols.icmp : protocols.icmpv6);
 
 /** RFC 792: unreachable, quench, redirect, time exceeded, parameter problem. */
 const icmpErrors: ReadonlySet<number> = new Set([3, 4, 5, 11, 12]);
 
-/** ICMP that is no error about another packet; RFC 4443 has those in the lower half. */
+/** ICMP that is not an error about another packet. In ICMPv6 errors are the types below 128. */
 export function isInformational({ family, payload }: IpPacket): boolean {
   if (payload.length < 4) return false;
   return family === 4 ? !icmpErrors.has(payload[0]!) : payload[0]! >= 128;
@@ -149,7 +151,7 @@ export function isNeighbourDiscovery({ family, protocol, fragment, payload }: Ip
   return isIcmp && type! >= 133 && type! <= 137;
 }
 
-/** One's complement sum of what the checksum of a transport part of so many bytes covers beside it (RFC 768, 8200). */
+/** The one's complement sum of the pseudo header for so many bytes of transport header and payload (RFC 768, 8200). */
 export function pseudoHeaderSum(
   header: Uint8Array,
   family: Family,
@@ -171,13 +173,13 @@ function changeWord(header: Uint8Array, at: number, value: number): void {
   setU16(header, at, value);
 }
 
-/** One hop, to the packet itself. */
+/** Take one hop off, in place. */
 export function decrementTtl(packet: Uint8Array, family: Family): void {
   if (family === 6) packet[7]!--;
   else changeWord(packet, 8, u16(packet, 8) - 0x0100);
 }
 
-/** To the packet itself. */
+/** Set the ECN field, in place. */
 export function setEcn(packet: Uint8Array, family: Family, ecn: number): void {
   if (family === 6) packet[1] = (packet[1]! & 0xcf) | (ecn << 4);
   else changeWord(packet, 0, (u16(packet, 0) & ~3) | ecn);

@@ -1,25 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
-/** The nodes that the model and the programs are compared on: with one of each kind of neighbour that a packet can meet. */
+/** The nodes on which the model and the programs are compared, with one of each kind of peer and pod. */
 import type { Struct } from '../../src/dataplane/codec.ts';
 import type { Endpoint, NodeSettings, Peer, PeerHop } from '../../src/dataplane/desired.ts';
 import { type Cidr, parseCidr } from '../../src/net/ip.ts';
 import { directSettings, hopTo, settings, type Side, sides, v4, v6 } from '../bpf/node.ts';
 import { protocols } from '../support/packets.ts';
 
-/** All that a verdict depends on, besides the packet. */
+/** Everything that a verdict depends on, besides the packet. */
 export interface World {
   readonly settings: NodeSettings;
   readonly peers: readonly Peer[];
-  /** Where the uplink sends packets to an underlay address. */
+  /** The next hop for an underlay address. */
   readonly hopTo: (address: string) => PeerHop;
   readonly endpoints: readonly Endpoint[];
-  /** Packets with these tuples belong to conntrack; the pod is the local one that they are kept for. */
+  /** Flows that belong to conntrack, each with the local pod that it is counted for. */
   readonly flows: readonly { readonly pod: string; readonly flow: Struct<'flow'> }[];
-  /** Pods whose flows did not all fit into stack_flows. */
+  /** Pods with flows that did not fit into stack_flows. */
   readonly overflowed: readonly string[];
 }
 
-/** What the tuples below and most packets of the generator use, so that they meet. */
+/** The ports of the flows below, which most generated packets use too, so that they match. */
 export const ports = [80, 53, 40000] as const;
 
 const flow = (src: string, dst: string, protocol: number): Struct<'flow'> => ({
@@ -30,7 +30,7 @@ const flow = (src: string, dst: string, protocol: number): Struct<'flow'> => ({
   protocol,
 });
 
-/** Pods with translated flows, of which some have overflowed. */
+/** Pods with translated flows; some have overflowed. */
 function busyPods({ podOf, pods, peers }: Side) {
   const like = (pod: Endpoint, n: number, hostIfindex = pod.hostIfindex): Endpoint => ({
     ...pod,
@@ -54,10 +54,10 @@ function busyPods({ podOf, pods, peers }: Side) {
   };
 }
 
-/** IPv6 keeps count of flows by the lowest bits of an address: this pod shares them with the busy sender, `::12`. */
+/** IPv6 flows are counted by the lowest bits of an address: this pod shares them with the busy sender, `::12`. */
 const lookalike: Endpoint = { ...v6.pods.sender, ip: 'fd00:42:0:3::5:12', podMac: '0a:00:00:00:05:12' };
 
-/** Its podCIDR lies in the slot of a peer that there is not, and has another length. */
+/** Its podCIDR has another length, and lies in an empty slot. */
 const oddPeer: Peer = {
   name: 'odd',
   podCidr: parseCidr('10.42.200.0/25'),
@@ -84,7 +84,7 @@ function worldOf(nodeSettings: NodeSettings): World {
   };
 }
 
-/** The same podCIDRs with two bits more in IPv4, and eight more in IPv6, so that they end within a byte and within a word. */
+/** The same podCIDRs, two bits longer in IPv4 and eight in IPv6, so that they end inside a byte and inside a word. */
 const narrower = <T extends { readonly podCidr: Cidr }>(owner: T): T => {
   const { family, length } = owner.podCidr;
   return { ...owner, podCidr: { ...owner.podCidr, length: length + (family === 4 ? 2 : 8) } };
@@ -92,7 +92,7 @@ const narrower = <T extends { readonly podCidr: Cidr }>(owner: T): T => {
 
 const direct = worldOf(directSettings);
 
-/** Everything in tunnels; and with peers on our L2 reached without, where podCIDRs have uncommon lengths. */
+/** Two worlds: all peers in tunnels; and peers on our L2 without tunnels, with unusual lengths of podCIDRs. */
 export const worlds = {
   tunnelled: worldOf(settings),
   direct: {

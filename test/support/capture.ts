@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** What passes a device while something goes on, read back field by field: tcpdump captures, this dissects. */
+/** Captures packets of a device with tcpdump, and dissects them. */
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -13,7 +13,7 @@ const UDP_BYTES = 8;
 const UDP = 17;
 const TCP = 6;
 
-/** The fields of an IP packet and of the ports behind it. */
+/** The fields of an IP packet, and its ports. */
 export interface Packet {
   family: 4 | 6;
   src: string;
@@ -27,17 +27,17 @@ export interface Packet {
   df: boolean;
   /** IPv4: more fragments, or an offset. */
   fragment: boolean;
-  /** Of TCP and UDP, 0 else. */
+  /** For TCP and UDP; otherwise 0. */
   srcPort: number;
   dstPort: number;
-  /** Of UDP, as on the wire. */
+  /** For UDP, as on the wire. */
   udpChecksum?: number;
-  /** What a VXLAN packet carries. */
+  /** The inner packet of VXLAN. */
   vni?: number;
   inner?: Packet;
 }
 
-/** A VXLAN packet, with what it carries. */
+/** A VXLAN packet with its inner packet. */
 export type Tunnelled = Packet & { udpChecksum: number; vni: number; inner: Packet };
 
 export interface Place {
@@ -47,7 +47,7 @@ export interface Place {
   filter: string[];
 }
 
-/** What passes each place while `work` goes on, in order. */
+/** The packets at each place during `work`, in order. */
 export async function captureDuring(
   places: readonly Place[],
   work: () => Promise<unknown>,
@@ -71,7 +71,7 @@ export async function captureDuring(
     });
     await Promise.all(captures.map((capture) => capture.prints(/listening/)));
     await work();
-    await sleep(100); // The last packets are on their way from the ring to the file.
+    await sleep(100); // tcpdump may not have written the last packets yet.
     await Promise.all(captures.map((capture) => capture.stop()));
     return places.map((_, i) => readPackets(readFileSync(join(dir, String(i)))));
   } finally {
@@ -92,7 +92,7 @@ export function readPackets(file: Uint8Array): Packet[] {
   return packets;
 }
 
-/** The tunnelled ones among packets. */
+/** The VXLAN packets among these. */
 export function tunnelled(packets: readonly Packet[]): Tunnelled[] {
   return packets.filter((packet): packet is Tunnelled => packet.inner !== undefined);
 }

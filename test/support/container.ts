@@ -4,7 +4,7 @@ import type * as k8s from '@kubernetes/client-node';
 
 const ROOT = join(import.meta.dirname, '../..');
 
-/** A container of the manifest, and what its volumes are on this machine. */
+/** A container of the manifest, and the sources of its volumes on this machine. */
 export interface Contained {
   readonly container: k8s.V1Container;
   /** Directories and files by the names of the volumes; a volume that is left out is not mounted. */
@@ -15,10 +15,10 @@ export interface Contained {
 }
 
 /**
- * What runs the container as a runtime would, as far as the kernel sees it: its capabilities, a root of its own (this
- * machine's programs, ours where the image has them), its volumes with their propagation, /proc and /sys as runtimes give
- * them. To be run in its host's namespaces, on a network of the host's; the process becomes the container's.
- * (Without seccomp, AppArmor and SELinux.)
+ * A command that runs the container like a container runtime: with its capabilities, a root of its own (this machine's
+ * programs, and ripstop's as in the image), its volumes with their propagation, and /proc and /sys as runtimes mount
+ * them. Run it in the host's namespaces, with the host's network; the process becomes the container's. There is no
+ * seccomp, AppArmor or SELinux.
  */
 export function inContainer({ container, volumes, env = {}, scratch }: Contained): [string, ...string[]] {
   const { securityContext = {}, volumeMounts = [], command = [], args = [] } = container;
@@ -42,7 +42,7 @@ export function inContainer({ container, volumes, env = {}, scratch }: Contained
     `mount -t overlay overlay -o lowerdir=/,upperdir=${scratch}/upper,workdir=${scratch}/work ${root}`,
     `mkdir -p ${root}/opt/ripstop; mount --bind ${ROOT} ${root}/opt/ripstop`,
     `ln -sf /opt/ripstop/scripts/ripstop ${root}/usr/local/bin/ripstop`,
-    // The image has nothing there, whatever this machine has.
+    // Empty, as in the image.
     ...volumeMounts.map(({ mountPath }) => `rm -rf ${root}${mountPath}`),
     `mount -t tmpfs tmpfs ${root}/run`,
     `mount -t proc proc ${root}/proc`,
@@ -64,12 +64,12 @@ export function inContainer({ container, volumes, env = {}, scratch }: Contained
   const plain = (container.env ?? []).flatMap(({ name, value }) =>
     value === undefined ? [] : [`${name}=${value}`],
   );
-  // A later assignment of `env` is the one that holds.
+  // With `env` the last assignment counts.
   const variables = [...plain, ...Object.entries(env).map(([name, value]) => `${name}=${value}`)];
   return [
     'unshare',
     '--mount',
-    // Not a shared copy: what is mounted in here is nobody else's business, and what the host mounts later shows.
+    // A slave: mounts in here are not visible outside, and later mounts of the host are visible here.
     '--propagation=slave',
     '--',
     'sh',

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * Real programs for the tests, built from their Go modules with the machine's own `go`: nothing of them is in this
- * repository but names and versions. Each is built once for its version and flags, and cached outside of the checkout.
+ * Real programs for the tests, built from their Go modules with the machine's own `go`. This repository has only their
+ * names and versions. Each is built once for its version and flags, and cached outside the checkout.
  */
 import { createHash } from 'node:crypto';
 import {
@@ -26,33 +26,36 @@ export interface Program {
   readonly name: string;
   readonly module: string;
   readonly version: string;
-  /** Import path of its `main`; of the tested package where `test` is set. */
+  /** Import path of its `main`, or of the tested package when `test` is set. */
   readonly main: string;
   /** The program is the package's test binary (`go test -c`). */
   readonly test?: boolean;
-  /** Variables of the program that its own release process sets: import path and name → value. */
+  /** Variables that its own release process sets: values by import path and name. */
   readonly variables?: Readonly<Record<string, string>>;
   readonly tags?: string;
   /**
-   * The version of the modules that live in the module's own repository: its go.mod replaces them by folders there, which
-   * only hold for the main module.
+   * The version of the modules in the module's own repository. Its go.mod replaces them by folders, which
+   * applies only to the main module.
    */
   readonly staging?: string;
-  /** Packages that `main` imports only for their side effects, and that are left out. */
+  /** Packages to leave out, which `main` imports only for their side effects. */
   readonly leftOut?: readonly string[];
 }
 
-/** A cold build of kube-apiserver on a loaded machine. */
+/** Enough for a cold build of kube-apiserver on a loaded machine. */
 const BUILD_TIMEOUT_MS = 60 * 60_000;
 
 const goFlags = ['-buildvcs=false', '-mod=mod', '-trimpath', '-p=2'];
 
-/** Where the tests keep what is costly to make, outside of the checkout: `${XDG_CACHE_HOME:-~/.cache}/ripstop/PART`. */
+/** The cache for what is costly to make, outside the checkout: `${XDG_CACHE_HOME:-~/.cache}/ripstop/PART`. */
 export function cacheDir(part: string): string {
   return join(process.env['XDG_CACHE_HOME'] ?? join(homedir(), '.cache'), 'ripstop', part);
 }
 
-/** Where a program is, or will be once {@link buildPrograms} has built it: its folder has a hash of what is built, and how. */
+/**
+ * The path of a program, once {@link buildPrograms} has built it. Its folder is named for a hash of its source and
+ * flags.
+ */
 export function programPath(program: Program): string {
   const hash = createHash('sha256')
     .update(JSON.stringify([program, goFlags]))
@@ -61,7 +64,7 @@ export function programPath(program: Program): string {
   return join(cacheDir('programs'), `${program.name}-${hash}`, program.name);
 }
 
-/** Why the programs cannot be had here: one line, or undefined when they can, or are there already. */
+/** Why the programs cannot be built here, in one line; undefined when they can, or exist already. */
 export async function missingForPrograms(programs: readonly Program[]): Promise<string | undefined> {
   const absent = programs.filter((program) => !existsSync(programPath(program)));
   if (absent.length === 0) return undefined;
@@ -82,9 +85,9 @@ export async function missingForPrograms(programs: readonly Program[]): Promise<
 }
 
 /**
- * Build what is not there yet, in the order given.
- * @param note is told in one line what is done.
- * @throws RipstopError when a module cannot be had or does not build.
+ * Build the programs that do not exist yet, in this order.
+ * @param note gets a line for each program
+ * @throws RipstopError when a module cannot be fetched or built
  */
 export async function buildPrograms(
   programs: readonly Program[],
@@ -102,7 +105,7 @@ export async function buildPrograms(
 async function build(program: Program): Promise<void> {
   const { name, module, version, variables = {}, tags } = program;
   mkdirSync(cacheDir('programs'), { recursive: true });
-  // A folder of its own, and a rename: of two that build at once, each finishes, and nobody sees half a program.
+  // Build in another folder and rename: two processes may build at once, and nobody sees an incomplete program.
   const dir = mkdtempSync(join(cacheDir('programs'), 'building-'));
   try {
     const fetched = await fetchModule(program);
@@ -116,7 +119,7 @@ async function build(program: Program): Promise<void> {
       `-ldflags=${['-s', '-w', ...set].join(' ')}`,
       ...(tags ? [`-tags=${tags}`] : []),
     ];
-    // Others' sources are not to be judged here: vetting all that e2e.test imports takes longer than building it.
+    // Without vet: for all that e2e.test imports it takes longer than the build.
     const verb = program.test ? ['test', '-c', '-vet=off'] : ['build'];
     await go(dir, [...verb, ...flags, '-o', join(dir, 'built'), main]);
     keep(join(dir, 'built'), programPath(program));
@@ -126,8 +129,8 @@ async function build(program: Program): Promise<void> {
 }
 
 /**
- * Build a program whose source is in this repository and needs nothing but Go's standard library, where it changed.
- * @param source the folder with its go.mod. @returns its path.
+ * Build a program of this repository, which needs only Go's standard library, if its source has changed.
+ * @param source the folder with its go.mod. @returns the path of the program.
  */
 export async function buildOwnProgram(name: string, source: string): Promise<string> {
   const text = readdirSync(source).map((file) => readFileSync(join(source, file), 'utf8'));
@@ -151,13 +154,13 @@ function keep(built: string, target: string): void {
   renameSync(built, target);
 }
 
-/** Where Go keeps a module: its sources and its go.mod. */
+/** Go's files for a module: its sources and its go.mod. */
 interface Fetched {
   readonly Dir: string;
   readonly GoMod: string;
 }
 
-/** A module's sources, from Go's cache or its proxy. @throws RipstopError when it cannot be had. */
+/** A module's sources, from Go's cache or its proxy. @throws RipstopError when it cannot be fetched. */
 export async function fetchModule({
   module,
   version,
@@ -166,7 +169,7 @@ export async function fetchModule({
   return JSON.parse(text) as Fetched;
 }
 
-/** `replace` lines for the modules that the module's own go.mod takes from folders beside it. */
+/** `replace` lines for the modules that the module's go.mod replaces by folders beside it. */
 async function stagingReplacements({ staging }: Program, { GoMod }: Fetched): Promise<string[]> {
   if (staging === undefined) return [];
   const { Replace = [] } = JSON.parse(await go('/', ['mod', 'edit', '-json', GoMod])) as {
@@ -177,7 +180,7 @@ async function stagingReplacements({ staging }: Program, { GoMod }: Fetched): Pr
   );
 }
 
-/** What to build: the module's own main, or, where something is left out, a copy of it in `dir` without those imports. */
+/** The package to build: the module's own main, or a copy of it in `dir` without the imports to leave out. */
 function mainPackage({ main, module, leftOut }: Program, { Dir }: Fetched, dir: string): string {
   if (leftOut === undefined) return main;
   const folder = join(Dir, main.slice(module.length));

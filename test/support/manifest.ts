@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** deploy/ripstop.yml as an operator edits it, and what it then does to a node. */
+/** deploy/ripstop.yml with an operator's edits, and its effect on a node. */
 import { globSync, mkdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import type * as k8s from '@kubernetes/client-node';
@@ -17,7 +17,7 @@ export interface Manifest {
   account: k8s.V1ServiceAccount;
   role: k8s.V1ClusterRole;
   binding: k8s.V1ClusterRoleBinding;
-  /** What an agent may change, each with its binding. */
+  /** Policies for an agent's changes, each with its binding. */
   policies: [
     node: k8s.V1ValidatingAdmissionPolicy,
     nodeBinding: k8s.V1ValidatingAdmissionPolicyBinding,
@@ -28,7 +28,7 @@ export interface Manifest {
   daemonSet: k8s.V1DaemonSet;
 }
 
-/** @throws Error when its documents are others than these, in this order. */
+/** @throws Error when its documents are not these, in this order. */
 export function parseManifest(text: string): Manifest {
   const documents = loadAll(text) as { kind: string }[];
   const kinds = documents.map(({ kind }) => kind).join(' ');
@@ -44,33 +44,33 @@ export function parseManifest(text: string): Manifest {
   return { namespace, account, role, binding, policies, config, daemonSet } as Manifest;
 }
 
-/** The arguments of each `sed` in the README that changes the manifest on its way to kubectl. */
+/** The arguments of each `sed` in the README that edits the manifest before kubectl. */
 const edits: readonly (readonly string[])[] = [
   ...readme.matchAll(/^ *sed ((?:-e '[^']+'[\s\\]*)+)deploy\/ripstop\.yml \| kubectl/gm),
 ].map((match) => [...(match[1] ?? '').matchAll(/'([^']+)'/g)].flatMap((edit) => ['-e', edit[1] ?? '']));
 
 const rollsBack = (edit: readonly string[]): boolean => edit.some((one) => one.includes('uninstall'));
-/** Those for a kind of cluster. */
+/** The edits for a kind of cluster. */
 export const readmeEdits = edits.filter((edit) => !rollsBack(edit));
-/** The one that leads back to flannel. */
+/** The edit that restores flannel. */
 export const rollBackEdit = edits.find(rollsBack) ?? [];
 
-/** The manifest after an edit of the README's; without one as it is. */
+/** The manifest, optionally after an edit of the README. */
 export function rendered(edit: readonly string[] = []): Promise<string> {
   return run('sed', edit.length > 0 ? edit : ['-n', 'p'], { stdin: manifest });
 }
 
-/** A kind of cluster as the README's table describes it. */
+/** A kind of cluster in the README's table. */
 export interface Shape {
   cluster: string;
   network: string;
   confDir: string;
   binDir: string;
-  /** What to do to the manifest for it. */
+  /** Its edit of the manifest. */
   edit: readonly string[];
 }
 
-/** The rows of the README's table; its clusters are in the order of the edits. */
+/** The rows of the README's table, in the order of the edits. */
 export const shapes: readonly Shape[] = [
   ...readme.matchAll(/^\| ([^|]+) \| (\d[\d./]+) \| (\/[^|]+) \| (\/[^|]+) \|$/gm),
 ].map(([, cluster = '', network = '', confDir = '', binDir = ''], i) => ({
@@ -82,9 +82,9 @@ export const shapes: readonly Shape[] = [
 }));
 
 /**
- * Do to a host whose root is `root` what the init container `install-cni` would, with `image` as its image's directory of
- * built files, and what the agent does to the runtime's configuration. Resolves with the files that are there then, with
- * their modes.
+ * Do what the init container `install-cni` does, to a host with its root at `root`, with `image` as the image's
+ * directory of built files; and what the agent does to the runtime's configuration. Resolves with the resulting files
+ * and their modes.
  */
 export async function installInto(
   root: string,

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * Packets for tests, built layer by layer from the inside out, with right lengths and IP checksums unless told otherwise.
- * Both families take the same fields, under IPv4's names; {@link ip} goes by the addresses.
+ * Packets for tests, built layer by layer from the inside out. Lengths and IP checksums are right by default.
+ * Both families have the same fields, with IPv4's names; the addresses determine the family of {@link ip}.
  */
 import { addressFamily, addressToBytes, bytesToAddress } from '../../src/net/ip.ts';
 import { macToBytes } from '../../src/net/mac.ts';
 
-/** IANA's numbers of the protocols and extension headers that the tests speak of. */
+/** IANA's numbers of protocols and extension headers. */
 export const protocols = {
   hopByHop: 0,
   icmp: 1,
@@ -21,7 +21,7 @@ export const protocols = {
   sctp: 132,
 } as const;
 
-/** The sum of RFC 1071 over network-order words, complemented. */
+/** The checksum of RFC 1071. */
 export function checksum(bytes: Uint8Array): number {
   let sum = 0;
   for (let i = 0; i < bytes.length; i += 2) sum += (bytes[i]! << 8) | (bytes[i + 1] ?? 0);
@@ -45,7 +45,7 @@ function joined(...parts: readonly ArrayLike<number>[]): Uint8Array {
 export interface EthernetFields {
   dst: string;
   src: string;
-  /** That of the payload's IP version when left out. */
+  /** Default: that of the payload's IP version. */
   type?: number;
 }
 
@@ -57,16 +57,16 @@ export function ethernet(fields: EthernetFields, payload: Uint8Array): Uint8Arra
 export interface IpFields {
   src: string;
   dst: string;
-  /** UDP when left out. In IPv6 the next header. */
+  /** In IPv6 the next header. Default: UDP. */
   protocol?: number;
-  /** Or hop limit. 64 when left out. */
+  /** Or hop limit. Default: 64. */
   ttl?: number;
   /** Or traffic class. */
   tos?: number;
   id?: number;
-  /** Flags and offset as in IPv4's header. In IPv6 a fragment header says the same; 0 is none. */
+  /** Flags and offset, as in IPv4's header. For IPv6 it makes a fragment header, unless it is 0. */
   fragment?: number;
-  /** What the header's length field says: of the whole packet in IPv4, of what follows the header in IPv6. */
+  /** The header's length field: of the whole packet in IPv4, of what follows the header in IPv6. */
   length?: number;
   version?: number;
 }
@@ -114,7 +114,7 @@ export function ipv6(fields: Ipv6Fields, payload: Uint8Array): Uint8Array {
   );
 }
 
-/** An IPv6 fragment header, flags and offset as in IPv4's header, and what follows it (RFC 8200 section 4.5). */
+/** An IPv6 fragment header (RFC 8200 section 4.5) with its payload; flags and offset are as in IPv4's header. */
 export function ipv6Fragment(
   fields: { protocol: number; fragment: number; id?: number },
   payload: Uint8Array,
@@ -124,17 +124,17 @@ export function ipv6Fragment(
   return joined([fields.protocol, 0], u16(offset), u32(fields.id ?? 0), payload);
 }
 
-/** The shape that most IPv6 extension headers have, with nothing but padding in it (RFC 8200 section 4.2). */
+/** An IPv6 extension header of the usual form, with only padding (RFC 8200 section 4.2). */
 export function ipv6Extension(next: number, payload: Uint8Array): Uint8Array {
   return joined([next, 0, 1, 4, 0, 0, 0, 0], payload);
 }
 
-/** A packet of the addresses' family. */
+/** An IP packet of the addresses' family. */
 export function ip(fields: Ipv4Fields & Ipv6Fields, payload: Uint8Array): Uint8Array {
   return addressFamily(fields.src) === 6 ? ipv6(fields, payload) : ipv4(fields, payload);
 }
 
-/** The same in as many fragments as it takes, each but the last with so many bytes of the payload: a multiple of 8. */
+/** The same packet in fragments. Each but the last has so many bytes of payload, a multiple of 8. */
 export function fragments(fields: Ipv4Fields & Ipv6Fields, payload: Uint8Array, bytes: number): Uint8Array[] {
   const starts = Array.from({ length: Math.ceil(payload.length / bytes) }, (_, i) => i * bytes);
   return starts.map((at) => {
@@ -146,7 +146,7 @@ export function fragments(fields: Ipv4Fields & Ipv6Fields, payload: Uint8Array, 
 export interface UdpFields {
   src: number;
   dst: number;
-  /** Zero when left out: none (RFC 768). */
+  /** Default: zero, which means none (RFC 768). */
   checksum?: number;
   length?: number;
 }
@@ -156,7 +156,7 @@ export function udp(fields: UdpFields, payload: Uint8Array = new Uint8Array(8)):
   return joined(u16(src), u16(dst), u16(length), u16(checksum), payload);
 }
 
-/** A segment with a checksum of zero, which is wrong nearly always: see {@link sealed}. */
+/** A segment with a checksum of zero, which is almost always wrong: see {@link sealed}. */
 export function tcp(
   fields: { src: number; dst: number; flags?: number },
   payload = new Uint8Array(0),
@@ -179,7 +179,7 @@ export function vxlan(fields: VxlanFields, payload: Uint8Array): Uint8Array {
   return joined([fields.flags ?? 8, 0, 0, 0], u32(((fields.vni ?? 1) << 8) >>> 0), payload);
 }
 
-/** Where the transport checksum stands, from the transport header on. */
+/** The offset of the checksum in the transport header. */
 const checksumOffsets: Readonly<Record<number, number>> = {
   [protocols.icmp]: 2,
   [protocols.tcp]: 16,
@@ -188,8 +188,8 @@ const checksumOffsets: Readonly<Record<number, number>> = {
 };
 
 /**
- * The same IP packet with its TCP, UDP, ICMP or ICMPv6 checksum right (RFC 9293, 768, 792, 4443). Not for fragments, options
- * or extension headers; a packet whose checksum nobody knows, or has no room for, comes back as it is.
+ * The same IP packet with a correct TCP, UDP, ICMP or ICMPv6 checksum (RFC 9293, 768, 792, 4443). Not for fragments,
+ * options or extension headers. A packet without a known checksum, or without room for it, is returned unchanged.
  */
 export function sealed(packet: Uint8Array): Uint8Array {
   const header = headerBytes(packet);
@@ -206,7 +206,7 @@ const isIpv6 = (packet: Uint8Array): boolean => packet[0]! >>> 4 === 6;
 const headerBytes = (packet: Uint8Array): number => (isIpv6(packet) ? 40 : 20);
 const protocolOf = (packet: Uint8Array): number => packet[isIpv6(packet) ? 6 : 9]!;
 
-/** What a transport checksum covers beside a transport part of so many bytes (RFC 768, 8200). */
+/** The pseudo header for so many bytes of transport header and payload (RFC 768, 8200). */
 function pseudoHeader(packet: Uint8Array, length: number): Uint8Array {
   const addresses = isIpv6(packet) ? packet.subarray(8, 40) : packet.subarray(12, 20);
   return joined(addresses, u32(length), [0, 0, 0, protocolOf(packet)]);
@@ -214,14 +214,15 @@ function pseudoHeader(packet: Uint8Array, length: number): Uint8Array {
 
 function withWord(bytes: Uint8Array, at: number, value: number): Uint8Array {
   const changed = bytes.slice();
-  // UDP's checksum of zero would say that there is none; to the others the two zeros are one.
+  // For UDP a checksum of zero means none, so the other zero of one's complement is used.
   changed.set(u16(value === 0 ? 0xffff : value), at);
   return changed;
 }
 
 /**
- * The same VXLAN packet with the outer checksum that it has if the inner one is right: what a sender writes that leaves the
- * inner one to its NIC ("local checksum offload"). If there is none inside, or one that covers something else, it is wrong.
+ * The same VXLAN packet with the outer checksum that is right if the inner one is: so does a sender that leaves the
+ * inner one to its NIC ("local checksum offload"). It is wrong if the inner packet has none, or one that covers
+ * something else.
  */
 export function sealedAround(packet: Uint8Array): Uint8Array {
   const header = headerBytes(packet);
@@ -230,21 +231,21 @@ export function sealedAround(packet: Uint8Array): Uint8Array {
   if (inner.length < header) return packet;
   const headers = packet.slice(header, innerAt + header);
   headers.set([0, 0], 6);
-  // All that the inner checksum covers adds up to this.
+  // What the inner checksum covers adds up to this.
   const covered =
     protocolOf(inner) === protocols.icmp ? 0xffff : checksum(pseudoHeader(inner, inner.length - header));
   const before = pseudoHeader(packet, packet.length - header);
   return withWord(packet, header + 6, checksum(joined(before, headers, u16(covered))));
 }
 
-/** The outer UDP checksum left to a NIC: the sum of the pseudo header alone stands there, as the kernel's software has it. */
+/** The outer UDP checksum left to a NIC: the field has the sum of the pseudo header, as the kernel writes it. */
 export function unsummed(packet: Uint8Array): Uint8Array {
   const header = headerBytes(packet);
   const left = ~checksum(pseudoHeader(packet, packet.length - header)) & 0xffff;
   return withWord(packet, header + 6, left);
 }
 
-/** The fields of an IP packet's header, read back; `valid` says whether lengths and IPv4's checksum are right. */
+/** The fields of an IP packet's header. `valid` tells whether lengths and IPv4's checksum are right. */
 export function readIp(bytes: Uint8Array, at = 14) {
   const view = new DataView(bytes.buffer, bytes.byteOffset + at, bytes.length - at);
   if (bytes[at]! >>> 4 === 6)

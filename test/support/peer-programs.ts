@@ -2,7 +2,7 @@
 import { type Program, programPath } from './go-programs.ts';
 import { versions } from './versions.ts';
 
-/** One of the programs of k8s.io/kubernetes, as its own release process builds it. */
+/** A program of k8s.io/kubernetes, built as by its own release process. */
 function ofKubernetes(name: string, main = `cmd/${name}`): Program {
   const { kubernetes } = versions;
   const [major, minor] = kubernetes.split('.') as [string, string];
@@ -20,7 +20,7 @@ function ofKubernetes(name: string, main = `cmd/${name}`): Program {
   };
 }
 
-/** One of the programs of containerd 2. */
+/** A program of containerd 2. */
 function ofContainerd(name: string): Program {
   const module = 'github.com/containerd/containerd/v2';
   return {
@@ -33,7 +33,7 @@ function ofContainerd(name: string): Program {
   };
 }
 
-/** Every real program that a test puts beside ripstop. */
+/** All real programs that tests run beside ripstop. */
 export const programs = {
   etcd: {
     name: 'etcd',
@@ -53,7 +53,7 @@ export const programs = {
     version: `v${versions.flannel}`,
     main: 'github.com/flannel-io/flannel',
     variables: { 'github.com/flannel-io/flannel/pkg/version.Version': `v${versions.flannel}` },
-    // A backend for one cloud, whose SDK not every module proxy has, and one that is partly written in C.
+    // A backend for a cloud whose SDK some module proxies lack, and one that is partly in C.
     leftOut: [
       'github.com/flannel-io/flannel/pkg/backend/tencentvpc',
       'github.com/flannel-io/flannel/pkg/backend/udp',
@@ -99,10 +99,10 @@ export const programs = {
 
 export type ProgramName = keyof typeof programs;
 
-/** Where a program is once it has been built. */
+/** The path of a program, once it has been built. */
 export const peerPath = (name: ProgramName): string => programPath(programs[name]);
 
-/** What test:peers needs, the quick ones first. */
+/** The programs of test:peers, those that build quickly first. */
 export const peersOfLab = [
   programs.flannel,
   programs.etcd,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/** Numbers that look random and come again with the same seed (Marsaglia's xorshift32). */
+/** Pseudo-random numbers, the same for the same seed (Marsaglia's xorshift32). */
 export class Random {
   #state: number;
 
@@ -8,7 +8,7 @@ export class Random {
     this.#state = seed | 0 || 1;
   }
 
-  /** A whole number from 0 up to, not including, `end`. */
+  /** A whole number from 0 to `end` − 1. */
   below(end: number): number {
     this.#state ^= this.#state << 13;
     this.#state ^= this.#state >>> 17;
@@ -21,7 +21,7 @@ export class Random {
   }
 }
 
-/** The seed of number `number` in the series of `seed`: neighbours must not look alike, so that each can be made by itself. */
+/** The seed of item `number` in the series of `seed`. It is mixed well, so that neighbouring items are not similar. */
 export function seedOf(seed: number, number: number): number {
   let mixed = Math.imul(seed ^ Math.imul(number + 1, 0x9e3779b1), 0x85ebca6b);
   mixed = Math.imul(mixed ^ (mixed >>> 15), 0xc2b2ae35);

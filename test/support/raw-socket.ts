@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/** AF_PACKET sockets (packet(7)) in other network namespaces: frames out as they are, frames in with all that the kernel knows. */
+/**
+ * AF_PACKET sockets (packet(7)) in other network namespaces. They send frames unchanged, and receive them with the
+ * kernel's metadata.
+ */
 import { closeSync, openSync } from 'node:fs';
 import { constants } from 'node:os';
 import { getSystemErrorName } from 'node:util';
@@ -40,34 +43,34 @@ const [PACKET_STATISTICS, PACKET_AUXDATA, PACKET_VNET_HDR, PACKET_IGNORE_OUTGOIN
 const ETH_P_ALL = 3;
 const TP_STATUS_VLAN_VALID = 0x10;
 
-/** What may wait in a socket before it is read, bytes. */
+/** The size of a socket's receive buffer, bytes. */
 const RECEIVE_BUFFER = 64 << 20;
 const MAX_FRAME = 80_000;
 
-/** linux/virtio_net.h: what goes before a frame in both directions, so that it may be one of many segments. */
+/** linux/virtio_net.h: the header before each frame, in both directions, which describes super-packets. */
 const VNET_HEADER = 10;
 const NEEDS_CHECKSUM = 1;
 const GSO_TYPES = { tcp4: 1, udp4: 5, tcp6: 4, udp6: 5 } as const;
 
-/** Work that a sender's kernel leaves to its device. */
+/** The work that a sender's kernel leaves to its device. */
 export interface Offload {
-  /** Where the transport header begins, and its checksum field in it, which holds the pseudo header's sum. */
+  /** The offset of the transport header, and of the checksum field in it, which holds the pseudo header's sum. */
   transport: number;
   checksumAt: number;
-  /** The frame is one of many segments: payload bytes of each, and what goes before the payload. */
+  /** For a super-packet: the payload bytes of each segment, and the length of the headers. */
   gso?: { type: keyof typeof GSO_TYPES; size: number; headers: number };
 }
 
 export interface Received {
-  /** Checksums that were left to the device are filled in. */
+  /** The frame, with checksums that were left to the device. */
   frame: Uint8Array;
-  /** The VLAN tag that the kernel has taken off: its TCI. */
+  /** The TCI of the VLAN tag that the kernel has removed. */
   vlan?: number;
-  /** Of a super-packet: payload bytes of each segment. */
+  /** For a super-packet: the payload bytes of each segment. */
   gsoSize?: number;
 }
 
-// One call's memory, for all sockets. Pointers into it are kept, and what lies in an ArrayBuffer of its own stays in place.
+// Memory for the calls of all sockets. An ArrayBuffer of its own does not move, so pointers into it stay valid.
 const memory = new ArrayBuffer(MAX_FRAME + 256);
 const base = koffi.address(new Uint8Array(memory));
 const message = Buffer.from(memory, 0, 56); // struct msghdr
@@ -80,7 +83,7 @@ message.writeBigUInt64LE(base + 128n, 32);
 vector.writeBigUInt64LE(base + 256n, 0);
 vector.writeBigUInt64LE(BigInt(data.length), 8);
 
-/** On one device of one namespace. What the namespace itself sends is not received. */
+/** A socket on a device of a namespace. It does not receive what the namespace itself sends. */
 export class RawSocket implements Disposable {
   readonly #fd: Fd;
 
@@ -133,7 +136,7 @@ export class RawSocket implements Disposable {
     return libc.write(this.#fd, bytes, bytes.length) < 0 ? lastError() : undefined;
   }
 
-  /** The next frame that has arrived; undefined: none yet. */
+  /** The next frame that has arrived; undefined when there is none. */
   receive(): Received | undefined {
     message.writeBigUInt64LE(BigInt(control.length), 40);
     control.fill(0);
@@ -150,7 +153,7 @@ export class RawSocket implements Disposable {
     return { frame, ...(vlan !== undefined && { vlan }), ...(gsoSize && { gsoSize }) };
   }
 
-  /** How many frames the kernel has thrown away, since it was last asked, because nobody read. */
+  /** The number of frames that the kernel has dropped since the last call, because the buffer was full. */
   lost(): number {
     const statistics = Buffer.alloc(8); // struct tpacket_stats: packets, drops
     const length = Buffer.alloc(4);
@@ -160,7 +163,7 @@ export class RawSocket implements Disposable {
   }
 }
 
-/** As a device does it that was left the checksum from `start` on: the field holds the pseudo header's sum by now. */
+/** Fill in a checksum that was left to the device, from `start` on; the field holds the pseudo header's sum. */
 function completeChecksum(frame: Uint8Array, start: number, field: number): void {
   const sum = checksum(frame.subarray(start)) || 0xffff;
   frame[start + field] = sum >>> 8;

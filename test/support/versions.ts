@@ -1,27 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * The versions of all the real programs that tests put beside ripstop (test:peers, test:kubernetes), pinned here and
- * nowhere else. What a program of Kubernetes' test suite expects (images, etcd) goes with Kubernetes' version.
+ * The versions of all real programs that tests run beside ripstop (test:peers, test:kubernetes). They are pinned only
+ * here. Images and etcd follow the version of Kubernetes, as its test suite expects.
  */
 export const versions = {
   kubernetes: '1.36.3',
-  // The release that this kube-apiserver's go.mod has the client of. (With Debian 12's 3.4 watches with
-  // sendInitialEvents fail: it cannot be asked how far it is.)
+  // The release of the client in this kube-apiserver's go.mod. (With Debian 12's etcd 3.4, watches with
+  // sendInitialEvents fail, since it cannot report its progress.)
   etcd: '3.6.8',
   coredns: '1.14.7',
-  // Beside Debian's containerd 1.6, on one of the nodes.
+  // On one of the nodes; the others have Debian's containerd 1.6.
   containerd: '2.2.9',
   flannel: '0.28.4',
-  // flannel's CNI plugin as it last was among the reference plugins; it moved into a repository of its own afterwards.
+  // flannel's CNI plugin from the reference plugins, before it moved to its own repository.
   cniPlugins: '0.9.1',
-  // Runs Kubernetes' tests side by side; the version that its go.mod has.
+  // Runs Kubernetes' tests in parallel; the version in Kubernetes' go.mod.
   ginkgo: '2.28.1',
-  // k3s' engine of NetworkPolicies, and kube-network-policies, which flannel's chart can bring.
+  // The NetworkPolicy engine of k3s, and the one of flannel's chart, kube-network-policies.
   kubeRouter: '2.1.0',
   kubeNetworkPolicies: '0.8.0',
 } as const;
 
-/** Images that Kubernetes' own tests of that version start (test/utils/image/manifest.go), built here from its sources. */
+/** Images that Kubernetes' own tests use (test/utils/image/manifest.go), built here from its sources. */
 export const images = {
   agnhost: 'registry.k8s.io/e2e-test-images/agnhost:2.63.0',
   busybox: 'registry.k8s.io/e2e-test-images/busybox:1.37.0-1',
