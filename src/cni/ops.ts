@@ -3,7 +3,7 @@ import type { Stats } from 'node:fs';
 import { rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { errorText, RipstopError } from '../errors.ts';
-import { listLinks } from '../host/links.ts';
+import { listLinks, readLinkIfThere } from '../host/links.ts';
 import { addressAt, parseCidr } from '../net/ip.ts';
 import type { Attachment, AttachmentStore } from './attachments.ts';
 import { flannelDataDir } from './conflist.ts';
@@ -162,10 +162,10 @@ function podAddress({ podCidr, clusterNetwork, mtu }: CniFamily, ip: string, lin
 
 async function refuseDuplicate(context: CniContext, call: AddCall): Promise<void> {
   await refuseNodeNamespace(context, call.netns);
-  const links = await listLinks({ netns: call.netns }).catch((error: unknown) => {
+  const link = await readLinkIfThere(call.ifname, { netns: call.netns }).catch((error: unknown) => {
     throw new CniError(CniCode.environment, `cannot enter CNI_NETNS ${call.netns}: ${errorText(error)}`);
   });
-  const what = links.has(call.ifname)
+  const what = link
     ? `the pod has an interface ${call.ifname} already`
     : (await context.store.get(call)) &&
       `container ${call.containerId} is attached as ${call.ifname} already`;
@@ -220,8 +220,8 @@ async function detachFlannels(context: CniContext, call: DelCall): Promise<void>
   const pod = call.netns === undefined ? undefined : await stat(call.netns).catch(() => undefined);
   // The node's own devices are nobody's to delete; and a namespace that cannot be entered has none any more.
   if (!pod || (await isNodeNamespace(context, pod))) return;
-  const links = await listLinks({ netns: call.netns! }).catch(() => undefined);
-  if (links?.get(call.ifname)?.kind === 'veth') await deleteVeth(call.ifname, call.netns);
+  const link = await readLinkIfThere(call.ifname, { netns: call.netns! }).catch(() => undefined);
+  if (link?.kind === 'veth') await deleteVeth(call.ifname, call.netns);
 }
 
 /** A pod that was attached before ripstop took the node over: flannel's plugin has no CHECK, so what it must have is little. */
@@ -233,7 +233,7 @@ async function checkFlannels(context: CniContext, call: CheckCall): Promise<void
       `container ${call.containerId} is not attached as ${call.ifname}`,
     );
   }
-  const link = (await listLinks({ netns: call.netns })).get(call.ifname);
+  const link = await readLinkIfThere(call.ifname, { netns: call.netns });
   const faults = leased
     .filter(({ ip }) => !link?.addresses.some((address) => address.ip === ip))
     .map(({ ip }) => `the pod's ${call.ifname} has lost ${ip}`);

@@ -1,9 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 import { createHash } from 'node:crypto';
-import { existsSync } from 'node:fs';
-import { ipBatch, ipJson, line } from '../host/ip.ts';
-import { listLinks, readLink } from '../host/links.ts';
-import { tryRun } from '../host/run.ts';
+import { closeSync, existsSync, openSync } from 'node:fs';
+import {
+  addAddress,
+  addLink,
+  addRoute,
+  getLink,
+  listRoutes,
+  type NetlinkSocket,
+  type NewAddress,
+  removeLink,
+  setLink,
+} from '#netlink';
+import { readLinkIfThere } from '../host/links.ts';
+import { ifindexes, openNetlink, type Where } from '../host/netlink.ts';
 import { ensureSysctls, podVethSysctls, type Sysctl } from '../host/sysctl.ts';
 import { addressFamily, hostCidr } from '../net/ip.ts';
 import { randomMac } from '../net/mac.ts';
@@ -44,7 +54,7 @@ export function hostVethName({ containerId, ifname }: AttachmentId): string {
 
 /**
  * Create the veth, its far end in the pod's namespace and under its final name from the start.
- * @throws RipstopError when either name is taken; then nothing was created.
+ * @throws NetlinkError when either name is taken; then nothing was created.
  */
 export async function createVeth(
   hostIfname: string,
@@ -55,21 +65,21 @@ export async function createVeth(
   // Addresses of our own choice: udev rewrites the ones that the kernel invents (systemd's MACAddressPolicy), perhaps
   // only after an endpoint has been made of them.
   const [hostMac, podMac] = [randomMac(), randomMac()];
-  const node = nodeOptions(namespaces);
-  await ipBatch(
-    [
-      line`link add name ${hostIfname} mtu ${mtuBytes} address ${hostMac} type veth peer name ${ifname} mtu ${mtuBytes} address ${podMac} netns ${namespaces.pod}`,
-    ],
-    node,
-  );
-  const { ifindex } = await readLink(hostIfname, node);
-  return { hostIfindex: ifindex, hostMac, podMac };
+  using node = openNetlink(nodeOptions(namespaces));
+  const netns = openSync(namespaces.pod, 'r');
+  try {
+    const peer = { name: ifname, mtu: mtuBytes, mac: podMac, netns };
+    node.write(addLink({ name: hostIfname, kind: 'veth', mtu: mtuBytes, mac: hostMac, peer }));
+  } finally {
+    closeSync(netns);
+  }
+  return { hostIfindex: getLink(node, hostIfname)!.ifindex, hostMac, podMac };
 }
 
 /**
  * Give both ends their addresses and the pod its routes, and bring them up. The node's route to the pod is part of its
  * attachment, which the agent makes and keeps.
- * @throws RipstopError with the kernel's reason.
+ * @throws NetlinkError with the kernel's reason.
  */
 export async function configureVeth(
   hostIfname: string,
@@ -85,43 +95,46 @@ export async function configureVeth(
     node,
   );
   if (ipv6) await ensureSysctls(podIpv6Sysctls(ifname), pod);
-  await ipBatch(
-    [
-      // No address of the kernel's making, hence no duplicate address detection and no router solicitations to the pod.
-      ...(kernelHasIpv6() ? [line`link set dev ${hostIfname} addrgenmode none`] : []),
-      ...addresses.map(({ gateway }) => addAddress(gateway, hostIfname)),
-      ...(ipv6 ? [line`addr add ${HOST_LINK_LOCAL} dev ${hostIfname} nodad`] : []),
-      line`link set dev ${hostIfname} up`,
-    ],
-    node,
+  setUpHostEnd(hostIfname, addresses, node);
+  setUpPodEnd(ifname, addresses, pod);
+}
+
+function setUpHostEnd(device: string, addresses: readonly PodAddress[], where: Where): void {
+  using socket = openNetlink(where);
+  const ifindex = ifindexes(socket)(device);
+  const ipv6 = addresses.some(({ ip }) => addressFamily(ip) === 6);
+  socket.write(
+    // No address of the kernel's making, hence no duplicate address detection and no router solicitations to the pod.
+    ...(kernelHasIpv6() ? [setLink(ifindex, { addrGenMode: 'none' })] : []),
+    ...addresses.map(({ gateway }) => addAddress(ownAddress(gateway, ifindex))),
+    ...(ipv6 ? [addAddress({ ifindex, ...HOST_LINK_LOCAL, nodad: true })] : []),
+    setLink(ifindex, { up: true }),
   );
-  await ipBatch(
-    [
-      ...addresses.map(({ ip }) => addAddress(ip, ifname)),
-      line`link set dev ${ifname} up`,
-      ...addresses.flatMap(({ gateway, routes, routeMtu }) => [
-        line`route add ${gateway} dev ${ifname} scope link`,
-        ...routes.map(
-          (route) =>
-            line`route add ${route} via ${gateway} dev ${ifname}` +
-            (routeMtu === undefined ? '' : line` mtu ${routeMtu}`),
-        ),
-      ]),
-    ],
-    pod,
+}
+
+function setUpPodEnd(device: string, addresses: readonly PodAddress[], where: Where): void {
+  using socket = openNetlink(where);
+  const ifindex = ifindexes(socket)(device);
+  socket.write(
+    ...addresses.map(({ ip }) => addAddress(ownAddress(ip, ifindex))),
+    setLink(ifindex, { up: true }),
+    ...addresses.flatMap(({ gateway, routes, routeMtu }) => [
+      addRoute({ dst: hostCidr(gateway), ifindex, scope: 'link' }),
+      ...routes.map((dst) => addRoute({ dst, gateway, ifindex, mtu: routeMtu })),
+    ]),
   );
 }
 
 /** The same on every host veth: a link-local address need be unique on its link only, and pods make theirs of their MAC. */
-const HOST_LINK_LOCAL = 'fe80::1/64';
+const HOST_LINK_LOCAL = { address: 'fe80::1', length: 64, scope: 'link' } as const;
 
 /**
  * An address of its own, without a subnet. An IPv6 one would wait a second to see whether somebody else has it (on this
  * link nobody can), and would bring a route to itself, on the host one for each pod.
  */
-function addAddress(ip: string, device: string): string {
-  const add = line`addr add ${hostCidr(ip)} dev ${device}`;
-  return addressFamily(ip) === 6 ? `${add} nodad noprefixroute` : add;
+function ownAddress(address: string, ifindex: number): NewAddress {
+  const is6 = addressFamily(address) === 6;
+  return { ifindex, address, length: is6 ? 128 : 32, nodad: is6, noPrefixRoute: is6 };
 }
 
 function hostIpv6Sysctls(device: string): Sysctl[] {
@@ -155,16 +168,10 @@ function podIpv6Sysctls(device: string): Sysctl[] {
 
 /**
  * Delete the veth, and with it the pod's end, its addresses and its routes; one that is not there is no error.
- * @throws RipstopError when it is still there afterwards.
+ * @throws NetlinkError when the kernel refuses that.
  */
 export async function deleteVeth(hostIfname: string, node?: string): Promise<void> {
-  const options = nodeOptions({ node });
-  const { code, stderr } = await tryRun('ip', ['link', 'del', 'dev', hostIfname], options);
-  if (code === 0) return;
-  // Ask the kernel what is there and not iproute2's wording why it failed; only a link that stays is a failure.
-  if ((await listLinks(options)).has(hostIfname)) {
-    throw new Error(`cannot delete ${hostIfname}: ${stderr.trim()}`);
-  }
+  await removeLink(hostIfname, node);
 }
 
 /**
@@ -184,22 +191,16 @@ export async function inspectVeth(
 ): Promise<string[]> {
   const { hostIfname, hostIfindex, ifname, ips, podMac } = expected;
   const node = nodeOptions(namespaces);
-  const [host, pod, routes] = await Promise.all([
-    listLinks(node).then((links) => links.get(hostIfname)),
-    listLinks({ netns: namespaces.pod }).then((links) => links.get(ifname)),
-    Promise.all(
-      ips.map((ip) =>
-        ipJson<{ dev?: string }>([`-${addressFamily(ip) ?? 4}`, 'route', 'show', hostCidr(ip)], node),
-      ),
-    ),
-  ]);
+  const host = await readLinkIfThere(hostIfname, node);
+  const pod = await readLinkIfThere(ifname, { netns: namespaces.pod });
+  using socket = openNetlink(node);
   const faults: string[] = [];
   if (!host) faults.push(`the host veth ${hostIfname} is gone`);
   else if (host.ifindex !== hostIfindex) {
     faults.push(`${hostIfname} has index ${host.ifindex} instead of ${hostIfindex}`);
   } else if (!host.up) faults.push(`${hostIfname} is down`);
-  for (const [i, ip] of ips.entries()) {
-    if (host && !routes[i]?.some((route) => route.dev === hostIfname)) {
+  for (const ip of ips) {
+    if (host && !isRouted(socket, ip, host.ifindex)) {
       faults.push(`the host has no route to ${ip} over ${hostIfname}`);
     }
   }
@@ -214,6 +215,11 @@ export async function inspectVeth(
     faults.push(`the pod's ${ifname} has the MAC address ${pod.mac} instead of ${podMac}`);
   }
   return faults;
+}
+
+function isRouted(socket: NetlinkSocket, ip: string, ifindex: number): boolean {
+  const family = addressFamily(ip) ?? 4;
+  return listRoutes(socket, { family, ifindex, dst: hostCidr(ip) }).length > 0;
 }
 
 function nodeOptions({ node }: { node?: string | undefined }): { netns?: string } {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-import { readFileSync } from 'node:fs';
-import { writeFile } from 'node:fs/promises';
+import { readFileSync, writeFileSync } from 'node:fs';
+import { inNetns } from '#netlink';
 import { errorText, RipstopError } from '../errors.ts';
 import { noFailures, type Target } from '../reconcile/target.ts';
 import type { Family } from '../net/ip.ts';
-import { run, tryRun, type RunOptions } from './run.ts';
+import type { RunOptions } from './run.ts';
 
 /** A kernel setting that must hold. */
 export interface Sysctl {
@@ -109,30 +109,35 @@ export function podVethSysctls(device: string, families: readonly Family[]): Sys
  */
 export async function ensureSysctls(
   settings: readonly Sysctl[],
-  options: RunOptions = {},
+  { netns }: Pick<RunOptions, 'netns'> = {},
 ): Promise<SysctlReport> {
-  const report: SysctlReport = { changed: [], missing: [] };
-  for (const setting of settings) {
-    const { path, value, onlyWhen, why } = setting;
-    const before = await readSysctl(path, options);
-    if (before === undefined) report.missing.push(setting);
-    else if (before !== value && (onlyWhen === undefined || before === onlyWhen)) {
-      await writeSysctl(path, value, options);
-      report.changed.push({ path, before, after: value, why });
+  return inNetns(netns, () => {
+    const report: SysctlReport = { changed: [], missing: [] };
+    for (const setting of settings) {
+      const { path, value, onlyWhen, why } = setting;
+      const before = read(path);
+      if (before === undefined) report.missing.push(setting);
+      else if (before !== value && (onlyWhen === undefined || before === onlyWhen)) {
+        write(path, value);
+        report.changed.push({ path, before, after: value, why });
+      }
     }
-  }
-  return report;
+    return report;
+  });
 }
 
 /** The value of a setting without its line end, or undefined when this kernel does not have it. */
-export async function readSysctl(path: string, options: RunOptions = {}): Promise<string | undefined> {
-  // /proc/sys/net shows the network namespace of the process that looks, so another one needs a process of its own.
-  if (options.netns) {
-    const { code, stdout } = await tryRun('cat', [`/proc/sys/${path}`], options);
-    return code === 0 ? stdout.trim() : undefined;
-  }
+export async function readSysctl(
+  path: string,
+  { netns }: Pick<RunOptions, 'netns'> = {},
+): Promise<string | undefined> {
+  return inNetns(netns, () => read(path));
+}
+
+/* Synchronous: the kernel answers at once, and /proc/sys/net shows the network namespace of the thread that looks. */
+
+function read(path: string): string | undefined {
   try {
-    // Synchronous: the kernel answers at once, and there may be hundreds to ask for.
     return readFileSync(`/proc/sys/${path}`, 'utf8').trim();
   } catch {
     return undefined;
@@ -170,11 +175,9 @@ export function sysctlTarget(onChange: (change: SysctlReport['changed'][number])
   };
 }
 
-async function writeSysctl(path: string, value: string, options: RunOptions): Promise<void> {
-  const file = `/proc/sys/${path}`;
+function write(path: string, value: string): void {
   try {
-    if (options.netns) await run('tee', [file], { ...options, stdin: value });
-    else await writeFile(file, value);
+    writeFileSync(`/proc/sys/${path}`, value);
   } catch (error) {
     throw new RipstopError(
       `cannot set ${path.replaceAll('/', '.')} to ${value} (${errorText(error)}); the agent must run privileged, with /proc/sys writable`,

@@ -3,12 +3,24 @@ import { closeSync, openSync } from 'node:fs';
 import koffi from 'koffi';
 import { NetlinkError } from './error.ts';
 
+interface Send {
+  (socket: number, bytes: Uint8Array, size: number, flags: number): number;
+  /** On another thread; errno is not to be had. */
+  async(
+    socket: number,
+    bytes: Uint8Array,
+    size: number,
+    flags: number,
+    done: (error: Error | null, sent: number) => void,
+  ): void;
+}
+
 /** The C functions that Node does not have. */
 interface Calls {
   socket(domain: number, type: number, protocol: number): number;
   bind(socket: number, address: Uint8Array, size: number): number;
   setsockopt(socket: number, level: number, option: number, value: Uint32Array, size: number): number;
-  send(socket: number, bytes: Uint8Array, size: number, flags: number): number;
+  send: Send;
   recv(socket: number, bytes: Uint8Array, size: number, flags: number): number;
   setns(fd: number, type: number): number;
 }

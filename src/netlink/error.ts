@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { constants } from 'node:os';
 import { getSystemErrorMap } from 'node:util';
+import koffi from 'koffi';
 
 /** errno's name, such as `EEXIST`. */
 function codeOf(errno: number): string {
@@ -10,6 +11,14 @@ function codeOf(errno: number): string {
   return (
     known ?? Object.entries(constants.errno).find(([, value]) => value === errno)?.[0] ?? `errno ${errno}`
   );
+}
+
+let strerror: ((errno: number) => string) | undefined;
+
+/** What the C library says of it: libuv's words for EEXIST and the like are about files. */
+function textOf(errno: number): string {
+  strerror ??= koffi.load(null).func('const char *strerror(int)') as (errno: number) => string;
+  return strerror(errno);
 }
 
 /** A request that the kernel refused, or a system call that failed. Its message is one line with the kernel's own reason. */
@@ -26,9 +35,7 @@ export class NetlinkError extends Error {
 
   constructor(request: string, errno: number, reason?: string) {
     const code = codeOf(errno);
-    const usual = getSystemErrorMap().get(-errno)?.[1];
-    const why = reason?.replace(/\.$/, '') ?? usual;
-    super(`${request} failed: ${why === undefined ? code : `${why} (${code})`}`);
+    super(`${request} failed: ${reason?.replace(/\.$/, '') ?? textOf(errno)} (${code})`);
     this.errno = errno;
     this.code = code;
     this.request = request;

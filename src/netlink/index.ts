@@ -29,6 +29,7 @@ export { listSetAddresses } from './nftables.ts';
 export type { NftChange, NftCommit, NftFamily } from './nftables.ts';
 export { addClsact, deleteFilter, deleteQdisc, listFilters, listQdiscs, TC_H } from './qdisc.ts';
 export type { Filter, Qdisc } from './qdisc.ts';
+export { removeLink } from './remove-link.ts';
 export { addRoute, deleteRoute, listRoutes, lookUpRoutes, replaceRoute, RT_TABLE, RTPROT } from './route.ts';
 export type { Hop, NewRoute, Route, RouteFilter, RouteType } from './route.ts';
 export { addRule, deleteRule, listRules } from './rule.ts';

@@ -35,6 +35,7 @@ import {
   listRules,
   listSetAddresses,
   lookUpRoutes,
+  removeLink,
   NetlinkError,
   NetlinkSocket,
   replaceFdbEntry,
@@ -257,6 +258,23 @@ describe(title('a netlink socket'), { skip: skip !== undefined }, () => {
     expect(getLink(socket, 'vx')).toEqual(links.get('vx'));
   });
 
+  it('removes links without holding up the thread, however many at once', async () => {
+    const names = Array.from({ length: 20 }, (_, i) => `gone${i}`);
+    for (const name of names)
+      socket.write(addLink({ name, kind: 'veth', peer: { name: `${name}p` }, up: true }));
+    let turns = 0;
+    const turning = setInterval(() => turns++, 1);
+    const removed = await Promise.all([...names, 'nobody'].map((name) => removeLink(name, netns)));
+    clearInterval(turning);
+    expect(removed).toEqual([...names.map(() => true), false]);
+    expect(listLinks(socket).filter((link) => link.name.startsWith('gone'))).toEqual([]);
+    expect(turns).toBeGreaterThan(0);
+    await expect(removeLink('lo', netns)).rejects.toThrow(/delete link lo failed: .*EOPNOTSUPP/);
+    // The name can be taken at once.
+    socket.write(addLink({ name: 'gone0', kind: 'veth', peer: { name: 'gone0p' } }));
+    expect(await removeLink(index('gone0'), netns)).toBe(true);
+  });
+
   it('gives addresses and takes them', () => {
     const eth0 = index('eth0');
     socket.write(
@@ -413,7 +431,7 @@ describe(title('a netlink socket'), { skip: skip !== undefined }, () => {
       setLink('nobody', { mtu: 1300 }),
       setLink('eth0', { mtu: 1300 }),
     ];
-    expect(() => socket.write(...steps)).toThrow('change link nobody failed: no such device (ENODEV)');
+    expect(() => socket.write(...steps)).toThrow('change link nobody failed: No such device (ENODEV)');
     expect(getLink(socket, 'eth0')?.mtu).toBe(1400);
   });
 

@@ -10,14 +10,18 @@ export type Protocol = keyof typeof PROTOCOLS;
 const AF_NETLINK = 16;
 const SOCK_RAW = 3;
 const SOCK_CLOEXEC = 0o2000000;
+const SOCK_NONBLOCK = 0o4000;
+/** `struct sockaddr_nl`: family, padding, port, groups. */
+const SOCKADDR_NL = Uint8Array.of(AF_NETLINK, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
 const SOL_SOCKET = 1;
 const SO_RCVBUFFORCE = 33;
-export const SOL_NETLINK = 270;
+const SOL_NETLINK = 270;
+const NETLINK_ADD_MEMBERSHIP = 1;
 const NETLINK_CAP_ACK = 10;
 const NETLINK_EXT_ACK = 11;
 const NETLINK_GET_STRICT_CHK = 12;
 const NLMSG_NOOP = 1;
-const NLMSG_ERROR = 2;
+export const NLMSG_ERROR = 2;
 const NLMSG_DONE = 3;
 const NLM_F_REQUEST = 1;
 const NLM_F_ACK = 4;
@@ -109,7 +113,7 @@ export class NetlinkSocket implements Disposable {
     request: Request,
     read: (message: Message) => T | undefined,
   ): { values: T[]; interrupted: boolean } {
-    const sequence = this.#send([request], NLM_F_DUMP);
+    const sequence = this.#send([request], { dump: true });
     const values: T[] = [];
     let interrupted = false;
     let failure: unknown;
@@ -139,7 +143,7 @@ export class NetlinkSocket implements Disposable {
     const answers: (T | NetlinkError)[] = [];
     for (const batch of batches(requests, BATCH / 8)) {
       const from = answers.length;
-      const first = this.#send(batch, 0);
+      const first = this.#send(batch, {});
       let left = batch.length;
       this.#receive((message) => {
         const at = (message.sequence - first) >>> 0;
@@ -173,7 +177,7 @@ export class NetlinkSocket implements Disposable {
       const from = errors.length;
       errors.length += batch.length;
       // Errors are answered in any case. Success need only be told of the last one: the kernel goes through them in order.
-      const first = this.#send(batch, 0, NLM_F_ACK);
+      const first = this.#send(batch, { ack: true });
       this.#receive((message) => {
         const at = (message.sequence - first) >>> 0;
         if (at >= batch.length || message.type !== NLMSG_ERROR) return false;
@@ -185,20 +189,10 @@ export class NetlinkSocket implements Disposable {
   }
 
   /** @returns the first one's sequence number; those of the others follow. */
-  #send(requests: readonly Request[], flags: number, flagsOfLast = 0): number {
+  #send(requests: readonly Request[], how: { readonly dump?: boolean; readonly ack?: boolean }): number {
     const first = (this.#sequence + 1) >>> 0;
-    const bytes = Buffer.alloc(requests.reduce((sum, request) => sum + sizeOf(request), 0));
-    let at = 0;
-    for (const [i, request] of requests.entries()) {
-      this.#sequence = (this.#sequence + 1) >>> 0;
-      bytes.writeUInt32LE(HEADER + request.payload.length, at);
-      bytes.writeUInt16LE(request.type, at + 4);
-      const last = i === requests.length - 1 ? flagsOfLast : 0;
-      bytes.writeUInt16LE(NLM_F_REQUEST | flags | last | (request.flags ?? 0), at + 6);
-      bytes.writeUInt32LE(this.#sequence, at + 8);
-      bytes.set(request.payload, at + HEADER);
-      at += sizeOf(request);
-    }
+    this.#sequence = (this.#sequence + requests.length) >>> 0;
+    const bytes = encode(requests, first, how);
     check('send to netlink', libc().send(this.#fd, bytes, bytes.length, 0));
     return first;
   }
@@ -215,6 +209,29 @@ export class NetlinkSocket implements Disposable {
       }
     }
   }
+}
+
+/**
+ * Requests as one datagram, with sequence numbers from `first` on.
+ * @param how `ack`: the last one is acknowledged, also when it succeeds.
+ */
+export function encode(
+  requests: readonly Request[],
+  first: number,
+  { dump = false, ack = false }: { readonly dump?: boolean; readonly ack?: boolean },
+): Buffer {
+  const bytes = Buffer.alloc(requests.reduce((sum, request) => sum + sizeOf(request), 0));
+  let at = 0;
+  for (const [i, request] of requests.entries()) {
+    const flags = (dump ? NLM_F_DUMP : 0) | (ack && i === requests.length - 1 ? NLM_F_ACK : 0);
+    bytes.writeUInt32LE(HEADER + request.payload.length, at);
+    bytes.writeUInt16LE(request.type, at + 4);
+    bytes.writeUInt16LE(NLM_F_REQUEST | flags | (request.flags ?? 0), at + 6);
+    bytes.writeUInt32LE((first + i) >>> 0, at + 8);
+    bytes.set(request.payload, at + HEADER);
+    at += sizeOf(request);
+  }
+  return bytes;
 }
 
 function sizeOf({ payload }: Request): number {
@@ -252,7 +269,7 @@ export function* messagesIn(buffer: Buffer, size: number): Generator<Received> {
 }
 
 /** What an acknowledgement, or the end of a listing, says went wrong; undefined when nothing did. */
-function errorIn({ type, flags, body }: Received, request: Request): NetlinkError | undefined {
+export function errorIn({ type, flags, body }: Received, request: Request): NetlinkError | undefined {
   const status = body.length >= 4 ? body.i32(0) : 0;
   if (status >= 0) return undefined;
   // An acknowledgement repeats the header of its request. Of a request for a listing it may repeat the rest, too.
@@ -263,7 +280,7 @@ function errorIn({ type, flags, body }: Received, request: Request): NetlinkErro
 }
 
 /** @throws Error with `code`. */
-export function openSocket(protocol: Protocol, netns: string | undefined, flags = 0): number {
+function openSocket(protocol: Protocol, netns: string | undefined, flags = 0): number {
   const c = libc();
   const fd = inNetns(netns, () =>
     check(
@@ -279,7 +296,30 @@ export function openSocket(protocol: Protocol, netns: string | undefined, flags 
   return fd;
 }
 
+/** A socket that never waits, and hears of what its multicast groups do. @throws Error with `code`. */
+export function openEventSocket(
+  protocol: Protocol,
+  groups: readonly number[],
+  netns: string | undefined,
+  receiveBytes?: number,
+): number {
+  const fd = openSocket(protocol, netns, SOCK_NONBLOCK);
+  try {
+    if (receiveBytes !== undefined) receiveBuffer(fd, receiveBytes);
+    // The kernel tells nothing to a socket without an address; with this it gets one of the kernel's choice.
+    check('bind of a netlink socket', libc().bind(fd, SOCKADDR_NL, SOCKADDR_NL.length));
+    for (const group of groups) {
+      const status = libc().setsockopt(fd, SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, Uint32Array.of(group), 4);
+      check(`join group ${group} of netlink ${protocol}`, status);
+    }
+    return fd;
+  } catch (error) {
+    closeSync(fd);
+    throw error;
+  }
+}
+
 /** Beyond net.core.rmem_max, which takes CAP_NET_ADMIN; without it the socket keeps the usual size. */
-export function receiveBuffer(fd: number, bytes: number): void {
+function receiveBuffer(fd: number, bytes: number): void {
   libc().setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, Uint32Array.of(bytes), 4);
 }

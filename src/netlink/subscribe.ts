@@ -3,7 +3,7 @@ import { closeSync } from 'node:fs';
 import { constants } from 'node:os';
 import type { Family } from '../net/ip.ts';
 import { type Address, readAddress, RTM_DELADDR, RTM_NEWADDR } from './address.ts';
-import { check, lastErrno, libc, poll } from './calls.ts';
+import { lastErrno, libc, poll } from './calls.ts';
 import { NetlinkError } from './error.ts';
 import { type Link, readLink, RTM_DELLINK, RTM_NEWLINK } from './link.ts';
 import { type FdbEntry, type Neighbour, readNeighbour, RTM_DELNEIGH, RTM_NEWNEIGH } from './neighbour.ts';
@@ -21,16 +21,8 @@ import {
 } from './qdisc.ts';
 import { readRoute, type Route, RTM_DELROUTE, RTM_NEWROUTE } from './route.ts';
 import { readRule, RTM_DELRULE, RTM_NEWRULE, type Rule } from './rule.ts';
-import {
-  BUFFER_BYTES,
-  type Message,
-  messagesIn,
-  openSocket,
-  type Protocol,
-  receiveBuffer,
-  SOL_NETLINK,
-} from './socket.ts';
-import { familyOf } from './wire.ts';
+import { BUFFER_BYTES, type Message, messagesIn, openEventSocket, type Protocol } from './socket.ts';
+import { AF_UNSPEC, familyOf } from './wire.ts';
 import {
   type Policy,
   readPolicy,
@@ -40,11 +32,7 @@ import {
   XFRM_MSG_UPDPOLICY,
 } from './xfrm.ts';
 
-/* linux/netlink.h, linux/rtnetlink.h, linux/socket.h */
-const NETLINK_ADD_MEMBERSHIP = 1;
-/** `struct sockaddr_nl`: family, padding, port, groups. */
-const SOCKADDR_NL = Uint8Array.of(16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
-const SOCK_NONBLOCK = 0o4000;
+/* linux/rtnetlink.h, linux/netconf.h */
 export const RTM_NEWNETCONF = 80;
 const RTM_DELNETCONF = 81;
 const NETCONFMSG = 4;
@@ -126,17 +114,11 @@ export function subscribe(
   };
   try {
     for (const protocol of new Set(groups.map((group) => GROUPS[group].protocol))) {
-      const fd = openSocket(protocol, netns, SOCK_NONBLOCK);
+      const numbers = groups.flatMap((group) =>
+        GROUPS[group].protocol === protocol ? GROUPS[group].groups : [],
+      );
+      const fd = openEventSocket(protocol, numbers, netns, receiveBytes);
       closers.push(() => closeSync(fd));
-      receiveBuffer(fd, receiveBytes);
-      // The kernel tells nothing to a socket without an address; with this it gets one of the kernel's choice.
-      check('bind of a netlink socket', libc().bind(fd, SOCKADDR_NL, SOCKADDR_NL.length));
-      for (const group of groups.flatMap((name) =>
-        GROUPS[name].protocol === protocol ? GROUPS[name].groups : [],
-      )) {
-        const status = libc().setsockopt(fd, SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, Uint32Array.of(group), 4);
-        check(`join group ${group} of netlink ${protocol}`, status);
-      }
       closers.unshift(watch(fd, protocol, onEvents));
     }
   } catch (error) {
@@ -216,6 +198,8 @@ function routeEvent(message: Message): NetlinkEvent | undefined {
   switch (message.type) {
     case RTM_NEWLINK:
     case RTM_DELLINK:
+      // Of other families: what a bridge or IPv6 has to say of a link, which is not the whole of it.
+      if (message.body.u8(0) !== AF_UNSPEC) return undefined;
       return { kind: 'link', deleted: message.type === RTM_DELLINK, link: readLink(message) };
     case RTM_NEWADDR:
     case RTM_DELADDR: {

@@ -104,8 +104,8 @@ describe('an error', () => {
     const error = new NetlinkError('add route 10.42.1.0/24', 101, 'Nexthop has invalid gateway.');
     expect(error.message).toBe('add route 10.42.1.0/24 failed: Nexthop has invalid gateway (ENETUNREACH)');
     expect(error).toMatchObject({ code: 'ENETUNREACH', errno: 101, reason: 'Nexthop has invalid gateway.' });
-    expect(new NetlinkError('x', 17).message).toBe('x failed: file already exists (EEXIST)');
+    expect(new NetlinkError('x', 17).message).toBe('x failed: File exists (EEXIST)');
     expect(new NetlinkError('x', 95).code).toBe('EOPNOTSUPP');
-    expect(new NetlinkError('x', 524).message).toBe('x failed: errno 524');
+    expect(new NetlinkError('x', 524).message).toBe('x failed: Unknown error 524 (errno 524)');
   });
 });
