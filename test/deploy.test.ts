@@ -495,7 +495,7 @@ describe("the Dockerfile's language", () => {
 
 describe('README.md', () => {
   it('has edits that change what they say, with a valid result', async () => {
-    expect(readmeEdits).toHaveLength(3);
+    expect(readmeEdits).toHaveLength(2);
     const outcomes: object[] = [];
     for (const edit of readmeEdits) {
       const text = await rendered(edit);
@@ -504,17 +504,14 @@ describe('README.md', () => {
       const paths = daemonSet.spec!.template.spec!.volumes!.map((volume) => volume.hostPath?.path);
       outcomes.push({
         network: formatCidr(parseNetConf(config.data!['net-conf.json']!).network!),
-        mode: config.data!['mode'],
         cni: paths.filter((path) => /cni\/net\.d|cni\/bin|data\/cni/.test(path ?? '')),
       });
     }
     const defaults = ['/opt/cni/bin', '/etc/cni/net.d'];
     expect(outcomes).toEqual([
-      { network: '10.42.0.0/16', mode: 'cni', cni: defaults },
-      { network: '10.42.0.0/16', mode: 'boost', cni: defaults },
+      { network: '10.42.0.0/16', cni: defaults },
       {
         network: '10.42.0.0/16',
-        mode: 'cni',
         cni: ['/var/lib/rancher/k3s/data/cni', '/var/lib/rancher/k3s/agent/etc/cni/net.d'],
       },
     ]);

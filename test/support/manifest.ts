@@ -78,7 +78,7 @@ export const shapes: readonly Shape[] = [
   network,
   confDir,
   binDir,
-  edit: [[], readmeEdits[0] ?? [], readmeEdits[2] ?? []][i] ?? [],
+  edit: [[], ...readmeEdits][i] ?? [],
 }));
 
 /**

@@ -72,12 +72,7 @@ beforeAll(async () => {
 });
 
 describe('deploy/README.md, "Roll back": from ripstop to flannel', () => {
-  const [uninstall, logs, remove, flannel] = commandsOf('- From `cni` to flannel:') as [
-    string,
-    string,
-    string,
-    string,
-  ];
+  const [uninstall, logs, remove, flannel] = commandsOf('- To flannel:') as [string, string, string, string];
 
   it('ripstop is taken off: no message is lost', async () => {
     await unharmed(cluster, nodes, async () => {

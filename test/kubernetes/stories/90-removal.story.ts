@@ -124,7 +124,7 @@ describe('kubectl delete -f deploy/ripstop.yml, without uninstall', () => {
 });
 
 describe('deploy/README.md, "Roll back": nothing of ripstop is left', () => {
-  const [uninstall, logs, remove] = commandsOf('- From `cni` to flannel:').map((command) =>
+  const [uninstall, logs, remove] = commandsOf('- To flannel:').map((command) =>
     command.replace(' --restore-flannel', ''),
   ) as [string, string, string];
 
