@@ -46,6 +46,9 @@ const AUDIT_MS = 25_000;
 /** In a large cluster an audit takes its time; it is done so rarely that it takes no larger share of a core than this. */
 const AUDIT_SHARE = 0.01;
 const AUDIT_MS_MAX = 120_000;
+/** How long no pod may come or go before the programs of those that came are attached; and how long at most. */
+const ATTACH_MS = 20;
+const ATTACH_MS_MAX = 200;
 const FIRST_PASS = 'the first pass is under way';
 /** How often a pass observes again what it has made itself: devices, then the programs for them. */
 const ROUNDS_MAX = 4;
@@ -82,8 +85,12 @@ export class Incarnation implements Disposable {
   readonly #observer: NodeObserver;
   readonly #targets: Targets;
   readonly #loop = new Loop(() => this.#pass(), { settleMs: SETTLE_MS });
-  readonly #podTurn = new Turn(() => this.#reconcilePods());
+  readonly #podTurn = new Turn(() => this.#reconcilePods((pods) => this.#podJobs(pods)));
+  readonly #podLinkTurn = new Turn(() => this.#reconcilePods((pods) => this.#podLinkJobs(pods)));
   readonly #moved = new AbortController();
+  #attachTimer: NodeJS.Timeout | undefined;
+  /** When waiting programs must be attached (monotonic ms), however many pods keep coming. */
+  #attachByMs: number | undefined;
   #standing: Standing = { kind: 'starting', why: FIRST_PASS };
   /** Whether a whole pass has been made. */
   #hasPassed = false;
@@ -160,29 +167,43 @@ export class Incarnation implements Disposable {
   }
 
   /**
-   * Have the node serve this pod, which the store has by now.
+   * Have the node serve this pod, which the store has by now. Resolves when the kernel path does, and the maps know the
+   * pod. Its programs follow: attaching one takes an RCU grace period (10 to 20 ms), one after the other, and until then the
+   * kernel path carries its packets.
    * @throws RipstopError with the pod's own failure; those of others are none of its business.
    */
   async attach(attachment: Attachment): Promise<void> {
     await this.#podTurn.run();
+    this.#attachLater();
     const { standing } = this;
     if (!standing) throw new RipstopError(`the node is not ready: ${this.notReady}`);
     const keys = podKeys(attachment, standing.plan.outline);
-    const { podRoutes, endpoints, endpoints6, podLinks } = this.#targets;
+    const { podRoutes, endpoints, endpoints6 } = this.#targets;
     const why =
       podRoutes.failureOf(keys.podRoutes) ??
       endpoints.failureOf(keys.endpoints) ??
-      endpoints6.failureOf(keys.endpoints6) ??
-      podLinks.failureOf(keys.podLinks);
+      endpoints6.failureOf(keys.endpoints6);
     if (why !== undefined) throw new RipstopError(`the pod cannot be reached: ${why}`);
   }
 
   /** Serve a pod no longer that the store does not have any more. */
-  detach(): Promise<void> {
-    return this.#podTurn.run();
+  async detach(): Promise<void> {
+    await this.#podTurn.run();
+    this.#attachLater();
+  }
+
+  /** Bring the pods' programs in line, without anybody waiting for it. */
+  #attachLater(): void {
+    this.#podLinkTurn.run().catch((error: unknown) => {
+      this.#options.log.error(
+        { err: error },
+        "cannot bring the pods' programs in line; the next pass retries",
+      );
+    });
   }
 
   [Symbol.dispose](): void {
+    clearTimeout(this.#attachTimer);
     this.#programs[Symbol.dispose]();
   }
 
@@ -217,6 +238,7 @@ export class Incarnation implements Disposable {
     if (!standing || this.#noPlan !== '') return outcomes;
     outcomes.push(...(await reconcile(this.#peerJobs(standing.plan.peers))));
     await this.#podTurn.run();
+    await this.#podLinkTurn.run();
     outcomes.push(...(await this.#reconcileLinks(standing.plan)));
     return outcomes;
   }
@@ -262,12 +284,12 @@ export class Incarnation implements Disposable {
   }
 
   /** The pods' part alone, for a pass and for an ADD or DEL alike. */
-  async #reconcilePods(): Promise<void> {
+  async #reconcilePods(jobsOf: (pods: PodPlan) => Job[]): Promise<void> {
     const { standing } = this;
     if (!standing) return;
     const node = await this.#observer.observePods();
     const pods = replanPods(standing.plan, this.#peers, node, this.#planOptions);
-    this.#options.onOutcomes(await reconcile(this.#podJobs(pods)), this.statuses);
+    this.#options.onOutcomes(await reconcile(jobsOf(pods)), this.statuses);
   }
 
   /** The programs on the node's own interfaces; once a driver has refused XDP, without it. */
@@ -324,8 +346,11 @@ export class Incarnation implements Disposable {
       job(to.proxies, pods.proxies),
       ...(pods.endpoints ? [job(to.endpoints, pods.endpoints)] : []),
       ...(pods.endpoints6 ? [job(to.endpoints6, pods.endpoints6)] : []),
-      ...(pods.podLinks ? [job(to.podLinks, pods.podLinks)] : []),
     ];
+  }
+
+  #podLinkJobs({ podLinks }: PodPlan): Job[] {
+    return podLinks ? [job(this.#targets.podLinks, podLinks)] : [];
   }
 
   #linkJobs({ nodeLinks, maps }: LinkPlan): Job[] {

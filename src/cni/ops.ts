@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-import type { Stats } from 'node:fs';
-import { rm, stat } from 'node:fs/promises';
+import { type Stats, statSync } from 'node:fs';
+import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { errorText, RipstopError } from '../errors.ts';
 import { listLinks, readLinkIfThere } from '../host/links.ts';
@@ -26,7 +26,14 @@ import type {
   NetworkCall,
   PodAddress,
 } from './plugin.ts';
-import { configureVeth, createVeth, deleteVeth, hostVethName, inspectVeth } from './pod-network.ts';
+import {
+  configureVeth,
+  createVeth,
+  deleteVeth,
+  hostVethName,
+  inspectVeth,
+  type Veth,
+} from './pod-network.ts';
 import { CniCode, CniError } from './spec.ts';
 
 /** One family of the pods' network. */
@@ -107,9 +114,18 @@ async function add(context: CniContext, call: AddCall): Promise<Attached> {
   await refuseDuplicate(context, call);
   const pool = poolOf(context, call);
   // Until here nothing is ours to undo: also an address that host-local refuses because there is one already is not.
-  const ips = await allocateAddresses(pool, call, call.netns);
+  const [allocated, made] = await Promise.allSettled([
+    allocateAddresses(pool, call, call.netns),
+    // Meanwhile: host-local is a process that takes its time.
+    createVeth(hostVethName(call), call.ifname, linkMtu(context), { pod: call.netns, node: context.netns }),
+  ]);
+  if (allocated.status === 'rejected') {
+    if (made.status === 'fulfilled') await deleteVeth(hostVethName(call), context.netns);
+    throw allocated.reason;
+  }
   try {
-    return await connect(context, call, ips);
+    if (made.status === 'rejected') throw made.reason;
+    return await connect(context, call, allocated.value, made.value);
   } catch (thrown) {
     try {
       await teardown(context, call);
@@ -122,16 +138,23 @@ async function add(context: CniContext, call: AddCall): Promise<Attached> {
   }
 }
 
-/** Everything of ADD after the addresses. What it leaves behind when it throws, {@link teardown} finds. */
-async function connect(context: CniContext, call: AddCall, ips: readonly string[]): Promise<Attached> {
+/** The interface serves the family with the larger packets; the routes of the other one say less. */
+function linkMtu({ families }: CniContext): number {
+  return Math.max(...families.map(({ mtu }) => mtu));
+}
+
+/** Everything of ADD after addresses and veth. What it leaves behind when it throws, {@link teardown} finds. */
+async function connect(
+  context: CniContext,
+  call: AddCall,
+  ips: readonly string[],
+  veth: Veth,
+): Promise<Attached> {
   const { containerId, ifname, netns, network, podNamespace, podName } = call;
   const namespaces = { pod: netns, node: context.netns };
   const hostIfname = hostVethName(call);
-  // The interface serves the family with the larger packets; the routes of the other one say less.
-  const mtu = Math.max(...context.families.map((family) => family.mtu));
+  const mtu = linkMtu(context);
   const addresses = context.families.map((family, i) => podAddress(family, ips[i]!, mtu));
-
-  const veth = await createVeth(hostIfname, ifname, mtu, namespaces);
   const attachment: Attachment = {
     containerId,
     ifname,
@@ -143,8 +166,10 @@ async function connect(context: CniContext, call: AddCall, ips: readonly string[
     ...(podNamespace !== undefined && { podNamespace }),
     ...(podName !== undefined && { podName }),
   };
-  await context.store.put(attachment);
-  await configureVeth(hostIfname, ifname, addresses, namespaces);
+  const stored = context.store.put(attachment);
+  // A failure waits, too: undoing an ADD forgets what was stored.
+  await configureVeth(hostIfname, ifname, addresses, namespaces).finally(() => stored.catch(() => {}));
+  await stored;
   await context.attach(attachment);
   return { hostIfname, hostMac: veth.hostMac, podMac: veth.podMac, addresses };
 }
@@ -174,16 +199,20 @@ async function refuseDuplicate(context: CniContext, call: AddCall): Promise<void
 
 /** A pod of the host's network has nothing to be attached to, and its ADD would rewrite the node's own routes. */
 async function refuseNodeNamespace(context: CniContext, netns: string): Promise<void> {
-  const pod = await stat(netns).catch(() => undefined);
+  const pod = statIfThere(netns);
   if (!pod) throw new CniError(CniCode.environment, `CNI_NETNS ${netns} does not exist`);
-  if (await isNodeNamespace(context, pod)) {
+  if (isNodeNamespace(context, pod)) {
     throw new CniError(CniCode.environment, `CNI_NETNS ${netns} is the node's own network namespace`);
   }
 }
 
-async function isNodeNamespace(context: CniContext, { ino, dev }: Stats): Promise<boolean> {
-  const node = await stat(context.netns ?? '/proc/self/ns/net');
+function isNodeNamespace(context: CniContext, { ino, dev }: Stats): boolean {
+  const node = statSync(context.netns ?? '/proc/self/ns/net');
   return ino === node.ino && dev === node.dev;
+}
+
+function statIfThere(path: string): Stats | undefined {
+  return statSync(path, { throwIfNoEntry: false });
 }
 
 /**
@@ -217,9 +246,9 @@ async function teardown(context: CniContext, call: DelCall): Promise<void> {
  * address is in the same pool as ours.
  */
 async function detachFlannels(context: CniContext, call: DelCall): Promise<void> {
-  const pod = call.netns === undefined ? undefined : await stat(call.netns).catch(() => undefined);
+  const pod = call.netns === undefined ? undefined : statIfThere(call.netns);
   // The node's own devices are nobody's to delete; and a namespace that cannot be entered has none any more.
-  if (!pod || (await isNodeNamespace(context, pod))) return;
+  if (!pod || isNodeNamespace(context, pod)) return;
   const link = await readLinkIfThere(call.ifname, { netns: call.netns! }).catch(() => undefined);
   if (link?.kind === 'veth') await deleteVeth(call.ifname, call.netns);
 }

@@ -132,7 +132,7 @@ export function linksTarget(options: LinkTargetOptions): Target<LinkState> {
         try {
           if (hook === 'xdp_from_wire')
             attachXdp(pinDir, key, program(hook), { name: ifname, ifindex, mtu }, xdp);
-          else attachOrReplace(pinDir, key, program(hook), ifindex, attach);
+          else await attachOrReplace(pinDir, key, program(hook), ifindex, attach);
         } catch (error) {
           failures.set(key, errorText(error));
         }
@@ -188,13 +188,13 @@ export function removeLinks(pinDir: string): void {
   for (const key of [...listLinkKeys(pinDir)].sort((a, b) => isXdp(a) - isXdp(b))) detach(pinDir, key);
 }
 
-function attachOrReplace(
+async function attachOrReplace(
   pinDir: string,
   key: string,
   program: BpfProgram,
   ifindex: number,
   attach: typeof attachTc,
-): void {
+): Promise<void> {
   const pin = join(pinDir, key);
   const place = places[parseLinkKey(key).hook];
   if (place === 'xdp') throw new Error(`${key} is no tc hook`);
@@ -204,7 +204,7 @@ function attachOrReplace(
     rmSync(pin);
   }
   // A filter replaces the one before by itself.
-  using attached = attach(program, ifindex, place, filterPlace);
+  using attached = await attach(program, ifindex, place, filterPlace);
   if (attached instanceof BpfLink) return attached.pin(pin);
   const record = join(pinDir, `${filterPin}${key}`);
   rmSync(record, { force: true });

@@ -17,6 +17,7 @@ const COMMAND = join(ROOT, 'src/cli/main.ts');
  */
 const NODE_OPTIONS = '--max-semi-space-size=4';
 const AGENT_ENV = {
+  UV_THREADPOOL_SIZE: '16',
   MALLOC_ARENA_MAX: '1',
   MALLOC_MMAP_THRESHOLD_: '131072',
   MALLOC_TRIM_THRESHOLD_: '131072',

@@ -56,6 +56,18 @@ export const tcOptions = options({
   priority: 'uint32_t',
 });
 
+interface LinkCreate {
+  (program: number, target: number, type: number, o: Options): number;
+  /** On another thread. */
+  async(
+    program: number,
+    target: number,
+    type: number,
+    o: Options,
+    done: (error: Error | null, status: number) => void,
+  ): void;
+}
+
 /** The TypeScript signature of every C function in use. {@link bindCalls} has the C prototypes. */
 export interface Calls {
   libbpf_set_print(callback: Pointer | null): Pointer | null;
@@ -107,7 +119,7 @@ export interface Calls {
   bpf_program__set_autoload(program: Pointer, on: boolean): number;
   bpf_program__set_log_buf(program: Pointer, buffer: Pointer | null, size: number): number;
 
-  bpf_link_create(program: number, target: number, type: number, o: Options): number;
+  bpf_link_create: LinkCreate;
   bpf_link_update(link: number, program: number, o: Options): number;
   bpf_link_detach(link: number): number;
 

@@ -41,12 +41,19 @@ export class BpfLink extends BpfHandle {
 
   /**
    * Attach a program after those that are already on this hook. The interface is in the network namespace of this
-   * process. Since Linux 6.6.
+   * process. Since Linux 6.6. The kernel waits some milliseconds until no CPU uses the hook as it was (an RCU grace
+   * period), so this happens on another thread.
    * @throws BpfError: ENODEV without such an interface, EINVAL on a kernel without tcx (see {@link attachTc}).
    */
-  static attachTcx(program: BpfProgram, ifindex: number, direction: TcDirection): BpfLink {
+  static async attachTcx(program: BpfProgram, ifindex: number, direction: TcDirection): Promise<BpfLink> {
     const subject = `tcx ${direction} of interface ${ifindex}`;
-    return new BpfLink(createLink(program, ifindex, ATTACH_TYPES[`tcx_${direction}`], 0, subject), subject);
+    const type = ATTACH_TYPES[`tcx_${direction}`];
+    const { promise, resolve, reject } = Promise.withResolvers<number>();
+    // setImmediate: promises that are settled inside koffi's callbacks would wait for the next event (Node 26).
+    libbpf().bpf_link_create.async(program.fd, ifindex, type, linkCreateOptions.of({}), (error, status) =>
+      setImmediate(() => (error ? reject(error) : resolve(status))),
+    );
+    return new BpfLink(checkStatus('bpf_link_create', await promise, subject), subject);
   }
 
   /**
@@ -55,7 +62,9 @@ export class BpfLink extends BpfHandle {
    */
   static attachXdp(program: BpfProgram, ifindex: number, mode: XdpMode): BpfLink {
     const subject = `${mode} XDP of interface ${ifindex}`;
-    return new BpfLink(createLink(program, ifindex, ATTACH_TYPES.xdp, XDP_FLAGS[mode], subject), subject);
+    const options = linkCreateOptions.of({ flags: XDP_FLAGS[mode] });
+    const fd = libbpf().bpf_link_create(program.fd, ifindex, ATTACH_TYPES.xdp, options);
+    return new BpfLink(checkStatus('bpf_link_create', fd, subject), subject);
   }
 
   static openPinned(path: string): BpfLink {
@@ -99,30 +108,19 @@ export class BpfLink extends BpfHandle {
 
 const TCX_TYPES = ['tcx_ingress', 'tcx_egress'] as const;
 
-function createLink(
-  program: BpfProgram,
-  ifindex: number,
-  type: number,
-  flags: number,
-  subject: string,
-): number {
-  const fd = libbpf().bpf_link_create(program.fd, ifindex, type, linkCreateOptions.of({ flags }));
-  return checkStatus('bpf_link_create', fd, subject);
-}
-
 /**
  * Attach a tc program to an interface: as a tcx link, or before Linux 6.6 as a clsact filter. Both have `update`,
  * `detach` and `close`, but a link ends with this process unless it is pinned, and a filter stays until `detach`.
  * @param place the place of a filter, where it replaces another one; not used for a link
  */
-export function attachTc(
+export async function attachTc(
   program: BpfProgram,
   ifindex: number,
   direction: TcDirection,
   place?: TcFilterPlace,
-): BpfLink | TcFilter {
+): Promise<BpfLink | TcFilter> {
   try {
-    return BpfLink.attachTcx(program, ifindex, direction);
+    return await BpfLink.attachTcx(program, ifindex, direction);
   } catch (error) {
     const perhapsOld =
       error instanceof BpfError && error.errno === EINVAL && program.info.type === 'sched_cls';

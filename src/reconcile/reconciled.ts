@@ -72,7 +72,8 @@ export class Reconciled<V> {
   #actual: Map<string, V> | undefined;
   #invalidations = 0;
   readonly #failures = new Map<string, Failure>();
-  #desired = 0;
+  #desired: ReadonlyMap<string, V> | undefined;
+  #size = 0;
   #tried = false;
   #sinceMs = Date.now();
   /** After a failure: when it is tried again (monotonic). */
@@ -119,11 +120,21 @@ export class Reconciled<V> {
   get status(): TargetStatus {
     return {
       name: this.name,
-      desired: this.#desired,
-      pending: this.#tried ? 0 : this.#desired,
+      desired: this.#size,
+      pending: this.#pending(),
       failures: [...this.#failures.values()],
       sinceMs: this.#sinceMs,
     };
+  }
+
+  #pending(): number {
+    if (!this.#tried) return this.#size;
+    if (!this.#desired || !this.#actual) return 0;
+    const actual = this.#actual;
+    return this.#desired
+      .keys()
+      .filter((key) => !actual.has(key) && !this.#failures.has(key))
+      .toArray().length;
   }
 
   /** When a failure is to be tried again (monotonic ms); undefined: nothing is. */
@@ -141,7 +152,9 @@ export class Reconciled<V> {
   begin(desired: Desired<V>): Pass {
     const invalidations = this.#invalidations;
     const entries = desired.entries();
-    this.#desired = entries.size;
+    this.#size = entries.size;
+    // Few, where they are remembered.
+    if (this.#remembers) this.#desired = entries;
     const difference = this.#compare(entries);
     difference.catch(() => {}); // reported by whoever awaits it below
     const failed = new Map<string, string>();

@@ -2,7 +2,7 @@
 /** The pods of this node: their routes, endpoints and programs. Pure. */
 import type { Attachment } from '../../cni/attachments.ts';
 import { desiredEndpoints, type Endpoint, endpointSlot } from '../../dataplane/desired.ts';
-import { desiredLinks, type HookedInterface, linkKey, type LinkState } from '../../dataplane/links.ts';
+import { desiredLinks, type HookedInterface, type LinkState } from '../../dataplane/links.ts';
 import type { Struct } from '../../dataplane/codec.ts';
 import { findPodBridge, proxyKey } from '../../host/pod-bridge.ts';
 import type { PodRoute } from '../../host/pod-routes.ts';
@@ -106,19 +106,18 @@ function proxies({ endpoints, bridges }: Pods): Map<string, true> {
   );
 }
 
-/** to_pod comes first: it counts translated flows, and from_pod asks for the count. */
-const podHookNames = ['to_pod', 'from_pod'] as const;
-
+/** to_pod comes first, on all: it counts translated flows, and from_pod asks for the count. */
 function podHooks({ devices }: Pods): HookedInterface[] {
-  return [...devices].flatMap(([ifname, ifindex]) => podHookNames.map((hook) => ({ hook, ifname, ifindex })));
+  return (['to_pod', 'from_pod'] as const).flatMap((hook) =>
+    [...devices].map(([ifname, ifindex]) => ({ hook, ifname, ifindex })),
+  );
 }
 
 /** The keys that one attachment stands for, by the target that they are keys of. */
-export function podKeys({ hostIfname, ips }: Attachment, { settings }: Outline) {
+export function podKeys({ ips }: Attachment, { settings }: Outline) {
   return {
     podRoutes: ips.map(hostCidr),
     endpoints: ips.map((ip) => String(endpointSlot(settings, ip))),
     endpoints6: ips,
-    podLinks: podHookNames.map((hook) => linkKey(hook, hostIfname)),
   };
 }
