@@ -192,14 +192,21 @@ export class Incarnation implements Disposable {
     this.#attachLater();
   }
 
-  /** Bring the pods' programs in line, without anybody waiting for it. */
+  /**
+   * Bring the pods' programs in line, without anybody waiting for it. Not while pods keep coming, since the kernel holds the
+   * RTNL lock for a whole grace period and each ADD needs it, too; but soon in any case.
+   */
   #attachLater(): void {
-    this.#podLinkTurn.run().catch((error: unknown) => {
-      this.#options.log.error(
-        { err: error },
-        "cannot bring the pods' programs in line; the next pass retries",
-      );
-    });
+    const nowMs = performance.now();
+    this.#attachByMs ??= nowMs + ATTACH_MS_MAX;
+    clearTimeout(this.#attachTimer);
+    const attach = (): void => {
+      this.#attachByMs = undefined;
+      this.#podLinkTurn.run().catch((error: unknown) => {
+        this.#options.log.error({ err: error }, "cannot attach the pods' programs; the next pass retries");
+      });
+    };
+    this.#attachTimer = setTimeout(attach, Math.min(ATTACH_MS, this.#attachByMs - nowMs));
   }
 
   [Symbol.dispose](): void {
@@ -412,8 +419,8 @@ export class Incarnation implements Disposable {
         return this.#invalidate(to.rules, to.vtepSet);
       case 'lost':
         this.#invalidateAll();
-        return true;
     }
+    return true;
   }
 
   #invalidate(...targets: readonly { invalidate(): void }[]): true {

@@ -167,9 +167,12 @@ async function connect(
     ...(podName !== undefined && { podName }),
   };
   const stored = context.store.put(attachment);
-  // A failure waits, too: undoing an ADD forgets what was stored.
-  await configureVeth(hostIfname, ifname, addresses, namespaces).finally(() => stored.catch(() => {}));
-  await stored;
+  try {
+    await configureVeth(hostIfname, ifname, addresses, namespaces);
+  } finally {
+    // Also after a failure: undoing an ADD forgets what was stored.
+    await stored;
+  }
   await context.attach(attachment);
   return { hostIfname, hostMac: veth.hostMac, podMac: veth.podMac, addresses };
 }

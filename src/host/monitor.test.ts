@@ -28,16 +28,15 @@ const neighbour = (of: Partial<Of<'neighbour'>['neighbour']>): NetlinkEvent =>
     deleted: false,
     neighbour: { address: '10.42.2.0', state: 'permanent', proxy: false, ...of },
   }) as Of<'neighbour'>;
-const nft = (of: Partial<Of<'nft'>>): NetlinkEvent =>
-  ({
-    kind: 'nft',
-    deleted: true,
-    object: 'rule',
-    family: 'inet',
-    table: 'ripstop',
-    name: '',
-    ...of,
-  }) as Of<'nft'>;
+const nft = (of: Partial<Of<'nft'>>): NetlinkEvent => ({
+  kind: 'nft',
+  deleted: true,
+  object: 'rule',
+  family: 'inet',
+  table: 'ripstop',
+  name: '',
+  ...of,
+});
 
 describe('an event', () => {
   it.each([
