@@ -3,7 +3,7 @@ import { RipstopError } from '../errors.ts';
 
 export const DEFAULT_ANNOTATION_PREFIX = 'flannel.alpha.coreos.com';
 
-/** The annotation keys of one address family's half of a lease. */
+/** The annotation keys of one address family's part of a lease. */
 export interface FamilyKeys {
   readonly backendData: string;
   readonly publicIp: string;
@@ -26,6 +26,8 @@ export interface AnnotationKeys {
    * patch nodes/status can change it, as public-ip and VtepMAC; where the spec is known, the spec is believed.
    */
   readonly podCidrs: string;
+  /** Every key that a lease consists of or is steered by. */
+  readonly all: readonly string[];
 }
 
 /**
@@ -42,7 +44,7 @@ export function annotationKeys(prefix: string = DEFAULT_ANNOTATION_PREFIX): Anno
   }
   const withSlash = prefix.includes('/') ? prefix : `${prefix}/`;
   const start = /[/-]$/.test(withSlash) ? withSlash : `${withSlash}-`;
-  return {
+  const keys = {
     managed: `${start}kube-subnet-manager`,
     backendType: `${start}backend-type`,
     v4: {
@@ -60,18 +62,9 @@ export function annotationKeys(prefix: string = DEFAULT_ANNOTATION_PREFIX): Anno
     zeroChecksum: 'ripstop.io/udp6-zero-checksum',
     podCidrs: 'ripstop.io/pod-cidrs',
   };
-}
-
-/** Every annotation that a lease consists of or is steered by. */
-export function leaseKeys({
-  managed,
-  backendType,
-  v4,
-  v6,
-  zeroChecksum,
-  podCidrs,
-}: AnnotationKeys): string[] {
-  return [managed, backendType, ...Object.values(v4), ...Object.values(v6), zeroChecksum, podCidrs];
+  const { managed, backendType, v4, v6, zeroChecksum, podCidrs } = keys;
+  const all = [managed, backendType, ...Object.values(v4), ...Object.values(v6), zeroChecksum, podCidrs];
+  return { ...keys, all };
 }
 
 /** Of all annotations those of a lease. */
@@ -80,7 +73,7 @@ export function leaseAnnotations(
   keys: AnnotationKeys,
 ): Record<string, string> {
   const result: Record<string, string> = {};
-  for (const key of leaseKeys(keys)) {
+  for (const key of keys.all) {
     const value = annotations?.[key];
     if (value !== undefined) result[key] = value;
   }

@@ -6,7 +6,7 @@ import { doubtfulClaims } from './doubtful-claims.ts';
 function doubtful(...nodes: string[]): string {
   const claims = nodes.map((text, i) => ({
     uid: String.fromCharCode(97 + i),
-    podCidrs: text.split(',').filter(Boolean),
+    podCidrs: text,
   }));
   return [...doubtfulClaims(claims)].sort().join('');
 }

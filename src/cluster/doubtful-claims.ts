@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/** What a node says, or is known, to have for podCIDRs, as text. */
+/** The podCIDRs that a node says it has, or is known to have. */
 export interface Claim {
   readonly uid: string;
-  readonly podCidrs: readonly string[];
+  /** Joined with commas. */
+  readonly podCidrs: string;
 }
 
 /**
@@ -18,7 +19,7 @@ export function doubtfulClaims(claims: readonly Claim[]): Set<string> {
   const sizes = new Map<string, number>();
   const totals = { 4: 0, 6: 0 };
   for (const { uid, podCidrs } of claims) {
-    for (const cidr of podCidrs) {
+    for (const cidr of split(podCidrs)) {
       const holder = holders.get(cidr);
       if (holder === undefined) holders.set(cidr, uid);
       else doubtful.add(holder).add(uid);
@@ -31,10 +32,14 @@ export function doubtfulClaims(claims: readonly Claim[]): Set<string> {
   const families = Number(totals[4] > 0) + Number(totals[6] > 0);
   if (sizes.size === families) return doubtful;
   for (const { uid, podCidrs } of claims) {
-    const odd = podCidrs.some((cidr) => 2 * sizes.get(sizeOf(cidr))! <= totals[familyOf(cidr)]);
+    const odd = split(podCidrs).some((cidr) => 2 * sizes.get(sizeOf(cidr))! <= totals[familyOf(cidr)]);
     if (odd) doubtful.add(uid);
   }
   return doubtful;
+}
+
+function split(podCidrs: string): string[] {
+  return podCidrs === '' ? [] : podCidrs.split(',');
 }
 
 function familyOf(cidr: string): 4 | 6 {

@@ -48,7 +48,7 @@ describe('a frame', () => {
   it.each([
     ['{', 'no JSON'],
     ['null', 'wrong shape'],
-    ['{"type":"ADDED"}', 'object: Invalid input'],
+    ['{"type":"ADDED"}', 'object: no object'],
     ['{"type":"ADDED","object":{"metadata":{"name":"a","resourceVersion":"7"}}}', 'metadata.uid'],
     [
       '{"type":"ADDED","object":{"metadata":{"name":"a","uid":"u","resourceVersion":"x"}}}',

@@ -45,7 +45,7 @@ export async function* lines(
   if (size > 0) throw new FrameError(`the stream ended in the middle of a frame, after ${size} bytes of it`);
 }
 
-const resourceVersion = z.string().regex(/^\d{1,20}$/, 'no decimal number');
+const resourceVersion = z.string().regex(/^(0|[1-9]\d{0,19})$/, 'no decimal number');
 
 /** What every object has that the reflector looks at. */
 export const objectMetaSchema = z.object({
@@ -69,7 +69,11 @@ const errorSchema = z.object({
     .nullish()
     .catch(undefined),
 });
-const frameSchema = z.object({ type: z.string(), object: z.looseObject({}) });
+const frameSchema = z.object({ type: z.string(), object: z.custom<object>(isObject, 'no object') });
+
+function isObject(value: unknown): boolean {
+  return typeof value === 'object' && value !== null;
+}
 
 /** One event of a watch. `object` is the whole object, unread but for its metadata. */
 export type Frame =
@@ -145,7 +149,10 @@ function shape<S extends z.ZodType>(schema: S, json: unknown, what: string): z.i
   throw new FrameError(`${what} has a wrong shape: ${issue?.path.join('.') || 'it'}: ${issue?.message}`);
 }
 
-/** Whether `a` is newer than `b`; decimal numbers of any size, which since Kubernetes 1.35 may be compared. */
+/**
+ * Whether resourceVersion `a` is newer than `b`: decimal numbers of any size without leading zeros, which since
+ * Kubernetes 1.35 may be compared. An empty text is older than all.
+ */
 export function newer(a: string, b: string): boolean {
-  return BigInt(a) > BigInt(b);
+  return a.length === b.length ? a > b : a.length > b.length;
 }

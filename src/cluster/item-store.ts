@@ -13,11 +13,11 @@ export interface Item<T> {
 export type ObjectFrame = Extract<Frame, { meta: ObjectMeta }>;
 
 /**
- * The objects of one resource as of one resourceVersion. Keyed by UID, for an object that was deleted and made again
- * under its name is another one.
+ * The objects of one resource as of one resourceVersion. Keyed by UID, because an object that is deleted and created
+ * again under the same name is another one.
  *
- * Values must be plain data. Most events change nothing of what is kept (a kubelet's heartbeat, say): then the value stays
- * the very same, so that later stages may compare by identity, and only the version goes on.
+ * Values are compared by content (public fields). Most events change nothing of what is kept, e.g. a kubelet's
+ * heartbeat: then only the version moves on, the old value stays, and nobody is told of a change.
  */
 export class ItemStore<T> {
   #items = new Map<string, Item<T>>();
@@ -90,16 +90,14 @@ export class ItemStore<T> {
   }
 }
 
-/** @param old what is known of the same object; an equal value is kept in place of the new one. */
+/** @param old what is known of the same object; an equal value stays, so that only one is kept. */
 function toItem<T>({ name, uid, resourceVersion }: ObjectMeta, value: T, old: Item<T> | undefined): Item<T> {
-  return {
-    name,
-    uid,
-    resourceVersion,
-    value: old && isDeepStrictEqual(old.value, value) ? old.value : value,
-  };
+  if (!old) return { name, uid, resourceVersion, value };
+  // The old strings, too: those of the event would stay in memory beside those that maps have for keys.
+  const same = isDeepStrictEqual(old.value, value);
+  return { name: old.name, uid: old.uid, resourceVersion, value: same ? old.value : value };
 }
 
-function nameKey({ namespace = '', name }: ObjectMeta): string {
-  return `${namespace}/${name}`;
+function nameKey({ namespace, name }: ObjectMeta): string {
+  return namespace === undefined ? name : `${namespace}/${name}`;
 }

@@ -1,21 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 import type { Logger } from 'pino';
 import type { Cidr } from '../net/ip.ts';
-import { leaseAnnotations } from './annotations.ts';
 import type { ApiClient } from './api-client.ts';
 import { type Claim, doubtfulClaims } from './doubtful-claims.ts';
 import { AlarmEvents } from './events.ts';
-import type { Item } from './item-store.ts';
-import {
-  type LeaseSettings,
-  type NodeObject,
-  nodeSchema,
-  type ParsedNode,
-  parseNode,
-  podCidrsOf,
-  podCidrTexts,
-  readLease,
-} from './node-lease.ts';
+import type { LeaseSettings, ParsedNode } from './node-lease.ts';
+import { NodeRecord, recordOf } from './node-record.ts';
 import {
   fetchOwnNode,
   type OwnLease,
@@ -48,13 +38,11 @@ export class KubeSubnetManager implements SubnetManager {
   readonly #client: ApiClient;
   readonly #nodeName: string;
   readonly #settings: LeaseSettings;
-  readonly #all: Reflector<NodeView>;
+  readonly #all: Reflector<NodeRecord | ParsedNode>;
   readonly #own: Reflector<OwnNode | undefined>;
   readonly #fetcher: PodCidrFetcher;
   readonly #events: AlarmEvents;
   readonly #snapshots: Snapshots;
-  /** What views mean. They keep their identity while nothing changes. */
-  readonly #parsed = new WeakMap<NodeView, Parsed>();
   /** UIDs of nodes whose annotation is not believed; undefined when that is to be found out anew. */
   #doubtful: ReadonlySet<string> | undefined;
   #onChange: () => void = () => {};
@@ -78,16 +66,16 @@ export class KubeSubnetManager implements SubnetManager {
       log,
       timing,
     });
-    this.#all = new Reflector<NodeView>({
+    this.#all = new Reflector<NodeRecord | ParsedNode>({
       client,
       path: '/api/v1/nodes',
       metadataOnly: true,
-      listWhole: (page) => page.filter((view) => this.#lacks(view, NOBODY)).length > page.length * MANY,
+      listWhole: (page) => page.filter((record) => this.#lacks(record, NOBODY)).length > page.length * MANY,
       project: (object) => {
-        const view = viewNode(object, settings, this.#fetcher);
+        const record = recordOf(object, settings, (uid, podCidrs) => this.#fetcher.learn(uid, podCidrs));
         // Between the pages of the first list there is time; after the last one everybody waits.
-        if (!this.#all.synced) this.#parse(view, NOBODY);
-        return view;
+        if (!this.#all.synced) this.#parse(record, NOBODY);
+        return record;
       },
       onChange: () => {
         this.#fetcher.forget(this.#all.items);
@@ -182,130 +170,42 @@ export class KubeSubnetManager implements SubnetManager {
   #wanted(): BareNode[] {
     const wanted: BareNode[] = [];
     const doubtful = this.#findDoubtful();
-    for (const item of this.#all.items.values())
-      if (this.#lacks(item.value, doubtful)) wanted.push(bare(item));
+    for (const { name, uid, resourceVersion, value } of this.#all.items.values())
+      if (this.#lacks(value, doubtful)) wanted.push({ name, uid, resourceVersion });
     return wanted;
   }
 
   /** Whether this could be a peer, were its podCIDRs known. */
-  #lacks({ node, published, spec }: NodeView, doubtful: ReadonlySet<string>): boolean {
-    if (!node) return false;
-    const { name, uid } = node.metadata;
-    if (spec?.length === 0 || (published && !doubtful.has(uid)) || this.#fetcher.known(uid)) return false;
-    return name !== this.#nodeName && isLease(node, this.#settings);
+  #lacks(record: NodeRecord | ParsedNode, doubtful: ReadonlySet<string>): boolean {
+    if (!(record instanceof NodeRecord) || !record.isLease || record.name === this.#nodeName) return false;
+    const { uid, published } = record;
+    if (published !== undefined && !doubtful.has(uid)) return false;
+    return !record.hasNone && this.#fetcher.known(uid) === undefined;
   }
 
   #findDoubtful(): ReadonlySet<string> {
-    return (this.#doubtful ??= doubtfulClaims(
-      [...this.#all.items.values()].flatMap(({ uid, value: { node, published } }): Claim[] => {
-        const podCidrs = this.#fetcher.known(uid) ?? published;
-        return node && podCidrs && isLease(node, this.#settings) ? [{ uid, podCidrs }] : [];
-      }),
-    ));
+    if (this.#doubtful) return this.#doubtful;
+    const claims: Claim[] = [];
+    for (const { uid, value } of this.#all.items.values()) {
+      if (!(value instanceof NodeRecord) || !value.isLease) continue;
+      const podCidrs = this.#fetcher.known(uid) ?? value.published;
+      if (podCidrs !== undefined) claims.push({ uid, podCidrs });
+    }
+    return (this.#doubtful = doubtfulClaims(claims));
   }
 
-  #parse(view: NodeView, doubtful: ReadonlySet<string>): ParsedNode {
-    if (!view.node) return view.malformed;
-    const { uid } = view.node.metadata;
+  #parse(record: NodeRecord | ParsedNode, doubtful: ReadonlySet<string>): ParsedNode {
+    if (!(record instanceof NodeRecord)) return record;
+    const { uid, published, hasNone } = record;
     const podCidrs =
       this.#fetcher.known(uid) ??
-      (this.#fetcher.isEmpty(uid) ? NONE : view.spec) ??
-      (doubtful.has(uid) ? undefined : view.published);
-    const failure = this.#fetcher.failure(uid);
-    const done = this.#parsed.get(view);
-    if (done && done.podCidrs === podCidrs && done.failure === failure) return done.node;
-    const node = parseView(view.node, podCidrs, failure, this.#settings);
-    this.#parsed.set(view, { podCidrs, failure, node });
-    return node;
+      (hasNone || this.#fetcher.isEmpty(uid) ? '' : undefined) ??
+      (doubtful.has(uid) ? undefined : published);
+    return record.parse(podCidrs, this.#fetcher.failure(uid), this.#settings);
   }
 }
 
-/** What a view was found to mean, with what else was known then. */
-interface Parsed {
-  readonly podCidrs: readonly string[] | undefined;
-  readonly failure: string | undefined;
-  readonly node: ParsedNode;
-}
-
-const NONE: readonly string[] = [];
 const NOBODY: ReadonlySet<string> = new Set();
-
-/** What is kept of a Node object, be it whole or metadata alone: plain data, the same for both as far as can be. */
-type NodeView =
-  | {
-      /** Without its spec and other annotations than a lease's. */
-      readonly node: NodeObject;
-      /** The podCIDRs that the annotation names, if it is valid. */
-      readonly published?: readonly string[];
-      /** Those in the spec, of a Node that was ever seen whole. */
-      readonly spec?: readonly string[];
-      readonly malformed?: never;
-    }
-  | {
-      readonly malformed: ParsedNode;
-      readonly node?: never;
-      readonly published?: never;
-      readonly spec?: never;
-    };
-
-function viewNode(object: unknown, settings: LeaseSettings, fetcher: PodCidrFetcher): NodeView {
-  const read = nodeSchema.safeParse(object);
-  if (!read.success) return { malformed: parseNode(object, settings) };
-  const { name, uid, creationTimestamp, annotations: all } = read.data.metadata;
-  const whole = (object as { kind?: unknown }).kind !== 'PartialObjectMetadata';
-  if (whole) fetcher.learn(uid, podCidrTexts(read.data.spec));
-  const annotations = leaseAnnotations(all, settings.keys);
-  const published = publishedPodCidrs(annotations[settings.keys.podCidrs]);
-  const spec = fetcher.known(uid) ?? (whole ? NONE : undefined);
-  return {
-    node: { metadata: { name, uid, creationTimestamp, annotations } },
-    ...(published && { published }),
-    ...(spec && { spec }),
-  };
-}
-
-function publishedPodCidrs(text: string | undefined): readonly string[] | undefined {
-  if (!text || text.length > 128) return undefined;
-  const podCIDRs = text.split(',');
-  try {
-    podCidrsOf({ spec: { podCIDRs } });
-    return podCIDRs;
-  } catch {
-    return undefined;
-  }
-}
-
-/**
- * What a Node means. One whose podCIDRs are not known keeps its last good lease, if it has one.
- * @param podCidrs that are believed.
- * @param failure why they are not known.
- */
-function parseView(
-  node: NodeObject,
-  podCidrs: readonly string[] | undefined,
-  failure: string | undefined,
-  settings: LeaseSettings,
-): ParsedNode {
-  if (podCidrs === undefined && isLease(node, settings)) {
-    const { name, uid } = node.metadata;
-    if (failure === undefined) return { name, uid, kind: 'pending' };
-    const reason = `its podCIDRs are not known: ${failure}`;
-    return { name, uid, kind: 'malformed', reason, alarm: 'podcidr_unknown' };
-  }
-  const parsed = readLease({ ...node, spec: { podCIDRs: [...(podCidrs ?? NONE)] } }, settings);
-  const key = settings.keys.podCidrs;
-  const said = node.metadata.annotations?.[key];
-  const inSpec = podCidrs?.join(',');
-  if (parsed.kind !== 'peer' || said === undefined || said === inSpec) return parsed;
-  const text = JSON.stringify(said.slice(0, 80));
-  return { ...parsed, mistaken: `${key} is ${text}, but its spec says ${inSpec}, which is believed` };
-}
-
-/** Whether this is a peer, provided that it has a podCIDR and its annotations can be read. */
-function isLease({ metadata }: NodeObject, { keys, backend }: LeaseSettings): boolean {
-  const { annotations } = metadata;
-  return annotations?.[keys.managed] === 'true' && annotations[keys.backendType] === backend;
-}
 
 function viewOwn(object: unknown, settings: LeaseSettings): OwnNode | undefined {
   try {
@@ -313,8 +213,4 @@ function viewOwn(object: unknown, settings: LeaseSettings): OwnNode | undefined 
   } catch {
     return undefined;
   }
-}
-
-function bare({ name, uid, resourceVersion }: Item<NodeView>): BareNode {
-  return { name, uid, resourceVersion };
 }

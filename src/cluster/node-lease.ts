@@ -12,7 +12,6 @@ import {
   familyKey,
   formatCidr,
   parseCidr,
-  perFamily,
 } from '../net/ip.ts';
 import { macToBytes, NO_MAC, normalizeMac } from '../net/mac.ts';
 import { type AnnotationKeys, annotationKeys, type FamilyKeys } from './annotations.ts';
@@ -99,16 +98,28 @@ export function parseNode(node: unknown, settings: LeaseSettings): ParsedNode {
       alarm: 'malformed_node',
     };
   }
-  return readLease(parsed.data, settings);
+  const { name, uid, creationTimestamp, annotations } = parsed.data.metadata;
+  const facts = { name, uid, createdAt: Date.parse(creationTimestamp), annotations: annotations ?? {} };
+  return readLease(facts, podCidrsText(parsed.data.spec), settings);
 }
 
-/** {@link parseNode} of an object whose shape has been checked. */
-export function readLease(node: NodeObject, settings: LeaseSettings): ParsedNode {
-  const { metadata } = node;
-  const annotations = metadata.annotations ?? {};
-  const named = { name: metadata.name, uid: metadata.uid };
+/** What a Node's metadata says. */
+export interface NodeFacts {
+  readonly name: string;
+  readonly uid: string;
+  readonly createdAt: number;
+  /** Those of the lease, at least. */
+  readonly annotations: Readonly<Record<string, string>>;
+}
+
+/**
+ * {@link parseNode} of a Node whose shape has been checked.
+ * @param podCidrs as {@link podCidrsText} gives them.
+ */
+export function readLease(node: NodeFacts, podCidrs: string, settings: LeaseSettings): ParsedNode {
+  const { name, uid, createdAt, annotations } = node;
   const ripstop = Object.keys(annotations).some((key) => key.startsWith('ripstop.io/'));
-  const identity = { ...named, ...(ripstop && { ripstop }) };
+  const identity = { name, uid, ...(ripstop && { ripstop }) };
   if (annotations[settings.keys.managed] !== 'true') {
     return {
       ...identity,
@@ -127,43 +138,50 @@ export function readLease(node: NodeObject, settings: LeaseSettings): ParsedNode
     };
   }
   try {
-    const podCidrs = podCidrsOf(node);
-    const parts = perFamily((family) => parsePart(family, metadata.name, podCidrs, annotations, settings));
-    if (!parts.v4 && !parts.v6) {
+    const cidrs = readPodCidrs(podCidrs);
+    const v4 = parsePart(4, name, cidrs, annotations, settings);
+    const v6 = parsePart(6, name, cidrs, annotations, settings);
+    if (!v4 && !v6) {
       const reason =
-        podCidrs.length === 0
+        podCidrs === ''
           ? 'no podCIDR yet'
           : 'no lease published for an address family that this cluster uses';
       return { ...identity, kind: 'ignored', reason, alarm: 'no_lease' };
     }
-    const createdAt = Date.parse(metadata.creationTimestamp);
-    return { ...identity, kind: 'peer', peer: { ...named, createdAt, ...parts } };
+    // Written out: objects built of spreads take more memory, and there are many.
+    const peer: PeerNode =
+      v4 && v6
+        ? { name, uid, createdAt, v4, v6 }
+        : v4
+          ? { name, uid, createdAt, v4 }
+          : { name, uid, createdAt, v6: v6! };
+    return { ...identity, kind: 'peer', peer };
   } catch (error) {
     const alarm = error instanceof OutsideError ? 'podcidr_outside' : 'malformed_lease';
     return { ...identity, kind: 'malformed', reason: errorText(error), alarm };
   }
 }
 
-/**
- * A Node's podCIDRs, at most one for each family: `spec.podCIDRs`, or `spec.podCIDR` from before dual stack.
- * @throws RipstopError when one is no canonical CIDR block, or a family has two.
- */
-export function podCidrsOf({ spec }: Pick<NodeObject, 'spec'>): Cidr[] {
-  const texts = podCidrTexts(spec);
-  const cidrs = texts.map((text) => {
-    if (text.length > 64) throw new RipstopError(`podCIDR ${quote(text)} is not a CIDR block`);
-    return parseCidr(text);
-  });
-  if (new Set(cidrs.map((cidr) => cidr.family)).size < cidrs.length) {
-    throw new RipstopError(`two podCIDRs of one family: ${texts.map(quote).join(', ')}`);
-  }
-  return cidrs;
+/** A Node's podCIDRs as its spec has them, joined with commas: `podCIDRs`, or `podCIDR` from before dual stack. */
+export function podCidrsText(spec: NodeObject['spec']): string {
+  const { podCIDR, podCIDRs } = spec ?? {};
+  return podCIDRs?.length ? podCIDRs.join(',') : (podCIDR ?? '');
 }
 
-/** A Node's podCIDRs as they are written in its spec. */
-export function podCidrTexts(spec: NodeObject['spec']): readonly string[] {
-  const { podCIDR, podCIDRs } = spec ?? {};
-  return podCIDRs?.length ? podCIDRs : podCIDR ? [podCIDR] : [];
+/**
+ * podCIDRs joined with commas, at most one for each family.
+ * @throws RipstopError when one is no canonical CIDR block, or a family has two.
+ */
+export function readPodCidrs(text: string): Cidr[] {
+  if (text === '') return [];
+  const cidrs = text.split(',').map((cidr) => {
+    if (cidr.length > 64) throw new RipstopError(`podCIDR ${quote(cidr)} is not a CIDR block`);
+    return parseCidr(cidr);
+  });
+  if (cidrs.length > 2 || (cidrs.length === 2 && cidrs[0]!.family === cidrs[1]!.family)) {
+    throw new RipstopError(`two podCIDRs of one family: ${text.split(',').map(quote).join(', ')}`);
+  }
+  return cidrs;
 }
 
 class OutsideError extends RipstopError {}

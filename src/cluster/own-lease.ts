@@ -20,7 +20,8 @@ import {
   overwriteOf,
   parseBackendData,
   parsePublicIp,
-  podCidrsOf,
+  podCidrsText,
+  readPodCidrs,
 } from './node-lease.ts';
 
 /** What our own Node object says, trimmed to what publishing and start-up need. */
@@ -72,7 +73,7 @@ export function parseOwnNode(node: unknown, settings: LeaseSettings): OwnNode {
   return {
     name,
     uid,
-    podCidrs: podCidrsOf(parsed.data),
+    podCidrs: readPodCidrs(podCidrsText(parsed.data.spec)),
     annotations,
     vtepMac: perFamily((family) => publishedMac(annotations[keysOf(family).backendData], settings.vni)),
     nodePublicIp: perFamily((family) => userIp(family, keysOf(family).nodePublicIp, annotations)),

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-import { addressToBytes, type Cidr, formatCidr, partsOf } from '../net/ip.ts';
+import { type Cidr, type Family, familyKey, formatCidr, maskAddress, partsOf, perFamily } from '../net/ip.ts';
 import { NO_MAC } from '../net/mac.ts';
 import type { ParsedNode } from './node-lease.ts';
-import type { AlarmKind, Peer, PeerAlarm, PeerNode } from './peer.ts';
+import type { AlarmKind, PeerAlarm, PeerNode } from './peer.ts';
 
 export interface PeerView {
   /** The nodes to forward to: no two of their podCIDRs overlap. */
@@ -82,20 +82,18 @@ function settleClaims(
   ourself: PeerNode | undefined,
   alarms: PeerAlarm[],
 ): PeerNode[] {
-  const claims = new Claims(
-    nodes.flatMap((node) => partsOf(node).map(({ podCidr }) => podCidr)).concat(own?.podCidrs ?? []),
-  );
+  const claims = new Claims(nodes, own?.podCidrs ?? []);
   const ourName = `${own?.name} (this node)`;
   for (const cidr of own?.podCidrs ?? []) claims.add(cidr, ourName);
   nodes.sort(byAge);
-  const peers: PeerNode[] = [];
-  for (const node of nodes) {
-    const refused = new Set<Peer>();
-    for (const peer of partsOf(node)) {
-      const holder = claims.add(peer.podCidr, node.name);
+  /** The node without what it may not have; undefined when nothing is left. */
+  const settle = (node: PeerNode): PeerNode | undefined => {
+    const refused = new Set<Family>();
+    for (const { podCidr } of partsOf(node)) {
+      const holder = claims.add(podCidr, node.name);
       if (holder === undefined) continue;
-      refused.add(peer);
-      const [theirs, held] = [formatCidr(peer.podCidr), formatCidr(holder.cidr)];
+      refused.add(podCidr.family);
+      const [theirs, held] = [formatCidr(podCidr), formatCidr(holder.cidr)];
       const older = holder.node === ourName && ourself && byAge(node, ourself) < 0;
       const { name, uid } = older ? ourself : node;
       const reason = older
@@ -103,13 +101,12 @@ function settleClaims(
         : `podCIDR ${theirs} refused: it overlaps ${held} of ${holder.node}`;
       alarms.push({ node: name, uid, kind: 'podcidr_conflict', reason });
     }
-    if (refused.size === 0) peers.push(node);
-    else if (refused.size < partsOf(node).length) {
-      const { v4, v6, ...rest } = node;
-      peers.push({ ...rest, ...(v4 && !refused.has(v4) && { v4 }), ...(v6 && !refused.has(v6) && { v6 }) });
-    }
-  }
-  return peers;
+    if (refused.size === 0) return node;
+    const parts = perFamily((family) => (refused.has(family) ? undefined : node[familyKey(family)]));
+    const { name, uid, createdAt } = node;
+    return parts.v4 || parts.v6 ? { name, uid, createdAt, ...parts } : undefined;
+  };
+  return nodes.map(settle).filter((node) => node !== undefined);
 }
 
 function byAge(a: PeerNode, b: PeerNode): number {
@@ -117,26 +114,22 @@ function byAge(a: PeerNode, b: PeerNode): number {
 }
 
 /**
- * Two live peers at one address or with one MAC break each other's tunnel, but a Node object also outlives its machine
- * while the address is already another's. Refusing the younger would cut off the machine that is there: only warn.
+ * Two live peers with one address or one MAC break each other's tunnel. But a Node object also outlives its machine, while
+ * another machine already has the address. To refuse the younger node would cut off a machine that is there: only warn.
  */
-function alarmAboutSharedVteps(peers: readonly PeerNode[], alarms: PeerAlarm[]): void {
-  const holders = new Map<string, string>();
-  for (const node of peers) {
+function alarmAboutSharedVteps(nodes: readonly PeerNode[], alarms: PeerAlarm[]): void {
+  const holdersOf = (): Record<Family, Map<string, string>> => ({ 4: new Map(), 6: new Map() });
+  const [addresses, macs] = [holdersOf(), holdersOf()];
+  const check = (node: PeerNode, what: string, value: string, holders: Map<string, string>): void => {
+    const holder = holders.get(value);
+    if (holder === undefined) return void holders.set(value, node.name);
+    const reason = `${what} ${value} is also that of ${holder}`;
+    alarms.push({ node: node.name, uid: node.uid, kind: 'vtep_shared', reason });
+  };
+  for (const node of nodes) {
     for (const { podCidr, vtepIp, vtepMac } of partsOf(node)) {
-      for (const [what, value] of [
-        ['public IP', vtepIp],
-        ['VTEP MAC', vtepMac],
-      ] as const) {
-        if (value === NO_MAC) continue;
-        const key = `${podCidr.family} ${value}`;
-        const holder = holders.get(key);
-        if (holder === undefined) holders.set(key, node.name);
-        else {
-          const reason = `${what} ${value} is also that of ${holder}`;
-          alarms.push({ node: node.name, uid: node.uid, kind: 'vtep_shared', reason });
-        }
-      }
+      check(node, 'public IP', vtepIp, addresses[podCidr.family]);
+      if (vtepMac !== NO_MAC) check(node, 'VTEP MAC', vtepMac, macs[podCidr.family]);
     }
   }
 }
@@ -146,47 +139,42 @@ interface Claim {
   readonly cidr: Cidr;
 }
 
+/** Claims by the base of a block; one map for each length. */
+type ByLength = Map<number, Map<string, Claim>>;
+
 /**
- * Who holds which addresses. As text of ones and zeros, two blocks overlap exactly when one is a prefix of the other;
- * a cluster has one or two prefix lengths, so a claim costs that many look-ups, not a walk over all others.
+ * Who holds which addresses. Of two blocks that overlap one contains the other: its base is the other's, cut to its
+ * length. A cluster has one or two lengths, so a claim costs that many look-ups, not a walk over all others.
  */
 class Claims {
-  readonly #lengths: readonly number[];
-  /** By a claimed block's bits. */
-  readonly #held = new Map<string, Claim>();
-  /** By the bits of each block, of a length in use, that contains a claimed one. */
-  readonly #within = new Map<string, Claim>();
+  /** The claimed blocks. */
+  readonly #held: Record<Family, ByLength> = { 4: new Map(), 6: new Map() };
+  /** All blocks of a length in use that contain a claimed one. */
+  readonly #within: Record<Family, ByLength> = { 4: new Map(), 6: new Map() };
 
-  constructor(cidrs: readonly Cidr[]) {
-    this.#lengths = [...new Set(cidrs.map((cidr) => cidr.length))];
+  constructor(nodes: readonly PeerNode[], own: readonly Cidr[]) {
+    const lengthSeen = ({ family, length }: Cidr): void => {
+      if (this.#held[family].has(length)) return;
+      this.#held[family].set(length, new Map());
+      this.#within[family].set(length, new Map());
+    };
+    for (const node of nodes) for (const { podCidr } of partsOf(node)) lengthSeen(podCidr);
+    for (const cidr of own) lengthSeen(cidr);
   }
 
   /** Claim a block, or get the claim that is in the way. */
   add(cidr: Cidr, node: string): Claim | undefined {
-    const bits = bitsOf(cidr);
-    const containing = this.#lengths
-      .filter((length) => length <= cidr.length)
-      .map((length) => key(cidr, bits, length));
-    for (const block of containing) {
-      const holder = this.#held.get(block);
+    const { family, length, base } = cidr;
+    const cut = (to: number): string => (to === length ? base : maskAddress(base, to));
+    for (const [other, held] of this.#held[family]) {
+      const holder = other <= length ? held.get(cut(other)) : undefined;
       if (holder) return holder;
     }
-    const own = key(cidr, bits, cidr.length);
-    const inside = this.#within.get(own);
+    const inside = this.#within[family].get(length)!.get(base);
     if (inside) return inside;
     const claim = { node, cidr };
-    this.#held.set(own, claim);
-    for (const block of containing) this.#within.set(block, claim);
+    this.#held[family].get(length)!.set(base, claim);
+    for (const [other, within] of this.#within[family]) if (other < length) within.set(cut(other), claim);
     return undefined;
   }
-}
-
-function key(cidr: Cidr, bits: string, length: number): string {
-  return `${cidr.family}:${bits.slice(0, length)}`;
-}
-
-function bitsOf(cidr: Cidr): string {
-  let bits = '';
-  for (const byte of addressToBytes(cidr.base)) bits += byte.toString(2).padStart(8, '0');
-  return bits.slice(0, cidr.length);
 }

@@ -4,7 +4,7 @@ import type { Logger } from 'pino';
 import { errorText } from '../errors.ts';
 import { type ApiClient, ApiError } from './api-client.ts';
 import { backoffMs, type BackoffTiming } from './backoff.ts';
-import { nodeSchema, podCidrTexts } from './node-lease.ts';
+import { nodeSchema, podCidrsText } from './node-lease.ts';
 
 /** A Node of which only the metadata is known. */
 export interface BareNode {
@@ -55,7 +55,7 @@ export class PodCidrFetcher {
   readonly #onChange: () => void;
   readonly #log: Logger;
   readonly #timing: FetchTiming;
-  readonly #known = new Map<string, readonly string[]>();
+  readonly #known = new Map<string, string>();
   /** Of those that are wanted. */
   #attempts = new Map<string, Attempt>();
   readonly #stopping = new AbortController();
@@ -81,14 +81,14 @@ export class PodCidrFetcher {
     this.#timing = { ...FETCH_TIMING, ...options.timing };
   }
 
-  /** As in the spec; undefined while unknown or none. */
-  known(uid: string): readonly string[] | undefined {
+  /** As in the spec, joined with commas; undefined while unknown or none. */
+  known(uid: string): string | undefined {
     return this.#known.get(uid);
   }
 
   /** Take note of what a whole Node says. */
-  learn(uid: string, podCidrs: readonly string[]): void {
-    if (podCidrs.length > 0 && !this.#known.has(uid)) this.#known.set(uid, podCidrs);
+  learn(uid: string, podCidrs: string): void {
+    if (podCidrs !== '' && !this.#known.has(uid)) this.#known.set(uid, podCidrs);
   }
 
   /** Drop what was learned of Nodes that are no more, now and then. */
@@ -217,11 +217,11 @@ export class PodCidrFetcher {
         return undefined;
       }
       const { metadata, spec } = read.data;
-      const podCidrs = podCidrTexts(spec);
+      const podCidrs = podCidrsText(spec);
       this.learn(metadata.uid, podCidrs);
       // Another UID: ours is no more, as the watch will tell.
       if (metadata.uid !== uid) note('gone', recheckMs);
-      else if (podCidrs.length === 0) note('empty', recheckMs);
+      else if (podCidrs === '') note('empty', recheckMs);
       return undefined;
     } catch (error) {
       if (signal.aborted) return undefined;

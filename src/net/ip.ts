@@ -166,8 +166,8 @@ export function addressAt(cidr: Cidr, n: number): string {
   return bytesToAddress(bytes);
 }
 
-/** The address without its host bits, canonical. */
-function maskAddress(address: string, length: number): string {
+/** The address without its host bits, canonical: the base of the block of this length that it lies in. */
+export function maskAddress(address: string, length: number): string {
   const value = readIpv4(address);
   // A shift by 32 would be one by 0.
   if (value !== undefined) return intToIpv4(length === 0 ? 0 : value & (-1 << (32 - length)));
