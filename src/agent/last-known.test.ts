@@ -5,7 +5,7 @@ import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { pino } from 'pino';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
-import { dualStack, flannelNode } from '../cluster/fixtures.ts';
+import { dualStack, flannelNode } from '../cluster/nodes.support.ts';
 import { parseNode, PeerTable } from '../cluster/index.ts';
 import { parseOwnNode } from '../cluster/own-lease.ts';
 import { parseCidr } from '../net/ip.ts';

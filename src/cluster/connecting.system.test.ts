@@ -10,7 +10,7 @@ const missing = process.getuid?.() === 0 ? undefined : 'needs root';
 if (missing) console.log(`skipped: ${missing}`);
 
 const CLUSTER_IP = '10.43.0.1';
-const CHILD = join(import.meta.dirname, 'connecting.child.ts');
+const CHILD = join(import.meta.dirname, 'connecting.support.ts');
 
 interface Report {
   ms: number;

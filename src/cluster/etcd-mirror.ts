@@ -1,18 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-import { setTimeout as sleep } from 'node:timers/promises';
 import type { Logger } from 'pino';
 import { errorText } from '../errors.ts';
+import type { BackoffTiming } from './backoff.ts';
 import { type EtcdClient, EtcdError, grpcStatus } from './etcd-client.ts';
 import { type KeyValue, prefixEnd, range, watch, type WatchResponse } from './etcd-wire.ts';
+import { type Fault, ListWatch } from './list-watch.ts';
 import type { SourceHealth } from './subnet-manager.ts';
 
-export interface EtcdTiming {
+export interface EtcdTiming extends BackoffTiming {
   /** How often an open watch is asked for a sign of life. */
   readonly progressMs: number;
   /** Without any sign for so long a watch counts as dead: its server hangs, or the network swallows all. */
   readonly idleMs: number;
-  readonly backoffMinMs: number;
-  readonly backoffMaxMs: number;
 }
 
 const DEFAULT_TIMING: EtcdTiming = {
@@ -20,6 +19,7 @@ const DEFAULT_TIMING: EtcdTiming = {
   idleMs: 25_000,
   backoffMinMs: 250,
   backoffMaxMs: 10_000,
+  retryAfterMaxMs: 0,
 };
 
 const PAGE = 1000;
@@ -61,30 +61,31 @@ export async function listPrefix(
 }
 
 /**
- * A live copy of all keys below a prefix: listed at one revision, watched from the next one on. A watch that breaks goes
- * on from the last revision seen, at another endpoint if need be. Only when that is gone (compacted), or the store is
- * another one than before, comes a new list; what is here stays until it is complete, and then only the difference counts.
+ * A live copy of all keys below a prefix: listed at one revision, watched from the next one on (see {@link ListWatch}),
+ * after a fault at another endpoint if need be. A new list comes only when the revision is gone (compacted), or the store
+ * is another one than before; then only the difference counts.
  */
 export class EtcdMirror<T> {
   readonly #options: EtcdMirrorOptions<T>;
   readonly #timing: EtcdTiming;
   readonly #items = new Map<string, MirrorItem<T>>();
-  readonly #stopping = new AbortController();
-  #running: Promise<void> | undefined;
+  readonly #listWatch: ListWatch;
   /** Everything up to this revision is here. */
   #revision = 0;
   #clusterId = 0n;
-  #listNext = true;
-  #synced = false;
-  #connected = false;
-  #lastEventAt: number | undefined;
-  #lastError: string | undefined;
-  #failures = 0;
   #epoch = 0;
 
   constructor(options: EtcdMirrorOptions<T>) {
     this.#options = options;
     this.#timing = { ...DEFAULT_TIMING, ...options.timing };
+    const source = {
+      list: (signal: AbortSignal) => this.#list(signal),
+      watch: (signal: AbortSignal) => this.#watch(signal),
+      faultOf: (error: unknown) => this.#faultOf(error),
+      onChange: () => options.onChange(),
+    };
+    const log = options.log.child({ mirror: options.prefix });
+    this.#listWatch = new ListWatch(source, this.#timing, log);
   }
 
   /** By key without the prefix. A live view. */
@@ -93,7 +94,7 @@ export class EtcdMirror<T> {
   }
 
   get synced(): boolean {
-    return this.#synced;
+    return this.#listWatch.synced;
   }
 
   get revision(): number {
@@ -106,51 +107,28 @@ export class EtcdMirror<T> {
   }
 
   get health(): SourceHealth {
-    return {
-      connected: this.#connected,
-      ...(this.#lastEventAt !== undefined && { lastEventAgeMs: performance.now() - this.#lastEventAt }),
-      ...(this.#lastError !== undefined && { lastError: this.#lastError }),
-    };
+    return this.#listWatch.health;
   }
 
   start(): void {
-    this.#running ??= this.#run(this.#stopping.signal);
+    this.#listWatch.start();
   }
 
-  async stop(): Promise<void> {
-    this.#stopping.abort();
-    await this.#running;
+  stop(): Promise<void> {
+    return this.#listWatch.stop();
   }
 
-  async #run(signal: AbortSignal): Promise<void> {
-    while (!signal.aborted) {
-      try {
-        if (this.#listNext) await this.#list(signal);
-        await this.#watch(signal);
-      } catch (error) {
-        if (signal.aborted) return;
-        await this.#backOff(error, signal);
-      }
-    }
+  #faultOf(error: unknown): Fault {
+    // etcd refuses a watch with an outdated token, and says little more.
+    if (error instanceof EtcdError && error.code !== grpcStatus.unavailable) this.#options.client.dropToken();
+    return { text: errorText(error), relist: false };
   }
 
-  async #backOff(error: unknown, signal: AbortSignal): Promise<void> {
-    const { client, log } = this.#options;
-    const { backoffMinMs, backoffMaxMs } = this.#timing;
-    const why = errorText(error);
-    if (why !== this.#lastError) log.warn({ why }, 'lost sight of the leases in etcd; what is known stays');
-    this.#lastError = why;
-    // A watch is refused to an outdated token with few words.
-    if (error instanceof EtcdError && error.code !== grpcStatus.unavailable) client.dropToken();
-    const delayMs = Math.min(backoffMinMs * 2 ** this.#failures++, backoffMaxMs);
-    await sleep(delayMs * (0.5 + Math.random() / 2), undefined, { signal }).catch(() => {});
-  }
-
-  async #list(signal: AbortSignal): Promise<void> {
-    const { client, prefix, log, onChange } = this.#options;
+  async #list(signal: AbortSignal): Promise<boolean> {
+    const { client, prefix, log } = this.#options;
     const { kvs, revision, clusterId } = await listPrefix(client, prefix, signal);
     const present = new Set(kvs.map(({ key }) => key.slice(prefix.length)));
-    let changed = !this.#synced;
+    let changed = false;
     for (const name of this.#items.keys()) {
       if (!present.has(name)) changed = this.#items.delete(name);
     }
@@ -159,12 +137,9 @@ export class EtcdMirror<T> {
     for (const kv of kvs) changed = this.#set(kv, force) || changed;
     this.#revision = revision;
     this.#clusterId = clusterId;
-    this.#listNext = false;
-    this.#synced = true;
     if (force) this.#epoch++;
-    this.#proven();
     log.debug({ leases: kvs.length, revision }, 'listed the leases in etcd');
-    if (changed) onChange();
+    return changed;
   }
 
   #set(kv: KeyValue, force = false): boolean {
@@ -175,8 +150,7 @@ export class EtcdMirror<T> {
     return true;
   }
 
-  /** Follow the changes. Returns when a new list is due. */
-  async #watch(signal: AbortSignal): Promise<void> {
+  async #watch(signal: AbortSignal): Promise<'list'> {
     const { client, prefix } = this.#options;
     const { progressMs, idleMs } = this.#timing;
     const silence = new AbortController();
@@ -189,7 +163,7 @@ export class EtcdMirror<T> {
       for await (const response of stream.responses) {
         clearTimeout(idle);
         idle = setTimeout(() => silence.abort(), idleMs);
-        if (!this.#take(response)) return;
+        if (!this.#take(response)) return 'list';
       }
       throw new EtcdError('etcd ended the watch', grpcStatus.unavailable);
     } catch (error) {
@@ -201,7 +175,6 @@ export class EtcdMirror<T> {
     } finally {
       clearTimeout(idle);
       clearInterval(asking);
-      this.#connected = false;
     }
   }
 
@@ -215,12 +188,11 @@ export class EtcdMirror<T> {
     cancelReason,
     events,
   }: WatchResponse): boolean {
-    const { log, prefix, onChange } = this.#options;
+    const { log, prefix } = this.#options;
     const other = header.clusterId !== this.#clusterId || (created && header.revision < this.#revision);
     if (compactRevision !== 0 || (other && !canceled)) {
       const why = other ? 'the store is another one' : `compacted up to revision ${compactRevision}`;
-      log.info({ why }, 'the leases in etcd are listed anew');
-      this.#listNext = true;
+      log.info({ why }, 'listing the leases in etcd again');
       return false;
     }
     if (canceled) {
@@ -229,8 +201,9 @@ export class EtcdMirror<T> {
         grpcStatus.permissionDenied,
       );
     }
-    this.#connected = true;
-    this.#proven();
+    this.#listWatch.connected();
+    this.#listWatch.seen();
+    this.#listWatch.proven();
     let changed = false;
     for (const { type, kv } of events) {
       changed = (type === 'put' ? this.#set(kv) : this.#items.delete(kv.key.slice(prefix.length))) || changed;
@@ -240,13 +213,7 @@ export class EtcdMirror<T> {
     if (events.length === 0 && watchId >= 0 && !created) {
       this.#revision = Math.max(this.#revision, header.revision);
     }
-    if (changed) onChange();
+    if (changed) this.#listWatch.changed();
     return true;
-  }
-
-  #proven(): void {
-    this.#lastEventAt = performance.now();
-    this.#lastError = undefined;
-    this.#failures = 0;
   }
 }

@@ -11,7 +11,7 @@ import { EtcdClient } from './etcd-client.ts';
 import type { EtcdOptions } from './etcd-options.ts';
 import { parseEtcdNetConf } from './etcd-net-conf.ts';
 import { EtcdSubnetManager, type EtcdSubnetManagerOptions, waitForEtcdNetConf } from './etcd-subnets.ts';
-import { Gate, missingEtcd, TestEtcd } from './etcd.fixture.ts';
+import { Gate, missingEtcd, TestEtcd } from './etcd.support.ts';
 import type { OwnLease } from './own-lease.ts';
 
 const missing = missingEtcd();

@@ -6,6 +6,7 @@ import { errorText, RipstopError } from '../errors.ts';
 import { type Cidr, familyKey, formatCidr, perFamily, type PerFamily } from '../net/ip.ts';
 import { randomMac } from '../net/mac.ts';
 import { readIfThere, writeIfDifferent } from '../host/files.ts';
+import { LogOnce } from '../log-once.ts';
 import { type EtcdClient, EtcdError, isNoAnswer } from './etcd-client.ts';
 import {
   chooseSubnet,
@@ -409,7 +410,7 @@ export class EtcdSubnetManager implements SubnetManager {
   async #renew(signal: AbortSignal): Promise<void> {
     const { client, log, leaseSeconds = LEASE_SECONDS } = this.#options;
     const tickMs = Math.min((leaseSeconds * 1000) / 30, 60_000);
-    let said = false;
+    const failure = new LogOnce(log, 'cannot renew our lease in etcd; retrying');
     while (!signal.aborted) {
       await sleep(tickMs * (0.5 + Math.random() / 2), undefined, { signal }).catch(() => {});
       const held = this.#held;
@@ -418,13 +419,9 @@ export class EtcdSubnetManager implements SubnetManager {
         const { ttl } = await client.call(leaseKeepAlive, { id: held.lease }, { signal });
         if (ttl > 0) held.renewAt = renewalTime(ttl);
         else await this.#verify(held);
-        if (said) log.info('renewed our lease in etcd');
-        said = false;
+        failure.over('renewed our lease in etcd');
       } catch (error) {
-        if (!said && !signal.aborted) {
-          log.warn({ why: errorText(error) }, 'cannot renew our lease in etcd; trying on');
-          said = true;
-        }
+        if (!signal.aborted) failure.met(error);
       }
     }
   }
@@ -517,7 +514,10 @@ export async function waitForEtcdNetConf(
 ): Promise<EtcdNetConf | undefined> {
   const key = posix.join(prefix, 'config');
   const startedAt = performance.now();
-  let said = '';
+  const failure = new LogOnce(
+    log,
+    'cannot read the network configuration from etcd yet; what is pinned keeps forwarding',
+  );
   for (let delayMs = 250; !signal.aborted; delayMs = Math.min(delayMs * 2, 5_000)) {
     try {
       const { kvs } = await client.call(range, { key }, { signal });
@@ -526,14 +526,7 @@ export async function waitForEtcdNetConf(
       if (copy !== undefined) await keepCopy(copy, kvs[0].value, log);
       return netConf;
     } catch (error) {
-      const why = errorText(error);
-      if (why !== said && !signal.aborted) {
-        log.warn(
-          { why },
-          'cannot read the network configuration from etcd yet; what is pinned keeps forwarding',
-        );
-      }
-      said = why;
+      if (!signal.aborted) failure.met(error);
       const silent = error instanceof EtcdError && isNoAnswer(error);
       const text =
         silent && copy !== undefined && performance.now() - startedAt > ANSWER_MS

@@ -7,42 +7,56 @@ export class FrameError extends Error {}
 /** etcd refuses objects beyond 1.5 MiB; a longer frame is no Kubernetes object. */
 const MAX_FRAME_BYTES = 4 << 20;
 
-/**
- * Cut a byte stream into lines of valid UTF-8, wherever its chunks begin and end; empty lines are left out.
- * @throws FrameError when a line is too long, no UTF-8, or cut off by the stream's end.
- */
-export async function* lines(
-  chunks: AsyncIterable<Uint8Array>,
-  maxBytes = MAX_FRAME_BYTES,
-): AsyncGenerator<string> {
-  const decoder = new TextDecoder('utf-8', { fatal: true });
-  // Pieces are joined once, when their line ends: joining at each chunk would be quadratic for a slow sender.
-  let pieces: Uint8Array[] = [];
-  let size = 0;
-  const take = (last: Uint8Array): string => {
-    const line = pieces.length === 0 ? last : Buffer.concat([...pieces, last]);
-    pieces = [];
-    size = 0;
+/** Cuts a byte stream into lines of valid UTF-8, wherever its chunks begin and end; empty lines are left out. */
+export class Lines {
+  readonly #maxBytes: number;
+  readonly #decoder = new TextDecoder('utf-8', { fatal: true });
+  /** Of a line without its end. They are joined once: joining at each chunk would be quadratic for a slow sender. */
+  #pieces: Uint8Array[] = [];
+  #size = 0;
+
+  constructor(maxBytes = MAX_FRAME_BYTES) {
+    this.#maxBytes = maxBytes;
+  }
+
+  /**
+   * @returns the lines that end in this chunk.
+   * @throws FrameError when one is too long or no UTF-8.
+   */
+  push(chunk: Uint8Array): string[] {
+    const lines: string[] = [];
+    let start = 0;
+    for (let end = chunk.indexOf(0x0a); end !== -1; end = chunk.indexOf(0x0a, start)) {
+      const line = this.#take(chunk.subarray(start, end));
+      start = end + 1;
+      if (line.trim() !== '') lines.push(line);
+    }
+    if (start < chunk.length) {
+      this.#pieces.push(chunk.subarray(start));
+      this.#size += chunk.length - start;
+    }
+    if (this.#size > this.#maxBytes) {
+      throw new FrameError(`a frame is longer than ${this.#maxBytes} bytes`);
+    }
+    return lines;
+  }
+
+  /** @throws FrameError when the stream ends within a line. */
+  end(): void {
+    if (this.#size === 0) return;
+    throw new FrameError(`the stream ended in the middle of a frame, after ${this.#size} bytes of it`);
+  }
+
+  #take(last: Uint8Array): string {
+    const line = this.#pieces.length === 0 ? last : Buffer.concat([...this.#pieces, last]);
+    this.#pieces = [];
+    this.#size = 0;
     try {
-      return decoder.decode(line);
+      return this.#decoder.decode(line);
     } catch (error) {
       throw new FrameError('a frame is no valid UTF-8', { cause: error });
     }
-  };
-  for await (const chunk of chunks) {
-    let start = 0;
-    for (let end = chunk.indexOf(0x0a); end !== -1; end = chunk.indexOf(0x0a, start)) {
-      const line = take(chunk.subarray(start, end));
-      start = end + 1;
-      if (line.trim() !== '') yield line;
-    }
-    if (start < chunk.length) {
-      pieces.push(chunk.subarray(start));
-      size += chunk.length - start;
-    }
-    if (size > maxBytes) throw new FrameError(`a frame is longer than ${maxBytes} bytes`);
   }
-  if (size > 0) throw new FrameError(`the stream ended in the middle of a frame, after ${size} bytes of it`);
 }
 
 const resourceVersion = z.string().regex(/^(0|[1-9]\d{0,19})$/, 'no decimal number');

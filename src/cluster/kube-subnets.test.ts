@@ -8,7 +8,7 @@ import { pino } from 'pino';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { ApiServer, type RequestInfo } from '../lab/apiserver/index.ts';
 import { ApiClient } from './api-client.ts';
-import { dualStack, flannelNode } from './fixtures.ts';
+import { dualStack, flannelNode } from './nodes.support.ts';
 import { KubeSubnetManager } from './kube-subnets.ts';
 import type { ClusterSnapshot } from './snapshot.ts';
 

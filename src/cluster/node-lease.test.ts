@@ -2,7 +2,7 @@
 import { describe, expect, it } from 'vitest';
 import { parseCidr } from '../net/ip.ts';
 import { annotationKeys } from './annotations.ts';
-import { dualStack, flannelNode } from './fixtures.ts';
+import { dualStack, flannelNode } from './nodes.support.ts';
 import { type LeaseSettings, leaseSettings, parseNode } from './node-lease.ts';
 import { parseNetConf } from './net-conf.ts';
 

@@ -6,7 +6,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { ApiServer } from '../lab/apiserver/index.ts';
 import { parseCidr } from '../net/ip.ts';
 import { ApiClient } from './api-client.ts';
-import { dualStack, flannelNode } from './fixtures.ts';
+import { dualStack, flannelNode } from './nodes.support.ts';
 import { parseNetConf } from './net-conf.ts';
 import { parseNode } from './node-lease.ts';
 import {

@@ -17,51 +17,54 @@ export interface OwnSubnets {
 }
 
 /**
- * From all Nodes to the peers that the data plane may trust.
+ * Resolves conflicts: from all nodes to the peers that the data plane may trust.
  *
- * Each pass looks at the whole cluster, so the outcome depends on what is there, not on the order in which it came: the
- * deletion of a conflict's loser changes nothing, that of its winner lets the loser in. The one thing remembered
- * between passes is each node's last good lease, for the time that its annotations are broken.
+ * Each update looks at the whole cluster, so the result depends on what is there, not on the order in which it came: when a
+ * conflict's loser is deleted nothing changes, when its winner is deleted the loser gets in. Only each node's last good
+ * lease is remembered, for as long as its annotations are broken.
  */
 export class PeerTable {
-  /** By UID: a node that is deleted and made again starts without a past. */
-  #lastGood = new Map<string, PeerNode>();
+  /** Each node's last good lease. */
+  #good: readonly PeerNode[] = [];
 
   /**
-   * @param nodes every Node of the cluster, as {@link parseNode} gave it.
-   * @param own this node: it is no peer of itself, and it never sends its own podCIDR away, whoever claims it.
+   * @param all every node of the cluster.
+   * @param own this node: it is no peer of itself, and keeps its podCIDRs, whoever claims them.
    */
-  update(nodes: Iterable<ParsedNode>, own?: OwnSubnets): PeerView {
+  update(all: Iterable<ParsedNode>, own?: OwnSubnets): PeerView {
     const alarms: PeerAlarm[] = [];
-    const lastGood = new Map<string, PeerNode>();
+    const good: PeerNode[] = [];
     const byName = new Map<string, PeerNode>();
-    for (const node of nodes) {
+    /** By UID, so that a node that is deleted and created again starts without a past. Rarely needed. */
+    let before: Map<string, PeerNode> | undefined;
+    for (const node of all) {
       const alarm = (kind: AlarmKind, reason: string): void =>
         void alarms.push({ node: node.name, uid: node.uid, kind, reason });
       if (node.kind === 'ignored') {
         if (node.alarm) alarm(node.alarm, `skipped: ${node.reason}`);
         continue;
       }
-      const good = node.kind === 'peer' ? node.peer : this.#knownGood(node);
-      if (node.kind === 'malformed') alarm(node.alarm, quarantine(node.reason, good));
+      let lease: PeerNode | undefined;
+      if (node.kind === 'peer') lease = node.peer;
+      else {
+        before ??= new Map(this.#good.map((one) => [one.uid, one]));
+        lease = before.get(node.uid);
+        if (lease?.name !== node.name) lease = undefined;
+      }
+      if (node.kind === 'malformed') alarm(node.alarm, quarantine(node.reason, lease));
       if (node.kind === 'peer' && node.mistaken !== undefined) alarm('podcidr_mistaken', node.mistaken);
-      if (!good) continue;
-      lastGood.set(good.uid, good);
-      // One name with two UIDs is a node that was made again: the newer object is the node.
-      const other = byName.get(good.name);
-      if (!other || other.createdAt <= good.createdAt) byName.set(good.name, good);
+      if (!lease) continue;
+      good.push(lease);
+      // One name with two UIDs is a node that was created again: the newer object is the node.
+      const other = byName.get(lease.name);
+      if (!other || other.createdAt <= lease.createdAt) byName.set(lease.name, lease);
     }
-    this.#lastGood = lastGood;
+    this.#good = good;
     const ourself = own && byName.get(own.name);
     if (own) byName.delete(own.name);
-    const peers = settleClaims([...byName.values()], own, ourself, alarms);
-    alarmAboutSharedVteps(peers, alarms);
-    return { nodes: peers, alarms };
-  }
-
-  #knownGood(node: ParsedNode): PeerNode | undefined {
-    const good = this.#lastGood.get(node.uid);
-    return good?.name === node.name ? good : undefined;
+    const nodes = settleClaims([...byName.values()], own, ourself, alarms);
+    alarmAboutSharedVteps(nodes, alarms);
+    return { nodes, alarms };
   }
 }
 

@@ -2,6 +2,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Logger } from 'pino';
 import { errorText } from '../errors.ts';
+import { LogOnce } from '../log-once.ts';
 import { type ApiClient, ApiError } from './api-client.ts';
 import { backoffMs, type BackoffTiming } from './backoff.ts';
 import { nodeSchema, podCidrsText } from './node-lease.ts';
@@ -53,7 +54,7 @@ export class PodCidrFetcher {
   readonly #client: ApiClient;
   readonly #wanted: () => readonly BareNode[];
   readonly #onChange: () => void;
-  readonly #log: Logger;
+  readonly #failure: LogOnce;
   readonly #timing: FetchTiming;
   readonly #known = new Map<string, string>();
   /** Of those that are wanted. */
@@ -61,7 +62,6 @@ export class PodCidrFetcher {
   readonly #stopping = new AbortController();
   #running: Promise<void> | undefined;
   #wake = Promise.withResolvers<void>();
-  #lastError: string | undefined;
 
   /**
    * @param wanted which Nodes lack their podCIDRs now.
@@ -77,7 +77,7 @@ export class PodCidrFetcher {
     this.#client = options.client;
     this.#wanted = options.wanted;
     this.#onChange = options.onChange;
-    this.#log = options.log;
+    this.#failure = new LogOnce(options.log, 'cannot read a Node without ripstop.io/pod-cidrs; retrying');
     this.#timing = { ...FETCH_TIMING, ...options.timing };
   }
 
@@ -112,9 +112,9 @@ export class PodCidrFetcher {
     return this.#wanted().every(({ uid }) => (this.#attempts.get(uid)?.outcome ?? 'failed') !== 'failed');
   }
 
-  /** The trouble at hand; absent when there is none. */
+  /** What is wrong now; undefined when nothing is. */
   get lastError(): string | undefined {
-    return this.#lastError;
+    return this.#failure.reason;
   }
 
   /** Begin; returns at once. */
@@ -141,15 +141,16 @@ export class PodCidrFetcher {
         await this.#untilWoken(signal);
         continue;
       }
-      const trouble = await this.#fetch(due, signal);
+      const error = await this.#fetch(due, signal);
       if (signal.aborted) return;
-      this.#note(trouble);
+      if (error) this.#failure.met(error);
+      else this.#failure.over();
       this.#onChange();
-      if (!trouble) {
+      if (!error) {
         failures = 0;
         continue;
       }
-      const retryAfterMs = trouble instanceof ApiError ? trouble.retryAfterMs : undefined;
+      const retryAfterMs = error instanceof ApiError ? error.retryAfterMs : undefined;
       await sleep(backoffMs(this.#timing, failures++, retryAfterMs), undefined, { signal }).catch(() => {});
     }
   }
@@ -183,18 +184,18 @@ export class PodCidrFetcher {
     await sleep(settleMs, undefined, { signal }).catch(() => {});
   }
 
-  /** @returns the failure that ended it: an API server in trouble is not asked for the rest at once. */
+  /** @returns the failure that ended it: an API server that fails is not asked for the rest at once. */
   async #fetch(due: readonly BareNode[], signal: AbortSignal): Promise<Error | undefined> {
     const queue = due.values();
-    let trouble: Error | undefined;
+    let failure: Error | undefined;
     const work = async (): Promise<void> => {
       for (const node of queue) {
-        trouble = (await this.#fetchOne(node, signal)) ?? trouble;
-        if (trouble || signal.aborted) return;
+        failure = (await this.#fetchOne(node, signal)) ?? failure;
+        if (failure || signal.aborted) return;
       }
     };
     await Promise.all(Array.from({ length: this.#timing.parallel }, work));
-    return trouble;
+    return failure;
   }
 
   /** @returns why it is worth while to wait and try again. */
@@ -235,13 +236,5 @@ export class PodCidrFetcher {
       }
       return undefined;
     }
-  }
-
-  /** Once for each trouble, not for each attempt. */
-  #note(trouble: Error | undefined): void {
-    const text = trouble && errorText(trouble);
-    if (text !== undefined && text !== this.#lastError)
-      this.#log.warn({ why: text }, 'cannot read a Node without ripstop.io/pod-cidrs; trying on');
-    this.#lastError = text;
   }
 }

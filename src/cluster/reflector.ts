@@ -1,46 +1,49 @@
 // SPDX-License-Identifier: Apache-2.0
-import { setTimeout as sleep } from 'node:timers/promises';
+import type { Readable } from 'node:stream';
 import type { Logger } from 'pino';
 import { errorText } from '../errors.ts';
 import { type ApiClient, ApiError, type Query } from './api-client.ts';
-import { backoffMs, type BackoffTiming } from './backoff.ts';
-import { FrameError, lines, type ObjectMeta, parseFrame, parseListPage } from './frames.ts';
+import type { BackoffTiming } from './backoff.ts';
+import { FrameError, Lines, type ListPage, type ObjectMeta, parseFrame, parseListPage } from './frames.ts';
 import { type Item, ItemStore } from './item-store.ts';
+import { type Fault, ListWatch } from './list-watch.ts';
+import type { SourceHealth } from './subnet-manager.ts';
 
 /**
  * A live copy of one resource of the API server, for a daemon that must never lose sight of it for good.
  *
- * List once, page by page, then watch from the list's version. When a watch ends, the next one goes on from the last
- * version seen, so nothing is missed and nothing is listed again. Only when that is impossible or in doubt (410, an
- * ERROR, a frame that cannot be read) comes a new list, and what is here stays until that list is complete: a fault of
- * the API server must cost freshness, never state.
+ * It lists page by page, then watches (see {@link ListWatch}). A new list comes only after a 410, an ERROR or a frame
+ * that cannot be read.
  *
- * A connection that is open but dead is the worst of faults, since it looks like a quiet cluster. Three limits find it:
+ * A connection that is open but dead is the worst of faults, because it looks like a quiet cluster. Three limits find it:
  * TCP keep-alive (about 25 s) when the host is gone, the idle limit when only the server process hangs, and the watch's
- * own lifetime. A watch that was idle or lived its life is renewed without ado.
+ * own lifetime. A watch that was idle or reached its lifetime is renewed at once.
  */
 export class Reflector<T> {
   readonly #options: ReflectorOptions<T>;
   readonly #timing: ReflectorTiming;
   readonly #log: Logger;
   readonly #store = new ItemStore<T>();
+  readonly #listWatch: ListWatch;
   readonly #faults: Partial<Record<FaultKind, number>> = {};
-  readonly #stopping = new AbortController();
-  #running: Promise<void> | undefined;
-  #synced = false;
-  #listNext = true;
-  #connected = false;
-  #lastEventAt: number | undefined;
-  #lastError: string | undefined;
   #relists = 0;
   #watches = 0;
-  /** Faults since a watch last proved itself; sets the back-off. */
-  #failures = 0;
 
   constructor(options: ReflectorOptions<T>) {
     this.#options = options;
     this.#timing = { ...DEFAULT_TIMING, ...options.timing };
     this.#log = options.log.child({ reflector: options.path });
+    const source = {
+      list: (signal: AbortSignal) => this.#list(signal),
+      watch: (signal: AbortSignal) => this.#watch(signal),
+      faultOf: (error: unknown) => {
+        const fault = classify(error);
+        this.#count(fault.kind);
+        return fault;
+      },
+      onChange: () => options.onChange(),
+    };
+    this.#listWatch = new ListWatch(source, this.#timing, this.#log);
   }
 
   /** By UID. A live view: read it anew after each `onChange`. Empty until `synced`. */
@@ -50,14 +53,12 @@ export class Reflector<T> {
 
   /** Whether a complete list was seen since the start: before that, absence means nothing. */
   get synced(): boolean {
-    return this.#synced;
+    return this.#listWatch.synced;
   }
 
   get health(): ReflectorHealth {
     return {
-      connected: this.#connected,
-      ...(this.#lastEventAt !== undefined && { lastEventAgeMs: performance.now() - this.#lastEventAt }),
-      ...(this.#lastError !== undefined && { lastError: this.#lastError }),
+      ...this.#listWatch.health,
       relists: this.#relists,
       watches: this.#watches,
       faults: { ...this.#faults },
@@ -66,34 +67,18 @@ export class Reflector<T> {
 
   /** Begin; returns at once, and goes on for ever. */
   start(): void {
-    this.#running ??= this.#run(this.#stopping.signal);
+    this.#listWatch.start();
   }
 
   /** End for good; resolves when the last connection is closed. */
-  async stop(): Promise<void> {
-    this.#stopping.abort();
-    await this.#running;
-    this.#connected = false;
+  stop(): Promise<void> {
+    return this.#listWatch.stop();
   }
 
-  async #run(signal: AbortSignal): Promise<void> {
-    while (!signal.aborted) {
-      try {
-        if (this.#listNext) await this.#list(signal);
-        await this.#watch(signal);
-      } catch (error) {
-        if (signal.aborted) return;
-        const delayMs = this.#noteFault(classify(error));
-        await sleep(delayMs, undefined, { signal }).catch(() => {});
-      }
-    }
-  }
-
-  /** Get everything anew, and put it in place of what is here only when it is complete. */
-  async #list(signal: AbortSignal): Promise<void> {
-    const { client, path, query, project, listWhole } = this.#options;
+  async #list(signal: AbortSignal): Promise<boolean> {
+    const { path, project, listWhole } = this.#options;
     let { metadataOnly = false } = this.#options;
-    const { pageSize, pageDeadlineMs, listDeadlineMs } = this.#timing;
+    const { listDeadlineMs } = this.#timing;
     const endsAt = performance.now() + listDeadlineMs;
     const list: { meta: ObjectMeta; value: T }[] = [];
     let next = '';
@@ -104,14 +89,7 @@ export class Reflector<T> {
           reason: 'Deadline',
         });
       }
-      const page = parseListPage(
-        await client.request('GET', path, {
-          query: { ...query, limit: pageSize, continue: next || undefined },
-          ...(metadataOnly && { accept: partialMetadata('PartialObjectMetadataList') }),
-          deadlineMs: Math.min(pageDeadlineMs, leftMs),
-          signal,
-        }),
-      );
+      const page = await this.#page(next, metadataOnly, leftMs, signal);
       const objects = page.objects.map(({ meta, object }) => ({ meta, value: project(object) }));
       if (metadataOnly && listWhole?.(objects.map(({ value }) => value))) {
         metadataOnly = false;
@@ -120,38 +98,32 @@ export class Reflector<T> {
       list.push(...objects);
       next = page.next;
       if (next !== '') continue;
-      const changed = this.#store.replace(list, page.resourceVersion) || !this.#synced;
       this.#relists++;
-      this.#listNext = false;
-      this.#synced = true;
-      this.#lastEventAt = performance.now();
       this.#log.debug({ objects: list.length, resourceVersion: page.resourceVersion }, 'listed');
-      if (changed) this.#changed();
-      return;
+      return this.#store.replace(list, page.resourceVersion);
     }
   }
 
-  /** Follow the changes. Returns when the watch is to be renewed, which is no fault. */
-  async #watch(signal: AbortSignal): Promise<void> {
-    const { client, path, query, project, metadataOnly } = this.#options;
-    const { watchSecondsMin, watchSecondsMax, watchGraceMs, headerDeadlineMs, idleMs, healthyAfterMs } =
-      this.#timing;
-    // Each node its own time, or all nodes of a cluster would come back to the API server at once.
+  async #page(next: string, metadataOnly: boolean, leftMs: number, signal: AbortSignal): Promise<ListPage> {
+    const { client, path, query } = this.#options;
+    const { pageSize, pageDeadlineMs } = this.#timing;
+    return parseListPage(
+      await client.request('GET', path, {
+        query: { ...query, limit: pageSize, continue: next || undefined },
+        ...(metadataOnly && { accept: partialMetadata('PartialObjectMetadataList') }),
+        deadlineMs: Math.min(pageDeadlineMs, leftMs),
+        signal,
+      }),
+    );
+  }
+
+  async #watch(signal: AbortSignal): Promise<'watch'> {
+    const { watchSecondsMin, watchSecondsMax, watchGraceMs, idleMs, healthyAfterMs } = this.#timing;
+    // Each node has its own time, or all nodes of a cluster would come back to the API server at once.
     const timeoutSeconds = Math.ceil(watchSecondsMin + Math.random() * (watchSecondsMax - watchSecondsMin));
-    const response = await client.stream(path, {
-      query: {
-        ...query,
-        watch: 1,
-        allowWatchBookmarks: true,
-        resourceVersion: this.#store.resourceVersion,
-        timeoutSeconds,
-      },
-      ...(metadataOnly && { accept: partialMetadata('PartialObjectMetadata') }),
-      deadlineMs: headerDeadlineMs,
-      signal,
-    });
+    const response = await this.#openWatch(timeoutSeconds, signal);
     this.#watches++;
-    this.#connected = true;
+    this.#listWatch.connected();
     let proven = false;
     let renew: 'idle' | 'life' | undefined;
     const end = (why: 'idle' | 'life'): void => {
@@ -162,19 +134,13 @@ export class Reflector<T> {
     const life = setTimeout(end, timeoutSeconds * 1000 + watchGraceMs, 'life');
     const proof = setTimeout(() => {
       proven = true;
-      this.#recovered();
+      this.#listWatch.proven();
     }, healthyAfterMs);
     const abort = (): void => void response.destroy();
     signal.addEventListener('abort', abort, { once: true });
     try {
-      if (signal.aborted) return;
-      for await (const line of lines(eachChunk(response, () => idle.refresh()))) {
-        const frame = parseFrame(line);
-        this.#lastEventAt = performance.now();
-        if (frame.type === 'ERROR') throw new StreamError(frame.code, frame.message, frame.retryAfterMs);
-        if (frame.type === 'BOOKMARK') this.#store.advance(frame.resourceVersion);
-        else if (this.#store.apply(frame, project)) this.#changed();
-      }
+      if (signal.aborted) return 'watch';
+      await this.#follow(response, () => idle.refresh());
     } catch (error) {
       if (renew === undefined && !signal.aborted) throw error;
     } finally {
@@ -183,51 +149,46 @@ export class Reflector<T> {
       clearTimeout(proof);
       signal.removeEventListener('abort', abort);
       response.destroy();
-      this.#connected = false;
     }
-    if (signal.aborted) return;
     if (renew === 'idle') {
       this.#count('idle');
       this.#log.debug({ idleMs }, 'watch was silent, renewing it');
-    } else if (!proven) {
+    } else if (!proven && !signal.aborted) {
       throw new ShortWatchError();
     }
+    return 'watch';
   }
 
-  /** Count, log and note a fault. @returns how long to wait before the next attempt, in ms. */
-  #noteFault({ kind, text, relist, retryAfterMs, nobodyThere }: Fault): number {
-    this.#count(kind);
-    if (relist) this.#listNext = true;
-    // A node that has just started waits for its kube-proxy, and for nobody else. Later the whole cluster may be waiting.
-    const failures = nobodyThere && !this.#synced ? 0 : this.#failures;
-    const delayMs = backoffMs(this.#timing, failures, retryAfterMs);
-    this.#failures++;
-    // Once for each trouble, not for each attempt.
-    const news = this.#lastError !== text;
-    this.#lastError = text;
-    const fields = {
-      kind,
-      failures: this.#failures,
-      retryInMs: Math.round(delayMs),
-      nextIsList: this.#listNext,
-    };
-    this.#log[news ? 'warn' : 'debug'](fields, `${text}; the last known state stays, retrying`);
-    return delayMs;
+  #openWatch(timeoutSeconds: number, signal: AbortSignal): Promise<Readable> {
+    const { client, path, query, metadataOnly } = this.#options;
+    return client.stream(path, {
+      query: {
+        ...query,
+        watch: 1,
+        allowWatchBookmarks: true,
+        resourceVersion: this.#store.resourceVersion,
+        timeoutSeconds,
+      },
+      ...(metadataOnly && { accept: partialMetadata('PartialObjectMetadata') }),
+      deadlineMs: this.#timing.headerDeadlineMs,
+      signal,
+    });
   }
 
-  #recovered(): void {
-    this.#failures = 0;
-    if (this.#lastError === undefined) return;
-    this.#lastError = undefined;
-    this.#log.info('watching again');
-  }
-
-  #changed(): void {
-    try {
-      this.#options.onChange();
-    } catch (error) {
-      this.#log.error({ err: error }, 'onChange failed');
+  /** Take the events of a watch until it ends. @param alive called with every chunk. */
+  async #follow(response: AsyncIterable<Uint8Array>, alive: () => void): Promise<void> {
+    const lines = new Lines();
+    for await (const chunk of response) {
+      alive();
+      for (const line of lines.push(chunk)) {
+        const frame = parseFrame(line);
+        this.#listWatch.seen();
+        if (frame.type === 'ERROR') throw new StreamError(frame.code, frame.message, frame.retryAfterMs);
+        if (frame.type === 'BOOKMARK') this.#store.advance(frame.resourceVersion);
+        else if (this.#store.apply(frame, this.#options.project)) this.#listWatch.changed();
+      }
     }
+    lines.end();
   }
 
   #count(kind: FaultKind): void {
@@ -316,13 +277,7 @@ export type FaultKind =
   | 'short_watch'
   | 'idle';
 
-export interface ReflectorHealth {
-  /** A watch is open. */
-  readonly connected: boolean;
-  /** Since the last event, bookmark or list; absent before the first. */
-  readonly lastEventAgeMs?: number;
-  /** The trouble at hand; absent when there is none. */
-  readonly lastError?: string;
+export interface ReflectorHealth extends SourceHealth {
   /** Complete lists so far, the first included. */
   readonly relists: number;
   /** Watches opened so far. */
@@ -345,24 +300,9 @@ class StreamError extends Error {
 
 class ShortWatchError extends Error {}
 
-async function* eachChunk(chunks: AsyncIterable<Uint8Array>, seen: () => void): AsyncGenerator<Uint8Array> {
-  for await (const chunk of chunks) {
-    seen();
-    yield chunk;
-  }
-}
+type ReflectorFault = Fault & { readonly kind: FaultKind };
 
-interface Fault {
-  readonly kind: FaultKind;
-  readonly text: string;
-  /** Whether the version we would go on from is useless or in doubt. */
-  readonly relist: boolean;
-  readonly retryAfterMs?: number | undefined;
-  /** See {@link ApiError}. */
-  readonly nobodyThere?: boolean;
-}
-
-function classify(error: unknown): Fault {
+function classify(error: unknown): ReflectorFault {
   if (error instanceof StreamError) {
     const { code, retryAfterMs } = error;
     const text = `the watch reported ${code} ${errorText(error).slice(0, 300)}`;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { beforeEach, describe, expect, it } from 'vitest';
 import { parseCidr } from '../net/ip.ts';
-import { dualStack, flannelNode, type TestNode } from './fixtures.ts';
+import { dualStack, flannelNode, type TestNode } from './nodes.support.ts';
 import { parseNode } from './node-lease.ts';
 import { parseOwnNode } from './own-lease.ts';
 import { type ClusterSnapshot, Snapshots } from './snapshot.ts';

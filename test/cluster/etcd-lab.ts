@@ -2,7 +2,7 @@
 /** A lab whose agents take their subnets from etcd; its API server is there for nobody. */
 import { existsSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { TestEtcd } from '../../src/cluster/etcd.fixture.ts';
+import { TestEtcd } from '../../src/cluster/etcd.support.ts';
 import {
   gatewayAddress,
   type Lab,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** A cluster without Kubernetes: two nodes that take their subnets from etcd. */
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { missingEtcd, type TestEtcd } from '../../src/cluster/etcd.fixture.ts';
+import { missingEtcd, type TestEtcd } from '../../src/cluster/etcd.support.ts';
 import { ipJson } from '../../src/host/ip.ts';
 import {
   type Lab,

@@ -7,7 +7,7 @@ import { pino } from 'pino';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { ApiClient } from '../../src/cluster/api-client.ts';
 import { AlarmEvents } from '../../src/cluster/events.ts';
-import { dualStack, flannelNode } from '../../src/cluster/fixtures.ts';
+import { dualStack, flannelNode } from '../../src/cluster/nodes.support.ts';
 import { KubeSubnetManager } from '../../src/cluster/kube-subnets.ts';
 import { fetchOwnNode, type OwnLease, publishLease } from '../../src/cluster/own-lease.ts';
 import { Reflector } from '../../src/cluster/reflector.ts';

@@ -3,7 +3,7 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { missingEtcd, type TestEtcd } from '../../src/cluster/etcd.fixture.ts';
+import { missingEtcd, type TestEtcd } from '../../src/cluster/etcd.support.ts';
 import { ipJson } from '../../src/host/ip.ts';
 import { run } from '../../src/host/run.ts';
 import { type Lab, labDown, netnsPath, type NodeState, parseLabOptions } from '../../src/lab/index.ts';
