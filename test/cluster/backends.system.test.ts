@@ -44,7 +44,7 @@ describe.skipIf(missing)('the backend host-gw', () => {
 
   beforeAll(() => serveIn(pod2()));
 
-  it('carries pods’ packets as they are, on the fast path both ways', async () => {
+  it('carries pods’ packets unmodified, on the fast path both ways', async () => {
     const [node1, node2] = [cluster.nodes[0]!, cluster.nodes[1]!];
     const wire = startIn(node1.netns, 'tcpdump', '-l', '-nn', '-i', 'eth0', 'udp or icmp');
     await wire.prints(/listening/);
@@ -83,7 +83,7 @@ describe.skipIf(missing)('the backend host-gw', () => {
     expect((await status()).agent).toMatchObject({ ready: true, families: [{ vtep: { ip: node1.ip } }] });
   });
 
-  it('has full packets cross, and a pod that comes later', async () => {
+  it('carries packets of full size, also for a pod that is added later', async () => {
     const full = await tryRun(
       'ping',
       ['-n', '-M', 'do', '-s', '1472', '-c', '2', '-W', '1', pod2().ip],
@@ -95,7 +95,7 @@ describe.skipIf(missing)('the backend host-gw', () => {
     await ping(pod2(), late.ip);
   });
 
-  it('names a peer that is behind a router, and sends nothing to it that somebody else would get', async () => {
+  it('raises an alarm for a peer behind a router, and sends no packets for it to the router', async () => {
     const [node1, node2] = [cluster.nodes[0]!, cluster.nodes[1]!];
     const behind = ['route', 'replace', `${node2.ip}/32`, 'via', '172.31.255.254', 'dev', 'eth0'];
     await tryRun('ip', behind, inNetns(node1));
@@ -113,7 +113,7 @@ describe.skipIf(missing)('the backend host-gw', () => {
     await ping(pod1(), pod2().ip);
   });
 
-  it('takes away the VTEP device of an earlier configuration', async () => {
+  it('removes the VTEP device of an earlier configuration', async () => {
     const node1 = cluster.nodes[0]!;
     const device = ['flannel.1', 'type', 'vxlan', 'id', '1', 'dev', 'eth0', 'dstport', '8472'];
     await tryRun('ip', ['link', 'add', ...device], inNetns(node1));
@@ -128,7 +128,7 @@ describe.skipIf(missing)('the backend host-gw', () => {
 describe.skipIf(missing)('the backend alloc', () => {
   const cluster = useLab('alloc', { nodes: 2, pods: 2, backend: 'alloc' });
 
-  it('publishes leases and connects the pods of a node, and leaves the way to others to somebody else', async () => {
+  it('publishes leases and connects the pods of a node, but adds no routes to other nodes', async () => {
     const [node1, node2] = [cluster.nodes[0]!, cluster.nodes[1]!];
     const [carried] = await carriedDuring(cluster.lab, [node1], () =>
       ping(podOf(node1, 0), podOf(node1, 1).ip, 10),
@@ -138,7 +138,7 @@ describe.skipIf(missing)('the backend alloc', () => {
     for (const { metadata } of await listNodes(cluster.lab))
       expect(metadata.annotations).toMatchObject({ [`${PREFIX}/backend-type`]: 'alloc' });
 
-    // Somebody else: a cloud's route table, here the node's own.
+    // A cloud's route table would have this route; here it is the node's.
     const there = (to: typeof node1) => ['route', 'add', to.podCIDR, 'via', to.ip];
     await tryRun('ip', there(node2), inNetns(node1));
     await tryRun('ip', there(node1), inNetns(node2));

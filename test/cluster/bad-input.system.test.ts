@@ -12,7 +12,7 @@ const ROOT = join(import.meta.dirname, '../..');
 const CLI = join(ROOT, 'src/cli/main.ts');
 const NOBODY = 65_534;
 
-/** A failure as a person sees it: the exit code, and one line on standard error that says this. */
+/** Expect this exit code, and one line on standard error that matches. */
 function refusal(code: 1 | 2, says: RegExp) {
   return { code, lines: 1, says: expect.stringMatching(says) as string };
 }
@@ -32,7 +32,7 @@ describe.skipIf(missingHere('setpriv', 'unshare'))('a node with something wrong'
     netns = node.netns;
   });
 
-  /** The command line of an agent that would start, but for what the test puts into it. */
+  /** The command line of an agent that could start, with the test's changes. */
   function agent(changes: Record<string, string> = {}): string[] {
     const flags = {
       'node-name': 'node1',
@@ -103,13 +103,13 @@ describe.skipIf(missingHere('setpriv', 'unshare'))('a node with something wrong'
     expect(await ripstop(args)).toEqual(refusal(2, says));
   });
 
-  it('gets exit code 2 and one line for a metrics address that is none', async () => {
+  it('gets exit code 2 and one line for an invalid metrics address', async () => {
     expect(await ripstop(agent({ 'metrics-addr': 'everywhere' }))).toEqual(
       refusal(2, /--metrics-addr "everywhere" is not HOST:PORT/),
     );
   });
 
-  it('gets exit code 2 for a wrong environment variable, which is a flag too', async () => {
+  it('gets exit code 2 for an environment variable with a wrong value', async () => {
     expect(await ripstop(['agent', '--node-name=n'], { RIPSTOP_MODE: 'fast' })).toEqual(
       refusal(2, /RIPSTOP_MODE|--mode/),
     );
@@ -178,7 +178,7 @@ describe.skipIf(missingHere('setpriv', 'unshare'))('a node with something wrong'
       await running?.stop();
     });
 
-    it('for an API server that is down, says so once, and ends when it is told to', async () => {
+    it('for an API server that is down, says so once, and ends on SIGTERM', async () => {
       const text = readFileSync(join(cluster.lab.dir, 'node.kubeconfig'), 'utf8').replaceAll(':6443', ':1');
       running = startIn(
         netns,
@@ -195,7 +195,7 @@ describe.skipIf(missingHere('setpriv', 'unshare'))('a node with something wrong'
       expect(output).toMatch(/stopping; the pinned programs keep forwarding/);
     });
 
-    it('for host-local: STATUS and ADD name the package, and nothing of the pod stays', async () => {
+    it('for host-local: STATUS and ADD name the package, and a failed ADD leaves nothing', async () => {
       const hide =
         'for d in /usr/lib/cni /opt/cni/bin; do [ ! -d $d ] || mount -t tmpfs none $d; done; exec "$@"';
       const socket = join(dir, 'run/cni.sock');

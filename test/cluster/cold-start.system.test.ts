@@ -36,7 +36,9 @@ describe.skipIf(missingHere())('a node that starts while the API server is silen
       .api;
   }
 
-  /** Nothing of ripstop is left but what lies on disk, and nothing of its kernel path. The lab's pods live on. */
+  /**
+   * Remove everything of ripstop except its files, and all of its kernel path, as a reboot does. The lab's pods stay.
+   */
   async function losePower(node: NodeState): Promise<void> {
     await stopAgent(cluster.lab, node, 'SIGKILL');
     rmSync(join(bpffsOf(cluster.lab, node), 'ripstop'), { recursive: true });
@@ -46,7 +48,7 @@ describe.skipIf(missingHere())('a node that starts while the API server is silen
     rmSync(join(nodeDir(cluster.lab, node), 'subnet.env'));
   }
 
-  it('has kept its MAC address before its Node tells it: peers use what it published, and it may be gone a moment later', async () => {
+  it('stores its MAC address before it publishes it, since it may crash a moment later', async () => {
     const node = cluster.nodes[2]!;
     await stopAgent(cluster.lab, node);
     rmSync(stateFile(node));
@@ -59,7 +61,7 @@ describe.skipIf(missingHere())('a node that starts while the API server is silen
     expect(lastKnownOf(node).own.vtepMac).toEqual({ v4: device!.address });
   });
 
-  it('goes on with what it last knew: old pods talk, new ones come, and the API server takes over unnoticed', async () => {
+  it('runs on the last-known state: old pods talk, new ones are added, and the API server takes over without a loss', async () => {
     const [node, other, leaver] = cluster.nodes as [NodeState, NodeState, NodeState];
     await expect.poll(() => lastKnownOf(node).peers.length, { timeout: 20_000 }).toBe(2);
     await serveIn(podOf(node));
@@ -97,7 +99,7 @@ describe.skipIf(missingHere())('a node that starts while the API server is silen
     await expect.poll(peers).toEqual([other.name]);
   });
 
-  it('waits for the API server when what it finds on disk is no use', async () => {
+  it('waits for the API server when its last-known state is unusable', async () => {
     const node = cluster.nodes[0]!;
     await stopAgent(cluster.lab, node);
     writeFileSync(stateFile(node), readFileSync(stateFile(node), 'utf8').replace('"node1"', '"node9"'));
@@ -112,7 +114,7 @@ describe.skipIf(missingHere())('a node that starts while the API server is silen
     expect(await apiOf(node)).not.toHaveProperty('lastKnownAgeMs');
   });
 
-  it('becomes another node, loudly, when its Node was made anew with another podCIDR', async () => {
+  it('changes to another podCIDR, with a warning, when its Node was re-created with one', async () => {
     const [node, other] = cluster.nodes as [NodeState, NodeState];
     const podCIDR = '10.42.77.0/24';
     await stopAgent(cluster.lab, node);

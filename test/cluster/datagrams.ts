@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * Datagrams of chosen sizes, one way, with socket options that Node has no words for.
+ * Sends or receives datagrams of given sizes, with socket options that Node does not support.
  *
- *   datagrams.ts receive ADDRESS PORT BYTES single|super   take so many bytes, or what comes until a second of silence
+ *   datagrams.ts receive ADDRESS PORT BYTES single|super   receive so many bytes, or until a second of silence
  *   datagrams.ts send ADDRESS PORT SEGMENT SIZE…           send buffers of these sizes, cut by the kernel into datagrams of
  *                                                          SEGMENT bytes (UDP_SEGMENT); 0: each is one datagram
  *
@@ -16,7 +16,7 @@ import { addressFamily, addressToBytes } from '../../src/net/ip.ts';
 export interface DatagramReport {
   /** SHA-256 over the payloads, in order. */
   hash: string;
-  /** Of each read or write, in order. */
+  /** The size of each read or write, in order. */
   sizes: number[];
 }
 
@@ -80,7 +80,7 @@ function receive(fd: number, bytes: number, asSuper: boolean): DatagramReport {
   console.log('serving');
   const tally = new Tally();
   const buffer = Buffer.alloc(1 << 16);
-  // The sender's start takes a while; from its first datagram on, silence is the end.
+  // The sender takes a while to start. After its first datagram, silence means the end.
   for (let patience = 8; tally.bytes < bytes && patience > 0;) {
     const length = recv(fd, buffer, buffer.length, 0) as number;
     if (length < 0) patience--;
@@ -100,7 +100,7 @@ async function transmit(fd: number, segment: number, sizes: readonly number[]): 
     const payload = randomBytes(size);
     must(`sending ${size} bytes`, send(fd, payload, size, 0) as number);
     tally.add(payload);
-    await sleep(1); // Queues on the way, the lab's veths' too, are finite.
+    await sleep(1); // Queues, such as those of the lab's veths, are finite.
   }
   return tally.report();
 }

@@ -3,8 +3,8 @@
  * Asks the name server at an address.
  *
  *   dns-client.ts resolve SERVER NAME     by Node's resolver (c-ares), A and AAAA at once; print { A, AAAA }, sorted as text
- *   dns-client.ts pairs SERVER NAME N     N times from a new socket, an A and an AAAA query at once, no second try; print
- *                                         how many were answered, and by whom: { answered, from }
+ *   dns-client.ts pairs SERVER NAME N     N times from a new socket, an A and an AAAA query at once, without retries; print
+ *                                         how many were answered, and from which addresses: { answered, from }
  */
 import { createSocket } from 'node:dgram';
 import { Resolver } from 'node:dns/promises';

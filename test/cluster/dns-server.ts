@@ -4,8 +4,8 @@
  *
  *   dns-server.ts PORT       serve until the end; print a line `udp A NAME` for each query
  *
- * A UDP answer that is larger than the client takes (512 bytes, or what its OPT record says, RFC 6891) is sent truncated:
- * the client then asks again over TCP.
+ * A UDP answer that is larger than the client accepts (512 bytes, or the size in its OPT record, RFC 6891) is
+ * truncated, so that the client asks again over TCP.
  */
 import { createSocket } from 'node:dgram';
 import { once } from 'node:events';
@@ -21,12 +21,12 @@ const NXDOMAIN = 3;
 interface Query {
   id: number;
   name: string;
-  /** Undefined for one that the zone has no records of. */
+  /** Undefined for a type without records in the zone. */
   type: RecordType | undefined;
-  /** As it came, to be repeated in the answer. */
+  /** The raw question, which the answer repeats. */
   question: Buffer;
   recursionDesired: boolean;
-  /** The largest UDP answer that the client takes. */
+  /** The largest UDP answer that the client accepts. */
   udpBytes: number;
 }
 
@@ -62,7 +62,7 @@ function answer({ id, name, type, question, recursionDesired, udpBytes }: Query,
   const truncated = overUdp && bytes > udpBytes;
   const header = Buffer.alloc(HEADER_BYTES);
   header.writeUInt16BE(id, 0);
-  // An authoritative response; recursion is said to be available, as CoreDNS does.
+  // An authoritative response, with recursion available, like CoreDNS.
   const flags =
     0x8480 | (recursionDesired ? 0x0100 : 0) | (truncated ? TRUNCATED : 0) | (zone ? 0 : NXDOMAIN);
   header.writeUInt16BE(flags, 2);
@@ -86,7 +86,7 @@ const tcp = createServer((socket) => {
   socket.on('error', () => socket.destroy());
   socket.on('data', (data: Buffer) => {
     pending = Buffer.concat([pending, data]);
-    // Each message comes after its length.
+    // Each message is preceded by its length.
     while (pending.length >= 2 && pending.length >= 2 + pending.readUInt16BE(0)) {
       const end = 2 + pending.readUInt16BE(0);
       const response = respond('tcp', pending.subarray(2, end));

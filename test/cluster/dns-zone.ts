@@ -3,13 +3,13 @@ import { addressToBytes } from '../../src/net/ip.ts';
 
 export type RecordType = 'A' | 'AAAA';
 
-/** The names of a cluster, as kubelet's resolv.conf lets pods shorten them. */
+/** The names of a cluster, in the forms that kubelet's resolv.conf lets pods use. */
 export const SEARCH = ['default.svc.cluster.local', 'svc.cluster.local', 'cluster.local'];
 
 const numbered = (count: number, make: (i: number) => string): string[] =>
   Array.from({ length: count }, (_, i) => make(i + 1));
 
-/** A Service, and a headless one whose answer fits into no UDP datagram that a client takes (100 addresses: 1.6 and 2.8 KB). */
+/** A Service, and a headless one whose answer is too large for UDP (100 addresses: 1.6 and 2.8 KB). */
 export const ZONE: Readonly<Record<string, Record<RecordType, readonly string[]>>> = {
   [`web.${SEARCH[0]}`]: { A: ['10.43.0.80'], AAAA: ['fd00:43::80'] },
   [`many.${SEARCH[0]}`]: {

@@ -21,7 +21,7 @@ import {
 
 const SERVER = join(import.meta.dirname, 'dns-server.ts');
 const CLIENT = join(import.meta.dirname, 'dns-client.ts');
-/** kube-dns, once for each place where its pod may be. */
+/** kube-dns, once for each place where its pod can be. */
 const NEAR = { 4: '10.43.0.10', 6: 'fd00:43::10' };
 const FAR = { 4: '10.43.0.20', 6: 'fd00:43::20' };
 const WEB = `web.${SEARCH[0]}`;
@@ -50,7 +50,7 @@ describe.skipIf(missingHere('iptables-restore', 'nft', 'getent', 'unshare'))(
       return JSON.parse(stdout || JSON.stringify({ error: stderr.trim() })) as T;
     };
 
-    /** What the servers have seen since something began, in order of the text; the last of it comes a moment later. */
+    /** The queries that the servers have received during `work`, sorted. The last ones may come a moment later. */
     async function seenDuring(work: () => Promise<unknown>): Promise<() => string[]> {
       const before = servers.map((server) => server.output().length);
       await work();
@@ -61,14 +61,14 @@ describe.skipIf(missingHere('iptables-restore', 'nft', 'getent', 'unshare'))(
           .toSorted();
     }
 
-    /** What glibc makes of a name, with the resolv.conf that kubelet would write; every query is sent once only. */
+    /** Resolve a name with glibc, with the resolv.conf that kubelet would write. Every query is sent only once. */
     async function getent(server: string, name: string): Promise<string[]> {
       const file = join(cluster.lab.dir, 'resolv.conf');
       writeFileSync(
         file,
         `search ${SEARCH.join(' ')}\nnameserver ${server}\noptions ndots:5 timeout:2 attempts:1\n`,
       );
-      // Its name service switch too: what a host has of its own (systemd, mDNS) is not in a pod.
+      // And with the name service switch of a pod, without a host's own services (systemd, mDNS).
       const nsswitch = join(cluster.lab.dir, 'nsswitch.conf');
       writeFileSync(nsswitch, 'hosts: dns\n');
       const script =
@@ -89,7 +89,7 @@ describe.skipIf(missingHere('iptables-restore', 'nft', 'getent', 'unshare'))(
 
     const pairs = (server: string) => ask<Pairs>('pairs', server, WEB, '20');
 
-    // Before any ClusterIP is asked: answers to a port that conntrack still translates for would be translated, too.
+    // Before any ClusterIP is used: conntrack would translate answers to a port that it still has a connection of.
     it('asks a server’s own address on the fast path', async () => {
       const [direct] = await carriedDuring(cluster.lab, [cluster.nodes[0]!], async () => {
         for (const server of [near(), far()])
@@ -133,7 +133,7 @@ describe.skipIf(missingHere('iptables-restore', 'nft', 'getent', 'unshare'))(
           }
         });
 
-        it('gets an answer to each of an A and an AAAA query that leave one socket at once', async () => {
+        it('gets answers to an A and an AAAA query that leave one socket at once', async () => {
           for (const family of FAMILIES) {
             const seen = await seenDuring(async () => {
               expect(await ask<Pairs>('pairs', service[family], WEB, String(PAIRS))).toEqual({
@@ -145,13 +145,13 @@ describe.skipIf(missingHere('iptables-restore', 'nft', 'getent', 'unshare'))(
           }
         });
 
-        it('gets them as glibc asks, with the search list of a pod', async () => {
+        it('gets answers with glibc, with the search list of a pod', async () => {
           for (const family of FAMILIES) {
             expect(await getent(service[family], 'web')).toEqual(allOf(WEB));
             const seen = await seenDuring(async () => {
               expect(await getent(service[family], 'web.default')).toEqual(allOf(WEB));
             });
-            // The search list's first suffix makes a name that is not there.
+            // With the first suffix of the search list the name does not exist.
             await expect
               .poll(seen)
               .toEqual(

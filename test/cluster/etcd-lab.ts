@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** A lab whose agents take their subnets from etcd; its API server is there for nobody. */
+/** A lab whose agents take their subnets from etcd, and do not use its API server. */
 import { existsSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { TestEtcd } from '../../src/cluster/etcd.support.ts';
@@ -17,7 +17,7 @@ import { underlayNetwork } from '../../src/lab/addresses.ts';
 
 export const SUBNETS = '/coreos.com/network/subnets/';
 
-/** Bring up a lab around an etcd with this network configuration. @param options `labUp`'s. */
+/** Bring up a lab with an etcd that has this network configuration. @param options those of `labUp` */
 export async function etcdLab(options: LabOptions, config: string): Promise<{ lab: Lab; etcd: TestEtcd }> {
   const netns = netnsPath(underlayNetns(options.name));
   const startEtcd = async (): Promise<TestEtcd> => {
@@ -30,7 +30,7 @@ export async function etcdLab(options: LabOptions, config: string): Promise<{ la
   try {
     await withEtcd(options, async () => {
       const up = labUp(options);
-      // The agents wait, for etcd and then for a configuration.
+      // The agents wait for etcd, and then for a configuration.
       etcd = (await Promise.race([up.then(() => undefined), startEtcd()])) ?? etcd;
       await up;
     });
@@ -42,12 +42,12 @@ export async function etcdLab(options: LabOptions, config: string): Promise<{ la
   }
 }
 
-/** Where the nodes of a lab find its etcd. */
+/** The URL of a lab's etcd for its nodes. */
 export function etcdEndpoint(options: LabOptions): string {
   return `http://${gatewayAddress(underlayNetwork(options, 4))}:2379`;
 }
 
-/** Agents started meanwhile are told of etcd by their environment, for the lab knows nothing of it. */
+/** Agents that start during this get the address of etcd from their environment, since the lab does not know it. */
 export async function withEtcd(options: LabOptions, start: () => Promise<void>): Promise<void> {
   process.env['RIPSTOP_ETCD_ENDPOINTS'] = etcdEndpoint(options);
   try {

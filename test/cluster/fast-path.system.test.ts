@@ -21,7 +21,7 @@ describe.skipIf(missingHere())('of two ripstop nodes beside a flannel node, the 
   const ripstopNodes = () => cluster.nodes.slice(0, 2);
   const pod = (node: number, i = 0) => podOf(cluster.nodes[node - 1], i);
 
-  /** Traffic of all kinds from pod 1 of node 1, and back, in both address families or in those asked for. */
+  /** Traffic of all kinds from pod 1 of node 1, and back, in both address families or in these. */
   async function stream(
     to: { netns: string; ip: string; ip6?: string },
     bytes: number,
@@ -39,7 +39,7 @@ describe.skipIf(missingHere())('of two ripstop nodes beside a flannel node, the 
     }
   }
 
-  it('takes at least 99 % of what pods of two nodes send each other, and the kernel path stands still', async () => {
+  it('carries at least 99 % of the packets between pods of two nodes, and the kernel path carries none', async () => {
     const carried = await carriedDuring(cluster.lab, ripstopNodes(), () => stream(pod(2), 10 << 20));
     for (const { by, fast, vtep, forwarded } of carried) {
       expect(by['from_pod fast_encap']).toBeGreaterThan(200);
@@ -50,7 +50,7 @@ describe.skipIf(missingHere())('of two ripstop nodes beside a flannel node, the 
     }
   });
 
-  it('takes at least 99 % of what pods of one node send each other', async () => {
+  it('carries at least 99 % of the packets between pods of one node', async () => {
     const [carried, other] = await carriedDuring(cluster.lab, ripstopNodes(), () =>
       stream(pod(1, 1), 10 << 20),
     );
@@ -59,7 +59,7 @@ describe.skipIf(missingHere())('of two ripstop nodes beside a flannel node, the 
     expect(other!.fast).toBe(0);
   });
 
-  it('takes at least 99 % of what a flannel node sends, whose tunnel has checksums, and of what it gets', async () => {
+  it('carries at least 99 % of the packets to and from a flannel node, whose tunnel has checksums', async () => {
     const [carried] = await carriedDuring(cluster.lab, ripstopNodes(), () =>
       stream(pod(3), 20 << 20, [pod(3).ip]),
     );
@@ -69,7 +69,7 @@ describe.skipIf(missingHere())('of two ripstop nodes beside a flannel node, the 
     expect(fast / (fast + vtep + forwarded)).toBeGreaterThanOrEqual(0.99);
   });
 
-  it('leaves IPv6 with a flannel node, whose tunnel refuses what BPF can send, to the kernel path both ways', async () => {
+  it('leaves IPv6 with a flannel node, whose tunnel requires checksums, to the kernel path both ways', async () => {
     const [carried] = await carriedDuring(cluster.lab, ripstopNodes(), () =>
       stream(pod(3), 1 << 20, [pod(3).ip6!]),
     );
@@ -80,7 +80,7 @@ describe.skipIf(missingHere())('of two ripstop nodes beside a flannel node, the 
   });
 
   describe('leaves a pod that is marked for the kernel path', () => {
-    it('to the kernel path, in both directions, to its neighbour and to another node', async () => {
+    it('to the kernel path, in both directions, on its node and to another', async () => {
       const [one] = cluster.nodes;
       await markForKernelPath(cluster.lab, one!, pod(1), true);
       const shown = await ripstopJson<{ ip: string; flags: string[] }[]>(cluster.lab, one!, 'endpoints');

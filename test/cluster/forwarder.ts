@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** Pods that forward what they are sent: load balancers as k3s's svclb pods, routers and VPN gateways. */
+/** Pods that forward packets: load balancers such as k3s's svclb pods, routers and VPN gateways. */
 import { ipBatch, ipJson } from '../../src/host/ip.ts';
 import { run } from '../../src/host/run.ts';
 import type { NodeState, PodState } from '../../src/lab/index.ts';
@@ -12,11 +12,11 @@ export interface Target {
 
 const FORWARDING = ['net.ipv4.ip_forward=1', 'net.ipv6.conf.all.forwarding=1'];
 
-/** Where the forwarder listens for target number `i`. The ports of TCP and of sendDatagrams. */
+/** The ports where the forwarder listens for target number `i`: of TCP, and of sendDatagrams. */
 export const tcpPortOf = (i: number): number => 7000 + i;
 export const udpPortOf = (i: number): number => 7100 + i;
 
-/** Make a pod pass on what comes to its ports, in its own name, as svclb does. */
+/** Make a pod forward packets to its ports, from its own address, like svclb. */
 export async function forwardTo(pod: PodState, targets: readonly Target[]): Promise<void> {
   const rules = targets.flatMap(({ ip, ip6 }, i) =>
     [
@@ -39,10 +39,13 @@ export async function forwardTo(pod: PodState, targets: readonly Target[]): Prom
   });
 }
 
-/** A machine behind the pod, on a plain cable: nothing is segmented or checksummed for it by a device. */
+/** A machine behind the pod, on a cable without segmentation and checksum offload. */
 export const BEHIND = { ip: '10.42.200.2', ip6: 'fd00:42:0:c8::2' };
 
-/** Put a machine into namespace `netns` (made here) behind the pod, which routes for it and hides nothing; its node knows the way. */
+/**
+ * Add a machine in a new namespace `netns` behind the pod, which routes for it without NAT. The pod's node has the
+ * route.
+ */
 export async function routeFor(netns: string, pod: PodState, node: NodeState): Promise<void> {
   await ipBatch([`netns add ${netns}`]);
   await run('sysctl', ['-qw', ...FORWARDING], inNetns(pod));

@@ -16,7 +16,7 @@ import {
   useLab,
 } from './support.ts';
 
-const EXPEDITED = 46 << 2; // A DSCP (RFC 3246) that nothing on the way may change.
+const EXPEDITED = 46 << 2; // a DSCP (RFC 3246), which nothing may change
 const ECT_0 = 2;
 const ECT_1 = 1;
 const CE = 3;
@@ -39,7 +39,7 @@ describe.skipIf(missingHere('tcpdump', 'nft'))(
       await Promise.all([pod(1, 1), pod(2), pod(3)].map((one) => serveIn(one)));
     });
 
-    /** Ping with these options; what ping has to say. */
+    /** Ping with these options. Returns its output. */
     async function pinged(from: { netns: string }, address: string, ...options: string[]): Promise<string> {
       const { stdout } = await tryRun(
         'ping',
@@ -49,7 +49,7 @@ describe.skipIf(missingHere('tcpdump', 'nft'))(
       return stdout;
     }
 
-    /** What crosses a node's cable, and what its first pod is given, while something goes on. */
+    /** The packets on a node's cable, and to its first pod, during `work`. */
     async function seenAt(
       node: NodeState,
       work: () => Promise<unknown>,
@@ -64,13 +64,13 @@ describe.skipIf(missingHere('tcpdump', 'nft'))(
       return { wire: tunnelled(wire!), pod: inPod! };
     }
 
-    /** All addresses that a node has, the gateways that its pods see too. */
+    /** All addresses of a node, including the gateways of its pods. */
     async function ownAddresses(node: NodeState): Promise<string[]> {
       const links = await ipJson<{ addr_info: { local: string }[] }>(['address'], inNetns(node));
       return links.flatMap(({ addr_info }) => addr_info.map(({ local }) => local));
     }
 
-    it('count each node as one hop, and the way between neighbours as none (row 57)', async () => {
+    it('count each node as one hop, and pods of one node as neighbours (row 57)', async () => {
       for (const address of addressesOf(pod(1, 1)))
         expect(await pinged(pod(1), address)).toContain('ttl=64 ');
       for (const to of [pod(2), pod(3)]) {
@@ -85,7 +85,7 @@ describe.skipIf(missingHere('tcpdump', 'nft'))(
       }
     });
 
-    it('say time exceeded where they end: at the first node, and at the second (row 57)', async () => {
+    it('expire with time exceeded at the first node, and at the second (row 57)', async () => {
       const [one, two] = cluster.nodes;
       for (const address of addressesOf(pod(2))) {
         for (const [ttl, node] of [
@@ -120,7 +120,7 @@ describe.skipIf(missingHere('tcpdump', 'nft'))(
             family,
           });
           if (family === 4) expect(df).toBe(false);
-          // Of a packet that met congestion before it, the kernel's outer header says only that its sender would listen (RFC 3168).
+          // For a packet with CE the kernel's outer header has only ECT(0) (RFC 3168).
           const byKernel = node === 3 && (family === 6 || src === cluster.nodes[2]!.ip);
           const ecn = inner.tos & 3;
           expect(tos).toBe(byKernel && ecn === CE ? ECT_0 : ecn);
@@ -135,9 +135,9 @@ describe.skipIf(missingHere('tcpdump', 'nft'))(
       },
     );
 
-    it('tell the receiver of congestion on the wire, and lose what cannot be told (row 59, RFC 6040)', async () => {
+    it('tell the receiver of congestion on the wire, and are dropped when that is impossible (row 59, RFC 6040)', async () => {
       const [, two] = cluster.nodes;
-      // A congested switch; netdev egress, where a frame is complete.
+      // A congested switch, in a netdev egress hook, where frames are complete.
       const table = `
       table netdev congestion {
         chain out { type filter hook egress device "node2" priority 0;
@@ -148,7 +148,7 @@ describe.skipIf(missingHere('tcpdump', 'nft'))(
       await run('nft', ['-f', '-'], { ...inNetns(underlay()), stdin: table });
       try {
         for (const from of [pod(1), pod(3)]) {
-          const onKernelPath = from === pod(3); // Its IPv6 is the kernel's, which drops and counts on its own.
+          const onKernelPath = from === pod(3); // IPv6 with this node takes the kernel path, which has its own drops and counters.
           const [carried] = await carriedDuring(cluster.lab, [two!], async () => {
             const { pod: received } = await seenAt(two!, async () => {
               for (const address of addressesOf(pod(2))) {
@@ -167,7 +167,7 @@ describe.skipIf(missingHere('tcpdump', 'nft'))(
       }
     });
 
-    it('keep a flow on one outer source port out of the local range, and spread flows', async () => {
+    it('have one outer source port for a flow, from the local range, and different ones for different flows', async () => {
       const [one, two] = cluster.nodes;
       const [low = 0, high = 0] = (await run('sysctl', ['-n', 'net.ipv4.ip_local_port_range'], inNetns(one!)))
         .trim()
@@ -203,7 +203,7 @@ describe.skipIf(missingHere('tcpdump', 'nft'))(
       }
     });
 
-    it('leave out the outer checksum where the receiver can do without, and only there', async () => {
+    it('leave out the outer checksum if and only if the receiver does not require it', async () => {
       for (const [node, what] of [
         [2, { 4: 'zero', 6: 'zero' }],
         [3, { 4: 'zero', 6: 'checksum' }],

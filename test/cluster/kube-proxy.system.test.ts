@@ -21,11 +21,11 @@ import {
 } from './support.ts';
 
 const SERVICE = { 4: '10.43.0.10', 6: 'fd00:43::10' };
-/** A port where nobody listens. */
+/** A closed port. */
 const CLOSED = 9;
 const EMPTY = { 4: '10.43.0.20', 6: 'fd00:43::20' };
 
-/** How many packets kube-proxy's rule against what conntrack calls INVALID has dropped; undefined where there is none. */
+/** The packets that kube-proxy's rule has dropped as INVALID; undefined where there is no such rule. */
 async function droppedAsInvalid(node: NodeState): Promise<number | undefined> {
   const saved = await Promise.all(
     ['iptables-save', 'ip6tables-save'].map((save) => run(save, ['-c', '-t', 'filter'], inNetns(node))),
@@ -36,7 +36,7 @@ async function droppedAsInvalid(node: NodeState): Promise<number | undefined> {
   return counts.length === 0 ? undefined : counts.reduce((sum, count) => sum + count, 0);
 }
 
-/** To which of these addresses a datagram can be sent without hearing that nobody listens there. */
+/** Those of these addresses from which a datagram to a closed port gets no ICMP error. */
 async function unheard(from: { netns: string }, addresses: readonly string[]): Promise<string[]> {
   const program = `
     const { createSocket } = require('node:dgram');
@@ -50,7 +50,7 @@ async function unheard(from: { netns: string }, addresses: readonly string[]): P
   return printed.split('\n').filter(Boolean);
 }
 
-/** That all of these reach each other by ping, and hear of each other's closed ports. */
+/** Check that all of these can ping each other, and get ICMP errors for closed ports. */
 async function expectIcmp(pods: readonly PodState[]): Promise<void> {
   for (const from of pods) {
     const addresses = pods
@@ -78,7 +78,7 @@ describe.skipIf(missingHere('iptables-restore', 'nft')).each(PROXY_MODES)(
       await Promise.all(pods().map((pod) => serveIn(pod)));
     });
 
-    it('let pods ping and talk, near and far, of which nothing is INVALID', async () => {
+    it('let pods ping and talk, near and far, without INVALID packets', async () => {
       const [carried] = await carriedDuring(cluster.lab, cluster.nodes, async () => {
         for (const from of pods()) {
           for (const to of pods()) {
@@ -97,7 +97,7 @@ describe.skipIf(missingHere('iptables-restore', 'nft')).each(PROXY_MODES)(
         expect(await droppedAsInvalid(node)).toBe(mode === 'iptables' ? 0 : undefined);
     });
 
-    it('let pods ping and hear of closed ports while they use Services, of which nothing is INVALID', async () => {
+    it('let pods ping and get errors for closed ports while they use Services, without INVALID packets', async () => {
       const [client, near, far] = pods();
       const other = podOf(cluster.nodes[1], 1);
       const services = FAMILIES.flatMap((family) => [
@@ -111,7 +111,7 @@ describe.skipIf(missingHere('iptables-restore', 'nft')).each(PROXY_MODES)(
       const held = await Promise.all(clusterIps.map((address) => holdFrom(client, address)));
       const fromFar = await holdFrom(other, SERVICE[4]);
       await expectIcmp([client, near, far, other]);
-      // Of a translated flow conntrack must translate the error, too.
+      // conntrack must also translate the error about a translated flow.
       for (const from of [client, other]) expect(await unheard(from, clusterIps)).toEqual([]);
       for (const one of [...held, fromFar]) expect(await released(one)).not.toHaveProperty('error');
       for (const node of cluster.nodes) {
@@ -120,7 +120,7 @@ describe.skipIf(missingHere('iptables-restore', 'nft')).each(PROXY_MODES)(
       }
     });
 
-    it('spread a Service over its endpoints, and refuse one that has none', async () => {
+    it('spread a Service over its endpoints, and refuse one without endpoints', async () => {
       const [client, near, far] = pods();
       const node = cluster.nodes[0]!;
       const services = FAMILIES.flatMap((family) => [
@@ -133,7 +133,7 @@ describe.skipIf(missingHere('iptables-restore', 'nft')).each(PROXY_MODES)(
       await setServices(cluster.lab, node, services);
       for (const family of FAMILIES) {
         const [atNear, atFar] = await carriedDuring(cluster.lab, cluster.nodes, async () => {
-          // By chance alone one of them gets nothing from 40 ports once in a trillion times.
+          // The chance that one of them gets none of 40 ports is one in a trillion.
           const program = `for (let i = 0; i < 40; i++) {
             const socket = require('node:dgram').createSocket('udp${family}');
             socket.on('message', () => socket.close());
@@ -157,12 +157,12 @@ describe.skipIf(missingHere('iptables-restore', 'nft')).each(PROXY_MODES)(
       expect(await rulesOf(node)).not.toMatch(/KUBE-S(VC|EP)-|service-[A-Z0-9]{8}/);
     });
 
-    it('have nothing of the mode that kube-proxy leaves, nor the drop where ripstop was first', async () => {
+    it('have no rules of the previous mode, nor the drop of INVALID if ripstop was there first', async () => {
       const node = cluster.nodes[1]!;
       const other = mode === 'iptables' ? 'nftables' : 'iptables';
       await run('iptables', ['-A', 'FORWARD', '-s', '192.0.2.1', '-j', 'ACCEPT'], inNetns(node));
       await startKubeProxy(cluster.lab, node, other);
-      // conntrack is liberal there by now, and kube-proxy then drops nothing.
+      // nf_conntrack_tcp_be_liberal is set there by now, so kube-proxy has no rule that drops.
       expect(await droppedAsInvalid(node)).toBeUndefined();
       expect(/KUBE-FORWARD/.test(await rulesOf(node))).toBe(other === 'iptables');
       expect(/kube-proxy/.test(await rulesOf(node))).toBe(other === 'nftables');
@@ -183,7 +183,7 @@ describe.skipIf(missingHere('iptables-restore', 'nft'))(
       kubeProxy: 'iptables',
     });
 
-    it('lets pods ping and hear of closed ports, of which nothing is INVALID', async () => {
+    it('lets pods ping and get errors for closed ports, without INVALID packets', async () => {
       await expectIcmp(cluster.nodes.map((node) => podOf(node)));
       for (const node of cluster.nodes) expect(await droppedAsInvalid(node)).toBe(0);
     });

@@ -11,7 +11,7 @@ import { ripstopCommand } from '../../src/lab/ripstop.ts';
 import { type Background, startIn } from '../../src/lab/lab.support.ts';
 import { cniStatus, inNetns, missingHere, ripstopJson, timeUntil, useLab } from './support.ts';
 
-/** A connection under way may have to be given up first (3 s), and the first pass takes its time on a busy machine. */
+/** A pending connection may have to time out first (3 s), and the first pass takes a while on a busy machine. */
 const A_FEW_SECONDS_MS = 8_000;
 
 describe.skipIf(missingHere())('an agent in a pod that starts before kube-proxy', () => {
@@ -19,7 +19,7 @@ describe.skipIf(missingHere())('an agent in a pod that starts before kube-proxy'
   const node = (): NodeState => cluster.nodes[0]!;
   const lastKnown = (): string => join(nodeDir(cluster.lab, node()), 'state/last-known.json');
   let agent: Background | undefined;
-  /** What a pod finds below /run/secrets/kubernetes.io. */
+  /** The files of a pod below /run/secrets/kubernetes.io. */
   let account: string;
 
   beforeAll(async () => {
@@ -41,11 +41,11 @@ describe.skipIf(missingHere())('an agent in a pod that starts before kube-proxy'
     await tryRun('nft', ['delete table ip kube-proxy'], inNetns(node()));
   });
 
-  /** With the service account and the environment that Kubernetes gives a pod, and no kubeconfig. */
+  /** Start an agent with the service account and the environment of a pod, and no kubeconfig. */
   function startInPod(): Background {
     const [program, ...args] = ripstopCommand(cluster.lab, node(), 'agent');
     args.splice(args.indexOf('--kubeconfig'), 2);
-    // /run of its own, with what the agent needs of the host's: nothing of this shows outside.
+    // Its own /run, with what the agent needs of the host's.
     const inPod = [
       'set -e; old=$(mktemp -d); mount --rbind /run $old; mount -t tmpfs none /run',
       'mkdir -p /run/netns /run/ripstop-lab /run/secrets/kubernetes.io/serviceaccount',
@@ -68,13 +68,13 @@ describe.skipIf(missingHere())('an agent in a pod that starts before kube-proxy'
   const apiOf = async (): Promise<NonNullable<Status['agent']>['api']> =>
     (await ripstopJson<{ agent: NonNullable<Status['agent']> }>(cluster.lab, node(), 'status')).agent.api;
 
-  /** It takes seconds to start on a busy machine, and three more to give up a connection. */
+  /** On a busy machine it takes seconds to start, and three more until a connection times out. */
   const says = async (pattern: RegExp): Promise<void> =>
     expect.poll(() => agent?.output(), { timeout: 30_000 }).toMatch(pattern);
 
   const WHY = /10\.43\.0\.1.* no connection within 3 s; .*kube-proxy/;
 
-  it('for the first time says what it waits for, and is ready a few seconds after kube-proxy', async () => {
+  it('on its first start says what it waits for, and is ready a few seconds after kube-proxy', async () => {
     rmSync(lastKnown(), { force: true });
     agent = startInPod();
     await says(/cannot read our own Node yet/);
@@ -89,11 +89,11 @@ describe.skipIf(missingHere())('an agent in a pod that starts before kube-proxy'
     console.log(`ready ${ms} ms after kube-proxy`);
     expect(ms).toBeLessThan(A_FEW_SECONDS_MS);
     expect(agent.output().match(/cannot read our own Node yet/g)).toHaveLength(1);
-    // For the next one.
+    // For the next test.
     await expect.poll(() => existsSync(lastKnown())).toBe(true);
   });
 
-  it('after a reboot goes on with what it knew, says why it is out of touch, and soon is in touch again', async () => {
+  it('after a reboot runs on the last-known state, says why it has no connection, and soon connects', async () => {
     agent = startInPod();
     await says(/going on with the last-known state/);
     await expect.poll(() => cniStatus(cluster.lab, node())).toBe(undefined);

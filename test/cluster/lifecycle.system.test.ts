@@ -33,7 +33,7 @@ import {
   whileTalking,
 } from './support.ts';
 
-/** Everything of a node's data plane that a restart must find and leave as it is. */
+/** The parts of a node's data plane that a restart must not change. */
 function pinned(lab: Lab, node: NodeState): object {
   const bpffs = bpffsOf(lab, node);
   const { links } = pinPaths(bpffs);
@@ -59,7 +59,9 @@ describe.skipIf(missingHere())('what is pinned on two ripstop nodes', () => {
     await Promise.all([pod(1), near(), far()].map((one) => serveIn(one)));
   });
 
-  /** While something happens on node 1: pings and connections between its pods, and with the other node's, both ways. */
+  /**
+   * Check pings and connections during `work` on node 1: between its pods, and with those of the other node, both ways.
+   */
   async function unharmed(work: () => Promise<unknown>): Promise<void> {
     const pairs: Talk[] = [
       [pod(1), near().ip],
@@ -115,7 +117,7 @@ describe.skipIf(missingHere())('what is pinned on two ripstop nodes', () => {
     await startAgent(cluster.lab, node);
   });
 
-  it('may be taken away, and given back, under pods that notice nothing', async () => {
+  it('may be removed and restored without a loss for pods', async () => {
     const node = cluster.nodes[0]!;
     await unharmed(async () => {
       await unboost(cluster.lab, node);
@@ -135,12 +137,12 @@ describe.skipIf(missingHere())('what is pinned on two ripstop nodes', () => {
         await sleep(200);
       });
       expect(carried!.fast).toBeGreaterThan(100);
-      // The old connections too: they began on the fast path and are back on it.
+      // Connections that began on the fast path return to it.
       expect(carried!.forwarded).toBeLessThan(5);
     });
   });
 
-  it('forwards on while the API server hangs, and an agent that starts meanwhile waits for it', async () => {
+  it('keeps forwarding while the API server hangs, and an agent that starts meanwhile waits for it', async () => {
     const node = cluster.nodes[0]!;
     const apiServer = cluster.lab.state.apiServerPid!;
     const before = pinned(cluster.lab, node);
@@ -165,7 +167,7 @@ describe.skipIf(missingHere())('what is pinned on two ripstop nodes', () => {
     expect(pinned(cluster.lab, node)).toEqual(before);
   });
 
-  it('forwards on when the API server is gone, and under an agent that starts then', async () => {
+  it('keeps forwarding when the API server is gone, also when an agent starts then', async () => {
     const node = cluster.nodes[0]!;
     const before = pinned(cluster.lab, node);
     process.kill(cluster.lab.state.apiServerPid!, 'SIGKILL');
@@ -181,7 +183,7 @@ describe.skipIf(missingHere())('what is pinned on two ripstop nodes', () => {
     await stopAgent(cluster.lab, node);
     await unharmed(() => startAgent(cluster.lab, node));
     expect(pinned(cluster.lab, node)).toEqual(before);
-    // Ready, on what the agent before it knew.
+    // It is ready, on the last-known state of the previous agent.
     expect(await cniStatus(cluster.lab, node)).toBeUndefined();
   });
 });

@@ -44,7 +44,7 @@ describe.skipIf(missingHere())('on a node whose agent is away', () => {
     return all.map(({ ip }) => ip).toSorted();
   }
 
-  /** All that a pod leaves traces in. */
+  /** Everything that has entries for pods. */
   async function traces(): Promise<object> {
     const links = [...(await listLinks(inNetns(node()))).keys()].filter((name) => name.startsWith('veth'));
     const routes = await ipJson<{ dst: string; dev?: string }>(['route'], inNetns(node()));
@@ -58,7 +58,7 @@ describe.skipIf(missingHere())('on a node whose agent is away', () => {
     };
   }
 
-  /** While something happens: the pods that stay talk to each other, both ways, and lose nothing. */
+  /** Check that the pods that stay can talk to each other during `work`, both ways, without a loss. */
   async function unharmed(work: () => Promise<unknown>): Promise<void> {
     const [near, far] = [podOf(node()), podOf(cluster.nodes[1])];
     const both = [
@@ -70,18 +70,18 @@ describe.skipIf(missingHere())('on a node whose agent is away', () => {
     for (const report of reports) expect(report).not.toHaveProperty('error');
   }
 
-  it('pods are deleted, none can start, and a new agent finds all as if they had never been', async () => {
+  it('pods are deleted, none can start, and a new agent removes all their traces', async () => {
     await startAgentAnew();
     const before = await traces();
     for (let i = 0; i < 3; i++) await addPod(cluster.lab, node());
     const ips = node().pods.map(({ ip }) => ip);
     await unharmed(async () => {
       await stopAgent(cluster.lab, node(), 'SIGKILL');
-      // Its container runtime also ends what it could not start.
+      // The container runtime also deletes pods that it could not start.
       await expect(addPod(cluster.lab, node())).rejects.toThrow(/code 11: .*gave no answer/);
       for (const pod of node().pods.slice(1)) await removePod(cluster.lab, node(), pod);
       expect(deferred()).toHaveLength(3);
-      // Nobody may have these addresses while the programs know them.
+      // These addresses must not be reused while the programs know them.
       expect(await leases()).toEqual(ips.toSorted());
       await startAgent(cluster.lab, node());
       await expect.poll(traces).toEqual(before);
@@ -91,7 +91,7 @@ describe.skipIf(missingHere())('on a node whose agent is away', () => {
     await removePod(cluster.lab, node(), added);
   });
 
-  it('or does not know its Node yet, pods are deleted', async () => {
+  it('pods can be deleted, also while a new agent does not know its Node yet', async () => {
     const before = await traces();
     const pod = await addPod(cluster.lab, node());
     await stopAgent(cluster.lab, node(), 'SIGKILL');
@@ -101,7 +101,7 @@ describe.skipIf(missingHere())('on a node whose agent is away', () => {
     let started: Promise<void> | undefined;
     try {
       started = startAgent(cluster.lab, node());
-      // At any moment: some of these come before there is a socket, the others are carried out by the agent at once.
+      // At any time: some of these come before there is a socket, the agent carries out the others at once.
       while (!(await cniStatus(cluster.lab, node()))?.includes('not ready'))
         await expect(addPod(cluster.lab, node())).rejects.toThrow(/code 11/);
       await removePod(cluster.lab, node(), pod);
@@ -113,7 +113,7 @@ describe.skipIf(missingHere())('on a node whose agent is away', () => {
     await expect.poll(traces).toEqual(before);
   });
 
-  it('for good, uninstall gives the addresses of its deleted pods back, and flannel may have them', async () => {
+  it('uninstall releases the addresses of deleted pods, and flannel can use them', async () => {
     const pod = await addPod(cluster.lab, node());
     await stopAgent(cluster.lab, node(), 'SIGKILL');
     await removePod(cluster.lab, node(), pod);
@@ -126,7 +126,7 @@ describe.skipIf(missingHere())('on a node whose agent is away', () => {
     await ping(added, podOf(node()).ip);
   });
 
-  /** So that what is compared later was made by one and the same. */
+  /** Makes the state that is compared later. */
   async function startAgentAnew(): Promise<void> {
     await stopAgent(cluster.lab, node());
     await startAgent(cluster.lab, node());

@@ -19,7 +19,7 @@ import {
 
 const PREFIX = 'flannel.alpha.coreos.com';
 
-/** What a node must know of a peer. */
+/** A node's entries for a peer. */
 interface Place {
   podCIDR: string;
   ip: string;
@@ -42,10 +42,10 @@ describe.skipIf(missingHere())('a Node', () => {
   const made = new Set<string>();
 
   afterEach(async () => {
-    // The other nodes go on whatever happens to one.
+    // The other nodes keep working, whatever happens to one.
     await ping(podOf(cluster.nodes[0]), podOf(cluster.nodes[1]).ip);
     for (const name of made) await remove(name);
-    // Else the next test may take for its own node what is still held of this one's.
+    // Otherwise the next test may find entries of this one.
     await expect.poll(() => held(WHERE.podCIDR)).toEqual(nothing);
   });
 
@@ -61,7 +61,7 @@ describe.skipIf(missingHere())('a Node', () => {
     await deleteKubeNode(cluster.lab, name);
   };
 
-  /** All that node 1 holds about a podCIDR, in BPF and in the kernel. */
+  /** All entries of node 1 for a podCIDR, in BPF maps and in the kernel. */
   async function held(
     podCIDR: string,
   ): Promise<{ bpf: unknown[]; routes: unknown[]; neighbours: unknown[]; fdb: unknown[] }> {
@@ -95,7 +95,7 @@ describe.skipIf(missingHere())('a Node', () => {
     fdb: [{ mac, dst: ip }],
   });
 
-  /** Do it, and expect node 1 to hold exactly this within a second. */
+  /** Do `work`, and expect exactly these entries on node 1 within a second. */
   async function followed(
     what: string,
     act: () => Promise<unknown>,
@@ -111,7 +111,7 @@ describe.skipIf(missingHere())('a Node', () => {
     expect(tookMs).toBeLessThan(1000);
   }
 
-  /** What the agent of node 1 complains about a Node. */
+  /** The alarms of node 1's agent about a Node. */
   async function alarmsOf(name: string): Promise<string[]> {
     const { agent } = await ripstopJson<{ agent: { alarms: { node: string; reason: string }[] } }>(
       cluster.lab,
@@ -121,7 +121,7 @@ describe.skipIf(missingHere())('a Node', () => {
     return agent.alarms.filter(({ node }) => node === name).map(({ reason }) => reason);
   }
 
-  it('that comes, changes its address or its MAC, and goes, is followed within a second', async () => {
+  it('that is added, changes its address or its MAC, and is removed, is followed within a second', async () => {
     const moved = { ...WHERE, ip: '172.31.0.110' };
     const renewed = { ...moved, mac: '02:00:00:00:09:02' };
     await create('joins', WHERE);
@@ -142,7 +142,7 @@ describe.skipIf(missingHere())('a Node', () => {
     await followed('a deleted Node', () => remove('joins'), undefined);
   });
 
-  it('that is deleted and made again elsewhere is followed within a second', async () => {
+  it('that is deleted and re-created elsewhere is followed within a second', async () => {
     const elsewhere = { ...WHERE, ip: '172.31.0.111', mac: '02:00:00:00:09:03' };
     await create('returns', WHERE);
     await followed('a new Node', () => annotate('returns', lease(WHERE)), WHERE);
@@ -154,7 +154,7 @@ describe.skipIf(missingHere())('a Node', () => {
     await followed('a Node made again', again, elsewhere);
   });
 
-  it('that loses its kube-subnet-manager annotation is withdrawn, and comes back with it', async () => {
+  it('that loses its kube-subnet-manager annotation is removed, and returns with it', async () => {
     const key = `${PREFIX}/kube-subnet-manager`;
     await create('leaves', WHERE);
     await followed('a new Node', () => annotate('leaves', lease(WHERE)), WHERE);
@@ -162,7 +162,7 @@ describe.skipIf(missingHere())('a Node', () => {
     await followed('a lease given again', () => annotate('leaves', { [key]: 'true' }), WHERE);
   });
 
-  it('whose annotations break keeps its last good state, loudly, while others are followed', async () => {
+  it('with broken annotations keeps its last good state, with an alarm, while others are followed', async () => {
     const data = `${PREFIX}/backend-data`;
     const repaired = { ...WHERE, ip: '172.31.0.112' };
     await create('breaks', WHERE);
@@ -188,18 +188,18 @@ describe.skipIf(missingHere())('a Node', () => {
     expect(await alarmsOf('breaks')).toEqual([]);
   });
 
-  it('with a podCIDR outside the cluster network is refused, loudly', async () => {
+  it('with a podCIDR outside the cluster network is refused, with an alarm', async () => {
     const outside = { podCIDR: '192.168.7.0/24', ip: '172.31.0.114', mac: '02:00:00:00:09:07' };
     await create('outside', outside);
     await annotate('outside', lease(outside));
     await expect
       .poll(() => alarmsOf('outside'))
       .toEqual([expect.stringContaining('podCIDR 192.168.7.0/24 is outside Network 10.42.0.0/16')]);
-    // The alarm is up as soon as the pass begins that also removes what the test before has left.
+    // The alarm is raised as soon as the pass begins that also removes what the previous test has left.
     await expect.poll(() => held(outside.podCIDR)).toEqual(nothing);
   });
 
-  it('that claims the podCIDR of an older one, or ours, is refused, loudly, and leaves no trace when it goes', async () => {
+  it('with the podCIDR of an older one, or ours, is refused, with an alarm, and leaves no trace when it is removed', async () => {
     const thief = { ...WHERE, ip: '172.31.0.115', mac: '02:00:00:00:09:08' };
     await create('owner', WHERE);
     await followed('a new Node', () => annotate('owner', lease(WHERE)), WHERE);
@@ -211,7 +211,7 @@ describe.skipIf(missingHere())('a Node', () => {
       .poll(() => alarmsOf('thief'))
       .toContainEqual(expect.stringContaining('overlaps 10.42.9.0/24 of owner'));
     expect(await held(WHERE.podCIDR)).toEqual(entriesOf(WHERE));
-    // Both nodes with ripstop see it; one of them tells the cluster, on the Node concerned.
+    // Both nodes with ripstop see it; one of them writes an Event on the Node.
     const told = async () =>
       (await eventsOn(cluster.lab, 'thief')).filter(({ reason }) => reason === 'PodcidrConflict');
     await expect.poll(told).toHaveLength(1);
@@ -236,7 +236,7 @@ describe.skipIf(missingHere())('a Node', () => {
     expect((await held(ours.podCIDR)).bpf).toEqual([]);
   });
 
-  it('that is our own and deleted takes nothing from us, and is published again once it is back (row 27)', async () => {
+  it('that is our own may be deleted without harm, and is published again once it is back (row 27)', async () => {
     const [node, other] = cluster.nodes;
     const published = async () => {
       const nodes = await listNodes(cluster.lab);
@@ -254,7 +254,7 @@ describe.skipIf(missingHere())('a Node', () => {
     for (let i = 0; i < 3; i++) {
       await nudge(node!);
       await ping(podOf(node), podOf(other).ip, 20);
-      // Who comes is followed all the same.
+      // New peers are still followed.
       if (i === 0) await create('joins', WHERE);
       if (i === 1) await annotate('joins', lease(WHERE));
       if (i === 2) await expect.poll(() => held(WHERE.podCIDR)).toEqual(entriesOf(WHERE));

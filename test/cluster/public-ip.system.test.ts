@@ -18,7 +18,7 @@ import {
 } from './support.ts';
 
 const PREFIX = 'flannel.alpha.coreos.com';
-/** More addresses of node 1: on its uplink, and on its loopback as routing daemons would have it. */
+/** More addresses of node 1: on its uplink, and on its loopback, as with routing daemons. */
 const SECOND = '172.31.0.201';
 const SECOND6 = 'fd00:31::201';
 const LOOPBACK = '172.31.0.202';
@@ -46,13 +46,13 @@ describe.skipIf(missingHere())('A node with several addresses', () => {
       },
     });
 
-  /** An agent that starts with this said. */
+  /** Restart the agent with these settings. */
   async function told(env: Record<string, string>): Promise<void> {
     for (const [name, value] of Object.entries(env)) vi.stubEnv(name, value);
     await restartAgent(cluster.lab, node());
   }
 
-  /** What the agent said last about its choice. */
+  /** The agent's last message about its choice. */
   const choice = () => [...agentLog(cluster.lab, node()).matchAll(/"uplink":"([^"]*)"/g)].at(-1)?.[1];
 
   /** The addresses that node 1 publishes, IPv4 first. */
@@ -62,7 +62,7 @@ describe.skipIf(missingHere())('A node with several addresses', () => {
     return ['public-ip', 'public-ipv6'].map((key) => annotations?.[`${PREFIX}/${key}`]);
   }
 
-  /** Where its tunnels begin. */
+  /** The local addresses of its tunnels. */
   async function tunnels(): Promise<(string | undefined)[]> {
     const links = await ipJson<{ linkinfo: { info_data: { local?: string; local6?: string } } }>(
       ['-d', 'link', 'show', 'type', 'vxlan'],
@@ -72,7 +72,7 @@ describe.skipIf(missingHere())('A node with several addresses', () => {
     return [data.find(({ local }) => local)?.local, data.find(({ local6 }) => local6)?.local6];
   }
 
-  /** Where node 2 sends: by its maps, and by its kernel path. */
+  /** The addresses that node 2 sends to, in its maps and on its kernel path. */
   const followed = async () => ({
     bpf: readPeers(bpffsOf(cluster.lab, other()), undefined).map(({ vtepIp }) => vtepIp),
     fdb: await Promise.all(
@@ -83,7 +83,7 @@ describe.skipIf(missingHere())('A node with several addresses', () => {
     ),
   });
 
-  /** Node 2 drops what comes from an address that no peer publishes: answers prove that all agree. */
+  /** Ping from node 2, which drops packets from addresses that no peer publishes: answers prove that both agree. */
   async function reachedAt(v4: string, v6: string): Promise<void> {
     await expect.poll(published).toEqual([v4, v6]);
     expect(await tunnels()).toEqual([v4, v6]);
@@ -96,7 +96,7 @@ describe.skipIf(missingHere())('A node with several addresses', () => {
     expect(carried!.fast).toBeGreaterThanOrEqual(40);
   }
 
-  it('is reached at the one that --public-ip names, and its annotation comes before that', async () => {
+  it('is reached at the address of --public-ip, unless an annotation overrides it', async () => {
     await told({ FLANNELD_PUBLIC_IP: SECOND });
     await reachedAt(SECOND, node().ip6!);
     expect(choice()).toBe(
@@ -107,12 +107,12 @@ describe.skipIf(missingHere())('A node with several addresses', () => {
     await reachedAt(node().ip, node().ip6!);
   });
 
-  it('may change its IPv6 address alone: that half is followed, the other stays (row 29)', async () => {
+  it('may change its IPv6 address alone: peers follow it, and IPv4 stays (row 29)', async () => {
     await told({ FLANNELD_PUBLIC_IPV6: SECOND6 });
     await reachedAt(node().ip, SECOND6);
   });
 
-  it('is reached at one that is not its uplink’s, where --iface says which that is', async () => {
+  it('is reached at an address that its uplink does not have, if --iface names the uplink', async () => {
     await told({ FLANNELD_PUBLIC_IP: LOOPBACK, FLANNELD_IFACE: 'ens9,eth0' });
     await reachedAt(LOOPBACK, node().ip6!);
     expect(choice()).toBe(
@@ -120,7 +120,7 @@ describe.skipIf(missingHere())('A node with several addresses', () => {
     );
   });
 
-  it('behind NAT publishes what public-ip-overwrite says, and is what it was otherwise', async () => {
+  it('behind NAT publishes the address of public-ip-overwrite, and otherwise does not change', async () => {
     await told({ RIPSTOP_PUBLIC_IP: SECOND });
     await annotate({ 'public-ip-overwrite': '203.0.113.77' });
     await expect.poll(published).toEqual(['203.0.113.77', node().ip6]);
@@ -129,7 +129,7 @@ describe.skipIf(missingHere())('A node with several addresses', () => {
     await reachedAt(SECOND, node().ip6!);
   });
 
-  it('is not ready, and says why, when the address asked for is not its own', async () => {
+  it('is not ready, and says why, when the address of --public-ip is not its own', async () => {
     await stopAgent(cluster.lab, node());
     vi.stubEnv('RIPSTOP_PUBLIC_IP', '203.0.113.9');
     const started = startAgent(cluster.lab, node()).catch(String);
@@ -138,7 +138,7 @@ describe.skipIf(missingHere())('A node with several addresses', () => {
       .toMatch(
         /not ready: no interface has the public IP 203\.0\.113\.9 .* annotate the Node with public-ip-o/,
       );
-    // What is pinned goes on.
+    // The pinned programs keep forwarding.
     await ping(podOf(node()), podOf(other()).ip);
     await stopAgent(cluster.lab, node());
     expect(await started).toMatch(/it ended/);

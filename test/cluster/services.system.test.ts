@@ -26,13 +26,13 @@ import {
   useLab,
 } from './support.ts';
 
-/** One Service for each backend, so that nothing is left to chance. */
+/** One Service for each backend, so that nothing is random. */
 const TO_NEAR = { 4: '10.43.0.10', 6: 'fd00:43::10' };
 const TO_FAR = { 4: '10.43.0.20', 6: 'fd00:43::20' };
 const TO_SELF = { 4: '10.43.0.30', 6: 'fd00:43::30' };
 const NODE_PORT_NEAR = 30_010;
 const NODE_PORT_FAR = 30_020;
-/** The near backend's own, by the portmap plugin: it sees who asks. */
+/** The hostPort of the near backend, by the portmap plugin. The backend sees the client's address. */
 const HOST_PORT = 8010;
 
 const inBothFamilies = (work: (family: Family) => Promise<void>): Promise<unknown> =>
@@ -60,7 +60,7 @@ describe.skipIf(missingHere('iptables-restore', 'conntrack', 'nft')).each(PROXY_
       await mapHostPort();
     });
 
-    /** Have the portmap plugin lead the node's port to the near backend, as a runtime does after the pod's ADD. */
+    /** Let the portmap plugin map the node's port to the near backend, like a runtime after the pod's ADD. */
     async function mapHostPort(): Promise<void> {
       const { containerId, netns, name, result } = near();
       const portMappings = ['tcp', 'udp'].map((protocol) => ({
@@ -86,7 +86,7 @@ describe.skipIf(missingHere('iptables-restore', 'conntrack', 'nft')).each(PROXY_
     const flows = () =>
       ripstopJson<{ protocol: string; source: string; destination: string }[]>(cluster.lab, node, 'flows');
 
-    /** Per pod of the node, by address: how many flows the endpoint_state says it has. */
+    /** The number of translated flows of each pod of the node, by address. */
     const flowCounts = async () => {
       const rows = await ripstopJson<{ ip: string; translatedFlows: number; flags: string[] }[]>(
         cluster.lab,
@@ -96,7 +96,7 @@ describe.skipIf(missingHere('iptables-restore', 'conntrack', 'nft')).each(PROXY_
       return Object.fromEntries(rows.map(({ ip, translatedFlows }) => [ip, translatedFlows]));
     };
 
-    /** Let conntrack forget everything, and then ripstop. */
+    /** Flush conntrack, and sweep ripstop's flows. */
     async function forgetAll(): Promise<void> {
       await run('conntrack', ['-F'], inNetns(node));
       await sweep();
@@ -133,7 +133,7 @@ describe.skipIf(missingHere('iptables-restore', 'conntrack', 'nft')).each(PROXY_
 
     it('lead a pod to itself (row 61)', async () => {
       await inBothFamilies(async (family) => {
-        // It must not see its own address as the peer's, or it would answer itself directly.
+        // It must not see its own address as the client's, or it would answer itself directly.
         expect(await talkBoth(client(), TO_SELF[family])).not.toBe(addressOf(client(), family));
       });
       await forgetAll();
@@ -156,7 +156,7 @@ describe.skipIf(missingHere('iptables-restore', 'conntrack', 'nft')).each(PROXY_
       await forgetAll();
     });
 
-    it('lead through a hostPort to its pod, which sees who asks', async () => {
+    it('lead through a hostPort to its pod, which sees the client’s address', async () => {
       const other = cluster.nodes[1]!;
       await inBothFamilies(async (family) => {
         const address = addressOf(node, family);
@@ -180,12 +180,12 @@ describe.skipIf(missingHere('iptables-restore', 'conntrack', 'nft')).each(PROXY_
           talkTcp(client(), addressOf(backend, family), 10 << 20),
         );
         expect(carried!.fast).toBeGreaterThan(200);
-        // What the held connection sends meanwhile, and nothing else.
+        // Only what the held connection sends meanwhile.
         expect(carried!.by['from_pod kernel_outside']).toBeGreaterThan(5);
         const report = await released(held);
         expect(report).not.toHaveProperty('error');
         expect(carried!.forwarded).toBeLessThan(4 * report.rounds + 20);
-        // The plain flow left no trace.
+        // The plain flow has not been remembered.
         expect((await flows()).length).toBe(1);
         await forgetAll();
       }

@@ -11,7 +11,7 @@ import { inNetns, missingHere, ping, podOf, talkTcp, serveIn, useLab } from './s
 
 const IMAGE = join(import.meta.dirname, '../../build');
 
-/** What k3s writes for its own flannel, which an operator may hand to ripstop as it is. */
+/** The net-conf.json that k3s writes for its own flannel, which ripstop can use as it is. */
 const K3S_NET_CONF = `{
 	"Network": "10.42.0.0/16",
 	"EnableIPv6": false,
@@ -30,7 +30,7 @@ interface Case {
   network: string;
   /** Of the uplinks. */
   mtu: number;
-  /** What the operator sets besides. */
+  /** The operator's other settings. */
   env?: Record<string, string>;
   netConf?: string;
   /** Whether the Node's condition NetworkUnavailable is cleared. */
@@ -61,7 +61,7 @@ const CASES: Case[] = [
 describe.skipIf(missingHere()).each(CASES)(
   'A cluster as of $name',
   ({ row, network, mtu, env = {}, netConf, condition }) => {
-    // Agents inherit the environment of who starts them.
+    // Agents inherit this environment.
     beforeAll(() => {
       for (const [name, value] of Object.entries(env)) vi.stubEnv(name, value);
     });
@@ -76,14 +76,14 @@ describe.skipIf(missingHere()).each(CASES)(
       for (const node of cluster.nodes) await restartAgent(cluster.lab, node);
     });
 
-    it('is the one that the manifest is edited for, and has its files where its runtime looks', async () => {
+    it('is the one of the manifest’s edit, and has its files where its runtime looks', async () => {
       const manifest = parseManifest(await rendered(shape.edit));
       expect(JSON.parse(manifest.config.data!['net-conf.json']!)).toMatchObject({ Network: network });
       const root = join(cluster.lab.dir, 'root');
       expect(await installInto(root, manifest, IMAGE)).toEqual(
         [`${shape.confDir}/10-flannel.conflist 644`, `${shape.binDir}/ripstop-cni 755`].toSorted(),
       );
-      // The runtime's own question to a plugin: it needs neither a node nor an agent.
+      // A runtime asks this of a plugin; it needs neither a node nor an agent.
       const versions = await run(join(root, shape.binDir, 'ripstop-cni'), [], {
         env: { CNI_COMMAND: 'VERSION' },
         stdin: '{"cniVersion":"1.0.0"}',
@@ -93,7 +93,7 @@ describe.skipIf(missingHere()).each(CASES)(
       });
     });
 
-    it('carries pods from node to node, whole', async () => {
+    it('carries packets of full size between pods of two nodes', async () => {
       const [one, two] = cluster.nodes.map((node) => podOf(node));
       await ping(one!, two!.ip);
       await ping(two!, one!.ip);
@@ -101,7 +101,7 @@ describe.skipIf(missingHere()).each(CASES)(
       await talkTcp(one!, two!.ip, 1 << 20);
     });
 
-    it.each([1, 2])('gives node %i and its pod what belongs to the network', async (number) => {
+    it.each([1, 2])('gives node %i and its pod devices and addresses of the network', async (number) => {
       const node = cluster.nodes[number - 1]!;
       const subnet = `${base}.${number - 1}`;
       expect(readFileSync(join(nodeDir(cluster.lab, node), 'subnet.env'), 'utf8')).toBe(
@@ -122,7 +122,7 @@ describe.skipIf(missingHere()).each(CASES)(
       expect(rules).toContain(`ip saddr ${subnet}.0/24 ip daddr ${network} return`);
     });
 
-    it('publishes its leases under the prefix that is asked for', async () => {
+    it('publishes its leases with the given prefix', async () => {
       const prefix = env['FLANNELD_KUBE_ANNOTATION_PREFIX'];
       const key = prefix === undefined ? 'flannel.alpha.coreos.com/public-ip' : `${prefix}-public-ip`;
       const published = (await listNodes(cluster.lab)).map(({ metadata }) =>

@@ -20,13 +20,13 @@ import {
 } from './support.ts';
 
 const SEED = 6407;
-/** What the path between two nodes carries of a pod's packet. */
+/** The largest packet of a pod that the path between two nodes carries. */
 const PATH_MTU = { 4: 1450, 6: 1430 };
 const IP_AND_UDP = { 4: 28, 6: 48 };
 const LARGEST = 65_507;
 const WIDE_MTU = 9000;
 
-/** Sizes around every edge that a datagram meets on its way, and some by chance. */
+/** Sizes around every limit for a datagram, and some random ones. */
 function datagramSizes(family: Family): number[] {
   const random = new Random(SEED);
   const whole = PATH_MTU[family] - IP_AND_UDP[family];
@@ -34,7 +34,7 @@ function datagramSizes(family: Family): number[] {
   return [...edges, ...Array.from({ length: 8 }, () => 1 + random.below(LARGEST))];
 }
 
-/** Full ones, and some that end in a shorter segment. */
+/** Sizes of super-packets: whole segments, and some with a shorter last segment. */
 function superPackets(segment: number): number[] {
   return Array.from({ length: 16 }, (_, i) => Math.min(LARGEST, segment * (45 - i) - i));
 }
@@ -59,7 +59,7 @@ describe.skipIf(missingHere('ping')).each(['gso', 'mtu'])(
 
     beforeAll(async () => {
       await Promise.all(cluster.nodes.flatMap(({ pods }) => pods).map((one) => serveIn(one)));
-      // flannel gives dual-stack pods 20 bytes too many for IPv6; hosts learn the path's MTU, some datagrams late.
+      // flannel's pod MTU is 20 bytes too large for IPv6; hosts learn the path's MTU after some datagrams.
       await tryRun('ping', ['-c', '1', '-W', '1', '-s', '1402', pod(2).ip6!], inNetns(pod(3)));
     });
 
@@ -69,7 +69,7 @@ describe.skipIf(missingHere('ping')).each(['gso', 'mtu'])(
       to: () => pod(1, 1),
     };
     const ways = [
-      ...(wire === 'gso' ? [neighbours] : []), // They have no wire between them.
+      ...(wire === 'gso' ? [neighbours] : []), // There is no wire between them.
       { way: 'a ripstop pod to another', from: () => pod(1), to: () => pod(2) },
       { way: 'a ripstop pod to a flannel pod', from: () => pod(2), to: () => pod(3) },
       { way: 'a flannel pod to a ripstop pod', from: () => pod(3), to: () => pod(2) },
@@ -160,7 +160,7 @@ describe.skipIf(missingHere('ping')).each(['gso', 'mtu'])(
         for (const [node, pod] of wide()) await setMtu(node, pod, PATH_MTU[4]);
       });
 
-      it('the kernel path says how much, and the fast path has no part in it', async () => {
+      it('the kernel path tells the sender the size, and the fast path carries nothing', async () => {
         const [here] = await carriedDuring(cluster.lab, cluster.nodes.slice(0, 1), async () => {
           for (const address of addressesOf(to())) {
             const { stdout } = await tryRun(
@@ -179,7 +179,7 @@ describe.skipIf(missingHere('ping')).each(['gso', 'mtu'])(
         expect(here!.by).not.toHaveProperty(['from_pod fast_encap']);
       });
 
-      it('a sender that was told gets through', async () => {
+      it('a sender that knows the size gets through', async () => {
         await forget(from());
         await tryRun('ping', ['-c', '1', '-W', '1', '-s', '4000', to().ip6!], inNetns(from()));
         await ping(from(), to().ip6!);
@@ -190,7 +190,7 @@ describe.skipIf(missingHere('ping')).each(['gso', 'mtu'])(
         }
       });
 
-      it('IPv4 packets that may be fragmented are', async () => {
+      it('IPv4 packets without DF are fragmented', async () => {
         const [here, there] = await carriedDuring(cluster.lab, cluster.nodes.slice(0, 2), async () => {
           const how = ['-n', '-M', 'dont', '-i', '0.01', '-c', '5', '-W', '1', '-s', '4000'];
           const { stdout } = await tryRun('ping', [...how, to().ip], inNetns(from()));
@@ -203,7 +203,7 @@ describe.skipIf(missingHere('ping')).each(['gso', 'mtu'])(
   },
 );
 
-/** Both ends of a pod's cable, and of its IPv6 routes the MTU that its node set. */
+/** Set the MTU of both ends of a pod's veth pair, and of its IPv6 routes. */
 async function setMtu(node: NodeState, { netns }: PodState, mtu: number): Promise<void> {
   const [eth0] = await ipJson<{ link_index: number }>(['link', 'show', 'dev', 'eth0'], inNetns({ netns }));
   const links = await ipJson<{ ifindex: number; ifname: string }>(['link'], inNetns(node));
@@ -225,7 +225,7 @@ async function setMtu(node: NodeState, { netns }: PodState, mtu: number): Promis
   await forget({ netns });
 }
 
-/** Let a pod forget the path MTUs that it was told. */
+/** Let a pod forget the path MTUs that it has learned. */
 async function forget(pod: { netns: string }): Promise<void> {
   for (const family of ['-4', '-6']) await run('ip', [family, 'route', 'flush', 'cache'], inNetns(pod));
 }

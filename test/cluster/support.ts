@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** What the stories of this folder share: a lab for a file, pods that talk, and a node's own view of what carried it. */
+/** Shared by the tests of this folder: a lab for a file, pods that talk, and a node's counters of what carried it. */
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -34,13 +34,13 @@ const TALKER = join(import.meta.dirname, 'talker.ts');
 const DATAGRAMS = join(import.meta.dirname, 'datagrams.ts');
 const CLI = join(import.meta.dirname, '../../src/cli/main.ts');
 
-/** Where the talkers serve. */
+/** The port where the talkers serve. */
 export const PORT = 4711;
 
 export const FAMILIES = [4, 6] as const;
 export const PROXY_MODES = ['iptables', 'nftables'] as const;
 
-/** The ports of a Service with one backend, so that nothing is left to chance; for TCP and UDP. */
+/** The ports of a Service with one backend, for TCP and UDP. */
 export function serviceOf(
   name: string,
   clusterIp: string,
@@ -59,14 +59,14 @@ export function serviceOf(
   }));
 }
 
-/** Why a file's stories cannot be played here, said in one line; undefined when they can. */
+/** Why a file's tests cannot run here, in one line; undefined when they can. */
 export function missingHere(...programs: string[]): string | undefined {
   const missing = missingForLab('nft', ...programs);
   if (missing) console.log(`skipped: ${missing}`);
   return missing;
 }
 
-/** A lab that is up while a describe block runs; afterwards nothing of it may be left. */
+/** A lab that is up while a describe block runs, and must leave nothing behind. */
 export function useLab(
   suffix: string,
   flags: LabFlags,
@@ -101,7 +101,7 @@ export function podOf(node: NodeState | undefined, i = 0): PodState {
   return pod;
 }
 
-/** A pod's, or a node's, addresses in a lab with `ipv6`: IPv4 first. */
+/** The addresses of a pod or a node in a lab with `ipv6`, IPv4 first. */
 export const addressesOf = ({ ip, ip6 }: { ip: string; ip6?: string }): string[] => [
   ip,
   ...(ip6 ? [ip6] : []),
@@ -118,7 +118,10 @@ export const inNetns = ({ netns }: { netns: string }): RunOptions => ({ netns: n
 export const bpffsOf = (lab: Lab, node: NodeState): string => join(nodeDir(lab, node), 'bpf');
 export const runDirOf = (lab: Lab, node: NodeState): string => join(nodeDir(lab, node), 'run');
 
-/** Start an echo server (TCP and UDP) in a namespace, on one of its addresses or on all of both families. Stop it, or leave that to the lab's end. */
+/**
+ * Start an echo server (TCP and UDP) in a namespace, on one of its addresses or on all. It runs until it is stopped, or
+ * the lab goes down.
+ */
 export async function serveIn(
   { netns }: { netns: string },
   address = '::',
@@ -129,7 +132,7 @@ export async function serveIn(
   return server;
 }
 
-/** Hold one TCP connection open, so many bytes there and back every 10 ms, until it is stopped with {@link released}. */
+/** Keep a TCP connection open until {@link released}, with so many bytes there and back every 10 ms. */
 export async function holdFrom(
   { netns }: { netns: string },
   address: string,
@@ -140,7 +143,7 @@ export async function holdFrom(
   return held;
 }
 
-/** End a held connection. What its client noticed: `error` is there when it broke. */
+/** End a held connection. Returns its client's report, which has `error` when it broke. */
 export async function released(held: Background): Promise<HoldReport> {
   return JSON.parse((await held.stop()).trim().split('\n').at(-1)!) as HoldReport;
 }
@@ -149,11 +152,11 @@ async function talk<Report>({ netns }: { netns: string }, ...args: (string | num
   const { stdout, stderr } = await tryRun(process.execPath, [TALKER, ...args.map(String)], {
     netns: netnsPath(netns),
   });
-  // A failure is a result too: the test then shows it beside what it wanted.
+  // A failure is a result too: the test shows it beside what it expects.
   return JSON.parse(stdout || JSON.stringify({ error: stderr.trim() })) as Report;
 }
 
-/** Send this much over TCP and back again; true when all of it came back unharmed. */
+/** Send this much over TCP and back again. Expects all of it back unchanged. */
 export async function talkTcp(
   from: { netns: string },
   address: string,
@@ -165,7 +168,7 @@ export async function talkTcp(
   return report;
 }
 
-/** Send datagrams and get them back; true when every one was answered by the address that was asked. */
+/** Send datagrams and get them back. Expects an answer to each, from the address that it was sent to. */
 export async function talkUdp(
   from: { netns: string },
   address: string,
@@ -178,7 +181,7 @@ export async function talkUdp(
   return report;
 }
 
-/** TCP and UDP, there and back, in one go; true when both came back whole. Who we are to the other end, which must be one. */
+/** Send TCP and UDP, there and back. Expects all of it back. Returns the client's address that the server sees. */
 export async function talkBoth(
   from: { netns: string },
   address: string,
@@ -195,9 +198,9 @@ export interface Datagrams {
   from: { netns: string };
   to: { netns: string };
   address: string;
-  /** Where to send, when that is not where the receiver itself is: somebody translates. */
+  /** The address to send to, if it is translated to the receiver's. */
   via?: { address: string; port: number };
-  /** Of the buffers given to the kernel. */
+  /** The sizes of the buffers that the kernel gets. */
   sizes: readonly number[];
   /** The kernel cuts each buffer into datagrams of this size (UDP_SEGMENT). */
   segment?: number;
@@ -205,7 +208,7 @@ export interface Datagrams {
   asSuper?: boolean;
 }
 
-/** Send datagrams one way; the sizes in which they arrived. True when all did, whole and in order. */
+/** Send datagrams one way. Expects all of them, whole and in order. Returns the sizes in which they arrived. */
 export async function sendDatagrams({
   from,
   to,
@@ -232,7 +235,7 @@ export async function sendDatagrams({
   return received.sizes;
 }
 
-/** Ping some times, 10 ms apart. All must be answered. */
+/** Ping several times, 10 ms apart. Expects all answers. */
 export async function ping(from: { netns: string }, address: string, count = 5): Promise<void> {
   const { stdout } = await tryRun(
     'ping',
@@ -242,7 +245,9 @@ export async function ping(from: { netns: string }, address: string, count = 5):
   expect(stdout).toContain(`${count} packets transmitted, ${count} received`);
 }
 
-/** Ping 100 times a second until told to stop; then the sequence numbers, up to the last answer, that got none. */
+/**
+ * Ping 100 times a second until stopped. Then returns the sequence numbers without an answer, up to the last answer.
+ */
 export async function pingOn(
   from: { netns: string },
   address: string,
@@ -260,12 +265,12 @@ export async function pingOn(
   };
 }
 
-/** Who talks to which address. */
+/** A pod, and the address that it talks to. */
 export type Talk = readonly [from: { netns: string }, address: string];
 
 /**
- * Do something, and rest a little, while these ping 100 times a second and those hold TCP connections.
- * @returns for each ping, in order, the sequence numbers that got no answer; and what each connection's client noticed.
+ * Do something, and wait a little, while some ping 100 times a second and others keep TCP connections open.
+ * @returns for each ping, in order, the sequence numbers without an answer; and each connection's report
  */
 export async function whileTalking(
   { pings, connections, bytes }: { pings: readonly Talk[]; connections: readonly Talk[]; bytes?: number },
@@ -290,14 +295,14 @@ export async function whileTalking(
   return end();
 }
 
-/** All that may carry a pod's packets on a node, in packets. */
+/** Packet counters of everything that can carry a pod's packets on a node. */
 export interface Carried {
   /** By `hook verdict_reason`, e.g. `from_pod fast_encap`. */
   readonly by: Readonly<Record<string, number>>;
   readonly fast: number;
-  /** What flannel.1 and flannel-v6.1 sent and received. */
+  /** Packets that flannel.1 and flannel-v6.1 have sent and received. */
   readonly vtep: number;
-  /** What the forward chain of the kernel path let pass. */
+  /** Packets that the forward chain of the kernel path has accepted. */
   readonly forwarded: number;
 }
 
@@ -318,7 +323,7 @@ async function readCarried(lab: Lab, node: NodeState): Promise<Carried> {
   };
 }
 
-/** What each node carried while something went on. Counters that did not move are left out of `by`. */
+/** The packets that each node has carried during `work`. `by` has only counters that moved. */
 export async function carriedDuring(
   lab: Lab,
   nodes: readonly NodeState[],
@@ -342,7 +347,7 @@ export async function carriedDuring(
   });
 }
 
-/** Run `ripstop COMMAND` for a node, as a person on it would. */
+/** Run `ripstop COMMAND` on a node. */
 export function ripstop(
   lab: Lab,
   node: NodeState,
@@ -352,14 +357,14 @@ export function ripstop(
   return tryRun(process.execPath, [CLI, ...args, ...where], inNetns(node));
 }
 
-/** The JSON that a reader such as `ripstop peers` prints. */
+/** The JSON output of a reader such as `ripstop peers`. */
 export async function ripstopJson<T>(lab: Lab, node: NodeState, ...args: string[]): Promise<T> {
   const { code, stdout, stderr } = await ripstop(lab, node, ...args, '-o', 'json');
   expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
   return JSON.parse(stdout) as T;
 }
 
-/** Mark a pod for the kernel path, or take the mark off, and wait until the node's agent has seen it. */
+/** Mark a pod for the kernel path, or remove the mark, and wait until the node's agent has seen it. */
 export async function markForKernelPath(
   lab: Lab,
   node: NodeState,
@@ -379,24 +384,24 @@ export async function markForKernelPath(
     .toBe(marked ? 1 : 0);
 }
 
-/** Make the kernel report a change, so that the agent looks at everything again. */
+/** Make the kernel report a change, so that the agent starts a pass. */
 export async function nudge(node: NodeState): Promise<void> {
   for (const verb of ['add', 'del'])
     await tryRun('ip', ['address', verb, '192.0.2.1/32', 'dev', 'lo'], inNetns(node));
 }
 
-/** How long, in ms, it takes from now until `seen` is true; gives up after 10 s. */
+/** The time in ms until `seen` is true. Fails after 10 s. */
 export async function timeUntil(seen: () => Promise<boolean>): Promise<number> {
   const begun = performance.now();
   while (performance.now() - begun < 10_000) {
-    // The question itself takes time; what it finds was there when it was asked, at the latest when it was answered.
+    // The check itself takes time. What it finds was true at the latest when it returned.
     if (await seen()) break;
     await sleep(5);
   }
   return Math.round(performance.now() - begun);
 }
 
-/** What the CNI plugin answers to STATUS: undefined when all is well, else the error. */
+/** The CNI plugin's answer to STATUS: undefined when it is ready, else the error. */
 export async function cniStatus(lab: Lab, node: NodeState): Promise<string | undefined> {
   const { config, ...plugin } = ripstopPlugin(lab, node);
   const call = { ...plugin, config: { ...config, cniVersion: '1.1.0' }, hostNetns: node.netns };

@@ -49,14 +49,14 @@ interface VtepLink {
   addr_info: { local: string }[];
 }
 
-/** All that must stay the same of a device while one takes it over from another. */
+/** The properties of a device that must not change in a takeover. */
 async function vtep(node: NodeState): Promise<object> {
   const [link] = await ipJson<VtepLink>(['addr', 'show', 'dev', 'flannel.1'], inNetns(node));
   const { ifindex, address, linkinfo, addr_info } = link!;
   return { ifindex, address, port: linkinfo.info_data.port, addresses: addr_info.map(({ local }) => local) };
 }
 
-/** flannel's chains and tables, wherever nft sees them. */
+/** flannel's chains and tables, as nft lists them. */
 async function flannelRules(node: NodeState): Promise<string[]> {
   const ruleset = await run('nft', ['list', 'ruleset'], inNetns(node));
   return [...new Set(ruleset.match(/FLANNEL-\w+|flannel-ipv\d/g))].toSorted();
@@ -73,7 +73,7 @@ async function routesTo(node: NodeState, dst: string): Promise<string[]> {
   return rows.map(({ type, dev, protocol }) => `${type} ${dev ?? ''} ${protocol ?? ''}`);
 }
 
-/** Connections out of the cluster, one after another: each needs somebody to masquerade it anew. */
+/** Connections out of the cluster, one after another. Each must be masqueraded. */
 async function startFlows(
   { netns }: { netns: string },
   address: string,
@@ -84,7 +84,7 @@ async function startFlows(
   return { broken: async () => (await program.stop()).replaceAll(/flow\n/g, '') };
 }
 
-/** What flannel and ripstop have written on the Node. */
+/** The annotations of flannel and ripstop on the Node. */
 async function annotationsOf(lab: Lab, node: NodeState): Promise<Record<string, string>> {
   const found = (await listNodes(lab)).find(({ metadata }) => metadata.name === node.name);
   const ours = ([key]: [string, string]): boolean => key.startsWith(FLANNEL) || key.startsWith('ripstop.io/');
@@ -100,7 +100,7 @@ describe.skipIf(missingHere('ip6tables-restore'))('a flannel node whose pods go 
 
   beforeAll(async () => {
     await Promise.all([old(0), old(1), far()].map((one) => serveIn(one)));
-    // Somebody else's rules, which nobody may touch.
+    // Rules of others, which must not change.
     await run(
       'iptables',
       ['-t', 'nat', '-A', 'POSTROUTING', '-s', '192.0.2.9', '-j', 'RETURN'],
@@ -108,7 +108,7 @@ describe.skipIf(missingHere('ip6tables-restore'))('a flannel node whose pods go 
     );
   });
 
-  /** While something is done with node 1: pings and connections of its old pods with all there is, in both families. */
+  /** Check pings and connections of node 1's old pods with all others, in both families, during `work` on node 1. */
   async function unharmed(
     work: () => Promise<unknown>,
     others: readonly [PodState, PodState][] = [],
@@ -143,7 +143,7 @@ describe.skipIf(missingHere('ip6tables-restore'))('a flannel node whose pods go 
   }
 
   let before: object;
-  it('is taken over by an agent: no ping lost, its VTEP as it was, only the rules that pods need left', async () => {
+  it('is taken over by an agent: no ping is lost, its VTEP is unchanged, and only the rules that pods need are left', async () => {
     before = await vtep(node());
     const vanished = '10.42.200.0';
     await run(
@@ -158,7 +158,7 @@ describe.skipIf(missingHere('ip6tables-restore'))('a flannel node whose pods go 
       await expect.poll(() => routesTo(node(), `${vanished}/24`)).toEqual([]);
     });
     expect(await vtep(node())).toEqual(before);
-    // The lab's FORWARD drops what nothing in it accepts.
+    // The lab's FORWARD policy is DROP.
     expect(await flannelRules(node())).toEqual(['FLANNEL-FWD']);
     expect(await routesTo(node(), node().podCIDR)).toEqual(['unicast cni0 kernel']);
     const postrouting = await run('iptables', ['-t', 'nat', '-S', 'POSTROUTING'], inNetns(node()));
@@ -172,7 +172,7 @@ describe.skipIf(missingHere('ip6tables-restore'))('a flannel node whose pods go 
   let fresh: PodState;
   /** Attached by ripstop, and ended by flannel's plugin. */
   let ending: PodState;
-  it('has new pods, on veths of their own, and they talk with the old ones and with everybody', async () => {
+  it('gets new pods, on veths of their own, which talk with the old ones and with all others', async () => {
     fresh = await addPod(cluster.lab, node());
     ending = await addPod(cluster.lab, node());
     expect([old(0), old(1)].flatMap(addressesOf)).not.toContain(fresh.ip);
@@ -196,7 +196,7 @@ describe.skipIf(missingHere('ip6tables-restore'))('a flannel node whose pods go 
     }
   });
 
-  it('answers old pods that ask for a new one at once', async () => {
+  it('answers neighbour requests of old pods for a new one at once', async () => {
     for (const { netns } of [old(0), old(1)])
       await run('ip', ['neigh', 'flush', 'dev', 'eth0'], inNetns({ netns }));
     const asked = performance.now();
@@ -219,7 +219,7 @@ describe.skipIf(missingHere('ip6tables-restore'))('a flannel node whose pods go 
     });
   });
 
-  it('is given back to flannel: no ping lost, and all is there that a stopped flanneld leaves', async () => {
+  it('is given back to flannel: no ping is lost, and it is as a stopped flanneld leaves it', async () => {
     mkdirSync(join(conflist(), '..'), { recursive: true });
     const flannels = '{"name":"cbr0","plugins":[{"type":"flannel"}]}';
     writeFileSync(conflist(), '{"name":"cbr0","cniVersion":"1.0.0","plugins":[{"type":"ripstop-cni"}]}');
@@ -250,7 +250,7 @@ describe.skipIf(missingHere('ip6tables-restore'))('a flannel node whose pods go 
     expect(readdirSync(runDirOf(cluster.lab, node()))).toEqual(['endpoints']);
   });
 
-  it("has pods of flannel's plugin again, beside those of ripstop's", async () => {
+  it("gets pods of flannel's plugin again, beside those of ripstop's", async () => {
     const bridged = await addPod(cluster.lab, node());
     await serveIn(bridged);
     for (const family of [4, 6] as const) {
@@ -281,13 +281,13 @@ describe.skipIf(missingHere('ip6tables-restore'))('a flannel node whose pods go 
     expect(await flannelRules(node())).toEqual(['FLANNEL-FWD']);
   });
 
-  it('knows no longer of the pod that flannel’s plugin has ended', () => {
+  it('has forgotten the pod that flannel’s plugin has deleted', () => {
     expect(readdirSync(join(runDirOf(cluster.lab, node()), 'endpoints'))).toEqual([
       `${fresh.containerId}-eth0.json`,
     ]);
   });
 
-  it('loses its bridge with the last pod on it, and then the podCIDR leads nowhere but to pods', async () => {
+  it('loses its bridge with the last pod on it, and then only pods’ addresses of the podCIDR are routed', async () => {
     const leases = () => readdirSync(join(nodeDir(cluster.lab, node()), 'ipam/cbr0'));
     const gone = [old(0), old(1)];
     expect(leases()).toEqual(expect.arrayContaining(gone.map(({ ip }) => ip)));
@@ -302,7 +302,7 @@ describe.skipIf(missingHere('ip6tables-restore'))('a flannel node whose pods go 
       expect(await talkBoth(far(), addressOf(fresh, family))).toBe(addressOf(far(), family));
   });
 
-  it('is rid of ripstop after a plain uninstall, which goes on past errors; in the end there is nothing to do', async () => {
+  it('has nothing of ripstop after a plain uninstall, which continues after errors and can be repeated', async () => {
     const uninstall = async (...more: string[]) => {
       const [program, ...args] = ripstopCommand(cluster.lab, node(), 'uninstall');
       return tryRun(program, [...args, ...more], inNetns(node()));

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * The pods' program of these tests.
+ * The program that pods run in these tests.
  *
- *   talker.ts serve ADDRESS PORT             echo what comes over TCP and UDP; the answer begins with who we saw it come from
+ *   talker.ts serve ADDRESS PORT             echo TCP and UDP; the answer begins with the client's address
  *   talker.ts tcp ADDRESS PORT BYTES         send that much over TCP, get it back, and print a TcpReport
- *   talker.ts udp ADDRESS PORT COUNT BYTES   send datagrams of that size, each after the last one's answer; print a UdpReport
+ *   talker.ts udp ADDRESS PORT COUNT BYTES   send datagrams of that size, each after the previous answer; print a UdpReport
  *   talker.ts both ADDRESS PORT BYTES [SIZE…] tcp, and udp with datagrams of these sizes, else 20 of 1,000; print { tcp, udp }
- *   talker.ts hold ADDRESS PORT [BYTES]      one connection, so much (a line) there and back every 10 ms until SIGINT; print a HoldReport
+ *   talker.ts hold ADDRESS PORT [BYTES]      one connection, with so much (default: a line) there and back every 10 ms until SIGINT; print a HoldReport
  */
 import { createHash, randomBytes } from 'node:crypto';
 import { createSocket, type SocketType } from 'node:dgram';
@@ -14,7 +14,7 @@ import { once } from 'node:events';
 import { connect, createServer, isIPv6 } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 
-/** Hashes are SHA-256 of all bytes sent, and of all bytes that came back. */
+/** Hashes are SHA-256, of all bytes sent and of all bytes received. */
 export interface TcpReport {
   seenAs: string;
   sent: string;
@@ -31,12 +31,12 @@ export interface UdpReport {
 
 export interface HoldReport {
   rounds: number;
-  /** The longest time that a round took, ms. */
+  /** The longest duration of a round, ms. */
   longestMs: number;
   error?: string;
 }
 
-/** An IPv4 address as a socket of both families shows it, and as people write it. */
+/** Convert an IPv4-mapped address to the usual form. */
 const plain = (address = ''): string => address.replace(/^::ffff:(?=\d+\.)/, '');
 
 const repeat = (count: number, size: number): number[] => Array.from({ length: count }, () => size);
@@ -107,7 +107,7 @@ async function talkUdp(address: string, port: number, sizes: readonly number[]):
 }
 
 async function hold(address: string, port: number, bytes: number): Promise<HoldReport> {
-  const report: HoldReport = { rounds: -1, longestMs: 0 }; // The server's greeting is no round.
+  const report: HoldReport = { rounds: -1, longestMs: 0 }; // The server's greeting does not count.
   const stop = new AbortController();
   process.once('SIGINT', () => stop.abort());
   const socket = connect({ host: address, port, noDelay: true });

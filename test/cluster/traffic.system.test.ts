@@ -21,7 +21,7 @@ const missing = missingHere('tcpdump');
 const MANY_BYTES = 20 << 20;
 const FAMILIES = [4, 6] as const;
 
-/** What tcpdump thinks of what passes a device while something goes on. */
+/** tcpdump's checks of the packets on a device during `work`. */
 async function dumpDuring(
   places: { netns: string; device: string; filter: string[] }[],
   work: () => Promise<unknown>,
@@ -31,14 +31,14 @@ async function dumpDuring(
   );
   await Promise.all(dumps.map((dump) => dump.prints(/listening/)));
   await work();
-  await sleep(300); // The kernel hands captured packets over now and then, not one by one.
+  await sleep(300); // The kernel delivers captured packets in batches.
   return Promise.all(dumps.map(async (dump) => judge(await dump.stop())));
 }
 
 interface Dump {
-  /** The lines that find fault with a packet. */
+  /** The lines about invalid packets. */
   bad: string[];
-  /** Checksums that were found right. */
+  /** The number of correct checksums. */
   correct: number;
   udp: boolean;
   icmp: boolean;
@@ -60,14 +60,17 @@ function judge(output: string): Dump {
   };
 }
 
-/** Between ripstop nodes the outer UDP header in IPv6 has no checksum, which RFC 6935 allows tunnels, and tcpdump does not. */
+/**
+ * Between ripstop nodes the outer UDP header has no checksum over IPv6. RFC 6935 allows that for tunnels; tcpdump
+ * reports it.
+ */
 function isBare(line: string): boolean {
   return /\.8472: \[bad udp cksum 0x0000 ->/.test(line);
 }
 
-/** Packets that GRO has put together carry the checksum of the pseudo header only (CHECKSUM_PARTIAL); each was verified before. */
+/** Packets that GRO has merged have only the pseudo header's sum (CHECKSUM_PARTIAL); each was verified before. */
 function isSuperPacket(line: string): boolean {
-  // Of a pod's MTU, 1450 and in IPv6 1430, the headers and TCP's time stamps leave this much.
+  // A pod's MTU, 1450 and for IPv6 1430, without headers and TCP's time stamps.
   const largest = line.includes(' IP6 ') ? 1358 : 1398;
   return Number(/length (\d+)$/.exec(line)?.[1]) > largest;
 }
@@ -97,7 +100,7 @@ describe.skipIf(missing)('on a wire of super-packets, two ripstop nodes and a fl
     }
   });
 
-  it('let a node talk to its own pods and to other nodes’ pods (row 65)', async () => {
+  it('let a node talk to its own and other nodes’ pods (row 65)', async () => {
     const [one] = cluster.nodes;
     for (const to of [pod(1), pod(2), pod(3)]) {
       const server = await serveIn(to);
@@ -117,7 +120,7 @@ describe.skipIf(missing)('on a wire of super-packets, two ripstop nodes and a fl
       for (const [i, node] of cluster.nodes.entries()) {
         const from = pod(i + 1);
         await ping(from, target);
-        // Another node is the world to a pod: it is masqueraded.
+        // To a pod another node is outside, so the pod is masqueraded.
         expect((await talkTcp(from, target, 1 << 20)).seenAs).toBe(
           addressOf(node === one ? from : node, family),
         );
@@ -126,7 +129,7 @@ describe.skipIf(missing)('on a wire of super-packets, two ripstop nodes and a fl
     await server.stop();
   });
 
-  it('hide pods behind their node’s address outside of the cluster', async () => {
+  it('masquerade pods outside the cluster', async () => {
     for (const [family, address] of [
       [4, OUTSIDE_ADDRESS],
       [6, OUTSIDE_ADDRESS6],
@@ -156,7 +159,7 @@ describe.skipIf(missing)(
         const [onTheWire, inPod] = await dumpDuring(
           [
             { ...wire, filter: ['udp port 8472'] },
-            // What the pod sends, its veth checksums later; what it receives shall be right.
+            // Packets that the pod sends are checksummed later; those that it receives must be correct.
             { netns: to.netns, device: 'eth0', filter: ['-Q', 'in', 'ip or ip6'] },
           ],
           async () => {

@@ -43,16 +43,16 @@ import { inUnderlay } from './underlay.ts';
 
 const missing = missingHere('tcpdump');
 
-/** A datagram in VXLAN, from an address that is nobody's, as a pod would forge it for another. */
+/** A datagram in VXLAN that a pod forges, with an inner source that no pod has. */
 function forged(vtepMac: string, to: string): Uint8Array {
   const inner = ipv4({ src: '10.42.9.9', dst: to, protocol: 17 }, udp({ src: 666, dst: 6666 }));
   return vxlan({}, ethernet({ dst: vtepMac, src: '02:00:00:00:00:66' }, inner));
 }
 
-describe.skipIf(missing)('a pod that talks VXLAN (row 63)', () => {
+describe.skipIf(missing)('a pod that sends VXLAN (row 63)', () => {
   const cluster = useLab('trust', { nodes: 2, pods: 2 });
 
-  it('reaches no other pod, whichever address of a node it tries', async () => {
+  it('reaches no other pod by any address of a node', async () => {
     const [near, far] = cluster.nodes;
     const forger = podOf(near, 0);
     const victims = [podOf(near, 1), podOf(far, 0)];
@@ -88,12 +88,12 @@ describe.skipIf(missing)('a pod that talks VXLAN (row 63)', () => {
   });
 });
 
-/** A machine on the underlay that is no node, or not yet. */
+/** A machine on the underlay that is not a node, or not yet. */
 const STRANGER = { ip: '172.31.0.200', ip6: 'fd00:31::200', mac: '02:00:00:00:00:c8' };
 const BROADCAST = 'ff:ff:ff:ff:ff:ff';
 const PREFIX = 'flannel.alpha.coreos.com';
 
-/** What from_wire leaves to the kernel path, whoever has sent it: a datagram in an IP packet, on the way to a MAC address. */
+/** The shapes of VXLAN that from_wire always leaves to the kernel path: a datagram in an IP packet to a MAC address. */
 const SHAPES: Record<string, (fields: IpFields, datagram: Uint8Array, dst: string) => Uint8Array[]> = {
   'with a byte of padding': (fields, datagram, dst) => [
     Uint8Array.of(...frame(dst, ip(fields, datagram)), 0),
@@ -112,7 +112,7 @@ const ALL = Object.keys(SHAPES);
 
 const frame = (dst: string, packet: Uint8Array) => ethernet({ dst, src: STRANGER.mac }, packet);
 
-describe.skipIf(missing)('what from_wire leaves to the kernel', () => {
+describe.skipIf(missing)('VXLAN that from_wire leaves to the kernel path', () => {
   const cluster = useLab('strangers', { datapath: 'ripstop,ripstop,flannel', pods: 1, ipv6: true });
   const families: Family[] = [4, 6];
   const netns = () => `${cluster.lab.name}-stranger`;
@@ -147,12 +147,12 @@ describe.skipIf(missing)('what from_wire leaves to the kernel', () => {
     await run('ip', ['netns', 'del', netns()]);
   });
 
-  /** Send VXLAN in every shape from an address of the underlay; the shapes in which it reached the pod. */
+  /** Send VXLAN in every shape from an address of the underlay. Returns the shapes that have reached the pod. */
   async function reached(family: Family, src: string, vni = 1): Promise<string[]> {
     const marks = new Map(ALL.map((shape) => [`forged ${++sent}.`, shape]));
     const dst = addressOf(near(), family);
     for (const [mark, shape] of marks) {
-      // Seemingly from a pod of the other ripstop node.
+      // The inner source is a pod of the other ripstop node.
       const inner = ip(
         { src: addressOf(podOf(cluster.nodes[1]), family), dst: addressOf(pod(), family) },
         udp({ src: 666, dst: 6666 }, Buffer.from(mark)),
@@ -173,7 +173,7 @@ describe.skipIf(missing)('what from_wire leaves to the kernel', () => {
     return ALL.filter((shape) => arrived.has(shape));
   }
 
-  /** What the rules about strangers have counted: IPv4, IPv6. */
+  /** The packets that the rules against unknown senders have counted: IPv4, IPv6. */
   async function counted(): Promise<{ why: string; packets: number }[]> {
     const counters = await readRuleCounters(inNetns(near()));
     return counters
@@ -186,7 +186,7 @@ describe.skipIf(missing)('what from_wire leaves to the kernel', () => {
     return counters.map(({ packets }) => packets);
   };
 
-  it('reaches no pod when a stranger sent it', async () => {
+  it('reaches no pod when the sender is unknown', async () => {
     const before = await dropped();
     const [carried] = await carriedDuring(cluster.lab, [near()], async () => {
       for (const family of families) expect(await reached(family, addressOf(STRANGER, family))).toEqual([]);
@@ -209,13 +209,13 @@ describe.skipIf(missing)('what from_wire leaves to the kernel', () => {
     expect(await dropped()).toEqual(before);
   });
 
-  it('is not its business when the VNI is not ours', async () => {
+  it('is ignored when the VNI is another', async () => {
     const before = await dropped();
     for (const family of families) expect(await reached(family, addressOf(STRANGER, family), 7)).toEqual([]);
     expect(await dropped()).toEqual(before);
   });
 
-  it('is let in from a node that joins later, until it leaves', async () => {
+  it('is accepted from a node that joins later, until it leaves', async () => {
     const node: NodeState = await addNode(cluster.lab, 'flannel', 1);
     await markForKernelPath(cluster.lab, near(), pod(), true);
     await expect
@@ -247,7 +247,7 @@ describe.skipIf(missing)('what from_wire leaves to the kernel', () => {
     });
   }
 
-  it('is judged on when the agent dies, and when the next one comes', async () => {
+  it('is checked when the agent has died, and when the next one starts', async () => {
     const judged = async () => {
       const shapes: Record<string, string[]> = {};
       for (const from of [STRANGER, ...cluster.nodes.slice(1)])
@@ -266,11 +266,11 @@ describe.skipIf(missing)('what from_wire leaves to the kernel', () => {
     expect(await judged()).toEqual(right);
     await restartAgent(cluster.lab, near());
     expect(await judged()).toEqual(right);
-    // The table was not written anew.
+    // The table has not been rewritten.
     expect((await dropped()).map((packets, i) => packets - before[i]!)).toEqual([10, 10]);
   });
 
-  it('is let in from anywhere, in its family, while a peer is behind NAT', async () => {
+  it('is accepted from any address of the family while a peer is behind NAT', async () => {
     const name = 'behind-nat';
     const address = '203.0.113.7';
     await createKubeNode(cluster.lab, {

@@ -116,7 +116,7 @@ describe.skipIf(missingHere())('with DirectRouting, two nodes of one L2 and one 
     return [...rows, ...rows6].map(({ gateway, dev }) => ({ gateway, dev }));
   }
 
-  it('talk plain where they can and by tunnel where they must, fast both ways', async () => {
+  it('use no tunnel on the same L2 and a tunnel elsewhere, on the fast path both ways', async () => {
     expect(await wayOf(node(1), node(2))).toEqual([
       { gateway: '172.31.0.2', dev: 'eth0' },
       { gateway: 'fd00:31::2', dev: 'eth0' },
@@ -145,7 +145,7 @@ describe.skipIf(missingHere())('with DirectRouting, two nodes of one L2 and one 
     for (const { vtep, forwarded } of carried) expect(vtep + forwarded).toBeLessThan(8);
   });
 
-  it('go the same ways without programs, and nobody notices', async () => {
+  it('use the same routes without programs, without a loss', async () => {
     const lost = await lostDuring(all(), async () => {
       for (const one of [node(1), node(2)]) await unboost(cluster.lab, one);
       const forwarded = () =>
@@ -165,7 +165,7 @@ describe.skipIf(missingHere())('with DirectRouting, two nodes of one L2 and one 
     expect(one!['from_pod fast_encap']).toBeGreaterThanOrEqual(40);
   });
 
-  it('believe plain packets only of those whom they send plain packets', async () => {
+  it('accept plain packets only from peers to which they send plain packets', async () => {
     const where = inUnderlay(cluster.lab);
     const forged = ['10.42.2.99', 'fd00:42:0:3::99'];
     await ipBatch(
@@ -202,7 +202,7 @@ describe.skipIf(missingHere())('with DirectRouting, two nodes of one L2 and one 
     }
   });
 
-  it('lose nothing but what the wire loses when an uplink flaps', async () => {
+  it('lose only what the wire loses when an uplink flaps', async () => {
     await lostDuring(all(), async () => {
       await run('ip', ['link', 'set', 'eth0', 'down'], inNetns(node(1)));
       await sleep(200);
@@ -274,7 +274,7 @@ describe.skipIf(missingHere())('with DirectRouting, two nodes of one L2 and one 
       },
     ];
 
-    /** What node1 takes for the MACs of these addresses. */
+    /** The MACs of these addresses in node1's neighbour table. */
     async function macsSeen(addresses: string[]): Promise<(string | undefined)[]> {
       const rows = await ipJson<{ dst: string; lladdr?: string }>(
         ['neigh', 'show', 'dev', 'eth0'],
@@ -289,7 +289,7 @@ describe.skipIf(missingHere())('with DirectRouting, two nodes of one L2 and one 
       return mac;
     }
 
-    it.each(changers)('of $who that says so: at once', async ({ netns, device, at, ways }) => {
+    it.each(changers)('of $who that announces it, at once', async ({ netns, device, at, ways }) => {
       await setSysctls(netns(), {
         [`ipv4.conf.${device}.arp_notify`]: 1,
         [`ipv6.conf.${device}.ndisc_notify`]: 1,
@@ -309,7 +309,7 @@ describe.skipIf(missingHere())('with DirectRouting, two nodes of one L2 and one 
           [`ipv4.conf.${device}.arp_notify`]: 0,
           [`ipv6.conf.${device}.ndisc_notify`]: 0,
         });
-        // The kernel's own pace is half a minute until it doubts, and eight seconds until it is sure.
+        // The kernel takes half a minute until an entry is stale, and eight seconds to probe it.
         for (const family of ['ipv4', 'ipv6']) {
           await setSysctls(node(1).netns, {
             [`${family}.neigh.eth0.base_reachable_time_ms`]: 200,

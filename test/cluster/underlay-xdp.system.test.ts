@@ -26,7 +26,7 @@ import {
   waysBetween,
 } from './underlay.ts';
 
-/** The lab's agents take the environment of whoever starts them. */
+/** The lab's agents inherit this environment. */
 const INGRESS = 'RIPSTOP_INGRESS';
 
 describe.skipIf(missingHere())(
@@ -49,25 +49,27 @@ describe.skipIf(missingHere())(
       return link?.xdp?.prog.id;
     }
 
-    /** Full packets and small ones over all ways, bytes compared; what the ripstop nodes counted meanwhile. */
+    /**
+     * Send large and small packets between all pods and compare their bytes. Returns the counters of the ripstop nodes.
+     */
     async function countedDuringTalk(over: typeof ways = ways) {
       const carried = await carriedDuring(cluster.lab, ripstopNodes(), async () => {
         for (const { from, to } of over()) {
           await talkTcp(from, to, 3 << 20);
-          await talkUdp(from, to, 50, 1300); // with the answer's heading still no fragment, which would be the kernel path’s
+          await talkUdp(from, to, 50, 1300); // so small that the answer with its heading is not fragmented
           await ping(from, to);
         }
       });
       return carried;
     }
 
-    it('carry TCP and UDP of both families unharmed: judged by XDP, delivered by tc', async () => {
+    it('carry TCP and UDP of both families unchanged: decapsulated by XDP, delivered by tc', async () => {
       for (const one of ripstopNodes()) {
         expect(await ingressOf(cluster.lab, one)).toEqual({ hook: 'xdp', why: '--ingress xdp says so' });
         expect(await xdpOf(one)).toBeDefined();
       }
       for (const { by, vtep, forwarded } of await countedDuringTalk()) {
-        // XDP sees frames, tc what GRO has put together of them.
+        // XDP sees frames, tc what GRO has merged.
         expect(by['xdp_from_wire fast_decap']).toBeGreaterThan(2000);
         expect(by['from_wire fast_decap']).toBeGreaterThan(200);
         expect(by['from_wire fast_decap']).toBeLessThan(by['xdp_from_wire fast_decap']! / 2);
@@ -76,10 +78,10 @@ describe.skipIf(missingHere())(
       }
     });
 
-    it('carry what a flannel node sends, whose outer packets have checksums', async () => {
+    it('carry packets of a flannel node, whose outer packets have checksums', async () => {
       const [one] = await countedDuringTalk(() => waysBetween(pod(1), pod(3)));
       expect(one!.by['xdp_from_wire fast_decap']).toBeGreaterThan(1000);
-      // Its IPv6 tunnel refuses what BPF could send, so both directions are the kernel's.
+      // Its IPv6 tunnel requires checksums, so both directions take the kernel path.
       expect(one!.by['from_pod kernel_marked']).toBeGreaterThan(50);
       expect(one!.by['xdp_from_wire kernel_marked']).toBeGreaterThan(1000);
       expect(one!.by['from_wire kernel_marked']).toBeGreaterThan(50);
@@ -94,7 +96,7 @@ describe.skipIf(missingHere())(
       await markForKernelPath(cluster.lab, node(1), pod(1), false);
     });
 
-    it('do not take a plain packet from the wire for one that XDP decapsulated', async () => {
+    it('do not mistake a plain packet from the wire for one that XDP has decapsulated', async () => {
       const where = inUnderlay(cluster.lab);
       const forged = [pod(2).ip, pod(2).ip6!];
       await ipBatch(
@@ -128,7 +130,7 @@ describe.skipIf(missingHere())(
       );
     });
 
-    it('have XDP on an uplink that replaces another', async () => {
+    it('attach XDP to an uplink that replaces another', async () => {
       await lostDuring(ways(), async () => {
         await run('ip', ['link', 'del', 'eth0'], inNetns(node(1)));
         await plugIn(cluster.lab, node(1));
@@ -141,7 +143,7 @@ describe.skipIf(missingHere())(
       expect(one!['from_wire fast_decap']).toBeGreaterThanOrEqual(40);
     });
 
-    it('lose nothing when an agent is restarted, changes to tc, or when all is taken off', async () => {
+    it('lose nothing when an agent is restarted or changes to tc, or when everything is detached', async () => {
       const lost = await lostDuring(ways(), async () => {
         const before = await xdpOf(node(1));
         await restartAgent(cluster.lab, node(1));

@@ -35,8 +35,9 @@ describe.skipIf(missingHere())('of two dual-stack nodes', () => {
   });
 
   /**
-   * Do something to the underlay under connections that must outlive it, and wait until pods of both nodes reach each other
-   * again. The pods of one node must not notice; across nodes so many pings may be lost. In the end all is fast again.
+   * Do something to the underlay under connections that must survive it, and wait until pods of both nodes reach each
+   * other again. Between pods of one node nothing may be lost, between nodes so many pings. In the end all packets are
+   * fast again.
    */
   async function survives(mayLose: number, work: () => Promise<unknown>): Promise<void> {
     const [near4, near6, far4, far6] = await lostDuring([...near(), ...far()], async () => {
@@ -71,7 +72,7 @@ describe.skipIf(missingHere())('of two dual-stack nodes', () => {
         await configure(cluster.lab, node(1));
       }));
 
-    it('be taken out and put in as another device: the VTEPs come back as they were', async () => {
+    it('be replaced by another device: the VTEPs are restored unchanged', async () => {
       const before = await listLinks(inNetns(node(1)));
       await survives(400, async () => {
         await ip(inNetns(node(1)), 'link del eth0');
@@ -91,7 +92,7 @@ describe.skipIf(missingHere())('of two dual-stack nodes', () => {
   });
 
   describe('the MTU of the uplinks may', () => {
-    /** How large a packet the pod is told to send at most, on a way; undefined when one of 1450 bytes gets through. */
+    /** The path MTU that the pod learns; undefined when a packet of 1450 bytes gets through. */
     async function toldMtu(from: PodState, to: string): Promise<number | undefined> {
       const bytes = 1430 - (to.includes(':') ? 48 : 28);
       const { stdout, stderr } = await tryRun(
@@ -116,7 +117,7 @@ describe.skipIf(missingHere())('of two dual-stack nodes', () => {
       }
     }
 
-    /** A new pod's MTUs: of its device, and of its IPv6 route to the cluster. */
+    /** The MTUs of a new pod: of its device, and of its IPv6 route to the cluster. */
     async function mtusOfNewPod(): Promise<number[]> {
       const fresh = await addPod(cluster.lab, node(1));
       const device = (await listLinks(inNetns(fresh))).get('eth0')!;
@@ -130,7 +131,7 @@ describe.skipIf(missingHere())('of two dual-stack nodes', () => {
 
     const subnetEnv = () => readFileSync(join(nodeDir(cluster.lab, node(1)), 'subnet.env'), 'utf8');
 
-    it('shrink: old pods are told the right size, new ones begin with it', async () => {
+    it('shrink: old pods learn the new size, new ones start with it', async () => {
       expect(await Promise.all(far().map(({ from, to }) => toldMtu(from, to)))).toEqual([
         undefined,
         undefined,
@@ -148,8 +149,8 @@ describe.skipIf(missingHere())('of two dual-stack nodes', () => {
     });
   });
 
-  describe('the kernel path is kept', () => {
-    /** All that the kernel knows of its peers: devices, addresses, neighbours, FDB, routes. */
+  describe('the kernel path is restored', () => {
+    /** The kernel's entries for peers: devices, addresses, neighbours, FDB, routes. */
     async function kernelPath(one: NodeState): Promise<object> {
       const where = inNetns(one);
       const links = await listLinks(where);
@@ -164,7 +165,7 @@ describe.skipIf(missingHere())('of two dual-stack nodes', () => {
       return { devices: await Promise.all(devices), routes: listOwnRoutes(where) };
     }
 
-    it('when somebody deletes both VTEPs, and the fast path goes on', async () => {
+    it('when somebody deletes both VTEP devices, while the fast path continues', async () => {
       const before = await kernelPath(node(1));
       await survives(0, async () => {
         for (const family of [4, 6] as const) {
@@ -172,7 +173,7 @@ describe.skipIf(missingHere())('of two dual-stack nodes', () => {
         }
         await expect.poll(() => kernelPath(node(1))).toEqual(before);
       });
-      // A process of the node's own has no other way to pods elsewhere.
+      // The node's own processes reach pods of other nodes only by it.
       for (const { to } of far()) await ping(node(1), to);
     });
 
@@ -180,7 +181,7 @@ describe.skipIf(missingHere())('of two dual-stack nodes', () => {
       'when somebody turns %s off: it is on again at once',
       async (path) => {
         await markForKernelPath(cluster.lab, node(1), pod(1), true);
-        await sleep(500); // Let the agent come to rest: it shall be woken by this alone.
+        await sleep(500); // Wait until the agent is idle, so that only this wakes it.
         await run('tee', [`/proc/sys/${path}`], { ...inNetns(node(1)), stdin: '0' });
         await expect.poll(() => readSysctl(path, inNetns(node(1))), { timeout: 2000 }).toBe('1');
         for (const { from, to } of far()) await ping(from, to);
@@ -188,7 +189,7 @@ describe.skipIf(missingHere())('of two dual-stack nodes', () => {
       },
     );
 
-    it('when somebody flushes the nft ruleset: our table is back at once', async () => {
+    it('when somebody flushes the nft ruleset: our table is restored at once', async () => {
       const table = async () => {
         const { stdout } = await tryRun('nft', ['list', 'table', 'inet', 'ripstop'], inNetns(node(1)));
         return stdout.replaceAll(/packets \d+ bytes \d+/g, '');

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/** What the stories of the underlay share: a node's cable, what its network manager does, and pods that talk meanwhile. */
+/**
+ * Shared by the tests of the underlay: a node's cable, the work of its network manager, and pods that talk meanwhile.
+ */
 import { expect } from 'vitest';
 import { ipBatch } from '../../src/host/ip.ts';
 import { type RunOptions, tryRun } from '../../src/host/run.ts';
@@ -14,7 +16,7 @@ import { familyParts, underlayNetwork } from '../../src/lab/addresses.ts';
 import { parseCidr } from '../../src/net/ip.ts';
 import { carriedDuring, inNetns, ping, ripstopJson, timeUntil, type Talk, whileTalking } from './support.ts';
 
-/** In the underlay's namespace: its bridge `br0`, and the nodes' cables by the nodes' names. */
+/** The underlay's namespace has the bridge `br0`, and the nodes' cables under the nodes' names. */
 export const inUnderlay = (lab: Lab): RunOptions => inNetns({ netns: underlayNetns(lab.name) });
 
 /** Bring a device up with the node's addresses and default routes, as its network manager would. */
@@ -33,7 +35,7 @@ export async function configure(lab: Lab, node: NodeState, device = 'eth0'): Pro
   );
 }
 
-/** Give a node a cable: one end is plugged into the underlay's bridge, the other is the node's device. */
+/** Give a node a cable: one end is on the underlay's bridge, the other is the node's device. */
 export async function plugIn(lab: Lab, node: NodeState, device = 'eth0', port = node.name): Promise<void> {
   await ipBatch(
     [`link add ${port} type veth peer name ${device} netns ${node.netns}`, `link set ${port} master br0 up`],
@@ -41,20 +43,20 @@ export async function plugIn(lab: Lab, node: NodeState, device = 'eth0', port = 
   );
 }
 
-/** From a pod to an address of another. */
+/** A pod, and an address of another pod. */
 export interface Way {
   readonly from: PodState;
   readonly to: string;
 }
 
-/** Both families' ways from pod to pod. */
+/** The pairs for two pods in both families. */
 export function waysBetween(from: PodState, to: PodState): Way[] {
   return [to.ip, to.ip6!].map((address) => ({ from, to: address }));
 }
 
 /**
- * Do something while pods ping each other 100 times a second and hold TCP connections, whose packets are full. The
- * connections must outlive it. Returns how many pings of each way were lost.
+ * Do something while pods ping each other 100 times a second and keep TCP connections open, with packets of full size.
+ * The connections must survive it. Returns how many pings of each pair were lost.
  */
 export async function lostDuring(ways: readonly Way[], work: () => Promise<unknown>): Promise<number[]> {
   const talks = ways.map(({ from, to }): Talk => [from, to]);
@@ -63,7 +65,7 @@ export async function lostDuring(ways: readonly Way[], work: () => Promise<unkno
   return lost.map(({ length }) => length);
 }
 
-/** Wait until each way carries a ping again. */
+/** Wait until a ping of each pair is answered again. */
 export async function untilReached(ways: readonly Way[]): Promise<void> {
   for (const { from, to } of ways) {
     const once = ['-n', '-c', '1', '-W', '0.2', to];
@@ -72,7 +74,7 @@ export async function untilReached(ways: readonly Way[]): Promise<void> {
   }
 }
 
-/** What each of these nodes counted, by `hook verdict_reason`, while each way carried 20 pings. */
+/** The counters of each node, by `hook verdict_reason`, for 20 pings of each pair. */
 export async function countedDuringPings(
   lab: Lab,
   nodes: readonly NodeState[],
@@ -84,7 +86,7 @@ export async function countedDuringPings(
   return carried.map(({ by }) => by);
 }
 
-/** Where the node's agent says that it decapsulates, and why. */
+/** The hook where the node's agent decapsulates, and why. */
 export async function ingressOf(
   lab: Lab,
   node: NodeState,

@@ -36,15 +36,15 @@ describe.skipIf(missingHere('clang-19'))('a ripstop whose maps differ', () => {
   let later: Version;
 
   beforeAll(async () => {
-    // Some maps have another value, one another name; what remembers translated flows is as it was.
+    // Some maps have another value, one another name; the maps of translated flows are unchanged.
     next = new Version();
     next.change('bpf/types.h', '__u32 mtu; /* of the pod', '__u32 colour;\n\t__u32 mtu; /* of the pod');
     next.change('src/dataplane/desired.ts', 'mtu: endpoint.mtu,', 'mtu: endpoint.mtu, colour: 7,');
-    // As long as before, but not the same.
+    // The same size, but another order.
     next.change('bpf/types.h', /(enum peer_flags flags;)\n(\t__u32 checksum_base;[^\n]*)/g, '$2\n\t$1');
     next.change('{bpf,src}/**/*.{c,h,ts}', /\bvteps\b/g, 'underlay');
     await next.build();
-    // And then that differs too.
+    // Later these differ too.
     later = new Version(next);
     later.change('bpf/types.h', '__u64 created_ns;', '__u64 created_ns;\n\t__u64 colour;');
     await later.build();
@@ -65,7 +65,7 @@ describe.skipIf(missingHere('clang-19'))('a ripstop whose maps differ', () => {
     later?.[Symbol.dispose]();
   });
 
-  /** The maps in use, by name: their ids. And every directory of maps that there is. */
+  /** The ids of the maps in use, by name; and all directories of maps. */
   function maps(): { version: number; ids: Record<string, number>; directories: string[] } {
     const { maps: link } = pinPaths(bpffsOf(cluster.lab, node()));
     const ids = readdirSync(link).map((name) => {
@@ -76,7 +76,7 @@ describe.skipIf(missingHere('clang-19'))('a ripstop whose maps differ', () => {
     return { version: Number(readlinkSync(link).split(':')[1]), ids: Object.fromEntries(ids), directories };
   }
 
-  /** Packets by verdict. The counters' layout is the same in all versions here. */
+  /** Packets by verdict. The layout of the counters is the same in all versions here. */
   function verdicts(): { fast: number; kernel: number } {
     using map = BpfMap.openPinned(join(pinPaths(bpffsOf(cluster.lab, node())).maps, 'counters'));
     const sums = { fast: 0, kernel: 0, drop: 0 };
@@ -87,7 +87,7 @@ describe.skipIf(missingHere('clang-19'))('a ripstop whose maps differ', () => {
     return sums;
   }
 
-  /** While something happens on node 1: pings and connections of its first pod, both ways, also through a service. */
+  /** Check pings and connections of node 1's first pod during `work`, both ways, also through a Service. */
   async function unharmed(work: () => Promise<unknown>): Promise<void> {
     const pings: Talk[] = [
       [pod(1), pod(1, 1).ip],
@@ -113,7 +113,7 @@ describe.skipIf(missingHere('clang-19'))('a ripstop whose maps differ', () => {
     }
   }
 
-  it('fills its own beside the old ones, takes over without a packet lost, and keeps what is the same', async () => {
+  it('fills its own beside the old ones, takes over without a loss, and keeps those that are the same', async () => {
     const before = maps();
     expect(before).toMatchObject({ version: layout.version, directories: [expect.any(String)] });
     await unharmed(async () => {
@@ -140,13 +140,13 @@ describe.skipIf(missingHere('clang-19'))('a ripstop whose maps differ', () => {
     );
   });
 
-  it('that cannot keep the translated flows leaves their pods to the kernel path, and breaks none of them', async () => {
+  it('and that cannot keep the translated flows leaves their pods to the kernel path, and breaks no connection', async () => {
     await unharmed(async () => {
       await change(later);
       await expect.poll(() => maps().version, { timeout: 10_000 }).toBe(layout.version + 2);
     });
     expect(agentLog(cluster.lab, node())).toMatch(/"slow":"those with translated flows"/);
-    // The pod with the connection through the service, and no other.
+    // Only the pod with the connection through the Service.
     using map = BpfMap.openPinned(join(pinPaths(bpffsOf(cluster.lab, node())).maps, 'endpoint_state'));
     const marked = [...typedTable('endpoint_state', map)].filter(([, { overflow }]) => overflow !== 0);
     expect(marked.map(([slot]) => slot)).toEqual([Number(pod(1).ip.split('.')[3])]);
@@ -155,17 +155,17 @@ describe.skipIf(missingHere('clang-19'))('a ripstop whose maps differ', () => {
     expect(verdicts().fast).toBeGreaterThan(before.fast + 10);
   });
 
-  it('older than what it finds leaves that as it is, and says all that differs and what to do', async () => {
+  it('and that is older than the maps in use leaves them as they are, with a message of all differences and what to do', async () => {
     const before = maps();
     const logged = agentLog(cluster.lab, node()).length;
     let started: Promise<unknown> | undefined;
     await unharmed(async () => {
-      started = change().catch(() => {}); // It is not ready before it is replaced.
+      started = change().catch(() => {}); // It never becomes ready.
       await expect
         .poll(() => agentLog(cluster.lab, node()).slice(logged), { timeout: 10_000 })
         .toContain(`the maps in use have layout ${layout.version + 2}, and this ripstop, which is older`);
     });
-    // What forwards there would take a new pod for the one that had its address before.
+    // The programs there would mistake a new pod for the previous one with its address.
     await expect.poll(() => cniStatus(cluster.lab, node())).toMatch(/code 50: .*no pod can be added/);
     const said = agentLog(cluster.lab, node()).slice(logged);
     for (const difference of [

@@ -6,11 +6,11 @@ import { run } from '../../src/host/run.ts';
 
 const ROOT = join(import.meta.dirname, '../..');
 
-/** Another version of ripstop: this checkout with changes, built by its own scripts. */
+/** Another version of ripstop: this checkout with changes, built by its scripts. */
 export class Version implements Disposable {
   readonly root: string;
 
-  /** @param from the version before; left out, this checkout. */
+  /** @param from the version to change. Default: this checkout. */
   constructor(from: { readonly root: string } = { root: ROOT }) {
     this.root = mkdtempSync(join(tmpdir(), 'ripstop-version-'));
     for (const part of ['src', 'bpf', 'scripts', 'build', 'package.json'])
@@ -22,7 +22,7 @@ export class Version implements Disposable {
     return join(this.root, 'src/cli/main.ts');
   }
 
-  /** Replace a text in the files of a pattern; one of them has it. */
+  /** Replace a text in the files of a pattern. At least one must contain it. */
   change(pattern: string, from: string | RegExp, to: string): this {
     let hits = 0;
     for (const file of globSync(pattern, { cwd: this.root })) {
