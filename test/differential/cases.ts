@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * What is sent through both labs: packets of a seed and a number, the same each time. Every packet of case n carries n's
- * tag as its IPv4 id or its IPv6 flow label, and where a kernel's answer repeats it, so that whatever comes of it can be told
- * from all else (tags.ts).
+ * The packets that are sent through both labs. Case n of a seed is always the same. Every packet of case n carries n's
+ * tag as its IPv4 id or its IPv6 flow label, and in fields that a kernel's answer repeats, so that all packets of a
+ * case can be recognized (tags.ts).
  */
 import { bytesToAddress, type Family } from '../../src/net/ip.ts';
 import {
@@ -40,12 +40,12 @@ import {
 import { finished, icmpMessage, numberedTcp } from './segments.ts';
 import { OWN, SEGMENTS_PORT, tagOfCase, tagSequence } from './tags.ts';
 
-/** MAC addresses differ between the labs; what they stand for does not. */
+/** MAC addresses differ between the labs, but not their roles. */
 export interface Macs {
   pod(name: PodName): string;
-  /** What the pod takes its node for. */
+  /** The pod's MAC address of its node. */
   gateway(of: PodName): string;
-  /** Where the pod's own kernel would send a packet to this address. */
+  /** The MAC address to which the pod's kernel would send a packet to this address. */
   hop(from: PodName, dst: string): string;
   uplink(of: NodeName): string;
   vtep(of: NodeName, family: Family): string;
@@ -62,7 +62,7 @@ export interface Case {
   readonly kind: string;
   readonly family: Family;
   readonly from: Place;
-  /** Sent one right after the other. */
+  /** Sent one immediately after another. */
   readonly frames: readonly Outgoing[];
 }
 
@@ -72,7 +72,7 @@ const [SCTP, GRE, IGMP, IPIP] = [132, 47, 2, 4];
 const HEADER = { 4: 20, 6: 40 } as const;
 
 const one = (random: Random, of: number): boolean => random.below(of) === 0;
-/** Looks random, and is cheaper than if it were. */
+/** Pseudo-random bytes, cheaply made. */
 function bytes(random: Random, length: number): Uint8Array {
   let value = random.below(65536);
   return new Uint8Array(length).map(() => (value = (value * 25173 + 13849) & 0xffff) >>> 8);
@@ -86,17 +86,17 @@ const oversizes = [1452, 1472, 1480, 1500, 1550] as const;
 const ttls = [64, 64, 64, 64, 63, 255, 3, 2, 1, 0] as const;
 const fragments = [0, 0, 0, 0, 0, 0x4000, 0x4000, 0x8000, 0x2000, 0x0001, 0x20b9, 0x1fff] as const;
 const protocols = [TCP, TCP, TCP, UDP, UDP, UDP, ICMP, ICMP, SCTP, GRE, IGMP, IPIP, 255] as const;
-/** Of IPv6: zero stands for no header, and DF for one that says that the packet is whole ("atomic", RFC 6946). */
+/** Fragment fields for IPv6: zero means no header, DF a header of a whole packet ("atomic", RFC 6946). */
 const fragments6 = [0, 0, 0, 0, 0, 0, 0, 0, 0x4000, 0x2000, 0x0001, 0x20b9, 0x1fff] as const;
-/** Masqueraded packets of the others look alike to conntrack, whichever case they are of. */
+/** conntrack cannot distinguish masqueraded packets of other protocols by case. */
 const natProtocols = [TCP, UDP, ICMP] as const;
 const servicePorts = [7, 53, 80, 443, 4789, 8472, 0] as const;
 const tcpFlags = [0x02, 0x02, 0x10, 0x18, 0x11, 0x04, 0x12, 0x00, 0x3f, 0x29] as const;
 
-/** Room for two routers; in a fragmented datagram the first piece alone has it. */
+/** With room for two routers. In a fragmented datagram only the first fragment has it. */
 const recordRoute = [7, 11, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
-/** Options (RFC 791), well and badly formed; each a multiple of four bytes. */
+/** Options (RFC 791), valid and invalid; each has a multiple of four bytes. */
 const optionSets: readonly (readonly number[])[] = [
   [1, 1, 1, 1],
   [0, 0, 0, 0],
@@ -107,15 +107,18 @@ const optionSets: readonly (readonly number[])[] = [
   [130, 11, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], // security
   [200, 4, 1, 2], // unknown, copied
   [7, 40, 4, 0], // longer than the header
-  [7, 0, 4, 0], // of no length
+  [7, 0, 4, 0], // length zero
 ];
 
-/** Extension headers (RFC 8200 section 4) without their first bytes, the next header; each a multiple of eight bytes with it. */
+/**
+ * Extension headers (RFC 8200 section 4) without their first byte, the next header. Each has a multiple of eight bytes
+ * with it.
+ */
 const extensionSets: readonly (readonly (readonly [type: number, ...body: number[]])[])[] = [
   [[numbers.hopByHop, 0, 1, 4, 0, 0, 0, 0]],
   [[numbers.hopByHop, 0, 5, 2, 0, 1, 1, 0]], // router alert, for RSVP
   [[numbers.hopByHop, 0, 0x7e, 4, 0, 0, 0, 0]], // an unknown option: discard
-  [[numbers.hopByHop, 0, 0xbe, 4, 0, 0, 0, 0]], // discard, and say so
+  [[numbers.hopByHop, 0, 0xbe, 4, 0, 0, 0, 0]], // discard, with an ICMP error
   [[numbers.hopByHop, 0, 1, 9, 0, 0, 0, 0]], // an option that is longer than the header
   [[numbers.hopByHop, 200, 1, 4, 0, 0, 0, 0]], // longer than the packet, mostly
   [[numbers.destinationOptions, 0, 1, 4, 0, 0, 0, 0]],
@@ -129,11 +132,11 @@ const extensionSets: readonly (readonly (readonly [type: number, ...body: number
   ],
   [
     [numbers.destinationOptions, 0, 1, 4, 0, 0, 0, 0],
-    [numbers.hopByHop, 0, 1, 4, 0, 0, 0, 0], // out of its place
+    [numbers.hopByHop, 0, 1, 4, 0, 0, 0, 0], // not in first place
   ],
 ];
 
-/** One of the destinations that a pod may think of, and in the same way a source that is not its own. */
+/** A destination of a pod's packet, or a forged source. */
 function anyone(random: Random, from: NodeName, family: Family): string {
   const away = other(from);
   return random.pick(family === 4 ? everyone4(from, away) : everyone6(from, away));
@@ -142,7 +145,7 @@ function anyone(random: Random, from: NodeName, family: Family): string {
 function everyone4(home: NodeName, away: NodeName): readonly string[] {
   const all = [home, away].map((node) => VTEPS[4][node].replace(/0$/, ''));
   return [
-    ...all.map((net) => `${net}77`), // no pod has it, on either node
+    ...all.map((net) => `${net}77`), // no pod on either node has it
     '10.42.200.7', // no node has it
     ...all.flatMap((net) => [`${net}1`, `${net}0`, `${net}255`]),
     NODES[4][home],
@@ -186,7 +189,7 @@ function everyone6(home: NodeName, away: NodeName): readonly string[] {
 
 interface Made {
   packet: Uint8Array;
-  /** Relative to the packet's start. */
+  /** An offset from the packet's start. */
   offload?: Offload;
 }
 
@@ -194,11 +197,11 @@ interface Ends {
   family: Family;
   src: string;
   dst: string;
-  /** From a pod's own address to the cluster network: no node masquerades that. */
+  /** From a pod's own address to the cluster network, so that no node masquerades it. */
   isPlain: boolean;
 }
 
-/** What goes behind the IP header, and its protocol number. */
+/** The payload of an IP packet, and its protocol number. */
 function transport(random: Random, tag: number, size: number, ends: Ends) {
   const payload = bytes(random, size);
   const dst = random.pick(servicePorts);
@@ -236,7 +239,7 @@ function transport(random: Random, tag: number, size: number, ends: Ends) {
       };
     }
     case ICMPV6: {
-      // Neighbour discovery about nobody, among others.
+      // Among others neighbour discovery about an unused address.
       const type = random.pick([128, 128, 128, 128, 129, 135, 136, 139, 200]);
       const isReply = type === 129;
       const rest = tag * 65536 + (isReply ? OWN : tag);
@@ -249,7 +252,7 @@ function transport(random: Random, tag: number, size: number, ends: Ends) {
   }
 }
 
-/** Right, mostly left to the device as a pod's kernel does it, or wrong. */
+/** Set the checksum: correct, mostly left to the device as by a pod's kernel, or wrong. */
 function finish(
   random: Random,
   about: { src: string; dst: string; protocol: number },
@@ -312,7 +315,7 @@ function ipPacket(
   return { packet, offload: { transport: 14 + packet.length - made.segment.length, checksumAt } };
 }
 
-/** What goes behind IPv6's header when there are extension headers between, and the number of the first. */
+/** A payload with extension headers before it, and the number of the first header. */
 function extended(
   extensions: (typeof extensionSets)[number],
   fragment: number,
@@ -332,9 +335,9 @@ function extended(
   );
 }
 
-/** The same again for a pod's own frame. */
+/** A frame of a pod with this packet. */
 function sendFrom(from: PodName, dst: string, { packet, offload }: Made): Outgoing {
-  const type = familyOf(dst) === 6 ? IPV6 : IPV4; // whatever version a broken header says
+  const type = familyOf(dst) === 6 ? IPV6 : IPV4; // also if the version in a corrupted header differs
   return {
     frame: (macs) => ethernet({ dst: macs.hop(from, dst), src: macs.pod(from), type }, packet),
     ...(offload && { offload }),
@@ -367,7 +370,7 @@ const packet: Maker = (random, tag, family) => {
   return { from, frames: [sendFrom(from, ends.dst, ipPacket(random, tag, ends, isWide(from)))] };
 };
 
-/** A datagram in pieces; in order, the last one first, one missing, one twice. */
+/** A datagram in fragments: in order, the last one first, one missing, or one twice. */
 const pieces: Maker = (random, tag, family) => {
   const from = random.pick(podNames);
   const ends = podEnds(random, from, family);
@@ -407,12 +410,12 @@ const pieces: Maker = (random, tag, family) => {
   return { from, frames };
 };
 
-/** An ICMP error about a packet that its receiver may have sent, or not. */
+/** An ICMP error about a packet that its receiver may or may not have sent. */
 const icmpError: Maker = (random, tag, family) => {
   const from = random.pick(podNames);
   const ends = podEnds(random, from, family);
   const about = ipPacket(random, tag, { ...ends, src: ends.dst, dst: ends.src }, false).packet;
-  // An MTU that makes no difference: a pod's kernel would remember a smaller one, and treat later cases by it.
+  // An MTU without effect: a pod's kernel would remember a smaller one, which would affect later cases.
   const mtu = 9000;
   const [type, rest] =
     family === 4
@@ -426,12 +429,15 @@ const icmpError: Maker = (random, tag, family) => {
   return { from, frames: [sendFrom(from, ends.dst, { packet })] };
 };
 
-/** What a bridge and a router see differently: frames to nobody, to everybody, of VLANs, of unknown types. */
+/**
+ * Frames that a bridge and a router treat differently: to unused addresses, broadcasts, with VLAN tags, of unknown
+ * types.
+ */
 const frame: Maker = (random, tag, family) => {
   const from = random.pick(podNames);
   const ends = podEnds(random, from, family);
   const { packet } = ipPacket(random, tag, ends, false);
-  if (family === 6 && one(random, 8)) packet[0]! ^= 0x10; // no version of IP
+  if (family === 6 && one(random, 8)) packet[0]! ^= 0x10; // an unknown version of IP
   const tagged = random.pick([undefined, undefined, 0, 5, 0x2003]);
   const to = random.below(7);
   const type = one(random, 4)
@@ -464,10 +470,10 @@ const frame: Maker = (random, tag, family) => {
   };
 };
 
-/** Broken somewhere, but not in its tag; the header's checksum and length sometimes agree with the damage. */
+/** A corrupted packet, with its tag intact. Sometimes the header's checksum and length match the corruption. */
 const broken: Maker = (random, tag, family) => {
   const from = random.pick(podNames);
-  const ends = { ...podEnds(random, from, family), isPlain: false }; // wherever it will go to
+  const ends = { ...podEnds(random, from, family), isPlain: false }; // its destination may be corrupted
   let bad = ipPacket(random, tag, ends, false).packet.slice();
   const headerLength = family === 4 ? (bad[0]! & 15) * 4 : HEADER[6];
   const isTag = (at: number) =>
@@ -495,7 +501,7 @@ const broken: Maker = (random, tag, family) => {
   return { from, frames: [sendFrom(from, dst, { packet: bad })] };
 };
 
-/** TCP and UDP that the sender's kernel has not cut into segments yet. */
+/** A super-packet of TCP or UDP, not yet segmented by the sender's kernel. */
 const superPacket: Maker = (random, tag, family) => {
   const from = random.pick(podNames);
   const src = PODS[family][from];
@@ -531,7 +537,7 @@ const superPacket: Maker = (random, tag, family) => {
   return { from, frames: [sendFrom(from, dst, { packet, offload })] };
 };
 
-/** VXLAN that comes in by a node's cable: from the other node mostly, right mostly. */
+/** VXLAN from a node's cable, mostly from the other node, mostly valid. */
 const tunnelled: Maker = (random, tag, family) => {
   const to = random.pick(['node1', 'node2'] as const);
   const peer = other(to);
@@ -584,7 +590,8 @@ const tunnelled: Maker = (random, tag, family) => {
           const innerFrame = ethernet({ dst: innerDst, src: macs.vtep(peer, family), type }, inner);
           let datagram = udp(ports, vxlan(header, innerFrame));
           if (check !== 'none') datagram = finished({ ...outer, protocol: UDP }, datagram);
-          // Not by as much as any inner checksum is: that the fast path takes for right, and leaves to the pod.
+          // Not wrong by the same amount as an inner checksum: then the fast path accepts it, and leaves the check to
+          // the pod.
           if (check === 'wrong') datagram[7]! ^= 0x55;
           const whole = ethernet(
             { dst: macs.uplink(to), src: macs.uplink(peer) },
@@ -607,7 +614,7 @@ const makers: readonly [weight: number, kind: string, maker: Maker][] = [
   [20, 'tunnelled', tunnelled],
 ];
 
-/** Case `number` of the series of `seed`. */
+/** Case `number` of the series of `seed`. It is always the same. */
 export function caseOf(seed: number, number: number): Case {
   const random = new Random(seedOf(seed, number));
   const tag = tagOfCase(number);

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-/** A report of the differential, for people. */
+/** The report of the differential as text. */
 import type { Difference, Seen } from './compare.ts';
 import type { Report, Unexplained } from './differential.ts';
 import type { Fields } from './dissect.ts';
 import { rules } from './rules.ts';
 
-/** Cases that are told in full. */
+/** The number of cases that are shown in full. */
 const TOLD = 10;
-/** Of a long value. */
+/** The length to which long values are cut. */
 const SHOWN = 80;
 
-/** Every rule and what it explained, and what ripstop's programs did. */
+/** Every rule with the differences that it explained, and the counters of ripstop's programs. */
 export function describeSummary({
   cases,
   arrivals,
@@ -36,7 +36,7 @@ export function describeSummary({
   ].join('\n');
 }
 
-/** What is wrong, field by field; empty when nothing is. */
+/** The unexplained differences, field by field; empty when there are none. */
 export function describeFaults({ unexplained, strays }: Report, seed: number): string {
   return [
     ...unexplained.slice(0, TOLD).map((one) => describeCase(one, seed)),
@@ -90,7 +90,7 @@ const describeFields = (fields: Fields): string =>
     .map(([name, value]) => `${name} ${value.length > SHOWN ? `${value.slice(0, SHOWN)}…` : value}`)
     .join(', ');
 
-/** A value from shortly before where it begins to differ. */
+/** A value, beginning shortly before the first difference. */
 function apart(value: string | undefined, other: string | undefined): string {
   if (value === undefined) return 'none';
   if (value.length <= SHOWN) return value;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** What ripstop delivers is what flannel delivers: the same packets through both, compared where they arrive. */
+/** ripstop delivers what flannel delivers: the same packets are sent through both, and compared where they arrive. */
 import { expect, it } from 'vitest';
 import { missingForLab } from '../../src/lab/lab.support.ts';
 import { describeFaults, describeSummary } from './describe.ts';
@@ -7,7 +7,7 @@ import { compareLabs, openLabs } from './differential.ts';
 import { rules } from './rules.ts';
 
 const CASES = 10_000;
-/** `npm run differential` takes other ones. */
+/** `npm run differential` uses other seeds. */
 const SEED = 7;
 
 const missing = missingForLab('nft', 'ethtool', 'conntrack');
@@ -20,7 +20,7 @@ it.skipIf(missing)(
     const report = await compareLabs(labs, { seed: SEED, count: CASES });
     console.log(describeSummary(report));
     expect.soft(describeFaults(report, SEED)).toBe('');
-    // Else it would be flannel's kernel path that is compared with itself.
+    // Otherwise flannel's kernel path would be compared with itself.
     for (const way of ['from_pod fast_local', 'from_pod fast_encap', 'from_wire fast_decap'])
       expect.soft(report.carried.get(way), way).toBeGreaterThan(CASES / 20);
     const idle = rules

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/** The same packets through a flannel lab and a ripstop lab: what arrives must be the same, or a rule must say why not. */
+/**
+ * Sends the same packets through a flannel lab and a ripstop lab. What arrives must be the same, or a rule must explain
+ * it.
+ */
 import { join } from 'node:path';
 import { readCounters } from '../../src/dataplane/counters.ts';
 import { openTables } from '../../src/dataplane/tables.ts';
@@ -24,20 +27,20 @@ export interface Report {
   /** How many differences each rule has explained. */
   readonly explained: ReadonlyMap<string, number>;
   readonly unexplained: readonly Unexplained[];
-  /** Numbers of cases that nothing explained either, but that came out well when they were sent again. */
+  /** The numbers of cases with an unexplained difference that did not recur when they were sent again. */
   readonly unrepeated: readonly number[];
-  /** What belongs to no case. */
+  /** Packets that belong to no case. */
   readonly strays: readonly Stray[];
-  /** What ripstop's programs did, by `hook verdict_reason`, in packets. */
+  /** Packets counted by ripstop's programs, by `hook verdict_reason`. */
   readonly carried: ReadonlyMap<string, number>;
 }
 
 export type Labs = readonly [flannel: DiffLab, ripstop: DiffLab];
 
-/** Cases that are under way at once, so that waiting for stragglers is done once for all of them. */
+/** The number of cases that are sent together, with one wait for the last packets of all of them. */
 const CHUNK = 10_000;
 
-/** Bring up both labs. @param name begins the names of their namespaces. */
+/** Bring up both labs. @param name the prefix of their names */
 export async function openLabs(name: string): Promise<Labs & AsyncDisposable> {
   const opening = [openDiffLab(`${name}f`, 'flannel'), openDiffLab(`${name}r`, 'ripstop')] as const;
   try {
@@ -64,7 +67,7 @@ export async function compareLabs(
   const unrepeated: number[] = [];
   const strays: Stray[] = [];
   const arrivals: [number, number] = [0, 0];
-  /** @returns the cases among these that differ for no known reason. */
+  /** @returns those of these cases with unexplained differences */
   const send = async (cases: readonly Case[]): Promise<Unexplained[]> => {
     const result = await exchange(labs, cases);
     strays.push(...result.strays);
@@ -76,8 +79,8 @@ export async function compareLabs(
   for (let done = 0; done < count; onProgress(done)) {
     const size = Math.min(CHUNK, count - done);
     const suspects = await send(Array.from({ length: size }, (_, i) => caseOf(seed, first + done + i)));
-    // A busy machine's kernel drops a packet now and then, and conntrack may take one for part of an earlier case's
-    // connection, in either lab; a fault shows again.
+    // On a busy machine the kernel drops packets at times, and conntrack may assign a packet to an earlier case's
+    // connection, in either lab. A real difference recurs.
     if (suspects.length > 0) await Promise.all(labs.map((lab) => lab.forgetConnections()));
     const again = suspects.length === 0 ? [] : await send(suspects.map((one) => one.case));
     unexplained.push(...again);
@@ -96,7 +99,7 @@ export async function compareLabs(
   };
 }
 
-/** Compare what became of a case, count what rules explain, and return the rest if there is any. */
+/** Compare the outcomes of a case, count the differences that rules explain, and return the rest, if any. */
 function judge(
   labs: Labs,
   one: Case,

@@ -1,43 +1,43 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * Frames → named fields, so that a difference has a name. Every byte is in some field; checksums are told as what they are
- * worth, since any other difference would be told twice otherwise.
+ * Splits frames into named fields, so that a difference has a name. Every byte belongs to a field. For a checksum the
+ * field has its error, since otherwise every other difference would show twice.
  */
 import { bytesToAddress } from '../../src/net/ip.ts';
 import { bytesToMac } from '../../src/net/mac.ts';
 import { checksum } from '../support/packets.ts';
 import type { Received } from '../support/raw-socket.ts';
 
-/** In the order in which they stand in the frame. */
+/** Fields, in the order of the frame. */
 export type Fields = Record<string, string>;
 
 export const [ICMP, TCP, UDP, ICMPV6] = [1, 6, 17, 58];
 export const [IPV4, IPV6, ARP, VLAN, SERVICE_VLAN] = [0x0800, 0x86dd, 0x0806, 0x8100, 0x88a8];
 const VXLAN_PORT = 8472;
 const [MORE_FRAGMENTS, FRAGMENT_OFFSET] = [0x2000, 0x1fff];
-/** Which quote the packet that they are about: unreachable, redirect, time exceeded, parameter problem. */
+/** ICMP types that quote the packet that they are about: unreachable, redirect, time exceeded, parameter problem. */
 export const ICMP_ERRORS: readonly number[] = [3, 5, 11, 12];
-/** Unreachable, packet too big, time exceeded, parameter problem (RFC 4443). */
+/** The same for ICMPv6: unreachable, packet too big, time exceeded, parameter problem (RFC 4443). */
 export const ICMPV6_ERRORS: readonly number[] = [1, 2, 3, 4];
-/** RFC 8200's: hop-by-hop options, routing, destination options; each says how long it is. */
+/** Extension headers of RFC 8200 with a length field: hop-by-hop options, routing, destination options. */
 const EXTENSIONS: readonly number[] = [0, 43, 60];
 const FRAGMENT = 44;
 export const IPV6_HEADER = 40;
 
-/** Where IPv6's headers lead: offsets from the packet's start. */
+/** The structure of an IPv6 packet: offsets from its start. */
 export interface Ipv6Chain {
-  /** Of the upper layer, or of the header that is cut off. */
+  /** The number of the upper layer, or of the truncated header. */
   readonly at: number;
   readonly protocol: number;
   /** The fragment header, if there is one. */
   readonly fragmentAt?: number;
   /** Flags and offset as in IPv4's header. */
   readonly fragment: number;
-  /** Whether the fragment is not the first one: what follows then is no header. */
+  /** Whether it is a fragment other than the first, so that no header follows. */
   readonly isLater: boolean;
 }
 
-/** @param packet with a whole IPv6 header. */
+/** @param packet with a complete IPv6 header */
 export function ipv6Chain(packet: Uint8Array): Ipv6Chain {
   let chain: Ipv6Chain = { at: IPV6_HEADER, protocol: packet[6]!, fragment: 0, isLater: false };
   for (;;) {
@@ -60,13 +60,13 @@ export const u16 = (bytes: Uint8Array, at: number): number => ((bytes[at] ?? 0) 
 export const u32 = (bytes: Uint8Array, at: number): number => u16(bytes, at) * 65536 + u16(bytes, at + 2);
 const hex = (bytes: Uint8Array): string => Buffer.from(bytes).toString('hex');
 
-/** The same for the same role in every lab. */
+/** Names that are the same for the same role in both labs. */
 export interface Names {
-  /** What a MAC address is called. */
+  /** The name of a MAC address. */
   of(mac: string): string;
-  /** What a link-local address is called that is made of a MAC address; any other stays. */
+  /** The name of a link-local address made of a MAC address. Other addresses stay. */
   address(ip: string): string;
-  /** Bytes in hexadecimal, with the addresses in them put the same in every lab. */
+  /** Bytes in hexadecimal, with the addresses in them replaced by names. */
   masked(hex: string): string;
 }
 
@@ -102,7 +102,7 @@ function ethernet(fields: Fields, prefix: string, frame: Uint8Array, names: Name
     if (name in fields) fields[name] = names.masked(fields[name]!);
 }
 
-/** @param onVxlan gets VXLAN's header and what follows; without it a tunnelled packet is payload like any other. */
+/** @param onVxlan gets VXLAN's header and what follows. Without it a tunnelled packet is plain payload. */
 function ipv4(
   fields: Fields,
   prefix: string,
@@ -134,12 +134,12 @@ function ipv4(
   if (end < packet.length) rest(fields, `${prefix}padding`, packet.subarray(end));
   if ((fragment & FRAGMENT_OFFSET) !== 0) return rest(fields, `${prefix}fragment`, payload);
   const pseudo = [...packet.subarray(12, 20), 0, protocol, payload.length >>> 8, payload.length & 255];
-  // A fragment's checksum, or a quotation's, covers what is not there.
+  // The checksum of a fragment or a quotation covers bytes that are missing.
   const whole = (fragment & MORE_FRAGMENTS) === 0 && totalLength === end;
   transport(fields, prefix, protocol, payload, whole ? Uint8Array.from(pseudo) : undefined, onVxlan);
 }
 
-/** Under IPv4's names where both say the same; extension headers are options. */
+/** With IPv4's names for fields of the same meaning; extension headers are options. */
 function ipv6(
   fields: Fields,
   prefix: string,
@@ -199,7 +199,7 @@ function transport(
   const put = (name: string, value: string | number): void => {
     fields[`${prefix}${name}`] = String(value);
   };
-  /** ICMP of IPv4 has no pseudo header. */
+  /** ICMP for IPv4 has no pseudo header. */
   const judge = (field: number, over: Uint8Array): string =>
     pseudo
       ? worth(checksum(Uint8Array.from([...over, ...bytes])))
@@ -247,7 +247,7 @@ function transport(
   return rest(fields, `${prefix}payload`, bytes);
 }
 
-/** What the checksum of everything says, its own field included: how far it is off stays the same when NAT adjusts it. */
+/** The checksum of everything, its own field included: its error stays the same when NAT adjusts it. */
 function worth(sum: number): string {
   return sum === 0 ? 'right' : `wrong by 0x${(~sum & 0xffff).toString(16).padStart(4, '0')}`;
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** Send cases through labs, and sort what comes out by case. */
+/** Sends cases through labs, and sorts the resulting packets by case. */
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Received } from '../support/raw-socket.ts';
 import type { Case } from './cases.ts';
@@ -10,11 +10,11 @@ import { isTunnelledFragment, Tagger } from './tags.ts';
 export interface Arrival {
   readonly place: Place;
   readonly received: Received;
-  /** Made by a kernel on the way, or by the receiver's: an error, an echo reply, a reset. */
+  /** Whether a kernel made it, of a node or of the receiver: an error, an echo reply, a reset. */
   readonly isAnswer: boolean;
 }
 
-/** What became of a case in one lab. */
+/** The outcome of a case in one lab. */
 export interface Outcome {
   /** Errors of the sending call, by frame. */
   refused: string[];
@@ -27,11 +27,13 @@ export interface Stray {
   readonly arrival: Arrival;
 }
 
-/** How long after the last arrival nothing more is under way: longer than a fragment is kept, or a neighbour asked for. */
+/**
+ * The time without arrivals after which no more are expected: longer than a fragment is kept, or a neighbour resolved.
+ */
 const SILENCE_MS = 1500;
 
 /**
- * @returns the outcomes of each case in each lab, and what arrived that belongs to none of them.
+ * @returns the outcomes of each case in each lab, and packets that belong to none of them
  */
 export async function exchange(
   labs: readonly DiffLab[],
@@ -58,7 +60,7 @@ export async function exchange(
         )
           continue;
         if (one) outcomes.get(one)![i]!.arrivals.push(arrival);
-        // Told by the first fragment; on a cable that may have been written over before it was read (compare.ts).
+        // Recognized by the first fragment, which on a cable may have been overwritten before it was read (compare.ts).
         else if (!(place.startsWith('cable') && isTunnelledFragment(received.frame)))
           strays.push({ lab, arrival });
       }
@@ -66,7 +68,7 @@ export async function exchange(
     return any;
   };
 
-  collect(); // what the labs still said to each other
+  collect(); // discard packets between the labs' nodes
   strays.length = 0;
   for (const one of cases) {
     for (const { frame, offload } of one.frames) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** How frames are told apart, taken apart and put together. */
+/** Dissecting, reassembling and recognizing frames. */
 import { describe, expect, it } from 'vitest';
 import { ethernet, ip, ipv4, udp, vxlan } from '../support/packets.ts';
 import { dissect, TCP, UDP } from './dissect.ts';
@@ -17,7 +17,7 @@ const frameOf = (packet: Uint8Array) => ethernet(macs, packet);
 const arrival = (frame: Uint8Array, gsoSize?: number) =>
   ({ place: 'n2p1', isAnswer: false, received: { frame, ...(gsoSize && { gsoSize }) } }) as const;
 
-/** The datagram in pieces of these sizes. */
+/** The datagram in fragments of these sizes. */
 function pieces(...sizes: number[]): Uint8Array[] {
   let at = 0;
   return sizes.map((size) => {
@@ -29,7 +29,7 @@ function pieces(...sizes: number[]): Uint8Array[] {
 }
 
 describe('dissect', () => {
-  it('names what differs, whichever byte it is', () => {
+  it('names the field of every byte that differs', () => {
     const tunnel = udp({ src: 40000, dst: 8472 }, vxlan({}, frameOf(ipv4({ ...ends, ttl: 63 }, datagram))));
     const frame = frameOf(ipv4({ src: '172.31.0.1', dst: '172.31.0.2', options: [1, 1, 1, 0] }, tunnel));
     const fields = JSON.stringify(dissect({ frame }, names));
@@ -40,7 +40,7 @@ describe('dissect', () => {
     }
   });
 
-  it('names what differs in IPv6, extension headers and fragment header included', () => {
+  it('names fields of IPv6 that differ, in extension headers and fragment headers too', () => {
     const inner = ip({ ...ends6, fragment: 0x2000, id: 9 }, datagram);
     const tunnel = udp({ src: 40000, dst: 8472 }, vxlan({}, frameOf(inner)));
     const behind = Uint8Array.from([17, 0, 1, 4, 0, 0, 0, 0, ...tunnel]);
@@ -56,7 +56,7 @@ describe('dissect', () => {
     }
   });
 
-  it('says how far a checksum is off', () => {
+  it('shows the error of a checksum', () => {
     const wrong = datagram.slice();
     wrong[20]! ^= 1;
     expect(dissect({ frame: frameOf(ipv4(ends, datagram)) }, names)).toMatchObject({
@@ -70,7 +70,7 @@ describe('dissect', () => {
 describe('reassemble', () => {
   const whole = arrival(frameOf(ipv4({ ...ends, id: 7 }, datagram)));
 
-  it('puts pieces together in any order, with repetitions', () => {
+  it('reassembles fragments in any order, with repetitions', () => {
     const [a, b, c] = pieces(8, 64, 36) as [Uint8Array, Uint8Array, Uint8Array];
     for (const order of [
       [a, b, c],
@@ -82,7 +82,7 @@ describe('reassemble', () => {
       ]);
   });
 
-  it('puts pieces of IPv6 together, whatever ids two cutters chose', () => {
+  it('reassembles fragments of IPv6 with any ids', () => {
     const part = (offset: number, end: number, id: number) => {
       const fragment = (end < datagram.length ? 0x2000 : 0) | (offset >>> 3);
       return arrival(frameOf(ip({ ...ends6, flowLabel: 5, id, fragment }, datagram.subarray(offset, end))));
@@ -93,7 +93,7 @@ describe('reassemble', () => {
     expect(reassemble([part(64, 108, 1), part(0, 64, 2)])).toHaveLength(2);
   });
 
-  it('leaves what is incomplete, and what is whole', () => {
+  it('does not change incomplete datagrams, and whole ones', () => {
     const some = pieces(8, 64, 36)
       .slice(1)
       .map((frame) => arrival(frame));
@@ -101,7 +101,7 @@ describe('reassemble', () => {
     expect(reassemble([whole])).toEqual([whole]);
   });
 
-  it('knows whether there is anything to wait for', () => {
+  it('knows whether fragments are missing', () => {
     const all = pieces(8, 100);
     expect(isComplete(all)).toBe(true);
     expect(isComplete(all.slice(0, 1))).toBe(false);
@@ -109,7 +109,7 @@ describe('reassemble', () => {
   });
 });
 
-it('cuts a super-packet as a device does', () => {
+it('segments a super-packet like a device', () => {
   const fields = { ...ends, protocol: TCP, id: 100 };
   const segment = (seq: number, flags: number, data: Uint8Array) =>
     finished(fields, numberedTcp({ src: 1, dst: 2, seq, flags }, data));
@@ -181,7 +181,7 @@ describe('tags', () => {
     expect(told(packet)).toEqual({ tag, isAnswer });
   });
 
-  it('knows later fragments of an answer by the first', () => {
+  it('recognizes later fragments of an answer by the first', () => {
     const reply = icmpMessage({ type: 0, rest: tag }, payload, ends);
     const tagger = new Tagger();
     const part = (fragment: number, bytes: Uint8Array) =>

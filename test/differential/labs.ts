@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** One of the two labs, with a socket at every place where packets go in or come out. */
+/** One of the two labs, with a socket at every place where packets enter or leave. */
 import { ipBatch, ipJson } from '../../src/host/ip.ts';
 import { run } from '../../src/host/run.ts';
 import { bytesToAddress } from '../../src/net/ip.ts';
@@ -41,7 +41,7 @@ export interface DiffLab extends AsyncDisposable {
   readonly sockets: ReadonlyMap<Place, RawSocket>;
   /** Empty the nodes' conntrack tables. */
   forgetConnections(): Promise<void>;
-  /** Everything that has come out since the last call. */
+  /** All packets that have left since the last call. */
   drain(): { place: Place; received: Received }[];
 }
 
@@ -110,8 +110,8 @@ async function equip(name: string, datapath: Datapath): Promise<DiffLab> {
     }
   }
 
-  // What GRO hands to conntrack at once it may call new at once, and drops all but one of; and a capture that shares memory
-  // with a packet keeps it out of GRO, more often without our programs than with them.
+  // conntrack may see several packets of GRO at once as new, and drop all but one. A capture that shares memory
+  // with a packet keeps it out of GRO, more often without ripstop's programs than with them. So GRO is off.
   for (const node of nodeNames)
     for (const device of Object.values(DEVICES))
       await run('ethtool', ['-K', device, 'generic-receive-offload', 'off'], {
@@ -128,7 +128,7 @@ async function equip(name: string, datapath: Datapath): Promise<DiffLab> {
     ),
   ]);
 
-  // Made of the MAC address (RFC 4291 appendix A); and to its pods each of ripstop's nodes is fe80::1, without a bridge.
+  // Made of the MAC address (RFC 4291 appendix A). For its pods a ripstop node is fe80::1, since it has no bridge.
   const linkLocal = new Map([
     ['fe80::1', 'fe80:: of a gateway'],
     ...[...roles].map(([mac, role]) => {
@@ -159,7 +159,7 @@ async function equip(name: string, datapath: Datapath): Promise<DiffLab> {
     gateway: (pod) => get(`the gateway of ${pod}`),
     hop: (from, dst) => {
       const neighbour = podWith(dst);
-      // On a bridge the other pods of the node are neighbours; without one the node is the only neighbour.
+      // With a bridge the other pods of the node are neighbours. Without one only the node is.
       const bridged = datapath === 'flannel' && neighbour && nodeOf(neighbour) === nodeOf(from);
       return bridged && neighbour !== from ? get(neighbour) : get(`the gateway of ${from}`);
     },
@@ -195,7 +195,7 @@ async function equip(name: string, datapath: Datapath): Promise<DiffLab> {
   };
 }
 
-/** Else whether there is an answer would be a matter of time. The last ones hold for both families. */
+/** Without these, timing would decide whether there is an answer. The last ones are for both families. */
 const unlimitedIcmp = {
   'ipv6.icmp.ratelimit': 0,
   'ipv4.icmp_ratelimit': 0,
@@ -203,13 +203,13 @@ const unlimitedIcmp = {
   'ipv4.icmp_msgs_burst': 1_000_000,
 };
 
-/** What has a flow label belongs to a case. */
+/** Packets with a flow label belong to a case. */
 const unlabelled = { 'ipv6.auto_flowlabels': 0 };
 
-/** A wide pod's packet-too-big would narrow the path from node to node for all the cases that follow. */
+/** A packet too big from a wide pod would lower the path MTU between the nodes for all later cases. */
 const forgetful = { 'ipv6.route.mtu_expires': 0 };
 
-/** So that no case leaves anything behind for the next one, and answers come soon if at all. */
+/** With these a case leaves no state for the next one, and answers come quickly. */
 async function settle(netns: string, isPod: boolean): Promise<void> {
   const links = await ipJson<{ ifname: string }>(['link', 'show'], { netns: netnsPath(netns) });
   await setSysctls(netns, {
@@ -236,8 +236,8 @@ async function settle(netns: string, isPod: boolean): Promise<void> {
 }
 
 /**
- * Fill the neighbour tables on the way; and let the pods learn what fits the tunnel of IPv6, which those of ripstop know from
- * their routes, and those of flannel from the first packet that was too big.
+ * Fill all neighbour tables, and let pods learn the path MTU of the IPv6 tunnel, which ripstop's pods know from their
+ * routes, and flannel's from the first packet that is too big.
  */
 async function meetEveryone(netns: string): Promise<void> {
   const ping = async (address: string, ...args: string[]) =>

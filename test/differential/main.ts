@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * `npm run differential [-- --cases 100000 --seed N --first N]`: what ripstop delivers against what flannel delivers. Case n
- * of a seed is always the same, so a difference is told as a command that shows it. Exit code 1 when nothing explains one.
+ * `npm run differential [-- --cases 100000 --seed N --first N]` compares what ripstop and flannel deliver. Case n of a
+ * seed is always the same, so a difference is reported as a command that reproduces it. The exit code is 1 when a
+ * difference is unexplained.
  */
 import { parseArgs } from 'node:util';
 import { missingForLab } from '../../src/lab/lab.support.ts';

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/** Who is who in both labs, in both families. */
+/** The addresses of both labs, in both families. */
 import { addressFamily, cidrContains, type Family, parseCidr } from '../../src/net/ip.ts';
 
-/** The pods of both labs and the addresses that they must have been given. */
+/** The pods of both labs, with the addresses that they must have. */
 export const PODS = {
   4: { n1p1: '10.42.0.2', n1p2: '10.42.0.3', n2p1: '10.42.1.2', n2p2: '10.42.1.3' },
   6: { n1p1: 'fd00:42:0:1::2', n1p2: 'fd00:42:0:1::3', n2p1: 'fd00:42:0:2::2', n2p2: 'fd00:42:0:2::3' },
@@ -15,12 +15,12 @@ const POD_CIDRS = {
   4: { node1: '10.42.0.0/24', node2: '10.42.1.0/24' },
   6: { node1: 'fd00:42:0:1::/64', node2: 'fd00:42:0:2::/64' },
 } as const;
-/** What pods take for their next hop. */
+/** The gateways of pods. */
 export const GATEWAYS = {
   4: { node1: '10.42.0.1', node2: '10.42.1.1' },
   6: { node1: 'fd00:42:0:1::1', node2: 'fd00:42:0:2::1' },
 } as const;
-/** Of the VXLAN devices themselves. */
+/** The addresses of the VXLAN devices. */
 export const VTEPS = {
   4: { node1: '10.42.0.0', node2: '10.42.1.0' },
   6: { node1: 'fd00:42:0:1::', node2: 'fd00:42:0:2::' },
@@ -30,14 +30,14 @@ export const OUTSIDE = { 4: '203.0.113.1', 6: '2001:db8::1' } as const;
 
 export type PodName = keyof (typeof PODS)[4];
 export type NodeName = keyof (typeof NODES)[4];
-/** Where frames go in: a pod's interface, or the far end of a node's cable. */
+/** The places where frames enter: a pod's interface, or the far end of a node's cable. */
 export type Place = PodName | `cable of ${NodeName}`;
 
-/** Of an uplink, of a pod's interface, and of what fits a tunnel. */
+/** MTUs: of an uplink, of a pod's interface, and of a tunnel. */
 export const UPLINK_MTU = 1500;
 export const POD_MTU = 1450;
 export const TUNNEL_MTU = { 4: 1450, 6: 1430 } as const;
-/** Pods with number 2 have an interface that is wider than the cluster's MTU, as one made before the MTU shrank has. */
+/** Pods with number 2 have a larger MTU than the cluster, like pods from before the MTU was lowered. */
 export const WIDE_MTU = 1600;
 export const isWide = (pod: PodName): boolean => pod.endsWith('p2');
 
@@ -50,7 +50,7 @@ export const isCable = (place: string): boolean => place.startsWith('cable');
 export const nodeOf = (place: string): NodeName => (/^n1|node1$/.test(place) ? 'node1' : 'node2');
 export const other = (node: NodeName): NodeName => (node === 'node1' ? 'node2' : 'node1');
 export const podsOn = (node: NodeName): PodName[] => podNames.filter((pod) => nodeOf(pod) === node);
-/** IPv4's when the text is no address at all. */
+/** IPv4 if the text is not an address. */
 export const familyOf = (ip: string | undefined): Family => (ip?.includes(':') ? 6 : 4);
 
 export const podWith = (ip: string | undefined): PodName | undefined =>

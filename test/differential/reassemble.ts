@@ -11,11 +11,11 @@ const [MORE_FRAGMENTS, FRAGMENT_OFFSET] = [0x2000, 0x1fff];
 const TCP_OF_THE_LAST = 0x09;
 
 export interface Whole extends Arrival {
-  /** Of a datagram that came in pieces: the bytes of payload in each, in the order of their offsets, without repetitions. */
+  /** For a reassembled datagram: the payload bytes of each fragment, by offset, without repetitions. */
   fragments?: readonly number[];
 }
 
-/** A super-packet as the segments that a device would make of it: whether and where that happens is nobody's business. */
+/** A super-packet as the segments that a device would make of it. It does not matter where a lab segments it. */
 export function cut(arrival: Arrival): Arrival[] {
   const { frame, gsoSize } = arrival.received;
   const isV6 = u16(frame, 12) === IPV6;
@@ -49,8 +49,8 @@ export function cut(arrival: Arrival): Arrival[] {
 }
 
 /**
- * Datagrams that arrived in pieces, as their receiver will see them: where one was cut is the routers' business (RFC 791).
- * One that is not complete, or overlaps itself, stays as it came.
+ * Reassemble datagrams, as their receiver does: routers may fragment them as they like (RFC 791).
+ * Incomplete ones, and those with overlaps, stay as they are.
  */
 export function reassemble(arrivals: readonly Arrival[]): Whole[] {
   const groups = Map.groupBy(arrivals, ({ place, received: { frame } }, i) => {
@@ -63,7 +63,7 @@ export function reassemble(arrivals: readonly Arrival[]): Whole[] {
   });
 }
 
-/** Whether frames, all of one datagram or none of a fragmented one, leave nothing to wait for, not even a repetition. */
+/** Whether these frames, all of one datagram or not fragmented, are complete, with every repetition. */
 export function isComplete(frames: readonly Uint8Array[]): boolean {
   const arrivals = frames.map(
     (frame) => ({ place: 'n1p1', received: { frame: plain(frame) }, isAnswer: false }) as const,
@@ -74,7 +74,7 @@ export function isComplete(frames: readonly Uint8Array[]): boolean {
   );
 }
 
-/** The packet in a VLAN or a tunnel, as a frame of its own. */
+/** The packet in a VLAN or a tunnel, as a plain frame. */
 function plain(frame: Uint8Array): Uint8Array {
   if (u16(frame, 12) === VLAN)
     return plain(Uint8Array.from([...frame.subarray(0, 12), ...frame.subarray(16)]));
@@ -83,14 +83,14 @@ function plain(frame: Uint8Array): Uint8Array {
   return packet.subarray((u16(frame, 12) === IPV6 ? ipv6Chain(packet).at : (packet[0]! & 15) * 4) + 16);
 }
 
-/** What the fragments of a datagram have in common; undefined for what is none. */
+/** The key that all fragments of a datagram share; undefined for other packets. */
 function datagramOf(frame: Uint8Array): string | undefined {
   const packet = frame.subarray(14);
   if (u16(frame, 12) === IPV4 && frame.length >= 34 && (u16(frame, 20) & 0x3fff) !== 0)
     return [...packet.subarray(4, 6), packet[9], ...packet.subarray(12, 20)].join(' ');
   if (u16(frame, 12) !== IPV6 || packet.length < IPV6_HEADER) return undefined;
   const { fragmentAt, fragment } = ipv6Chain(packet);
-  // Atomic ones are nobody's (RFC 6946).
+  // Atomic fragments are whole packets (RFC 6946).
   if (fragmentAt === undefined || fragment === 0) return undefined;
   return [u32(packet, fragmentAt + 4), ...packet.subarray(8, 40)].join(' ');
 }
@@ -99,7 +99,7 @@ const isFragment = (frame: Uint8Array): boolean => datagramOf(frame) !== undefin
 
 interface Piece {
   frame: Uint8Array;
-  /** Where the payload begins. */
+  /** The offset of the payload. */
   header: number;
   offset: number;
   more: boolean;
@@ -150,7 +150,7 @@ function join(group: readonly Arrival[]): Whole | undefined {
   };
 }
 
-/** @param header where the payload begins. */
+/** @param header the offset of the payload */
 function notFragmented(frame: Uint8Array, header: number): Uint8Array {
   const total = frame.length - 14;
   frame.set([total >>> 8, total & 255], 16);
@@ -161,12 +161,12 @@ function notFragmented(frame: Uint8Array, header: number): Uint8Array {
   return frame;
 }
 
-/** RFC 8200 section 4.5. @param header where the payload begins, right behind the fragment header. */
+/** RFC 8200 section 4.5. @param header the offset of the payload, immediately after the fragment header */
 function withoutFragmentHeader(frame: Uint8Array, header: number): Uint8Array {
   const whole = Uint8Array.from([...frame.subarray(0, header - 8), ...frame.subarray(header)]);
   const length = whole.length - 14 - IPV6_HEADER;
   whole.set([length >>> 8, length & 255], 18);
-  // Of the headers before, the last one names it.
+  // The last header before it has its number.
   let nextAt = 14 + 6;
   for (let at = 14 + IPV6_HEADER; at < header - 8; at += 8 * (whole[at + 1]! + 1)) nextAt = at;
   whole[nextAt] = frame[header - 8]!;

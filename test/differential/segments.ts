@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** What goes behind an IP header, finished before it has one: it may still be cut into fragments. */
+/** The payloads of IP packets, made before their IP headers, so that they can be fragmented. */
 import { addressFamily, addressToBytes } from '../../src/net/ip.ts';
 import { checksum, icmp, tcp } from '../support/packets.ts';
 import { ICMP, ICMPV6, TCP, UDP } from './dissect.ts';
@@ -10,19 +10,19 @@ interface Ends {
   protocol: number;
 }
 
-/** Where the checksum field stands, by protocol. */
+/** The offset of the checksum field, by protocol. */
 const CHECKSUM_AT: Readonly<Record<number, number>> = { [ICMP]: 2, [TCP]: 16, [UDP]: 6, [ICMPV6]: 2 };
 
 /**
- * With its checksum right (RFC 9293, 768, 792, 4443).
- * @param partial only the pseudo header's sum, for a device that adds the rest.
+ * Set the correct checksum (RFC 9293, 768, 792, 4443).
+ * @param partial set only the pseudo header's sum, for a device that adds the rest
  */
 export function finished({ src, dst, protocol }: Ends, segment: Uint8Array, partial = false): Uint8Array {
   const at = CHECKSUM_AT[protocol];
   if (at === undefined || segment.length < at + 2) return segment;
   const out = segment.slice();
   out.set([0, 0], at);
-  // IPv6 has wider fields for these; the sum is the same.
+  // IPv6's fields for these are wider, with the same sum.
   const lengthAndProtocol = [out.length >>> 8, out.length & 255, 0, protocol];
   const pseudo =
     protocol === ICMP ? [] : [...addressToBytes(src), ...addressToBytes(dst), ...lengthAndProtocol];
@@ -47,8 +47,8 @@ export function numberedTcp(
 }
 
 /**
- * ICMP, finished: between IPv6 addresses ICMPv6, whose checksum covers them. `rest` is the header's second word, e.g. an
- * echo's id and sequence number.
+ * ICMP with its checksum; between IPv6 addresses ICMPv6, whose checksum covers them. `rest` is the header's second
+ * word, e.g. an echo's id and sequence number.
  */
 export function icmpMessage(
   { type, code = 0, rest = 0 }: { type: number; code?: number; rest?: number },

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * The story of a network driver, told by two machines with this kernel: each is a node with the real packet path and a pod,
- * and their NICs are virtio-net, with XDP in the driver. Prints a {@link Check} as JSON for each step; the first that fails
- * is the last. Argument: a Bootable as JSON.
+ * The story of a network driver, run on two machines with this kernel: each is a node with the real data plane and a
+ * pod, and their NICs are virtio-net, with XDP in the driver. Prints a {@link Check} as JSON for each step; a failure
+ * ends the story. Argument: a Bootable as JSON.
  *
- * Whoever runs it gives it namespaces of its own (network, mount, process ids): it cleans nothing up.
+ * Run it in namespaces of its own (network, mount, process ids), since it cleans nothing up.
  */
 import { once } from 'node:events';
 import { connect } from 'node:net';
@@ -38,7 +38,10 @@ const identities = [1, 2].map((n) => ({
 
 // ---- Machines
 
-/** One cable, to which both machines are plugged twice. It carries super-packets without checksums for NICs that take those. */
+/**
+ * The cable between the machines, two ports for each. It carries super-packets without checksums for NICs that accept
+ * those.
+ */
 async function layCable(): Promise<void> {
   await ipBatch(['link add cable type bridge forward_delay 0 mcast_snooping 0', 'link set cable up']);
   for (const name of identities.flatMap((_, n) => [tapOf(n, 0), tapOf(n, 1)])) {
@@ -51,7 +54,7 @@ async function layCable(): Promise<void> {
 
 const tapOf = (node: number, nic: number): string => `node${node + 1}eth${nic}`;
 
-/** eth1 leaves all to its owner: checksums and segmentation, of what is sent and of what comes. */
+/** eth1 has no offloads: no checksums and no segmentation, in both directions. */
 const NO_OFFLOAD =
   ',csum=off,gso=off,guest_csum=off,guest_tso4=off,guest_tso6=off,guest_ecn=off,guest_ufo=off,host_tso4=off,host_tso6=off,host_ecn=off';
 
@@ -85,7 +88,7 @@ const onBoth = <T>(work: (node: Node) => Promise<T>): Promise<[T, T]> => Promise
 
 async function furnish(node: Node): Promise<void> {
   const { machine, ip: address, podIp, name } = node;
-  // VLANs first: they tell a NIC, which filters by tag, to let priority tags through.
+  // VLANs first: with them a NIC that filters by tag lets priority tags through.
   await machine.call('run', 'modprobe', ['-a', '8021q', 'virtio_pci', 'virtio_net']);
   await machine.call('ensureBpffs', node.bpffs);
   await machine.call('ipBatch', [
@@ -103,13 +106,13 @@ async function furnish(node: Node): Promise<void> {
 let uplink = 'eth0';
 let settings: Pick<NodeSpec, 'ingress' | 'directRouting'> = {};
 
-/** Start (or restart) what drives a node's packet path. */
+/** Start (or restart) a node's data plane. */
 async function pass(node: Node): Promise<PassReport> {
   const { machine, monitor: _, podIp: _ip, ...spec } = node;
   return machine.call('pass', { ...spec, uplink, ...settings });
 }
 
-/** Both nodes start so, and all comes out as it should: packets lose their tunnel at this hook, for this reason. */
+/** Start both nodes so, and check that they decapsulate at this hook, for this reason. */
 async function startWith(wish: typeof settings, hook: 'xdp' | 'tc', why: string): Promise<void> {
   settings = wish;
   const wanted = [
@@ -124,7 +127,10 @@ async function startWith(wish: typeof settings, hook: 'xdp' | 'tc', why: string)
   }
 }
 
-/** Both nodes start with `--ingress xdp`, which the uplink's driver refuses with this error; so XDP is nowhere. */
+/**
+ * Start both nodes with `--ingress xdp`, which the uplink's driver must refuse with this error, so that no XDP is
+ * attached.
+ */
 async function startRefused(code: string): Promise<void> {
   settings = { ingress: 'xdp' };
   for (const { problems, attached } of await onBoth(pass)) {
@@ -138,7 +144,7 @@ async function startRefused(code: string): Promise<void> {
 interface LinkRow {
   readonly xdp?: { readonly mode: number };
 }
-/** linux/if_link.h: in the driver, before an skb is made. */
+/** linux/if_link.h: XDP in the driver. */
 const XDP_ATTACHED_DRV = 1;
 
 async function xdpModeOf(node: Node): Promise<number | undefined> {
@@ -146,10 +152,10 @@ async function xdpModeOf(node: Node): Promise<number | undefined> {
   return (JSON.parse(text) as LinkRow[])[0]?.xdp?.mode;
 }
 
-/** linux/virtio_net.h: checksums and TCP segments, of what is sent and of what comes. */
+/** linux/virtio_net.h: offload of checksums and TCP segmentation, in both directions. */
 const OFFLOADS = { CSUM: 0, GUEST_CSUM: 1, GUEST_TSO4: 7, HOST_TSO4: 11 };
 
-/** Which of these the driver has agreed on with the NIC. */
+/** Those that the driver has negotiated with the NIC. */
 async function offloadsOf(node: Node, device: string): Promise<string[]> {
   const read = `read bits </sys/class/net/${device}/device/features && echo $bits`;
   const bits = await node.machine.call('run', 'sh', ['-c', read]);
@@ -158,7 +164,10 @@ async function offloadsOf(node: Node, device: string): Promise<string[]> {
 
 // ---- Traffic
 
-/** Around the edges of packets and fragments, to nearly the largest datagram: the server's answers begin with a heading. */
+/**
+ * Sizes around the limits of packets and fragments, almost up to the largest datagram: the server's answers have a
+ * heading.
+ */
 const SIZES = [
   1, 100, 512, 1200, 1380, 1395, 1410, 1422, 1423, 1500, 2900, 4000, 8800, 8922, 8923, 20_000, 65_000,
 ];
@@ -167,7 +176,7 @@ const PINGS = 20;
 
 type Counters = Readonly<Record<string, number>>;
 
-/** What both nodes' counters moved by meanwhile. */
+/** How far both nodes' counters moved during `work`. */
 async function counted(work: () => Promise<unknown>): Promise<[Counters, Counters]> {
   const read = () => onBoth((node) => node.machine.call('countersOf', node));
   const before = await read();
@@ -182,7 +191,7 @@ async function counted(work: () => Promise<unknown>): Promise<[Counters, Counter
   return [moved(0), moved(1)];
 }
 
-/** A pod sends a TCP stream, datagrams of many sizes and pings to the other; all of it comes back as it was sent. */
+/** A pod sends a TCP stream, datagrams of many sizes and pings to the other, and gets all of it back unchanged. */
 async function exchange(): Promise<void> {
   const { machine } = one;
   const args = ['both', two.podIp, String(PORT), String(TCP_BYTES), ...SIZES.map(String)];
@@ -192,16 +201,16 @@ async function exchange(): Promise<void> {
     udp.answers === SIZES.length,
     `UDP: ${udp.answers} of ${SIZES.length} datagrams came back whole`,
   );
-  // On a busy host a machine may stand still for seconds.
+  // On a busy host a machine may stall for seconds.
   const flags = ['-n', '-q', '-i', '0.02', '-W', '20', '-c', String(PINGS)];
   const { stdout } = await machine.call('tryRun', 'ping', [...flags, two.podIp], { netns: POD_NETNS });
   expectThat(stdout.includes(`${PINGS} packets transmitted, ${PINGS} received`), stdout);
 }
 
-/** Counters and how much they move at least; those of 0 do not move at all. */
+/** Counters with their least movement; those with 0 must not move. */
 type Wanted = Readonly<Record<string, number>>;
 
-/** An exchange that moves the nodes' counters so. Beside fragments and ARP nothing takes the kernel path unless it is wanted. */
+/** An exchange that must move the nodes' counters so. Only fragments and ARP may take the kernel path otherwise. */
 async function exchangeMoves(first: Wanted, second = first): Promise<void> {
   for (const [i, counters] of (await counted(exchange)).entries()) {
     const wanted = [first, second][i]!;
@@ -219,7 +228,7 @@ async function exchangeMoves(first: Wanted, second = first): Promise<void> {
   }
 }
 
-/** What an exchange surely makes: the stream's frames, pings, and some datagrams that are not fragmented. */
+/** The least number of packets of an exchange: the stream's frames, pings, and some unfragmented datagrams. */
 const FRAMES = TCP_BYTES / 1398 + PINGS + 5;
 /** The same, when the stream goes in super-packets of 64 KB. */
 const PACKETS = TCP_BYTES / 65_536 + PINGS + 5;
@@ -232,7 +241,7 @@ const direct = {
   'from_pod fast_encap': 0,
 };
 
-/** Let the nodes' addresses, and so their tunnels, move to this device. */
+/** Move the nodes' addresses, and so their tunnels, to this device. */
 async function moveUplink(device: string, ...make: readonly string[]): Promise<void> {
   await onBoth(({ machine, ip }) =>
     machine.call('ipBatch', [
@@ -245,7 +254,7 @@ async function moveUplink(device: string, ...make: readonly string[]): Promise<v
   uplink = device;
 }
 
-/** Give the uplink and the pods, on both nodes, another MTU. */
+/** Change the MTU of the uplink and the pods, on both nodes. */
 async function setMtu(mtu: number): Promise<void> {
   await onBoth(async (node) => {
     const { machine } = node;
@@ -258,7 +267,7 @@ async function setMtu(mtu: number): Promise<void> {
   });
 }
 
-/** Pull a cable out of a NIC, or plug it in again. */
+/** Unplug the cable of a NIC, or plug it in. */
 async function plug(node: Node, nic: 'eth0' | 'eth1', state: 'on' | 'off'): Promise<void> {
   const monitor = connect(node.monitor);
   monitor.end(`set_link ${nic} ${state}\n`);
@@ -266,11 +275,11 @@ async function plug(node: Node, nic: 'eth0' | 'eth1', state: 'on' | 'off'): Prom
   await once(monitor, 'close');
 }
 
-/** Send every packet of eth0 with a tag that has a priority and no VLAN, or no longer. */
+/** Send every packet of eth0 with a priority tag (VLAN 0), or stop doing so. */
 async function tagPriority(node: Node, on: boolean): Promise<void> {
   const tc = (...args: string[]) => node.machine.call('run', 'tc', args);
   if (!on) return void (await tc('filter', 'del', 'dev', 'eth0', 'egress'));
-  await node.machine.call('tryRun', 'tc', ['qdisc', 'add', 'dev', 'eth0', 'clsact']); // Ripstop's may be there.
+  await node.machine.call('tryRun', 'tc', ['qdisc', 'add', 'dev', 'eth0', 'clsact']); // ripstop's may exist already
   const push = 'action vlan push id 0 priority 5'.split(' ');
   await tc('filter', 'add', 'dev', 'eth0', 'egress', 'matchall', ...push);
 }
@@ -359,7 +368,7 @@ const steps: readonly Step[] = [
   [
     'a NIC without checksums and segmentation',
     async () => {
-      await moveUplink('eth1', 'link set eth0 down'); // It would answer ARP for eth1's address, too.
+      await moveUplink('eth1', 'link set eth0 down'); // otherwise it answers ARP for eth1's address too
       const offloads = await Promise.all(['eth0', 'eth1'].map((device) => offloadsOf(one, device)));
       const asWanted = offloads[0]?.join() === Object.keys(OFFLOADS).join() && offloads[1]?.length === 0;
       expectThat(asWanted, `offloads of eth0 and eth1: ${JSON.stringify(offloads)}`);
@@ -388,7 +397,7 @@ const steps: readonly Step[] = [
     'over a bond: tc, or XDP if wanted',
     async () => {
       await moveUplink(
-        'bond1', // The module makes bond0.
+        'bond1', // the module creates bond0
         'link del eth0.10',
         'link add bond1 type bond mode active-backup miimon 50',
         ...['eth0', 'eth1'].flatMap((name) => [`link set ${name} down`, `link set ${name} master bond1`]),
@@ -406,7 +415,7 @@ const steps: readonly Step[] = [
       const hold = ['hold', two.podIp, String(PORT)];
       const talker = await machine.call('startTalker', POD_NETNS, 'holding', hold);
       await plug(two, 'eth0', 'off');
-      await sleep(2000); // The bond looks every 50 ms, at this machine's pace.
+      await sleep(2000); // the bond checks its link every 50 ms of this slow machine's time
       const bond = await two.machine.call('run', 'ip', ['-details', 'link', 'show', 'bond1']);
       expectThat(bond.includes('active_slave eth1'), bond);
       await exchangeMoves(byXdp);

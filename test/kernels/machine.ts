@@ -18,7 +18,7 @@ export class Machine {
     });
   }
 
-  /** Start it with this command, and wait until it takes calls. */
+  /** Start it with this command, and wait until it accepts calls. */
   static async boot([program, ...args]: readonly [string, ...string[]]): Promise<Machine> {
     const machine = new Machine(spawn(program, args, { stdio: ['pipe', 'pipe', 'inherit'] }));
     await machine.#answer(0);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * A node of the stories, run in its network namespace: the agent's packet path without an API server.
+ * A node of the stories, run in its network namespace: the agent's data plane without an API server.
  *
  *   node.ts pass NODE   load the programs and bring everything to what the node should have, as a start or restart does
  *   node.ts strip NODE  take the programs off
@@ -25,7 +25,7 @@ export interface NodeSpec {
   readonly name: string;
   readonly ip: string;
   readonly uplink: string;
-  /** `auto` when left out. */
+  /** Default: `auto`. */
   readonly ingress?: IngressFlag;
   readonly directRouting?: boolean;
   readonly podCidr: string;
@@ -44,12 +44,12 @@ export interface NodeSpec {
 export interface PassReport {
   /** What could not be made, in words. */
   readonly problems: readonly string[];
-  /** Of a second pass in the same process, which should find nothing to do. */
+  /** The changes of a second pass in the same process, which should find nothing to do. */
   readonly again: readonly Outcome[];
   /** What was attached before, and is now. */
   readonly found: Readonly<Record<string, LinkState>>;
   readonly attached: Readonly<Record<string, LinkState>>;
-  /** Where the uplink's packets are decapsulated, and why there. */
+  /** The hook where the uplink's packets are decapsulated, and why. */
   readonly ingress?: Ingress | undefined;
 }
 
@@ -146,7 +146,7 @@ function attachedIn(bpffs: string): Record<string, LinkState> {
 
 export interface PodSpec {
   readonly name: string;
-  /** The path of its network namespace, which exists. */
+  /** The path of its network namespace, which must exist. */
   readonly netns: string;
   readonly ip: string;
 }
@@ -156,7 +156,7 @@ export function vethOf(pod: Pick<PodSpec, 'name'>): string {
   return hostVethName({ containerId: pod.name, ifname: 'eth0' });
 }
 
-/** Connect a pod to its node, whose namespace this is or is named, as the CNI plugin does. */
+/** Connect a pod to its node, as the CNI plugin does. The node's namespace is this one, or the named one. */
 export async function connectPod(
   { name, netns, ip }: PodSpec,
   node: { podCidr: string; runDir: string; netns?: string },
@@ -178,7 +178,7 @@ export async function connectPod(
   await new AttachmentStore(node.runDir).put(attachment);
 }
 
-/** Packets by `hook verdict_reason`, as the programs have counted them so far. */
+/** Packets that the programs have counted, by `hook verdict_reason`. */
 export function countersOf({ bpffs }: Pick<NodeSpec, 'bpffs'>): Record<string, number> {
   using tables = openTables(bpffs);
   return Object.fromEntries(

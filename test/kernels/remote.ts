@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * What a machine of the story in drivers.ts runs: it takes calls on its serial port, a line of JSON each, several at once,
- * and answers each with a line. The first line says that it is ready.
+ * The program of a machine in the story of drivers.ts. It accepts calls on its serial port, a line of JSON each,
+ * several at once, and answers each with a line. Its first line says that it is ready.
  */
 import { createInterface } from 'node:readline';
 import { ipBatch } from '../../src/host/ip.ts';
@@ -36,7 +36,7 @@ export interface Call {
   readonly name: keyof Calls;
   readonly args: readonly unknown[];
 }
-/** Of the call with this id; the one that says "ready" has the id 0. */
+/** The id of the call; 0 in the line that says "ready". */
 export interface Answer {
   readonly id: number;
   readonly result?: unknown;
@@ -56,7 +56,7 @@ async function answer({ id, name, args }: Call): Promise<void> {
 }
 
 if (import.meta.main) {
-  process.stdin.setRawMode(true); // or the port would echo all that comes
+  process.stdin.setRawMode(true); // otherwise the port echoes its input
   createInterface({ input: process.stdin }).on('line', (line) => void answer(JSON.parse(line) as Call));
   say({ id: 0 });
 }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * The story that each kernel is told: two nodes with the real packet path, pods `a` and `b` on the first and `c` on the
- * second, that talk to each other. Prints a {@link Check} as JSON for each step; the first that fails is the last.
+ * The story for each kernel: two nodes with the real data plane, pods `a` and `b` on the first and `c` on the
+ * second, which talk to each other. Prints a {@link Check} as JSON for each step; a failure ends the story.
  *
- * Whoever runs it gives it namespaces of its own (network, mount, process ids) with an empty /run: it cleans nothing up.
+ * Run it in namespaces of its own (network, mount, process ids) with an empty /run, since it cleans nothing up.
  */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -29,10 +29,10 @@ const SERVICE = '10.43.0.1';
 const PORT = 4711;
 const BPFFS = '/run/bpf';
 const [major = 0, minor = 0] = release().split('.').map(Number);
-/** tcx begins with Linux 6.6. */
+/** tcx exists since Linux 6.6. */
 const hasTcx = major > 6 || (major === 6 && minor >= 6);
 
-/** The nodes' device towards each other: it changes in the story. */
+/** The device that connects the nodes. It changes in the story. */
 let uplink = 'eth0';
 
 interface Node extends Omit<NodeSpec, 'uplink'> {
@@ -73,7 +73,7 @@ const [a, b, c] = (
 
 // ---- Nodes and pods
 
-/** Two nodes, one cable. */
+/** Two nodes with a cable between them. */
 async function createNodes(): Promise<void> {
   await ensureBpffs(BPFFS);
   mkdirSync('/run/netns', { recursive: true });
@@ -87,7 +87,7 @@ async function createNodes(): Promise<void> {
   }
 }
 
-/** Let the nodes' addresses, and so their tunnels, move to this device; how it is made is told for one node. */
+/** Move the nodes' addresses, and so their tunnels, to this device. `make` creates it on one node. */
 async function moveUplink(device: string, kind: string, make: readonly string[]): Promise<void> {
   for (const { netns, ip } of [one, two]) {
     const moved = [`address flush dev ${uplink}`, ...make, `address add ${ip}/24 dev ${device}`];
@@ -102,14 +102,14 @@ async function moveUplink(device: string, kind: string, make: readonly string[])
   }
 }
 
-/** Whether this kernel has such devices, which not every one has. */
+/** Whether this kernel supports such devices. */
 async function hasKind(kind: string): Promise<boolean> {
   const { stderr } = await tryRun('ip', ['link', 'add', 'probe', 'type', kind], { netns: one.netns });
   await tryRun('ip', ['link', 'del', 'probe'], { netns: one.netns });
   return !stderr.includes('Unknown device type');
 }
 
-/** Start (or restart) what drives a node's packet path; everything must come out as it should, and stay so. */
+/** Start (or restart) a node's data plane. Everything must succeed, and a second pass must change nothing. */
 async function pass(node: Node): Promise<PassReport> {
   const report = await onNode(node, 'pass');
   expectThat(report.problems.length === 0, report.problems.join(' · '));
@@ -135,7 +135,7 @@ async function onNode({ netns, ...spec }: Node, command: 'pass' | 'strip'): Prom
   return JSON.parse(stdout) as PassReport;
 }
 
-/** The devices of a node with programs, and on which sides. */
+/** The devices of a node with programs, and their hooks. */
 function hooksOf(node: Node): { key: string; device: string; side: 'ingress' | 'egress' }[] {
   const pods = [a, b, c].filter((pod) => pod.node === node);
   return [
@@ -148,7 +148,7 @@ function hooksOf(node: Node): { key: string; device: string; side: 'ingress' | '
   ];
 }
 
-/** How many programs hang on a node's devices as clsact filters: `tc` shows those, and no tcx links. */
+/** The number of clsact filters on a node's devices: `tc` shows those, but not tcx links. */
 async function countFilters(node: Node): Promise<number> {
   const listings = await Promise.all(
     hooksOf(node).map(({ device, side }) =>
@@ -188,7 +188,7 @@ async function tcp(from: Pod, address: string, bytes: number): Promise<void> {
   expectThat(report.bytes === bytes && report.sent === report.received, `TCP: ${JSON.stringify(report)}`);
 }
 
-/** A connection that is held open while something happens, and must not notice. */
+/** A connection that is kept open during `work`, and must survive it. */
 async function hold(from: Pod, to: Pod): Promise<() => Promise<void>> {
   const talker = await startTalker(from.netns, 'holding', ['hold', to.ip, String(PORT)]);
   return async () => {
@@ -198,7 +198,7 @@ async function hold(from: Pod, to: Pod): Promise<() => Promise<void>> {
   };
 }
 
-/** Ping until told to stop; none may be lost. */
+/** Ping until stopped. No ping may be lost. */
 function pingOn(from: Pod, to: Pod): () => Promise<void> {
   const [file, ...argv] = commandIn(from.netns, 'ping', ['-n', '-q', '-i', '0.02', to.ip]);
   const child = spawn(file, argv, { stdio: ['ignore', 'pipe', 'inherit'] });
@@ -209,13 +209,13 @@ function pingOn(from: Pod, to: Pod): () => Promise<void> {
     child.kill('SIGINT');
     await closed;
     const [, sent, answered] = /(\d+) packets transmitted, (\d+) received/.exec(text) ?? [];
-    // The last one may still be under way.
+    // The last answer may not have arrived yet.
     const lost = Number(sent) - Number(answered);
     expectThat(lost <= 1 && Number(sent) > 5, `pings ${from.name} to ${to.name}: ${errorText(text)}`);
   };
 }
 
-/** While `work` runs, each of these counters must rise by at least so much. */
+/** During `work` each of these counters must rise by at least so much. */
 async function counting(
   wanted: readonly (readonly [node: Node, counter: string, atLeast: number])[],
   work: () => Promise<unknown>,
@@ -237,7 +237,7 @@ async function counting(
   }
 }
 
-/** Pods of both nodes reach each other, and the fast path carries it. */
+/** Check that pods of both nodes reach each other on the fast path. */
 async function isFastAcross(): Promise<void> {
   const wanted = [one, two].flatMap((node) => [
     [node, 'from_pod fast_encap', 15] as const,
@@ -356,7 +356,7 @@ const steps: readonly Step[] = [
       await isFastAcross();
       const held = await hold(a, c);
       await ipBatch(['link set eth0 down'], { netns: two.netns });
-      await sleep(500); // The bond looks every 20 ms, at this machine's pace.
+      await sleep(500); // the bond checks its link every 20 ms of this slow machine's time
       await isFastAcross();
       await held();
       return undefined;

@@ -2,27 +2,27 @@
 
 import { errorText } from '../../src/errors.ts';
 
-/** What the story prints for each of its steps, one line of JSON. */
+/** The result of a step, which the story prints as a line of JSON. */
 export interface Check {
   readonly check: string;
-  /** What is wrong; left out when all is well. */
+  /** The failure, if there is one. */
   readonly problem?: string;
-  /** What this kernel lacks for it. */
+  /** What this kernel lacks for this step. */
   readonly skipped?: string;
   readonly ms: number;
 }
 
-/** The last check of a story that was told to its end: only then is all well. */
+/** The last check of a complete story. Without it the story has failed. */
 export const theEnd = 'all of it';
 
-/** What a step is called, and what it does: it throws when something is wrong, or says why it cannot be taken here. */
+/** A step: its title, and its work, which throws on failure, or returns why it is impossible here. */
 export type Step = readonly [check: string, act: () => Promise<string | undefined | void>];
 
 export function expectThat(truth: boolean, otherwise: string): void {
   if (!truth) throw new Error(otherwise);
 }
 
-/** Take the steps, print a {@link Check} as JSON for each, and end the process. The first that fails is the last. */
+/** Run the steps, print a {@link Check} as JSON for each, and end the process. A failure ends the story. */
 export async function tellStory(steps: readonly Step[]): Promise<never> {
   const begun = performance.now();
   for (const [check, act] of steps) {
@@ -32,7 +32,7 @@ export async function tellStory(steps: readonly Step[]): Promise<never> {
       (error: unknown) => ({ problem: errorText(error) }),
     );
     say({ check, since, ...outcome });
-    if ('problem' in outcome) process.exit(1); // Each step stands on the ones before.
+    if ('problem' in outcome) process.exit(1); // Each step depends on the previous ones.
   }
   say({ check: theEnd, since: begun });
   process.exit(0);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** Has the pods' program, test/cluster/talker.ts, talk in a pod of this machine. */
+/** Runs the pods' program, test/cluster/talker.ts, in a pod of this machine. */
 import { type ChildProcessByStdio, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { join } from 'node:path';
@@ -11,7 +11,7 @@ const TALKER = join(import.meta.dirname, '../cluster/talker.ts');
 
 export type Talker = ChildProcessByStdio<null, Readable, null>;
 
-/** Start it and wait until it says this word. */
+/** Start it and wait until it prints this word. */
 export async function startTalker(netns: string, word: string, args: readonly string[]): Promise<Talker> {
   const [file, ...argv] = commandIn(netns, process.execPath, [TALKER, ...args]);
   const child = spawn(file, argv, { stdio: ['ignore', 'pipe', 'inherit'] });
@@ -20,7 +20,7 @@ export async function startTalker(netns: string, word: string, args: readonly st
   return child;
 }
 
-/** End it, and read its report. */
+/** Stop it, and read its report. */
 export async function endTalker<T>(child: Talker): Promise<T> {
   let text = '';
   child.stdout.on('data', (piece: Buffer) => (text += piece.toString()));

@@ -17,9 +17,9 @@ import { openLab, underlayNetns, writeAtomically } from '../../src/lab/state.ts'
 import { peerPath } from '../support/peer-programs.ts';
 
 /*
- * A lab's API server as a program, like src/lab/apiserver-main.ts, but the real one: etcd and kube-apiserver in the lab's
- * underlay namespace (they end with it, whatever happens here), with TLS, RBAC, and a service account for the nodes
- * that may do what deploy/ripstop.yml lets ripstop do.
+ * A lab's API server as a program, like src/lab/apiserver-main.ts, but the real one: etcd and kube-apiserver in the
+ * lab's underlay namespace (they end with it, whatever happens here), with TLS, RBAC, and a service account for the
+ * nodes that may do what deploy/ripstop.yml lets ripstop do.
  */
 
 const PORT = 6443;
@@ -44,7 +44,7 @@ for (const [name, text] of Object.entries({
   'server.key': keyPem,
   'accounts.key': signing.privateKey.export({ type: 'pkcs8', format: 'pem' }),
   'accounts.pub': signing.publicKey.export({ type: 'spki', format: 'pem' }),
-  // RBAC as it comes knows the second, too.
+  // RBAC's default roles know the second too.
   'tokens.csv': `${adminToken},admin,admin,system:masters\n${kubeProxyToken},system:kube-proxy,kube-proxy\n`,
 })) {
   writeFileSync(file(name), text, { mode: 0o600 });
@@ -57,7 +57,7 @@ startThere(peerPath('etcd'), {
   'advertise-client-urls': 'http://127.0.0.1:2379',
   'listen-peer-urls': 'http://127.0.0.1:2380',
   'log-level': 'warn',
-  // Nothing here outlives the machine.
+  // Nothing here must survive a crash of the machine.
   'unsafe-no-fsync': 'true',
 });
 startThere(peerPath('kube-apiserver'), {
@@ -95,12 +95,12 @@ const forNodes = (token: string): string => kubeconfigText(`https://${gateway}:$
 writeAtomically(join(dir, 'kube-proxy.kubeconfig'), forNodes(kubeProxyToken));
 writeAtomically(join(dir, 'node.kubeconfig'), forNodes(token));
 
-/** A program in the underlay, its output among ours; started anew when it is killed, as a kubelet would. */
+/** A program in the underlay, with its output in ours. It is restarted when it is killed, as by kubelet. */
 function startThere(program: string, flags: Record<string, string>): void {
   const argv = Object.entries(flags).map(([flag, value]) => `--${flag}=${value}`);
   const child = spawn('nsenter', [`--net=${netns}`, '--', program, ...argv], {
     stdio: ['ignore', 'inherit', 'inherit'],
-    // An etcd that sees ETCD_… or a proxy in its environment would heed them.
+    // etcd would use ETCD_… and a proxy from its environment.
     env: { PATH: process.env['PATH'] ?? '' },
   });
   children.add(child);
@@ -118,7 +118,7 @@ function end(why: string): never {
   process.exit(1);
 }
 
-/** A port on loopback here that leads to the server there; resolves with the server's URL for us. */
+/** Forward a port on loopback here to the server there. Resolves with the server's URL. */
 async function forward(): Promise<string> {
   const listener = net.createServer().listen(0, '127.0.0.1');
   await once(listener, 'listening');
@@ -154,7 +154,7 @@ interface Manifest {
   metadata: { name: string; namespace?: string };
 }
 
-/** Create an object, as `kubectl apply` would in an empty cluster. */
+/** Create an object, like `kubectl apply` in an empty cluster. */
 async function apply(manifest: Manifest): Promise<void> {
   const { apiVersion, kind, metadata } = manifest;
   const group = apiVersion.includes('/') ? `/apis/${apiVersion}` : `/api/${apiVersion}`;

@@ -24,7 +24,7 @@ const NODES = '/api/v1/nodes';
 const EVENTS = '/api/v1/namespaces/default/events';
 const SELF = 'node-1';
 const silent = pino({ level: 'silent' });
-/** As in production, only quicker. */
+/** The timing of production, but faster. */
 const quick = { pageSize: 3, healthyAfterMs: 100, backoffMinMs: 50, backoffMaxMs: 200, settleMs: 5 };
 const lease: OwnLease = {
   v4: { publicIp: '192.168.1.1', vtepMac: '0a:00:00:00:04:01' },
@@ -34,7 +34,7 @@ const lease: OwnLease = {
 
 let lab: Lab;
 let admin: TestClient;
-/** As the agent of node-1 has it. */
+/** The agent of node-1. */
 let agentToken: string;
 let directory: string;
 
@@ -51,9 +51,9 @@ afterAll(async () => {
   await labDown(labNameFor('cluster'));
 });
 
-/** A client with the credentials of a service account, as a kubeconfig gives them. */
+/** A client with the credentials of a service account, in a kubeconfig. */
 async function clientWith(token: string): Promise<ApiClient> {
-  // One for each: it is read again when the server refuses.
+  // A file for each client: it is read again when the server refuses.
   const kubeconfig = join(directory, randomUUID());
   writeFileSync(kubeconfig, kubeconfigText(admin.server.url, admin.server.caPem, token));
   return ApiClient.open({ kubeconfig });
@@ -65,7 +65,7 @@ async function ask(method: string, path: string, body?: object, type?: string): 
   return answer.body;
 }
 
-/** Node number `n`: plain flannel's, or with the podCIDRs as ripstop publishes them. */
+/** Node number `n`, of plain flannel or with the podCIDRs that ripstop publishes. */
 async function add(n: number, kind: 'bare' | 'flannel' | 'ripstop'): Promise<void> {
   const published = { 'ripstop.io/pod-cidrs': `10.42.${n}.0/24,fd00:42:0:${n.toString(16)}::/64` };
   const { apiVersion, metadata, spec } = flannelNode(n, kind === 'ripstop' ? published : {});
@@ -81,7 +81,7 @@ async function removeAll(): Promise<void> {
   for (const { metadata } of items) await ask('DELETE', `${NODES}/${metadata.name}`);
 }
 
-describe('what the agent has of the cluster', () => {
+describe('the agent’s view of the cluster', () => {
   let manager: KubeSubnetManager;
 
   beforeEach(async () => {
@@ -106,14 +106,14 @@ describe('what the agent has of the cluster', () => {
   };
   const peer = (n: number): string => `node-${n} 10.42.${n}.0 192.168.1.${n}`;
 
-  it('is there after pages of metadata, the podCIDRs of plain flannel too, and follows', async () => {
+  it('is complete after pages of metadata, with the podCIDRs of plain flannel, and is kept up to date', async () => {
     expect(peers()).toEqual([2, 3, 4, 5, 6, 7, 8].map(peer));
     await add(9, 'flannel');
     await add(10, 'ripstop');
     await remove(3);
     await remove(4);
     await expect.poll(peers).toEqual([peer(10), ...[2, 5, 6, 7, 8, 9].map(peer)]);
-    // Gone and come back as another machine, between two looks.
+    // Deleted and re-created as another machine, between two events.
     await remove(5);
     await add(5, 'ripstop');
     await ask(
@@ -126,7 +126,7 @@ describe('what the agent has of the cluster', () => {
     expect(manager.health).toMatchObject({ connected: true });
   });
 
-  it('outlives the server and its history: lost is only time', async () => {
+  it('survives a restart of the server and the loss of its history', async () => {
     const whole = reflectorOf(await clientWith(agentToken), { metadataOnly: false });
     whole.start();
     try {
@@ -137,7 +137,7 @@ describe('what the agent has of the cluster', () => {
       await expect.poll(peers).toEqual(before.slice(1));
       await add(11, 'ripstop');
       await expect.poll(names).toContain('node-11');
-      // The history goes on without a Node in it: what was last seen of them is then too old to watch from.
+      // The history continues without Nodes, so the last resourceVersion seen is then too old to watch from.
       await ask('POST', '/api/v1/namespaces/default/configmaps', { metadata: { name: 'unrelated' } });
       await compactEtcd(lab);
       await restartApiServer(lab);
@@ -152,7 +152,7 @@ describe('what the agent has of the cluster', () => {
     }
   });
 
-  it('is told of us: lease and condition in one patch, once; and is rid of it again', async () => {
+  it('is published: lease and condition in one patch, once; and is withdrawn', async () => {
     const own = await manager.fetchOwn();
     expect(own.podCidrs.map(({ base }) => base)).toEqual(['10.42.1.0', 'fd00:42:0:1::']);
     expect(await manager.publish(own, lease)).toBe(true);
@@ -177,7 +177,7 @@ describe('what the agent has of the cluster', () => {
   });
 });
 
-/** What is done with the API server, by the right that it takes: each as the product does it, failing when it fails. */
+/** The product's calls of the API server, by the right that each needs. Each fails when its call fails. */
 const uses: Readonly<Record<string, (client: ApiClient) => Promise<void>>> = {
   'get nodes': async (client) => void (await fetchOwnNode(client, SELF, dualStack)),
   'list nodes': (client) => reflect(client, (reflector) => reflector.synced),
@@ -216,7 +216,7 @@ async function reflect(client: ApiClient, done: (reflector: Reflector<unknown>) 
   }
 }
 
-/** Raise an alarm with these reasons, one after the other, and see each in the Node's Events. */
+/** Raise an alarm with these reasons, one after another, and expect each in the Node's Events. */
 async function tell(client: ApiClient, ...reasons: string[]): Promise<void> {
   let warned = '';
   const log = pino({ level: 'warn' }, { write: (line: string) => (warned = line) });
@@ -246,7 +246,7 @@ interface Rule {
   nonResourceURLs?: string[];
 }
 
-/** `list nodes`, for each right that the rules give. */
+/** The rights that the rules give, such as `list nodes`. */
 function rightsOf(rules: readonly Rule[]): string[] {
   return rules
     .flatMap(({ apiGroups = [], resources = [], nonResourceURLs = [], verbs }) => {
@@ -267,7 +267,7 @@ async function effectiveRights(token: string): Promise<string[]> {
   return rightsOf([...status.resourceRules, ...status.nonResourceRules]);
 }
 
-/** A service account with these rights and no others; its token. */
+/** Create a service account with only these rights. Returns its token. */
 async function accountWith(name: string, rules: readonly Rule[]): Promise<string> {
   const accounts = '/api/v1/namespaces/default/serviceaccounts';
   const rbac = '/apis/rbac.authorization.k8s.io/v1';
@@ -279,7 +279,7 @@ async function accountWith(name: string, rules: readonly Rule[]): Promise<string
     subjects: [{ kind: 'ServiceAccount', name, namespace: 'default' }],
   });
   const { status } = (await ask('POST', `${accounts}/${name}/token`, {})) as { status: { token: string } };
-  // The authorizer hears of it by a watch of its own.
+  // The authorizer gets it by a watch, a little later.
   await expect.poll(() => effectiveRights(status.token)).toEqual(expect.arrayContaining(rightsOf(rules)));
   return status.token;
 }
@@ -303,22 +303,22 @@ describe('the ClusterRole that deploy/ripstop.yml ships', () => {
     return said;
   }
 
-  it('has a use for each of its rights', () => {
+  it('has only rights that are used', () => {
     expect(rights).toEqual(Object.keys(uses).toSorted());
   });
 
-  it('is enough for all of them', async () => {
+  it('suffices for all calls', async () => {
     expect(await complaints(agentToken)).toEqual({});
   });
 
-  it('gives what every account has, and these rights', async () => {
+  it('gives only these rights besides those of every account', async () => {
     const everybodys = await effectiveRights(await accountWith('nobody', []));
     const ours = await effectiveRights(agentToken);
     expect(ours.filter((right) => !everybodys.includes(right))).toEqual(rights);
   });
 
   for (const right of rights) {
-    it(`is not enough without "${right}"`, async () => {
+    it(`does not suffice without "${right}"`, async () => {
       const [verb = '', what = ''] = right.split(' ');
       const fewer = rules
         .map((rule) =>
@@ -329,7 +329,7 @@ describe('the ClusterRole that deploy/ripstop.yml ships', () => {
         .filter(({ verbs }) => verbs.length > 0);
       const said = await complaints(await accountWith(right.replaceAll(/[ /]/g, '-'), fewer));
       expect(said).toHaveProperty([right]);
-      // A watch needs a list first, a second Event needs a first one: they complain of that.
+      // A watch needs a list first, and a second Event a first one, so these fail too.
       for (const text of Object.values(said)) expect(text).toMatch(`cannot ${verb} resource`);
     });
   }
@@ -347,7 +347,7 @@ describe('the policies that deploy/ripstop.yml ships', () => {
     await add(2, 'flannel');
     await patch(admin.server.adminToken, SELF, {
       metadata: { labels: { zone: 'a' }, annotations: { 'example.org/rack': '7' } },
-      // Of a real Node's size.
+      // As large as a real Node.
       status: {
         addresses: [{ type: 'InternalIP', address: '192.168.1.1' }],
         capacity: { cpu: '2' },
@@ -364,7 +364,7 @@ describe('the policies that deploy/ripstop.yml ships', () => {
   });
   afterAll(removeAll);
 
-  /** What the server says to a change of a Node's status. */
+  /** The server's answer to a change of a Node's status. */
   async function patch(token: string, node: string, body: object): Promise<string> {
     const path = `${NODES}/${node}/status`;
     const { code, text } = await admin.request(path, { method: 'PATCH', token, type: strategic, body });
@@ -409,7 +409,7 @@ describe('the policies that deploy/ripstop.yml ships', () => {
     expect(answer).not.toContain('failed');
   });
 
-  it("do not let an agent change another's Node, and it hears why", async () => {
+  it("do not let an agent change another's Node, and say why", async () => {
     const client = await clientWith(agentToken);
     const own = await fetchOwnNode(client, OTHER, dualStack);
     await expect(publishLease(client, own, lease, dualStack)).rejects.toThrow(
@@ -418,13 +418,13 @@ describe('the policies that deploy/ripstop.yml ships', () => {
     client.close();
   });
 
-  it('do not let anybody change a Node with a token of no pod', async () => {
+  it('do not let anybody change a Node with a token without a pod', async () => {
     const token = unboundTokenOf(lab);
     expect(await patch(token, SELF, lie)).toMatch(/^403 .* the token of this ripstop agent names no node/);
     expect(await write(token, event('two'))).toMatch(/^403 .* the token of this ripstop agent names no node/);
   });
 
-  it('have no say in what others change', async () => {
+  it('do not apply to changes by others', async () => {
     const token = admin.server.adminToken;
     expect(await patch(token, OTHER, condition('Ready', 'True'))).toBe('done');
     const role = [{ apiGroups: [''], resources: ['nodes/status'], verbs: ['patch'] }];
@@ -454,7 +454,7 @@ describe('the policies that deploy/ripstop.yml ships', () => {
     return code === 200 ? 'done' : `${code} ${(JSON.parse(text) as { message: string }).message}`;
   }
 
-  it("let an agent write its own Events on Nodes, and bring others' up to date", async () => {
+  it('let an agent write its own Events on Nodes, and update those of others', async () => {
     const other = await createAgentToken(lab, OTHER);
     expect(await write(agentToken, event('mine'))).toBe('done');
     expect(await rewrite(agentToken, 'mine', { message: 'another', count: 2 })).toBe('done');
@@ -481,7 +481,7 @@ describe('the policies that deploy/ripstop.yml ships', () => {
     await ask('DELETE', EVENTS);
   });
 
-  it('are what forbids: without them all of that is done', async () => {
+  it('are necessary: without them all of this is allowed', async () => {
     for (const { metadata } of bindings) await ask('DELETE', `${POLICIES}/${metadata!.name}`);
     try {
       await expect.poll(() => patch(agentToken, OTHER, lie)).toBe('done');

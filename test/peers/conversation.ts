@@ -9,22 +9,24 @@ import type {
   WatchEvent,
 } from '../../src/lab/apiserver/client.support.ts';
 
-/** A watch that has something to say says it sooner. */
+/** How long to wait for events of a watch. */
 const PATIENCE_MS = 6000;
 
-/** What of an answer two servers must have alike. */
+/** The parts of an answer that must be the same for both servers. */
 export interface Outcome {
   code?: number;
   contentType?: string | undefined;
   body?: unknown;
-  /** Of a watch: its events, and what came after them: more was not waited for, or the stream ended or fell silent. */
+  /**
+   * Of a watch: its events, and what came after them: `more` if not waited for, or that the stream ended or was silent.
+   */
   events?: unknown[];
   after?: 'enough' | 'end' | 'silence';
 }
 
 /**
- * One server's side of a conversation: sends, and keeps what came back under a title, with what differs from server to
- * server for a good reason replaced by its meaning.
+ * One server's side of a conversation: it sends requests, and keeps each answer under a title, with values that differ
+ * between servers for a good reason replaced by their meaning.
  */
 export class Conversation {
   readonly outcomes = new Map<string, Outcome>();
@@ -35,7 +37,7 @@ export class Conversation {
     this.#client = client;
   }
 
-  /** An exchange whose outcome is compared. Resolves with the answer as it came. */
+  /** An exchange whose result is compared. Resolves with the raw answer. */
   async ask(title: string, path: string, options: RequestOptions = {}): Promise<Answer> {
     const answer = await this.#client.request(path, options);
     this.#keep(title, {
@@ -46,14 +48,14 @@ export class Conversation {
     return answer;
   }
 
-  /** Ask for what the next step needs; nothing is compared. */
+  /** A request whose result is not compared. */
   async quietly(path: string, options: RequestOptions = {}): Promise<Answer> {
     return this.#client.request(path, options);
   }
 
   /**
-   * A watch: what it says while `meanwhile` happens, up to `count` events.
-   * @param query what follows `watch=1&`.
+   * A watch: its events during `meanwhile`, up to `count` of them.
+   * @param query the rest of the query, after `watch=1&`
    */
   async watch(
     title: string,
@@ -115,21 +117,21 @@ const nodeInfo = {
   architecture: '',
 };
 const daemonEndpoints = { kubeletEndpoint: { Port: 0 } };
-/** What a real server adds on its own, e.g. to a Node an untouched status, and the taint of a node that is not Ready. */
+/** Fields that a real server adds, e.g. a Node's default status, and the taint of a Node that is not Ready. */
 const additions: Readonly<Record<string, unknown>> = {
   status: { daemonEndpoints, nodeInfo },
   nodeInfo,
   daemonEndpoints,
   // In the object of a bookmark.
   spec: {},
-  // Of an Event that is told with firstTimestamp.
+  // In an Event with firstTimestamp.
   eventTime: null,
-  // Of a Status that has none.
+  // In a Status without details.
   details: {},
   taints: [{ key: 'node.kubernetes.io/not-ready', effect: 'NoSchedule' }],
 };
 
-/** Replaces what must differ; keeps what it means: which object a UID is, whether a resourceVersion is a new one. */
+/** Replaces values that must differ by their meaning: which object a UID is of, whether a resourceVersion is new. */
 function normaliser(): (body: unknown) => unknown {
   const uids: string[] = [];
   const versions = new Map<string, string>();
@@ -157,7 +159,7 @@ function normaliser(): (body: unknown) => unknown {
     }
     if (Array.isArray(value)) {
       const walked = value.map((one) => walk(one));
-      // A validation that runs twice complains twice.
+      // A validation that runs twice reports its errors twice.
       return key === 'causes' ? distinct(walked) : walked;
     }
     if (typeof value !== 'object' || value === null) return value;
@@ -175,7 +177,7 @@ function distinct(values: readonly unknown[]): unknown[] {
   return values.filter((value, i) => values.findIndex((other) => isDeepStrictEqual(value, other)) === i);
 }
 
-/** How many there are is the server's affair. */
+/** The number of bookmarks is up to the server. */
 function withoutRepeatedBookmarks<T extends { type: string }>(events: readonly T[]): T[] {
   return events.filter(({ type }, i) => type !== 'BOOKMARK' || events[i - 1]?.type !== 'BOOKMARK');
 }

@@ -65,12 +65,12 @@ describe.skipIf(missing)(
         })
       ).map(({ dst }) => dst);
 
-    it('each finds the other by its lease, and packets go both ways', async () => {
+    it('each finds the other by its lease, and packets pass both ways', async () => {
       startFlanneld();
       await expect.poll(leases).toHaveLength(2);
       const of = (ip: string) => leases().then((all) => all.find(([, value]) => value.includes(`"${ip}"`))!);
       const [[ripstopKey, ripstop], [flannelKey, flannel]] = [await of(node(1).ip), await of(node(2).ip)];
-      // But for addresses the same bytes.
+      // The same bytes, except for addresses.
       const shape = (value: string, ip: string) =>
         value.replace(ip, 'IP').replace(/[0-9a-f]{2}(:[0-9a-f]{2}){5}/, 'MAC');
       expect(shape(ripstop, node(1).ip)).toBe(shape(flannel, node(2).ip));
@@ -81,7 +81,7 @@ describe.skipIf(missing)(
       await run('ping', argv, { netns: netnsPath(node(2).netns) });
     });
 
-    it('and when the lease of one is gone, so is the way to it', async () => {
+    it('when the lease of one is removed, the other removes its routes', async () => {
       await stopFlanneld();
       const [flannelKey] = (await leases()).find(([, value]) => value.includes(`"${node(2).ip}"`))!;
       await etcd.remove(flannelKey);

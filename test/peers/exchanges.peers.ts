@@ -11,7 +11,7 @@ import { clientOf, labNameFor, realLab } from './support.ts';
 
 const NAME = 'exchanges';
 
-/** Both are heard before the tests are known: each exchange is one. */
+/** Both conversations run before the tests are defined, since each exchange is a test. */
 const [embedded, real] = await Promise.all([hearEmbedded(), hearReal()]);
 
 async function hearReal(): Promise<ReadonlyMap<string, Outcome>> {
@@ -19,7 +19,7 @@ async function hearReal(): Promise<ReadonlyMap<string, Outcome>> {
     const lab = await realLab(NAME, []);
     const compact = async (): Promise<void> => {
       await compactEtcd(lab);
-      // Its watch cache reaches further back than etcd then does.
+      // Its watch cache has more history than etcd then has.
       await restartApiServer(lab);
     };
     return await hear(clientOf(lab), { nodeToken: await createAgentToken(lab, 'n2'), compact });

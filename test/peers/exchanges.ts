@@ -3,14 +3,14 @@ import type { Answer } from '../../src/lab/apiserver/client.support.ts';
 import type { Conversation } from './conversation.ts';
 
 /*
- * What ripstop, flanneld, the lab and their tests say to an API server, and what surrounds it. Told to two servers that
- * have no Nodes yet, and compared answer by answer.
+ * The requests of ripstop, flanneld, the lab and their tests to an API server, and similar ones. They are sent to two
+ * servers without Nodes, and the answers are compared one by one.
  */
 
 export interface Servers {
-  /** A token of a user who may do on node n2 what deploy/ripstop.yml says, and nothing else. */
+  /** A token of a user with only the rights of deploy/ripstop.yml, on node n2. */
   readonly nodeToken: string;
-  /** Forget the history: what was before can no longer be listed or watched from. */
+  /** Forget the history, so that no earlier resourceVersion can be listed or watched from. */
   readonly compact: () => Promise<void>;
 }
 
@@ -75,7 +75,7 @@ async function aboutLists(say: Conversation, compact: () => Promise<void>): Prom
   await say.ask('list by a field that cannot be asked for', '/api/v1/nodes?fieldSelector=spec.nonsense%3Dx');
   await say.ask('list by a selector that is none', '/api/v1/nodes?labelSelector=a%3D%3D%3Db');
   const first = await say.ask('page 1', '/api/v1/nodes?limit=2');
-  // Between two pages: neither shows in those that follow.
+  // Between two pages: the later pages show neither.
   await say.quietly('/api/v1/nodes', { method: 'POST', body: node('n35', 35) });
   await say.quietly('/api/v1/nodes/n5/status', {
     method: 'PATCH',
@@ -293,7 +293,7 @@ async function aboutWatches(say: Conversation, compact: () => Promise<void>): Pr
       `resourceVersion=${await now()}&${bookmarks}`,
       {
         accept,
-        // Of something that this watch does not see, and yet is to be told of the version.
+        // A change that this watch does not see, but whose resourceVersion a bookmark must have.
         meanwhile: annotate('n4', `for ${what}`),
       },
     );
@@ -314,7 +314,7 @@ async function aboutDeletion(say: Conversation): Promise<void> {
   await say.ask('create what was deleted', '/api/v1/nodes', { method: 'POST', body: node('n2', 2) });
 }
 
-/** As src/cluster/events.ts writes them. */
+/** An Event as from src/cluster/events.ts. */
 async function aboutEvents(say: Conversation): Promise<void> {
   const events = '/api/v1/namespaces/default/events';
   const event = {

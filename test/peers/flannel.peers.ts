@@ -52,7 +52,7 @@ describe('a cluster of the real API server, where node 1 is run by the real flan
     expect(await tracesOf(NAME)).toEqual([]);
   });
 
-  /** Every pod to every other, in both families: ICMP, TCP and UDP, and to the other end each is who it is. */
+  /** Send ICMP, TCP and UDP from every pod to every other, in both families. Each must see the other's own address. */
   async function allTalk(pods: readonly PodState[]): Promise<void> {
     for (const from of pods) {
       for (const to of pods) {
@@ -83,7 +83,7 @@ describe('a cluster of the real API server, where node 1 is run by the real flan
     return (status as { conditions: unknown }).conditions;
   }
 
-  /** What the kernel of a node has of its way to another's pods. */
+  /** The kernel's entries of a node for the pods of another. */
   async function wayTo(from: NodeState, to: NodeState): Promise<object> {
     const [routes, neighbours, fdb] = await Promise.all([
       ipJson<{ gateway?: string; dev: string }>(['route', 'show', to.podCIDR], inNetns(from)),
@@ -99,7 +99,7 @@ describe('a cluster of the real API server, where node 1 is run by the real flan
     };
   }
 
-  it('publishes the same of either, in the same words', async () => {
+  it('has leases with the same fields from both', async () => {
     const [flanneld, ripstop] = await Promise.all([annotationsOf('node1'), annotationsOf('node2')]);
     const shape = (annotations: Record<string, string>, { ip, ip6 = '' }: NodeState): object =>
       Object.fromEntries(
@@ -122,14 +122,14 @@ describe('a cluster of the real API server, where node 1 is run by the real flan
     const addresses = ({ podCIDR, podCIDR6 = '' }: NodeState): string[] =>
       [podCIDR, podCIDR6].map((cidr) => `=${parseCidr(cidr).base.replace(/0$|$/, '1')}/`);
     const [one, two] = [node(1), node(2)].map(addresses);
-    // flannel forgets that IPv6's header is 20 bytes longer.
+    // flannel does not consider that IPv6's header is 20 bytes longer.
     const expected = subnetEnv(node(1)).replace('MTU=1450', 'MTU=1430');
     expect(subnetEnv(node(2))).toBe(
       two!.reduce((text, address, i) => text.replace(one![i]!, address), expected),
     );
   });
 
-  it('has pods that talk both ways, and on ripstop’s node not through the kernel path', async () => {
+  it('has pods that talk both ways, on ripstop’s node by the fast path', async () => {
     await allTalk(everyPod());
     const [near, far] = [podOf(node(1)), podOf(node(2))];
     const [carried] = await carriedDuring(lab, [node(2)], async () => {
@@ -146,7 +146,7 @@ describe('a cluster of the real API server, where node 1 is run by the real flan
     ]);
   });
 
-  /** The other node's way to us, in our terms. */
+  /** The other node's entries for this node. */
   async function sameWay(from: NodeState, to: NodeState): Promise<object> {
     const way = (await wayTo(from, to)) as { routes: string[] };
     const swap = (text: string): string =>
@@ -154,7 +154,7 @@ describe('a cluster of the real API server, where node 1 is run by the real flan
     return { ...way, routes: way.routes.map(swap) };
   }
 
-  it('takes nodes in and lets them go, of either kind', async () => {
+  it('adds and removes nodes of both kinds', async () => {
     const [third, fourth] = [await addNode(lab, 'flannel', 1), await addNode(lab, 'ripstop', 1)];
     await Promise.all([third, fourth].map((one) => serveIn(podOf(one))));
     for (const one of [1, 2].map(node)) {
@@ -170,7 +170,7 @@ describe('a cluster of the real API server, where node 1 is run by the real flan
     await allTalk([podOf(node(1)), podOf(node(2))]);
   });
 
-  /** While something is done with node 1: its old pods' pings and connections, none of which may suffer. */
+  /** Check that during `work` on node 1 no ping or connection of its old pods is lost. */
   async function unharmed(work: () => Promise<unknown>, mayLose = 0): Promise<void> {
     const [here, beside, far] = [podOf(node(1)), podOf(node(1), 1), podOf(node(2))];
     const pairs: [PodState, PodState][] = [
@@ -196,7 +196,7 @@ describe('a cluster of the real API server, where node 1 is run by the real flan
     expect(harmed.filter((one) => one.lost > mayLose)).toEqual([]);
   }
 
-  it('lets ripstop take the node of flanneld over, whose pods notice nothing', async () => {
+  it('lets ripstop take over the node of flanneld without a loss for its pods', async () => {
     const before = await annotationsOf('node1');
     await unharmed(async () => {
       await stopFlanneld(lab, node(1));
@@ -209,11 +209,11 @@ describe('a cluster of the real API server, where node 1 is run by the real flan
     await allTalk(everyPod());
   });
 
-  it('gives it back to flanneld, whose plugin goes on with the pods of both', async () => {
+  it('gives it back to flanneld, whose plugin handles the pods of both', async () => {
     const before = await annotationsOf('node1');
     await unharmed(() => giveBack(lab, node(1)));
-    // At its start flanneld empties its chains and fills them again, and this node's FORWARD policy is DROP: at 100 pings
-    // a second, a moment of its own that no predecessor can spare it.
+    // When it starts, flanneld flushes and refills its chains, and this node's FORWARD policy is DROP: at 100 pings
+    // a second, some may be lost in that moment, whatever ripstop does.
     await unharmed(() => startFlanneld(lab, node(1)), 30);
     expect(await annotationsOf('node1')).toEqual(before);
     const fresh = await addPod(lab, node(1));

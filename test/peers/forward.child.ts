@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Runs inside a network namespace for apiserver-main.ts: what arrives on the listener it is given, which is of another
-// namespace, goes on to a host and port of this one.
+// Runs inside a network namespace for apiserver-main.ts. It gets a listener of another namespace, and forwards its
+// connections to a host and port of this one.
 import net from 'node:net';
 
 const [host, port] = process.argv.slice(2);

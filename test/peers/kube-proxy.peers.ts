@@ -28,10 +28,13 @@ import {
 import { clientOf, labNameFor, realLab } from './support.ts';
 
 const PROTOCOLS = ['tcp', 'udp'] as const;
-/** In the podCIDRs of the second node, which is local to it, and of a third that is not there. */
+/**
+ * Endpoints in the podCIDR of the second node, which are local to it, and in that of a third node, which does not
+ * exist.
+ */
 const PLACES = { 4: ['10.42.1.7', '10.42.2.7'], 6: ['fd00:42:0:2::7', 'fd00:42:0:3::7'] };
 
-/** A Service of every kind that the lab knows, each for TCP and UDP in both families. */
+/** A Service of every kind that the lab supports, each for TCP and UDP in both families. */
 interface Shape {
   readonly name: string;
   readonly clusterIps: Readonly<Record<Family, string>>;
@@ -39,7 +42,7 @@ interface Shape {
   readonly endpoints: (family: Family) => readonly string[];
 }
 
-/** Rules and elements by what they are in, those in order of the text whose order is left to chance. */
+/** Rules and elements by their chain, set or map. Those in random order are sorted. */
 type Dump = Record<string, readonly string[]>;
 
 async function dumpIptables(node: NodeState, family: Family): Promise<Dump> {
@@ -77,8 +80,9 @@ async function dumpNftables(node: NodeState, family: Family): Promise<Dump> {
 }
 
 /**
- * The one difference that stays: in iptables mode kube-proxy has two of its metrics counted by the kernel's accounting
- * objects (nfacct). For one of them a rule stands before the same rule without it, so no packet goes another way.
+ * The only difference that is allowed: in iptables mode kube-proxy lets the kernel's accounting objects (nfacct) count
+ * two of its metrics. For one of them there is an additional rule before the same rule without it, so verdicts do not
+ * change.
  */
 function withoutAccounting(dump: Dump): { readonly dump: Dump; readonly counted: readonly string[] } {
   const counted = Object.keys(dump).filter((name) => dump[name]!.some((rule) => rule.includes('nfacct')));
@@ -117,7 +121,7 @@ describe.each(PROXY_MODES)('the real kube-proxy in mode %s', (mode) => {
     },
   ];
 
-  /** The same Services as the lab's code has them, and the API server's own. */
+  /** The same Services for the lab's code, and the API server's own. */
   const servicePorts = (): ServicePort[] => [
     {
       service: 'default/kubernetes',
@@ -184,7 +188,7 @@ describe.each(PROXY_MODES)('the real kube-proxy in mode %s', (mode) => {
     client.close();
   }
 
-  /** By whose podCIDR an address is; as kubelet tells it. */
+  /** The node of an address, by its podCIDR. */
   function nodeOf(address: string): string {
     const home = lab.state.nodes.find((one) =>
       familyParts(one).some(({ podCIDR }) => address.startsWith(podCIDR.replace(/0?\/.*$/, ''))),
@@ -193,7 +197,7 @@ describe.each(PROXY_MODES)('the real kube-proxy in mode %s', (mode) => {
   }
 
   beforeAll(async () => {
-    // Rules are compared on the second, where nothing else writes any.
+    // Rules are compared on the second node, where nothing else writes rules.
     lab = await realLab(purpose, ['ripstop', 'host'], { pods: 2, ipv6: true, kubeProxy: mode });
     await createServices();
   });
@@ -202,7 +206,7 @@ describe.each(PROXY_MODES)('the real kube-proxy in mode %s', (mode) => {
     expect(await tracesOf(labNameFor(purpose))).toEqual([]);
   });
 
-  it('leads a pod of ripstop’s to another, which it then talks to directly just as well', async () => {
+  it('leads a pod of ripstop to another, to which it can also talk directly', async () => {
     const [client, server] = [podOf(node(1)), podOf(node(1), 1)];
     await serveIn(server);
     for (const family of FAMILIES) {
@@ -228,7 +232,7 @@ describe.each(PROXY_MODES)('the real kube-proxy in mode %s', (mode) => {
       for (const name of Object.keys(dump))
         expect.soft(ours[i]![name], `IPv${family} ${name}`).toEqual(dump[name]);
     }
-    // A kernel may not have them, which kube-proxy then says.
+    // kube-proxy logs it when the kernel lacks them.
     const log = readFileSync(join(nodeDir(lab, node(2)), 'kube-proxy.log'), 'utf8');
     const accounts = mode === 'iptables' && !log.includes('Failed to create nfacct');
     expect(real.map(({ counted }) => counted)).toEqual(
@@ -236,7 +240,9 @@ describe.each(PROXY_MODES)('the real kube-proxy in mode %s', (mode) => {
     );
   });
 
-  /** As on a node that no kube-proxy has been on: its own clean-up leaves kubelet's jumps, which then are not the first. */
+  /**
+   * Remove all of kube-proxy's rules. Its own clean-up leaves kubelet's jumps, which would then not be the first rules.
+   */
   async function emptyTables(of: NodeState): Promise<void> {
     const stdin = ['mangle', 'nat', 'filter'].map((table) => `*${table}\nCOMMIT\n`).join('');
     for (const restore of ['iptables-restore', 'ip6tables-restore'])

@@ -6,9 +6,9 @@ import { commandLine, processesIn, signalProcess } from '../../src/lab/netns.ts'
 import { peerPath } from '../support/peer-programs.ts';
 import { clientOf } from './support.ts';
 
-/** What happens to a real API server: its history is compacted, it dies and comes back. */
+/** Compacts the history of a real API server, and kills it. */
 
-/** A request to the lab's etcd through its JSON gateway; it listens on loopback of the underlay only. */
+/** A request to the JSON gateway of the lab's etcd, which listens only on the underlay's loopback. */
 async function etcd(lab: Lab, path: string, body: object): Promise<{ header?: { revision?: string } }> {
   const script = `
     const answer = await fetch('http://127.0.0.1:2379${path}', { method: 'POST', body: process.argv[1] });
@@ -20,13 +20,13 @@ async function etcd(lab: Lab, path: string, body: object): Promise<{ header?: { 
   };
 }
 
-/** Have etcd forget its history, as kube-apiserver has it do every five minutes. */
+/** Make etcd forget its history, as kube-apiserver does every five minutes. */
 export async function compactEtcd(lab: Lab): Promise<void> {
   const { header } = await etcd(lab, '/v3/kv/range', { key: Buffer.from('/registry').toString('base64') });
   await etcd(lab, '/v3/kv/compaction', { revision: header?.revision });
 }
 
-/** Kill the API server; it is started anew at once, with nothing in its caches. Resolves when it serves again. */
+/** Kill the API server. It is restarted at once, with empty caches. Resolves when it serves again. */
 export async function restartApiServer(lab: Lab): Promise<void> {
   const find = (): number[] =>
     processesIn([underlayNetns(lab.name)]).filter(

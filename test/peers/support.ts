@@ -16,9 +16,9 @@ import { TestClient } from '../../src/lab/apiserver/client.support.ts';
 import { peerPath } from '../support/peer-programs.ts';
 
 /**
- * A lab around the real API server, its `flannel` nodes run by the real flanneld. Take it down with `labDown(lab.name)`,
- * also when this fails.
- * @param purpose part of its name, which the process id completes.
+ * A lab with the real API server, whose `flannel` nodes run the real flanneld. Take it down with `labDown(lab.name)`,
+ * even if this fails.
+ * @param purpose a part of its name, which ends in the process id
  */
 export async function realLab(
   purpose: string,
@@ -38,7 +38,7 @@ export async function realLab(
   return openLab(options.name);
 }
 
-/** `labUp`, whose failure shows the log that it is about: the lab is taken down before anybody could look. */
+/** `labUp`, with logs in its error, since the lab is taken down before anybody can read them. */
 async function tellingWhy(options: LabOptions): Promise<void> {
   try {
     await labUp(options);
@@ -52,13 +52,13 @@ export function labNameFor(purpose: string): string {
   return `peers-${purpose}-${process.pid}`;
 }
 
-/** The real server, spoken to without a library; with the administrator's token unless a request says otherwise. */
+/** A plain client of the real server, by default with the administrator's token. */
 export function clientOf(lab: Lab): TestClient {
   const { url, ca, token } = JSON.parse(readFileSync(join(lab.dir, 'apiserver.json'), 'utf8')) as ApiAccess;
   return new TestClient({ url, caPem: ca, adminToken: token });
 }
 
-/** A token of the service account that deploy/ripstop.yml makes for ripstop, which belongs to no pod. */
+/** A token of ripstop's service account in deploy/ripstop.yml, not bound to a pod. */
 export function unboundTokenOf(lab: Lab): string {
   const kubeconfig = readFileSync(join(lab.dir, 'node.kubeconfig'), 'utf8');
   return /token: "(.*)"/.exec(kubeconfig)![1]!;
