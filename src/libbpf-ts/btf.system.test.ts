@@ -7,7 +7,7 @@ import { fixture, noCompiler } from './libbpf.support.ts';
 describe.skipIf(noCompiler)(
   `the BTF of a compiled object${noCompiler ? ` (skipped: ${noCompiler})` : ''}`,
   () => {
-    test('has each member’s place, with the typedefs that tell an address from a number', () => {
+    test('has the offset of each member, with typedefs that distinguish addresses from numbers', () => {
       const btf = readBtf(fixture('basic'));
       const peer = btf.find('struct', 'peer')!;
       const rows = peer.members.map(({ name, typeId, bitOffset, bitfieldSize }) => {
@@ -37,7 +37,7 @@ describe.skipIf(noCompiler)(
       });
     });
 
-    test('has the maps as they are declared', () => {
+    test('has the maps with their declarations', () => {
       const maps = readBtf(fixture('basic')).maps();
       const rows = maps.map((m) => [m.name, m.type, m.keySize, m.valueSize, m.maxEntries, m.flags]);
       expect(rows.sort(([a], [b]) => String(a).localeCompare(String(b)))).toEqual([
@@ -51,7 +51,7 @@ describe.skipIf(noCompiler)(
       expect(maps.find((m) => m.name === 'outer')?.inner).toMatchObject({ type: 'array', valueSize: 2 });
     });
 
-    test('has global variables at the places that the symbols tell', () => {
+    test('has global variables at the offsets of their symbols', () => {
       const btf = readBtf(fixture('basic'));
       const section = btf.find('datasec', '.rodata')!;
       const rows = section.variables.map(({ typeId, offset, size }) => {

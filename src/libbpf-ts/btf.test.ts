@@ -54,7 +54,7 @@ describe.each([true, false])('BTF (little-endian: %s)', (little) => {
     expect(btf.maps()).toEqual([]);
   });
 
-  test('of a kind not known is refused', () => {
+  test('of an unknown kind is refused', () => {
     expect(() => readBtf(section([['new', kind(30), 0]], little))).toThrow('type 1 has kind 30');
   });
 });

@@ -47,7 +47,7 @@ function runAttachments(): Seen {
 }
 
 describe.skipIf(noKernel)(`attachments${noKernel ? ` (skipped: ${noKernel})` : ''}`, () => {
-  test('count real packets, are swapped, pinned, detached, and end as they promise', () => {
+  test('count real packets, and can be replaced, pinned and detached', () => {
     const seen = runAttachments();
     const { ids, left: _left, right } = seen;
     // Each array of three has how far the counters of tc, tc next and XDP moved for three datagrams.

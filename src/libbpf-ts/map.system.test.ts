@@ -17,7 +17,7 @@ const number64: Codec<bigint> = {
 const byKey = ([a]: [Uint8Array, Uint8Array], [b]: [Uint8Array, Uint8Array]) => Buffer.compare(a, b);
 
 describe.skipIf(noKernel)(`a map of bytes${noKernel ? ` (skipped: ${noKernel})` : ''}`, () => {
-  test('keeps what is written, and lacks what is not', () => {
+  test('has exactly the entries that were written', () => {
     using map = BpfMap.create('hash', 'plain', 4, 8, 10);
     expect(map.lookup(u32(1))).toBeUndefined();
     map.update(u32(1), u64(11));
@@ -50,7 +50,7 @@ describe.skipIf(noKernel)(`a map of bytes${noKernel ? ` (skipped: ${noKernel})` 
     expect(() => map.deleteBatch([u32(1), u64(1)])).toThrow(RangeError);
   });
 
-  test('may lose each key while it is walked', () => {
+  test('allows the deletion of each key during a walk', () => {
     using map = BpfMap.create('hash', 'walk', 4, 8, 100);
     map.updateBatch(Array.from({ length: 100 }, (_, i) => [u32(i), u64(i)]));
     let deleted = 0;
@@ -77,14 +77,14 @@ describe.skipIf(noKernel)(`a map of bytes${noKernel ? ` (skipped: ${noKernel})` 
     expect(map.lookupBatch().length).toBe(count / 2);
   });
 
-  test('of no entries is read and written in batches too', () => {
+  test('supports empty batches', () => {
     using map = BpfMap.create('hash', 'empty', 4, 8, 10);
     expect(map.lookupBatch()).toEqual([]);
     map.updateBatch([]);
     expect(map.deleteBatch([u32(1)])).toBe(0);
   });
 
-  test('that is full tells how much of a batch it took', () => {
+  test('that is full reports how much of a batch it took', () => {
     using map = BpfMap.create('hash', 'full', 4, 8, 5);
     let error: unknown;
     try {
@@ -140,7 +140,7 @@ describe.skipIf(noKernel)('a typed map', () => {
     );
   });
 
-  test('is refused for a map of other sizes, with both differences', () => {
+  test('is refused for a map with other sizes, with both differences', () => {
     using bytes = BpfMap.create('hash', 'other', 8, 4, 1);
     expect(() => new TypedMap(bytes, number32, number64)).toThrow(
       'map other: its keys have 8 bytes, the codec 4; its values have 4 bytes, the codec 8',
@@ -151,7 +151,7 @@ describe.skipIf(noKernel)('a typed map', () => {
 describe.skipIf(noKernel)(
   `the difference of a map from what is wanted${noKernel ? ` (skipped: ${noKernel})` : ''}`,
   () => {
-    test('of a hash names what lacks, differs or is not wanted', () => {
+    test('of a hash has the entries that are missing, different or superfluous', () => {
       using map = BpfMap.create('hash', 'diff', 4, 8, 10);
       const typed = new TypedMap(map, number32, number64);
       typed.setMany([
@@ -174,7 +174,7 @@ describe.skipIf(noKernel)(
       });
     });
 
-    test('of an array passes over what nobody has written, however large it is', () => {
+    test('of a large array skips unused entries', () => {
       using map = BpfMap.create('array', 'slots', 4, 8, 10_000);
       const typed = new TypedMap(map, number32, number64);
       typed.setMany([

@@ -23,7 +23,7 @@ function thrownBy(run: () => void): unknown {
 }
 
 describe.skipIf(noKernel)(`a BPF object${noKernel ? ` (skipped: ${noKernel})` : ''}`, () => {
-  test('lists its maps and programs, and gives them once it is loaded', () => {
+  test('lists its maps and programs, and returns them once it is loaded', () => {
     using object = BpfObject.open(fixture('basic'), { name: 'basic.v1' });
     expect([...object.mapNames].sort()).toEqual(
       ['.rodata', 'counters', 'events', 'inner_map', 'outer', 'peers', 'per_cpu'].sort(),
@@ -45,7 +45,7 @@ describe.skipIf(noKernel)(`a BPF object${noKernel ? ` (skipped: ${noKernel})` : 
     expect(() => object.map('piers')).toThrow(/the object has no map piers; it has .*peers/);
   });
 
-  test('closes its maps with itself, and a closed map says so instead of touching a stranger’s descriptor', () => {
+  test('closes its maps with itself, and a closed map throws instead of using another file’s descriptor', () => {
     const object = BpfObject.open(fixture('basic'));
     object.load();
     const map = object.map('counters');
@@ -54,7 +54,7 @@ describe.skipIf(noKernel)(`a BPF object${noKernel ? ` (skipped: ${noKernel})` : 
     expect(() => map.lookup(u32(0))).toThrow('map counters is closed');
   });
 
-  test('is loaded with sizes and without programs, as the options say', () => {
+  test('is loaded with the sizes and without the programs of the options', () => {
     using object = BpfObject.open(fixture('basic'), {
       maxEntries: { peers: 7 },
       skipPrograms: ['count_xdp'],
@@ -64,7 +64,7 @@ describe.skipIf(noKernel)(`a BPF object${noKernel ? ` (skipped: ${noKernel})` : 
     expect(() => object.program('count_xdp')).toThrow(/program count_xdp was skipped/);
   });
 
-  test('takes its settings before it is loaded, at the offsets of its BTF', () => {
+  test('gets its settings before it is loaded, at the offsets of its BTF', () => {
     const btf = readBtf(fixture('basic'));
     const places = new Map(
       btf.find('datasec', '.rodata')?.variables.map((v) => {
@@ -80,7 +80,7 @@ describe.skipIf(noKernel)(`a BPF object${noKernel ? ` (skipped: ${noKernel})` : 
     expect(() => object.patchGlobal('.rodata', 0, u32(1))).toThrow('only before load');
   });
 
-  test('names the program that the verifier refuses and repeats its last words', () => {
+  test('names the program that the verifier refuses, with the end of its log', () => {
     using object = BpfObject.open(fixture('refused'));
     const error = thrownBy(() => object.load());
     expect(error).toBeInstanceOf(VerifierError);
@@ -94,7 +94,7 @@ describe.skipIf(noKernel)(`a BPF object${noKernel ? ` (skipped: ${noKernel})` : 
     expect(refusal.details).toContain("prog 'careless': BPF program load failed");
   });
 
-  test('says what is wrong with a file that is no object', () => {
+  test('says what is wrong with a file that is not an object', () => {
     const error = thrownBy(() => BpfObject.open(new Uint8Array(100), { name: 'junk' }));
     expect(error).toBeInstanceOf(BpfError);
     expect(error).toMatchObject({ code: 'FORMAT', call: 'bpf_object__open_mem' });
@@ -102,7 +102,7 @@ describe.skipIf(noKernel)(`a BPF object${noKernel ? ` (skipped: ${noKernel})` : 
     expect(() => BpfObject.open('/nonexistent.o')).toThrow('ENOENT');
   });
 
-  test('keeps libbpf quiet, unless someone listens', () => {
+  test('keeps libbpf quiet, unless there is a sink', () => {
     const lines: string[] = [];
     setLogSink((level, line) => lines.push(`${level}: ${line}`));
     try {
@@ -117,7 +117,7 @@ describe.skipIf(noKernel)(`a BPF object${noKernel ? ` (skipped: ${noKernel})` : 
 });
 
 describe.skipIf(noKernel)('pinned maps', () => {
-  test('are made at the first load and reused, with their entries, at the next', () => {
+  test('are created at the first load, and reused with their entries at the next', () => {
     using bpffs = new TemporaryBpffs();
     const pinPaths = { counters: bpffs.file('counters') };
     using first = BpfObject.open(fixture('basic'), { pinPaths });
@@ -158,7 +158,7 @@ describe.skipIf(noKernel)('pinned maps', () => {
     expect(existsSync(path)).toBe(false);
   });
 
-  test('need a directory, and the error says where', () => {
+  test('need a directory, which the error names', () => {
     using bpffs = new TemporaryBpffs();
     using object = BpfObject.open(fixture('basic'), { pinPaths: { counters: bpffs.file('none/counters') } });
     expect(() => object.load()).toThrow(/bpf_obj_pin \(map counters at .*none\/counters\) failed: ENOENT/);

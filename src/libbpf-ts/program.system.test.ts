@@ -21,7 +21,7 @@ function loaded(): BpfObject {
 }
 
 describe.skipIf(noKernel)(`a program${noKernel ? ` (skipped: ${noKernel})` : ''}`, () => {
-  test('runs on a packet and gives back packet, context and verdict', () => {
+  test('runs on a packet and returns packet, context and verdict', () => {
     using object = loaded();
     const result = object.program('mangle').testRun({
       data: new Uint8Array(64).fill(0xee),
@@ -35,7 +35,7 @@ describe.skipIf(noKernel)(`a program${noKernel ? ` (skipped: ${noKernel})` : ''}
     expect(result.durationNs).toBeGreaterThan(0);
   });
 
-  test('returns the action as the kernel has it, unsigned', () => {
+  test('returns the kernel’s action as an unsigned number', () => {
     using object = loaded();
     expect(object.program('count_tc').testRun({ data: new Uint8Array(64) }).returnValue).toBe(0xffff_ffff);
     expect(object.program('count_xdp').testRun({ data: new Uint8Array(64), repeat: 100 }).returnValue).toBe(
@@ -43,7 +43,7 @@ describe.skipIf(noKernel)(`a program${noKernel ? ` (skipped: ${noKernel})` : ''}
     );
   });
 
-  test('says ENOSPC when the packet grew beyond the room for it', () => {
+  test('throws ENOSPC when the packet outgrows its buffer', () => {
     using object = loaded();
     const mangle = object.program('mangle');
     expect(() => mangle.testRun({ data: new Uint8Array(64), dataOut: 64 })).toThrow(
@@ -51,7 +51,7 @@ describe.skipIf(noKernel)(`a program${noKernel ? ` (skipped: ${noKernel})` : ''}
     );
   });
 
-  test('tells about itself, and its maps by id', () => {
+  test('has information about itself, with the ids of its maps', () => {
     using object = loaded();
     const { info } = object.program('mangle');
     expect(info).toMatchObject({ name: 'mangle', type: 'sched_cls' });
@@ -77,7 +77,7 @@ describe.skipIf(noKernel)(`a program${noKernel ? ` (skipped: ${noKernel})` : ''}
 });
 
 describe.skipIf(noKernel)('a ring buffer', () => {
-  test('gives each record in order, from before it was opened and after', async () => {
+  test('delivers all records in order, also those from before it was opened', async () => {
     using object = loaded();
     const mangle = object.program('mangle');
     const announce = (mark: number) =>

@@ -63,14 +63,14 @@ describe.skipIf(missing)('two nodes with subnets from etcd', () => {
     await ping(two, podOf(one).ip);
   });
 
-  test('a neighbour comes and goes', async () => {
+  test('a peer is added and removed', async () => {
     await etcd.put(`${SUBNETS}10.77.250.0-24`, neighbour);
     for (const node of lab.state.nodes) await expect.poll(() => routes(node)).toContain('10.77.250.0/24');
     await etcd.remove(`${SUBNETS}10.77.250.0-24`);
     for (const node of lab.state.nodes) await expect.poll(() => routes(node)).not.toContain('10.77.250.0/24');
   });
 
-  test('etcd is gone: an agent that starts then goes on with what it knew, and with etcd when that is back', async () => {
+  test('etcd is gone: an agent that starts runs on the last-known state, and uses etcd when that is back', async () => {
     const [one, two] = lab.state.nodes as [NodeState, NodeState];
     await etcd.signal('SIGKILL');
     await withEtcd(lab.state.options, () => restartAgent(lab, one));

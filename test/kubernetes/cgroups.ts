@@ -5,11 +5,13 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { signalProcess } from '../../src/lab/netns.ts';
 
 /**
- * Control groups of a cluster: one tree for it in each hierarchy of the machine, `ripstop-NAME/GROUP`. They bound nothing.
- * A kubelet wants a root of its own to put pods into, and all that a node has started can be found there and ended.
+ * Control groups of a cluster: one tree in each hierarchy of the machine, `ripstop-NAME/GROUP`. They set no limits.
+ * kubelet needs a root of its own for pods, and all processes of a node can be found there and killed.
  */
 
-/** Where hierarchies are mounted: one for each controller with cgroup v1, a single one with v2; on some machines both. */
+/**
+ * The mount points of hierarchies: one for each controller with cgroup v1, a single one with v2; on some machines both.
+ */
 function mountPoints(type: 'cgroup' | 'cgroup2'): string[] {
   const mounts = readFileSync('/proc/self/mountinfo', 'utf8')
     .trimEnd()
@@ -20,19 +22,19 @@ function mountPoints(type: 'cgroup' | 'cgroup2'): string[] {
   return [...new Set(mounts.map((fields) => fields[4]!))];
 }
 
-/** The hierarchies that a kubelet uses: those of v1 where there are any. */
+/** The hierarchies that kubelet uses: those of v1, if there are any. */
 export function hierarchies(): string[] {
   const v1 = mountPoints('cgroup');
   return v1.length > 0 ? v1 : mountPoints('cgroup2');
 }
 
-/** The directories of a group, in all hierarchies: runc makes some in that of v2, too, where it is mounted beside v1's. */
+/** The directories of a group, in all hierarchies: runc also uses v2's if it is mounted beside v1's. */
 export function groupTraces(path: string): string[] {
   const roots = [...mountPoints('cgroup'), ...mountPoints('cgroup2')];
   return roots.map((root) => join(root, path)).filter((directory) => existsSync(directory));
 }
 
-/** Make a group in every hierarchy, ready to take processes. */
+/** Make a group in every hierarchy, ready for processes. */
 export function makeGroup(path: string): void {
   const names = path.split('/');
   for (const root of hierarchies()) {
@@ -54,7 +56,7 @@ function inheritCpuset(parent: string, directory: string): void {
   }
 }
 
-/** With cgroup v2 a group's children have the controllers that it hands on. */
+/** With cgroup v2 a group must enable controllers for its children. */
 function handControllersOn(parent: string): void {
   const available = join(parent, 'cgroup.controllers');
   if (!existsSync(available)) return;
@@ -62,13 +64,13 @@ function handControllersOn(parent: string): void {
   writeFileSync(join(parent, 'cgroup.subtree_control'), names.map((name) => `+${name}`).join(' '));
 }
 
-/** A shell command's beginning that moves the shell into the group. */
+/** The beginning of a shell command that moves the shell into the group. */
 export const enterGroup = (path: string): string =>
   hierarchies()
     .map((root) => `echo $$ > ${join(root, path)}/cgroup.procs`)
     .join(' && ');
 
-/** End everything in a group, and remove it. A group that is not there is no error. */
+/** Kill everything in a group, and remove it, if it exists. */
 export async function removeGroup(path: string): Promise<void> {
   const deadline = performance.now() + 20_000;
   for (;;) {
@@ -85,11 +87,11 @@ function processesBelow(directory: string): number[] {
     const own = readFileSync(join(directory, 'cgroup.procs'), 'utf8').split('\n').filter(Boolean).map(Number);
     return [...own, ...subgroups(directory).flatMap(processesBelow)];
   } catch {
-    return []; // It went away meanwhile.
+    return []; // it has been removed meanwhile
   }
 }
 
-/** Whether the group is gone, with all below it. */
+/** Whether the group is gone, with all groups below it. */
 function removeTree(directory: string): boolean {
   try {
     if (!subgroups(directory).every(removeTree)) return false;

@@ -30,8 +30,8 @@ import { until } from './until.ts';
 type Note = (line: string) => void;
 
 /**
- * Raise a cluster without a network: control plane, nodes with their kubelets and kube-proxies, images. What is left of a
- * failure stays for {@link clusterDown}.
+ * Raise a cluster without a network: control plane, nodes with their kubelets and kube-proxies, images. After a failure
+ * call {@link clusterDown}.
  */
 export async function clusterUp(
   options: ClusterOptions,
@@ -59,7 +59,7 @@ export async function clusterUp(
   return cluster;
 }
 
-/** A program `kubectl` for people: the control plane's namespace is none that they are in. */
+/** Write a program `kubectl` for people, which runs in the control plane's namespace. */
 function writeKubectl(cluster: Cluster): void {
   const command = kubectlCommand(cluster).join(' ');
   const text = `#!/bin/sh\nexec nsenter --net=${netnsPath(netnsOf(cluster, 'cp'))} -- ${command} "$@"\n`;
@@ -73,7 +73,7 @@ interface NodeFlags {
   readonly boot?: BootOptions;
 }
 
-/** Add a node. Resolves when it has registered itself and has podCIDRs and its images. */
+/** Add a node. Resolves when it has registered itself, and has podCIDRs and its images. */
 export async function addNode(
   cluster: Cluster,
   { index, proxyMode = cluster.options.proxyMode, containerd = 'debian', boot }: NodeFlags,
@@ -91,7 +91,7 @@ export async function addNode(
   return node;
 }
 
-/** Put images on a node; one that has been there already is renewed. */
+/** Import images on a node. Existing ones are replaced. */
 export async function importImages(node: ClusterNode, images: readonly NodeImage[]): Promise<void> {
   for (const { archive, names } of images) {
     await feedNode(node, archive, 'ctr', '-n', 'k8s.io', 'images', 'import', '-');
@@ -106,7 +106,7 @@ interface KubeNode {
   status: { conditions?: { type: string; status: string }[] };
 }
 
-/** A node's podCIDRs, IPv4 first, once the controller manager has given it some. */
+/** A node's podCIDRs, IPv4 first, once the controller manager has assigned them. */
 export function podCidrsOf(cluster: Cluster, node: ClusterNode): Promise<string[]> {
   return until(`${node.name} has podCIDRs`, 180_000, async () => {
     const { spec } = await get<KubeNode>(cluster, 'node', node.name);
@@ -114,7 +114,7 @@ export function podCidrsOf(cluster: Cluster, node: ClusterNode): Promise<string[
   });
 }
 
-/** Take a node away for good: its Node object, its power and its cable. */
+/** Remove a node for good: its Node object, its processes and its cable. */
 export async function removeNode(cluster: Cluster, node: ClusterNode): Promise<void> {
   await cutPower(cluster, node);
   await kubectl(cluster, 'delete', 'node', node.name, '--ignore-not-found');
@@ -127,7 +127,7 @@ export async function isReady(cluster: Cluster, node: ClusterNode): Promise<bool
   return status.conditions?.some(({ type, status }) => type === 'Ready' && status === 'True') ?? false;
 }
 
-/** The images of these names, as {@link clusterUp} takes them. */
+/** The images of these names, for {@link clusterUp}. */
 export function nodeImages(archives: Partial<Record<keyof typeof imageNames, string>>): NodeImage[] {
   return Object.entries(archives).map(([name, archive]) => ({
     archive,
@@ -136,9 +136,9 @@ export function nodeImages(archives: Partial<Record<keyof typeof imageNames, str
 }
 
 /**
- * Take a cluster down: processes, control groups, namespaces, and its folder. Idempotent; works on what a crash has left,
- * by names alone.
- * @param keepLogs leaves its folder, but for the nodes' disks.
+ * Take a cluster down: processes, control groups, namespaces, and its folder. It is idempotent, and finds everything by
+ * name, also after a crash.
+ * @param keepLogs keep its folder, without the nodes' disks
  */
 export async function clusterDown(name: string, { keepLogs = false } = {}): Promise<void> {
   await removeGroup(groupOf(name));
@@ -149,7 +149,7 @@ export async function clusterDown(name: string, { keepLogs = false } = {}): Prom
   else for (const part of ['nodes', 'etcd']) rmSync(join(dir, part), { recursive: true, force: true });
 }
 
-/** What is left on this machine of a cluster, seen by other means than {@link clusterDown} uses. */
+/** Everything on this machine that a cluster has left behind, found by other means than {@link clusterDown} uses. */
 export async function tracesOf(name: string): Promise<string[]> {
   const commands = {
     namespace: ['ls', '/run/netns'],
@@ -167,12 +167,12 @@ export async function tracesOf(name: string): Promise<string[]> {
   return [...groups, ...(await Promise.all(found)).flat()];
 }
 
-/** Leave a cluster to whoever wants to look around. */
+/** Keep a cluster for inspection. */
 export function keepCluster(cluster: Cluster): void {
   saveCluster({ ...cluster, kept: true });
 }
 
-/** Take down the clusters whose owner has ended; those that somebody wanted to keep only where `kept` says so. */
+/** Take down the clusters whose owner has ended. Kept ones are taken down only if `kept` is set. */
 export async function sweepClusters({ kept }: { kept: boolean }): Promise<void> {
   for (const name of clusterNames()) {
     if (!inUse(name, kept)) await clusterDown(name);
@@ -184,6 +184,6 @@ function inUse(name: string, evenKept: boolean): boolean {
     const { owner, kept } = openCluster(name);
     return (kept === true && !evenKept) || isAlive(owner);
   } catch {
-    return false; // A crash before its first write: there is little of it.
+    return false; // it crashed before its first write
   }
 }

@@ -26,12 +26,12 @@ import { until } from './until.ts';
 /** etcd, kube-apiserver, controller manager and scheduler, in a namespace beside the nodes'. */
 
 const PORT = 6443;
-/** As many nodes as a story may add: their tokens must be known before the API server starts. */
+/** The largest number of nodes, whose tokens must be known before the API server starts. */
 const MAX_NODES = 5;
 
 export type ControlPlanePart = 'etcd' | 'kube-apiserver' | 'kube-controller-manager' | 'kube-scheduler';
 
-/** Who may speak to the API server: name of the kubeconfig → user and group. */
+/** The clients of the API server: user and group by the name of the kubeconfig. */
 const USERS: Readonly<Record<string, readonly [user: string, group: string]>> = {
   admin: ['admin', 'system:masters'],
   'kube-controller-manager': ['system:kube-controller-manager', ''],
@@ -83,7 +83,7 @@ export async function createCredentials(cluster: Cluster): Promise<void> {
 const servicesOf = ({ options }: Cluster): string =>
   SERVICE_NETWORKS.slice(0, options.dualStack ? 2 : 1).join(',');
 
-/** The credentials of a client of the API server that serves metrics itself. */
+/** The credentials of a client of the API server that also serves metrics. */
 function asClient(cluster: Cluster, part: ControlPlanePart): Record<string, string> {
   const kubeconfig = kubeconfigOf(cluster, part);
   return {
@@ -101,7 +101,7 @@ const flagsOf: Record<ControlPlanePart, (cluster: Cluster) => Record<string, str
     'advertise-client-urls': 'http://127.0.0.1:2379',
     'listen-peer-urls': 'http://127.0.0.1:2380',
     'log-level': 'warn',
-    // Nothing here outlives the machine.
+    // Nothing here must survive a crash of the machine.
     'unsafe-no-fsync': 'true',
   }),
   'kube-apiserver': (cluster) => ({
@@ -167,7 +167,9 @@ export function startPart(cluster: Cluster, part: ControlPlanePart): void {
   spawnInControlPlane(cluster, logOf(cluster, part), peerPath(part), ...flags).unref();
 }
 
-/** Start a program in the control plane's namespace, and in the cluster's control group: it ends with the cluster. */
+/**
+ * Start a program in the control plane's namespace and the cluster's control group, so that it ends with the cluster.
+ */
 export function spawnInControlPlane(
   cluster: Cluster,
   logFile: string,
@@ -197,8 +199,9 @@ export function killPart(cluster: Cluster, part: ControlPlanePart): void {
 const logOf = (cluster: Cluster, part: ControlPlanePart): string => join(cluster.dir, 'logs', `${part}.log`);
 
 /**
- * What runs one of a node's programs in the control plane's namespace: a host outside of the cluster, which knows no service.
- * @returns the arguments of `run`.
+ * The command that runs one of a node's programs in the control plane's namespace, a host outside the cluster without
+ * Services.
+ * @returns the arguments of `run`
  */
 export function commandInControlPlane(
   cluster: Cluster,

@@ -6,13 +6,15 @@ import { get } from './kubectl.ts';
 import { inNode } from './node.ts';
 import type { Cluster, ClusterNode } from './state.ts';
 
-/** Everything of a node that a network of the cluster can leave behind, to compare with what was there before it came. */
+/**
+ * The state of a node that a cluster network can leave behind, for a comparison with the state before its installation.
+ */
 
 export type Dump = Record<string, string[]>;
 
 /**
- * What is left out is others': addresses that the kernel makes of a MAC, rules of kube-proxy, of kubelet and of the portmap
- * plugin, settings that count something or belong to a device of a pod, and what runs in containers.
+ * Left out is what belongs to others: addresses that the kernel makes of a MAC, rules of kube-proxy, kubelet and the
+ * portmap plugin, settings that are counters or belong to a pod's device, and processes in containers.
  */
 const commands: Record<string, string> = {
   links: `ip -br link | sed 's/[@ ].*//'`,
@@ -31,18 +33,18 @@ const commands: Record<string, string> = {
   '/run': `find /run -mindepth 1 \\( -path '/run/containerd/*' -o -path '/run/services/*' -o -path '/run/netns/*' \\) -prune -o -print`,
 };
 
-/** What a node has now, a line each, sorted. */
+/** The state of a node, as sorted lines. */
 export async function dumpOf(cluster: Cluster, node: ClusterNode): Promise<Dump> {
   const lines = (text: string): string[] =>
     [...new Set(text.split('\n').filter((line) => line !== ''))].toSorted();
   const dump: Dump = {};
   for (const [what, command] of Object.entries(commands))
     dump[what] = lines(await inNode(node, 'sh', '-c', command));
-  // What lies above the machine's own root is all that the node has written to its disk. (A character device stands there for
-  // a file of the machine's that the node has removed.)
+  // The upper layer of the node's root has all that the node has written to its disk. (A character device there stands
+  // for a file of the machine that the node has removed.)
   const upper = join(node.disk, 'upper');
   const written = lines(await run('find', [upper, '-mindepth', '1', '!', '-type', 'c', '-printf', '/%P\\n']));
-  // /lib/modules: kubelet makes it for the manifest's volume, where the machine has none.
+  // kubelet creates /lib/modules for the manifest's volume, if the machine has none.
   dump['disk'] = written.filter((path) => !/^\/(var\/log|tmp|root)\/|^\/usr(\/lib(\/modules)?)?$/.test(path));
   const { metadata } = await get<{ metadata: { annotations?: object } }>(cluster, 'node', node.name);
   dump['annotations'] = Object.keys(metadata.annotations ?? {}).toSorted();
@@ -51,12 +53,12 @@ export async function dumpOf(cluster: Cluster, node: ClusterNode): Promise<Dump>
 
 const firstDump = (node: ClusterNode): string => join(node.disk, 'first-dump.json');
 
-/** Keep what a node has before a network is installed. */
+/** Save the state of a node before a network is installed. */
 export async function keepFirstDump(cluster: Cluster, node: ClusterNode): Promise<void> {
   writeFileSync(firstDump(node), JSON.stringify(await dumpOf(cluster, node)));
 }
 
-/** What there is now and was not before any network was installed, and what is no longer there: `+ …` and `- …`. */
+/** The difference to the state before any network was installed, as lines `+ …` and `- …`. */
 export async function changesSinceFirst(cluster: Cluster, node: ClusterNode): Promise<Dump> {
   const first = JSON.parse(readFileSync(firstDump(node), 'utf8')) as Dump;
   const changes: Dump = {};

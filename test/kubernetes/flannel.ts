@@ -7,7 +7,7 @@ import { manifestFor, rolledOut } from './workload.ts';
 
 /** The real flannel on a cluster whose nodes have its image (`buildImages(['flannel', …])`). */
 
-/** Where its manifest is, for a `kubectl apply -f`. */
+/** The path of its manifest, for `kubectl apply -f`. */
 export const flannelManifest = join(import.meta.dirname, 'manifests/kube-flannel.yml');
 
 /** `kubectl apply -f kube-flannel.yml`, and wait until flanneld runs on each node. */

@@ -21,7 +21,10 @@ import { buildProbe, debianProgram } from './programs.ts';
 
 /** The images that a cluster needs beside ripstop's own, made from the programs; nothing is pulled from anywhere. */
 
-/** Which names an image has on a node. None of them can be pulled, so all must be there under the name that is asked for. */
+/**
+ * Which names an image has on a node. None of them can be pulled, so all must be there under the name that is asked
+ * for.
+ */
 export const imageNames = {
   pause: [upstream.pause],
   // busybox and probe: the stories' pods, and what Kubernetes' tests take a busybox for.

@@ -11,7 +11,7 @@ set -u
 disk=$1
 . "$disk/config/env"
 
-# ---- the root: the machine's own below, the node's disk above, and what a boot makes anew ------------------------------
+# ---- the root: the machine's root below, the node's disk above, and mounts that a boot makes -----------------------------
 root=$disk/root
 mkdir -p "$root" "$disk/upper" "$disk/work" "$disk/containerd" "$disk/kubelet"
 mount -t overlay -o "lowerdir=/,upperdir=$disk/upper,workdir=$disk/work" overlay "$root" || exit 1
@@ -27,14 +27,14 @@ mkdir -p "$root/run/lock" "$root/run/services" "$root/run/sysctl" "$root/run/old
   "$root/var/lib/containerd" "$root/var/lib/kubelet" "$root/opt/cni/bin" "$root/etc/cni/net.d" "$root/var/log"
 mount --bind "$disk/containerd" "$root/var/lib/containerd"
 mount --bind "$disk/kubelet" "$root/var/lib/kubelet"
-# The programs, and the node's configuration, where the machine has them.
+# The programs, and the node's configuration, at their usual paths.
 for folder in "$PROGRAMS" "$disk/config"; do
   mkdir -p "$root$folder"
   mount --bind "$folder" "$root$folder"
 done
 cp "$disk/config/hosts" "$disk/config/resolv.conf" "$root/etc/"
 [ -e "$root/opt/cni/bin/loopback" ] || cp /usr/lib/cni/* "$root/opt/cni/bin/"
-# kubelet sets settings that belong to the whole machine: let it find them set.
+# kubelet writes settings of the whole machine: give it files that already have its values.
 for setting in vm/overcommit_memory=1 kernel/panic=10 kernel/panic_on_oops=1 kernel/keys/root_maxkeys=1000000 \
   kernel/keys/root_maxbytes=25000000; do
   file=$root/run/sysctl/$(basename "${setting%=*}")
@@ -69,5 +69,5 @@ while [ ! -S /run/containerd/containerd.sock ]; do sleep 0.1; done
 service kubelet kubelet --config="$disk/config/kubelet.yaml" --kubeconfig="$disk/config/kubelet.kubeconfig" \
   --hostname-override="$NAME" --node-ip="$NODE_IPS" --v=2
 service kube-proxy kube-proxy --config="$disk/config/kube-proxy.yaml"
-# Orphans end up here, and are reaped.
+# Orphans become children of this process, and are reaped.
 while :; do wait -n || sleep 0.5; done

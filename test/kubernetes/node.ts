@@ -34,23 +34,23 @@ import { plugNodeIn, unplugNode } from './underlay.ts';
 import { until } from './until.ts';
 
 /**
- * A node: containerd, kubelet and kube-proxy in network, mount, UTS and PID namespaces of their own, around a disk that
+ * A node: containerd, kubelet and kube-proxy in network, mount, UTS and PID namespaces of their own, with a disk that
  * survives a power cut. node-init.sh is its PID 1.
  */
 
 export type Service = 'containerd' | 'kubelet' | 'kube-proxy';
 
-/** How a node boots. */
+/** Options of a node's boot. */
 export interface BootOptions {
   /** Whether the host has mounted a BPF file system, as systemd does. Default true. */
   readonly bpffs?: boolean;
-  /** Whether mounts below /run propagate into containers, as systemd has it. Default true. */
+  /** Whether mounts below /run propagate into containers, as with systemd. Default true. */
   readonly sharedRun?: boolean;
   /** Services that are not started until {@link resumeService}. */
   readonly off?: readonly Service[];
 }
 
-/** Start a node whose cable is laid. Resolves when its containerd answers. */
+/** Start a node that has a cable. Resolves when its containerd answers. */
 export async function bootNode(
   cluster: Cluster,
   node: ClusterNode,
@@ -84,14 +84,14 @@ export async function bootNode(
   });
 }
 
-/** The process that is PID 1 of the node: of those that run its script, the one in a PID namespace of its own. */
+/** The node's PID 1: of the processes that run its script, the one in a PID namespace of its own. */
 function initOf(node: ClusterNode, init: string): number | false {
   const pids = processesIn([node.netns]).filter((pid) => commandLine(pid).includes(init));
   const inner = pids.find((pid) => /^NSpid:\t\d+\t1$/m.test(readFileSync(`/proc/${pid}/status`, 'utf8')));
   return inner ?? false;
 }
 
-/** The programs of a node, in one folder: links where the cache lies on the same file system. */
+/** Put the programs of a node into one folder: as hard links if the cache is on the same file system. */
 async function writePrograms(node: ClusterNode): Promise<void> {
   const folder = programsOf(node);
   rmSync(folder, { recursive: true, force: true });
@@ -132,7 +132,7 @@ function writeConfiguration(cluster: Cluster, node: ClusterNode, options: BootOp
       .map(([name, value]) => `${name}='${value}'\n`)
       .join(''),
     hosts: `127.0.0.1 localhost\n${node.ips.map((ip) => `${ip} ${node.name}\n`).join('')}`,
-    // Nobody answers there: names outside of the cluster are not resolved.
+    // Nothing answers there: names outside the cluster are not resolved.
     'resolv.conf': `nameserver ${underlayAddresses('underlay', cluster.options)[0]}\n`,
     'kubelet.yaml': dump(kubeletConfiguration(cluster, node)),
     'kubelet.kubeconfig': readFileSync(kubeconfigOf(cluster, node.name), 'utf8'),
@@ -163,7 +163,7 @@ function kubeletConfiguration(cluster: Cluster, node: ClusterNode): object {
     failSwapOn: false,
     containerRuntimeEndpoint: 'unix:///run/containerd/containerd.sock',
     resolvConf: '/etc/resolv.conf',
-    // The disk is the machine's, and so is the decision what lies on it.
+    // The disk is the machine's, so kubelet must not remove images to free space.
     evictionHard: { 'memory.available': '100Mi', 'nodefs.available': '1%', 'imagefs.available': '1%' },
     imageGCHighThresholdPercent: 100,
     maxPods: 110,
@@ -181,12 +181,12 @@ function proxyConfiguration(cluster: Cluster, node: ClusterNode): object {
     clusterCIDR: POD_NETWORKS.slice(0, dualStack ? 2 : 1).join(','),
     mode: node.proxyMode,
     hostnameOverride: node.name,
-    // These settings are the machine's.
+    // These settings belong to the whole machine.
     conntrack: { maxPerCore: 0, min: 0 },
   };
 }
 
-/** Debian's 1.6 and the current release read version 2 of the format. */
+/** Debian's 1.6 and the current release both read version 2 of the format. */
 const CONTAINERD_CONFIGURATION = `version = 2
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "${images.pause}"
@@ -201,9 +201,10 @@ const CONTAINERD_CONFIGURATION = `version = 2
     conf_dir = "/etc/cni/net.d"
 `;
 
-// ---- what happens to a node ------------------------------------------------------------------------------------------
+// ---- what happens to a node
+// ------------------------------------------------------------------------------------------
 
-/** Pull the plug: every process of the node ends at once, with its mounts, its /run and all that is pinned in its bpffs. */
+/** Cut the power: all processes of the node end at once, with its mounts, its /run and all pins in its bpffs. */
 export async function cutPower(cluster: Cluster, node: ClusterNode): Promise<void> {
   if (node.initPid !== undefined) signalProcess(node.initPid, 'SIGKILL');
   delete node.initPid;
@@ -213,7 +214,7 @@ export async function cutPower(cluster: Cluster, node: ClusterNode): Promise<voi
   await unplugNode(cluster, node);
 }
 
-/** Power cut and boot: a new kernel's worth of network, an empty /run, the disk as it was. */
+/** Cut the power and boot: with a new network stack, an empty /run, and the same disk. */
 export async function rebootNode(
   cluster: Cluster,
   node: ClusterNode,
@@ -224,13 +225,13 @@ export async function rebootNode(
   await bootNode(cluster, node, options);
 }
 
-/** The argument vector that runs a program on a node, as in a shell there. */
+/** The arguments that run a program on a node, as in a shell there. */
 function commandInNode(node: ClusterNode, argv: readonly string[]): string[] {
   if (node.initPid === undefined || !isAlive(node.initPid)) throw new Error(`${node.name} is down`);
   return ['-t', String(node.initPid), '-m', '-u', '-p', '-n', '--', ...argv];
 }
 
-/** Run a program on a node; its standard output. @throws RipstopError when it fails. */
+/** Run a program on a node. Returns its standard output. @throws RipstopError when it fails. */
 export function inNode(node: ClusterNode, ...argv: string[]): Promise<string> {
   return run('nsenter', commandInNode(node, argv), withPath(node));
 }
@@ -244,7 +245,7 @@ export function tryInNode(node: ClusterNode, ...argv: string[]): Promise<RunResu
   return tryRun('nsenter', commandInNode(node, argv), withPath(node));
 }
 
-/** nsenter looks a program up in the node's root, where the folder of its programs is in the same place as here. */
+/** nsenter looks programs up in the node's root, where their folder has the same path as here. */
 function withPath(node: ClusterNode): { env: NodeJS.ProcessEnv; timeoutMs: number } {
   const PATH = `${programsOf(node)}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin`;
   return { env: { ...process.env, PATH }, timeoutMs: 120_000 };
@@ -253,9 +254,9 @@ function withPath(node: ClusterNode): { env: NodeJS.ProcessEnv; timeoutMs: numbe
 const servicePid = async (node: ClusterNode, service: Service): Promise<number> =>
   Number(await inNode(node, 'cat', `/run/services/${service}.pid`));
 
-/** Kill a service's process; it is started again after a second, as systemd would. */
+/** Kill a service's process. It is restarted after a second, as by systemd. */
 export async function killService(node: ClusterNode, service: Service): Promise<void> {
-  // It may end at this very moment by itself: kube-proxy does when its Node changes.
+  // It may end by itself at this moment: kube-proxy does when its Node changes.
   await until(`${service} of ${node.name} can be killed`, 10_000, async () =>
     inNode(node, 'kill', '-KILL', String(await servicePid(node, service))),
   );
@@ -271,7 +272,7 @@ export async function resumeService(node: ClusterNode, service: Service): Promis
   await inNode(node, 'rm', '-f', `/run/services/${service}.off`);
 }
 
-/** Have kube-proxy work in another mode, as an operator does: a new configuration, and a restart. */
+/** Change the mode of kube-proxy, as an operator does: with a new configuration, and a restart. */
 export async function setProxyMode(cluster: Cluster, node: ClusterNode, mode: ProxyMode): Promise<void> {
   node.proxyMode = mode;
   saveCluster(cluster);

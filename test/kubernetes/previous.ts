@@ -7,24 +7,24 @@ import { run } from '../../src/host/run.ts';
 import { cacheDir } from '../support/go-programs.ts';
 import type { NodeImage } from './state.ts';
 
-/** The release that users upgrade from, and roll back to. */
+/** The previous release, from which users upgrade, and to which they roll back. */
 
 const ROOT = join(import.meta.dirname, '../..');
-/** Its commit: no image of it was published, so it is built from its sources, by today's recipe. */
+/** Its commit. No image of it was published, so it is built from its sources with today's Dockerfile. */
 const PREVIOUS = { version: '0.1.0', commit: '9f2a0bb12e3726e144768ca3d87c21130ad7564f' };
 
 export interface Release {
   readonly image: NodeImage;
-  /** Its own manifest, which names that image. */
+  /** Its own manifest, with that image. */
   readonly manifest: string;
 }
 
-/** The last release, built where it is not there yet. @throws RipstopError when the repository has no history. */
+/** The previous release. It is built if necessary. @throws RipstopError when the repository has no history. */
 export async function previousRelease(note: (line: string) => void): Promise<Release> {
   const { version, commit } = PREVIOUS;
   const context = await sourcesOf(commit);
   const name = `ripstop:${version}-previous`;
-  // Built once for each recipe: the stories ask for it again.
+  // It is built once for each Dockerfile, since several stories use it.
   const recipe = createHash('sha256')
     .update(readFileSync(join(ROOT, 'deploy/Dockerfile')))
     .digest('hex');

@@ -5,7 +5,7 @@ import { run } from '../../src/host/run.ts';
 import { buildOwnProgram, cacheDir } from '../support/go-programs.ts';
 import { programs } from '../support/peer-programs.ts';
 
-/** What a cluster is made of, the quick ones first. */
+/** The programs of a cluster, those that build quickly first. */
 export const programsOfCluster = [
   programs.etcd,
   programs['kube-apiserver'],
@@ -22,7 +22,7 @@ export const programsOfCluster = [
   programs.ctr,
 ];
 
-/** What Kubernetes' own tests need besides. */
+/** The programs that Kubernetes' own tests need in addition. */
 export const programsOfE2e = [
   programs.agnhost,
   programs['regression-issue-74839'],
@@ -32,7 +32,7 @@ export const programsOfE2e = [
   programs['kube-network-policies'],
 ];
 
-/** Programs from Debian's packages: unpacked and not installed, for the packages would start servers. */
+/** Programs from Debian's packages. They are unpacked, not installed, since the packages would start servers. */
 const debian = {
   containerd: ['containerd', 'usr/bin/containerd'],
   'containerd-shim-runc-v2': ['containerd', 'usr/bin/containerd-shim-runc-v2'],
@@ -41,13 +41,13 @@ const debian = {
   busybox: ['busybox-static', 'bin/busybox'],
 } as const;
 
-/** Where a program of Debian's is, once {@link fetchDebianPrograms} has brought it. */
+/** The path of a program of Debian, once {@link fetchDebianPrograms} has fetched it. */
 export function debianProgram(name: keyof typeof debian): string {
   const [packageName, path] = debian[name];
   return join(cacheDir('debian'), packageName, path);
 }
 
-/** Bring those of Debian's packages that are not there. @throws RipstopError when apt cannot. */
+/** Fetch Debian's packages that are missing. @throws RipstopError when apt fails. */
 export async function fetchDebianPrograms(note: (line: string) => void): Promise<void> {
   const absent = new Set(
     Object.entries(debian)
@@ -73,7 +73,7 @@ async function unpack(packageName: string): Promise<void> {
   }
 }
 
-/** The sender and receiver that counts what is lost, from its source beside this file. @returns its path. */
+/** Build `probe`, which counts lost messages, from its source beside this file. @returns its path. */
 export function buildProbe(): Promise<string> {
   return buildOwnProgram('probe', join(import.meta.dirname, 'probe'));
 }

@@ -7,13 +7,13 @@ import { readme } from '../support/manifest.ts';
 import { flannelManifest } from './flannel.ts';
 import type { Cluster } from './state.ts';
 
-/** What deploy/README.md tells an operator to type is what the stories run. */
+/** The stories run the commands that deploy/README.md gives to operators. */
 
 const ROOT = join(import.meta.dirname, '../..');
 
 /**
- * The commands of a code block of deploy/README.md, in their order, comments left out.
- * @param after text before the block: the first block that follows it is meant.
+ * The commands of a code block of deploy/README.md, in order, without comments.
+ * @param after text before the block: the first block after it is used
  */
 export function commandsOf(after: string): string[] {
   const begin = readme.indexOf(after);
@@ -26,7 +26,7 @@ export function commandsOf(after: string): string[] {
     .filter((line) => line !== '');
 }
 
-/** Type a command at the repository's root, where kubectl is the cluster's and kube-flannel.yml is at hand. */
+/** Run a command at the repository's root, with the cluster's kubectl and kube-flannel.yml. */
 export async function type(cluster: Cluster, command: string): Promise<string> {
   const dir = mkdtempSync(join(tmpdir(), 'ripstop-readme-'));
   try {

@@ -7,7 +7,7 @@ import { cacheDir } from '../support/go-programs.ts';
 export const PROXY_MODES = ['iptables', 'nftables'] as const;
 export type ProxyMode = (typeof PROXY_MODES)[number];
 
-/** What moves pods' traffic: ripstop by deploy/ripstop.yml, or the real flannel. */
+/** The cluster network: ripstop by deploy/ripstop.yml, or the real flannel. */
 export type Network = 'ripstop' | 'flannel';
 
 export interface ClusterOptions {
@@ -24,7 +24,7 @@ export interface ClusterNode {
   readonly name: string;
   readonly index: number;
   readonly netns: string;
-  /** The folder that survives its power cuts. */
+  /** Its disk: a folder that survives power cuts. */
   readonly disk: string;
   /** Its addresses on the underlay, IPv4 first. */
   readonly ips: readonly string[];
@@ -35,27 +35,27 @@ export interface ClusterNode {
   initPid?: number;
 }
 
-/** What is put on every node: the archive of an image, and the names it must have there. */
+/** An image for every node: its archive, and its names there. */
 export interface NodeImage {
   readonly archive: string;
   readonly names: readonly string[];
 }
 
-/** A cluster on this machine: what `kubectl` and the tests need to know of it. */
+/** A cluster on this machine, as far as `kubectl` and the tests need to know it. */
 export interface Cluster {
   readonly options: ClusterOptions;
-  /** Holds everything of the cluster that is on disk: certificates, etcd's data, the nodes' disks, logs. */
+  /** The folder of all its files: certificates, etcd's data, the nodes' disks, logs. */
   readonly dir: string;
-  /** The process that answers for it; another one may sweep it once this has ended. */
+  /** The process id of its owner. Once the owner has ended, another process may sweep the cluster. */
   readonly owner: number;
-  /** It stays when its owner has ended. */
+  /** Whether it stays when its owner has ended. */
   readonly kept?: boolean;
   nodes: ClusterNode[];
   /** The images of its nodes. */
   readonly images: readonly NodeImage[];
 }
 
-/** Addresses of the cluster, all in namespaces of its own: any two clusters may have the same. */
+/** Addresses of the cluster. They are in its own namespaces, so clusters may have the same. */
 export const POD_NETWORKS = ['10.244.0.0/16', 'fd00:10:244::/56'] as const;
 export const SERVICE_NETWORKS = ['10.96.0.0/16', 'fd00:10:96::/112'] as const;
 export const DNS_SERVICE = '10.96.0.10';
@@ -80,7 +80,7 @@ export const clusterNames = (): string[] => (existsSync(clustersDir()) ? readdir
 /** The network namespace of the control plane, the underlay or a node. */
 export const netnsOf = ({ options }: Pick<Cluster, 'options'>, who: string): string =>
   `rk8s-${options.name}-${who}`;
-/** The control group of a part of the cluster; without a part, the one that holds them all. */
+/** The control group of a part of the cluster; without a part, the parent of all. */
 export const groupOf = (name: string, part?: string): string =>
   part === undefined ? `ripstop-${name}` : `ripstop-${name}/${part}`;
 

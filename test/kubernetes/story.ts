@@ -2,8 +2,8 @@
 import { type Cluster, openCluster } from './state.ts';
 
 /**
- * The cluster that a story is told on. Each story leaves it as it was: two nodes, ripstop and the workload on them.
- * @throws Error when the story was started without one.
+ * The cluster of a story. Each story leaves it as it was: two nodes with ripstop and the workload.
+ * @throws Error when the story was started without one
  */
 export function storyCluster(): Cluster {
   const name = process.env['RIPSTOP_KUBERNETES'];

@@ -7,9 +7,9 @@ import { inNode, tryInNode } from './node.ts';
 import { until } from './until.ts';
 import { clusterIpOf, inPod, type Pod, podsOf } from './workload.ts';
 
-/** Numbered messages between pods, and what became of each. */
+/** Numbered messages between pods, and their results. */
 
-/** What `probe` reports; see probe/main.go. */
+/** The report of `probe`; see probe/main.go. */
 export interface ProbeReport {
   readonly kind: Probe;
   readonly address: string;
@@ -28,7 +28,7 @@ export type Probe = 'udp' | 'tcp' | 'connect';
 export const at = (ip: string, port: number): string =>
   ip.includes(':') ? `[${ip}]:${port}` : `${ip}:${port}`;
 
-/** What the last line of a program's output says. @throws Error with the output when it is no report. */
+/** The report in the last line of a program's output. @throws Error with the output when there is none. */
 function reportIn(output: string): ProbeReport {
   const last = output.trim().split('\n').at(-1) ?? '';
   try {
@@ -38,7 +38,7 @@ function reportIn(output: string): ProbeReport {
   }
 }
 
-/** What a run of probe reports, well or ill. */
+/** The report of a run of probe, also of one that failed. */
 export async function reportOf(...command: Parameters<typeof tryRun>): Promise<ProbeReport> {
   return reportOfRun(await tryRun(...command));
 }
@@ -57,7 +57,7 @@ export async function probeFrom(
   return reportOfRun(await tryKubectl(cluster, ...argv));
 }
 
-/** The same from a node's own network. */
+/** The same from a node itself. */
 export async function probeFromNode(
   node: ClusterNode,
   kind: Probe,
@@ -67,7 +67,7 @@ export async function probeFromNode(
   return reportOfRun(await tryInNode(node, 'probe', kind, address, String(count), '5ms'));
 }
 
-/** What a report of an undisturbed conversation has; compare with `toMatchObject`. */
+/** The report of a conversation without losses, for `toMatchObject`. */
 export const UNHARMED = { lost: 0, duplicated: 0, errors: 0 } as const;
 
 /** A conversation that goes on until it is stopped. */
@@ -79,8 +79,8 @@ interface Flow {
 }
 
 /**
- * The flows that must survive everything: between the first and every other node, both ways, TCP and UDP, plain and through
- * a Service whose backends are on these nodes. With a single node those within it.
+ * The conversations that must survive everything: between the first and every other node, both ways, TCP and UDP, plain
+ * and through a Service with backends on these nodes. With a single node they are within it.
  */
 async function flowsBetween(cluster: Cluster, nodes: readonly ClusterNode[]): Promise<Flow[]> {
   const [clients, echoes] = await Promise.all([podsOf(cluster, 'client'), podsOf(cluster, 'echo')]);
@@ -105,7 +105,7 @@ async function flowsBetween(cluster: Cluster, nodes: readonly ClusterNode[]): Pr
   );
 }
 
-/** The address of a Service with the pods of these nodes behind it, once they are. */
+/** The address of a Service with backends on these nodes, once it has them. */
 async function steadyService(
   cluster: Cluster,
   nodes: readonly ClusterNode[],
@@ -115,7 +115,7 @@ async function steadyService(
   await kubectl(cluster, 'label', 'pods', '-l', 'steady=yes', 'steady-');
   const chosen = nodes.map(({ name }) => `pod/${echoes.get(name)!.name}`);
   await kubectl(cluster, 'label', ...chosen, 'steady=yes');
-  // Each kube-proxy must have heard of it: a backend of before could be one that the story takes away.
+  // Each kube-proxy must have its backends: a previous backend could be one that the story removes.
   const names = new Set(nodes.map(({ name }) => echoes.get(name)!.name));
   const ip = await clusterIpOf(cluster, 'steady');
   const ask = `for i in 1 2 3 4 5 6 7 8 9 10 11 12; do echo who | nc -w 2 ${ip} 70; done`;
@@ -129,8 +129,9 @@ async function steadyService(
 }
 
 /**
- * Run flows, 100 messages a second each, in the background of their pods, where no end of a kubelet or API server reaches
- * them. @returns ends them and tells what each has seen.
+ * Run conversations, 100 messages a second each, in the background of their pods, independent of kubelet and API
+ * server.
+ * @returns a function that ends them and returns their reports
  */
 export async function startFlows(
   cluster: Cluster,
@@ -152,7 +153,7 @@ export async function startFlows(
     const ended = await Promise.all(
       flows.map(async ({ what, from }, i) => {
         const report = await until(`${what} is reported`, 60_000, async () => {
-          // Again and again: an exec may fail while a runtime restarts.
+          // Retry: an exec may fail while a runtime restarts.
           const script = `kill -INT $(cat ${files[i]}.pid) 2>/dev/null; sleep 0.2; cat ${files[i]}`;
           const output = await inPod(cluster, from, 'sh', '-c', script);
           return output !== '' && reportIn(output);
@@ -164,7 +165,7 @@ export async function startFlows(
   };
 }
 
-/** Do something while flows run: none of them may lose, duplicate or break anything. */
+/** Do something while conversations run. None of them may lose, duplicate or break anything. */
 export async function unharmed(
   cluster: Cluster,
   nodes: readonly ClusterNode[],
@@ -177,7 +178,7 @@ export async function unharmed(
   } finally {
     reports = await stop();
   }
-  // With the first error's text, which says what kind of harm it is.
+  // With the text of the first error, which shows the kind of failure.
   const seen = Object.entries(reports).map(([what, { lost, duplicated, errors, firstError }]) => {
     return [what, { lost, duplicated, errors, ...(firstError !== undefined && { firstError }) }] as const;
   });
@@ -186,7 +187,7 @@ export async function unharmed(
   return reports;
 }
 
-/** What there is on a node of pods: all of it must be as before when the pods that a story made are gone. */
+/** A node's traces of pods. They must be as before once the pods of a story are gone. */
 export async function inventory(node: ClusterNode): Promise<Record<string, string[]>> {
   const script = `
     for f in /var/lib/cni/networks/cbr0/*.*; do [ -e "$f" ] && echo "lease \${f##*/}"; done

@@ -4,15 +4,15 @@ import { addNetns, deleteNetns, netnsPath, setSysctls } from '../../src/lab/netn
 import { randomMac } from '../../src/net/mac.ts';
 import { type Cluster, type ClusterNode, netnsOf, UNDERLAY_LENGTHS, underlayAddresses } from './state.ts';
 
-/** A switch in a namespace of its own, and the cables to it. Nothing of the machine's own network is touched. */
+/** A switch in a namespace of its own, and the cables to it. The machine's own network is not changed. */
 
 const AT_ONCE = { 'ipv6.conf.default.accept_dad': 0 };
 
-/** The switch, with addresses that are everybody's default gateway, and the control plane's cable. */
+/** Create the switch, with the addresses of all default gateways, and the control plane's cable. */
 export async function createUnderlay(cluster: Cluster): Promise<void> {
   const netns = netnsOf(cluster, 'underlay');
   await addNetns(netns);
-  // A switch is no firewall: its frames must not meet the bridge's iptables hooks and conntrack.
+  // Frames that cross a switch must not meet iptables and conntrack.
   await setSysctls(netns, {
     'bridge.bridge-nf-call-iptables': 0,
     'bridge.bridge-nf-call-ip6tables': 0,
@@ -30,7 +30,7 @@ export async function createUnderlay(cluster: Cluster): Promise<void> {
   await plugIn(cluster, 'cp', underlayAddresses('cp', cluster.options));
 }
 
-/** A namespace with `eth0` plugged into the switch. */
+/** Create a namespace with `eth0` connected to the switch. */
 async function plugIn(cluster: Cluster, who: string, addresses: readonly string[]): Promise<void> {
   const netns = netnsOf(cluster, who);
   await addNetns(netns);
@@ -55,12 +55,12 @@ function withLengths(addresses: readonly string[]): string[] {
   return addresses.map((address, family) => `${address}/${UNDERLAY_LENGTHS[family]}`);
 }
 
-/** Lay a node's cable: its network is as a machine's is before anything has configured it. */
+/** Create a node's network, with its cable, like that of a machine that nothing has configured yet. */
 export function plugNodeIn(cluster: Cluster, node: ClusterNode): Promise<void> {
   return plugIn(cluster, node.name, node.ips);
 }
 
-/** What a power cycle does to a node's network: devices, routes, rules and sysctls are gone. */
+/** Reset a node's network, like a power cycle: devices, routes, rules and sysctls are gone. */
 export async function unplugNode(cluster: Cluster, node: ClusterNode): Promise<void> {
   await ipBatch([`link del ${node.name}`], {
     netns: netnsPath(netnsOf(cluster, 'underlay')),
@@ -70,8 +70,8 @@ export async function unplugNode(cluster: Cluster, node: ClusterNode): Promise<v
 }
 
 /**
- * Lead the API server to pods, which it must reach as a proxy and for webhooks: kubeadm's control plane is a node of the
- * cluster, here it is none.
+ * Add routes from the API server to pods, which it must reach as a proxy and for webhooks: kubeadm's control plane is a
+ * node of the cluster, this one is not.
  */
 export async function routeToPods(
   cluster: Cluster,

@@ -3,10 +3,10 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { errorText } from '../../src/errors.ts';
 
 /**
- * Try until it neither throws nor answers false. @returns what it answered.
- * @param what ends the sentence "… did not come true".
- * @param hint what helps to find out why, for the error.
- * @throws Error after `timeoutMs`, with the last reason.
+ * Try until it neither throws nor returns false. @returns its result.
+ * @param what the subject of the error "… did not come true"
+ * @param hint a help for finding the reason, for the error
+ * @throws Error after `timeoutMs`, with the last reason
  */
 export async function until<T>(
   what: string,

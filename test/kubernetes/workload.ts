@@ -10,13 +10,13 @@ import { inNode, tryInNode } from './node.ts';
 import { POD_NETWORKS, type Cluster, type ClusterNode } from './state.ts';
 import { until } from './until.ts';
 
-/** What runs on a cluster: ripstop, CoreDNS, and pods that talk. */
+/** The workload of a cluster: ripstop, CoreDNS, and pods that talk. */
 
 const READY_TIMEOUT = '180s';
 
 const text = (name: string): string => readFileSync(join(import.meta.dirname, 'manifests', name), 'utf8');
 
-/** The shipped manifest; its net-conf.json is told of IPv6 where the cluster has it, as deploy/README.md says. */
+/** The shipped manifest. In a cluster with IPv6 its net-conf.json is edited as deploy/README.md says. */
 export function manifestFor({ options }: Cluster, manifest = ripstopManifest): string {
   if (!options.dualStack) return manifest;
   return manifest.replace(
@@ -31,7 +31,7 @@ export async function installRipstop(cluster: Cluster, manifest = ripstopManifes
   await rolledOut(cluster, 'daemonset/kube-ripstop-ds', 'kube-ripstop');
 }
 
-/** Resolves when a workload's pods are those of its newest template, and ready. */
+/** Resolves when all pods of a workload are of its newest template, and ready. */
 export async function rolledOut(cluster: Cluster, workload: string, namespace = 'default'): Promise<void> {
   await kubectl(cluster, '-n', namespace, 'rollout', 'status', workload, `--timeout=${READY_TIMEOUT}`);
 }
@@ -49,7 +49,7 @@ export async function installWorkload(cluster: Cluster): Promise<void> {
   for (const name of ['echo', 'client']) await rolledOut(cluster, `daemonset/${name}`);
 }
 
-/** Take away what {@link installWorkload} has brought. Resolves when no pod of it is left. */
+/** Remove what {@link installWorkload} has created. Resolves when no pod of it is left. */
 export async function removeWorkload(cluster: Cluster): Promise<void> {
   for (const name of ['workload.yml', 'coredns.yml'])
     await kubectl(cluster, 'delete', '-f', join(import.meta.dirname, 'manifests', name));
@@ -70,13 +70,13 @@ interface PodObject {
   status: { podIPs?: { ip: string }[] };
 }
 
-/** The pods with a label; those that are being deleted left out. */
+/** The pods with a label, without those that are being deleted. */
 export async function listPods(cluster: Cluster, app: string, namespace = 'default'): Promise<Pod[]> {
   const { items } = await get<{ items: PodObject[] }>(cluster, '-n', namespace, 'pods', '-l', `app=${app}`);
   return items.filter(({ metadata }) => metadata.deletionTimestamp === undefined).map(toPod);
 }
 
-/** The same of a workload that has one pod on each node, by node. */
+/** The same for a workload with one pod on each node, by node. */
 export async function podsOf(
   cluster: Cluster,
   app: string,
@@ -90,7 +90,7 @@ function toPod({ metadata, spec, status }: PodObject): Pod {
   return { name: metadata.name, namespace: metadata.namespace, node: spec.nodeName ?? '', ips };
 }
 
-/** Run a program in a pod; its standard output. @throws RipstopError when it fails. */
+/** Run a program in a pod. Returns its standard output. @throws RipstopError when it fails. */
 export function inPod(cluster: Cluster, pod: Pod, ...argv: string[]): Promise<string> {
   return kubectl(cluster, '-n', pod.namespace, 'exec', pod.name, '--', ...argv);
 }
@@ -99,12 +99,12 @@ export async function clusterIpOf(cluster: Cluster, service: string): Promise<st
   return kubectl(cluster, 'get', 'service', service, '-o', 'jsonpath={.spec.clusterIP}');
 }
 
-/** Kill a node's agent, as the kernel does when memory runs out. Its container is started again by kubelet. */
+/** Kill a node's agent, as the kernel does when memory runs out. kubelet restarts its container. */
 export async function killAgent(node: ClusterNode): Promise<void> {
   await inNode(node, 'pkill', '-KILL', '-f', 'main.js agent');
 }
 
-/** Resolves when a node's agent says that it is ready. */
+/** Resolves when a node's agent is ready. */
 export async function agentReady(node: ClusterNode, timeoutMs = 120_000): Promise<void> {
   await until(`the agent of ${node.name} is ready`, timeoutMs, async () => {
     const { code } = await tryInNode(node, 'probe', 'get', 'http://127.0.0.1:9480/readyz');
@@ -112,7 +112,7 @@ export async function agentReady(node: ClusterNode, timeoutMs = 120_000): Promis
   });
 }
 
-/** A pod of the tools' image on a node, e.g. one that comes and goes in a story. Resolves when it is ready. */
+/** Create a pod of the tools' image on a node. Resolves when it is ready. */
 export async function runPod(
   cluster: Cluster,
   name: string,
@@ -131,7 +131,7 @@ export function podObject(name: string, node: ClusterNode, command: readonly str
     metadata: { name, labels: { app: name } },
     spec: {
       nodeName: node.name,
-      // With 0 the object would be gone before the pod is.
+      // With 0 the object would be deleted before the pod has ended.
       terminationGracePeriodSeconds: 1,
       containers: [{ name: 'main', image: images.busybox, command }],
     },
@@ -139,8 +139,8 @@ export function podObject(name: string, node: ClusterNode, command: readonly str
 }
 
 /**
- * A Deployment of pods that echo, all on one node where it is named.
- * @param graceSeconds how long a pod goes on answering after its deletion; it does not end before.
+ * Create a Deployment of pods that echo, all on one node if it is given.
+ * @param graceSeconds how long a pod continues to answer after its deletion
  */
 export function deploymentObject(
   name: string,
@@ -168,7 +168,7 @@ export function deploymentObject(
   };
 }
 
-/** Resolves when a pod is ready. @throws Error with what the cluster says of it, when it does not become so. */
+/** Resolves when a pod is ready. @throws Error with the pod's description when it does not become ready. */
 export async function podReady(cluster: Cluster, name: string): Promise<Pod> {
   try {
     await kubectl(cluster, 'wait', '--for=condition=Ready', `pod/${name}`, `--timeout=${READY_TIMEOUT}`);
@@ -184,7 +184,7 @@ export async function deletePod(cluster: Cluster, name: string, timeout = '60s')
   await kubectl(cluster, 'delete', 'pod', name, '--wait=true', `--timeout=${timeout}`);
 }
 
-/** Every node is ready, and knows its podCIDRs. */
+/** Resolves when every node is ready and has its podCIDRs. */
 export async function nodesReady(cluster: Cluster, timeout = READY_TIMEOUT): Promise<void> {
   await kubectl(cluster, 'wait', '--for=condition=Ready', 'nodes', '--all', `--timeout=${timeout}`);
   for (const node of cluster.nodes) await podCidrsOf(cluster, node);

@@ -2,7 +2,7 @@
 import type { Spec } from './report.ts';
 import type { Suite } from './suites.ts';
 
-/** Why specs fail that are known to: what was found when somebody looked. */
+/** Explanations of known failures. */
 const EXPLANATIONS: readonly { readonly suite: RegExp; readonly spec: RegExp; readonly text: string }[] = [
   {
     suite: /./,

@@ -7,15 +7,15 @@ import type { Cluster } from '../state.ts';
 import { rolledOut } from '../workload.ts';
 import type { PolicyEngine } from './suites.ts';
 
-/** Engines of NetworkPolicies: each is a DaemonSet that adds rules to the kernel path of its node. */
+/** NetworkPolicy engines. Each is a DaemonSet that adds rules to the kernel path of its node. */
 
-/** Rules that an engine could not do without, for `nft -f`. */
+/** Rules that an engine needs, for `nft -f`. */
 const NEEDS: Record<PolicyEngine, string> = {
   'kube-router': '',
   'kube-network-policies': 'queue num 98 bypass',
 };
 
-/** Why an engine cannot work on this kernel: one line, or undefined when it can. */
+/** Why an engine cannot work on this kernel, in one line; undefined when it can. */
 export async function missingForEngine(engine: PolicyEngine): Promise<string | undefined> {
   if (NEEDS[engine] === '') return undefined;
   const stdin = `table inet probe { chain c { type filter hook forward priority 0; ${NEEDS[engine]}; }; }`;

@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/** What Ginkgo's report says of each spec. */
+/** The result of a spec in Ginkgo's report. */
 
 export type State = 'passed' | 'failed' | 'skipped' | 'left out';
 
 export interface Spec {
-  /** Its whole name, as `--ginkgo.focus` sees it. */
+  /** Its full name, which `--ginkgo.focus` matches. */
   readonly name: string;
   readonly state: State;
-  /** Why it failed, or skipped itself: the first line that was said. */
+  /** Why it failed, or skipped itself: the first line of its message. */
   readonly message: string;
 }
 
-/** The parts of Ginkgo's JSON report (types.Report) that are read. */
+/** The fields of Ginkgo's JSON report (types.Report) that are read. */
 interface Report {
   readonly SpecReports: readonly {
     readonly ContainerHierarchyTexts: readonly string[] | null;
@@ -25,10 +25,10 @@ interface Report {
 }
 
 /**
- * The specs of a report, by name, and none of its setup nodes. The report has every spec of the program; those that the
- * filters kept out are `left out`, those that looked around and gave up are `skipped`.
- * @param text the JSON that `--report-complete-ginkgo` writes.
- * @throws Error when the suite's own setup failed, so that no spec says anything.
+ * The specs of a report, by name, without its setup nodes. The report has every spec of the program; those that the
+ * filters excluded are `left out`, those that skipped themselves are `skipped`.
+ * @param text the JSON that `--report-complete-ginkgo` writes
+ * @throws Error when the suite's own setup failed, so that no spec has a result
  */
 export function readReport(text: string): Spec[] {
   const specs: Spec[] = [];
@@ -47,13 +47,15 @@ export function readReport(text: string): Spec[] {
   return specs.toSorted((a, b) => (a.name < b.name ? -1 : 1));
 }
 
-/** Ginkgo calls both `skipped`: what a filter kept out, which says nothing, and what skipped itself, which says why. */
+/**
+ * Whether a filter excluded a spec. Ginkgo calls it `skipped`, like a spec that skipped itself, but without a message.
+ */
 function stateOf(state: string, message: string): State {
   if (state === 'passed') return 'passed';
   if (state === 'skipped') return message === '' ? 'left out' : 'skipped';
   return state === 'pending' ? 'skipped' : 'failed';
 }
 
-/** The regular expression that only this spec matches: Ginkgo looks for it in the suite's description and the name. */
+/** A regular expression that only this spec matches: Ginkgo applies it to the suite's description and the name. */
 export const onlySpec = (name: string): string =>
   `${name.replaceAll(/[\\^$.*+?()[\]{}|]/g, String.raw`\$&`)}$`;

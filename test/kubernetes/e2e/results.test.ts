@@ -4,7 +4,7 @@ import { onlySpec, readReport } from './report.ts';
 import { type Outcome, withOutcome } from './results.ts';
 import { suites } from './suites.ts';
 
-/** A node of Ginkgo's report, as `--report-complete-ginkgo` writes it. */
+/** A node of Ginkgo's report, as written by `--report-complete-ginkgo`. */
 function node(text: string, State: string, Message?: string, LeafNodeType = 'It') {
   return {
     ContainerHierarchyTexts: LeafNodeType === 'It' ? ['[sig-network] Services'] : null,
@@ -62,7 +62,7 @@ const outcome = (changes: Partial<Outcome> = {}): Outcome => {
 };
 
 describe("Ginkgo's report", () => {
-  it('tells what a filter kept out from what skipped itself, and all kinds of failures from both', () => {
+  it('distinguishes specs that a filter excluded, that skipped themselves, and that failed', () => {
     expect(Object.fromEntries(readReport(REPORT).map((spec) => [spec.name, spec.state]))).toEqual({
       [name('should serve endpoints [Conformance]')]: 'passed',
       [name('should keep the client address')]: 'failed',
@@ -74,12 +74,12 @@ describe("Ginkgo's report", () => {
     });
   });
 
-  it('is worth nothing when the suite could not begin', () => {
+  it('is refused when the suite could not start', () => {
     const text = report(node('', 'failed', 'no node is ready', 'SynchronizedBeforeSuite'));
     expect(() => readReport(text)).toThrow('SynchronizedBeforeSuite failed: no node is ready');
   });
 
-  it('gives names that choose one spec and no other', () => {
+  it('gives names that select exactly one spec', () => {
     const pattern = new RegExp(onlySpec(name('should work (twice) [Conformance]')));
     expect(pattern.test(`Kubernetes e2e suite ${name('should work (twice) [Conformance]')}`)).toBe(true);
     expect(pattern.test(name('should work (twice) [Conformance] again'))).toBe(false);
@@ -88,9 +88,9 @@ describe("Ginkgo's report", () => {
 });
 
 describe('RESULTS.md', () => {
-  it('counts, names failures with what flannel did, and gives the reason of each spec that was not run', () => {
+  it('has counts, failures with flannel’s results, and the reason of each spec that was not run', () => {
     const text = withOutcome('', outcome());
-    // Run: one passed at once, one at the second try, two failed, one skipped itself. Storage is nobody's business here.
+    // Run: one passed at once, one at the second try, two failed, one skipped itself. Storage is not part of the run.
     expect(text).toContain('| [e2e-iptables](#e2e-iptables) | 2026-11-30 | 5 | 2 | 1 | 2 | 1 | 1 |');
     expect(text).toContain('| Conformance | 1 | 1 | 0 | 0 |');
     expect(text).toContain('| others | 4 | 1 | 2 | 1 |');
@@ -103,7 +103,7 @@ describe('RESULTS.md', () => {
     expect(text).not.toContain('sig-storage');
   });
 
-  it("keeps the other runs' parts, and has one of each run, in an order that does not depend on when", () => {
+  it("keeps the other runs' parts, one for each run, in a fixed order", () => {
     const [first, second] = [outcome(), outcome({ suite: suites[1]! })];
     const both = withOutcome(withOutcome('', first), second);
     expect(withOutcome(withOutcome('', second), first)).toBe(both);
@@ -119,7 +119,7 @@ describe('RESULTS.md', () => {
 });
 
 describe('The suites', () => {
-  it('have different names, and patterns that Go and JavaScript both read', () => {
+  it('have different names, and patterns that are valid in Go and JavaScript', () => {
     expect(new Set(suites.map((one) => one.name)).size).toBe(suites.length);
     for (const { focus, leftOut } of suites) {
       for (const pattern of [focus, ...leftOut.map((one) => one.pattern)]) {

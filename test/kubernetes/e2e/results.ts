@@ -2,9 +2,9 @@
 import type { Spec } from './report.ts';
 import type { Suite } from './suites.ts';
 
-/** RESULTS.md: one row and one section for each run. A run writes its own anew and leaves the others'. */
+/** RESULTS.md has a row and a section for each run. A run replaces its own and leaves the others alone. */
 
-/** What a run was done with. */
+/** The parameters of a run. */
 export interface Environment {
   readonly kubernetes: string;
   readonly containerd: string;
@@ -17,7 +17,7 @@ export interface Environment {
 
 /** A spec that failed, twice, with ripstop. */
 export interface Failure extends Spec {
-  /** What became of it with flannel, in the same kind of cluster. */
+  /** Its result with flannel, in the same kind of cluster. */
   readonly withFlannel: 'passed' | 'failed' | 'skipped' | 'not run';
   readonly explanation?: string;
 }
@@ -25,9 +25,9 @@ export interface Failure extends Spec {
 export interface Outcome {
   readonly suite: Suite;
   readonly environment: Environment;
-  /** Every spec of the program, as the first round left it. */
+  /** Every spec of the program, with its result of the first round. */
   readonly specs: readonly Spec[];
-  /** Names of those that failed in the first round, side by side with others, and passed when they were run again alone. */
+  /** Names of specs that failed in the first round, in parallel with others, and passed when they ran again alone. */
   readonly passedAgain: readonly string[];
   readonly failures: readonly Failure[];
 }
@@ -43,7 +43,9 @@ const HEADER = `| run | done on | specs | passed | of them at the second try | f
 |---|---|---|---|---|---|---|---|
 `;
 
-/** The file with this outcome in place of the run's earlier one. @param before the file as it was; empty the first time. */
+/**
+ * The file with this outcome in place of the run's previous one. @param before the previous file; empty the first time
+ */
 export function withOutcome(before: string, outcome: Outcome): string {
   const { name } = outcome.suite;
   const rows = new Map(
@@ -62,7 +64,7 @@ export function withOutcome(before: string, outcome: Outcome): string {
   return `${INTRODUCTION}\n${HEADER}${inOrder(rows).join('')}\n${inOrder(sections).join('\n')}`;
 }
 
-/** The outcome's specs: those that the run is about, and in each state. */
+/** The outcome's specs: those of the run, and those in each state. */
 function counted({ suite, specs, failures, passedAgain }: Outcome) {
   const focus = new RegExp(suite.focus);
   const own = specs.filter(({ name }) => focus.test(name));
@@ -164,14 +166,14 @@ function leftOutTable(suite: Suite, leftOut: readonly Spec[]): string {
   );
 }
 
-/** The reasons, and the names of the specs that each concerns. */
+/** The reasons, each with the names of its specs. */
 function byReason(specs: readonly Spec[], reasonFor: (spec: Spec) => string): [string, string[]][] {
   return [...Map.groupBy(specs, reasonFor)]
     .toSorted(([a], [b]) => (a < b ? -1 : 1))
     .map(([reason, of]) => [reason, of.map(({ name }) => shortName(name))]);
 }
 
-/** Counts, names and ports in a message differ from run to run and say nothing. */
+/** Remove counts, names and ports from a message, which differ from run to run. */
 const withoutNumbers = (message: string): string => message.replaceAll(/\[[^\]]*\]/g, '…');
 
 const shortName = (name: string): string => name.replace('[sig-network] ', '');
@@ -184,7 +186,7 @@ function table(header: readonly string[], rows: readonly (readonly (string | num
   return lines.map((cells) => `| ${cells.map(cell).join(' | ')} |\n`).join('');
 }
 
-/** Text that Markdown prints as it is, in one cell. */
+/** Escape text for a cell of a Markdown table. */
 const cell = (text: string | number): string =>
   String(text)
     .replaceAll('|', String.raw`\|`)

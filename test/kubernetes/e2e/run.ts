@@ -19,21 +19,21 @@ import { onlySpec, readReport, type Spec } from './report.ts';
 import { type Environment, type Failure, withOutcome } from './results.ts';
 import type { Suite } from './suites.ts';
 
-/** Runs Kubernetes' own network tests, and writes what came of it into RESULTS.md. */
+/** Runs Kubernetes' own network tests, and writes the results into RESULTS.md. */
 
 type Note = (line: string) => void;
 
 const PACKAGE = join(import.meta.dirname, '../../../package.json');
 const RESULTS = join(import.meta.dirname, '../RESULTS.md');
 const IMAGES = ['pause', 'tools', 'coredns', 'agnhost', 'regression-issue-74839'] as const;
-/** Specs wait more than they compute: so many side by side keep two cores busy. */
+/** The number of specs in parallel. They mostly wait, so this keeps two cores busy. */
 const SIDE_BY_SIDE = 4;
-/** As many as there are zones: some specs want three of each. */
+/** As many nodes as zones: some specs need three of each. */
 const NODES = 3;
 
 /**
  * Run a suite on a cluster that is raised for it.
- * @param ripstop the image under test. @returns whether nothing failed that does not fail with flannel too.
+ * @param ripstop the image under test. @returns whether every failure occurs with flannel too.
  */
 export async function runSuite(suite: Suite, ripstop: NodeImage, note: Note): Promise<boolean> {
   const missing = suite.engine && (await missingForEngine(suite.engine));
@@ -90,7 +90,7 @@ async function onCluster<T>(
   }
 }
 
-/** What becomes of these specs with flannel. */
+/** The results of these specs with flannel. */
 async function onFlannel(suite: Suite, failed: readonly Spec[], note: Note): Promise<Failure[]> {
   if (failed.length === 0) return [];
   const focus = failed.map(({ name }) => onlySpec(name));
@@ -111,14 +111,16 @@ async function onFlannel(suite: Suite, failed: readonly Spec[], note: Note): Pro
 }
 
 interface Round {
-  /** Names the folder of its reports. */
+  /** The name of the folder of its reports. */
   readonly round: string;
-  /** Regular expressions: a spec that one of them matches is run. */
+  /** Regular expressions. Specs that match one of them are run. */
   readonly focus: readonly string[];
   readonly procs: number;
 }
 
-/** Run e2e.test under Ginkgo, in the control plane's namespace. @returns all specs of the program; none without a focus. */
+/**
+ * Run e2e.test under Ginkgo, in the control plane's namespace. @returns all specs of the program; none without a focus.
+ */
 async function runSpecs(
   cluster: Cluster,
   suite: Suite,
@@ -156,7 +158,7 @@ async function runSpecs(
   return readReport(readFileSync(report, 'utf8'));
 }
 
-/** Resolves when the program has ended. @throws RipstopError when somebody wants this process to end. */
+/** Resolves when the program has ended. @throws RipstopError when this process is told to end. */
 async function endOf(child: ChildProcess, everyMinute: () => void): Promise<void> {
   let stoppedBy: string | undefined;
   const stop = (signal: NodeJS.Signals): void => {
@@ -172,7 +174,7 @@ async function endOf(child: ChildProcess, everyMinute: () => void): Promise<void
   if (stoppedBy !== undefined) throw new RipstopError(`stopped by ${stoppedBy}; RESULTS.md is as it was`);
 }
 
-/** Ginkgo prints a dot for each spec that has ended, and says how many it will run. */
+/** Ginkgo prints the number of specs that it will run, and a dot for each that has ended. */
 function progress(log: string): string {
   const text = readFileSync(log, 'utf8');
   const all = /^Will run (\d+) of/m.exec(text)?.[1] ?? '?';

@@ -1,21 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 import type { ProxyMode } from '../state.ts';
 
-/** Which of Kubernetes' own network tests are run, and on which clusters. */
+/** The suites of Kubernetes' own network tests, with their clusters. */
 
-/** An engine of NetworkPolicies that works beside ripstop or flannel. */
+/** A NetworkPolicy engine that works beside ripstop or flannel. */
 export type PolicyEngine = 'kube-router' | 'kube-network-policies';
 
 /** Specs that are not run, and why. */
 export interface LeftOut {
   readonly reason: string;
-  /** A regular expression over a spec's name; Go and JavaScript read it alike. */
+  /** A regular expression for names of specs, valid in Go and JavaScript. */
   readonly pattern: string;
 }
 
-/** One run: a cluster of its own, and the specs that are run on it. */
+/** A suite: a cluster of its own, and the specs that run on it. */
 export interface Suite {
-  /** What `--only` calls it. */
+  /** Its name for `--only`. */
   readonly name: string;
   readonly title: string;
   readonly proxyMode: ProxyMode;
@@ -24,7 +24,7 @@ export interface Suite {
   /** The names of its specs: a regular expression, as {@link LeftOut.pattern}. */
   readonly focus: string;
   readonly leftOut: readonly LeftOut[];
-  /** What fails is not run again alone: it is many, and no accident. */
+  /** Failed specs are not run again alone, since there are many, with a known reason. */
   readonly onlyOnce?: boolean;
 }
 
@@ -37,7 +37,7 @@ const SCTP: LeftOut = {
   pattern: '\\[Feature:SCTPConnectivity\\]',
 };
 
-/** What no cluster here can give. */
+/** Specs that need what no cluster here has. */
 const NOT_HERE: readonly LeftOut[] = [
   { reason: "needs a cloud's load balancer", pattern: '\\[Feature:LoadBalancer\\]' },
   { reason: 'needs the cloud GCE', pattern: '\\[Provider:GCE\\]' },
@@ -57,7 +57,7 @@ const NOT_HERE: readonly LeftOut[] = [
   },
 ];
 
-/** All specs of the network but those of dual stack and of policies, which have runs of their own. */
+/** All network specs except those of dual stack and of policies, which have runs of their own. */
 const singleStack = (proxyMode: ProxyMode): Suite => ({
   name: `e2e-${proxyMode}`,
   title: `kube-proxy in ${proxyMode} mode`,

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// probe sends numbered messages from a pod and tells which of them were not answered.
+// probe sends numbered messages from a pod and reports which of them were not answered.
 //
-//	probe echo ADDRESS                        answers TCP lines and UDP datagrams with themselves
-//	probe udp ADDRESS [COUNT [INTERVAL]]      datagrams, one every INTERVAL (10ms); until SIGINT where COUNT is 0
+//	probe echo ADDRESS                        echoes TCP lines and UDP datagrams
+//	probe udp ADDRESS [COUNT [INTERVAL]]      datagrams, one every INTERVAL (10ms); until SIGINT if COUNT is 0
 //	probe tcp ADDRESS [COUNT [INTERVAL]]      the same as lines over one connection
 //	probe connect ADDRESS [COUNT [INTERVAL]]  one connection for each message
 //	probe get URL                             the answer to an HTTP request; fails unless its status is 200
 //
-// The report is one line of JSON. The exit code is 0 where everything was answered.
+// The report is one line of JSON. The exit code is 0 if everything was answered.
 package main
 
 import (
@@ -29,7 +29,7 @@ import (
 	"time"
 )
 
-// Report is what a run saw. Durations are in milliseconds.
+// Report is the result of a run. Durations are in milliseconds.
 type Report struct {
 	Kind       string `json:"kind"`
 	Address    string `json:"address"`
@@ -49,7 +49,7 @@ type Report struct {
 const (
 	answerTimeout  = 2 * time.Second
 	connectTimeout = 5 * time.Second
-	// A TCP connection that is silent for so long has ended, whatever the sockets say.
+	// A TCP connection that is silent for so long counts as ended.
 	brokenAfter = 30 * time.Second
 )
 
@@ -90,7 +90,7 @@ func main() {
 	}
 }
 
-// sequence calls send for each number, at its time, until count (0: for ever), SIGINT, or send says that it is over.
+// sequence calls send for each number, at its time, until count (0: for ever), SIGINT, or send returns that it is over.
 func sequence(count int, interval time.Duration, send func(i int) bool) {
 	ticker := time.NewTicker(interval)
 	defer ticker.Stop()
@@ -183,7 +183,7 @@ func udp(r *Report, count int, interval time.Duration) {
 	}
 }
 
-// roundTrip sends one line and waits for it to come back.
+// roundTrip sends one line and waits for its echo.
 func roundTrip(c net.Conn, reader *bufio.Reader, i int, deadline time.Duration) error {
 	line := strconv.Itoa(i) + "\n"
 	c.SetDeadline(time.Now().Add(deadline))
@@ -250,7 +250,7 @@ func get(url string) {
 	}
 }
 
-// echo answers what it gets. The line "who" is answered with the host's name, the line "from" with the sender's address.
+// echo sends back what it gets, except that it answers "who" with the host's name and "from" with the sender's address.
 func echo(address string) {
 	listener, err := net.Listen("tcp", address)
 	if err != nil {

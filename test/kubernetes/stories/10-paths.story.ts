@@ -6,7 +6,7 @@ import { storyCluster } from '../story.ts';
 import { at, type Probe, probeFrom, probeFromNode, reportOf, UNHARMED } from '../traffic.ts';
 import { clusterIpOf, inPod, type Pod, podsOf } from '../workload.ts';
 
-/** Every way that a packet takes in a cluster, each with counted messages: nothing may be lost on any of them. */
+/** Every path of packets in a cluster, each with counted messages, none of which may be lost. */
 
 const cluster = storyCluster();
 const [node1, node2] = cluster.nodes as [ClusterNode, ClusterNode];
@@ -29,7 +29,7 @@ const ALL = { ...UNHARMED, sent: COUNT };
 const kinds: Probe[] = ['connect', 'tcp', 'udp'];
 const pairs = [node1, node2].flatMap((a) => [node1, node2].map((b) => ({ a, b, from: a.name, to: b.name })));
 
-/** The addresses under which `echo` is reached: what they are called, and for which kinds of messages. */
+/** The addresses of `echo`, with their names and the kinds of messages. */
 const doors = [
   { door: 'its ClusterIP', address: () => at(services['echo']!, 70), kinds },
   { door: 'its name', address: () => 'echo.default.svc.cluster.local:70', kinds },
@@ -69,12 +69,12 @@ describe.each([node1, node2])('a pod on $name', (node) => {
     expect(await probeFrom(cluster, clientOn(node), kind, address(), COUNT)).toMatchObject(ALL);
   });
 
-  it('stays with one backend where the service says so', async () => {
+  it('stays with one backend if the Service has session affinity', async () => {
     const ask = `for i in 1 2 3 4 5 6 7 8; do echo who | nc -w 2 ${services['sticky']} 70; done | sort | uniq -c | wc -l`;
     expect((await inPod(cluster, clientOn(node), 'sh', '-c', ask)).trim()).toBe('1');
   });
 
-  it('a backend that asks its own service is answered, by itself too', async () => {
+  it('as a backend gets answers from its own Service, also from itself', async () => {
     expect(await probeFrom(cluster, echoOn(node), 'connect', at(services['echo']!, 70), 40)).toMatchObject({
       ...UNHARMED,
       sent: 40,
@@ -123,7 +123,7 @@ describe.each(pairs)('a pod on $from and one on $to, both known by services now'
     expect(await inPod(cluster, clientOn(a), ...argv)).toContain('5 packets received');
   });
 
-  it('hear that a port is closed', async () => {
+  it('get an error for a closed port', async () => {
     const report = await probeFrom(cluster, clientOn(a), 'udp', at(echoOn(b).ips[0]!, 9999), 10);
     expect(report.firstError).toContain('connection refused');
   });

@@ -14,10 +14,10 @@ const [node1, node2] = cluster.nodes as [ClusterNode, ClusterNode];
 const { proxyMode } = cluster.options;
 const other: ProxyMode = PROXY_MODES.find((mode) => mode !== proxyMode)!;
 
-/** The log of the agent's newest container, as the runtime has written it: there is no network to ask the kubelet by. */
+/** The log of the agent's newest container, from the runtime's file: there is no network to ask kubelet. */
 const NEWEST_LOG = 'cat "$(ls -t /var/log/pods/kube-ripstop_*/ripstop/*.log | head -n 1)"';
 
-/** Every node's pod asks the service, in each way, and DNS. */
+/** Check that every node's pod reaches the Service by all its addresses, and DNS. */
 async function servicesAnswer(): Promise<void> {
   const clients = await podsOf(cluster, 'client');
   const service = at(await clusterIpOf(cluster, 'echo'), 70);
@@ -50,7 +50,7 @@ describe.each([other, proxyMode])('kube-proxy in mode %s', (mode) => {
 describe('a node whose kube-proxy starts after ripstop', () => {
   afterAll(() => resumeService(node2, 'kube-proxy'));
 
-  it('has no network until kube-proxy is there, and the agent says so', async () => {
+  it('has no network until kube-proxy runs, and the agent says so', async () => {
     await rebootNode(cluster, node2, { off: ['kube-proxy'] });
     const said = await until('the agent tells what it waits for', 120_000, async () => {
       const { stdout } = await tryInNode(node2, 'sh', '-c', NEWEST_LOG);

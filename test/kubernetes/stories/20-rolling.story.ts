@@ -8,7 +8,7 @@ import { storyCluster } from '../story.ts';
 import { inventory, unharmed } from '../traffic.ts';
 import { deletePod, installRipstop, podsOf, rolledOut, runPod } from '../workload.ts';
 
-/** Agents are renewed node by node, by another release too: pods talk on, come and go. */
+/** Agents are replaced node by node, also by another release, while pods talk and are created and deleted. */
 
 const cluster = storyCluster();
 const { nodes } = cluster;
@@ -25,7 +25,7 @@ async function imagesOfAgents(): Promise<string> {
   return kubectl(cluster, ...argv.split(' '));
 }
 
-/** Renew the agents under traffic, while a pod of each node goes and another one comes. */
+/** Replace the agents under traffic, while a pod of each node is deleted and another one is created. */
 async function renewed(name: string, renew: () => Promise<unknown>): Promise<void> {
   const before = await agents();
   await Promise.all(nodes.map((node) => runPod(cluster, `${name}-old-${node.name}`, node, SLEEP)));
@@ -74,7 +74,7 @@ describe('the release before this one', () => {
     expect(await imagesOfAgents()).toMatch(/^(ripstop:\S+-previous ?){2}$/);
   });
 
-  it('is upgraded to this one by the manifest, which finds the pods that it has attached', async () => {
+  it('is upgraded to this one by the manifest, which keeps the pods that it has attached', async () => {
     await Promise.all(nodes.map((node) => runPod(cluster, `kept-${node.name}`, node, SLEEP)));
     await renewed('forward', () => installRipstop(cluster));
     await Promise.all(nodes.map((node) => deletePod(cluster, `kept-${node.name}`)));

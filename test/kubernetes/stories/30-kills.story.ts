@@ -9,7 +9,7 @@ import { at, inventory, probeFrom, UNHARMED, unharmed } from '../traffic.ts';
 import { until } from '../until.ts';
 import { agentReady, deletePod, killAgent, nodesReady, podsOf, runPod } from '../workload.ts';
 
-/** What a cluster is made of dies under traffic: no message is lost, and pods come and go again afterwards. */
+/** Parts of a cluster are killed under traffic: no message is lost, and pods can be created and deleted afterwards. */
 
 const cluster = storyCluster();
 const [node1, node2] = cluster.nodes as [ClusterNode, ClusterNode];
@@ -19,7 +19,7 @@ beforeAll(async () => {
   before = await inventory(node1);
 });
 
-/** A new pod is wired, answers a pod of the other node, and leaves nothing behind. */
+/** Check that a new pod is attached, answers a pod of the other node, and leaves nothing behind. */
 async function podsComeAndGo(): Promise<void> {
   const pod = await runPod(cluster, 'after', node1, ['probe', 'echo', ':7']);
   const client = (await podsOf(cluster, 'client')).get(node2.name)!;

@@ -7,7 +7,7 @@ import { at, probeFrom, unharmed, UNHARMED } from '../traffic.ts';
 import { until } from '../until.ts';
 import { agentReady, clusterIpOf, nodesReady, type Pod, podsOf, rolledOut } from '../workload.ts';
 
-/** A node loses power and comes back: an empty /run, a new network, no BPF file system; the disk as it was. */
+/** A node loses power and boots: with an empty /run, a new network, no BPF file system, and the same disk. */
 
 const cluster = storyCluster();
 const [node1, node2] = cluster.nodes as [ClusterNode, ClusterNode];
@@ -38,7 +38,7 @@ async function leasesAndPods(): Promise<{ leases: string[]; pods: string[] }> {
   return { leases: leases.toSorted(), pods: pods.flatMap((pod) => pod?.ips[0] ?? []).toSorted() };
 }
 
-it('its pods answer again, and the other nodes do not notice', async () => {
+it('its pods answer again, and the other nodes lose nothing', async () => {
   await unharmed(cluster, [node1], async () => {
     await rebootNode(cluster, node2, { bpffs: false });
     await settled();
@@ -55,7 +55,7 @@ it('its pods answer again, and the other nodes do not notice', async () => {
   }
 });
 
-it('no lease is left of a pod from before', async () => {
+it('no lease of an earlier pod is left', async () => {
   await until('leases are those of the pods that there are', 60_000, async () => {
     const { leases, pods } = await leasesAndPods();
     expect(leases).toEqual(pods);

@@ -11,12 +11,12 @@ import { routeToPods } from '../underlay.ts';
 import { until } from '../until.ts';
 import { agentReady, nodesReady, podsOf, rolledOut } from '../workload.ts';
 
-/** Nodes come and go: a third one joins, with the current containerd and kube-proxy in its other mode. */
+/** Nodes join and leave: the third one has the current containerd, and kube-proxy in its other mode. */
 
 const cluster = storyCluster();
 const [node1, node2] = cluster.nodes as [ClusterNode, ClusterNode];
 let node3: ClusterNode;
-/** What its agent said of itself when its kubelet first called the node ready. */
+/** The status of its agent when its kubelet first called the node ready. */
 let agentWhenReady: RunResult;
 
 async function settled(): Promise<void> {
@@ -25,7 +25,7 @@ async function settled(): Promise<void> {
   await agentReady(node3);
 }
 
-/** Pods of node3 and of the others reach each other. */
+/** Check that pods of node3 and of the other nodes reach each other. */
 async function node3Talks(): Promise<void> {
   const [clients, echoes] = [await podsOf(cluster, 'client'), await podsOf(cluster, 'echo')];
   for (const [a, b] of [
@@ -70,11 +70,11 @@ describe('a third node', () => {
     await until('the pods of node3 and of the others reach each other', 30_000, node3Talks);
   });
 
-  it('was not ready before pods could be wired', () => {
+  it('was not ready before pods could be attached', () => {
     expect(agentWhenReady).toMatchObject({ code: 0 });
   });
 
-  it('deleted and added again it has another podCIDR, and no route to the old one is left', async () => {
+  it('has another podCIDR after it is deleted and added again, and no route to the old one is left', async () => {
     const before = (await podCidrsOf(cluster, node3))[0]!;
     await unharmed(cluster, [node1, node2], async () => {
       await stopService(node3, 'kubelet');
@@ -86,7 +86,7 @@ describe('a third node', () => {
       await routeToPods(cluster, node3, now);
       await settled();
     });
-    // The others must hear of it first.
+    // The other nodes must have seen it first.
     await until('the pods of node3 and of the others reach each other', 30_000, node3Talks);
     for (const node of [node1, node2]) expect(await routesOf(node)).not.toContain(before);
     await until('its own old addresses are gone', 60_000, async () => {
@@ -96,7 +96,7 @@ describe('a third node', () => {
     });
   });
 
-  it('gone for good, the others forget it', async () => {
+  it('is forgotten by the others when it is removed for good', async () => {
     const [podCidr] = await podCidrsOf(cluster, node3);
     await unharmed(cluster, [node1, node2], async () => {
       await removeNode(cluster, node3);

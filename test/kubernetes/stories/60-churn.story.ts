@@ -7,12 +7,12 @@ import { at, inventory, probeFrom, UNHARMED, unharmed } from '../traffic.ts';
 import { until } from '../until.ts';
 import { deploymentObject, listPods, podsGone, podsOf, rolledOut } from '../workload.ts';
 
-/** Many pods come and go, and nothing of them stays. */
+/** Many pods are created and deleted, and nothing of them is left. */
 
 const cluster = storyCluster();
 const [node1, node2] = cluster.nodes as [ClusterNode, ClusterNode];
 const nodes = [node1, node2];
-/** 50 for the long run (RIPSTOP_CHURN_ROUNDS=50): some 40 minutes. */
+/** RIPSTOP_CHURN_ROUNDS=50 is for a long run of some 40 minutes. */
 const ROUNDS = Number(process.env['RIPSTOP_CHURN_ROUNDS'] ?? 2);
 const PODS = 50;
 /** kubelet's own limit, which node.ts leaves at its default. */

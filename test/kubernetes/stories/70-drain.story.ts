@@ -6,7 +6,7 @@ import { storyCluster } from '../story.ts';
 import { at, startFlows, UNHARMED } from '../traffic.ts';
 import { clusterIpOf, deploymentObject, listPods, podsGone, podsOf, rolledOut } from '../workload.ts';
 
-/** `kubectl drain`: what moves to another node is reached all the while through its service. */
+/** `kubectl drain`: pods that move to another node can always be reached through their Service. */
 
 const cluster = storyCluster();
 const [node1, node2] = cluster.nodes as [ClusterNode, ClusterNode];

@@ -11,8 +11,8 @@ import { until } from '../until.ts';
 import { clusterIpOf, deletePod, type Pod, podsOf, rolledOut, runPod } from '../workload.ts';
 
 /**
- * From ripstop to the real flannel and back, by the commands of deploy/README.md. Pods that run talk on all the while; those
- * that one of the two has attached can be deleted under the other.
+ * From ripstop to the real flannel and back, by the commands of deploy/README.md. Pods that run talk on all the while;
+ * those that one of the two has attached can be deleted under the other.
  */
 
 const cluster = storyCluster();
