@@ -11,7 +11,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { readEndpoints, readPeers } from '../src/cli/rows.ts';
 import { AttachmentStore } from '../src/cni/attachments.ts';
 import { RipstopError } from '../src/errors.ts';
-import { ipBatch, ipJson } from '../src/host/ip.ts';
+import { ipBatch, ipJson } from '../src/lab/ip.ts';
 import { type Lab, netnsPath, nodeDir, type NodeState, startAgent, unboost } from '../src/lab/index.ts';
 import type { ApiAccess } from '../src/lab/kube.ts';
 import { addressAt, parseCidr } from '../src/net/ip.ts';

@@ -11,7 +11,7 @@ import type { Column } from '../../src/cli/table.ts';
 import { readCounters } from '../../src/dataplane/counters.ts';
 import { openTables } from '../../src/dataplane/tables.ts';
 import { RipstopError } from '../../src/errors.ts';
-import { ipJson } from '../../src/host/ip.ts';
+import { ipJson } from '../../src/lab/ip.ts';
 import { readForwardCounters } from '../../src/host/rules.ts';
 import { tryRun } from '../../src/host/run.ts';
 import {

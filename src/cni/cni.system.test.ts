@@ -7,7 +7,7 @@ import { join } from 'node:path';
 import pino from 'pino';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { buildCni, compileShim } from '../../scripts/build-cni.ts';
-import { ipJson } from '../host/ip.ts';
+import { ipJson } from '../lab/ip.ts';
 import { listLinks } from '../host/links.ts';
 import { podRouteTarget } from '../host/pod-routes.ts';
 import { ROUTE_PROTOCOL } from '../host/routes.ts';

@@ -49,11 +49,11 @@ export const namePattern = /^[A-Za-z0-9][A-Za-z0-9_.-]{0,199}$/;
 
 /**
  * An interface name: up to 15 of the characters that people use. Narrower than the kernel's rule (anything but `/`, `:`
- * and white space), because names are written into `ip -batch` lines, where `#` and quotes have a meaning.
+ * and white space), because names become part of files' names and of lines that people read.
  */
 export const ifnamePattern = /^[A-Za-z0-9_][A-Za-z0-9_.@-]{0,14}$/;
 
-/** An absolute path without characters that mean something in an `ip -batch` line. */
+/** An absolute path of the characters that people use. */
 export const netnsPattern = /^\/[A-Za-z0-9_./:@+-]{1,1024}$/;
 
 /** The network's DNS settings, handed through from the configuration to the result. */

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-import { existsSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
+import { inNetns } from '#netlink';
 import { noFailures, type Target } from '../reconcile/target.ts';
 import { applyNft, listNft, type NftObject } from './nft.ts';
 import { type PodNetwork, wordsOf } from './pod-network.ts';
-import { run, tryRun, type RunOptions } from './run.ts';
+import { run, type RunOptions } from './run.ts';
 
 /*
  * flanneld's own rules: taken away once ours stand in their place, put back when flanneld is to run again. It has two forms
@@ -170,7 +171,7 @@ export async function listFlannelRules(options: RunOptions = {}): Promise<Map<st
   }
   for (const table of OWN_TABLES.filter((name) => tables.has(name)))
     found.set(`table ${table}`, { removal: { nft: [`delete table ${table}`] } });
-  for (const { home, name } of await legacyTables(options)) {
+  for (const { home, name } of legacyTables(options)) {
     const read = readSavedTable(home, name, await run(`${home}-save`, ['-t', name], options));
     add(read, (leftover) => ({ home, restore: restoreRemoval(read, [leftover]) }));
   }
@@ -218,19 +219,18 @@ export function flannelRulesTarget(
 }
 
 /** The tables of iptables-legacy that this namespace uses, of those that flannel writes into. */
-async function legacyTables(options: RunOptions): Promise<{ home: string; name: string }[]> {
-  const homes = [
-    { home: 'iptables-legacy', names: '/proc/net/ip_tables_names' },
-    { home: 'ip6tables-legacy', names: '/proc/net/ip6_tables_names' },
-  ].filter(({ names }) => existsSync(names));
-  const used = await Promise.all(
-    homes.map(async ({ home, names }) => {
-      // /proc/net shows the namespace of the process that looks.
-      const { stdout } = await tryRun('cat', [names], options);
-      return stdout.split('\n').map((name) => ({ home, name }));
+function legacyTables({ netns }: RunOptions): { home: string; name: string }[] {
+  const used = inNetns(netns, () =>
+    [
+      { home: 'iptables-legacy', names: 'ip_tables_names' },
+      { home: 'ip6tables-legacy', names: 'ip6_tables_names' },
+    ].flatMap(({ home, names }) => {
+      const file = `/proc/thread-self/net/${names}`;
+      const found = existsSync(file) ? readFileSync(file, 'utf8').split('\n') : [];
+      return found.map((name) => ({ home, name }));
     }),
   );
-  return used.flat().filter(({ name }) => CHAINS.some(({ table }) => table === name));
+  return used.filter(({ name }) => CHAINS.some(({ table }) => table === name));
 }
 
 /** What flanneld would have on this node. */
@@ -332,7 +332,7 @@ export async function writeFlannelRules(wanted: FlannelRules, options: RunOption
     return wanted.networks.map(({ network }) => `table ${OWN_TABLES[network.family === 4 ? 0 : 1]}`);
   }
   // In the home that kube-proxy and the others use here, where flanneld will look too.
-  const legacy = await legacyTables(options);
+  const legacy = legacyTables(options);
   const written: string[] = [];
   for (const network of wanted.networks) {
     const program = network.network.family === 4 ? 'iptables' : 'ip6tables';

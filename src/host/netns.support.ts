@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { randomBytes } from 'node:crypto';
 import { errorText } from '../errors.ts';
-import { ipBatch } from './ip.ts';
+import { ipBatch } from '../lab/ip.ts';
 import { gatherHostFacts, missingRequirements } from './requirements.ts';
 import { run, type RunOptions } from './run.ts';
 

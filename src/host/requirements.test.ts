@@ -25,8 +25,8 @@ describe('requirements', () => {
   it('are all named at once, each with what to do', () => {
     const nothing = { uid: 1000, kernelRelease: '4.19.0', btf: false, programs: new Set<string>() };
     const missing = missingRequirements(nothing);
-    expect(missing).toHaveLength(6);
-    expect(missing.join('\n')).toContain('ip and bridge not found on PATH: install the package iproute2');
+    expect(missing).toHaveLength(4);
+    expect(missing.join('\n')).toContain('nft not found on PATH: install the package nftables');
   });
 
   it('are looked up on the machine itself', async () => {

@@ -18,12 +18,9 @@ export interface HostFacts {
 /** The oldest kernel: 6.1 brings the conntrack kfuncs to tc programs (Debian 12 has it). */
 export const OLDEST_KERNEL = [6, 1] as const;
 
-/** Programs that the kernel path is worked with, and the Debian package of each. */
+/** Programs that the agent calls, and the Debian package of each. Everything else about the network goes by netlink. */
 export const REQUIRED_PROGRAMS: Readonly<Record<string, string>> = {
-  ip: 'iproute2',
-  bridge: 'iproute2',
   nft: 'nftables',
-  nsenter: 'util-linux',
 };
 
 /** Everything that is missing, one line each, saying what to do; empty when ripstop can run here. Pure. */

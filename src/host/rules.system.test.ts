@@ -6,7 +6,7 @@ import { describe, expect, it } from 'vitest';
 import { parseCidr } from '../net/ip.ts';
 import { ethernet, fragments, udp, vxlan } from '../../test/support/packets.ts';
 import { RawSocket } from '../../test/support/raw-socket.ts';
-import { ipJson } from './ip.ts';
+import { ipJson } from '../lab/ip.ts';
 import { testNetns, whyNoNetns, type TestNetns } from './netns.support.ts';
 import { podRouteTarget } from './pod-routes.ts';
 import {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import { diff } from '../reconcile/target.ts';
-import { bridgeBatch, bridgeJson, ipBatch, ipJson, line } from '../host/ip.ts';
+import { bridgeBatch, bridgeJson, ipBatch, ipJson, line } from './ip.ts';
 import { type Cidr, type Family, addressFamily, cidrContains, formatCidr, parseCidr } from '../net/ip.ts';
 import { normalizeMac } from '../net/mac.ts';
 import { clusterNetwork, familiesOf, underlayNetwork } from './addresses.ts';

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import { join } from 'node:path';
-import { ipBatch, ipJson } from '../host/ip.ts';
+import { ipBatch, ipJson } from './ip.ts';
 import { run } from '../host/run.ts';
 import { type Family, parseCidr } from '../net/ip.ts';
 import { type FamilyPart, clusterNetwork, familiesOf, familyParts } from './addresses.ts';

@@ -5,7 +5,7 @@ import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { ipJson } from '../host/ip.ts';
+import { ipJson } from './ip.ts';
 import { tryRun } from '../host/run.ts';
 import {
   type Lab,

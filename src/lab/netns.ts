@@ -2,7 +2,7 @@
 import { readFileSync, readdirSync, readlinkSync, statSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { RipstopError } from '../errors.ts';
-import { ipBatch } from '../host/ip.ts';
+import { ipBatch } from './ip.ts';
 import { run } from '../host/run.ts';
 
 /** Where `ip netns` keeps its names. */

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-import { ipBatch } from '../host/ip.ts';
+import { ipBatch } from './ip.ts';
 import { run } from '../host/run.ts';
 import { parseCidr } from '../net/ip.ts';
 import { randomMac } from '../net/mac.ts';

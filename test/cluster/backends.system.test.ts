@@ -3,7 +3,7 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
 import { readPeers } from '../../src/cli/rows.ts';
-import { ipJson } from '../../src/host/ip.ts';
+import { ipJson } from '../../src/lab/ip.ts';
 import { tryRun } from '../../src/host/run.ts';
 import { addPod, nodeDir } from '../../src/lab/index.ts';
 import { listNodes } from '../../src/lab/kube.ts';

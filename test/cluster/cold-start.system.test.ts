@@ -3,7 +3,7 @@ import { existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterEach, describe, expect, it } from 'vitest';
 import type { Status } from '../../src/cli/status.ts';
-import { ipJson } from '../../src/host/ip.ts';
+import { ipJson } from '../../src/lab/ip.ts';
 import { run, tryRun } from '../../src/host/run.ts';
 import { addPod, nodeDir, type NodeState, startAgent, stopAgent } from '../../src/lab/index.ts';
 import { createKubeNode, deleteKubeNode } from '../../src/lab/kube.ts';

@@ -2,7 +2,7 @@
 /** A cluster without Kubernetes: two nodes that take their subnets from etcd. */
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { missingEtcd, type TestEtcd } from '../../src/cluster/etcd.support.ts';
-import { ipJson } from '../../src/host/ip.ts';
+import { ipJson } from '../../src/lab/ip.ts';
 import {
   type Lab,
   labDown,

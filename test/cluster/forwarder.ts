@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Pods that forward packets: load balancers such as k3s's svclb pods, routers and VPN gateways. */
-import { ipBatch, ipJson } from '../../src/host/ip.ts';
+import { ipBatch, ipJson } from '../../src/lab/ip.ts';
 import { run } from '../../src/host/run.ts';
 import type { NodeState, PodState } from '../../src/lab/index.ts';
 import { inNetns, PORT } from './support.ts';

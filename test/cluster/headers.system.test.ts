@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { beforeAll, describe, expect, it } from 'vitest';
 import { run, tryRun } from '../../src/host/run.ts';
-import { ipJson } from '../../src/host/ip.ts';
+import { ipJson } from '../../src/lab/ip.ts';
 import { type NodeState, underlayNetns } from '../../src/lab/index.ts';
 import { type Packet, type Tunnelled, captureDuring, tunnelled } from '../support/capture.ts';
 import {

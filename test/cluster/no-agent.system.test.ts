@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
 import { dumpMap } from '../../src/cli/maps.ts';
 import { listLeases } from '../../src/cni/ipam.ts';
-import { ipJson } from '../../src/host/ip.ts';
+import { ipJson } from '../../src/lab/ip.ts';
 import { listLinks } from '../../src/host/links.ts';
 import {
   addPod,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { afterEach, describe, expect, it } from 'vitest';
 import { readPeers } from '../../src/cli/rows.ts';
-import { bridgeJson, ipJson } from '../../src/host/ip.ts';
+import { bridgeJson, ipJson } from '../../src/lab/ip.ts';
 import { addPod, type NodeState, removePod, syncFlannel } from '../../src/lab/index.ts';
 import { createKubeNode, deleteKubeNode, eventsOn, listNodes, patchNodeStatus } from '../../src/lab/kube.ts';
 import {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { afterEach, beforeAll, describe, expect, it, vi } from 'vitest';
 import { readPeers } from '../../src/cli/rows.ts';
-import { bridgeJson, ipJson } from '../../src/host/ip.ts';
+import { bridgeJson, ipJson } from '../../src/lab/ip.ts';
 import { run } from '../../src/host/run.ts';
 import { gatewayAddress, restartAgent, startAgent, stopAgent } from '../../src/lab/index.ts';
 import { listNodes, patchNodeStatus } from '../../src/lab/kube.ts';

@@ -2,7 +2,7 @@
 import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
-import { ipJson } from '../../src/host/ip.ts';
+import { ipJson } from '../../src/lab/ip.ts';
 import { run } from '../../src/host/run.ts';
 import { nodeDir, restartAgent } from '../../src/lab/index.ts';
 import { listNodes } from '../../src/lab/kube.ts';

@@ -7,7 +7,7 @@ import { afterAll, beforeAll, expect } from 'vitest';
 import { AttachmentStore } from '../../src/cni/attachments.ts';
 import { readCounters } from '../../src/dataplane/counters.ts';
 import { openTables } from '../../src/dataplane/tables.ts';
-import { ipJson } from '../../src/host/ip.ts';
+import { ipJson } from '../../src/lab/ip.ts';
 import { readForwardCounters } from '../../src/host/rules.ts';
 import { type RunOptions, run, tryRun } from '../../src/host/run.ts';
 import {

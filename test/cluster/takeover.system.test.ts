@@ -2,7 +2,7 @@
 import { existsSync, mkdirSync, readdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
-import { ipJson } from '../../src/host/ip.ts';
+import { ipJson } from '../../src/lab/ip.ts';
 import { run, tryRun } from '../../src/host/run.ts';
 import {
   addPod,

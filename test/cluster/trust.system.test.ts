@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { ipBatch, ipJson } from '../../src/host/ip.ts';
+import { ipBatch, ipJson } from '../../src/lab/ip.ts';
 import { readRuleCounters } from '../../src/host/rules.ts';
 import { run } from '../../src/host/run.ts';
 import {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { ipBatch, ipJson } from '../../src/host/ip.ts';
+import { ipBatch, ipJson } from '../../src/lab/ip.ts';
 import { run, tryRun } from '../../src/host/run.ts';
 import { type NodeState, restartAgent, unboost } from '../../src/lab/index.ts';
 import {

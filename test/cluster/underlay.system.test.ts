@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { beforeAll, describe, expect, it } from 'vitest';
 import { vtepDeviceName } from '../../src/host/vtep-device.ts';
-import { bridgeJson, ipJson } from '../../src/host/ip.ts';
+import { bridgeJson, ipJson } from '../../src/lab/ip.ts';
 import { listLinks } from '../../src/host/links.ts';
 import { listOwnRoutes } from '../../src/host/routes.ts';
 import { run, tryRun } from '../../src/host/run.ts';

@@ -3,7 +3,7 @@
  * Shared by the tests of the underlay: a node's cable, the work of its network manager, and pods that talk meanwhile.
  */
 import { expect } from 'vitest';
-import { ipBatch } from '../../src/host/ip.ts';
+import { ipBatch } from '../../src/lab/ip.ts';
 import { type RunOptions, tryRun } from '../../src/host/run.ts';
 import {
   gatewayAddress,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /** One of the two labs, with a socket at every place where packets enter or leave. */
-import { ipBatch, ipJson } from '../../src/host/ip.ts';
+import { ipBatch, ipJson } from '../../src/lab/ip.ts';
 import { run } from '../../src/host/run.ts';
 import { bytesToAddress } from '../../src/net/ip.ts';
 import { macToBytes } from '../../src/net/mac.ts';

@@ -11,7 +11,7 @@ import { connect } from 'node:net';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { linkKey } from '../../src/dataplane/links.ts';
-import { ipBatch } from '../../src/host/ip.ts';
+import { ipBatch } from '../../src/lab/ip.ts';
 import { qemu, type Bootable } from '../../scripts/kernels/machines.ts';
 import type { HoldReport, TcpReport, UdpReport } from '../cluster/talker.ts';
 import { Machine } from './machine.ts';

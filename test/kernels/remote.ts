@@ -4,7 +4,7 @@
  * several at once, and answers each with a line. Its first line says that it is ready.
  */
 import { createInterface } from 'node:readline';
-import { ipBatch } from '../../src/host/ip.ts';
+import { ipBatch } from '../../src/lab/ip.ts';
 import { ensureBpffs } from '../../src/host/mount.ts';
 import { run, tryRun } from '../../src/host/run.ts';
 import { connectPod, countersOf, pass, strip } from './node.ts';

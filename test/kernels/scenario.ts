@@ -14,7 +14,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { pinPaths } from '../../src/dataplane/tables.ts';
 import { linkKey } from '../../src/dataplane/links.ts';
 import { errorText } from '../../src/errors.ts';
-import { ipBatch, ipJson } from '../../src/host/ip.ts';
+import { ipBatch, ipJson } from '../../src/lab/ip.ts';
 import { ensureBpffs } from '../../src/host/mount.ts';
 import { readForwardCounters } from '../../src/host/rules.ts';
 import { commandIn, run, tryRun } from '../../src/host/run.ts';

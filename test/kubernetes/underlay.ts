@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-import { ipBatch } from '../../src/host/ip.ts';
+import { ipBatch } from '../../src/lab/ip.ts';
 import { addNetns, deleteNetns, netnsPath, setSysctls } from '../../src/lab/netns.ts';
 import { randomMac } from '../../src/net/mac.ts';
 import { type Cluster, type ClusterNode, netnsOf, UNDERLAY_LENGTHS, underlayAddresses } from './state.ts';

@@ -4,7 +4,7 @@ import { once } from 'node:events';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { missingEtcd, type TestEtcd } from '../../src/cluster/etcd.support.ts';
-import { ipJson } from '../../src/host/ip.ts';
+import { ipJson } from '../../src/lab/ip.ts';
 import { run } from '../../src/host/run.ts';
 import { type Lab, labDown, netnsPath, type NodeState, parseLabOptions } from '../../src/lab/index.ts';
 import { tracesOf } from '../../src/lab/lab.support.ts';

@@ -3,7 +3,7 @@ import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { ipJson } from '../../src/host/ip.ts';
+import { ipJson } from '../../src/lab/ip.ts';
 import { run } from '../../src/host/run.ts';
 import { parseCidr } from '../../src/net/ip.ts';
 import { startFlanneld, stopFlanneld } from '../../src/lab/flanneld.ts';

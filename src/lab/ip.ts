@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import { RipstopError } from '../errors.ts';
-import { run, tryRun, type RunOptions } from './run.ts';
+import { run, tryRun, type RunOptions } from '../host/run.ts';
 
 /**
  * Read the kernel with `ip -json` (2–3 ms a call). The caller names the shape it expects; iproute2's JSON is the contract.
