@@ -197,6 +197,7 @@ describe.skipIf(missingHere('iptables'))('the command, on two nodes with a pod e
         'ripstop_peers gauge',
         'ripstop_reconcile_duration_seconds histogram',
         'ripstop_reconcile_errors_total counter',
+        'ripstop_target_entries gauge',
       ]);
       expect(body).toMatch(/^ripstop_peers 1$/m);
       expect(body).toMatch(/^ripstop_endpoints 1$/m);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-import { existsSync } from 'node:fs';
-import { readdir, rm } from 'node:fs/promises';
+import { existsSync, readdirSync, statSync } from 'node:fs';
+import { rm } from 'node:fs/promises';
 import { z } from 'zod';
 import { errorText, RipstopError } from '../errors.ts';
 import { readIfThere, writeAtomically } from '../host/files.ts';
@@ -36,8 +36,8 @@ export type Attachment = Readonly<z.infer<typeof Attachment>>;
  */
 export class AttachmentStore {
   readonly #dir: string;
-  /** By file name. */
-  readonly #known = new Map<string, Attachment>();
+  /** By file name, each with what its file looked like when it was read or written. */
+  readonly #known = new Map<string, { readonly attachment: Attachment; readonly stamp: string }>();
   #isRead = false;
 
   /** @param runDir the agent's directory, e.g. `/run/ripstop`; the files are in `endpoints` below it. */
@@ -46,34 +46,33 @@ export class AttachmentStore {
   }
 
   /**
-   * Read the files that came, and forget those that went, since the last time: the agent that this one succeeds may have
-   * finished a call after our start. @throws RipstopError naming a file that is no attachment.
+   * Read the files that came or changed, and forget those that went, since the last time: the agent that this one succeeds
+   * may have finished a call after our start. @throws RipstopError naming a file that is no attachment.
    */
   async refresh(): Promise<void> {
-    const names = existsSync(this.#dir) ? await readdir(this.#dir) : [];
+    const names = existsSync(this.#dir) ? readdirSync(this.#dir) : [];
     // Everything else in the directory is a write that is not finished, or never was; the next one replaces it.
     const files = new Set(names.filter((name) => name.endsWith('.json')));
     for (const name of this.#known.keys()) if (!files.has(name)) this.#known.delete(name);
-    const unknown = [...files].filter((name) => !this.#known.has(name));
-    await Promise.all(
-      unknown.map(async (name) => {
-        const attachment = await readAttachment(`${this.#dir}/${name}`);
-        if (attachment) this.#known.set(name, attachment);
-      }),
-    );
+    for (const name of files) {
+      const stamp = this.#stampOf(name);
+      if (stamp === undefined || stamp === this.#known.get(name)?.stamp) continue;
+      const attachment = await readAttachment(`${this.#dir}/${name}`);
+      if (attachment) this.#known.set(name, { attachment, stamp });
+    }
     this.#isRead = true;
   }
 
   /** All attachments, as of the last change or refresh, in the order of their names. */
   async list(): Promise<Attachment[]> {
     if (!this.#isRead) await this.refresh();
-    return [...this.#known].sort(([a], [b]) => (a < b ? -1 : 1)).map(([, attachment]) => attachment);
+    return [...this.#known].sort(([a], [b]) => (a < b ? -1 : 1)).map(([, { attachment }]) => attachment);
   }
 
   /** One of them, or undefined. @throws RipstopError when its file holds something else. */
   async get(id: AttachmentId): Promise<Attachment | undefined> {
     const name = fileName(id);
-    return this.#known.get(name) ?? readAttachment(`${this.#dir}/${name}`);
+    return this.#known.get(name)?.attachment ?? readAttachment(`${this.#dir}/${name}`);
   }
 
   /** Write one, in place of what it was before: whole or not at all, readable by root only. */
@@ -86,7 +85,7 @@ export class AttachmentStore {
       directoryMode: 0o700,
       durable: false,
     });
-    this.#known.set(name, attachment);
+    this.#known.set(name, { attachment, stamp: this.#stampOf(name) ?? '' });
   }
 
   /** Forget one; one that is not there is no error. */
@@ -94,6 +93,12 @@ export class AttachmentStore {
     const name = fileName(id);
     await rm(`${this.#dir}/${name}`, { force: true });
     this.#known.delete(name);
+  }
+
+  /** What tells a file that was replaced from the one before. */
+  #stampOf(name: string): string | undefined {
+    const stats = statSync(`${this.#dir}/${name}`, { throwIfNoEntry: false });
+    return stats && `${stats.ino} ${stats.mtimeMs}`;
   }
 }
 
