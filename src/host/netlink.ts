@@ -43,8 +43,10 @@ export type RequestsOf<V> = (
   ifindexOf: (device: string) => number,
 ) => readonly Request[];
 
-/** Requests that are sent before other work of the event loop gets its turn: some milliseconds of the kernel's time. */
-const CHUNK = 512;
+/** Requests that are sent at once. */
+const CHUNK = 64;
+/** After so long other work of the event loop gets its turn. */
+const TURN_MS = 4;
 
 /** Write what each entry needs, in order. An entry that fails keeps no other from its turn. */
 export function writeEach<V>(
@@ -87,6 +89,7 @@ async function sendEach<V>(
     }
     [keys, requests] = [[], []];
   };
+  let begunAt = performance.now();
   for (const [key, value] of entries) {
     try {
       for (const request of requestsOf(key, value, ifindexOf)) {
@@ -96,9 +99,11 @@ async function sendEach<V>(
     } catch (error) {
       if (isFailure(error)) failures.set(key, errorText(error));
     }
-    if (requests.length >= CHUNK) {
-      send();
+    if (requests.length < CHUNK) continue;
+    send();
+    if (performance.now() - begunAt > TURN_MS) {
       await setImmediate();
+      begunAt = performance.now();
     }
   }
   send();

@@ -2,7 +2,7 @@
 import { deleteRoute, replaceRoute } from '#netlink';
 import type { Target } from '../reconcile/target.ts';
 import { removeEach, type Where, writeEach } from './netlink.ts';
-import { listOwnRoutes, ROUTE_PROTOCOL } from './routes.ts';
+import { eachOwnRoute, ROUTE_PROTOCOL } from './routes.ts';
 
 /**
  * Where a local prefix leads: to a pod's host veth, or nowhere. `unreachable` is for the node's whole podCIDR: without a
@@ -19,10 +19,10 @@ export function podRouteTarget(where: Where = {}): Target<PodRoute> {
     name: 'pod-routes',
     list: async () => {
       const routes = new Map<string, PodRoute>();
-      for (const { dst, type, dev } of listOwnRoutes(where, { gateway: false })) {
+      eachOwnRoute(where, { gateway: false }, ({ dst, type }, dev) => {
         if (type === 'unreachable') routes.set(dst, { unreachable: true });
         else if (dev !== undefined) routes.set(dst, { dev });
-      }
+      });
       return routes;
     },
     upsert: (entries) =>

@@ -13,17 +13,28 @@ export interface KernelRoute extends Route {
   readonly dev: string | undefined;
 }
 
+/** Our routes in the main table, both families. */
+export function listOwnRoutes(where: Where = {}): KernelRoute[] {
+  const routes: KernelRoute[] = [];
+  eachOwnRoute(where, {}, (route, dev) => routes.push({ ...route, dev }));
+  return routes;
+}
+
 /**
- * Our routes in the main table, both families.
+ * Go through our routes.
  * @param filter `gateway`: only those with one, or only those without.
+ * @param found gets a route and the name of its device.
  */
-export function listOwnRoutes(where: Where = {}, filter: Pick<RouteFilter, 'gateway'> = {}): KernelRoute[] {
+export function eachOwnRoute(
+  where: Where,
+  filter: Pick<RouteFilter, 'gateway'>,
+  found: (route: Route, dev: string | undefined) => void,
+): void {
   using socket = openNetlink(where);
   const names = linkNames(socket);
-  return ([4, 6] as const).flatMap((family) =>
-    listRoutes(socket, { family, protocol: ROUTE_PROTOCOL, ...filter }).map((route) => ({
-      ...route,
-      dev: route.ifindex === undefined ? undefined : names.get(route.ifindex),
-    })),
-  );
+  for (const family of [4, 6] as const) {
+    for (const route of listRoutes(socket, { family, protocol: ROUTE_PROTOCOL, ...filter })) {
+      found(route, route.ifindex === undefined ? undefined : names.get(route.ifindex));
+    }
+  }
 }

@@ -14,10 +14,10 @@ import {
   replaceNexthop,
   replaceRoute,
 } from '#netlink';
-import { type Cidr, type Family, formatCidr, ipv4ToInt, parseCidr } from '../net/ip.ts';
+import { type Cidr, type Family, formatCidr, ipv4ToInt } from '../net/ip.ts';
 import type { Failures, Target } from '../reconcile/target.ts';
 import { ifindexes, openNetlink, removeEach, type Where, writeEach } from './netlink.ts';
-import { listOwnRoutes, ROUTE_PROTOCOL } from './routes.ts';
+import { eachOwnRoute, ROUTE_PROTOCOL } from './routes.ts';
 import { isVtepDevice } from './vtep-device.ts';
 
 /*
@@ -84,18 +84,17 @@ export function peerEntries(
 export const neighbourKey = (device: string, address: string): string => `${device} ${address}`;
 export const fdbKey = (device: string, mac: string): string => `${device} ${mac}`;
 
-/** What `list` gives of each VTEP device, by device and its own key. */
+/** The entries that `list` finds of each VTEP device, by device and their own key. */
 function ofVtepDevices(
   where: Where,
-  list: (socket: NetlinkSocket, ifindex: number) => (readonly [key: string, value: string])[],
+  list: (socket: NetlinkSocket, ifindex: number, found: (key: string, value: string) => void) => void,
 ): Map<string, string> {
   using socket = openNetlink(where);
-  const devices = listLinks(socket).filter(isVtepDevice);
-  return new Map(
-    devices.flatMap(({ name, ifindex }) =>
-      list(socket, ifindex).map(([key, value]) => [`${name} ${key}`, value] as const),
-    ),
-  );
+  const entries = new Map<string, string>();
+  for (const { name, ifindex } of listLinks(socket).filter(isVtepDevice)) {
+    list(socket, ifindex, (key, value) => entries.set(`${name} ${key}`, value));
+  }
+  return entries;
 }
 
 /** The permanent neighbours of the VTEP devices: podCIDR base → VtepMAC. All of them are ours. */
@@ -103,11 +102,11 @@ export function neighbourTarget(where: Where = {}): Target<string> {
   return {
     name: 'neighbours',
     list: async () =>
-      ofVtepDevices(where, (socket, ifindex) =>
-        listNeighbours(socket, { ifindex }).flatMap(({ address, mac = '', state }) =>
-          state === 'permanent' ? [[address, mac] as const] : [],
-        ),
-      ),
+      ofVtepDevices(where, (socket, ifindex, found) => {
+        for (const { address, mac = '', state } of listNeighbours(socket, { ifindex })) {
+          if (state === 'permanent') found(address, mac);
+        }
+      }),
     upsert: (entries) =>
       writeEach(where, entries, (key, mac, ifindexOf) => {
         const [device = '', address = ''] = key.split(' ');
@@ -126,11 +125,11 @@ export function fdbTarget(where: Where = {}): Target<string> {
   return {
     name: 'fdb',
     list: async () =>
-      ofVtepDevices(where, (socket, ifindex) =>
-        listFdb(socket, ifindex).flatMap(({ mac, dst = '', state }) =>
-          state === 'permanent' ? [[mac, dst] as const] : [],
-        ),
-      ),
+      ofVtepDevices(where, (socket, ifindex, found) => {
+        for (const { mac, dst = '', state } of listFdb(socket, ifindex)) {
+          if (state === 'permanent') found(mac, dst);
+        }
+      }),
     upsert: (entries) =>
       writeEach(where, entries, (key, dst, ifindexOf) => {
         const [device = '', mac = ''] = key.split(' ');
@@ -153,16 +152,18 @@ export function fdbTarget(where: Where = {}): Target<string> {
 export function peerRouteTarget(where: Where = {}): Target<PeerRoute> {
   return {
     name: 'peer-routes',
-    list: async () =>
-      new Map(
-        listOwnRoutes(where, { gateway: true }).flatMap(({ dst, gateway, dev, onlink }) =>
-          gateway !== undefined && dev !== undefined ? [[dst, { via: gateway, dev, onlink }] as const] : [],
-        ),
-      ),
+    list: async () => {
+      const routes = new Map<string, PeerRoute>();
+      eachOwnRoute(where, { gateway: true }, ({ dst, gateway, onlink }, dev) => {
+        if (gateway !== undefined && dev !== undefined) routes.set(dst, { via: gateway, dev, onlink });
+      });
+      return routes;
+    },
     upsert: async (entries) => {
       const failures = await writeRoutes(where, entries);
+      if (failures.size === 0) return failures;
       const blocked = new Map(
-        [...entries].filter(([dst, { onlink }]) => onlink && dst.includes(':') && failures.has(dst)),
+        [...entries].filter(([dst, { onlink }]) => onlink && isIpv6(dst) && failures.has(dst)),
       );
       if (blocked.size === 0 || !makeRoom(where, blocked)) return failures;
       const still = await writeRoutes(where, blocked);
@@ -171,9 +172,8 @@ export function peerRouteTarget(where: Where = {}): Target<PeerRoute> {
     // The route first: a way in use takes its routes along, for which the kernel would search all there are.
     remove: (entries) =>
       removeEach(where, entries, (dst, { via }) => {
-        const { family, base } = parseCidr(dst);
-        if (family === 6) return [deleteRoute({ dst, gateway: via, protocol: ROUTE_PROTOCOL })];
-        return [deleteRoute({ dst, protocol: ROUTE_PROTOCOL }), deleteNexthop(ipv4ToInt(base))];
+        if (isIpv6(dst)) return [deleteRoute({ dst, gateway: via, protocol: ROUTE_PROTOCOL })];
+        return [deleteRoute({ dst, protocol: ROUTE_PROTOCOL }), deleteNexthop(nexthopOf(dst))];
       }),
   };
 }
@@ -186,12 +186,19 @@ export function peerRouteTarget(where: Where = {}): Target<PeerRoute> {
 function writeRoutes(where: Where, entries: ReadonlyMap<string, PeerRoute>): Promise<Failures> {
   return writeEach(where, entries, (dst, { via, dev, onlink }, ifindexOf) => {
     const way = { gateway: via, ifindex: ifindexOf(dev), onlink, protocol: ROUTE_PROTOCOL };
-    const { family, base } = parseCidr(dst);
-    if (family === 6) return [replaceRoute({ dst, ...way })];
-    // podCIDRs do not overlap, and the small numbers are those of routing daemons.
-    const id = ipv4ToInt(base);
+    if (isIpv6(dst)) return [replaceRoute({ dst, ...way })];
+    const id = nexthopOf(dst);
     return [replaceNexthop({ id, ...way }), replaceRoute({ dst, nexthop: id, protocol: ROUTE_PROTOCOL })];
   });
+}
+
+/** The number of the nexthop of an IPv4 podCIDR: these do not overlap, and the small numbers are those of routing daemons. */
+function nexthopOf(dst: string): number {
+  return ipv4ToInt(dst.slice(0, dst.indexOf('/')));
+}
+
+function isIpv6(dst: string): boolean {
+  return dst.includes(':');
 }
 
 /** The metric of IPv6 routes that are given none, such as ours: IP6_RT_PRIO_USER of the kernel's ipv6_route.h. */

@@ -95,8 +95,14 @@ export function intToIpv4(value: number): string {
 export function addressToBytes(text: string): Uint8Array {
   const value = readIpv4(text);
   if (value !== undefined) return Uint8Array.of(value >>> 24, value >>> 16, value >>> 8, value);
-  if (addressFamily(text) === undefined) throw new RipstopError(`"${text}" is not an IP address`);
-  return Uint8Array.from(ipaddr.parse(text).toByteArray());
+  if (text.includes(':') && !text.includes('%')) {
+    try {
+      return Uint8Array.from(ipaddr.IPv6.parse(text).toByteArray());
+    } catch {
+      // As below.
+    }
+  }
+  throw new RipstopError(`"${text}" is not an IP address`);
 }
 
 /** Bytes in network order (4 or 16) → canonical text. */

@@ -185,7 +185,7 @@ export function readLink({ body }: Message): Link {
   return {
     ifindex: body.i32(4),
     name: attributes.text(IFLA.ifname) ?? '',
-    mac: attributes.get(IFLA.address)?.mac(),
+    mac: attributes.mac(IFLA.address),
     mtu: attributes.u32(IFLA.mtu) ?? 0,
     flags,
     up: (flags & IFF_UP) !== 0,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-import { addressFamily, type Family } from '../net/ip.ts';
+import { addressToBytes, type Family } from '../net/ip.ts';
 import { CREATE, type Message, type NetlinkSocket, type Request } from './socket.ts';
 import { AF, AF_BRIDGE, AF_UNSPEC, familyOf, Writer } from './wire.ts';
 
@@ -110,7 +110,7 @@ export function readNeighbour({ body }: Message): Neighbour | FdbEntry | undefin
   const ifindex = body.u32(4);
   const state = stateOf(body.u16(8));
   const flags = body.u8(10);
-  const mac = attributes.get(NDA.lladdr)?.mac();
+  const mac = attributes.mac(NDA.lladdr);
   if (family === undefined) {
     return {
       kind: 'fdb',
@@ -145,11 +145,12 @@ function stateOf(bits: number): NeighbourState {
 /** Make a neighbour be there with this MAC address and state. */
 export function replaceNeighbour(neighbour: NewNeighbour): Request {
   const { ifindex, address, mac, state = 'permanent', protocol } = neighbour;
+  const bytes = addressToBytes(address);
   return {
     type: RTM_NEWNEIGH,
     flags: CREATE.replace,
-    payload: header(afOf(address), ifindex, STATES[state], 0)
-      .address(NDA.dst, address)
+    payload: header(afOf(bytes), ifindex, STATES[state], 0)
+      .bytes(NDA.dst, bytes)
       .mac(NDA.lladdr, mac)
       .u8(NDA.protocol, protocol)
       .done(),
@@ -159,20 +160,22 @@ export function replaceNeighbour(neighbour: NewNeighbour): Request {
 
 /** Delete a neighbour. ENOENT when there is none. */
 export function deleteNeighbour({ ifindex, address }: Pick<NewNeighbour, 'ifindex' | 'address'>): Request {
+  const bytes = addressToBytes(address);
   return {
     type: RTM_DELNEIGH,
-    payload: header(afOf(address), ifindex, 0, 0).address(NDA.dst, address).done(),
+    payload: header(afOf(bytes), ifindex, 0, 0).bytes(NDA.dst, bytes).done(),
     what: () => `delete neighbour ${address} of link ${ifindex}`,
   };
 }
 
 /** Answer for an address on a link. */
 export function replaceProxy({ ifindex, address, protocol }: NewProxy): Request {
+  const bytes = addressToBytes(address);
   return {
     type: RTM_NEWNEIGH,
     flags: CREATE.replace,
-    payload: header(afOf(address), ifindex, STATES.permanent, NTF.proxy)
-      .address(NDA.dst, address)
+    payload: header(afOf(bytes), ifindex, STATES.permanent, NTF.proxy)
+      .bytes(NDA.dst, bytes)
       .u8(NDA.protocol, protocol)
       .done(),
     what: () => `replace proxy ${address} of link ${ifindex}`,
@@ -181,9 +184,10 @@ export function replaceProxy({ ifindex, address, protocol }: NewProxy): Request 
 
 /** Answer for it no more. ENOENT when the node did not. */
 export function deleteProxy({ ifindex, address }: NewProxy): Request {
+  const bytes = addressToBytes(address);
   return {
     type: RTM_DELNEIGH,
-    payload: header(afOf(address), ifindex, 0, NTF.proxy).address(NDA.dst, address).done(),
+    payload: header(afOf(bytes), ifindex, 0, NTF.proxy).bytes(NDA.dst, bytes).done(),
     what: () => `delete proxy ${address} of link ${ifindex}`,
   };
 }
@@ -210,8 +214,8 @@ export function deleteFdbEntry({ ifindex, mac }: Pick<NewFdbEntry, 'ifindex' | '
   };
 }
 
-function afOf(address: string): number {
-  return AF[addressFamily(address) ?? 4];
+function afOf(bytes: Uint8Array): number {
+  return AF[bytes.length === 4 ? 4 : 6];
 }
 
 /** `struct ndmsg`: family, three bytes of padding, index, state, flags, type. */

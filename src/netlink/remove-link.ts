@@ -8,7 +8,7 @@ import {
   BUFFER_BYTES,
   encode,
   errorIn,
-  messagesIn,
+  readMessages,
   NLMSG_ERROR,
   openEventSocket,
   type Request,
@@ -100,7 +100,7 @@ function readOutcome(fd: number, link: string | number, request: Request): boole
       if (errno === constants.errno.ENOBUFS || errno === constants.errno.EINTR) continue;
       throw new NetlinkError(request.what(), errno);
     }
-    for (const message of messagesIn(buffer, size)) {
+    readMessages(buffer, size, (message) => {
       if (message.type === NLMSG_ERROR && message.sequence === SEQUENCE) {
         const error = errorIn(message, request);
         if (error && error.code !== 'ENODEV') throw error;
@@ -109,6 +109,6 @@ function readOutcome(fd: number, link: string | number, request: Request): boole
         const { name, ifindex } = readLink(message);
         if (link === name || link === ifindex) outcome = true;
       }
-    }
+    });
   }
 }

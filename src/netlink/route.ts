@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-import { addressFamily, addressToBytes, type Family, parseCidr } from '../net/ip.ts';
+import { addressToBytes, type Family } from '../net/ip.ts';
 import { type Scope, scopeOf, SCOPES } from './address.ts';
 import type { NetlinkError } from './error.ts';
 import { CREATE, type Message, type NetlinkSocket, type Request } from './socket.ts';
-import { AF, familyOf, type Reader, Writer } from './wire.ts';
+import { AF, familyOf, readBlock, type Reader, Writer } from './wire.ts';
 
 /* linux/rtnetlink.h */
 export const RTM_NEWROUTE = 24;
@@ -114,7 +114,7 @@ export interface RouteFilter {
 /** Routes of a family and table. */
 export function listRoutes(socket: NetlinkSocket, filter: RouteFilter): Route[] {
   const { family, table = RT_TABLE.main, protocol, ifindex, gateway, dst } = filter;
-  const length = dst === undefined ? undefined : parseCidr(dst).length;
+  const length = dst === undefined ? undefined : readBlock(dst).length;
   const payload = header(family, { protocol: protocol ?? 0 })
     .u32(RTA.table, table)
     .u32(RTA.oif, ifindex)
@@ -217,8 +217,9 @@ export function deleteRoute(route: NewRoute): Request {
 
 function request(type: number, verb: string, route: NewRoute): Request {
   const { dst, gateway, ifindex, onlink, nexthop, table = RT_TABLE.main } = route;
-  const { family, base, length } = parseCidr(dst);
-  const otherFamily = gateway !== undefined && addressFamily(gateway) !== family;
+  const { family, bytes, length } = readBlock(dst);
+  const via = gateway === undefined ? undefined : addressToBytes(gateway);
+  const isOtherFamily = via !== undefined && via.length !== bytes.length;
   const { mtu } = route;
   const writer = header(family, {
     length,
@@ -228,15 +229,14 @@ function request(type: number, verb: string, route: NewRoute): Request {
     flags: onlink ? RTNH_F_ONLINK : 0,
   })
     // A default route has none.
-    .address(RTA.dst, length === 0 ? undefined : base)
+    .bytes(RTA.dst, length === 0 ? undefined : bytes)
     .u32(RTA.table, table)
     .u32(RTA.oif, ifindex)
     .u32(RTA.nhId, nexthop)
     .u32(RTA.priority, route.metric)
     .address(RTA.prefsrc, route.source)
-    .address(RTA.gateway, otherFamily ? undefined : gateway);
-  if (otherFamily) {
-    const via = addressToBytes(gateway);
+    .bytes(RTA.gateway, isOtherFamily ? undefined : via);
+  if (isOtherFamily) {
     writer.bytes(RTA.via, Uint8Array.of(AF[via.length === 4 ? 4 : 6], 0, ...via));
   }
   if (mtu !== undefined) writer.nest(RTA.metrics, (metrics) => metrics.u32(RTAX_MTU, mtu));

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-import { type Family, parseCidr } from '../net/ip.ts';
+import type { Family } from '../net/ip.ts';
 import { CREATE, type Message, type NetlinkSocket, type Request } from './socket.ts';
-import { AF, familyOf, Writer } from './wire.ts';
+import { AF, familyOf, readBlock, Writer } from './wire.ts';
 
 /* linux/rtnetlink.h, linux/fib_rules.h */
 export const RTM_NEWRULE = 32;
@@ -98,15 +98,15 @@ export function deleteRule(rule: NewRule): Request {
 
 function request(type: number, verb: string, rule: NewRule): Request {
   const { family, priority, table, mark } = rule;
-  const src = rule.src === undefined ? undefined : parseCidr(rule.src);
-  const dst = rule.dst === undefined ? undefined : parseCidr(rule.dst);
+  const src = rule.src === undefined ? undefined : readBlock(rule.src);
+  const dst = rule.dst === undefined ? undefined : readBlock(rule.dst);
   const payload = new Writer()
     .struct([1, AF[family]], [1, dst?.length ?? 0], [1, src?.length ?? 0], [1, 0], [1, 0], [1, 0], [1, 0])
     .struct([1, ACTIONS.indexOf('table')], [4, rule.not ? FIB_RULE_INVERT : 0])
     .u32(FRA.priority, priority)
     .u32(FRA.table, table)
-    .address(FRA.src, src?.base)
-    .address(FRA.dst, dst?.base)
+    .bytes(FRA.src, src?.bytes)
+    .bytes(FRA.dst, dst?.bytes)
     .text(FRA.iifname, rule.iif)
     .text(FRA.oifname, rule.oif)
     .u32(FRA.fwmark, mark?.value)

@@ -61,7 +61,7 @@ export interface Message {
 }
 
 /** A received message with the parts of its header. */
-interface Received extends Message {
+export interface Received extends Message {
   readonly flags: number;
   readonly sequence: number;
 }
@@ -203,10 +203,7 @@ export class NetlinkSocket implements Disposable {
       const size = libc().recv(this.#fd, this.#buffer, BUFFER_BYTES, 0);
       if (size < 0 && lastErrno() === EINTR) continue;
       check('receive from netlink', size);
-      for (const message of messagesIn(this.#buffer, size)) {
-        done = take(message);
-        if (done) break;
-      }
+      done = readMessages(this.#buffer, size, take);
     }
   }
 }
@@ -253,19 +250,27 @@ function* batches(requests: readonly Request[], most: number): Generator<readonl
   if (from < requests.length) yield requests.slice(from);
 }
 
-/** The messages of one datagram. */
-export function* messagesIn(buffer: Buffer, size: number): Generator<Received> {
+/** Give `take` the messages of one datagram, until it says that this was the last one. @returns whether it has said so. */
+export function readMessages(
+  buffer: Buffer,
+  size: number,
+  take: (message: Received) => boolean | void,
+): boolean {
+  const body = new Reader(buffer);
   for (let at = 0; at + HEADER <= size;) {
     const length = buffer.readUInt32LE(at);
-    if (length < HEADER) return;
-    yield {
+    if (length < HEADER) return false;
+    body.move(at + HEADER, Math.min(at + length, size));
+    const isLast = take({
       type: buffer.readUInt16LE(at + 4),
       flags: buffer.readUInt16LE(at + 6),
       sequence: buffer.readUInt32LE(at + 8),
-      body: new Reader(buffer, at + HEADER, Math.min(at + length, size)),
-    };
+      body,
+    });
+    if (isLast === true) return true;
     at += align(length);
   }
+  return false;
 }
 
 /** What an acknowledgement, or the end of a listing, says went wrong; undefined when nothing did. */

@@ -21,7 +21,7 @@ import {
 } from './qdisc.ts';
 import { readRoute, type Route, RTM_DELROUTE, RTM_NEWROUTE } from './route.ts';
 import { readRule, RTM_DELRULE, RTM_NEWRULE, type Rule } from './rule.ts';
-import { BUFFER_BYTES, type Message, messagesIn, openEventSocket, type Protocol } from './socket.ts';
+import { BUFFER_BYTES, type Message, readMessages, openEventSocket, type Protocol } from './socket.ts';
 import { AF_UNSPEC, familyOf } from './wire.ts';
 import {
   type Policy,
@@ -173,10 +173,10 @@ function readEvents(fd: number, protocol: Protocol): NetlinkEvent[] {
       else if (errno !== constants.errno.EINTR) throw new NetlinkError('receive netlink events', errno);
       continue;
     }
-    for (const message of messagesIn(buffer, size)) {
+    readMessages(buffer, size, (message) => {
       const event = EVENTS[protocol](message);
       if (event) events.push(event);
-    }
+    });
   }
   return events;
 }

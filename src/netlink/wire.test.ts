@@ -36,7 +36,7 @@ describe('attributes', () => {
     const attributes = message.attributes(8);
     expect(attributes.address(1)).toBe('10.42.1.0');
     expect(attributes.address(2)).toBe('fd00::1');
-    expect(attributes.get(3)?.mac()).toBe('0a:00:00:00:00:01');
+    expect(attributes.mac(3)).toBe('0a:00:00:00:00:01');
     expect(attributes.has(4)).toBe(false);
     const info = attributes.nested(18);
     expect(info?.text(1)).toBe('vxlan');
@@ -94,7 +94,16 @@ describe('a request', () => {
     );
   });
 
-  it.each(['10.42.1/24', 'x/8', '/0', '10.42.1.0'])('to %j is refused before it is sent', (dst) => {
+  it.each([
+    '10.42.1/24',
+    'x/8',
+    '/0',
+    '10.42.1.0',
+    '10.42.1.0/33',
+    'fd00::/129',
+    '10.42.1.0/',
+    '10.42.1.0/x',
+  ])('to %j is refused before it is sent', (dst) => {
     expect(() => addRoute({ dst, ifindex: 5 })).toThrow(/not an? (IP address|CIDR)/);
   });
 });

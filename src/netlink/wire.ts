@@ -17,14 +17,42 @@ export function familyOf(af: number): Family | undefined {
   return af === AF[4] ? 4 : af === AF[6] ? 6 : undefined;
 }
 
+/** `10.42.1.0/24` → its address in network order and its length. @throws Error when it is no such text. */
+export function readBlock(text: string): { family: Family; bytes: Uint8Array; length: number } {
+  const slash = text.indexOf('/');
+  const digits = text.slice(slash + 1);
+  if (slash < 0 || !/^\d{1,3}$/.test(digits))
+    throw new Error(`"${text}" is not a CIDR block such as 10.42.0.0/16`);
+  const bytes = addressToBytes(text.slice(0, slash));
+  const length = Number(digits);
+  if (length > bytes.length * 8) throw new Error(`"${text}" is not a CIDR block such as 10.42.0.0/16`);
+  return { family: bytes.length === 4 ? 4 : 6, bytes, length };
+}
+
 /** The upper bits of an attribute's type (NLA_F_NESTED, NLA_F_NET_BYTEORDER) say how it is encoded. */
 const NLA_TYPE_MASK = 0x3fff;
 const NLA_F_NESTED = 0x8000;
 const ATTRIBUTE_HEADER = 4;
+const MAC_BYTES = 6;
 
 /** Lengths are rounded up to whole units of 4 bytes. */
 export function align(length: number): number {
   return (length + 3) & ~3;
+}
+
+/* A listing may have tens of thousands of messages, so what reads them makes few objects. */
+
+function u16At(bytes: Uint8Array, at: number): number {
+  return bytes[at]! | (bytes[at + 1]! << 8);
+}
+
+function u32At(bytes: Uint8Array, at: number): number {
+  return (bytes[at]! | (bytes[at + 1]! << 8) | (bytes[at + 2]! << 16) | (bytes[at + 3]! << 24)) >>> 0;
+}
+
+function addressAt(bytes: Uint8Array, at: number, size: number): string {
+  if (size === 4) return `${bytes[at]}.${bytes[at + 1]}.${bytes[at + 2]}.${bytes[at + 3]}`;
+  return bytesToAddress(bytes.subarray(at, at + size));
 }
 
 /**
@@ -32,68 +60,69 @@ export function align(length: number): number {
  * read, so take from it what is to be kept.
  */
 export class Reader {
-  readonly bytes: Buffer;
-  readonly from: number;
-  readonly to: number;
+  readonly #bytes: Buffer;
+  #from: number;
+  #to: number;
 
   constructor(bytes: Buffer, from = 0, to = bytes.length) {
-    this.bytes = bytes;
-    this.from = from;
-    this.to = to;
+    this.#bytes = bytes;
+    this.#from = from;
+    this.#to = to;
+  }
+
+  /** Read another part of the same bytes from now on. */
+  move(from: number, to: number): void {
+    this.#from = from;
+    this.#to = to;
   }
 
   get length(): number {
-    return this.to - this.from;
+    return this.#to - this.#from;
   }
 
   u8(at: number): number {
-    return this.bytes[this.from + at]!;
+    return this.#bytes[this.#from + at]!;
   }
 
   u16(at: number): number {
-    return this.bytes.readUInt16LE(this.from + at);
+    return u16At(this.#bytes, this.#from + at);
   }
 
   be16(at: number): number {
-    return this.bytes.readUInt16BE(this.from + at);
+    return this.#bytes.readUInt16BE(this.#from + at);
   }
 
   u32(at: number): number {
-    return this.bytes.readUInt32LE(this.from + at);
+    return u32At(this.#bytes, this.#from + at);
   }
 
   i32(at: number): number {
-    return this.bytes.readInt32LE(this.from + at);
+    return u32At(this.#bytes, this.#from + at) | 0;
   }
 
   be32(at: number): number {
-    return this.bytes.readUInt32BE(this.from + at);
+    return this.#bytes.readUInt32BE(this.#from + at);
   }
 
   /** A part of this. */
   part(at: number, length: number): Reader {
-    return new Reader(this.bytes, this.from + at, Math.min(this.from + at + length, this.to));
+    return new Reader(this.#bytes, this.#from + at, Math.min(this.#from + at + length, this.#to));
   }
 
   /** Text up to its terminating zero or the end. */
   text(at = 0): string {
-    const end = this.bytes.indexOf(0, this.from + at);
-    return this.bytes.toString('utf8', this.from + at, end < 0 || end > this.to ? this.to : end);
+    const end = this.#bytes.indexOf(0, this.#from + at);
+    return this.#bytes.toString('utf8', this.#from + at, end < 0 || end > this.#to ? this.#to : end);
   }
 
   /** An address in canonical text; `size` bytes, or all there are. */
   address(at = 0, size = this.length - at): string {
-    return bytesToAddress(this.bytes.subarray(this.from + at, this.from + at + size));
-  }
-
-  /** A MAC address in lower-case text; undefined when it is not one of six bytes. */
-  mac(): string | undefined {
-    return this.length === 6 ? bytesToMac(this.bytes.subarray(this.from, this.to)) : undefined;
+    return addressAt(this.#bytes, this.#from + at, size);
   }
 
   /** The attributes behind a struct of so many bytes. */
   attributes(struct = 0): Attributes {
-    return new Attributes(this.bytes, this.from + align(struct), this.to);
+    return new Attributes(this.#bytes, this.#from + align(struct), this.#to);
   }
 }
 
@@ -109,34 +138,47 @@ export class Attributes {
     this.#to = to;
   }
 
-  /** The value of the first attribute of this type. */
-  get(type: number): Reader | undefined {
+  /** Where the first attribute of this type begins; −1 when there is none. */
+  #find(type: number): number {
     const bytes = this.#bytes;
     for (let at = this.#from; at + ATTRIBUTE_HEADER <= this.#to;) {
-      const length = bytes[at]! | (bytes[at + 1]! << 8);
-      if (length < ATTRIBUTE_HEADER) return undefined;
-      if (((bytes[at + 2]! | (bytes[at + 3]! << 8)) & NLA_TYPE_MASK) === type) {
-        return new Reader(bytes, at + ATTRIBUTE_HEADER, Math.min(at + length, this.#to));
-      }
+      const length = u16At(bytes, at);
+      if (length < ATTRIBUTE_HEADER) return -1;
+      if ((u16At(bytes, at + 2) & NLA_TYPE_MASK) === type) return at;
       at += align(length);
     }
-    return undefined;
+    return -1;
+  }
+
+  /** How many bytes the value of the attribute there has. */
+  #size(at: number): number {
+    return Math.min(u16At(this.#bytes, at), this.#to - at) - ATTRIBUTE_HEADER;
+  }
+
+  /** The value of the first attribute of this type. */
+  get(type: number): Reader | undefined {
+    const at = this.#find(type);
+    if (at < 0) return undefined;
+    return new Reader(this.#bytes, at + ATTRIBUTE_HEADER, at + ATTRIBUTE_HEADER + this.#size(at));
   }
 
   has(type: number): boolean {
-    return this.get(type) !== undefined;
+    return this.#find(type) >= 0;
   }
 
   u8(type: number): number | undefined {
-    return this.get(type)?.u8(0);
+    const at = this.#find(type);
+    return at < 0 ? undefined : this.#bytes[at + ATTRIBUTE_HEADER]!;
   }
 
   u16(type: number): number | undefined {
-    return this.get(type)?.u16(0);
+    const at = this.#find(type);
+    return at < 0 ? undefined : u16At(this.#bytes, at + ATTRIBUTE_HEADER);
   }
 
   u32(type: number): number | undefined {
-    return this.get(type)?.u32(0);
+    const at = this.#find(type);
+    return at < 0 ? undefined : u32At(this.#bytes, at + ATTRIBUTE_HEADER);
   }
 
   text(type: number): string | undefined {
@@ -144,7 +186,15 @@ export class Attributes {
   }
 
   address(type: number): string | undefined {
-    return this.get(type)?.address();
+    const at = this.#find(type);
+    return at < 0 ? undefined : addressAt(this.#bytes, at + ATTRIBUTE_HEADER, this.#size(at));
+  }
+
+  /** In lower-case text; undefined also for one that has not six bytes. */
+  mac(type: number): string | undefined {
+    const at = this.#find(type);
+    if (at < 0 || this.#size(at) !== MAC_BYTES) return undefined;
+    return bytesToMac(this.#bytes.subarray(at + ATTRIBUTE_HEADER, at + ATTRIBUTE_HEADER + MAC_BYTES));
   }
 
   nested(type: number): Attributes | undefined {
@@ -154,10 +204,10 @@ export class Attributes {
   /** Every attribute in turn. */
   *[Symbol.iterator](): Generator<readonly [type: number, value: Reader]> {
     for (let at = this.#from; at + ATTRIBUTE_HEADER <= this.#to;) {
-      const length = this.#bytes.readUInt16LE(at);
+      const length = u16At(this.#bytes, at);
       if (length < ATTRIBUTE_HEADER) return;
-      const type = this.#bytes.readUInt16LE(at + 2) & NLA_TYPE_MASK;
-      yield [type, new Reader(this.#bytes, at + ATTRIBUTE_HEADER, Math.min(at + length, this.#to))];
+      const type = u16At(this.#bytes, at + 2) & NLA_TYPE_MASK;
+      yield [type, new Reader(this.#bytes, at + ATTRIBUTE_HEADER, at + ATTRIBUTE_HEADER + this.#size(at))];
       at += align(length);
     }
   }

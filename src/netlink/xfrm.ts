@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-import { addressToBytes, type Family, parseCidr } from '../net/ip.ts';
+import type { Family } from '../net/ip.ts';
 import { CREATE, type Message, type NetlinkSocket, type Request } from './socket.ts';
-import { AF, familyOf, type Reader, Writer } from './wire.ts';
+import { AF, familyOf, readBlock, type Reader, Writer } from './wire.ts';
 
 /* linux/xfrm.h */
 export const XFRM_MSG_NEWPOLICY = 0x13;
@@ -122,9 +122,9 @@ function writeMark(writer: Writer, mark: NewPolicy['mark']): void {
 /** `struct xfrm_selector` for any protocol and port. */
 function selector({ src, dst }: NewPolicy): Uint8Array {
   const bytes = Buffer.alloc(SELECTOR);
-  const [source, target] = [parseCidr(src), parseCidr(dst)];
-  bytes.set(addressToBytes(target.base), 0);
-  bytes.set(addressToBytes(source.base), ADDRESS);
+  const [source, target] = [readBlock(src), readBlock(dst)];
+  bytes.set(target.bytes, 0);
+  bytes.set(source.bytes, ADDRESS);
   bytes.writeUInt16LE(AF[target.family], 40);
   bytes[42] = target.length;
   bytes[43] = source.length;
