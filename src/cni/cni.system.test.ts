@@ -625,7 +625,7 @@ describe.skipIf(missing)('the CNI plugin', () => {
         );
       };
       expect(await addresses(node, hostIfname)).toEqual([`${gateway}/32`, `${gateway6}/128`, 'fe80::1/64']);
-      // The kernel makes the link-local address, and finds out that it need not ask for duplicates, a moment later.
+      // The kernel completes the link-local address in the background, so it may come just after the ADD.
       await expect
         .poll(() => addresses(podNetns('a'), 'eth0'))
         .toEqual([`${v4}/32`, `${v6}/128`, expect.stringMatching(/^fe80::[0-9a-f:]+\/64$/)]);
