@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import { describe, expect, it } from 'vitest';
-import { FrameError, Lines, newer, parseFrame, parseListPage } from './frames.ts';
+import { FrameError, Lines, newer, parseFrame, parseListPage, withoutManagedFields } from './frames.ts';
 
 function collect(text: string | Uint8Array, size = 1024): string[] {
   const bytes = Buffer.from(text);
@@ -23,6 +23,34 @@ describe('lines of a stream', () => {
   ])('that are %s are a fault', (_, text, message) => {
     expect(() => collect(text, 5)).toThrow(message);
     expect(() => collect(text, 5)).toThrow(FrameError);
+  });
+});
+
+describe('managed fields', () => {
+  const object = {
+    kind: 'Node',
+    metadata: { name: 'a', annotations: { x: ',"managedFields":[ \\' } },
+    spec: { y: [1] },
+  };
+  const fields = [
+    { manager: 'kubelet', fieldsV1: { 'k:{"type":"]}"}': { '.': {} }, 'v:"\\"': [[], ['}']] } },
+    { manager: 'flanneld', fieldsV1: {} },
+  ];
+
+  it.each([
+    ['last in the metadata', { ...object, metadata: { ...object.metadata, managedFields: fields } }],
+    ['none at all', { ...object, metadata: { ...object.metadata, managedFields: [] } }],
+    ['before others', { ...object, metadata: { uid: 'u', managedFields: fields, ...object.metadata } }],
+    ['not there', object],
+  ])('are left out before a frame is parsed: %s', (_, given) => {
+    expect(JSON.parse(withoutManagedFields(JSON.stringify(given)))).toMatchObject(object);
+    expect(withoutManagedFields(JSON.stringify(given))).not.toContain('flanneld');
+  });
+
+  it('that are cut off anywhere leave no valid frame', () => {
+    const text = JSON.stringify({ ...object, metadata: { ...object.metadata, managedFields: fields } });
+    for (let end = 0; end < text.length; end++)
+      expect(() => JSON.parse(withoutManagedFields(text.slice(0, end)))).toThrow(SyntaxError);
   });
 });
 

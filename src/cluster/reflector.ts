@@ -1,10 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 import type { Readable } from 'node:stream';
+import { finished } from 'node:stream/promises';
 import type { Logger } from 'pino';
 import { errorText } from '../errors.ts';
 import { type ApiClient, ApiError, type Query } from './api-client.ts';
 import type { BackoffTiming } from './backoff.ts';
-import { FrameError, Lines, type ListPage, type ObjectMeta, parseFrame, parseListPage } from './frames.ts';
+import {
+  type Frame,
+  FrameError,
+  Lines,
+  type ListPage,
+  type ObjectMeta,
+  parseFrame,
+  parseListPage,
+} from './frames.ts';
 import { type Item, ItemStore } from './item-store.ts';
 import { type Fault, ListWatch } from './list-watch.ts';
 import type { SourceHealth } from './subnet-manager.ts';
@@ -176,19 +185,26 @@ export class Reflector<T> {
   }
 
   /** Take the events of a watch until it ends. @param alive called with every chunk. */
-  async #follow(response: AsyncIterable<Uint8Array>, alive: () => void): Promise<void> {
+  async #follow(response: Readable, alive: () => void): Promise<void> {
     const lines = new Lines();
-    for await (const chunk of response) {
+    // Cheaper than `for await`, which has a share in what an event costs.
+    response.on('data', (chunk: Uint8Array) => {
       alive();
-      for (const line of lines.push(chunk)) {
-        const frame = parseFrame(line);
-        this.#listWatch.seen();
-        if (frame.type === 'ERROR') throw new StreamError(frame.code, frame.message, frame.retryAfterMs);
-        if (frame.type === 'BOOKMARK') this.#store.advance(frame.resourceVersion);
-        else if (this.#store.apply(frame, this.#options.project)) this.#listWatch.changed();
+      try {
+        for (const line of lines.push(chunk)) this.#take(parseFrame(line));
+      } catch (error) {
+        response.destroy(error instanceof Error ? error : new Error(errorText(error)));
       }
-    }
+    });
+    await finished(response);
     lines.end();
+  }
+
+  #take(frame: Frame): void {
+    this.#listWatch.seen();
+    if (frame.type === 'ERROR') throw new StreamError(frame.code, frame.message, frame.retryAfterMs);
+    if (frame.type === 'BOOKMARK') this.#store.advance(frame.resourceVersion);
+    else if (this.#store.apply(frame, this.#options.project)) this.#listWatch.changed();
   }
 
   #count(kind: FaultKind): void {
