@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** The data planes that are compared: a lab each, so that nothing of one is on another's way. */
+/** The data planes that are compared. Each has a lab of its own, so that they do not affect each other. */
 import { join } from 'node:path';
 import { readEndpoints } from '../src/cli/rows.ts';
 import { AttachmentStore } from '../src/cni/attachments.ts';
@@ -33,27 +33,27 @@ import {
 } from './netbench.ts';
 import type { Place } from './works.ts';
 
-/** One data plane, up: a client on the first node (or in a pod there), servers beside it and on the second. */
+/** A running data plane, with a client on the first node (or in a pod there), and servers on both nodes. */
 export interface Arm extends AsyncDisposable {
   readonly name: string;
-  /** Run one test, across the nodes unless told otherwise. A client with a `cpu` talks to the server that is pinned too. */
+  /** Run one test, by default between the nodes. A client with a `cpu` talks to the pinned server. */
   run<Command extends keyof Results>(
     command: Command,
     options?: Omit<ClientOptions, 'host' | 'port'>,
     place?: Place,
   ): Promise<Results[Command]>;
-  /** The packets that ripstop's programs have seen on all nodes so far; undefined where there are none. */
+  /** The packets that ripstop's programs have counted on all nodes; undefined without programs. */
   packets(): Packets | undefined;
-  /** The nodes' bpffs mounts; empty where nothing is pinned. */
+  /** The nodes' bpffs mounts; empty when nothing is pinned. */
   readonly bpffs: readonly string[];
-  /** Take ripstop's programs off all nodes and end its agents; the kernel path stays. */
+  /** Detach ripstop's programs on all nodes and stop its agents. The kernel path stays. */
   detach(): Promise<void>;
 }
 
 export interface Packets {
   /** Carried by the fast path. */
   readonly fast: number;
-  /** With those left to the kernel. */
+  /** All packets, including those left to the kernel path. */
   readonly all: number;
 }
 
@@ -61,26 +61,26 @@ export interface ArmOptions {
   /** Default: the datapath's. */
   readonly name?: string;
   readonly wire?: Wire;
-  /** Pin the server of pinned clients here. */
+  /** The CPU of the server for pinned clients. */
   readonly serverCpu?: number;
   /** Mark every pod for the kernel path, with all programs attached. */
   readonly kernelPath?: boolean;
-  /** Look like a cluster of this size to ripstop; only its programs run then, not its agents. */
+  /** Imitate a cluster of this size. Then only ripstop's programs run, not its agents. */
   readonly size?: ClusterSize;
-  /** How many services' kube-proxy rules every node has, as a node of a cluster does; 0: none, and no conntrack either. */
+  /** The number of Services for which every node has kube-proxy's rules. With 0 there is no conntrack either. */
   readonly services: number;
   /** Path of the netbench program. */
   readonly program: string;
 }
 
 export interface ClusterSize {
-  /** Of each node. */
+  /** The number of peers of each node. */
   readonly peers: number;
-  /** On each node. */
+  /** The number of pods on each node. */
   readonly endpoints: number;
 }
 
-/** What is compared, in the order of tables and legends. */
+/** The arms that are compared, in the order of tables and legends. */
 export const armSpecs: readonly (Pick<ArmOptions, 'kernelPath'> & { name: string; datapath: Datapath })[] = [
   { name: 'host', datapath: 'host' },
   { name: 'flannel', datapath: 'flannel' },
@@ -88,10 +88,10 @@ export const armSpecs: readonly (Pick<ArmOptions, 'kernelPath'> & { name: string
   { name: 'ripstop-kernel', datapath: 'ripstop', kernelPath: true },
 ];
 
-/** Where netbench is built to. */
+/** The directory of the netbench program. */
 export const buildDir = join(import.meta.dirname, '../build');
 
-/** Raise a lab of two nodes for a data plane. The name carries the process's id, so runs side by side do not collide. */
+/** Raise a lab of two nodes for a data plane. Its name has the process id, so that parallel runs do not collide. */
 export async function raiseArm(datapath: Datapath, options: ArmOptions): Promise<Arm> {
   const { name = datapath, program, services, serverCpu, size, wire = 'gso' } = options;
   const labName = `bench${process.pid}-${name}`;
@@ -103,7 +103,7 @@ export async function raiseArm(datapath: Datapath, options: ArmOptions): Promise
   const lab = openLab(labName);
   const [first, second] = lab.state.nodes as [NodeState, NodeState];
   for (const node of [first, second]) {
-    // The one that every namespace may choose. A machine's own may pace by timers (BBR), and streams would measure those.
+    // Available in every namespace. The machine's default may be paced by timers (BBR), which streams would measure.
     for (const { netns } of [node, ...node.pods])
       await setSysctls(netns, { 'ipv4.tcp_congestion_control': 'reno' });
     if (services > 0) await setServices(lab, node, idleServices(services));
@@ -123,7 +123,7 @@ export async function raiseArm(datapath: Datapath, options: ArmOptions): Promise
   const bpffs = datapath === 'ripstop' ? [first, second].map((node) => join(nodeDir(lab, node), 'bpf')) : [];
   const servers = new Map<string, NetbenchServer>();
   const held = stack.move();
-  /** Servers are started when first needed. */
+  /** Servers are started when they are first needed. */
   const serverFor = async (place: Place, cpu: number | undefined): Promise<NetbenchServer> => {
     const key = `${place} ${cpu}`;
     const known = servers.get(key);
@@ -149,7 +149,7 @@ export async function raiseArm(datapath: Datapath, options: ArmOptions): Promise
   };
 }
 
-/** Services with two endpoints each, for none of which is any traffic of a benchmark. */
+/** Services with two endpoints each, which no benchmark uses. */
 function idleServices(count: number): ServicePort[] {
   return Array.from({ length: count }, (_, i) => ({
     service: `default/idle-${i}`,
@@ -174,7 +174,7 @@ function add(a: Packets, b: Packets): Packets {
   return { fast: a.fast + b.fast, all: a.all + b.all };
 }
 
-/** Mark a node's pods for the kernel path, as a NetworkPolicy would, and wait until the agent has seen it. */
+/** Mark a node's pods for the kernel path, and wait until the agent has seen it. */
 async function markForKernelPath(lab: Lab, node: NodeState): Promise<void> {
   const store = new AttachmentStore(join(nodeDir(lab, node), 'run'));
   for (const attachment of await store.list()) await store.put({ ...attachment, slow: true });
@@ -184,13 +184,13 @@ async function markForKernelPath(lab: Lab, node: NodeState): Promise<void> {
   });
 }
 
-/** From two nodes without pods to what looks like a node's view of a large cluster, with one pod on each that answers. */
+/** Make two nodes without pods look like a large cluster, with one real pod on each. */
 async function growTo(lab: Lab, { peers, endpoints }: ClusterSize): Promise<void> {
   const { nodes } = lab.state;
   await growPeers(lab, peers);
   await Promise.all(nodes.map((node) => addPod(lab, node)));
   await Promise.all(nodes.map((node) => growEndpoints(lab, node, endpoints)));
-  // An agent's audit of thousands of peers now and then would be compared along with the path of the packets. It may be at
-  // one just now, which SIGTERM would wait for.
+  // An agent's audits of thousands of peers would affect the comparison. One may be running
+  // now, for which SIGTERM would wait.
   await Promise.all(nodes.map((node) => stopAgent(lab, node, 'SIGKILL')));
 }

@@ -41,14 +41,14 @@ describe('a chart', () => {
     expect(host! / ripstop!).toBeCloseTo(2, 5);
   });
 
-  it('says what it shows: title, unit and direction, panel, work, series, and each value', () => {
+  it('has title, unit and direction, panel, work, series, and each value', () => {
     const svg = renderSvg(chart);
     for (const words of ['shorter is better', '>one core<', '>host<', '>ripstop<', '>50.0<', '>25.0<']) {
       expect(svg).toContain(words);
     }
   });
 
-  it('has a scale of its own in each panel, so small values are not lost beside large ones', () => {
+  it('has its own scale in each panel, so that small values are visible', () => {
     const small = {
       title: 'small',
       groups: [{ label: 'w', bars: [{ series: 'host', value: 0.5, low: 0.4, high: 0.7 }] }],
@@ -57,7 +57,7 @@ describe('a chart', () => {
     expect(tiny).toBe(large);
   });
 
-  it('keeps its medians readable beside a spread that is many times as wide', () => {
+  it('keeps its medians readable beside a very wide spread', () => {
     const [narrow] = widthsOf(chartOf({ series: 'host', value: 50, low: 40, high: 5000 }));
     const [wide] = widthsOf(chartOf({ series: 'host', value: 50, low: 40, high: 75 }));
     expect(narrow).toBe(wide);
@@ -79,7 +79,7 @@ describe('a chart', () => {
     expect(at - 290).toBeCloseTo(2 * bar!, 0);
   });
 
-  it('keeps foreign text from being markup', () => {
+  it('escapes text', () => {
     const svg = renderSvg(chart);
     expect(svg).not.toContain('<does>');
     expect(svg).toContain('TCP &#38; UDP');
@@ -95,7 +95,7 @@ describe('a chart', () => {
     expect(legendHost).not.toBe(legendRipstop);
   });
 
-  it('of nothing but zeros is still a chart', () => {
+  it('can consist of zeros', () => {
     const svg = chartOf({ series: 'host', value: 0, low: 0, high: 0 });
     expect(widthsOf(svg)).toEqual([0]);
     expect(svg).not.toContain('NaN');

@@ -3,7 +3,7 @@
 import { writeFileSync } from 'node:fs';
 import { Resvg } from '@resvg/resvg-js';
 
-/** One bar: its length, the spread drawn over its end, and where it should have got to. */
+/** A bar: its length, its spread, and its target. */
 export interface Bar {
   readonly series: string;
   readonly value: number;
@@ -11,26 +11,26 @@ export interface Bar {
   readonly high: number;
   /** Drawn as a line across the bar. */
   readonly target?: number;
-  /** Written behind the bar; default: the value. */
+  /** The text after the bar. Default: the value. */
   readonly text?: string;
 }
 
 /** Bars on one scale. */
 export interface Panel {
-  /** Empty: none. */
+  /** Its title; may be empty. */
   readonly title: string;
   readonly groups: readonly { readonly label: string; readonly bars: readonly Bar[] }[];
 }
 
 export interface Chart {
-  /** Of its files. */
+  /** The base name of its files. */
   readonly name: string;
   readonly title: string;
-  /** Under the title: unit, direction, what the whiskers are. */
+  /** The text under the title: unit, direction, and the meaning of the whiskers. */
   readonly subtitle: string;
   /** In the order of the legend. */
   readonly series: readonly string[];
-  /** Of the series; default: as told apart best. */
+  /** The colours of the series. Default: those that are easiest to distinguish. */
   readonly colours?: readonly string[];
   readonly panels: readonly Panel[];
 }
@@ -42,22 +42,22 @@ const BAR = 15;
 const GAP = 12;
 const HEADING = 30;
 const AXIS = 34;
-/** Told apart by people with any colour vision, in print too (Okabe and Ito). */
+/** Colours that people with any colour vision can distinguish, also in print (Okabe and Ito). */
 const COLOURS = ['#999999', '#e69f00', '#0072b2', '#56b4e9', '#009e73', '#d55e00', '#cc79a7'];
 
-/** Text in XML. */
+/** Escape text for XML. */
 export function escapeXml(text: string): string {
   return text.replaceAll(/[<>&"']/g, (character) => `&#${character.codePointAt(0)};`);
 }
 
-/** Three significant digits, or all before the point; without an exponent: 0.0123, 12.3, 12340. */
+/** Format with three significant digits, or all before the point, without an exponent: 0.0123, 12.3, 12340. */
 export function formatNumber(value: number): string {
   if (value === 0) return '0';
   const digits = Math.max(0, Math.min(4, 2 - Math.floor(Math.log10(Math.abs(value)))));
   return value.toFixed(digits);
 }
 
-/** Round steps (1, 2 or 5 times a power of ten) from 0 to the first at or above `max`, about five of them. */
+/** About five round steps (1, 2 or 5 times a power of ten) from 0 to at least `max`. */
 export function ticks(max: number): number[] {
   if (!(max > 0)) return [0, 1];
   const rough = max / 5;
@@ -67,7 +67,10 @@ export function ticks(max: number): number[] {
   return Array.from({ length: count + 1 }, (_, i) => Number((i * step).toPrecision(12)));
 }
 
-/** Draw a chart: a panel for each scale; in it a group of lying bars for each work, a bar for each series, from zero. */
+/**
+ * Draw a chart: a panel for each scale, with a group of horizontal bars for each work, a bar for each series, from
+ * zero.
+ */
 export function renderSvg(chart: Chart): string {
   const legend: string[] = [];
   let at = 16;
@@ -105,7 +108,7 @@ export function renderSvg(chart: Chart): string {
 function renderPanel(chart: Chart, panel: Panel, top: number): { marks: string[]; bottom: number } {
   const groups = panel.groups.filter((group) => group.bars.length > 0);
   const bars = groups.flatMap((group) => group.bars);
-  // A spread far beyond all medians may leave the picture, so that those can still be told apart.
+  // A spread far beyond all medians may leave the picture, so that the medians stay distinguishable.
   const longest = Math.max(...bars.map(({ value, target = 0 }) => Math.max(value, target)));
   const widest = Math.max(...bars.map(({ high }) => high));
   const scale = ticks(Math.max(longest, Math.min(widest, longest * 1.5)) || widest);

@@ -4,7 +4,7 @@ import { callCni, type Lab, type NodeState, pluginOf } from '../src/lab/index.ts
 import { addNetns, deleteNetns } from '../src/lab/netns.ts';
 
 /**
- * Add so many pods at once and delete them again. The namespaces are there before, and go after: only the plugin's calls are
+ * Add so many pods at once and delete them again. The namespaces exist before and after: only the plugin's calls are
  * timed, from the start of the first to the end of the last, with the start of their processes.
  */
 export async function timedCni(

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * How long a pod waits for its network: CNI ADD and DEL of ripstop beside bridge with host-local, which flannel's plugin calls,
- * in one run, on two nodes of one lab. See README.md.
+ * Measures how long a pod waits for its network: CNI ADD and DEL of ripstop and of bridge with host-local, which
+ * flannel's plugin calls, in one run, on two nodes of one lab. See README.md.
  */
 import { parseArgs } from 'node:util';
 import { renderTable } from '../src/cli/table.ts';
@@ -23,7 +23,7 @@ import { timedCni } from './cni-calls.ts';
 const { values: flags } = parseArgs({
   options: {
     rounds: { type: 'string', default: '60' },
-    /** How many pods the ripstop node has beside those that come and go. */
+    /** The number of idle pods on the ripstop node. */
     pods: { type: 'string', default: '1,250' },
     peers: { type: 'string' },
     batch: { type: 'string', default: '20' },
@@ -35,11 +35,11 @@ const batch = Number(flags.batch);
 const seed = Number(flags.seed);
 const NAME = `cni-bench-${process.pid}`;
 
-/** What one pod, and one pod of many at once, cost: ms. */
+/** The time for one pod, and for one pod of many at once, ms. */
 interface Costs {
   readonly add: number[];
   readonly del: number[];
-  /** Of a batch: its time over the number of its pods. */
+  /** The time of a batch, divided by the number of its pods. */
   readonly batchAdd: number[];
   readonly batchDel: number[];
 }

@@ -1,22 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
-/** The measuring itself: works in arms, side by side. */
+/** The measurement: runs works in all arms. */
 import { errorText, RipstopError } from '../src/errors.ts';
 import type { Arm } from './arms.ts';
 import { formatNumber } from './charts.ts';
 import { interleave } from './stats.ts';
 import { figuresOf, labelOf, questionOf, type QuestionId, type Work } from './works.ts';
 
-/** All samples of one number, by arm: one for each round, null where the measurement failed. */
+/** All samples of one number, by arm: one for each round, null if the measurement failed. */
 export interface Samples extends Pick<Work, 'name' | 'where'> {
   readonly question: QuestionId;
-  /** Which of several numbers for the same question, e.g. `p99`. */
+  /** Distinguishes numbers for the same question, e.g. `p99`. */
   readonly detail?: string;
   readonly samples: Readonly<Record<string, readonly (number | null)[]>>;
 }
 
-/** What was measured side by side. */
+/** The result of a comparison. */
 export interface Comparison {
-  /** In the order of tables and legends; the first is what others are compared with, where nothing else is said. */
+  /** In the order of tables and legends. By default the others are compared with the first. */
   readonly arms: readonly string[];
   readonly measured: readonly Samples[];
 }
@@ -25,11 +25,11 @@ export interface Settings {
   readonly rounds: number;
   readonly seed: number;
   readonly timing: { readonly seconds: number; readonly warmup: number };
-  /** The CPU that client and server share when a work is pinned. */
+  /** The CPU that client and server of a pinned work share. */
   readonly cpu: number;
   readonly signal: AbortSignal;
   readonly say: (text: string) => void;
-  /** Is told what failed; the rest goes on. */
+  /** Gets a line for each failure. The others continue. */
   readonly fail: (what: string) => void;
 }
 
@@ -45,7 +45,7 @@ export function measure(
 }
 
 /**
- * Every work in every arm, once a round, the arms in a new order each round.
+ * Run every work in every arm once in each round, with the arms in a new order each round.
  * @throws RipstopError when interrupted.
  */
 export async function compare(
@@ -85,7 +85,7 @@ export async function compare(
   return { arms: arms.map(({ name }) => name), measured };
 }
 
-/** What one measurement says; nothing, when it failed. */
+/** The numbers of one measurement; none when it failed. */
 async function figures(
   arm: Arm,
   work: Work,

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * Making a lab of two nodes look like a large cluster to ripstop: Node objects in the API server, which the agents turn
- * into map entries, routes, neighbours and FDB entries by themselves; and pods that nobody talks to. What is beyond the
- * two nodes does not exist, so all traffic is between them.
+ * Makes a lab of two nodes look like a large cluster to ripstop: with Node objects in the API server, which the agents
+ * turn into map entries, routes, neighbours and FDB entries; and with idle pods. Other nodes than the two do not exist,
+ * so all traffic is between these.
  */
 import { readFileSync, writeFileSync } from 'node:fs';
 import { Agent, request } from 'node:https';
@@ -16,15 +16,15 @@ import { type Lab, netnsPath, nodeDir, type NodeState, startAgent, unboost } fro
 import type { ApiAccess } from '../src/lab/kube.ts';
 import { addressAt, parseCidr } from '../src/net/ip.ts';
 
-/** Room for 65,536 nodes of a /24 each, and the lab's own 10.42.0.0/16 is in it. */
+/** With room for 65,536 nodes of a /24 each. It includes the lab's own 10.42.0.0/16. */
 const WIDE_NETWORK = '10.0.0.0/8';
-/** POSTs at a time. */
+/** The number of concurrent POSTs. */
 const WRITERS = 8;
 const DEADLINE_MS = 120_000;
 
 /**
- * Let every node have this many peers, the real one included, in a cluster network that has room for them: ripstop is
- * loaded anew. Before the nodes have pods. Resolves when the maps of all nodes hold the peers.
+ * Give every node this many peers, including the real one, in a cluster network with room for them: ripstop is
+ * reloaded. Call it before the nodes have pods. Resolves when the maps of all nodes have the peers.
  */
 export async function growPeers(lab: Lab, peers: number): Promise<void> {
   const { nodes } = lab.state;
@@ -32,7 +32,7 @@ export async function growPeers(lab: Lab, peers: number): Promise<void> {
   const file = join(lab.dir, 'net-conf.json');
   const netConf = JSON.parse(readFileSync(file, 'utf8')) as object;
   writeFileSync(file, JSON.stringify({ ...netConf, Network: WIDE_NETWORK }));
-  // Nobody watches meanwhile, so that the agents have one large change to make and not many.
+  // The agents are stopped meanwhile, so that they have one large change to make.
   await createNodes(lab, peers - (nodes.length - 1));
   await Promise.all(nodes.map((node) => startAgent(lab, node)));
   await Promise.all(
@@ -56,7 +56,7 @@ async function createNodes(lab: Lab, count: number): Promise<void> {
   }
 }
 
-/** A Node as flannel would have left it: podCIDRs from 10.64.0.0/24 on, which is beyond the lab's, and so the address. */
+/** A Node as with flannel. Its podCIDR is from 10.64.0.0/24 on, outside the lab's, like its address. */
 function distantNode(i: number): object {
   const podCIDR = `${addressAt(parseCidr('10.64.0.0/10'), i * 256)}/24`;
   const tail = [i >> 16, i >> 8, i].map((byte) => (byte & 255).toString(16).padStart(2, '0')).join(':');
@@ -101,8 +101,8 @@ function post(agent: Agent, { url, token }: ApiAccess, body: object): Promise<vo
 }
 
 /**
- * Let a node that has a pod have this many, the others being a veth pair that leads nowhere and the record that the CNI
- * plugin would have left: to ripstop that is an endpoint like any other, without a namespace and its processes behind it.
+ * Give a node with one pod this many. Each of the others is a veth pair without a peer namespace, and the attachment
+ * that the CNI plugin would have stored: to ripstop that is an endpoint like any other.
  */
 export async function growEndpoints(lab: Lab, node: NodeState, endpoints: number): Promise<void> {
   const netns = netnsPath(node.netns);
@@ -112,7 +112,7 @@ export async function growEndpoints(lab: Lab, node: NodeState, endpoints: number
   const cidr = parseCidr(node.podCIDR);
   const idle = Array.from({ length: endpoints - 1 }, (_, i) => ({
     hostIfname: `idle${i}`,
-    // From the end of the podCIDR: its beginning has been given out.
+    // From the end of the podCIDR: addresses at its beginning are in use.
     ip: addressAt(cidr, 254 - i),
   }));
   await ipBatch(
@@ -141,13 +141,13 @@ export async function growEndpoints(lab: Lab, node: NodeState, endpoints: number
   });
 }
 
-/** A change of the node's addresses makes its agent look at everything again. */
+/** Change the node's addresses, so that its agent starts a pass. */
 export async function nudgeAgent(node: NodeState): Promise<void> {
   const netns = netnsPath(node.netns);
   await ipBatch(['address add 192.0.2.1/32 dev lo', 'address del 192.0.2.1/32 dev lo'], { netns });
 }
 
-/** Wait until a node's maps are as wanted. @throws RipstopError that names `what` was waited for. */
+/** Wait until a check of a node's maps is true. @throws RipstopError that names `what` it waited for. */
 export async function untilMapped(
   lab: Lab,
   node: NodeState,

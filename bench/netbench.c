@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * netbench: the traffic that ripstop's benchmarks need and stock tools do not give: request/response with exact
+ * netbench: the traffic that ripstop's benchmarks need and stock tools do not have: request/response with exact
  * percentiles, connection rates, packet rates counted by the receiver, and open-loop load without coordinated omission.
  *
  *   netbench server     --port P [--bind ADDRESS] [--cpu N]
@@ -12,10 +12,11 @@
  *   netbench fixed-load … --rate R [--proto tcp|udp]
  *   netbench selftest
  *
- * Every command prints one JSON document on stdout; errors are one line on stderr. Exit code 0 done, 1 failed, 2 wrong usage.
+ * Every command prints one JSON document on stdout; errors are one line on stderr. Exit code 0 done, 1 failed, 2 wrong
+ * usage.
  *
- * The server takes no orders. It answers, sinks and counts whatever comes, and each byte on a control connection is
- * answered with its counters as they stand; clients subtract. So there is nothing to reset and nothing to get out of step.
+ * The server has no commands. It answers, sinks and counts whatever comes, and each byte on a control connection is
+ * answered with its current counters; clients subtract. So nothing has to be reset.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -80,8 +81,8 @@ static void *allocate(size_t count, size_t size)
 /* ---- histogram ------------------------------------------------------------------------------------------------ */
 
 /*
- * Log-linear buckets, as in HdrHistogram: 128 to an octave, so a bucket is at most 1/128 of its value wide and its middle
- * is within 0.4 % of every value in it. Nanoseconds up to 2^40 (18 minutes); larger values count as the largest.
+ * Log-linear buckets, as in HdrHistogram: 128 to an octave, so a bucket is at most 1/128 of its value wide and its
+ * middle is within 0.4 % of every value in it. Nanoseconds up to 2^40 (18 minutes); larger values count as the largest.
  */
 enum { SUB_BITS = 7, SUB = 1 << SUB_BITS, TOP_BIT = 40, BUCKETS = (TOP_BIT - SUB_BITS + 1) * SUB };
 
@@ -119,7 +120,7 @@ static void histogram_add(struct histogram *h, uint64_t value)
 	h->bucket[bucket_of(value)]++;
 }
 
-/* The value at rank ceil(q * count), never outside what was seen; 0 when nothing was. */
+/* The value at rank ceil(q * count), between the least and the largest value; 0 without values. */
 static uint64_t histogram_quantile(const struct histogram *h, double q)
 {
 	double exact = q * (double)h->count;
@@ -138,9 +139,11 @@ static uint64_t histogram_quantile(const struct histogram *h, double q)
 	return 0;
 }
 
-/* ---- what a side spent and counted ---------------------------------------------------------------------------- */
+/* ---- CPU time and counters of a side -------------------------------------------------------------------------- */
 
-/* Running totals; a measurement is the difference of two snapshots. On the wire: big-endian 64-bit words in this order. */
+/*
+ * Running totals; a measurement is the difference of two snapshots. On the wire: big-endian 64-bit words in this order.
+ */
 enum {
 	NS,
 	USER_US,
@@ -154,7 +157,7 @@ enum {
 	UDP_REQUESTS,
 	UDP_PACKETS,
 	UDP_BYTES,
-	UDP_DROPS, /* datagrams that found the receiver's socket buffer full */
+	UDP_DROPS, /* datagrams lost because the receiver's socket buffer was full */
 	CPU,	   /* 1 + the pinned CPU, 0 = not pinned; no total */
 	FIELDS
 };
@@ -242,11 +245,11 @@ enum { CONTROL = 'C', ECHO = 'E', SINK = 'S' };
 struct hello {
 	uint32_t magic;
 	uint8_t kind;
-	uint8_t alone; /* the test's only connection: the server gives it a thread that blocks, the quickest way to answer */
+	uint8_t alone; /* the test's only connection: the server gives it a blocking thread, which answers fastest */
 	uint16_t size; /* of a request and of its answer */
 };
 
-/* The first bytes of every datagram. A request comes back as it is; the others are counted. */
+/* The first bytes of every datagram. A request is echoed; the others are counted. */
 enum { REQUEST = 'Q', COUNTED = 'N' };
 struct datagram {
 	uint32_t magic;
@@ -261,7 +264,7 @@ static void set_option(int fd, int level, int name, int value)
 		die("cannot set socket option %d/%d: %s", level, name, strerror(errno));
 }
 
-/* Root may pass the limits of net.core; anybody else gets as much as they allow. */
+/* Root may exceed the limits of net.core; others get as much as these allow. */
 static void set_buffer(int fd, int force, int polite, int bytes)
 {
 	if (setsockopt(fd, SOL_SOCKET, force, &bytes, sizeof(bytes)) < 0)
@@ -394,7 +397,7 @@ static bool serve_requests(struct conn *c, int flags)
 {
 	static const char answer[4 * MAX_TCP_SIZE];
 	char buffer[4 * MAX_TCP_SIZE];
-	/* Whole requests at most, as many as `answer` can answer in one send. */
+	/* At most as many whole requests as `answer` can answer in one send. */
 	ssize_t n = recv(c->fd, buffer, sizeof(buffer) / c->size * c->size - c->got, flags);
 
 	if (n < 0)
@@ -427,8 +430,8 @@ static void *serve_alone(void *argument)
 }
 
 /*
- * The first readable event of a connection. True: it stays with the epoll loop; otherwise a thread has it, or it is closed.
- * The hello is only peeked at: of tcp-crr it is part of the request.
+ * The first readable event of a connection. True: it stays with the epoll loop; otherwise a thread has it, or it is
+ * closed. The hello is only peeked at: of tcp-crr it is part of the request.
  */
 static bool greet(int epoll, struct conn *c)
 {
@@ -513,15 +516,15 @@ static void *serve_udp(void *argument)
 }
 
 /*
- * What almost every distribution runs with. Another default (BBR, say) would measure its pacing. Best effort: a kernel
- * without it keeps its own.
+ * The default of almost every distribution. With another one (such as BBR) its pacing would be measured. Best effort: a
+ * kernel without CUBIC keeps its own.
  */
 static void use_cubic(int fd)
 {
 	setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, "cubic", sizeof("cubic") - 1);
 }
 
-/* A bound socket, or −1 where the machine does not have the family. *port 0: any, and *port is set. */
+/* A bound socket, or −1 if the machine lacks the family. With *port 0 any port is used, and *port is set. */
 static int bind_socket(const struct sockaddr *address, socklen_t length, int type, uint16_t *port)
 {
 	struct sockaddr_storage bound;
@@ -577,7 +580,7 @@ static void run_server(const struct options *o)
 	sigaction(SIGTERM, &term, NULL);
 	prctl(PR_SET_PDEATHSIG, SIGTERM);
 	if (getppid() != parent)
-		exit(0); /* it died before the kernel was asked to tell us */
+		exit(0); /* the parent died before prctl() */
 	if (o->host) {
 		addresses[0] = (const struct sockaddr *)&o->address;
 		lengths[0] = o->address_length;
@@ -612,7 +615,7 @@ static void run_server(const struct options *o)
 				int fd = accept4(c->fd, NULL, NULL, SOCK_CLOEXEC);
 
 				if (fd < 0)
-					continue; /* reset before we came to it */
+					continue; /* it has been reset meanwhile */
 				count(ACCEPTED, 1);
 				set_option(fd, IPPROTO_TCP, TCP_NODELAY, 1);
 				use_cubic(fd);
@@ -631,7 +634,7 @@ static void run_server(const struct options *o)
 
 /* ---- client: common parts --------------------------------------------------------------------------------------- */
 
-/* What one phase of a test saw. Everything that was asked is counted: answered, lost, or (too late to count) late. */
+/* The result of one phase of a test. Every request is counted as answered, lost, or late. */
 struct result {
 	struct histogram latency, lag;
 	uint64_t sent, answered, lost, late, elapsed_ns;
@@ -831,7 +834,7 @@ static bool rr_receive(const struct options *o, struct peer *p, int flags, struc
 			struct datagram d;
 
 			if (n < (ssize_t)sizeof(d))
-				return false; /* nothing in time, or an ICMP error: the timeout will tell */
+				return false; /* nothing in time, or an ICMP error: wait for the timeout */
 			memcpy(&d, buffer, sizeof(d));
 			if (p->waiting && d.seq == p->seq)
 				return true;
@@ -870,7 +873,7 @@ static void rr_alone(const struct options *o, uint64_t duration, struct result *
 		if (answered)
 			rr_done(p, now, r);
 		else if (now - p->since < o->timeout_ms * NS_PER_MS) {
-			usleep(100); /* an ICMP error came at once: do not spin on it */
+			usleep(100); /* an ICMP error came at once: do not spin */
 			now = now_ns();
 		}
 	}
@@ -1065,7 +1068,9 @@ static void run_crr(const struct options *o)
 	print_tail(&i, "accepted", i.server.v[ACCEPTED]);
 }
 
-/* ---- client: streams ---------------------------------------------------------------------------------------------- */
+/*
+ * ---- client: streams ----------------------------------------------------------------------------------------------
+ */
 
 static struct {
 	pthread_t thread;
@@ -1141,13 +1146,15 @@ static void run_stream(const struct options *o)
 	/* The receiver's bytes over the receiver's time. */
 	printf(",\"seconds\":%.6f,\"gbitPerSecond\":%.6f,\"receivedBytes\":%llu,\"sentBytes\":%llu", (double)i.server.v[NS] / 1e9,
 	       (double)received * 8 / (double)i.server.v[NS], (unsigned long long)received, (unsigned long long)sent);
-	/* From the first byte of the warm-up to the last byte of all: these two agree exactly. */
+	/* From the first byte of the warm-up to the very last byte: these two are equal. */
 	printf(",\"totalReceivedBytes\":%llu,\"totalSentBytes\":%llu",
 	       (unsigned long long)(last.v[STREAM_BYTES] - first.v[STREAM_BYTES]), (unsigned long long)streams_sent(o));
 	print_tail(&i, "bytes", received);
 }
 
-/* ---- client: packet rate ------------------------------------------------------------------------------------------ */
+/*
+ * ---- client: packet rate ------------------------------------------------------------------------------------------
+ */
 
 struct blast {
 	uint64_t sent, errors, elapsed_ns;
@@ -1180,7 +1187,7 @@ static struct blast blast(const struct options *o, int fd, uint64_t duration)
 	return b;
 }
 
-/* Wait until the receiver has counted all that still lies in queues, and return its totals then. */
+/* Wait until the receiver has counted everything that is still in queues, and return its totals. */
 static struct snapshot settle(int control)
 {
 	struct snapshot before = ask_server(control), after;
@@ -1219,12 +1226,14 @@ static void run_udp_rate(const struct options *o)
 	print_tail(&i, "packets", i.server.v[UDP_PACKETS]);
 }
 
-/* ---- client: fixed load --------------------------------------------------------------------------------------------- */
+/*
+ * ---- client: fixed load ---------------------------------------------------------------------------------------------
+ */
 
 /*
- * Open loop. Request k is due at start + k / rate and goes out then, answered or not what went before; its latency runs
- * from when it was due. A client or a server that stalls is thus charged for every request that it held up
- * ("coordinated omission" is charging only for the first).
+ * Open loop. Request k is due at start + k / rate and is sent then, whether earlier ones are answered or not; its
+ * latency counts from when it was due. A client or a server that stalls is thus charged for every request that it
+ * delays ("coordinated omission" is charging only for the first).
  */
 struct load {
 	uint64_t base, start, planned, last;
@@ -1237,7 +1246,7 @@ static uint64_t due(const struct load *l, uint64_t k)
 	return l->start + (uint64_t)((double)k * l->interval_ns);
 }
 
-/* What the kernel did not take of an earlier request. True when nothing is left. */
+/* Send the rest of an earlier request. True when nothing is left. */
 static bool load_flush(struct peer *p)
 {
 	while (p->unsent > 0) {
@@ -1263,7 +1272,7 @@ static bool load_send(const struct options *o, struct load *l, uint64_t k)
 		load_flush(p);
 		if (p->unsent < o->size)
 			return true;
-		p->unsent = 0; /* none of it went: it will be asked for again */
+		p->unsent = 0; /* none of it was sent: it will be sent again */
 		return false;
 	}
 	prepare_datagram(request, REQUEST, l->base + k);
@@ -1301,7 +1310,7 @@ static void load_receive(const struct options *o, struct load *l, struct peer *p
 			if (n < (ssize_t)sizeof(d))
 				continue;
 			memcpy(&d, buffer, sizeof(d));
-			/* An answer to the warm-up wraps to beyond `planned`: late. */
+			/* The number of an answer to the warm-up wraps to beyond `planned`: it is late. */
 			load_answered(l, d.seq - l->base, now, r);
 			continue;
 		}
@@ -1328,7 +1337,7 @@ static void load_phase(const struct options *o, int epoll, uint64_t base, uint64
 
 		for (int i = 0; i < o->connections; i++)
 			blocked |= !load_flush(&peers[i]);
-		/* When late, catch up, but read in between. */
+		/* Catch up when late, but read in between. */
 		for (int burst = 0; burst < 64 && next < l.planned && due(&l, next) <= now && !blocked; burst++) {
 			blocked = !load_send(o, &l, next);
 			if (!blocked)
@@ -1377,7 +1386,10 @@ static void run_fixed_load(const struct options *o)
 	print_tail(&i, "requests", i.server.v[rr_is_udp ? UDP_REQUESTS : TCP_REQUESTS]);
 }
 
-/* ---- selftest --------------------------------------------------------------------------------------------------------- */
+/*
+ * ---- selftest
+ * ---------------------------------------------------------------------------------------------------------
+ */
 
 static uint64_t random_state = 0x9e3779b97f4a7c15ull;
 
@@ -1396,7 +1408,7 @@ static int by_value(const void *a, const void *b)
 	return (x > y) - (x < y);
 }
 
-/* Every bucket's edges are where the next begins, and quantiles are within 1 % of those of the sorted values. */
+/* Every bucket ends where the next begins, and quantiles are within 1 % of those of the sorted values. */
 static void run_selftest(void)
 {
 	enum { SAMPLES = 50000, SHAPES = 4 };
@@ -1452,7 +1464,10 @@ static void run_selftest(void)
 	printf("{\"ok\":true,\"checks\":%d,\"worstError\":%.6f}\n", checks, worst);
 }
 
-/* ---- the command line --------------------------------------------------------------------------------------------------- */
+/*
+ * ---- the command line
+ * ---------------------------------------------------------------------------------------------------
+ */
 
 static double number(const char *name, const char *text, double low, double high)
 {

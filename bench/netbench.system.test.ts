@@ -40,7 +40,7 @@ function test<Command extends keyof Results>(
   return netbench(program, command, { ...short, ...options });
 }
 
-/** The server makes no progress for `ms`, beginning `after` ms from now; the kernel goes on queueing for it. */
+/** Stop the server for `ms`, in `after` ms from now. The kernel still queues for it. */
 async function stallServer(after: number, ms: number): Promise<void> {
   await sleep(after);
   process.kill(server.pid, 'SIGSTOP');
@@ -63,7 +63,7 @@ function expectOrdered({ min, p50, p90, p99, p999, max, mean }: Latency): void {
 }
 
 describe('netbench', () => {
-  it('knows quantiles to within 1 %', async () => {
+  it('computes quantiles to within 1 %', async () => {
     const { ok, worstError } = JSON.parse(await run(program, ['selftest'])) as {
       ok: boolean;
       worstError: number;
@@ -72,7 +72,7 @@ describe('netbench', () => {
     expect(worstError).toBeLessThan(0.01);
   });
 
-  it('compiles without a warning with another compiler too', async () => {
+  it('compiles without warnings with another compiler too', async () => {
     const elsewhere = await mkdtemp(join(directory, 'cc-'));
     await expect(buildNetbench(elsewhere, 'cc')).resolves.toBe(join(elsewhere, 'netbench'));
   });
@@ -97,7 +97,7 @@ describe('netbench', () => {
         expect(result.server.requests).toBe(result.transactions);
         expect(result.rate / (result.transactions / result.seconds)).toBeCloseTo(1, 4);
         expectOrdered(result.latencyUs);
-        // Little's law: pending requests = rate × latency, when one is pending on each connection all the time.
+        // Little's law: pending requests = rate × latency, with always one pending on each connection.
         const pending = (result.rate * result.latencyUs.mean) / 1e6;
         expect(pending / connections).toBeGreaterThan(0.8);
         expect(pending / connections).toBeLessThan(1.05);
@@ -113,7 +113,7 @@ describe('netbench', () => {
         expect(result.transactions).toBeGreaterThan(100);
         expect(result.server.accepted).toBe(result.transactions);
         expectOrdered(result.latencyUs);
-        // The control connection's own, perhaps.
+        // Perhaps one of the control connection.
         expect((await timeWaits()) - before).toBeLessThan(5);
       },
     );
@@ -156,7 +156,7 @@ describe('netbench', () => {
     );
   });
 
-  it('tells a stalled server: closed loop sees one slow answer, open loop charges every request that waited', async () => {
+  it('shows a stalled server: closed loop as one slow answer, open loop in every request that waited', async () => {
     const options = { seconds: 0.3, warmup: 0 };
     const [closed] = await Promise.all([test('tcp-rr', options), stallServer(100, 100)]);
     const [open] = await Promise.all([
@@ -167,7 +167,7 @@ describe('netbench', () => {
     expect(closed.latencyUs.p99).toBeLessThan(20_000);
     expect(open.transactions).toBe(300);
     expect(open.latencyUs.max).toBeGreaterThan(80_000);
-    // A third of the requests fell into the stall and waited 50 ms on average.
+    // A third of the requests came during the stall and waited 50 ms on average.
     expect(open.latencyUs.p90).toBeGreaterThan(40_000);
   });
 
@@ -179,15 +179,15 @@ describe('netbench', () => {
         stallServer(100, 100),
       ]);
       expect(result.lost).toBeGreaterThanOrEqual(3 * connections);
-      // The server answered them all in the end: too late, or after the test.
+      // The server has answered all of them: too late, or after the test.
       expect(result.late).toBeLessThanOrEqual(result.lost);
       expect(result.server.requests).toBe(result.transactions + result.lost);
-      // In time means in time, but for the sweep of many sockets.
+      // Only answers in time count, except for the time to sweep many sockets.
       expect(result.latencyUs.max).toBeLessThan(60_000);
     },
   );
 
-  it('counts datagrams that a stalled receiver has no room for', async () => {
+  it('counts datagrams that do not fit into the buffer of a stalled receiver', async () => {
     const [result] = await Promise.all([
       test('udp-rate', { seconds: 0.3, warmup: 0, size: 1400 }),
       stallServer(100, 150),
@@ -197,13 +197,13 @@ describe('netbench', () => {
     expect(result.loss).toBeGreaterThan(0);
   });
 
-  it('pins both sides and tells what they cost', async () => {
+  it('pins both sides and measures their CPU time', async () => {
     await using pinned = await startNetbenchServer(program, { cpu: 0, bind: '127.0.0.1' });
     const result = await test('tcp-rr', { port: pinned.port, cpu: 0 });
     expect(result).toMatchObject({ client: { cpu: 0 }, server: { cpu: 0 } });
     const spent = [result.client, result.server].map((s) => s.userSeconds + s.systemSeconds);
     expect(Math.min(...spent)).toBeGreaterThan(0);
-    // Both on one CPU: together they cannot have more of it than there was.
+    // Both are on one CPU, so they cannot use more than the elapsed time together.
     expect(spent.reduce((a, b) => a + b)).toBeLessThan(result.client.seconds * 1.1);
     const { softirqSeconds, busySeconds, totalSeconds } = result.client.machine;
     expect(softirqSeconds).toBeLessThanOrEqual(busySeconds);
@@ -212,7 +212,7 @@ describe('netbench', () => {
   });
 
   it('ends with its parent', async () => {
-    // The shell starts a server, says its pid, and is killed without a chance to clean up.
+    // The shell starts a server, prints its pid, and is killed without a chance to clean up.
     const script = `"$0" server --port 0 >&2 & echo $!; wait`;
     const shell = spawn('sh', ['-c', script, program], { stdio: ['ignore', 'pipe', 'pipe'] });
     const ready = once(shell.stderr, 'data');
@@ -229,7 +229,7 @@ describe('netbench', () => {
       });
   });
 
-  it('says what is wrong in one line', async () => {
+  it('reports errors in one line', async () => {
     const failures = [
       [['tcp-rr', '--host', '127.0.0.1', '--port', '1'], 1, /cannot connect to 127\.0\.0\.1 port 1/],
       [['tcp-rr', '--host', 'somewhere', '--port', '1'], 2, /no IPv4 or IPv6 address/],

@@ -7,7 +7,7 @@ import { which } from 'zx';
 import { RipstopError, errorText } from '../src/errors.ts';
 import { run } from '../src/host/run.ts';
 
-/** Microseconds, as counted in buckets less than 1 % wide; `min` and `max` are exact. All 0 when nothing was answered. */
+/** Microseconds, counted in buckets less than 1 % wide; `min` and `max` are exact. All 0 without answers. */
 export interface Latency {
   min: number;
   mean: number;
@@ -18,15 +18,15 @@ export interface Latency {
   max: number;
 }
 
-/** What one side spent while it was measured. */
+/** The CPU time of one side during the measurement. */
 export interface Side {
   /** The CPU that the process was pinned to. */
   cpu: number | null;
   seconds: number;
-  /** Of this process (getrusage), without what the kernel did in interrupts. */
+  /** Of this process (getrusage), without the kernel's work in interrupts. */
   userSeconds: number;
   systemSeconds: number;
-  /** From /proc/stat, of `cpu`, or of all CPUs when not pinned; resolution 10 ms. */
+  /** From /proc/stat: of `cpu`, or of all CPUs when it is not pinned; resolution 10 ms. */
   machine: { softirqSeconds: number; busySeconds: number; totalSeconds: number };
 }
 
@@ -45,9 +45,9 @@ export interface RoundTrips extends Head {
   transactions: number;
   /** Transactions a second. */
   rate: number;
-  /** Not answered in time; not in the histogram. */
+  /** Requests not answered in time. They are not in the histogram. */
   lost: number;
-  /** Answers that came after their request was given up. */
+  /** Answers that came after the timeout of their request. */
   late: number;
   latencyUs: Latency;
 }
@@ -62,7 +62,7 @@ export interface Results {
     gbitPerSecond: number;
     receivedBytes: number;
     sentBytes: number;
-    /** With warm-up and what was in flight at both ends: equal, or the path lost its mind. */
+    /** With the warm-up, and with bytes in flight at both ends. The two must be equal. */
     totalReceivedBytes: number;
     totalSentBytes: number;
     server: Side & { bytes: number };
@@ -72,16 +72,16 @@ export interface Results {
     sentPps: number;
     receivedPps: number;
     sent: number;
-    /** After all queues have drained. */
+    /** Counted after all queues have drained. */
     received: number;
     /** 0 … 1. */
     loss: number;
-    /** The part of the loss that found the receiver's socket full: not the path's fault. */
+    /** The part of the loss that is due to a full socket of the receiver, not to the path. */
     socketDrops: number;
     sendErrors: number;
     server: Side & { packets: number };
   };
-  /** Latency from when a request was due, so that a stall counts for every request that it held up. */
+  /** Latency since a request was due, so that a stall counts for every request that it delayed. */
   'fixed-load': RoundTrips & {
     proto: 'tcp' | 'udp';
     targetRate: number;
@@ -92,7 +92,7 @@ export interface Results {
   };
 }
 
-/** Options of a client; what is left out has netbench's default (see netbench.c). Times in seconds, `timeout` in ms. */
+/** Options of a client, with the defaults of netbench.c. Times are in seconds, `timeout` in ms. */
 export interface ClientOptions {
   host: string;
   port: number;
@@ -111,7 +111,7 @@ export interface ClientOptions {
 const SOURCE = fileURLToPath(new URL('netbench.c', import.meta.url));
 const FLAGS = ['-std=c11', '-O2', '-Wall', '-Wextra', '-Werror', '-pthread'];
 
-/** Debian's newest clang that the project is built with, or the machine's own. */
+/** The clang that builds the project, or the machine's own. */
 export async function findClang(): Promise<string> {
   return (await which('clang-19', { nothrow: true })) ?? 'clang';
 }
@@ -151,8 +151,8 @@ export interface NetbenchServer extends AsyncDisposable {
 }
 
 /**
- * Start a server and wait until it listens on TCP and UDP, IPv4 and IPv6 (or on `bind` only). Port 0, the default, is any
- * free one. It ends when disposed of, and at the latest with this process.
+ * Start a server and wait until it listens on TCP and UDP, IPv4 and IPv6 (or on `bind` only). Port 0, the default, is
+ * any free one. It ends when disposed of, and at the latest with this process.
  */
 export async function startNetbenchServer(
   program: string,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** The parts of a run: each raises its labs, compares them, and takes them down. */
+/** The parts of a run. Each raises its labs, compares them, and takes them down. */
 import { errorText, RipstopError } from '../src/errors.ts';
 import type { Datapath, Wire } from '../src/lab/index.ts';
 import { type Arm, type ArmOptions, armSpecs, type ClusterSize, type Packets, raiseArm } from './arms.ts';
@@ -8,12 +8,12 @@ import { programCosts } from './program-cost.ts';
 import type { RunResult } from './report.ts';
 import { bystanderWorks, controlWorks, scaleWorks, type Work } from './works.ts';
 
-/** Of a cluster size; a lab's name may be made of it. */
+/** The name of a cluster size, which can be part of a lab's name. */
 function nameOf({ peers, endpoints }: ClusterSize): string {
   return `${peers}-peers-${endpoints}-pods`;
 }
 
-/** A part of the comparison of sizes, with names that say what differs in it. */
+/** A part of the comparison of sizes, named for what differs in it. */
 export function axis(
   all: Comparison,
   sizes: readonly ClusterSize[],
@@ -38,7 +38,7 @@ type ArmSpec = Pick<ArmOptions, 'kernelPath' | 'wire' | 'size'> & {
 
 export const nothing: Comparison = { arms: [], measured: [] };
 
-/** A run in its making: the settings, what all labs share, and what was found so far. */
+/** A run in progress: the settings, what all labs share, and the results so far. */
 export class Bench {
   readonly failures: string[] = [];
   readonly programs: RunResult['programs'][number][] = [];
@@ -58,7 +58,7 @@ export class Bench {
     this.#settings = { ...settings, fail };
   }
 
-  /** Of ripstop's arms among the data planes. */
+  /** The share of the fast path in each of ripstop's arms. */
   get fastShare(): Record<string, number> {
     const shares = Object.entries(this.#packets).map(([arm, { fast, all }]) => [
       arm,
@@ -67,7 +67,7 @@ export class Bench {
     return Object.fromEntries(shares) as Record<string, number>;
   }
 
-  /** A part of the run; when it cannot be done the others still are. @throws RipstopError when interrupted. */
+  /** Run a part. If it fails, the others still run. @throws RipstopError when interrupted. */
   async part<T>(name: string, act: () => Promise<T>, otherwise: T): Promise<T> {
     this.#settings.say(name);
     try {
@@ -79,7 +79,7 @@ export class Bench {
     }
   }
 
-  /** The control, and with its two labs the bystanders: one of them without ripstop's programs then. */
+  /** The control; and with the same two labs the bystanders, one of them then without ripstop's programs. */
   async control(): Promise<{ control: Comparison; bystanders: Comparison }> {
     await using stack = new AsyncDisposableStack();
     const arms = await this.#raise(
@@ -95,7 +95,7 @@ export class Bench {
     return { control, bystanders: await compare(pair, bystanderWorks, this.#settings) };
   }
 
-  /** All data planes on one kind of wire. On the GSO wire then ripstop's programs are timed, which slows them. */
+  /** All data planes on one kind of wire. On the GSO wire ripstop's programs are timed afterwards, which slows them. */
   async planes(wire: Wire, some: readonly Work[]): Promise<Comparison> {
     await using stack = new AsyncDisposableStack();
     const arms = await this.#raise(
@@ -121,20 +121,20 @@ export class Bench {
     }
   }
 
-  /** ripstop in clusters of several sizes; an arm's name is its size's, by {@link nameOf}. */
+  /** ripstop in clusters of several sizes. An arm is named for its size: see {@link nameOf}. */
   async sizes(sizes: readonly ClusterSize[]): Promise<Comparison> {
     await using stack = new AsyncDisposableStack();
     const arms: Arm[] = [];
-    // One after another: growing takes all CPUs that there are.
+    // One after another, since growing uses all CPUs.
     for (const size of sizes) {
       this.#settings.say(`growing a cluster of ${nameOf(size)}`);
       arms.push(...(await this.#raise(stack, [{ name: nameOf(size), size }])));
     }
-    // Awaited here, or the labs would be taken down at once.
+    // Awaited here, since the labs are taken down at the end of this block.
     return await compare(arms, scaleWorks, this.#settings);
   }
 
-  /** Labs that the stack takes down. When one cannot be raised, the others still are taken down. */
+  /** Raise labs, which the stack takes down. If one cannot be raised, the others are still taken down. */
   async #raise(stack: AsyncDisposableStack, specs: readonly ArmSpec[]): Promise<Arm[]> {
     const raising = specs.map(({ datapath = 'ripstop', ...spec }) =>
       raiseArm(datapath, { ...spec, ...this.#shared }),

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** What a run of each BPF program costs, as the kernel counts it while a known load is on. */
+/** The cost of a run of each BPF program, counted by the kernel during a known load. */
 import { readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { BpfObject, BpfProgram } from '#libbpf-ts';
@@ -7,7 +7,7 @@ import { pinPaths } from '../src/dataplane/tables.ts';
 import { run } from '../src/host/run.ts';
 import type { Arm } from './arms.ts';
 
-/** Run by the agent now and then, not by packets. */
+/** Run by the agent, not by packets. */
 const OFF_PATH = ['sweep_flows'];
 
 const SWITCH = '/proc/sys/kernel/bpf_stats_enabled';
@@ -15,7 +15,7 @@ const SWITCH = '/proc/sys/kernel/bpf_stats_enabled';
 export interface ProgramCost {
   readonly program: string;
   readonly runs: number;
-  /** Mean time of one run; includes the kernel's own reading of the clock. */
+  /** Mean time of one run, including the kernel's reading of the clock. */
   readonly nsPerRun: number;
 }
 
@@ -25,8 +25,9 @@ interface Totals {
 }
 
 /**
- * Have the kernel count runs and their time during `load`, on all nodes of an arm; programs that did not run are left out.
- * Counting slows every program of the machine a little, so nothing may be compared meanwhile; it ends with the load.
+ * Make the kernel count runs and their time during `load`, on all nodes of an arm. Programs that did not run are left
+ * out. Counting slows all programs of the machine a little, so nothing may be compared meanwhile. It ends with the
+ * load.
  */
 export function programCosts(arm: Arm, load: () => Promise<unknown>): Promise<ProgramCost[]> {
   return whileCounting(async () => {
@@ -37,8 +38,8 @@ export function programCosts(arm: Arm, load: () => Promise<unknown>): Promise<Pr
 }
 
 /**
- * What the kernel counts for a run of a program that does nothing: the least that counting adds to every other figure.
- * @param directory where to compile the program to.
+ * The time that the kernel counts for a program that does nothing: counting adds at least this to every other figure.
+ * @param directory the directory for the compiled program
  */
 export async function countingCost(directory: string, compiler = 'clang-19'): Promise<number> {
   const object = join(directory, 'empty.bpf.o');

@@ -70,7 +70,7 @@ function side(cpu: number | null, softirqSeconds: number, busySeconds: number): 
   return { cpu, seconds: 1, userSeconds: 0, systemSeconds: 0, machine };
 }
 
-it('an arm that measured nothing has a row without numbers, not one with zeros', () => {
+it('an arm without measurements has a row without numbers, not with zeros', () => {
   const row = rowsOf(run.planes, 1).find(({ question }) => question.id === 'loss')!;
   expect(row.summaries['flannel']).toMatchObject({ median: 2 });
   expect(row.summaries['host']).toMatchObject({ median: 0 });
@@ -80,28 +80,28 @@ it('an arm that measured nothing has a row without numbers, not one with zeros',
 describe('the report', () => {
   const report = renderReport(run);
 
-  it('says for every question what its unit is and which way is better', () => {
+  it('has for every question its unit, and which direction is better', () => {
     expect(report).toContain('## How much does a TCP stream carry?\n\nIn Gbit/s; more is better.');
     expect(report).toContain('In %; less is better.');
   });
 
-  it('says of every number what is asked of it and whether it is so', () => {
+  it('has for every number its target, and whether it is met', () => {
     const line = report.split('\n').find((one) => one.startsWith('| TCP at 5000/s, p99'));
     expect(line).toContain('÷ host ≤ 1.1 met · ÷ flannel ≤ 0.6 met');
   });
 
-  it('begins with the figures to reach', () => {
+  it('begins with the targets', () => {
     expect(report.indexOf('Which figures are reached?')).toBeLessThan(report.indexOf('How much'));
     expect(report).toContain(
       '| TCP stream ×1, as the cluster grows | 10,000 peers ÷ 10 peers | 0.98 … 1.02 | 0.90 (0.90–0.90) | not met |',
     );
   });
 
-  it('says what of a program is the cost of counting', () => {
+  it('shows the cost of counting for each program', () => {
     expect(report).toContain('| from_pod | UDP 64 B | 1000 | 123 | 100 |');
   });
 
-  it('shows a picture of every chart, and of no other', () => {
+  it('shows exactly the charts that exist', () => {
     const pictures = Array.from(report.matchAll(/\]\((.*)\.png\)/g), ([, name]) => name);
     expect(pictures).toEqual(['targets', 'stream', 'loss', 'latency', 'bystanders', 'peers', 'programs']);
     expect(new Set(chartsOf(run).map(({ name }) => name))).toEqual(new Set(pictures));
@@ -157,7 +157,7 @@ describe('CPU time', () => {
     expect(cpuSeconds(side(0, 0.25, 0.5), side(1, 0.5, 1))).toEqual({ softirq: 0.75, busy: 1.5 });
   });
 
-  it('is told for each gigabyte that arrived', () => {
+  it('is given for each gigabyte that arrived', () => {
     const result = {
       gbitPerSecond: 16,
       receivedBytes: 2e9,
@@ -190,12 +190,12 @@ describe('the works', () => {
     expect(new Set(labels).size).toBe(labels.length);
   });
 
-  it('of the control and of the scale are there', () => {
+  it('of the control and of the scale exist', () => {
     expect(scaleWorks).not.toContain(undefined);
     expect(controlWorks).not.toContain(undefined);
   });
 
-  it('of a quick run answer a question of every kind', () => {
+  it('of a quick run answer all kinds of questions', () => {
     const quick = works.filter((work) => work.quick);
     expect(quick).toHaveLength(10);
     expect(new Set(quick.map(({ command }) => command)).size).toBe(6);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** What a run's numbers say: rows with medians and ratios, charts, and a report that is read without the code. */
+/** The report of a run: rows with medians and ratios, charts, and a text that can be read without the code. */
 import type { Column } from '../src/cli/table.ts';
 import { type Bar, type Chart, formatNumber, type Panel } from './charts.ts';
 import type { Comparison, Samples } from './compare.ts';
@@ -7,14 +7,16 @@ import { type Ratio, type Summary, summarize } from './stats.ts';
 import { boundsOf, formatBound, type Judged, judge, type Judgement, ratioOf, verdictOn } from './targets.ts';
 import { type Question, questionOf, questions, titleOf } from './works.ts';
 
-/** Resampling fewer rounds than this says little about how sure a median is. */
+/** With fewer rounds, resampling says little about the certainty of a median. */
 export const MIN_ROUNDS = 5;
-/** How far two labs of the same data plane may lie apart; beyond it small differences mean nothing. */
+/**
+ * The largest acceptable difference between two labs of the same data plane. Beyond it small differences mean nothing.
+ */
 const CONTROL_TOLERANCE = 0.02;
-/** An interval that reaches further than this to either side of its median tells little. */
+/** The largest useful distance of an interval's ends from its median. */
 const NOISY = 0.1;
 
-/** Everything that a run has measured; this is what results.json holds. A part that was left out has no arms. */
+/** Everything that a run has measured: the content of results.json. A part that was left out has no arms. */
 export interface RunResult extends Judged {
   readonly meta: {
     readonly date: string;
@@ -29,7 +31,7 @@ export interface RunResult extends Judged {
   /** Two labs of the same data plane. */
   readonly control: Comparison;
   readonly endpoints: Comparison;
-  /** Of ripstop's arms: the part of the packets that the fast path carried, 0 … 1. */
+  /** For ripstop's arms: the share of packets on the fast path, 0 … 1. */
   readonly fastShare: Readonly<Record<string, number>>;
   readonly failures: readonly string[];
 }
@@ -39,9 +41,9 @@ export interface Row {
   readonly question: Question;
   readonly title: string;
   readonly samples: Samples;
-  /** By arm; undefined where no round measured anything. */
+  /** By arm; undefined if no round has a measurement. */
   readonly summaries: Readonly<Record<string, Summary | undefined>>;
-  /** Of an arm ÷ a baseline; undefined where there are no two rounds that measured both. */
+  /** Of an arm ÷ a baseline; undefined without two rounds that measured both. */
   ratio(baseline: string, arm: string): Ratio | undefined;
 }
 
@@ -74,7 +76,7 @@ function formatSummary(summary: Summary | undefined): string | undefined {
   );
 }
 
-/** `÷ host ≤ 1.02 met · ÷ flannel ≤ 0.571 not met`, or nothing where nothing is asked. */
+/** `÷ host ≤ 1.02 met · ÷ flannel ≤ 0.571 not met`, or nothing without targets. */
 function formatVerdicts(row: Row): string | undefined {
   const bounds = boundsOf(row.samples);
   const verdicts = (['host', 'flannel'] as const).flatMap((base) => {
@@ -84,7 +86,7 @@ function formatVerdicts(row: Row): string | undefined {
   return verdicts.length > 0 ? verdicts.join(' · ') : undefined;
 }
 
-/** The data planes side by side, one number a line. On a terminal there is no room for the quartiles. */
+/** A table of the data planes, with one number in each line. A terminal has no room for the quartiles. */
 export function planeColumns(arms: readonly string[], quartiles: boolean): Column<Row>[] {
   return [
     ...armColumns(arms, quartiles),
@@ -111,7 +113,7 @@ function armColumns(arms: readonly string[], quartiles: boolean): Column<Row>[] 
   ];
 }
 
-/** Arms and what they are compared with, the first. */
+/** Columns of arms that are compared with the first. */
 function againstFirst(arms: readonly string[]): Column<Row>[] {
   const [first, ...others] = arms;
   return [
@@ -136,7 +138,7 @@ export const judgementColumns: Column<Judgement>[] = [
   { title: 'verdict', value: ({ verdict }) => verdict },
 ];
 
-/** What a reader must know before believing anything: a biased control, too few rounds, arms that were not what they are called. */
+/** Warnings for the reader: a biased control, too few rounds, arms that did not take the path of their name. */
 export function warningsOf(run: RunResult): string[] {
   const warnings: string[] = [];
   const { rounds, seed } = run.meta;
@@ -201,7 +203,7 @@ function bySeries(rows: readonly Row[], arms: readonly string[]): Panel['groups'
   }));
 }
 
-/** Panels by circumstances, because what differs in them is of another scale. */
+/** Panels by circumstances, since these have different scales. */
 function panelsOf(rows: readonly Row[], arms: readonly string[]): Panel[] {
   const panels = Map.groupBy(rows, ({ samples: { where, detail } }) =>
     detail ? `${detail}, ${where}` : where,
@@ -209,7 +211,7 @@ function panelsOf(rows: readonly Row[], arms: readonly string[]): Panel[] {
   return Array.from(panels, ([title, own]) => ({ title, groups: bySeries(own, arms) }));
 }
 
-/** How the numbers of the first arm change in the others, as ratios. */
+/** The ratios of the other arms' numbers to those of the first. */
 function growthChart(name: string, title: string, run: RunResult, { arms, measured }: Comparison): Chart {
   const [first, ...others] = arms;
   const rows = rowsOf({ arms, measured }, run.meta.seed).filter(({ question }) => question.id !== 'loss');
@@ -253,7 +255,7 @@ function targetChart(run: RunResult): Chart {
         const target = bound.atLeast ?? bound.atMost ?? 0;
         const measured = value.median >= 10 ? value.median.toFixed(0) : value.median.toFixed(2);
         const text = `${measured}, target ${formatBound(bound)}`;
-        // What comes after the semicolon is told in the table.
+        // The table has the part after the semicolon.
         return [
           { label: figure.split(';')[0]!, bars: [{ ...interval(value), series: verdict, target, text }] },
         ];
@@ -331,7 +333,7 @@ export function markdown<T>(columns: readonly Column<T>[], rows: readonly T[]): 
   ].join('\n');
 }
 
-/** The report, in markdown; the charts are looked for beside it, as PNG. */
+/** The report in Markdown. Its charts are PNG files beside it. */
 export function renderReport(run: RunResult): string {
   const { meta, planes, control, bystanders } = run;
   const charts = chartsOf(run);
@@ -380,7 +382,7 @@ export function renderReport(run: RunResult): string {
     ...grown(
       endpointsTitle,
       'endpoints',
-      'The same with more and more pods on both nodes, of which one on each talks and the others are idle.',
+      'The same with growing numbers of pods on both nodes. One pod on each node talks, the others are idle.',
       run.endpoints,
     ),
     ...(run.programs.length === 0
@@ -408,7 +410,7 @@ export function renderReport(run: RunResult): string {
           ),
         ]),
     section(
-      'Can this run tell equal from different?',
+      'Can this run distinguish equal from different?',
       `Two labs of the same data plane, measured like everything else. How far a ratio is from 1 is about the smallest difference that this report can show; beyond ±${CONTROL_TOLERANCE * 100} % it is among the warnings at the top.`,
       '',
       control.measured.length === 0
@@ -416,8 +418,8 @@ export function renderReport(run: RunResult): string {
         : markdown(againstFirst(control.arms), rowsOf(control, meta.seed)),
     ),
     section(
-      'Did the arms do what they are called?',
-      "Of the packets that ripstop's programs saw, the fast path carried:",
+      'Did the arms take the path of their name?',
+      "Share of the packets counted by ripstop's programs that took the fast path:",
       '',
       markdown(
         [
@@ -442,14 +444,14 @@ export function renderReport(run: RunResult): string {
 
 ${meta.cpus} × ${meta.cpu}, Linux ${meta.kernel}. ${meta.rounds} rounds of ${meta.seconds} s, the arms in a new order each round;
 kube-proxy's rules for ${meta.services} services on every node.
-${warnings.length > 0 ? `\n**Before you believe it:**\n\n${warnings.map((warning) => `- ${warning}`).join('\n')}\n` : ''}
+${warnings.length > 0 ? `\n**Warnings:**\n\n${warnings.map((warning) => `- ${warning}`).join('\n')}\n` : ''}
 - **host**: the nodes themselves, without pods; nothing of ripstop is attached. On one node this is the loopback device.
 - **flannel**: flannel's kernel path between pods, with br_netfilter and FORWARD rules. On one node this is the bridge.
 - **ripstop**: ripstop's fast path between pods.
-- **ripstop-kernel**: the same, with the pods marked for the kernel path: what ripstop costs where it does not help.
+- **ripstop-kernel**: the same, with the pods marked for the kernel path: the cost of ripstop where it does not help.
 
 A ratio is the median over rounds of an arm ÷ the baseline *of the same round*, with its 95 % interval; a plain number has its
-quartiles behind it. Absolute numbers are of this machine and this hour. "One core": client, server and path share one CPU;
+quartiles after it. Absolute numbers are valid for this machine and this hour. "One core": client, server and path share one CPU;
 "free": the scheduler decides. "GSO wire": the kernel's super-packets cross the wire whole; "MTU wire": every packet fits the
 MTU, as on a plain NIC. ↑: more is better, ↓: less is. Where no other target is set, ripstop must not be worse than flannel.
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * Host network, flannel's kernel path, ripstop, and ripstop kept to the kernel path, side by side in one run. Every round
- * runs every arm once, in a new order, and ratios are taken within rounds, because absolute figures drift on any machine.
- * An A/A control comes first. See README.md for the flags and how to read the results.
+ * Compares host network, flannel's kernel path, ripstop, and ripstop limited to the kernel path in one run. Every round
+ * runs every arm once, in a new order, and ratios are taken within rounds, because absolute figures drift on any
+ * machine. An A/A control comes first. See README.md for the flags and how to read the results.
  */
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { cpus, release } from 'node:os';
@@ -57,10 +57,10 @@ function say(text: string): void {
   );
 }
 
-/** What client and server share when a work is pinned. */
+/** The CPU that client and server of a pinned work share. */
 const PINNED_CPU = 1;
 
-/** The axes of the scale, from their common end, with the far ends alone for the hurried. */
+/** The axes of the scale, from their common end. A quick run has only their ends. */
 const smallest: ClusterSize = { peers: 10, endpoints: 1 };
 const larger = {
   peers: { all: [100, 1000, 10_000], end: [10_000] },
@@ -86,7 +86,7 @@ async function main(): Promise<void> {
     throw new RipstopError('no work is left to do; see --only, --wire and --quick');
   if (rounds < MIN_ROUNDS) say(`${rounds} rounds are too few for intervals; use at least ${MIN_ROUNDS}`);
 
-  // Ctrl-C ends the test that runs; then the labs are taken down.
+  // Ctrl-C ends the current test; then the labs are taken down.
   const interruption = new AbortController();
   for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => interruption.abort());
   const begun = new Date();
@@ -143,7 +143,7 @@ async function main(): Promise<void> {
   });
 }
 
-/** Tables on the terminal; everything in a directory of its own. */
+/** Print tables on the terminal, and write everything into a directory. */
 function report(result: RunResult): void {
   const { date, seed } = result.meta;
   const { planes } = result;

@@ -9,7 +9,7 @@ describe('summaries', () => {
     expect(median([7])).toBe(7);
   });
 
-  it('interpolate quantiles between neighbours and leave the input as it was', () => {
+  it('interpolate quantiles between neighbours and do not change the input', () => {
     const values = [40, 10, 30, 20];
     expect(quantile(values, 0.25)).toBe(17.5);
     expect(summarize(values)).toEqual({ n: 4, min: 10, q1: 17.5, median: 25, q3: 32.5, max: 40 });
@@ -20,20 +20,20 @@ describe('summaries', () => {
     expect(median([9, 10, 100])).toBe(10);
   });
 
-  it('of nothing are refused', () => {
+  it('of no values are refused', () => {
     expect(() => median([])).toThrow(/nothing was measured/);
     expect(() => summarize([])).toThrow(/nothing was measured/);
   });
 });
 
 describe('the seeded generator', () => {
-  it('repeats itself for one seed and not for another', () => {
+  it('repeats for the same seed, and differs for another', () => {
     const draw = (seed: number) => Array.from({ length: 5 }, seededRandom(seed));
     expect(draw(1)).toEqual(draw(1));
     expect(draw(1)).not.toEqual(draw(2));
   });
 
-  it.each([0, 1, -1, 2 ** 31, 0x9e3779b9])('is even over [0, 1) from seed %d', (seed) => {
+  it.each([0, 1, -1, 2 ** 31, 0x9e3779b9])('is uniform over [0, 1) for seed %d', (seed) => {
     const random = seededRandom(seed);
     const tenths = Array.from({ length: 10 }, () => 0);
     for (let i = 0; i < 10_000; i++) {
@@ -48,7 +48,7 @@ describe('the seeded generator', () => {
 });
 
 describe('rounds', () => {
-  it('run every variant once, each round in an order of its own', () => {
+  it('run every variant once, each round in another order', () => {
     const rounds = interleave(['host', 'flannel', 'ripstop'], 60, 7);
     expect(rounds).toHaveLength(60);
     for (const round of rounds) expect(round.toSorted()).toEqual(['flannel', 'host', 'ripstop']);
@@ -72,14 +72,14 @@ describe('paired ratios', () => {
     expect(ratio).toMatchObject({ n: 5, min: 1.5, median: 1.5, max: 1.5, low: 1.5, high: 1.5 });
   });
 
-  it('shrug off one bad round', () => {
+  it('are robust against one bad round', () => {
     const ratio = pairedRatio([10, 10, 10, 10, 10, 10, 10], [20, 21, 20, 1, 19, 20, 20], { seed: 1 });
     expect(ratio.median).toBe(2);
     expect(ratio.min).toBe(0.1);
     expect(ratio.low).toBeGreaterThan(1.8);
   });
 
-  it('do not claim a difference where there is only noise', () => {
+  it('show no difference for noise', () => {
     const random = seededRandom(11);
     const noise = () => Array.from({ length: 15 }, () => 100 + 20 * random());
     const { low, high } = pairedRatio(noise(), noise(), { seed: 2 });
@@ -87,7 +87,7 @@ describe('paired ratios', () => {
     expect(high).toBeGreaterThan(1);
   });
 
-  it('hold the true ratio within their bounds about as often as they say', () => {
+  it('have the true ratio within their bounds with about the given confidence', () => {
     const random = seededRandom(5);
     let held = 0;
     for (let trial = 0; trial < 200; trial++) {
@@ -99,7 +99,7 @@ describe('paired ratios', () => {
     expect(held).toBeGreaterThan(180);
   });
 
-  it('get surer with more rounds, and less sure with more confidence', () => {
+  it('have narrower bounds with more rounds, and wider ones with more confidence', () => {
     const random = seededRandom(3);
     const spread = (rounds: number, confidence: number) => {
       const candidate = Array.from({ length: rounds }, () => 1 + random());
@@ -119,7 +119,7 @@ describe('paired ratios', () => {
     expect(measure(4)).toEqual(measure(4));
   });
 
-  it('refuse rounds that do not pair up or measured nothing', () => {
+  it('refuse rounds that do not pair, or have no measurement', () => {
     expect(() => pairedRatio([1, 2], [1], { seed: 1 })).toThrow(/2 baseline and 1 candidate rounds/);
     expect(() => pairedRatio([1, 0], [1, 1], { seed: 1 })).toThrow(/round 2 measured 1 against 0/);
     expect(() => pairedRatio([1, 1], [0, 1], { seed: 1 })).toThrow(/round 1 measured 0 against 1/);

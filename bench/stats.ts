@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { RipstopError } from '../src/errors.ts';
 
-/** Five numbers that show where values lie without assuming how they are distributed. */
+/** Five numbers that summarize values without assuming a distribution. */
 export interface Summary {
   n: number;
   min: number;
@@ -11,7 +11,7 @@ export interface Summary {
   max: number;
 }
 
-/** How a candidate compares with its baseline: of `summary` of the rounds' ratios, the median, and how sure it is. */
+/** A candidate compared with its baseline: the summary of the rounds' ratios, and the bounds of their median. */
 export interface Ratio extends Summary {
   /** Bounds of the median, by bootstrap. */
   low: number;
@@ -63,23 +63,23 @@ export function seededRandom(seed: number): () => number {
 }
 
 /**
- * The order in which to run `variants`: every round runs each once, shuffled anew. A machine that gets slower or faster
- * with time, or that favours whoever comes second, then favours nobody, and each round's values can be paired.
+ * The order in which to run `variants`: every round runs each once, in a new random order. A machine that gets slower
+ * or faster with time, or that favours the second, then favours none, and each round's values can be paired.
  */
 export function interleave<T>(variants: readonly T[], rounds: number, seed: number): T[][] {
   const random = seededRandom(seed);
   return Array.from({ length: rounds }, () => {
     const round = [...variants];
-    // Fisher and Yates: take one of those left, again and again.
+    // Fisher and Yates: repeatedly take one of those left.
     return variants.flatMap(() => round.splice(Math.floor(random() * round.length), 1));
   });
 }
 
 /**
- * Candidate over baseline, round by round: `baseline[i]` and `candidate[i]` were measured in the same round, so whatever
- * slowed that round slowed both and cancels out. The median of the rounds' ratios is the result; `low` and `high` bound
- * it with `confidence`, by resampling the rounds (percentile bootstrap). Few rounds give wide bounds, as they should.
- * @throws RipstopError when the rounds do not pair up, or one of them measured nothing.
+ * Candidate over baseline, round by round: `baseline[i]` and `candidate[i]` were measured in the same round, so
+ * whatever slowed that round slowed both and cancels out. The median of the rounds' ratios is the result; `low` and
+ * `high` bound it with `confidence`, by resampling the rounds (percentile bootstrap). Few rounds give wide bounds.
+ * @throws RipstopError when the rounds do not pair, or one of them has no measurement.
  */
 export function pairedRatio(
   baseline: readonly number[],

@@ -31,7 +31,7 @@ describe('a ratio', () => {
     expect(ratioOf(samples, 'host', 'ripstop', 1)).toMatchObject({ n: 2, median: 0.9 });
   });
 
-  it('is not claimed to nothing, to itself or from too few rounds', () => {
+  it('is undefined for a missing baseline, for itself, and for too few rounds', () => {
     expect(ratioOf(stream({ host: [0, 0], ripstop: [1, 1] }), 'host', 'ripstop', 1)).toBeUndefined();
     expect(ratioOf(stream({ host: [1, 1] }), 'host', 'host', 1)).toBeUndefined();
     expect(ratioOf(stream({ host: [1, null], ripstop: [1, 1] }), 'host', 'ripstop', 1)).toBeUndefined();
@@ -47,33 +47,33 @@ describe('a verdict', () => {
     ['at most 1', { atMost: 1 }, 1, 1, 1, 'met'],
     ['within 2 %', { atLeast: 0.98, atMost: 1.02 }, 1, 0.99, 1.01, 'met'],
     ['within 2 %', { atLeast: 0.98, atMost: 1.02 }, 1, 0.97, 1.03, 'met?'],
-    // The interval is wider than what is allowed, at both ends: nothing is known.
+    // The interval exceeds both bounds, so nothing is known.
     ['within 2 %', { atLeast: 0.98, atMost: 1.02 }, 1.05, 0.7, 1.4, 'not met?'],
     ['within 2 %', { atLeast: 0.98, atMost: 1.02 }, 1.05, 1.04, 1.06, 'not met'],
   ] as const)('on %s %o with %d (%d to %d) is %s', (_, bound, median, low, high, verdict) => {
     expect(verdictOn({ median, low, high }, bound)).toBe(verdict);
   });
 
-  it('on nothing is none', () => {
+  it('without a value is none', () => {
     expect(verdictOn(undefined, { atLeast: 1 })).toBe('not measured');
   });
 });
 
-describe('the figures to reach', () => {
-  it('are each of a number that a run, a quick one too, measures', () => {
+describe('the targets', () => {
+  it('are for numbers that every run measures, also a quick one', () => {
     for (const target of targets) {
       const found = works.find(({ name, where }) => name === target.name && where === target.where);
       expect(found, titleOf(target)).toMatchObject({ quick: true });
     }
   });
 
-  it('are all listed, and none is met by a run that measured nothing', () => {
+  it('are all listed, and none is met by a run without measurements', () => {
     const verdicts = judge(blank).map(({ verdict }) => verdict);
     expect(verdicts.length).toBeGreaterThan(20);
     expect(new Set(verdicts)).toEqual(new Set(['not measured']));
   });
 
-  it('are judged against both other data planes', () => {
+  it('compare with both other data planes', () => {
     const planes = comparison([stream({ host: [10, 10], flannel: [5, 5], ripstop: [9, 9] })]);
     const found = judge({ ...blank, planes }).filter(({ figure }) => figure === 'TCP stream, GSO wire');
     expect(found.map(({ of, verdict }) => [of, verdict])).toEqual([
@@ -82,7 +82,7 @@ describe('the figures to reach', () => {
     ]);
   });
 
-  it('hold the worst number against flannel, whichever way is better', () => {
+  it('compare the worst number with flannel, in both directions', () => {
     const slower: Samples = {
       question: 'cpu-per-gb',
       ...work,
@@ -103,7 +103,7 @@ describe('the figures to reach', () => {
     );
   });
 
-  it('deduct what counting costs from what a program costs', () => {
+  it('subtract the cost of counting from the cost of a program', () => {
     const cost = { program: 'from_pod', load: 'UDP 64 B', runs: 1000, nsPerRun: 180 };
     const found = judge({ ...blank, programs: [cost], countingNs: 70 });
     expect(found.find(({ figure }) => figure.includes('from_pod'))).toMatchObject({
@@ -132,7 +132,7 @@ describe('a bound', () => {
   });
 });
 
-it('a round trip is told where one request is under way at a time', () => {
+it('a round trip is measured where one request is pending at a time', () => {
   const side = { cpu: 1, machine: { softirqSeconds: 0, busySeconds: 1, totalSeconds: 1 } };
   const result = (connections: number): Parameters<typeof figuresOf>[0] =>
     ({

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-/** The figures to reach, as data, and whether a run has reached them. */
+/** The targets, as data, and whether a run has met them. */
 import type { Comparison, Samples } from './compare.ts';
 import type { ProgramCost } from './program-cost.ts';
 import { pairedRatio, type Ratio } from './stats.ts';
 import { questionOf, type QuestionId, titleOf } from './works.ts';
 
-/** What a value must not leave; both ends belong to it. */
+/** The range that a value must stay in, ends included. */
 export interface Bound {
   readonly atLeast?: number;
   readonly atMost?: number;
@@ -18,7 +18,7 @@ export interface Target {
   readonly name: string;
   readonly where: string;
   readonly detail?: string;
-  /** Of ripstop ÷ this arm, in the question's unit. */
+  /** The bound for ripstop ÷ this arm, in the question's unit. */
   readonly host?: Bound;
   readonly flannel?: Bound;
 }
@@ -60,7 +60,7 @@ export const targets: readonly Target[] = [
     flannel: { atLeast: 1.35 },
   },
   {
-    // Bytes alone bound it to 0.966: each packet carries 50 more.
+    // It cannot exceed 0.966: each packet carries 50 bytes more.
     figure: 'TCP stream, MTU wire',
     question: 'stream',
     name: 'TCP stream ×1',
@@ -117,43 +117,46 @@ export const targets: readonly Target[] = [
 
 /** Host-network round trips with ripstop attached, ÷ not attached. */
 const bystanderBound: Bound = { atMost: 1.01 };
-/** Anything with the most peers, ÷ with the fewest. */
+/** Any number with the most peers, ÷ with the fewest. */
 const scaleBound: Bound = { atLeast: 0.98, atMost: 1.02 };
-/** ns, without what counting itself costs, of packets that are no super-packets. */
+/** ns, without the cost of counting, for packets that are not super-packets. */
 const programBounds = [
   { figure: 'encapsulate: from_pod', program: 'from_pod', bound: { atMost: 120 } },
   { figure: 'decapsulate: from_wire', program: 'from_wire', bound: { atMost: 90 } },
 ] as const;
-/** Under which load the programs are judged: every run carries one small packet. */
+/** The load for the programs' targets: every run handles one small packet. */
 export const JUDGED_LOAD = 'UDP 64 B';
 
 /**
- * By the median; with a question mark where its interval holds the bound too, so that more rounds might turn the verdict.
+ * Judged by the median. It has a question mark when its interval includes the bound, so that more rounds might change
+ * it.
  */
 export type Verdict = 'met' | 'met?' | 'not met?' | 'not met' | 'not measured';
 
 export interface Judgement {
   readonly figure: string;
-  /** What the value is, e.g. `ripstop ÷ host`. */
+  /** The name of the value, e.g. `ripstop ÷ host`. */
   readonly of: string;
   readonly bound: Bound;
-  /** Undefined where the run did not measure it. */
+  /** Undefined if the run has not measured it. */
   readonly value: { readonly median: number; readonly low: number; readonly high: number } | undefined;
   readonly verdict: Verdict;
 }
 
-/** What is judged of a run. */
+/** The parts of a run that have targets. */
 export interface Judged {
   readonly meta: { readonly seed: number };
   readonly planes: Comparison;
   readonly bystanders: Comparison;
   readonly peers: Comparison;
   readonly programs: readonly (ProgramCost & { readonly load: string })[];
-  /** ns; undefined: not measured. */
+  /** ns; undefined if not measured. */
   readonly countingNs: number | undefined;
 }
 
-/** Candidate over baseline, of the rounds that measured both; undefined without two such rounds, or for an arm itself. */
+/**
+ * Candidate over baseline, of the rounds that measured both; undefined without two such rounds, or for an arm itself.
+ */
 export function ratioOf(
   { samples }: Pick<Samples, 'samples'>,
   baseline: string,
@@ -163,7 +166,7 @@ export function ratioOf(
   if (baseline === candidate) return undefined;
   const pairs = (samples[baseline] ?? [])
     .map((base, round) => [base, samples[candidate]?.[round]] as const)
-    // Nothing is no baseline: e.g. no loss, or CPU time below the clock's resolution.
+    // Zero cannot be a baseline: e.g. no loss, or CPU time below the clock's resolution.
     .filter((pair): pair is readonly [number, number] => pair.every((value) => value != null && value > 0));
   if (pairs.length < 2) return undefined;
   return pairedRatio(
@@ -192,10 +195,10 @@ export function formatBound({ atLeast, atMost }: Bound): string {
   return atLeast !== undefined ? `≥ ${text(atLeast)}` : `≤ ${text(atMost ?? Infinity)}`;
 }
 
-/** Loss at full speed is how much faster the sender is than the receiver: nothing to be judged by. */
+/** Loss at full speed shows only how much faster the sender is than the receiver, so it has no target. */
 const unjudged: readonly QuestionId[] = ['loss'];
 
-/** What a number of ripstop's must not leave, ÷ that of another data plane: a target, or not to be worse than flannel. */
+/** The bound for ripstop ÷ another data plane: a target, or not to be worse than flannel. */
 export function boundsOf(samples: Omit<Samples, 'samples'>): { host?: Bound; flannel?: Bound } {
   if (unjudged.includes(samples.question)) return {};
   const own = targets.find(
@@ -213,7 +216,7 @@ export function boundsOf(samples: Omit<Samples, 'samples'>): { host?: Bound; fla
   };
 }
 
-/** Every figure to reach, in order, whether it was measured or not. */
+/** All targets in order, whether they were measured or not. */
 export function judge(run: Judged): Judgement[] {
   const make = (figure: string, of: string, bound: Bound, value: Judgement['value']): Judgement => {
     return { figure, of, bound, value, verdict: verdictOn(value, bound) };

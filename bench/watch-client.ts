@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/** One node's view of a cluster's Nodes, as a process of its own: `node watch-client.ts KUBECONFIG ARM`, for watch.ts. */
+/**
+ * One node's view of a cluster's Nodes, as a process of its own: `node watch-client.ts KUBECONFIG ARM`, for watch.ts.
+ */
 import { setTimeout as sleep } from 'node:timers/promises';
 import { pino } from 'pino';
 import {
@@ -13,7 +15,7 @@ import {
 import { parseCidr } from '../src/net/ip.ts';
 import { CLUSTER_NETWORK } from './scale-nodes.ts';
 
-/** What it has cost so far. */
+/** Its cost so far. */
 export interface Cost {
   readonly cpuMs: number;
   readonly rssBytes: number;
@@ -30,7 +32,7 @@ const settings: LeaseSettings = {
 };
 const log = pino({ level: 'warn' }, pino.destination(2));
 const client = await ApiClient.open({ kubeconfig });
-// What loads on first use is no matter of watching.
+// Load modules first, since that is not part of watching.
 await client.request('GET', '/version');
 
 let changes = 0;

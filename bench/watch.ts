@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * What it costs a node to follow all Nodes of a cluster: whole, as flannel does, or by their metadata. By hand:
+ * Measures the cost of following all Nodes of a cluster: whole, as flannel does, or by their metadata. Run it by hand:
  * `node bench/watch.ts [--sizes 1000,5000] [--seconds 10]`. Needs no root.
  */
 import { type ChildProcess, fork } from 'node:child_process';
@@ -28,7 +28,7 @@ const arms = [
   ['metadata', 'flannel'],
 ] as const;
 
-/** A server that passes connections on to another and counts what comes back, TLS and HTTP included. */
+/** A server that forwards connections to another and counts the bytes of its answers, TLS and HTTP included. */
 async function countingRelay(to: number): Promise<{ port: number; bytes(): number; close(): void }> {
   let bytes = 0;
   const relay = net.createServer((client) => {
@@ -62,7 +62,7 @@ function fill(server: ApiServer, nodes: number, published: boolean): number {
   return bytes / nodes;
 }
 
-/** Heartbeats on Nodes in turn, evenly. */
+/** Send heartbeats for Nodes in turn, at a constant rate. */
 async function beat(server: ApiServer, nodes: number, seconds: number): Promise<void> {
   const begun = performance.now();
   for (let n = 0; n < UPDATES_PER_SECOND * seconds; n++) {

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-/** What is measured, as data: the questions of a report, and the works that answer them. */
+/** The measurements, as data: the questions of a report, and the works that answer them. */
 import type { Wire } from '../src/lab/index.ts';
 import type { ClientOptions, Results, Side } from './netbench.ts';
 
 export interface Question {
   readonly id: QuestionId;
-  /** As a reader asks it: the title of its chart. */
+  /** The question: the title of its chart. */
   readonly title: string;
   readonly unit: string;
   readonly better: 'more' | 'less';
@@ -48,12 +48,14 @@ export function questionOf(id: QuestionId): Question {
   return questions.find((question) => question.id === id)!;
 }
 
-/** Where client and server are: pods on two nodes, pods that are both on the first, or processes of two nodes themselves. */
+/** The places of client and server: pods on two nodes, two pods on the first node, or processes of two nodes. */
 export type Place = 'across nodes' | 'one node' | 'host network';
-/** Client and server share CPU 1 (the path's cost, not the scheduler's luck), or run where the scheduler puts them. */
+/**
+ * Whether client and server share CPU 1, so that the cost of the path decides, or run where the scheduler puts them.
+ */
 export type Cpus = 'one core' | 'free';
 
-/** One number of one measurement. `detail` tells numbers for the same question apart, such as `p99`. */
+/** One number of one measurement. `detail` distinguishes numbers for the same question, such as `p99`. */
 export interface Figure {
   readonly question: QuestionId;
   readonly detail?: string;
@@ -62,22 +64,22 @@ export interface Figure {
 
 /** One test that every arm runs once in each round. */
 export interface Work {
-  /** What is done, e.g. `TCP RR ×8`. */
+  /** Its name, e.g. `TCP RR ×8`. */
   readonly name: string;
-  /** Under which circumstances, e.g. `across nodes, one core, GSO wire`. */
+  /** Its circumstances, e.g. `across nodes, one core, GSO wire`. */
   readonly where: string;
   readonly command: keyof Results;
   readonly options: Omit<ClientOptions, 'host' | 'port'>;
   readonly wire: Wire;
   readonly place: Place;
   readonly cpus: Cpus;
-  /** How many times as long as others it is measured. */
+  /** The factor by which it is measured longer than others. */
   readonly stretch: number;
   /** Part of `--quick`. */
   readonly quick: boolean;
 }
 
-/** Its name for people, unique: `TCP RR ×8, across nodes, one core, GSO wire`. */
+/** Its full, unique name: `TCP RR ×8, across nodes, one core, GSO wire`. */
 export function labelOf({ name, where }: Pick<Work, 'name' | 'where'>): string {
   return `${name}, ${where}`;
 }
@@ -89,7 +91,7 @@ export function titleOf({ name, detail, where }: Pick<Work, 'name' | 'where'> & 
 
 type Kind = Pick<Work, 'name' | 'command' | 'options'> & { readonly stretch?: number };
 
-/** Requests a second of the fixed load: well below what any arm can answer, so that nothing queues for long. */
+/** Requests per second of the fixed load: well below the capacity of every arm, so that nothing queues for long. */
 const FIXED_RATE = 5000;
 
 const streams = [1, 8].map((connections): Kind => ({
@@ -118,7 +120,7 @@ const fixedLoads = (['tcp', 'udp'] as const).map((proto): Kind => ({
   name: `${proto.toUpperCase()} at ${FIXED_RATE}/s`,
   command: 'fixed-load',
   options: { proto, rate: FIXED_RATE, size: 64 },
-  // One request in a thousand is slower than p99.9, so there must be thousands.
+  // One request in a thousand exceeds p99.9, so thousands are needed.
   stretch: 3,
 }));
 const kinds = [...streams, ...roundTrips, connects, ...datagrams, ...fixedLoads];
@@ -147,22 +149,25 @@ function worksOf(some: readonly Kind[], wire: Wire, place: Place, cpus: Cpus): W
   });
 }
 
-/** What all data planes are compared by. */
+/** The works by which all data planes are compared. */
 export const works: readonly Work[] = [
   ...worksOf(kinds, 'gso', 'across nodes', 'one core'),
   ...worksOf(kinds, 'gso', 'across nodes', 'free'),
   ...worksOf(kinds, 'gso', 'one node', 'one core'),
-  // What a wire's MTU changes is how often a stream's bytes cross the path; the rest fits a packet anyway.
+  // The wire's MTU changes only in how many packets a stream crosses the path; the others fit a packet anyway.
   ...worksOf(streams, 'mtu', 'across nodes', 'one core'),
   ...worksOf(streams, 'mtu', 'across nodes', 'free'),
 ];
 
-/** One of {@link works}' kinds, across nodes, on one core and the GSO wire. */
+/** A work like those of {@link works}, across nodes, on one core and the GSO wire. */
 function typical(name: string): Work {
   return works.find((work) => work.name === name && work.where === oneCore)!;
 }
 
-/** What a node's own processes get of the network while ripstop's programs are on the uplink that they share with pods. */
+/**
+ * The network performance of a node's own processes while ripstop's programs are on the uplink that they share with
+ * pods.
+ */
 export const bystanderWorks: readonly Work[] = worksOf(
   roundTrips.filter(({ options }) => options.connections === 1),
   'gso',
@@ -170,17 +175,19 @@ export const bystanderWorks: readonly Work[] = worksOf(
   'one core',
 );
 
-/** A work of each kind whose cost is the path's: what must not change as the cluster grows, and which programs are timed. */
+/**
+ * A work of each kind that depends on the path: it must not change as the cluster grows, and its programs are timed.
+ */
 export const scaleWorks: readonly Work[] = ['TCP RR ×1', 'UDP 64 B', 'TCP stream ×1'].map(typical);
 
-/** The control: two labs of one data plane must not differ, or what the others differ by means nothing. */
+/** The control: two labs of one data plane must not differ, or differences between the others mean nothing. */
 export const controlWorks: readonly Work[] = [
   ...scaleWorks,
   typical(`TCP at ${FIXED_RATE}/s`),
   bystanderWorks[0]!,
 ];
 
-/** CPU time of the machine while both sides were measured. A CPU that both share counts once, and so does an unpinned whole. */
+/** CPU time of the machine while both sides were measured. A CPU that both share, or the whole machine, counts once. */
 export function cpuSeconds(client: Side, server: Side): { softirq: number; busy: number } {
   const sides = client.cpu === null || client.cpu === server.cpu ? [client] : [client, server];
   const sum = (field: 'softirqSeconds' | 'busySeconds'): number =>
@@ -188,7 +195,7 @@ export function cpuSeconds(client: Side, server: Side): { softirq: number; busy:
   return { softirq: sum('softirqSeconds'), busy: sum('busySeconds') };
 }
 
-/** What netbench's document says about each question. A measurement without a byte or a transaction has no cost per one. */
+/** The answers in netbench's document. Without bytes or transactions there is no cost per byte or transaction. */
 export function figuresOf(result: Results[keyof Results]): Figure[] {
   const cpu = cpuSeconds(result.client, result.server);
   if ('gbitPerSecond' in result) {
