@@ -46,7 +46,7 @@ const AXIS = 34;
 const COLOURS = ['#999999', '#e69f00', '#0072b2', '#56b4e9', '#009e73', '#d55e00', '#cc79a7'];
 
 /** Escape text for XML. */
-export function escapeXml(text: string): string {
+function escapeXml(text: string): string {
   return text.replaceAll(/[<>&"']/g, (character) => `&#${character.codePointAt(0)};`);
 }
 

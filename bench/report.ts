@@ -65,7 +65,7 @@ export function rowsOf({ arms, measured }: Comparison, seed: number): Row[] {
 type Interval = Pick<Ratio, 'median' | 'low' | 'high'>;
 
 /** `1.23 (1.20–1.26)`, or nothing. */
-export function formatRatio(ratio: Interval | undefined): string | undefined {
+function formatRatio(ratio: Interval | undefined): string | undefined {
   return ratio && `${ratio.median.toFixed(2)} (${ratio.low.toFixed(2)}–${ratio.high.toFixed(2)})`;
 }
 

@@ -125,7 +125,7 @@ const programBounds = [
   { figure: 'decapsulate: from_wire', program: 'from_wire', bound: { atMost: 90 } },
 ] as const;
 /** The load for the programs' targets: every run handles one small packet. */
-export const JUDGED_LOAD = 'UDP 64 B';
+const JUDGED_LOAD = 'UDP 64 B';
 
 /**
  * Judged by the median. It has a question mark when its interval includes the bound, so that more rounds might change

@@ -9,7 +9,7 @@ const root = dirname(import.meta.dirname);
 const source = `${root}/src/cni/shim/ripstop-cni.c`;
 
 /** The path of the CNI plugin's binary. */
-export const cniBinary = `${root}/build/ripstop-cni`;
+const cniBinary = `${root}/build/ripstop-cni`;
 
 /**
  * Compile the CNI plugin's shim, unless the binary is newer than its source.

@@ -94,17 +94,17 @@ function driversOf(series: Series): `${Series}-drivers` {
   return `${series}-drivers`;
 }
 
-async function main(wanted: readonly string[]): Promise<boolean> {
+async function main(selected: readonly string[]): Promise<boolean> {
   if (process.getuid?.() !== 0)
     throw new RipstopError('run as root (sudo): BPF and network namespaces need it');
   const known = [...allSeries.flatMap((series) => [series, driversOf(series)]), 'here'];
-  const strange = wanted.filter((name) => !known.includes(name));
+  const strange = selected.filter((name) => !known.includes(name));
   if (strange.length > 0) {
     throw new RipstopError(`no such story: ${strange.join(', ')}; there are ${known.join(', ')}`, {
       exitCode: 2,
     });
   }
-  const chosen = (name: string): boolean => wanted.length === 0 || wanted.includes(name);
+  const chosen = (name: string): boolean => selected.length === 0 || selected.includes(name);
   const stories: (() => Promise<boolean>)[] = [];
   for (const series of allSeries) {
     if (!chosen(series) && !chosen(driversOf(series))) continue;

@@ -94,8 +94,8 @@ const withoutNumber = (story: string): string => story.replace(/^\d+-/, '');
  * stories.
  * @throws RipstopError for an unknown name
  */
-function choose(only: string | undefined): { told: readonly string[]; run: readonly Suite[] } {
-  if (only === undefined) return { told: stories, run: [] };
+function choose(only: string | undefined): { chosen: readonly string[]; run: readonly Suite[] } {
+  if (only === undefined) return { chosen: stories, run: [] };
   const names = only.split(',');
   const known = [...stories, ...stories.map(withoutNumber), 'e2e', ...suites.map(({ name }) => name)];
   const unknown = names.filter((name) => !known.includes(name));
@@ -103,7 +103,7 @@ function choose(only: string | undefined): { told: readonly string[]; run: reado
     throw new RipstopError(`there is no part ${unknown.join(', ')}; there are ${PARTS}`, { exitCode: 2 });
   }
   return {
-    told: stories.filter((story) => names.includes(story) || names.includes(withoutNumber(story))),
+    chosen: stories.filter((story) => names.includes(story) || names.includes(withoutNumber(story))),
     run: suites.filter(({ name }) => names.includes(name) || names.includes('e2e')),
   };
 }
@@ -144,7 +144,7 @@ async function takeDown(name: string): Promise<void> {
 }
 
 async function main(flags: Flags): Promise<number> {
-  const { told, run } = choose(flags.only);
+  const { chosen, run } = choose(flags.only);
   const programs = [...programsOfCluster, ...(run.length > 0 ? programsOfE2e : [])];
   const why = await missing(programs);
   if (why !== undefined) {
@@ -156,7 +156,7 @@ async function main(flags: Flags): Promise<number> {
   await fetchDebianPrograms(note);
   await buildPrograms(programs, note);
   const ripstop = { archive: await buildImage({ note }), names: [`docker.io/library/ripstop:${version}`] };
-  let passed = told.length === 0 || (await onCluster(told, ripstop, flags));
+  let passed = chosen.length === 0 || (await onCluster(chosen, ripstop, flags));
   for (const suite of run) {
     passed = (await runSuite(suite, ripstop, note)) && passed;
   }

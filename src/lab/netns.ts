@@ -71,16 +71,16 @@ export function listProcesses(): number[] {
 
 /** The processes in any of these namespaces. It reads /proc once, where `ip netns pids` reads it for each namespace. */
 export function processesIn(names: readonly string[]): number[] {
-  const wanted = new Set(
+  const inodes = new Set(
     names.flatMap((name) => {
       const inode = statSync(netnsPath(name), { throwIfNoEntry: false })?.ino;
       return inode === undefined ? [] : [`net:[${inode}]`];
     }),
   );
-  if (wanted.size === 0) return [];
+  if (inodes.size === 0) return [];
   return listProcesses().filter((pid) => {
     try {
-      return wanted.has(readlinkSync(`/proc/${pid}/ns/net`));
+      return inodes.has(readlinkSync(`/proc/${pid}/ns/net`));
     } catch {
       return false; // It has ended.
     }

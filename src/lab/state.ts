@@ -79,7 +79,7 @@ export function underlayNetns(name: string): string {
   return `${name}-underlay`;
 }
 
-export function nodeNetns(name: string, node: string): string {
+function nodeNetns(name: string, node: string): string {
   return `${name}-${node}`;
 }
 

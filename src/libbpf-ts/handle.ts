@@ -45,7 +45,7 @@ export abstract class BpfHandle {
   }
 }
 
-export function closeFd(fd: number): void {
+function closeFd(fd: number): void {
   libbpf().close(fd);
 }
 

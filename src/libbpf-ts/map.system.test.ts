@@ -149,7 +149,7 @@ describe.skipIf(noKernel)('a typed map', () => {
 });
 
 describe.skipIf(noKernel)(
-  `the difference of a map from what is wanted${noKernel ? ` (skipped: ${noKernel})` : ''}`,
+  `the difference between a map and the desired entries${noKernel ? ` (skipped: ${noKernel})` : ''}`,
   () => {
     test('of a hash has the entries that are missing, different or superfluous', () => {
       using map = BpfMap.create('hash', 'diff', 4, 8, 10);

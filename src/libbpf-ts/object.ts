@@ -154,7 +154,7 @@ export class BpfObject {
   }
 
   /**
-   * How a map differs from what the object declares for one of {@link mapNames}: one line for each field that differs.
+   * How a map differs from what the object wants for one of {@link mapNames}: one line for each field that differs.
    */
   mapDifferences(name: string, other: BpfMap): string[] {
     return mapDifferences(this.#mapPointer(name), name, other);
@@ -282,7 +282,7 @@ function openIfPinned(path: string): BpfMap | undefined {
 
 const BPF_F_NO_COMMON_LRU = 1 << 1;
 
-/** How a pinned map differs from what the object declares: one line for each field that differs. */
+/** How a pinned map differs from what the object wants: one line for each field that differs. */
 function mapDifferences(map: Pointer, name: string, pinned: BpfMap): string[] {
   const c = libbpf();
   const { info } = pinned;
@@ -292,7 +292,7 @@ function mapDifferences(map: Pointer, name: string, pinned: BpfMap): string[] {
   if ((flags & BPF_F_NO_COMMON_LRU) !== 0)
     maxEntries = Math.ceil(maxEntries / possibleCpus()) * possibleCpus();
   if (maxEntries === 0) maxEntries = info.maxEntries;
-  const fields: [field: string, pinned: string | number, wanted: string | number][] = [
+  const fields: [field: string, pinned: string | number, declared: string | number][] = [
     ['type', info.type, nameOf(MAP_TYPES, c.bpf_map__type(map))],
     ['key size', info.keySize, c.bpf_map__key_size(map)],
     ['value size', info.valueSize, c.bpf_map__value_size(map)],
@@ -300,6 +300,6 @@ function mapDifferences(map: Pointer, name: string, pinned: BpfMap): string[] {
     ['flags', info.flags, flags],
   ];
   return fields
-    .filter(([, there, wanted]) => there !== wanted)
-    .map(([field, there, wanted]) => `${name}: ${field} is ${there}, the object wants ${wanted}`);
+    .filter(([, there, declared]) => there !== declared)
+    .map(([field, there, declared]) => `${name}: ${field} is ${there}, the object wants ${declared}`);
 }

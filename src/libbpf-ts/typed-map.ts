@@ -72,14 +72,14 @@ export class TypedMap<K, V> {
    * @returns the entries to write, and those to delete
    */
   difference(
-    wanted: Iterable<readonly [key: K, value: V]>,
+    desired: Iterable<readonly [key: K, value: V]>,
     options: { skipZero?: boolean } = {},
   ): { differing: [K, V][]; unwanted: [K, V][] } {
     // Keys and values are turned into text, one character for each byte, which is fast to look up and to compare.
     const there = new Map<string, Uint8Array>();
     for (const [key, value] of this.map.lookupBatch(options)) there.set(textOf(key), value);
     const differing: [K, V][] = [];
-    for (const [key, value] of wanted) {
+    for (const [key, value] of desired) {
       const text = textOf(this.#encodeKey(key));
       const present = there.get(text);
       there.delete(text);

@@ -96,7 +96,7 @@ for (const side of sides) {
         },
         {
           ...leavesFor(
-            'leaves one whose segments do not fit to the kernel',
+            'leaves a super-packet whose segments do not fit to the kernel',
             'kernel too_big',
             {},
             segmentOf(3000),
@@ -108,7 +108,7 @@ for (const side of sides) {
       ],
       'to a peer behind a router': [
         {
-          says: 'encapsulates as ever',
+          says: 'encapsulates as usual',
           packet: podFrame(side, { dst: podOf(9, 7) }, segment),
           verdict: 'fast encap',
           out: (packet) =>
@@ -153,7 +153,12 @@ for (const side of sides) {
           gsoSize: gsoOf(1450),
         },
         {
-          ...is('leaves one whose segments do not fit to the kernel', 'kernel too_big', {}, segmentOf(3000)),
+          ...is(
+            'leaves a super-packet whose segments do not fit to the kernel',
+            'kernel too_big',
+            {},
+            segmentOf(3000),
+          ),
           gsoSize: gsoOf(1451),
         },
         is('leaves TTL 1 to the kernel (row 57)', 'kernel ttl', { ttl: 1 }),
@@ -164,11 +169,11 @@ for (const side of sides) {
           { protocol: protocols.sctp },
           new Uint8Array(32),
         ),
-        is('knows no such pod', 'kernel no_endpoint', { dst: podOf(3, 99) }),
+        is('leaves an address that no pod has to the kernel', 'kernel no_endpoint', { dst: podOf(3, 99) }),
         is('leaves what is too big for a narrow pod', 'kernel too_big', { dst: narrow.ip }, segmentOf(1281)),
-        is('believes no length beyond the frame (row 46)', 'kernel malformed', { length: 61 }),
+        is('leaves a length beyond the frame to the kernel (row 46)', 'kernel malformed', { length: 61 }),
         {
-          ...is('leaves padding to the kernel that no NIC adds', 'kernel malformed', {}),
+          ...is('leaves unusual padding to the kernel', 'kernel malformed', {}),
           packet: onWire(plain(), 1),
         },
         {
@@ -180,26 +185,26 @@ for (const side of sides) {
       ],
       'plain from who must send it in a tunnel': [
         is('leaves a peer behind a router to the kernel', 'kernel not_vxlan', { src: podOf(9, 7) }),
-        is('leaves an address of nobody to the kernel', 'kernel not_vxlan', { src: podOf(77, 7) }),
+        is('leaves an address without a peer to the kernel', 'kernel not_vxlan', { src: podOf(77, 7) }),
         is('leaves the world to the kernel', 'kernel not_vxlan', { src: side.world }),
         is('leaves our own pods’ addresses to the kernel', 'kernel not_vxlan', { src: marked.ip }),
-        is('leaves what is for no pod of ours to the kernel', 'kernel not_vxlan', { dst: podOf(2, 7) }),
+        is('leaves packets to pods of other nodes to the kernel', 'kernel not_vxlan', { dst: podOf(2, 7) }),
       ],
       'in a tunnel': [
         {
-          says: 'comes what a peer on our L2 sends so all the same',
+          says: 'comes VXLAN of a peer on our L2 too',
           packet: wireFrame(side, {}, segment),
           verdict: 'fast decap',
           out: delivered(near, plain({ ttl: 62 })),
         },
         {
-          says: 'comes what a peer behind a router sends',
+          says: 'comes VXLAN of a peer behind a router',
           packet: tunnelled(side, peers.behindNat, plain({ src: podOf(9, 7) })),
           verdict: 'fast decap',
           out: delivered(near, plain({ src: podOf(9, 7), ttl: 62 })),
         },
         {
-          says: 'nobody speaks for another (row 49)',
+          says: 'no peer may send for another (row 49)',
           packet: wireFrame(side, { outer: { src: peers.two.vtepIp } }),
           verdict: 'drop spoofed_source',
         },
@@ -209,7 +214,7 @@ for (const side of sides) {
   );
 
   runFixtures('from_wire', `IPv${side.family} without DirectRouting`, {
-    plain: [is('is the kernel’s, whoever sends it', 'kernel not_vxlan', {})],
+    plain: [is('takes the kernel path from any sender', 'kernel not_vxlan', {})],
   });
 }
 
@@ -224,7 +229,7 @@ runFixtures(
   {
     'padded to the shortest Ethernet frame': [
       {
-        says: 'delivers them with the padding, which the pod takes off',
+        says: 'delivers them with the padding, which the pod removes',
         packet: in4.onWire(in4.plain(tinyFields, tiny), 46 - tinyBytes),
         verdict: 'fast direct',
         out: delivered(
@@ -236,7 +241,7 @@ runFixtures(
         ),
       },
       {
-        says: 'leaves what is too short for a transport header to the kernel',
+        says: 'leaves packets that are too short for a transport header to the kernel',
         packet: in4.onWire(in4.plain(tinyFields, new Uint8Array(7)), 46 - 27),
         verdict: 'kernel malformed',
       },
@@ -251,10 +256,10 @@ runFixtures(
   'what only IPv6 with DirectRouting has',
   {
     'a peer behind a router that wants outer checksums': [
-      in6.leavesFor('is the kernel’s', 'kernel marked', { dst: v6.podOf(5, 7) }),
+      in6.leavesFor('takes the kernel path', 'kernel marked', { dst: v6.podOf(5, 7) }),
     ],
     'neighbour discovery': [
-      in6.leavesFor('is the kernel’s (row 50)', 'kernel neighbour', { protocol: v6.icmp }, icmp(135)),
+      in6.leavesFor('takes the kernel path (row 50)', 'kernel neighbour', { protocol: v6.icmp }, icmp(135)),
     ],
   },
   directSettings,
@@ -264,7 +269,7 @@ runFixtures(
   'what only IPv6 with DirectRouting has',
   {
     'neighbour discovery': [
-      in6.is('is the kernel’s (row 50)', 'kernel neighbour', { protocol: v6.icmp }, icmp(136)),
+      in6.is('takes the kernel path (row 50)', 'kernel neighbour', { protocol: v6.icmp }, icmp(136)),
     ],
   },
   directSettings,

@@ -54,24 +54,29 @@ function fixturesOf(side: Side, hook: Hook): Record<string, Fixture[]> {
   ): Fixture => ({ says, verdict, packet: frame(side, hook, fields, payload, ether) });
   return {
     'of what it need not look at': [
-      is('lets ARP go on', 'kernel not_ip', {}, segment, { type: 0x0806 }),
-      is('lets another version go on', 'kernel malformed', { version: 10 - side.family }),
-      is('lets IP options go on', 'kernel ip_options', ...withOptions(side)),
-      is('lets go on what the world sends', 'kernel outside', { src: side.world }),
-      is('lets go on what is sent to the world', 'kernel outside', { dst: side.world }),
-      is('lets go on what concerns no pod of ours', 'kernel no_endpoint', { [ours[hook]]: podOf(3, 99) }),
-      is('lets go on what concerns a pod of another node only', 'kernel no_endpoint', {
+      is('lets ARP pass', 'kernel not_ip', {}, segment, { type: 0x0806 }),
+      is('lets another IP version pass', 'kernel malformed', { version: 10 - side.family }),
+      is('lets IP options pass', 'kernel ip_options', ...withOptions(side)),
+      is('lets packets from the world pass', 'kernel outside', { src: side.world }),
+      is('lets packets to the world pass', 'kernel outside', { dst: side.world }),
+      is('lets packets pass that concern no local pod', 'kernel no_endpoint', { [ours[hook]]: podOf(3, 99) }),
+      is('lets packets pass that concern only a pod of another node', 'kernel no_endpoint', {
         [ours[hook]]: podOf(2, 7),
       }),
     ],
     'of what conntrack does not translate': [
-      is('calls a plain flow plain', 'kernel untranslated'),
-      is('calls plain UDP plain', 'kernel untranslated', { protocol: UDP }, udp({ src: 80, dst: 40000 })),
-      is('calls a flow between two pods of ours plain', 'kernel untranslated', {
+      is('counts a plain flow as untranslated', 'kernel untranslated'),
+      is(
+        'counts plain UDP as untranslated',
+        'kernel untranslated',
+        { protocol: UDP },
+        udp({ src: 80, dst: 40000 }),
+      ),
+      is('counts a flow between two local pods as untranslated', 'kernel untranslated', {
         [theirs[hook]]: pods.sender.ip,
       }),
-      is('asks nothing about a ping', 'kernel untranslated', { protocol: side.icmp }, icmp(0)),
-      is('asks nothing about a fragment', 'kernel untranslated', { fragment: 0x00b9 }),
+      is('does not ask conntrack about a ping', 'kernel untranslated', { protocol: side.icmp }, icmp(0)),
+      is('does not ask conntrack about a fragment', 'kernel untranslated', { fragment: 0x00b9 }),
       is(
         'asks nothing about a packet whose ports are cut off (row 46)',
         'kernel untranslated',
@@ -81,11 +86,11 @@ function fixturesOf(side: Side, hook: Hook): Record<string, Fixture[]> {
     ],
     'of what is known to be translated': [
       {
-        ...is('knows the flow by its reply', 'kernel translated'),
+        ...is('recognizes the flow by its reply', 'kernel translated'),
         remembered: { pod: pods.near, flows: [replyTo(side, hook)] },
       },
       {
-        ...is('does not take the flow’s own direction for its reply', 'kernel untranslated'),
+        ...is('does not mistake the flow’s own direction for its reply', 'kernel untranslated'),
         remembered: {
           pod: pods.near,
           flows: [{ ...replyTo(side, hook), ...endsOf(side, hook), src_port: 80, dst_port: 40000 }],

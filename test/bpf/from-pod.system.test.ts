@@ -87,12 +87,12 @@ function fixturesOf(side: Side): Record<string, readonly Fixture[]> {
   const ping = icmp(side.family === 4 ? 8 : 128);
   return {
     'to a pod of this node': [
-      local('gives the frame both MAC addresses and keeps the TTL: one L2 hop, as over the bridge', {}),
-      local('delivers even a TTL of 1, which ends at the pod and not here (row 57)', { ttl: 1 }),
+      local('sets both MAC addresses and keeps the TTL: one L2 hop, like a bridge', {}),
+      local('delivers a TTL of 1, since it is no hop (row 57)', { ttl: 1 }),
       local('keeps DSCP and ECN', { tos: 0xbb }),
       local('delivers UDP', { protocol: UDP }, datagram),
       local('delivers a ping', { protocol: side.icmp }, ping),
-      local('delivers a protocol that it does not know', { protocol: protocols.gre }, new Uint8Array(12)),
+      local('delivers an unknown protocol', { protocol: protocols.gre }, new Uint8Array(12)),
       is(
         'leaves a first fragment to the kernel, which may wait for the others (row 53)',
         'kernel fragment',
@@ -105,14 +105,14 @@ function fixturesOf(side: Side): Record<string, readonly Fixture[]> {
         { dst: near.ip, protocol: UDP, fragment: 0x00b9 },
         new Uint8Array(32),
       ),
-      local('delivers what exactly fits the receiver', {}, segmentOf(1280), narrow),
+      local('delivers a packet that exactly fits the receiver', {}, segmentOf(1280), narrow),
       is(
         'leaves what is a byte too big for the receiver to the kernel',
         'kernel too_big',
         { dst: narrow.ip },
         segmentOf(1281),
       ),
-      local('delivers what is too big for a tunnel and not for the receiver', {}, segmentOf(1450)),
+      local('delivers a packet that is too big for a tunnel but not for the receiver', {}, segmentOf(1450)),
       {
         ...local('delivers a GSO super-packet over the MTU whose segments fit (row 55)', {}, segmentOf(3000)),
         gsoSize: gsoOf(1450),
@@ -126,7 +126,9 @@ function fixturesOf(side: Side): Record<string, readonly Fixture[]> {
         ),
         gsoSize: gsoOf(1451),
       },
-      is('knows no such pod: the kernel answers (row 64)', 'kernel no_endpoint', { dst: podOf(3, 99) }),
+      is('leaves an address that no pod has to the kernel, which answers (row 64)', 'kernel no_endpoint', {
+        dst: podOf(3, 99),
+      }),
       is('leaves the gateway address to the kernel', 'kernel no_endpoint', { dst: podOf(3, 1) }),
       is('lets a pod that talks to itself hairpin through the kernel (row 61)', 'kernel no_endpoint', {
         dst: sender.ip,
@@ -135,8 +137,8 @@ function fixturesOf(side: Side): Record<string, readonly Fixture[]> {
     ],
 
     'to a pod of another node': [
-      remote('puts the outer header before it and takes one from the TTL', {}),
-      remote('goes by the peer that the destination belongs to', { dst: podOf(2, 7) }, segment, peers.two),
+      remote('adds the outer header and decrements the TTL', {}),
+      remote('sends to the peer of the destination’s podCIDR', { dst: podOf(2, 7) }, segment, peers.two),
       remote(
         'sends to a peer behind NAT by its published address',
         { dst: podOf(9, 7) },
@@ -149,8 +151,8 @@ function fixturesOf(side: Side): Record<string, readonly Fixture[]> {
       remote('copies ECN ECT(1) to the outer header (row 59)', { tos: 1 }),
       remote('copies ECN ECT(0) to the outer header (row 59)', { tos: 2 }),
       remote('copies ECN CE to the outer header (row 59)', { tos: 3 }),
-      remote('keeps DSCP for itself: EF with ECT(0) shows ECT(0) alone outside (row 59)', { tos: 0xba }),
-      remote('sends the last TTL that may travel, 2, as 1 (row 57)', { ttl: 2 }),
+      remote('does not copy DSCP: EF with ECT(0) becomes ECT(0) outside (row 59)', { tos: 0xba }),
+      remote('sends the least TTL that may be forwarded, 2, as 1 (row 57)', { ttl: 2 }),
       remote('sends TTL 255', { ttl: 255 }),
       is(
         'leaves a first fragment to the kernel, which may wait for the others (row 53)',
@@ -170,7 +172,7 @@ function fixturesOf(side: Side): Record<string, readonly Fixture[]> {
         { protocol: UDP, fragment: 0x00b9, id: 7 },
         new Uint8Array(5),
       ),
-      remote('sends what exactly fits (row 56)', {}, segmentOf(pathMtu)),
+      remote('sends a packet that exactly fits (row 56)', {}, segmentOf(pathMtu)),
       remote('sends to the address of the other node’s VXLAN device', { dst: podOf(1, 0) }),
       is(
         'leaves a byte more, with DF, to the kernel, which says frag-needed (row 56)',
@@ -213,9 +215,9 @@ function fixturesOf(side: Side): Record<string, readonly Fixture[]> {
         ),
         gsoSize: gsoOf(pathMtu),
       },
-      is('leaves TTL 1 to the kernel, which says time exceeded (row 57)', 'kernel ttl', { ttl: 1 }),
+      is('leaves TTL 1 to the kernel, which sends time exceeded (row 57)', 'kernel ttl', { ttl: 1 }),
       is('leaves TTL 0 to the kernel (row 57)', 'kernel ttl', { ttl: 0 }),
-      is('leaves a part of the network that no node has to the kernel (row 64)', 'kernel no_peer', {
+      is('leaves a part of the cluster network that no node has to the kernel (row 64)', 'kernel no_peer', {
         dst: podOf(77, 7),
       }),
       is('leaves a node whose podCIDR has another length to the kernel', 'kernel no_peer', {
@@ -238,9 +240,9 @@ function fixturesOf(side: Side): Record<string, readonly Fixture[]> {
     ],
 
     'to the world outside the cluster': [
-      is('is the kernel’s', 'kernel outside', { dst: side.world }),
-      is('is the kernel’s for a service too', 'kernel outside', { dst: side.service }),
-      is('is the kernel’s for a service that has a pod’s number', 'kernel outside', {
+      is('takes the kernel path', 'kernel outside', { dst: side.world }),
+      is('takes the kernel path to a Service too', 'kernel outside', { dst: side.service }),
+      is('takes the kernel path to a Service whose address ends like a pod’s', 'kernel outside', {
         dst: side.serviceLikePod,
       }),
       is('never encapsulates multicast (row 60)', 'kernel outside', { dst: side.multicast }),
@@ -251,7 +253,7 @@ function fixturesOf(side: Side): Record<string, readonly Fixture[]> {
         'kernel outside',
         ...vxlan(peers.one.vtepIp, {}, 53),
       ),
-      is('lets a pod talk VXLAN to who is no node', 'kernel outside', ...vxlan(side.world)),
+      is('lets a pod send VXLAN to hosts that are no nodes', 'kernel outside', ...vxlan(side.world)),
       is(
         'lets a pod talk TCP to the VXLAN port of a node',
         'kernel outside',
@@ -329,9 +331,9 @@ function fixturesOf(side: Side): Record<string, readonly Fixture[]> {
         'kernel ip_options',
         ...withOptions(side, { dst: near.ip }),
       ),
-      is('believes no other version', 'kernel malformed', { version: 10 - side.family }),
-      is('believes no length beyond the frame (row 46)', 'kernel malformed', { length: 61 }),
-      is('believes no length short of the frame (row 46)', 'kernel malformed', { length: 19 }),
+      is('leaves another IP version to the kernel', 'kernel malformed', { version: 10 - side.family }),
+      is('leaves a length beyond the frame to the kernel (row 46)', 'kernel malformed', { length: 61 }),
+      is('leaves a length short of the frame to the kernel (row 46)', 'kernel malformed', { length: 19 }),
       is('leaves a length of zero, BIG TCP’s, to the kernel', 'kernel malformed', { length: 0 }),
       is(
         'leaves SCTP to the kernel, as its conntrack lookup knows TCP and UDP only',
@@ -396,13 +398,13 @@ runFixtures('from_pod', 'what only IPv6 has', {
     in6.remote('is not looked for in UDP', { protocol: UDP }, udp({ src: 135 << 8, dst: 53 })),
   ],
   'a peer that wants outer checksums': [
-    in6.is('is the kernel’s', 'kernel marked', { dst: v6.podOf(5, 7) }),
-    in6.is('is no node to talk VXLAN to either (row 63)', 'drop vxlan_from_pod', ...in6.vxlan(far.vtepIp)),
+    in6.is('takes the kernel path', 'kernel marked', { dst: v6.podOf(5, 7) }),
+    in6.is('must not get VXLAN from pods either (row 63)', 'drop vxlan_from_pod', ...in6.vxlan(far.vtepIp)),
   ],
   'the rest of the header': [
-    in6.remote('keeps the flow label to itself', { flowLabel: 0xabcde, tos: 0xff }),
+    in6.remote('does not copy the flow label', { flowLabel: 0xabcde, tos: 0xff }),
     in6.local('delivers the flow label', { flowLabel: 0xabcde }),
-    in6.is('believes no length that the kernel would take from a jumbo option', 'kernel malformed', {
+    in6.is('leaves a length of zero with a jumbo option to the kernel', 'kernel malformed', {
       length: 0,
     }),
   ],
@@ -433,7 +435,7 @@ runFixtures('from_pod', 'what only IPv6 has', {
       { protocol: protocols.fragment },
       new Uint8Array(7),
     ),
-    in6.remote('sends ESP, behind which nobody sees', { protocol: 50 }, new Uint8Array(40)),
+    in6.remote('sends ESP, whose payload is unreadable', { protocol: 50 }, new Uint8Array(40)),
   ],
   'VXLAN that hides (row 63)': [
     ...[0, 43, 51, 60, 135].map((next) =>

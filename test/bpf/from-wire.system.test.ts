@@ -177,7 +177,12 @@ function checksumFixtures(side: Side, hook: Hook): Fixture[] {
       ? arrives('takes one that was left to a NIC', { protocol: side.icmp }, icmp(8), {
           wire: { seal: unsummed },
         })
-      : is('leaves one to tc that was left to a NIC', 'kernel outer_checksum', { seal: unsummed }, segment),
+      : is(
+          'leaves a checksum that was left to a NIC to tc',
+          'kernel outer_checksum',
+          { seal: unsummed },
+          segment,
+        ),
     ...kept('UDP that has none', { protocol: UDP }, udp({ src: 53, dst: 40000 })),
     ...kept(
       'UDP that does not cover all',
@@ -210,7 +215,7 @@ function fixturesOf(side: Side, hook: Hook): Record<string, readonly Fixture[]> 
       arrives('takes the outer header off'),
       arrives('takes UDP', { protocol: UDP }, udp({ src: 53, dst: 40000 })),
       arrives('takes a ping', { protocol: side.icmp }, icmp(side.family === 4 ? 0 : 129)),
-      is('leaves a first fragment to the kernel, which may wait for the others (row 53)', 'kernel fragment', {
+      is('leaves a first fragment to the kernel, which reassembles it (row 53)', 'kernel fragment', {
         inner: { protocol: UDP, fragment: 0x2000 },
       }),
       is('leaves a later fragment to the kernel, too (row 53)', 'kernel fragment', {
@@ -236,17 +241,17 @@ function fixturesOf(side: Side, hook: Hook): Record<string, readonly Fixture[]> 
     'with an outer checksum (row 58)': checksumFixtures(side, hook),
 
     'that is not for our VXLAN port': [
-      is('is not its business when ARP', 'kernel not_ip', { ether: { type: 0x0806 } }),
-      is('is not its business when VLAN-tagged (row 54)', 'kernel not_ip', { ether: { type: 0x8100 } }),
-      is('is not its business when for another MAC address', 'kernel other_mac', {
+      is('is ignored when ARP', 'kernel not_ip', { ether: { type: 0x0806 } }),
+      is('is ignored when VLAN-tagged (row 54)', 'kernel not_ip', { ether: { type: 0x8100 } }),
+      is('is ignored when for another MAC address', 'kernel other_mac', {
         ether: { dst: '02:00:00:00:00:04' },
       }),
-      is('is not its business when broadcast (row 60)', 'kernel other_mac', {
+      is('is ignored when broadcast (row 60)', 'kernel other_mac', {
         ether: { dst: 'ff:ff:ff:ff:ff:ff' },
       }),
-      is('is not its business when TCP', 'kernel not_vxlan', { outer: { protocol: TCP } }),
-      is('is not its business on another port', 'kernel not_vxlan', { udp: { dst: 4789 } }),
-      is('is not its business at another address', 'kernel not_vxlan', { outer: { dst: side.vtepOf(4) } }),
+      is('is ignored when TCP', 'kernel not_vxlan', { outer: { protocol: TCP } }),
+      is('is ignored on another port', 'kernel not_vxlan', { udp: { dst: 4789 } }),
+      is('is ignored at another address', 'kernel not_vxlan', { outer: { dst: side.vtepOf(4) } }),
       is('leaves a first outer fragment to the kernel (row 52)', 'kernel fragment', {
         outer: { fragment: 0x2000 },
       }),
@@ -254,7 +259,7 @@ function fixturesOf(side: Side, hook: Hook): Record<string, readonly Fixture[]> 
         outer: { fragment: 0x00b9 },
       }),
       {
-        says: 'leaves a plain packet for a pod of ours to the kernel',
+        says: 'leaves a plain packet for a local pod to the kernel',
         verdict: 'kernel not_vxlan',
         packet: ethernet(
           { dst: TEST_RUN_MAC, src: '02:00:00:00:00:01' },
@@ -263,11 +268,11 @@ function fixturesOf(side: Side, hook: Hook): Record<string, readonly Fixture[]> 
       },
     ],
 
-    'in VXLAN that it does not speak': [
+    'in VXLAN of another kind': [
       is('leaves another VNI to the kernel (row 47)', 'kernel other_vni', { vxlan: { vni: 2 } }),
       is('compares all 24 bits of the VNI (row 47)', 'kernel other_vni', { vxlan: { vni: 0x01_0001 } }),
       is('leaves a missing I flag to the kernel (row 47)', 'kernel other_vni', { vxlan: { flags: 0 } }),
-      is('leaves other flags beside it to the kernel, GBP’s say (row 47)', 'kernel other_vni', {
+      is('leaves other flags beside it to the kernel, such as GBP’s (row 47)', 'kernel other_vni', {
         vxlan: { flags: 0x88 },
       }),
       is('leaves another inner MAC to the kernel (row 51)', 'kernel other_mac', {
@@ -292,55 +297,59 @@ function fixturesOf(side: Side, hook: Hook): Record<string, readonly Fixture[]> 
         { inner: withOptionsIn },
         optionsPayload,
       ),
-      is('believes no other inner version', 'kernel malformed', { inner: { version: 10 - side.family } }),
-      is('believes no other outer version', 'kernel malformed', { outer: { version: 10 - side.family } }),
+      is('leaves another inner IP version to the kernel', 'kernel malformed', {
+        inner: { version: 10 - side.family },
+      }),
+      is('leaves another outer IP version to the kernel', 'kernel malformed', {
+        outer: { version: 10 - side.family },
+      }),
     ],
 
     'whose lengths contradict each other (row 46)': [
-      is('believes no outer length beyond the frame', 'kernel malformed', {
+      is('leaves an outer length beyond the frame to the kernel', 'kernel malformed', {
         outer: { length: frameBytes - uncounted + 1 },
       }),
-      is('believes no outer length short of the frame', 'kernel malformed', {
+      is('leaves an outer length short of the frame to the kernel', 'kernel malformed', {
         outer: { length: frameBytes - uncounted - 1 },
       }),
-      is('believes no UDP length beyond the frame', 'kernel malformed', {
+      is('leaves a UDP length beyond the frame to the kernel', 'kernel malformed', {
         udp: { length: frameBytes - ipBytes[side.family] + 1 },
       }),
-      is('believes no UDP length short of the frame', 'kernel malformed', {
+      is('leaves a UDP length short of the frame to the kernel', 'kernel malformed', {
         udp: { length: frameBytes - ipBytes[side.family] - 1 },
       }),
-      is('believes no inner length beyond the frame', 'kernel malformed', {
+      is('leaves an inner length beyond the frame to the kernel', 'kernel malformed', {
         inner: { length: ipBytes[side.family] + 20 - uncounted + 1 },
       }),
-      is('believes no inner length short of the frame', 'kernel malformed', {
+      is('leaves an inner length short of the frame to the kernel', 'kernel malformed', {
         inner: { length: ipBytes[side.family] + 20 - uncounted - 1 },
       }),
     ],
 
     'from who must not': [
-      is('drops what comes from no node, in a node’s name (row 48)', 'drop unknown_peer', {
+      is('drops a packet of an unknown sender with a node’s inner source (row 48)', 'drop unknown_peer', {
         outer: { src: side.vtepOf(77) },
       }),
-      is('drops what comes from no node, in nobody’s name (row 48)', 'drop unknown_peer', {
+      is('drops a packet of an unknown sender with an unused inner source (row 48)', 'drop unknown_peer', {
         outer: { src: side.vtepOf(77) },
         inner: { src: podOf(77, 7) },
       }),
-      is('drops what seems to come from ourselves (row 48)', 'drop unknown_peer', {
+      is('drops a packet with our own VTEP address as its sender (row 48)', 'drop unknown_peer', {
         outer: { src: side.settings.vtepIp },
       }),
-      is('drops one node’s packet in another’s name (row 49)', 'drop spoofed_source', {
+      is('drops a node’s packet with an inner source of another node (row 49)', 'drop spoofed_source', {
         outer: { src: peers.two.vtepIp },
       }),
-      is('drops a node’s packet in the name of no node (row 49)', 'drop spoofed_source', {
+      is('drops a node’s packet with an inner source of no node (row 49)', 'drop spoofed_source', {
         inner: { src: podOf(77, 7) },
       }),
-      is('drops a node’s packet in our pods’ name (row 49)', 'drop spoofed_source', {
+      is('drops a node’s packet with an inner source of a local pod (row 49)', 'drop spoofed_source', {
         inner: { src: marked.ip },
       }),
-      is('leaves to the kernel what a node says in its own name', 'kernel outside', {
+      is('leaves a packet with the node’s own address as inner source to the kernel', 'kernel outside', {
         inner: { src: peers.one.vtepIp },
       }),
-      is('drops a node’s packet in the world’s name (row 49)', 'drop spoofed_source', {
+      is('drops a node’s packet with an inner source of the world (row 49)', 'drop spoofed_source', {
         inner: { src: side.world },
       }),
       is(
@@ -351,26 +360,28 @@ function fixturesOf(side: Side, hook: Hook): Record<string, readonly Fixture[]> 
       is('drops a node’s packet from a multicast address (rows 49, 60)', 'drop spoofed_source', {
         inner: { src: side.multicast },
       }),
-      is('drops a spoofed source also when no pod of ours is meant (row 49)', 'drop spoofed_source', {
+      is('drops a spoofed source also when the destination is no local pod (row 49)', 'drop spoofed_source', {
         inner: { src: podOf(2, 7), dst: side.world },
       }),
       is('drops a spoofed source also when the packet is padded (row 49)', 'drop spoofed_source', {
         inner: { src: podOf(2, 7), length: 39 },
       }),
-      is('leaves to the kernel what a node sends that the peers map cannot hold', 'kernel no_peer', {
+      is('leaves packets of a node without a slot in the peers map to the kernel', 'kernel no_peer', {
         outer: { src: peers.unindexed.vtepIp },
         inner: { src: podOf(16, 7) },
       }),
       arrives('takes a peer behind NAT from whatever address', { src: podOf(9, 7) }, segment, {
         from: { ...peers.behindNat, vtepIp: side.world },
       }),
-      is('lets a peer behind NAT speak for its own pods only (row 49)', 'drop spoofed_source', {
+      is('lets a peer behind NAT send for its own pods only (row 49)', 'drop spoofed_source', {
         outer: { src: peers.behindNat.vtepIp },
       }),
     ],
 
     'that the kernel must see to': [
-      is('knows no such pod', 'kernel no_endpoint', { inner: { dst: podOf(3, 99) } }),
+      is('leaves an address that no pod has to the kernel', 'kernel no_endpoint', {
+        inner: { dst: podOf(3, 99) },
+      }),
       is('leaves the node’s own VXLAN device’s address to the kernel', 'kernel no_endpoint', {
         inner: { dst: podOf(3, 0) },
       }),
@@ -379,12 +390,16 @@ function fixturesOf(side: Side, hook: Hook): Record<string, readonly Fixture[]> 
         inner: { dst: podOf(1, 8) },
       }),
       is('relays nothing to the world', 'kernel no_endpoint', { inner: { dst: side.world } }),
-      is('takes no other node’s pod for ours that has its number', 'kernel no_endpoint', {
-        inner: { dst: podOf(2, 20) },
-      }),
+      is(
+        'does not confuse a pod of another node with a local one whose address ends alike',
+        'kernel no_endpoint',
+        {
+          inner: { dst: podOf(2, 20) },
+        },
+      ),
       is('delivers no multicast (row 60)', 'kernel no_endpoint', { inner: { dst: side.multicast } }),
       is('leaves a marked receiver to the kernel path', 'kernel marked', { inner: { dst: marked.ip } }),
-      is('leaves TTL 1 to the kernel, which says time exceeded (row 57)', 'kernel ttl', {
+      is('leaves TTL 1 to the kernel, which sends time exceeded (row 57)', 'kernel ttl', {
         inner: { ttl: 1 },
       }),
       is('leaves TTL 0 to the kernel (row 57)', 'kernel ttl', { inner: { ttl: 0 } }),
@@ -407,7 +422,7 @@ for (const hook of hooks) {
   const in4 = wordsOf(v4, hook);
   runFixtures(hook, 'what only IPv4 has', {
     'at the edges': [
-      in4.arrives('takes DF outside', {}, segment, { wire: { outer: { fragment: 0x4000 } } }),
+      in4.arrives('accepts DF outside', {}, segment, { wire: { outer: { fragment: 0x4000 } } }),
       in4.is('leaves outer IP options to the kernel (row 52)', 'kernel ip_options', {
         outer: { options: [1, 1, 1, 0] },
       }),
@@ -417,9 +432,13 @@ for (const hook of hooks) {
       in4.is('leaves a wrong inner header checksum to the kernel', 'kernel malformed', {
         inner: { checksum: 0x1234 },
       }),
-      in4.is('takes nobody in the world for a pod that has its number', 'kernel no_endpoint', {
-        inner: { dst: '198.51.100.20' },
-      }),
+      in4.is(
+        'does not confuse an address of the world with a local pod whose address ends alike',
+        'kernel no_endpoint',
+        {
+          inner: { dst: '198.51.100.20' },
+        },
+      ),
     ],
   });
 
@@ -439,15 +458,17 @@ for (const hook of hooks) {
       in6.arrives('ends where the types end: 138 is another thing', { protocol: ICMPV6 }, icmp(138)),
     ],
     'a peer that wants outer checksums': [
-      in6.is('is the kernel’s in this direction too', 'kernel marked', {
+      in6.is('takes the kernel path in this direction too', 'kernel marked', {
         outer: { src: far.vtepIp },
         inner: { src: v6.podOf(5, 7) },
       }),
-      in6.is('speaks for its own pods only (row 49)', 'drop spoofed_source', { outer: { src: far.vtepIp } }),
+      in6.is('may send for its own pods only (row 49)', 'drop spoofed_source', {
+        outer: { src: far.vtepIp },
+      }),
     ],
     'headers before the transport header (row 52)': [
       {
-        ...in6.is('outside are the kernel’s: whose port, nobody knows', 'kernel not_vxlan'),
+        ...in6.is('outside take the kernel path, since the port is unknown', 'kernel not_vxlan'),
         packet: ethernet(
           { dst: TEST_RUN_MAC, src: '02:00:00:00:00:01' },
           ip(
@@ -479,8 +500,13 @@ for (const side of sides) {
   const bigUdp = udp({ src: 53, dst: 40000 }, new Uint8Array(3000));
   const fixtures = [
     // A test run's GSO packet has no type, so the kernel refuses to shrink it.
-    is('leaves one that the kernel does not let shrink as it was', 'kernel no_room', {}, big),
-    is('asks for no checksum, since GRO has verified it', 'kernel no_room', { udp: { checksum: 1 } }, big),
+    is('leaves one unchanged that the kernel refuses to shrink', 'kernel no_room', {}, big),
+    is(
+      'does not check the checksum, which GRO has verified',
+      'kernel no_room',
+      { udp: { checksum: 1 } },
+      big,
+    ),
     is('drops one by RFC 6040', 'drop ecn', { outer: { tos: 3 } }, big),
     is(
       'leaves UDP to the kernel, whose tunnel would still be seen where it is cut up',

@@ -26,7 +26,7 @@ for (const [own, other] of [
           'kernel outside',
           podFrame(other, { dst: other.pods.near.ip }),
         ),
-        others('to another node is the kernel’s', 'kernel outside', podFrame(other)),
+        others('to another node takes the kernel path', 'kernel outside', podFrame(other)),
         // The other family's network of such a node contains only the highest address.
         others(
           'to the highest address is the kernel’s, too',
@@ -47,7 +47,11 @@ for (const [own, other] of [
   runFixtures(
     'from_wire',
     title,
-    { [`IPv${other.family}`]: [others('in VXLAN is the kernel’s', 'kernel not_vxlan', wireFrame(other))] },
+    {
+      [`IPv${other.family}`]: [
+        others('in VXLAN takes the kernel path', 'kernel not_vxlan', wireFrame(other)),
+      ],
+    },
     nodeSettings,
   );
   runFixtures(

@@ -24,7 +24,7 @@ export interface Fixture extends RunOptions {
 }
 
 /** Bytes as text, 16 on each line, so that a failed comparison shows where they differ. */
-export function hexDump(bytes: Uint8Array): string {
+function hexDump(bytes: Uint8Array): string {
   const lines = [];
   for (let at = 0; at < bytes.length; at += 16) {
     const line = Array.from(bytes.subarray(at, at + 16), (byte) => byte.toString(16).padStart(2, '0'));
@@ -65,14 +65,14 @@ export function runFixtures(
         it.each(fixtures)('$says', (fixture) => {
           using _ = fixture.remembered && node().remember(fixture.remembered);
           const { packet, ...outcome } = node().run(program, fixture.packet, fixture);
-          const wanted = typeof fixture.out === 'function' ? fixture.out(packet) : fixture.out;
+          const expected = typeof fixture.out === 'function' ? fixture.out(packet) : fixture.out;
           const isCounted = fixture.verdict !== 'nothing';
           const counts = isXdp ? fixture.packet.length : packet.length;
           expect({ ...outcome, packet: hexDump(packet) }).toEqual({
             verdict: isXdp ? 'pass' : fixture.verdict.split(' ')[0],
             counted: isCounted ? `${program}: ${fixture.verdict}` : '',
             bytes: isCounted ? counts : 0,
-            packet: hexDump(wanted ?? fixture.packet),
+            packet: hexDump(expected ?? fixture.packet),
           });
         });
       });

@@ -119,21 +119,21 @@ for (const side of sides) {
         remembered: { pod: sender, flows: [flow(sender.ip, side.podOf(1, 8))] },
         ...fastOut,
       }),
-      outgoing('is of one direction: the tuple as the packet carries it', {
+      outgoing('is of one direction: the one of the packet’s own addresses and ports', {
         remembered: { pod: sender, flows: [flow(far, sender.ip, { src_port: 40000, dst_port: 80 })] },
         ...fastOut,
       }),
-      outgoing('of another pod is not asked about', {
+      outgoing('of another pod does not matter', {
         remembered: { pod: near, flows: [flow(sender.ip, far)] },
         ...fastOut,
       }),
-      outgoing('takes an ICMP error along that quotes its other direction', {
+      outgoing('has the ICMP errors that quote its opposite direction', {
         packet: podFrame(side, { dst: far, protocol: side.icmp }, unreachable(far, sender.ip, back)),
       }),
-      outgoing('takes an ICMP error along that may quote it', {
+      outgoing('has ICMP errors that may quote it', {
         packet: podFrame(side, { dst: far, protocol: side.icmp }, unreachable(far, sender.ip, cutOff)),
       }),
-      outgoing('takes an ICMP error along that quotes next to nothing', {
+      outgoing('has ICMP errors that quote too little', {
         packet: podFrame(side, { dst: far, protocol: side.icmp }, icmp(1 + 2 * Number(side.family === 4))),
       }),
       pingOut(
@@ -145,7 +145,7 @@ for (const side of sides) {
         unreachable(far, sender.ip, ping, side.icmp),
       ),
       pingOut('does not take a ping along, whose other direction is not taken either', ping),
-      outgoing('takes a packet along whose ports are cut off', {
+      outgoing('has packets whose ports are truncated', {
         packet: podFrame(side, { dst: far }, new Uint8Array(3)),
       }),
     ],
@@ -176,14 +176,14 @@ for (const side of sides) {
         remembered: { pod: near, flows: [flow(far, near.ip, { src_port: 81 })] },
         ...fastIn,
       }),
-      incoming('of another pod is not asked about', {
+      incoming('of another pod does not matter', {
         remembered: { pod: sender, flows: [flow(far, near.ip)] },
         ...fastIn,
       }),
-      incoming('takes a packet along that has no ports', {
+      incoming('has packets without ports', {
         packet: wireFrame(side, { inner: { protocol: protocols.gre } }, payload),
       }),
-      incoming('takes an ICMP error along that quotes its other direction', {
+      incoming('has the ICMP errors that quote its opposite direction', {
         packet: wireFrame(side, { inner: { protocol: side.icmp } }, unreachable(near.ip, far, back)),
       }),
       pingIn(
@@ -212,7 +212,7 @@ const shares: Endpoint = { ...v6.pods.near, ip: 'fd00:42:0:3:1::5:10' };
 const sharesNot: Endpoint = { ...shares, ip: 'fd00:42:0:3:1::5:11' };
 runFixtures('from_pod', 'IPv6 addresses that end alike', {
   'share the knowledge that there are translated flows': [
-    outgoing('and look for theirs, in vain', {
+    outgoing('and look up flows without a match', {
       remembered: { pod: shares, flows: [flow(shares.ip, v6.podOf(1, 7))] },
       ...fastOut,
     }),
@@ -223,7 +223,7 @@ runFixtures('from_pod', 'IPv6 addresses that end alike', {
     outgoing('and both stay on the kernel path when they did not fit the map', {
       remembered: { pod: shares, overflow: true },
     }),
-    outgoing('but not with those that end otherwise', {
+    outgoing('but not with addresses that end differently', {
       remembered: { pod: sharesNot, overflow: true },
       ...fastOut,
     }),

@@ -46,7 +46,7 @@ describe.skipIf(missingHere())('a Node', () => {
     await ping(podOf(cluster.nodes[0]), podOf(cluster.nodes[1]).ip);
     for (const name of made) await remove(name);
     // Otherwise the next test may find entries of this one.
-    await expect.poll(() => held(WHERE.podCIDR)).toEqual(nothing);
+    await expect.poll(() => actualEntries(WHERE.podCIDR)).toEqual(nothing);
   });
 
   async function create(name: string, { podCIDR, ip }: Place): Promise<void> {
@@ -62,7 +62,7 @@ describe.skipIf(missingHere())('a Node', () => {
   };
 
   /** All entries of node 1 for a podCIDR, in BPF maps and in the kernel. */
-  async function held(
+  async function actualEntries(
     podCIDR: string,
   ): Promise<{ bpf: unknown[]; routes: unknown[]; neighbours: unknown[]; fdb: unknown[] }> {
     const node = cluster.nodes[0]!;
@@ -88,7 +88,7 @@ describe.skipIf(missingHere())('a Node', () => {
   }
 
   const nothing = { bpf: [], routes: [], neighbours: [], fdb: [] };
-  const entriesOf = ({ podCIDR, ip, mac }: Place) => ({
+  const expectedEntries = ({ podCIDR, ip, mac }: Place) => ({
     bpf: [{ vtepIp: ip, vtepMac: mac }],
     routes: [{ gateway: podCIDR.split('/')[0], dev: 'flannel.1' }],
     neighbours: [mac],
@@ -101,12 +101,12 @@ describe.skipIf(missingHere())('a Node', () => {
     act: () => Promise<unknown>,
     place: Place | undefined,
   ): Promise<void> {
-    const wanted = place ? entriesOf(place) : nothing;
+    const expected = place ? expectedEntries(place) : nothing;
     await act();
     const tookMs = await timeUntil(async () => {
-      return JSON.stringify(await held(WHERE.podCIDR)) === JSON.stringify(wanted);
+      return JSON.stringify(await actualEntries(WHERE.podCIDR)) === JSON.stringify(expected);
     });
-    expect(await held(WHERE.podCIDR)).toEqual(wanted);
+    expect(await actualEntries(WHERE.podCIDR)).toEqual(expected);
     console.log(`${what}: maps and kernel path followed in ${tookMs} ms`);
     expect(tookMs).toBeLessThan(1000);
   }
@@ -176,12 +176,12 @@ describe.skipIf(missingHere())('a Node', () => {
       await expect
         .poll(() => alarmsOf('breaks'))
         .toContainEqual(expect.stringMatching(/^quarantined with its last good lease: /));
-      expect(await held(WHERE.podCIDR)).toEqual(entriesOf(WHERE));
+      expect(await actualEntries(WHERE.podCIDR)).toEqual(expectedEntries(WHERE));
     }
     const other = { podCIDR: '10.42.10.0/24', ip: '172.31.0.113', mac: '02:00:00:00:10:01' };
     await create('other', other);
     await annotate('other', lease(other));
-    const tookMs = await timeUntil(async () => (await held(other.podCIDR)).bpf.length === 1);
+    const tookMs = await timeUntil(async () => (await actualEntries(other.podCIDR)).bpf.length === 1);
     expect(tookMs).toBeLessThan(1000);
     await remove('other');
     await followed('a repaired lease', () => annotate('breaks', lease(repaired)), repaired);
@@ -196,7 +196,7 @@ describe.skipIf(missingHere())('a Node', () => {
       .poll(() => alarmsOf('outside'))
       .toEqual([expect.stringContaining('podCIDR 192.168.7.0/24 is outside Network 10.42.0.0/16')]);
     // The alarm is raised as soon as the pass begins that also removes what the previous test has left.
-    await expect.poll(() => held(outside.podCIDR)).toEqual(nothing);
+    await expect.poll(() => actualEntries(outside.podCIDR)).toEqual(nothing);
   });
 
   it('with the podCIDR of an older one, or ours, is refused, with an alarm, and leaves no trace when it is removed', async () => {
@@ -210,12 +210,12 @@ describe.skipIf(missingHere())('a Node', () => {
     await expect
       .poll(() => alarmsOf('thief'))
       .toContainEqual(expect.stringContaining('overlaps 10.42.9.0/24 of owner'));
-    expect(await held(WHERE.podCIDR)).toEqual(entriesOf(WHERE));
+    expect(await actualEntries(WHERE.podCIDR)).toEqual(expectedEntries(WHERE));
     // Both nodes with ripstop see it; one of them writes an Event on the Node.
-    const told = async () =>
+    const events = async () =>
       (await eventsOn(cluster.lab, 'thief')).filter(({ reason }) => reason === 'PodcidrConflict');
-    await expect.poll(told).toHaveLength(1);
-    expect(await told()).toMatchObject([
+    await expect.poll(events).toHaveLength(1);
+    expect(await events()).toMatchObject([
       {
         type: 'Warning',
         message: expect.stringContaining('overlaps 10.42.9.0/24 of owner'),
@@ -225,7 +225,7 @@ describe.skipIf(missingHere())('a Node', () => {
     ]);
     await remove('thief');
     await expect.poll(() => alarmsOf('thief')).toEqual([]);
-    expect(await held(WHERE.podCIDR)).toEqual(entriesOf(WHERE));
+    expect(await actualEntries(WHERE.podCIDR)).toEqual(expectedEntries(WHERE));
 
     const ours = { ...thief, podCIDR: cluster.nodes[0]!.podCIDR };
     await create('thief', ours);
@@ -233,7 +233,7 @@ describe.skipIf(missingHere())('a Node', () => {
     await expect
       .poll(() => alarmsOf('thief'))
       .toContainEqual(expect.stringContaining('of node1 (this node)'));
-    expect((await held(ours.podCIDR)).bpf).toEqual([]);
+    expect((await actualEntries(ours.podCIDR)).bpf).toEqual([]);
   });
 
   it('that is our own may be deleted without harm, and is published again once it is back (row 27)', async () => {
@@ -257,7 +257,7 @@ describe.skipIf(missingHere())('a Node', () => {
       // New peers are still followed.
       if (i === 0) await create('joins', WHERE);
       if (i === 1) await annotate('joins', lease(WHERE));
-      if (i === 2) await expect.poll(() => held(WHERE.podCIDR)).toEqual(entriesOf(WHERE));
+      if (i === 2) await expect.poll(() => actualEntries(WHERE.podCIDR)).toEqual(expectedEntries(WHERE));
     }
     // A pod can start and end.
     const pod = await addPod(cluster.lab, node!);

@@ -47,7 +47,7 @@ describe.skipIf(missingHere())('A node with several addresses', () => {
     });
 
   /** Restart the agent with these settings. */
-  async function told(env: Record<string, string>): Promise<void> {
+  async function restartWith(env: Record<string, string>): Promise<void> {
     for (const [name, value] of Object.entries(env)) vi.stubEnv(name, value);
     await restartAgent(cluster.lab, node());
   }
@@ -97,23 +97,23 @@ describe.skipIf(missingHere())('A node with several addresses', () => {
   }
 
   it('is reached at the address of --public-ip, unless an annotation overrides it', async () => {
-    await told({ FLANNELD_PUBLIC_IP: SECOND });
+    await restartWith({ FLANNELD_PUBLIC_IP: SECOND });
     await reachedAt(SECOND, node().ip6!);
     expect(choice()).toBe(
       `eth0 (${SECOND}, ${node().ip6}): it has the public IP ${SECOND} that is asked for`,
     );
     await annotate({ 'node-public-ip': node().ip });
-    await told({});
+    await restartWith({});
     await reachedAt(node().ip, node().ip6!);
   });
 
   it('may change its IPv6 address alone: peers follow it, and IPv4 stays (row 29)', async () => {
-    await told({ FLANNELD_PUBLIC_IPV6: SECOND6 });
+    await restartWith({ FLANNELD_PUBLIC_IPV6: SECOND6 });
     await reachedAt(node().ip, SECOND6);
   });
 
   it('is reached at an address that its uplink does not have, if --iface names the uplink', async () => {
-    await told({ FLANNELD_PUBLIC_IP: LOOPBACK, FLANNELD_IFACE: 'ens9,eth0' });
+    await restartWith({ FLANNELD_PUBLIC_IP: LOOPBACK, FLANNELD_IFACE: 'ens9,eth0' });
     await reachedAt(LOOPBACK, node().ip6!);
     expect(choice()).toBe(
       `eth0 (${LOOPBACK}, ${node().ip6}): it is --iface eth0; the public IP ${LOOPBACK} is on lo`,
@@ -121,7 +121,7 @@ describe.skipIf(missingHere())('A node with several addresses', () => {
   });
 
   it('behind NAT publishes the address of public-ip-overwrite, and otherwise does not change', async () => {
-    await told({ RIPSTOP_PUBLIC_IP: SECOND });
+    await restartWith({ RIPSTOP_PUBLIC_IP: SECOND });
     await annotate({ 'public-ip-overwrite': '203.0.113.77' });
     await expect.poll(published).toEqual(['203.0.113.77', node().ip6]);
     expect(await tunnels()).toEqual([SECOND, node().ip6]);
@@ -145,7 +145,7 @@ describe.skipIf(missingHere())('A node with several addresses', () => {
   });
 
   it('whose address is replaced under the running agent is followed (row 26)', async () => {
-    await told({});
+    await restartWith({});
     await reachedAt(node().ip, node().ip6!);
     const ip = (command: string) => run('ip', command.split(' '), inNetns(node()));
     await ip('address flush dev eth0 scope global');

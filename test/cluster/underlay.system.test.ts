@@ -100,9 +100,9 @@ describe.skipIf(missingHere())('of two dual-stack nodes', () => {
         ['-n', '-c', '1', '-W', '1', '-M', 'do', '-s', String(bytes), to],
         inNetns(from),
       );
-      const told = /mtu ?[=:] ?(\d+)/i.exec(stdout + stderr);
-      if (!told) expect(stdout).toContain(' 1 received');
-      return told ? Number(told[1]) : undefined;
+      const learned = /mtu ?[=:] ?(\d+)/i.exec(stdout + stderr);
+      if (!learned) expect(stdout).toContain(' 1 received');
+      return learned ? Number(learned[1]) : undefined;
     }
 
     async function setMtu(mtu: number): Promise<void> {

@@ -6,9 +6,9 @@ import type { Fields } from './dissect.ts';
 import { rules } from './rules.ts';
 
 /** The number of cases that are shown in full. */
-const TOLD = 10;
+const MAX_CASES = 10;
 /** The length to which long values are cut. */
-const SHOWN = 80;
+const MAX_LENGTH = 80;
 
 /** Every rule with the differences that it explained, and the counters of ripstop's programs. */
 export function describeSummary({
@@ -39,20 +39,20 @@ export function describeSummary({
 /** The unexplained differences, field by field; empty when there are none. */
 export function describeFaults({ unexplained, strays }: Report, seed: number): string {
   return [
-    ...unexplained.slice(0, TOLD).map((one) => describeCase(one, seed)),
-    ...(unexplained.length > TOLD
+    ...unexplained.slice(0, MAX_CASES).map((one) => describeCase(one, seed)),
+    ...(unexplained.length > MAX_CASES
       ? [
           `… and cases ${unexplained
-            .slice(TOLD)
+            .slice(MAX_CASES)
             .map((one) => one.case.number)
             .join(' ')}`,
         ]
       : []),
-    ...strays.slice(0, TOLD).map(
+    ...strays.slice(0, MAX_CASES).map(
       ({ lab, arrival: { place, received } }) =>
         `of no case: at ${place} with ${lab.datapath}: ${Buffer.from(received.frame)
           .toString('hex')
-          .slice(0, 2 * SHOWN)}`,
+          .slice(0, 2 * MAX_LENGTH)}`,
     ),
   ].join('\n\n');
 }
@@ -65,8 +65,8 @@ function describeCase(
     `case ${number} of seed ${seed}, ${kind}, ${frames.length} frame${frames.length === 1 ? '' : 's'} from ${from}`,
     `  again: npm run differential -- --seed ${seed} --first ${number} --cases 1`,
     `  sent: ${describeFields(sent)}`,
-    ...differences.slice(0, TOLD).map((difference) => `  ${describeDifference(difference)}`),
-    ...(differences.length > TOLD ? [`  … and ${differences.length - TOLD} more`] : []),
+    ...differences.slice(0, MAX_CASES).map((difference) => `  ${describeDifference(difference)}`),
+    ...(differences.length > MAX_CASES ? [`  … and ${differences.length - MAX_CASES} more`] : []),
   ].join('\n');
 }
 
@@ -87,15 +87,15 @@ const describePlace = ({ place, isAnswer }: Seen): string => `${isAnswer ? 'answ
 
 const describeFields = (fields: Fields): string =>
   Object.entries(fields)
-    .map(([name, value]) => `${name} ${value.length > SHOWN ? `${value.slice(0, SHOWN)}…` : value}`)
+    .map(([name, value]) => `${name} ${value.length > MAX_LENGTH ? `${value.slice(0, MAX_LENGTH)}…` : value}`)
     .join(', ');
 
 /** A value, beginning shortly before the first difference. */
 function apart(value: string | undefined, other: string | undefined): string {
   if (value === undefined) return 'none';
-  if (value.length <= SHOWN) return value;
+  if (value.length <= MAX_LENGTH) return value;
   let at = 0;
   while (at < value.length && value[at] === other?.[at]) at++;
   const start = Math.max(0, at - 8);
-  return `…${value.slice(start, start + SHOWN)}… (at ${at} of ${value.length})`;
+  return `…${value.slice(start, start + MAX_LENGTH)}… (at ${at} of ${value.length})`;
 }

@@ -33,8 +33,7 @@ export type NodeName = keyof (typeof NODES)[4];
 /** The places where frames enter: a pod's interface, or the far end of a node's cable. */
 export type Place = PodName | `cable of ${NodeName}`;
 
-/** MTUs: of an uplink, of a pod's interface, and of a tunnel. */
-export const UPLINK_MTU = 1500;
+/** MTUs of a pod's interface, and of a tunnel. */
 export const POD_MTU = 1450;
 export const TUNNEL_MTU = { 4: 1450, 6: 1430 } as const;
 /** Pods with number 2 have a larger MTU than the cluster, like pods from before the MTU was lowered. */

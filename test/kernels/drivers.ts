@@ -113,9 +113,9 @@ async function pass(node: Node): Promise<PassReport> {
 }
 
 /** Start both nodes so, and check that they decapsulate at this hook, for this reason. */
-async function startWith(wish: typeof settings, hook: 'xdp' | 'tc', why: string): Promise<void> {
-  settings = wish;
-  const wanted = [
+async function startWith(next: typeof settings, hook: 'xdp' | 'tc', why: string): Promise<void> {
+  settings = next;
+  const expected = [
     linkKey('from_wire', uplink),
     ...(hook === 'xdp' ? [linkKey('xdp_from_wire', uplink)] : []),
   ];
@@ -123,7 +123,7 @@ async function startWith(wish: typeof settings, hook: 'xdp' | 'tc', why: string)
     expectThat(problems.length === 0, problems.join(' · '));
     expectThat(ingress?.hook === hook && ingress.why === why, `ingress: ${JSON.stringify(ingress)}`);
     const keys = Object.keys(attached).filter((key) => key.includes('from_wire'));
-    expectThat(keys.sort().join() === wanted.join(), `attached: ${keys.join(', ')}`);
+    expectThat(keys.sort().join() === expected.join(), `attached: ${keys.join(', ')}`);
   }
 }
 
@@ -208,21 +208,21 @@ async function exchange(): Promise<void> {
 }
 
 /** Counters with their least movement; those with 0 must not move. */
-type Wanted = Readonly<Record<string, number>>;
+type Least = Readonly<Record<string, number>>;
 
 /** An exchange that must move the nodes' counters so. Only fragments and ARP may take the kernel path otherwise. */
-async function exchangeMoves(first: Wanted, second = first): Promise<void> {
+async function exchangeMoves(first: Least, second = first): Promise<void> {
   for (const [i, counters] of (await counted(exchange)).entries()) {
-    const wanted = [first, second][i]!;
+    const expected = [first, second][i]!;
     const all = `${identities[i]!.name} counted ${JSON.stringify(counters)}`;
-    for (const [name, least] of Object.entries(wanted)) {
+    for (const [name, least] of Object.entries(expected)) {
       const is = counters[name] ?? 0;
       expectThat(least === 0 ? is === 0 : is >= least, `${name} is ${is}, not ${least}: ${all}`);
     }
     expectThat(!all.includes(' drop_'), `packets were dropped: ${all}`);
     const strays = Object.entries(counters).filter(
       ([name]) =>
-        / kernel_(?!fragment|untranslated|not_ip|other_mac|outside)/.test(name) && !(name in wanted),
+        / kernel_(?!fragment|untranslated|not_ip|other_mac|outside)/.test(name) && !(name in expected),
     );
     expectThat(strays.length === 0, `the kernel path has ${strays.join()}: ${all}`);
   }
@@ -310,7 +310,7 @@ const steps: readonly Step[] = [
     },
   ],
   [
-    'with priority tags from one node: fast but for those',
+    'with priority tags from one node: fast, except for tagged packets',
     async () => {
       await tagPriority(two, true);
       const tagged = { 'xdp_from_wire kernel_not_ip': FRAMES, 'from_wire kernel_not_ip': PACKETS };
@@ -319,7 +319,7 @@ const steps: readonly Step[] = [
     },
   ],
   [
-    '--ingress tc: XDP goes away',
+    '--ingress tc: XDP is detached',
     async () => {
       await startWith({ ingress: 'tc' }, 'tc', '--ingress tc says so');
       for (const mode of await onBoth(xdpModeOf)) expectThat(mode === undefined, `XDP mode ${mode}`);
@@ -348,7 +348,7 @@ const steps: readonly Step[] = [
     },
   ],
   [
-    'MTU 9000 while XDP is attached: it is taken off',
+    'MTU 9000 while XDP is attached: it is detached',
     async () => {
       const [major = 0, minor = 0] = kernel.release.split('.').map(Number);
       if (major < 6 || (major === 6 && minor < 3))
@@ -394,7 +394,7 @@ const steps: readonly Step[] = [
     },
   ],
   [
-    'over a bond: tc, or XDP if wanted',
+    'over a bond: tc, or XDP on request',
     async () => {
       await moveUplink(
         'bond1', // the module creates bond0
@@ -409,7 +409,7 @@ const steps: readonly Step[] = [
     },
   ],
   [
-    'its cable is pulled: the second NIC takes over',
+    'its cable is unplugged: the second NIC takes over',
     async () => {
       const { machine } = one;
       const hold = ['hold', two.podIp, String(PORT)];

@@ -217,7 +217,7 @@ function pingOn(from: Pod, to: Pod): () => Promise<void> {
 
 /** During `work` each of these counters must rise by at least so much. */
 async function counting(
-  wanted: readonly (readonly [node: Node, counter: string, atLeast: number])[],
+  expected: readonly (readonly [node: Node, counter: string, atLeast: number])[],
   work: () => Promise<unknown>,
 ): Promise<void> {
   const nodes = [one, two];
@@ -229,7 +229,7 @@ async function counting(
     );
     return new Map(now.filter(([, n]) => n > 0));
   });
-  for (const [node, counter, atLeast] of wanted) {
+  for (const [node, counter, atLeast] of expected) {
     const i = nodes.indexOf(node);
     const rose = moved[i]!.get(counter) ?? 0;
     const all = JSON.stringify(Object.fromEntries(moved[i]!));
@@ -239,11 +239,11 @@ async function counting(
 
 /** Check that pods of both nodes reach each other on the fast path. */
 async function isFastAcross(): Promise<void> {
-  const wanted = [one, two].flatMap((node) => [
+  const expected = [one, two].flatMap((node) => [
     [node, 'from_pod fast_encap', 15] as const,
     [node, 'from_wire fast_decap', 15] as const,
   ]);
-  await counting(wanted, async () => {
+  await counting(expected, async () => {
     await ping(a, c);
     await tcp(a, c.ip, 256 * KIB);
   });
@@ -316,7 +316,7 @@ const steps: readonly Step[] = [
     },
   ],
   [
-    'a device made anew gets its programs back',
+    'a re-created device gets its programs again',
     async () => {
       await ipBatch([`link del ${a.hostIfname}`], { netns: one.netns });
       await connectPod(a, one);
@@ -325,11 +325,11 @@ const steps: readonly Step[] = [
         expectThat(found[key]?.ifindex === 0, `${key} is still said to be attached`);
         expectThat((attached[key]?.ifindex ?? 0) > 0, `${key} is not attached`);
       }
-      const wanted = [
+      const expected = [
         [one, 'from_pod fast_local', 10],
         [one, 'from_pod fast_encap', 10],
       ] as const;
-      await counting(wanted, async () => {
+      await counting(expected, async () => {
         await ping(a, b);
         await ping(a, c);
       });
@@ -371,15 +371,15 @@ const steps: readonly Step[] = [
         `add rule ip story services ip daddr ${SERVICE} dnat to ${c.ip}`,
       ].join('\n');
       await run('nft', ['-f', '-'], { netns: one.netns, stdin: rules });
-      const wanted = [
+      const expected = [
         [one, 'to_vtep kernel_translated', 5],
         [one, 'from_wire kernel_translated', 5],
       ] as const;
-      await counting(wanted, () => tcp(a, SERVICE, 64 * KIB));
+      await counting(expected, () => tcp(a, SERVICE, 64 * KIB));
     },
   ],
   [
-    'without programs the kernel path carries on',
+    'without programs the kernel path carries everything',
     async () => {
       const held = await Promise.all([hold(a, b), hold(a, c)]);
       const before = await kernelPath(one);

@@ -34,7 +34,7 @@ const commands: Record<string, string> = {
 };
 
 /** The state of a node, as sorted lines. */
-export async function dumpOf(cluster: Cluster, node: ClusterNode): Promise<Dump> {
+async function dumpOf(cluster: Cluster, node: ClusterNode): Promise<Dump> {
   const lines = (text: string): string[] =>
     [...new Set(text.split('\n').filter((line) => line !== ''))].toSorted();
   const dump: Dump = {};

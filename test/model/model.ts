@@ -428,8 +428,8 @@ const swapped = ([src, dst]: readonly [number, number]) => [dst, src] as const;
 const flowKey = (src: bigint, dst: bigint, ports: readonly [number, number], protocol: number): string =>
   [src, dst, ...ports, protocol].join(' ');
 
-const starts = (bytes: Uint8Array, at: number, wanted: ArrayLike<number>): boolean =>
-  Array.from(wanted).every((byte, i) => bytes[at + i] === byte);
+const starts = (bytes: Uint8Array, at: number, expected: ArrayLike<number>): boolean =>
+  Array.from(expected).every((byte, i) => bytes[at + i] === byte);
 
 /** The size that must fit an MTU. For a GSO super-packet it is that of each segment, with headers. */
 function isTooBig(

@@ -226,11 +226,11 @@ async function tell(client: ApiClient, ...reasons: string[]): Promise<void> {
     for (const reason of reasons) {
       const alarm = { node: 'node-2', uid: 'uid-2', kind: 'malformed_lease', reason } as const;
       events.update([alarm], () => [SELF]);
-      const told = async (): Promise<boolean> => {
+      const isWritten = async (): Promise<boolean> => {
         const { items = [] } = (await admin.get(`${EVENTS}?fieldSelector=involvedObject.name%3Dnode-2`)).body;
         return warned !== '' || items.some((event) => event.message === reason);
       };
-      await expect.poll(told).toBe(true);
+      await expect.poll(isWritten).toBe(true);
       if (warned !== '') throw new Error(warned);
     }
   } finally {

@@ -80,7 +80,7 @@ export async function captureDuring(
 }
 
 /** The IP packets of a capture file: 24 bytes of header, then records of 16 bytes and the frame (pcap-savefile(5)). */
-export function readPackets(file: Uint8Array): Packet[] {
+function readPackets(file: Uint8Array): Packet[] {
   const view = new DataView(file.buffer, file.byteOffset, file.byteLength);
   const packets: Packet[] = [];
   for (let at = 24; at + 16 <= file.length;) {

@@ -31,14 +31,14 @@ export function discovery(path: string): object | undefined {
   if (named !== undefined && all.some(({ group }) => group === named)) {
     return { kind: 'APIGroup', apiVersion: 'v1', ...apiGroup(named) };
   }
-  const wanted = /^\/(?:api|apis)\/(.+)$/.exec(path)?.[1];
-  const served = all.filter((resource) => groupVersion(resource) === wanted);
+  const requested = /^\/(?:api|apis)\/(.+)$/.exec(path)?.[1];
+  const served = all.filter((resource) => groupVersion(resource) === requested);
   return served.length === 0
     ? undefined
     : {
         kind: 'APIResourceList',
         apiVersion: 'v1',
-        groupVersion: wanted,
+        groupVersion: requested,
         resources: served.flatMap(apiResources),
       };
 }

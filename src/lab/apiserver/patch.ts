@@ -4,7 +4,7 @@ import { isRecord, type ObjectInput } from './objects.ts';
 import { StatusError } from './status.ts';
 
 /** The content types of patches that the server supports. */
-export const patchTypes = {
+const patchTypes = {
   'application/strategic-merge-patch+json': (object: unknown, patch: unknown) =>
     strategicMergePatch(object, patch),
   'application/merge-patch+json': mergePatch,
