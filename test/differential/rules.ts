@@ -85,6 +85,12 @@ const gatewayOf = ({ case: { from, family } }: Context): string => GATEWAYS[fami
 const spoofs = ({ case: { from, family }, sent }: Context): boolean =>
   isPod(from) && sent['ip src'] !== PODS[family][from];
 
+/** Whether a node would have to forward a case's packets between two addresses outside the cluster network. */
+const isDroppedByPolicy = ({ case: { from }, sent }: Context): boolean =>
+  ![sent['ip src'], sent['ip dst']].some(inCluster) &&
+  sent['ip dst'] !== NODES[familyOf(sent['ip dst'])][nodeOf(from)] &&
+  !isLinkLocal(sent['ip dst']);
+
 /** Of IPv6, even where it says that there is no other fragment. */
 const hasFragmentHeader = (sent: Fields): boolean => 'ip label' in sent && 'ip id' in sent;
 
@@ -301,15 +307,8 @@ export const rules: readonly Rule[] = [
   },
   {
     name: 'forward policy',
-    why: 'the flannel lab has a FORWARD policy of DROP, as Docker sets it: it does not route from node to node',
-    explains: only(
-      'ripstop',
-      ({ seen: { place } }, { sent, case: { from } }) =>
-        isCable(place) &&
-        place === from &&
-        sent['ip dst'] !== NODES[familyOf(sent['ip dst'])][nodeOf(from)] &&
-        !inCluster(sent['ip dst']),
-    ),
+    why: 'the flannel lab has a FORWARD policy of DROP, as Docker sets it: what neither comes from the cluster network nor goes there it does not route, so nobody answers it either',
+    explains: only('ripstop', (_, context) => isDroppedByPolicy(context)),
   },
   {
     name: 'spoofed source',
@@ -321,7 +320,6 @@ export const rules: readonly Rule[] = [
     why: 'on the kernel path no reverse path filter exists for IPv6: what a pod sends in another’s name its node routes, where flannel has a bridge',
     explains: (difference, context) => {
       const {
-        sent,
         isWhole,
         case: { family, from },
       } = context;
@@ -333,12 +331,11 @@ export const rules: readonly Rule[] = [
         return field === 'eth src' && flannel === from && ripstop === `the gateway of ${nodeOf(seen.place)}`;
       }
       if (difference.what !== 'only ripstop') return false;
-      // The flannel lab's FORWARD policy again; and an error to the one who is not meant.
+      // An error about fragments, to the one whose address it is.
       const { isAnswer, fields } = difference.seen;
-      if (!isAnswer) return !inCluster(sent['ip src']) && !inCluster(sent['ip dst']);
       const layer = isTunnel(fields) ? 'inner ' : '';
       const isTimeout = fields[`${layer}icmp type`] === '3' && fields[`${layer}icmp code`] === '1';
-      return isTimeout && !isWhole;
+      return isAnswer && isTimeout && !isWhole;
     },
   },
   {
