@@ -55,11 +55,7 @@ function sorted(arrivals: readonly Arrival[], { names }: DiffLab): Sorted {
     ({ place, fields }) => !(place.startsWith('cable') && isFragment(fields, 'inner ')),
   );
   return Map.groupBy(kept, ({ place, isAnswer, fields }) =>
-    [
-      place,
-      isAnswer,
-      ...identity(isAnswer, 'vxlan vni' in fields ? 'inner ' : '').map((name) => fields[name]),
-    ].join(' '),
+    [place, isAnswer, ...identity(isAnswer, fields).map((name) => fields[name])].join(' '),
   );
 }
 
@@ -67,8 +63,9 @@ function sorted(arrivals: readonly Arrival[], { names }: DiffLab): Sorted {
  * What tells a case's packets at one place apart, in a tunnel or not. The id of an answer says nothing: its sender's kernel
  * makes one up. An IPv6 fragment's id is the cutter's affair too; it is the flow label that stays.
  */
-function identity(isAnswer: boolean, layer: string): string[] {
-  const own = ['ip id', 'ip label', 'ip offset'];
+function identity(isAnswer: boolean, fields: Fields): string[] {
+  const layer = 'vxlan vni' in fields ? 'inner ' : '';
+  const own = [`${layer}ip label` in fields ? 'ip label' : 'ip id', 'ip offset'];
   const answer = ['icmp type', 'icmp code', 'tcp seq', 'tcp ack', 'quoted ip offset'];
   return [
     'vxlan vni',

@@ -189,4 +189,13 @@ describe('tags', () => {
     expect(part(0x2000, reply.subarray(0, 64))).toBe(tag);
     expect(part(8, reply.subarray(64))).toBe(tag);
   });
+
+  it('takes no later fragment for neighbour discovery, whatever it begins with', () => {
+    const solicitation = Uint8Array.from({ length: 24 }, (_, i) => (i === 0 ? 135 : i));
+    const isBackground = (fragment?: number) =>
+      new Tagger().tagOf(
+        frameOf(ip({ ...ends6, protocol: 58, id: 9, ...(fragment && { fragment }) }, solicitation)),
+      )?.isBackground;
+    expect([isBackground(), isBackground(8)]).toEqual([true, false]);
+  });
 });

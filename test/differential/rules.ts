@@ -67,6 +67,17 @@ const only =
     difference.what === `only ${lab}` &&
     test(difference, context);
 
+/** Type and code of an ICMP message, in a tunnel or not. */
+function icmpOf(fields: Fields): string {
+  const layer = isTunnel(fields) ? 'inner ' : '';
+  return `${fields[`${layer}icmp type`]} ${fields[`${layer}icmp code`]}`;
+}
+
+const UNREACHABLE_6 = /^1 /;
+const TOO_BIG_6 = '2 0';
+const REASSEMBLY_TIMEOUT_6 = '3 1';
+const PARAMETER_PROBLEM_6 = /^4 /;
+
 /** The pod of the sender's node that a case's packets are for. */
 function neighbour({ case: { from }, sent }: Context): PodName | undefined {
   const to = podWith(sent['ip dst']);
@@ -76,6 +87,9 @@ function neighbour({ case: { from }, sent }: Context): PodName | undefined {
 /** Where the inner packet of a case goes. */
 const destination = ({ case: { from }, sent }: Context): string | undefined =>
   sent[isPod(from) ? 'ip dst' : 'inner ip dst'];
+/** Where it comes from. */
+const origin = ({ case: { from }, sent }: Context): string | undefined =>
+  sent[isPod(from) ? 'ip src' : 'inner ip src'];
 const isNobody = (ip: string | undefined): boolean =>
   nodeNames.some((node) => inPodCidr(node, ip)) && !isNode(ip) && podWith(ip) === undefined;
 const isLinkLocal = (ip: string | undefined): boolean => ip?.startsWith('fe80:') ?? false;
@@ -91,8 +105,18 @@ const isDroppedByPolicy = ({ case: { from }, sent }: Context): boolean =>
   sent['ip dst'] !== NODES[familyOf(sent['ip dst'])][nodeOf(from)] &&
   !isLinkLocal(sent['ip dst']);
 
+/** Whether this is an answer that a node has forwarded so, to the source that a pod has made up. */
+const isForwardedOutside = (fields: Fields): boolean =>
+  fields['eth src']?.startsWith('the uplink') === true &&
+  ![fields['ip src'], fields['ip dst']].some((ip) => inCluster(ip) || isNode(ip));
+
 /** Of IPv6, even where it says that there is no other fragment. */
-const hasFragmentHeader = (sent: Fields): boolean => 'ip label' in sent && 'ip id' in sent;
+const hasFragmentHeader = (sent: Fields, layer = ''): boolean =>
+  `${layer}ip label` in sent && `${layer}ip id` in sent;
+
+/** Whether IPv6 names an extension header (hop-by-hop, routing, fragment, destination options) that cannot be read to its end. */
+const isBrokenChain = (sent: Fields): boolean =>
+  'ip label' in sent && /^(0|43|44|60)$/.test(sent['ip protocol'] ?? '');
 
 /** Which is between neighbours, and so never the fast path's. */
 const isNeighbourDiscovery = (sent: Fields): boolean =>
@@ -129,6 +153,7 @@ function isRouted(context: Context): boolean {
     to !== undefined &&
     (isTooBig(context) ||
       'ip options' in sent ||
+      isBrokenChain(sent) ||
       'padding length' in sent ||
       hasFragmentHeader(sent) ||
       isNeighbourDiscovery(sent) ||
@@ -143,9 +168,8 @@ function isRouted(context: Context): boolean {
 
 /** An error of this sender, in a tunnel or not: unreachable, time exceeded, parameter problem. */
 function isRefusal(fields: Fields, by: string): boolean {
-  const layer = isTunnel(fields) ? 'inner ' : '';
-  const types = familyOf(by) === 4 ? /^(3|11|12)$/ : /^(1|3|4)$/;
-  return fields[`${layer}ip src`] === by && types.test(fields[`${layer}icmp type`] ?? '');
+  const types = familyOf(by) === 4 ? /^(3|11|12) / : /^(1|3|4) /;
+  return fields[isTunnel(fields) ? 'inner ip src' : 'ip src'] === by && types.test(icmpOf(fields));
 }
 
 export const rules: readonly Rule[] = [
@@ -213,7 +237,8 @@ export const rules: readonly Rule[] = [
           /^(inner )?(quoted )?(udp src|tcp src|tcp dst|icmp rest)$/.test(field)) ||
           /^(inner )?quoted (udp|tcp|icmp) checksum$/.test(field) ||
           // The first fragment's alone.
-          (hasFragmentHeader(context.sent) && /^(udp|tcp|icmp) checksum$/.test(field))),
+          (['', 'inner '].some((layer) => hasFragmentHeader(context.sent, layer)) &&
+            /^(udp|tcp|icmp) checksum$/.test(field))),
     ),
   },
   {
@@ -254,10 +279,11 @@ export const rules: readonly Rule[] = [
   },
   {
     name: 'cut elsewhere',
-    why: 'the same datagram in other pieces, or an error about one: where conntrack is on the way it is put together and cut anew',
+    why: 'the same datagram in other pieces with another id, or an error about one: where conntrack is on the way it is put together and cut anew',
     explains: differs(
       ({ field, seen: { fields, isAnswer } }, { case: { frames } }) =>
         (field === 'fragments' && fields['ip flags'] !== '2') ||
+        (frames.length > 1 && field === 'ip id' && 'ip label' in fields) ||
         (frames.length > 1 && isAnswer && (field.includes('quoted') || /^(inner )?ip length$/.test(field))),
     ),
   },
@@ -279,7 +305,7 @@ export const rules: readonly Rule[] = [
       if (difference.what === 'only flannel') return true;
       if (difference.what !== 'only ripstop') return false;
       const { isAnswer, fields } = difference.seen;
-      return isAnswer && fields[isTunnel(fields) ? 'inner icmp type' : 'icmp type'] === '2';
+      return isAnswer && icmpOf(fields) === TOO_BIG_6;
     },
   },
   {
@@ -308,7 +334,10 @@ export const rules: readonly Rule[] = [
   {
     name: 'forward policy',
     why: 'the flannel lab has a FORWARD policy of DROP, as Docker sets it: what neither comes from the cluster network nor goes there it does not route, so nobody answers it either',
-    explains: only('ripstop', (_, context) => isDroppedByPolicy(context)),
+    explains: only(
+      'ripstop',
+      ({ seen }, context) => isDroppedByPolicy(context) || isForwardedOutside(seen.fields),
+    ),
   },
   {
     name: 'spoofed source',
@@ -333,9 +362,7 @@ export const rules: readonly Rule[] = [
       if (difference.what !== 'only ripstop') return false;
       // An error about fragments, to the one whose address it is.
       const { isAnswer, fields } = difference.seen;
-      const layer = isTunnel(fields) ? 'inner ' : '';
-      const isTimeout = fields[`${layer}icmp type`] === '3' && fields[`${layer}icmp code`] === '1';
-      return isAnswer && isTimeout && !isWhole;
+      return isAnswer && icmpOf(fields) === REASSEMBLY_TIMEOUT_6 && !isWhole;
     },
   },
   {
@@ -346,11 +373,23 @@ export const rules: readonly Rule[] = [
       if (difference.what !== 'only flannel' && difference.what !== 'only ripstop') return false;
       const { isAnswer, fields } = difference.seen;
       if (!hasFragmentHeader(sent) || !isAnswer) return false;
-      // With the fragment header still there, or without.
-      if ((sent['ip options'] ?? '').startsWith('next 0 ')) return fields['icmp type'] === '4';
-      const isTimeout = fields['icmp type'] === '3' && fields['icmp code'] === '1';
-      return difference.what === 'only flannel' && !isWhole && sent['ip dst'] === '::1' && isTimeout;
+      const isOnlyWaitedFor =
+        difference.what === 'only flannel' && icmpOf(fields) === REASSEMBLY_TIMEOUT_6 && !isWhole;
+      // With the fragment header still there, or without; or it is dropped without a word.
+      if ((sent['ip options'] ?? '').startsWith('next 0 '))
+        return PARAMETER_PROBLEM_6.test(icmpOf(fields)) || isOnlyWaitedFor;
+      return sent['ip dst'] === '::1' && isOnlyWaitedFor;
     },
+  },
+  {
+    name: 'routing header before a fragment header',
+    rare: true,
+    why: 'conntrack takes the fragment header off and leaves the kernel to read what follows as the routing header (Linux 6.18); where a bridge’s conntrack has done it, the packet is read anew from its beginning',
+    explains: only('ripstop', ({ seen: { isAnswer, fields } }, { sent, case: { from } }) => {
+      const isParameterProblem = isAnswer && PARAMETER_PROBLEM_6.test(icmpOf(fields));
+      const hasRouting = (sent['ip options'] ?? '').startsWith('next 43 ');
+      return isPod(from) && hasFragmentHeader(sent) && hasRouting && isParameterProblem;
+    }),
   },
   {
     name: 'an error for each fragment',
@@ -360,7 +399,7 @@ export const rules: readonly Rule[] = [
       family === 6 &&
       frames.length > 1 &&
       difference.seen.isAnswer &&
-      difference.seen.fields['icmp type'] === '1',
+      UNREACHABLE_6.test(icmpOf(difference.seen.fields)),
   },
   {
     name: 'tunnel’s MTU on one node',
@@ -401,9 +440,11 @@ export const rules: readonly Rule[] = [
     why: 'only nodes talk VXLAN to nodes',
     explains: only('flannel', (_, { case: { from }, sent }) => {
       const layer = isPod(from) ? '' : 'inner ';
-      // IPv6's extension headers may hide the port.
+      // IPv6's extension headers may hide the port, and padding may be taken for it.
       const isVxlan =
-        sent[`${layer}udp dst`] === VXLAN_PORT || (familyOf(sent['ip dst']) === 6 && 'ip options' in sent);
+        sent[`${layer}udp dst`] === VXLAN_PORT ||
+        (familyOf(sent['ip dst']) === 6 && 'ip options' in sent) ||
+        parseInt((sent['padding'] ?? '').slice(4, 8), 16) === Number(VXLAN_PORT);
       return isVxlan && isNode(sent[`${layer}ip dst`]);
     }),
   },
@@ -470,6 +511,16 @@ export const rules: readonly Rule[] = [
     ),
   },
   {
+    name: 'no bridge to keep it',
+    rare: true,
+    why: 'what has a MAC address that bridges keep to themselves (01-80-C2-00-00-0X) goes no further in flannel; a pod’s own veth hands its IPv6 multicast to the node',
+    explains: only(
+      'ripstop',
+      ({ seen: { isAnswer } }, { sent }) =>
+        isAnswer && familyOf(sent['ip dst']) === 6 && /^01:80:c2:00:00:0.$/.test(sent['eth dst'] ?? ''),
+    ),
+  },
+  {
     name: 'priority tag',
     rare: true,
     why: 'what has a tag of VLAN 0 a bridge carries along as it is; a router takes the tag off and looks at the packet, and conntrack at its fragments',
@@ -478,7 +529,9 @@ export const rules: readonly Rule[] = [
       sent['vlan'] === '0' &&
       (difference.what === 'differs'
         ? /^(vlan|padding|padding length)$/.test(difference.field) && difference.ripstop === undefined
-        : difference.what === 'only flannel' && nodeOf(difference.seen.place) === nodeOf(from)),
+        : difference.what !== 'refused' &&
+          (difference.what === 'only flannel' || hasFragmentHeader(sent)) &&
+          nodeOf(difference.seen.place) === nodeOf(from)),
   },
   {
     name: 'relayed',
@@ -491,15 +544,15 @@ export const rules: readonly Rule[] = [
   },
   {
     name: 'nobody there',
-    why: 'an address of a podCIDR that no pod has: flannel asks for it by ARP or neighbour discovery, ripstop has an unreachable route, whose answers the kernel limits to one a second, and gives before it looks at the TTL or cuts the packet up',
+    why: 'an address of a podCIDR that no pod has, or the answer to one: flannel asks for it by ARP or neighbour discovery, ripstop has an unreachable route, whose answers the kernel limits to one a second, and gives before it looks at the TTL or cuts the packet up',
     explains: (difference, context) => {
-      if (difference.what === 'refused' || !isNobody(destination(context))) return false;
+      if (difference.what === 'refused' || ![destination, origin].some((end) => isNobody(end(context))))
+        return false;
       if (difference.what === 'differs')
         return difference.seen.isAnswer && difference.field.includes('quoted');
       const { fields, isAnswer } = difference.seen;
-      const layer = isTunnel(fields) ? 'inner ' : '';
       const answers = context.case.family === 4 ? /^(3 1|5 1|11 0|12 0)$/ : /^(1 0|1 3|3 0|4 [012])$/;
-      return isAnswer && answers.test(`${fields[`${layer}icmp type`]} ${fields[`${layer}icmp code`]}`);
+      return isAnswer && answers.test(icmpOf(fields));
     },
   },
   {
@@ -509,9 +562,7 @@ export const rules: readonly Rule[] = [
       (difference.what === 'only flannel' || difference.what === 'only ripstop') &&
       isLinkLocal(destination(context)) &&
       difference.seen.isAnswer &&
-      /^[123]$/.test(
-        difference.seen.fields[isTunnel(difference.seen.fields) ? 'inner icmp type' : 'icmp type']!,
-      ),
+      /^[123] /.test(icmpOf(difference.seen.fields)),
   },
   {
     name: 'reply in fragments',

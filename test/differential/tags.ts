@@ -167,11 +167,11 @@ const flowLabel = (packet: Uint8Array): number => u32(packet, 0) & 0xfffff;
  * redirects (RFC 4861), which they limit to one a second, whatever one sets.
  */
 function isChatter(packet: Uint8Array): boolean {
-  const { at, protocol } = ipv6Chain(packet);
+  const { at, protocol, isLater } = ipv6Chain(packet);
+  // A later fragment has any byte in the type's place.
+  if (flowLabel(packet) !== 0 || protocol !== ICMPV6 || isLater) return false;
   const type = packet[at] ?? 0;
-  return (
-    flowLabel(packet) === 0 && protocol === ICMPV6 && ((type >= 130 && type <= 137) || type === MLDV2_REPORT)
-  );
+  return (type >= 130 && type <= 137) || type === MLDV2_REPORT;
 }
 
 function isVxlan6(packet: Uint8Array): boolean {
