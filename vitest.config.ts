@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 import { defineConfig } from 'vitest/config';
 
+/** How many times longer than usual a test may take, for slow machines. Limits that a test itself measures stay. */
+const scale = Number(process.env['TEST_TIME_SCALE'] ?? 1);
+
 /**
  * Two projects: `unit` needs nothing but Node; `system` needs root, BPF and network namespaces, and each of its files
  * says in one line what it lacks when it skips. System files run one after another: they measure time and share two cores.
@@ -15,12 +18,15 @@ import { defineConfig } from 'vitest/config';
  */
 export default defineConfig({
   test: {
+    reporters: ['default', './test/support/skipped.ts'],
     projects: [
       {
         test: {
           name: 'unit',
           include: ['{src,bench,test}/**/*.test.ts'],
           exclude: ['**/*.system.test.ts', '**/node_modules/**'],
+          testTimeout: 5_000 * scale,
+          hookTimeout: 10_000 * scale,
         },
       },
       {
@@ -29,9 +35,9 @@ export default defineConfig({
           include: ['{src,bench,test}/**/*.system.test.ts'],
           fileParallelism: false,
           // Polls for what must come in the end; what must come in time is measured by the test itself.
-          expect: { poll: { timeout: 10_000 } },
-          testTimeout: 60_000,
-          hookTimeout: 120_000,
+          expect: { poll: { timeout: 10_000 * scale } },
+          testTimeout: 60_000 * scale,
+          hookTimeout: 120_000 * scale,
         },
       },
     ],

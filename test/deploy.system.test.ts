@@ -53,11 +53,12 @@ async function lacking(): Promise<string | undefined> {
     ...(legacy.code === 0 ? [] : ["iptables-legacy's tables"]),
   ];
   if (lacks.length === 0) return undefined;
-  console.log(`skipped: this kernel lacks ${lacks.join(' and ')}`);
-  return lacks.join();
+  return `this kernel lacks ${lacks.join(' and ')}`;
 }
 
-describe.skipIf(missing)('a node with the privileges of the manifest', () => {
+const title = (text: string): string => (missing ? `${text} (skipped: ${missing})` : text);
+
+describe.skipIf(missing)(title('a node with the privileges of the manifest'), () => {
   const cluster = useLab('deploy', { nodes: 1, pods: 0 });
   const node = () => cluster.nodes[0]!;
   const dir = (name: string) => join(nodeDir(cluster.lab, node()), name);
@@ -213,7 +214,7 @@ function split([program, ...args]: [string, ...string[]]): [string, string[]] {
   return [program, args];
 }
 
-describe.skipIf(missing)('a host whose mounts are private and that has no BPF file system', () => {
+describe.skipIf(missing)(title('a host whose mounts are private and that has no BPF file system'), () => {
   const cluster = useLab('prepare', { nodes: 1, datapath: 'host' });
   const scratch = mkdtempSync(join(tmpdir(), 'ripstop-prepare-'));
   let host: Background;
