@@ -25,6 +25,8 @@ const EXECUTING: Readonly<Record<string, number>> = {
 /** Programs that set-up does not install, and why that is all right. */
 const OPTIONAL: Readonly<Record<string, string>> = {
   'apt-get': 'test:kernels says that it needs Debian or Ubuntu',
+  'apt-config': 'test:fresh says that it needs Debian',
+  npm: 'who runs set-up has it',
   'qemu-system-x86_64': 'test:kernels installs it',
   cc: 'compiles where there is no clang-19',
   clang: 'compiles where there is no clang-19',

@@ -4,7 +4,7 @@ import { quote } from 'zx';
 import { RipstopError } from '../../src/errors.ts';
 import { run, tryRun } from '../../src/host/run.ts';
 import { debianSources } from '../kernels/debian.ts';
-import { hostArch, runBeside } from './chroot.ts';
+import { hostArch, runBeside, type Surroundings } from './chroot.ts';
 import type { Arch } from './oci.ts';
 
 export const SLIM_IMAGE = 'debian:bookworm-slim';
@@ -33,10 +33,10 @@ export async function ensureTools(arch: Arch, note: (line: string) => void): Pro
   await run('apt-get', install, { env, timeoutMs: 300_000 });
 }
 
-/** Make the base image in `target`, an empty folder. Its packages come from the Debian mirror of this machine. */
-export async function makeBase(arch: Arch, target: string): Promise<void> {
+/** Make the base in `target`, an empty folder. Its packages come from the Debian mirror that this machine uses. */
+export async function makeBase(arch: Arch, target: string, options: Surroundings = {}): Promise<void> {
   const sources = await debianSources(arch);
-  const options = [
+  const flags = [
     '--mode=root',
     '--variant=minbase',
     `--architectures=${arch}`,
@@ -46,6 +46,6 @@ export async function makeBase(arch: Arch, target: string): Promise<void> {
     // The kernel can already run them.
     '--skip=check/qemu',
   ];
-  const words = [...options, '', target, '-'].map((word) => quote(word)).join(' ');
-  await runBeside(arch, {}, `mmdebstrap ${words} <<'END'\n${sources}END`);
+  const words = [...flags, '', target, '-'].map((word) => quote(word)).join(' ');
+  await runBeside(arch, {}, `mmdebstrap ${words} <<'END'\n${sources}END`, options);
 }

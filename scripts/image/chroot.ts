@@ -23,8 +23,8 @@ export interface Root {
 /** The architecture of the programs. */
 export const hostArch: Arch = process.arch === 'arm64' ? 'arm64' : 'amd64';
 
-/** Half an hour, for npm or an emulated compiler on a loaded machine. */
-const TIMEOUT_MS = 30 * 60_000;
+/** Time for npm, or for a compiler that is emulated, on a loaded machine. */
+const runForHalfAnHour: Execute = (program, args) => run(program, args, { timeoutMs: 30 * 60_000 });
 
 /** The mounts that a program of the image finds, as in a container. */
 const SURROUNDINGS = `
@@ -38,6 +38,16 @@ ln -s /proc/self/fd "$root/dev/fd"
 mount -t tmpfs -o mode=755 tmpfs "$root/run"
 `;
 
+/** Runs a program to its end. @returns what it printed. @throws RipstopError when it fails. */
+export type Execute = (program: string, args: readonly string[]) => Promise<string>;
+
+export interface Surroundings {
+  /** `false`: a network namespace of its own, without a way out. */
+  readonly network?: boolean;
+  /** Default: as src/host/run.ts does, for half an hour at most. */
+  readonly execute?: Execute;
+}
+
 /**
  * Run a program in a root, as `RUN` does: with the machine's network, resolver, proxies and certificates.
  * @returns its output. @throws RipstopError with its output in `details` when it fails.
@@ -47,28 +57,77 @@ export async function runInside(
   root: Root,
   argv: readonly string[],
   env: Readonly<Record<string, string>>,
-  options: { network?: boolean } = {},
+  options: Surroundings = {},
 ): Promise<string> {
-  const lines = [SURROUNDINGS];
-  const variables = { ...env };
-  if (options.network ?? true) {
-    lines.push('[ ! -e "$root/etc/resolv.conf" ] || mount --bind /etc/resolv.conf "$root/etc/resolv.conf"');
-    const certificates = process.env['NODE_EXTRA_CA_CERTS'];
-    if (certificates) {
-      lines.push(
-        'touch "$root/run/certificates"',
-        `mount --bind ${quote(certificates)} "$root/run/certificates"`,
-      );
-      variables['NODE_EXTRA_CA_CERTS'] = '/run/certificates';
-    }
-    for (const name of ['http_proxy', 'https_proxy', 'no_proxy']) {
-      const value = process.env[name] ?? process.env[name.toUpperCase()];
-      if (value) variables[name] = value;
-    }
-  } else lines.push('ip link set lo up');
-  const words = Object.entries(variables).map(([name, value]) => `${name}=${value}`);
-  lines.push(`exec chroot "$root" env -i ${[...words, ...argv].map((word) => quote(word)).join(' ')}`);
-  return runBeside(arch, { root }, lines.join('\n'), options);
+  const network = options.network ?? true;
+  const { lines, variables } = network ? connection() : { lines: ['ip link set lo up'], variables: {} };
+  const command = `exec chroot "$root" ${commandLine(argv, { ...env, ...variables })}`;
+  return runBeside(arch, { root }, [SURROUNDINGS, ...lines, command].join('\n'), options);
+}
+
+/** What a program finds on a machine of its own that has this machine's kernel, devices and network. */
+const MACHINE = `
+mount -t proc proc "$root/proc"
+mount --rbind /sys "$root/sys"
+mount -t bpf bpf "$root/sys/fs/bpf"
+mount --rbind /dev "$root/dev"
+mount -t tmpfs -o mode=755 tmpfs "$root/run"
+modules="/lib/modules/$(uname -r)"
+if [ -d "$modules" ]; then
+  mkdir -p "$root$modules"
+  mount --bind -o ro "$modules" "$root$modules"
+fi
+`;
+
+/** The machine's own root is out of reach then, for programs that change their mount namespace, too. */
+const PIVOT = `
+mkdir "$root/run/outside"
+cd /
+pivot_root "$root" "$root/run/outside"
+umount --lazy /run/outside
+rmdir /run/outside
+`;
+
+/**
+ * Run a program in a writable folder as on a machine of its own that was made of it: it may mount, make namespaces and load
+ * BPF programs. What it mounts, pins and leaves running ends with it.
+ * @returns what it printed. @throws RipstopError with its output in `details` when it fails.
+ */
+export async function runOnMachine(
+  folder: string,
+  argv: readonly string[],
+  env: Readonly<Record<string, string>>,
+  options: Surroundings = {},
+): Promise<string> {
+  const { lines, variables } = connection();
+  // The shell stays: processes whose parent has gone need one that waits for them.
+  const command = `${commandLine(argv, { ...env, ...variables })} || exit $?`;
+  const script = [MACHINE, ...lines, PIVOT, command].join('\n');
+  return runBeside(hostArch, { root: { layers: [], upper: folder } }, script, options);
+}
+
+const commandLine = (argv: readonly string[], env: Readonly<Record<string, string>>): string =>
+  ['env', '-i', ...Object.entries(env).map(([name, value]) => `${name}=${value}`), ...argv]
+    .map((word) => quote(word))
+    .join(' ');
+
+/** Lines that bring the machine's resolver and certificates into `$root`, and the variables to run a program with. */
+function connection(): { lines: string[]; variables: Record<string, string> } {
+  const lines = ['[ ! -e "$root/etc/resolv.conf" ] || mount --bind /etc/resolv.conf "$root/etc/resolv.conf"'];
+  const variables: Record<string, string> = {};
+  const certificates = process.env['NODE_EXTRA_CA_CERTS'];
+  if (certificates) {
+    lines.push(
+      'touch "$root/run/certificates"',
+      `mount --bind ${quote(certificates)} "$root/run/certificates"`,
+    );
+    variables['NODE_EXTRA_CA_CERTS'] = '/run/certificates';
+  }
+  for (const name of ['http_proxy', 'https_proxy', 'no_proxy']) {
+    const value = process.env[name] ?? process.env[name.toUpperCase()];
+    if (value) variables[name] = value;
+  }
+  return { lines, variables };
 }
 
 /** Run lines of bash outside, with roots mounted for them: each at the folder in the variable of its name. */
@@ -76,7 +135,7 @@ export async function runBeside(
   arch: Arch,
   roots: Readonly<Record<string, Root>>,
   script: string,
-  options: { network?: boolean } = {},
+  { network = true, execute = runForHalfAnHour }: Surroundings = {},
 ): Promise<string> {
   const place = join(tmpdir(), `ripstop-image-${randomBytes(6).toString('hex')}`);
   const works: string[] = [];
@@ -93,10 +152,10 @@ export async function runBeside(
     if (emulated) begin.push(emulation(arch));
     const text = [...begin, ...lines, script].join('\n');
     const unshare = ['unshare', '--mount', '--pid', '--fork', '--kill-child'];
-    if (options.network === false) unshare.push('--net');
+    if (!network) unshare.push('--net');
     const argv = [...unshare, 'bash', '-euc', text];
     const command = emulated ? ['bash', '-euc', OWN_USER_NAMESPACE, 'bash', ...argv] : argv;
-    return await run(command[0]!, command.slice(1), { timeoutMs: TIMEOUT_MS });
+    return await execute(command[0]!, command.slice(1));
   } finally {
     for (const work of works) await rm(work, { recursive: true, force: true });
     await rmdir(place);
