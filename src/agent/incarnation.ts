@@ -11,20 +11,17 @@ import { ProgramSet } from '../dataplane/programs.ts';
 import { pinPaths, type Tables } from '../dataplane/tables.ts';
 import { errorText, RipstopError } from '../errors.ts';
 import { monitorNode, type NodeEvent } from '../host/monitor.ts';
-import { isPodVeth } from '../host/links.ts';
-import { proxyKey } from '../host/pod-bridge.ts';
 import { vtepDeviceName } from '../host/vtep-device.ts';
 import { randomMac } from '../net/mac.ts';
-import { type Job, job, reconcile } from '../reconcile/reconcile.ts';
+import { type Job, reconcile } from '../reconcile/reconcile.ts';
 import type { Outcome, TargetStatus } from '../reconcile/reconciled.ts';
+import { linkJobs, nodeJobs, peerJobs, podJobs, podLinkJobs, programJobs } from './jobs.ts';
 import { Loop } from './loop.ts';
+import { noteEvent, staleAll } from './node-events.ts';
 import { NodeObserver } from './observer.ts';
 import type { AgentOptions } from './options.ts';
 import {
-  type LinkPlan,
   type NodeFamily,
-  type NodePlan,
-  type PeerPlan,
   type Peers,
   type Plan,
   plan,
@@ -85,8 +82,8 @@ export class Incarnation implements Disposable {
   readonly #observer: NodeObserver;
   readonly #targets: Targets;
   readonly #loop = new Loop(() => this.#pass(), { settleMs: SETTLE_MS });
-  readonly #podTurn = new Turn(() => this.#reconcilePods((pods) => this.#podJobs(pods)));
-  readonly #podLinkTurn = new Turn(() => this.#reconcilePods((pods) => this.#podLinkJobs(pods)));
+  readonly #podTurn = new Turn(() => this.#reconcilePods((pods) => podJobs(this.#targets, pods)));
+  readonly #podLinkTurn = new Turn(() => this.#reconcilePods((pods) => podLinkJobs(this.#targets, pods)));
   readonly #moved = new AbortController();
   #attachTimer: NodeJS.Timeout | undefined;
   /** When waiting programs must be attached (monotonic ms), however many pods keep coming. */
@@ -227,7 +224,7 @@ export class Incarnation implements Disposable {
     const peers = netConf.backend.type === 'alloc' ? [] : cluster.peers;
     this.#peers = { revision: cluster.peersRevision, peers, synced: cluster.synced };
     const isAudit = startedAtMs - this.#auditedAtMs > this.#auditMs;
-    if (isAudit) this.#invalidateAll();
+    if (isAudit) staleAll(this.#observer, this.#targets);
     onOutcomes(await this.#reconcile(), this.statuses);
     this.#hasPassed = true;
     const durationMs = performance.now() - startedAtMs;
@@ -243,7 +240,7 @@ export class Incarnation implements Disposable {
     const outcomes = await this.#reconcileNode();
     const { standing } = this;
     if (!standing || this.#noPlan !== '') return outcomes;
-    outcomes.push(...(await reconcile(this.#peerJobs(standing.plan.peers))));
+    outcomes.push(...(await reconcile(peerJobs(this.#targets, standing.plan.peers))));
     await this.#podTurn.run();
     await this.#podLinkTurn.run();
     outcomes.push(...(await this.#reconcileLinks(standing.plan)));
@@ -257,11 +254,11 @@ export class Incarnation implements Disposable {
       const node = await this.#observer.observe(this.#peers);
       const planned = this.#planOf(node);
       if (!planned) break;
-      const done = await reconcile(this.#nodeJobs(planned.node));
+      const done = await reconcile(nodeJobs(this.#targets, planned.node));
       const why = this.#standing.kind === 'starting' ? this.#failureOfNode() : undefined;
       this.#standing =
         why === undefined ? { kind: 'standing', plan: planned, node } : { kind: 'starting', why };
-      if (why === undefined) done.push(...(await reconcile(this.#programJobs(planned.node))));
+      if (why === undefined) done.push(...(await reconcile(programJobs(this.#targets, planned.node))));
       outcomes.push(...done);
       const made = done.filter(
         ({ target, upserts, removals }) => OBSERVED.has(target) && upserts + removals > 0,
@@ -302,67 +299,12 @@ export class Incarnation implements Disposable {
   /** The programs on the node's own interfaces; once a driver has refused XDP, without it. */
   async #reconcileLinks(planned: Plan): Promise<Outcome[]> {
     const refusals = this.#xdp.refusals.size;
-    const outcomes = await reconcile(this.#linkJobs(planned.links));
+    const outcomes = await reconcile(linkJobs(this.#targets, planned.links));
     if (this.#xdp.refusals.size === refusals) return outcomes;
     const node = await this.#observer.observe(this.#peers);
     const links = replanLinks(planned, this.#peers, node, this.#planOptions);
     this.#standing = { kind: 'standing', plan: { ...planned, links }, node };
-    return [...outcomes, ...(await reconcile(this.#linkJobs(links)))];
-  }
-
-  #nodeJobs(node: NodePlan): Job[] {
-    const to = this.#targets;
-    return [
-      job(to.vtepDevices, node.vtepDevices),
-      job(to.kernelModules, node.kernelModules),
-      job(to.sysctls, node.sysctls),
-      job(to.rules, node.rules),
-      job(to.files, node.files),
-    ];
-  }
-
-  /** What replaces a flanneld before us, once our own kernel path stands. */
-  #programJobs(node: NodePlan): Job[] {
-    const to = this.#targets;
-    return [
-      job(to.flannelRoutes, node.flannelRoutes),
-      job(to.flannelRules, node.flannelRules),
-      job(to.idleBridges, node.idleBridges),
-      job(to.programs, node.programs),
-    ];
-  }
-
-  /** What a packet meets last is filled first, so that what an entry leads to is there before the entry. */
-  #peerJobs(peers: PeerPlan): Job[] {
-    const to = this.#targets;
-    return [
-      job(to.vtepSet, peers.vtepSet),
-      job(to.neighbours, peers.neighbours),
-      job(to.fdb, peers.fdb),
-      job(to.peerRoutes, peers.peerRoutes),
-      ...(peers.vteps ? [job(to.vteps, peers.vteps)] : []),
-      ...(peers.peers ? [job(to.peers, peers.peers)] : []),
-      ...(peers.peers6 ? [job(to.peers6, peers.peers6)] : []),
-    ];
-  }
-
-  #podJobs(pods: PodPlan): Job[] {
-    const to = this.#targets;
-    return [
-      job(to.podRoutes, pods.podRoutes),
-      job(to.proxies, pods.proxies),
-      ...(pods.endpoints ? [job(to.endpoints, pods.endpoints)] : []),
-      ...(pods.endpoints6 ? [job(to.endpoints6, pods.endpoints6)] : []),
-    ];
-  }
-
-  #podLinkJobs({ podLinks }: PodPlan): Job[] {
-    return podLinks ? [job(this.#targets.podLinks, podLinks)] : [];
-  }
-
-  #linkJobs({ nodeLinks, maps }: LinkPlan): Job[] {
-    const to = this.#targets;
-    return [...(nodeLinks ? [job(to.nodeLinks, nodeLinks)] : []), ...(maps ? [job(to.maps, maps)] : [])];
+    return [...outcomes, ...(await reconcile(linkJobs(this.#targets, links)))];
   }
 
   #failureOfNode(): string | undefined {
@@ -374,58 +316,9 @@ export class Incarnation implements Disposable {
     return undefined;
   }
 
-  #invalidateAll(): void {
-    this.#observer.invalidate('links', 'routes', 'nextHops');
-    for (const target of Object.values(this.#targets)) target.invalidate();
-  }
-
-  /** Note what events make stale. Those that tell of what we did ourselves, and know, cost no pass. */
   #onEvents(events: readonly NodeEvent[]): void {
-    const isNews = events.map((event) => this.#note(event)).some(Boolean);
-    if (isNews) this.#loop.trigger();
-  }
-
-  /** @returns whether a pass has something to do. */
-  #note(event: NodeEvent): boolean {
-    const to = this.#targets;
-    switch (event.kind) {
-      case 'pod-link':
-        return this.#observer.notePodLink(event);
-      case 'pod-route': {
-        const { dst, deleted, dev } = event;
-        const route = dev === undefined ? { unreachable: true as const } : { dev };
-        return to.podRoutes.noteActual(dst, deleted ? undefined : route);
-      }
-      case 'proxy':
-        return to.proxies.noteActual(proxyKey(event.bridge, event.address), event.deleted ? undefined : true);
-      case 'peers':
-        return this.#invalidate(to.neighbours, to.fdb, to.peerRoutes);
-      case 'settings': {
-        // A host veth that no pod has yet: its ADD sets what it needs.
-        const isNew = event.name !== undefined && isPodVeth(event.name) && !this.#observer.knows(event.name);
-        return isNew ? false : this.#invalidate(to.sysctls);
-      }
-      case 'network':
-        this.#observer.invalidate('links', 'routes', 'nextHops');
-        return this.#invalidate(
-          to.vtepDevices,
-          to.idleBridges,
-          to.nodeLinks,
-          to.neighbours,
-          to.fdb,
-          to.peerRoutes,
-        );
-      case 'rules-lost':
-        return this.#invalidate(to.rules, to.vtepSet);
-      case 'lost':
-        this.#invalidateAll();
-    }
-    return true;
-  }
-
-  #invalidate(...targets: readonly { invalidate(): void }[]): true {
-    for (const target of targets) target.invalidate();
-    return true;
+    const noted = events.map((event) => noteEvent(event, this.#observer, this.#targets));
+    if (noted.some(Boolean)) this.#loop.trigger();
   }
 
   #dueInMs(): number {

@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+import { isPodVeth } from '../host/links.ts';
+import type { NodeEvent } from '../host/monitor.ts';
+import { proxyKey } from '../host/pod-bridge.ts';
+import type { NodeObserver } from './observer.ts';
+import type { Targets } from './targets.ts';
+
+/**
+ * Note what an event makes stale. One that tells of what we did ourselves, and know, makes nothing stale.
+ * @returns whether a pass has something to do.
+ */
+export function noteEvent(event: NodeEvent, observer: NodeObserver, to: Targets): boolean {
+  switch (event.kind) {
+    case 'pod-link':
+      return observer.notePodLink(event);
+    case 'pod-route': {
+      const { dst, deleted, dev } = event;
+      const route = dev === undefined ? { unreachable: true as const } : { dev };
+      return to.podRoutes.noteActual(dst, deleted ? undefined : route);
+    }
+    case 'proxy':
+      return to.proxies.noteActual(proxyKey(event.bridge, event.address), event.deleted ? undefined : true);
+    case 'settings': {
+      // A host veth that no pod has yet: its ADD sets what it needs.
+      const isNew = event.name !== undefined && isPodVeth(event.name) && !observer.knows(event.name);
+      if (!isNew) to.sysctls.invalidate();
+      return !isNew;
+    }
+    case 'peers':
+      invalidate(to.neighbours, to.fdb, to.peerRoutes);
+      break;
+    case 'network':
+      observer.invalidate('links', 'routes', 'nextHops');
+      invalidate(to.vtepDevices, to.idleBridges, to.nodeLinks, to.neighbours, to.fdb, to.peerRoutes);
+      break;
+    case 'rules-lost':
+      invalidate(to.rules, to.vtepSet);
+      break;
+    case 'lost':
+      staleAll(observer, to);
+  }
+  return true;
+}
+
+/** Look at everything again: events were lost, or an audit is due. */
+export function staleAll(observer: NodeObserver, to: Targets): void {
+  observer.invalidate('links', 'routes', 'nextHops');
+  invalidate(...Object.values(to));
+}
+
+function invalidate(...targets: readonly { invalidate(): void }[]): void {
+  for (const target of targets) target.invalidate();
+}
