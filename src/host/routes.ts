@@ -8,15 +8,15 @@ import { linkNames, openNetlink, type Where } from './netlink.ts';
  */
 export const ROUTE_PROTOCOL = 0x52;
 
-/** A route, with its device's name in place of the index, which is another when the device is made anew. */
-export interface KernelRoute extends Omit<Route, 'ifindex'> {
+/** A route, with its device's name. */
+export interface KernelRoute extends Route {
   readonly dev: string | undefined;
 }
 
 /** Our routes in the main table, both families. */
 export function listOwnRoutes(where: Where = {}): KernelRoute[] {
   const routes: KernelRoute[] = [];
-  eachOwnRoute(where, {}, ({ ifindex: _, ...route }, dev) => routes.push({ ...route, dev }));
+  eachOwnRoute(where, {}, (route, dev) => routes.push({ ...route, dev }));
   return routes;
 }
 
