@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { createHash } from 'node:crypto';
 import { closeSync, existsSync, openSync } from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
 import {
   addAddress,
   addLink,
@@ -10,10 +11,11 @@ import {
   type NetlinkSocket,
   type NewAddress,
   removeLink,
+  RT_TABLE,
   setLink,
 } from '#netlink';
 import { readLinkIfThere } from '../host/links.ts';
-import { ifindexes, openNetlink, type Where } from '../host/netlink.ts';
+import { ifindexes, openNetlink } from '../host/netlink.ts';
 import { ensureSysctls, podVethSysctls, type Sysctl } from '../host/sysctl.ts';
 import { addressFamily, hostCidr } from '../net/ip.ts';
 import { randomMac } from '../net/mac.ts';
@@ -95,12 +97,38 @@ export async function configureVeth(
     node,
   );
   if (ipv6) await ensureSysctls(podIpv6Sysctls(ifname), pod);
-  setUpHostEnd(hostIfname, addresses, node);
-  setUpPodEnd(ifname, addresses, pod);
+  using host = openNetlink(node);
+  using inside = openNetlink(pod);
+  const hostIfindex = setUpHostEnd(host, hostIfname, addresses);
+  const podIfindex = setUpPodEnd(inside, ifname, addresses);
+  const deadline = performance.now() + IN_USE_MS;
+  const gateways = addresses.map(({ gateway }) => gateway);
+  const ips = addresses.map(({ ip }) => ip);
+  while (!isInUse(host, hostIfindex, gateways) || !isInUse(inside, podIfindex, ips)) {
+    if (performance.now() > deadline) return;
+    await sleep(1);
+  }
 }
 
-function setUpHostEnd(device: string, addresses: readonly PodAddress[], where: Where): void {
-  using socket = openNetlink(where);
+/** Longer than this nobody waits for what the kernel does in the background: a first packet may be lost, no more. */
+const IN_USE_MS = 200;
+
+/**
+ * Whether the kernel sends from a device and takes packets for its addresses. It begins with both in the background, a
+ * millisecond after they were asked for; a packet that comes too early is lost, and asked for again after a second.
+ */
+function isInUse(socket: NetlinkSocket, ifindex: number, addresses: readonly string[]): boolean {
+  if (getLink(socket, ifindex)?.operState !== 'up') return false;
+  return addresses
+    .filter((address) => addressFamily(address) === 6)
+    .every((ip) => {
+      // The kernel makes this route when it begins to listen to the address.
+      const own = { family: 6, table: RT_TABLE.local, ifindex, dst: hostCidr(ip) } as const;
+      return listRoutes(socket, own).length > 0;
+    });
+}
+
+function setUpHostEnd(socket: NetlinkSocket, device: string, addresses: readonly PodAddress[]): number {
   const ifindex = ifindexes(socket)(device);
   const ipv6 = addresses.some(({ ip }) => addressFamily(ip) === 6);
   socket.write(
@@ -110,10 +138,10 @@ function setUpHostEnd(device: string, addresses: readonly PodAddress[], where: W
     ...(ipv6 ? [addAddress({ ifindex, ...HOST_LINK_LOCAL, nodad: true })] : []),
     setLink(ifindex, { up: true }),
   );
+  return ifindex;
 }
 
-function setUpPodEnd(device: string, addresses: readonly PodAddress[], where: Where): void {
-  using socket = openNetlink(where);
+function setUpPodEnd(socket: NetlinkSocket, device: string, addresses: readonly PodAddress[]): number {
   const ifindex = ifindexes(socket)(device);
   socket.write(
     ...addresses.map(({ ip }) => addAddress(ownAddress(ip, ifindex))),
@@ -123,6 +151,7 @@ function setUpPodEnd(device: string, addresses: readonly PodAddress[], where: Wh
       ...routes.map((dst) => addRoute({ dst, gateway, ifindex, mtu: routeMtu })),
     ]),
   );
+  return ifindex;
 }
 
 /** The same on every host veth: a link-local address need be unique on its link only, and pods make theirs of their MAC. */

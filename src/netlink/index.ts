@@ -4,7 +4,16 @@ export type { Address, NewAddress, Scope } from './address.ts';
 export { inNetns } from './calls.ts';
 export { NetlinkError } from './error.ts';
 export { addLink, deleteLink, getLink, listLinks, setLink } from './link.ts';
-export type { AddrGenMode, BridgeInfo, Link, LinkChange, LinkSettings, NewLink, VxlanInfo } from './link.ts';
+export type {
+  AddrGenMode,
+  BridgeInfo,
+  Link,
+  LinkChange,
+  LinkSettings,
+  NewLink,
+  OperState,
+  VxlanInfo,
+} from './link.ts';
 export {
   deleteFdbEntry,
   deleteNeighbour,

@@ -23,6 +23,7 @@ const IFLA = {
   mtu: 4,
   link: 5,
   master: 10,
+  operState: 16,
   linkinfo: 18,
   afSpec: 26,
   netNsFd: 28,
@@ -59,6 +60,9 @@ const VXLAN = {
 } as const;
 const VETH_INFO_PEER = 1;
 const BRIDGE = { forwardDelay: 1, ageingTime: 4, stpState: 5, vlanFiltering: 7 } as const;
+/** linux/if.h IF_OPER_ states (RFC 2863), by number. */
+const OPER_STATES = ['unknown', 'notpresent', 'down', 'lowerlayerdown', 'testing', 'dormant', 'up'] as const;
+export type OperState = (typeof OPER_STATES)[number];
 /** linux/ip.h: settings of IPv4 that a link may be given in the message that makes or changes it. */
 const IPV4_DEVCONF = { forwarding: 1, proxyArp: 3, rpFilter: 8, arpIgnore: 19 } as const;
 
@@ -75,6 +79,8 @@ export interface Link {
   readonly up: boolean;
   /** Up and with a carrier. */
   readonly running: boolean;
+  /** `up` once the kernel has begun to send, a moment after the carrier is there; `unknown` of links that do not tell. */
+  readonly operState: OperState;
   readonly loopback: boolean;
   /** `veth`, `vxlan`, `bridge`, `bond`, …; undefined for hardware and loopback. */
   readonly kind: string | undefined;
@@ -190,6 +196,7 @@ export function readLink({ body }: Message): Link {
     flags,
     up: (flags & IFF_UP) !== 0,
     running: (flags & IFF_LOWER_UP) !== 0,
+    operState: OPER_STATES[attributes.u8(IFLA.operState) ?? 0] ?? 'unknown',
     loopback: (flags & IFF_LOOPBACK) !== 0,
     kind,
     master: attributes.u32(IFLA.master),

@@ -74,6 +74,7 @@ interface Row {
   link?: string;
   master?: string;
   inet6_addr_gen_mode?: string;
+  operstate: string;
   linkinfo?: { info_kind?: string; info_data?: Record<string, unknown> };
   addr_info: {
     local: string;
@@ -229,6 +230,7 @@ describe(title('a netlink socket'), { skip: skip !== undefined }, () => {
         mac: row.address,
         up: row.flags.includes('UP'),
         running: row.flags.includes('LOWER_UP'),
+        operState: row.operstate.toLowerCase(),
         loopback: row.flags.includes('LOOPBACK'),
         kind: row.linkinfo?.info_kind,
         addrGenMode: row.inet6_addr_gen_mode,
