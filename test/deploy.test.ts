@@ -335,7 +335,7 @@ async function installed(text: string): Promise<string[]> {
 function callsInSources(): Set<string> {
   const calls = new Set<string>();
   const files = globSync('src/**/*.ts', { cwd: root }).filter(
-    (file) => !/\.(test|child|support)\.ts$|fixture|^src\/lab\//.test(file),
+    (file) => !/\.(test|child|support)\.ts$|^src\/lab\//.test(file),
   );
   for (const file of files) {
     const source = read(file);
