@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-/** What arrived of a case in the one lab against what arrived in the other, field by field. */
+/** Compares what arrived in the two labs, field by field. */
 import { dissect, type Fields } from './dissect.ts';
 import type { Arrival, Outcome } from './exchange.ts';
 import type { DiffLab } from './labs.ts';
 import type { Place } from './plan.ts';
 import { cut, reassemble } from './reassemble.ts';
 
-/** A packet as it arrived in one lab: its fields, and what can be known of it besides. */
+/** A packet as it arrived in one lab. */
 export interface Seen {
   readonly place: Place;
   readonly isAnswer: boolean;
   readonly fields: Fields;
 }
 
-/** One packet came in one lab only, or came in both but with another value in one field. */
+/** A packet arrived in one lab only, or in both with different values in one field; or the labs refused different frames. */
 export type Difference =
   | { readonly what: 'only flannel' | 'only ripstop'; readonly seen: Seen }
   | {
@@ -26,7 +26,7 @@ export type Difference =
     }
   | { readonly what: 'refused'; readonly flannel: string; readonly ripstop: string };
 
-/** @param labs flannel's and ripstop's, as the outcomes are ordered. */
+/** @param labs flannel's and ripstop's, in the order of the outcomes. */
 export function differences(
   labs: readonly [DiffLab, DiffLab],
   outcomes: readonly [Outcome, Outcome],
@@ -44,13 +44,13 @@ export function differences(
 
 type Sorted = ReadonlyMap<string, readonly Seen[]>;
 
-/** By what makes two packets the same one in two labs: where it arrived, who made it, and what it is. */
+/** Grouped by what makes packets of two labs the same one: where it arrived, who made it, and what it is. */
 function sorted(arrivals: readonly Arrival[], { names }: DiffLab): Sorted {
   const seen = reassemble(arrivals.flatMap(cut)).map(({ place, isAnswer, received, fragments }): Seen => {
     const sizes = fragments && { fragments: fragments.join(' ') };
     return { place, isAnswer, fields: { ...sizes, ...dissect(received, names) } };
   });
-  // A kernel that puts fragments together and takes them apart again writes into memory that a capture further back shares.
+  // A kernel that reassembles and refragments writes into memory that an earlier capture shares.
   const kept = seen.filter(
     ({ place, fields }) => !(place.startsWith('cable') && isFragment(fields, 'inner ')),
   );
@@ -60,8 +60,8 @@ function sorted(arrivals: readonly Arrival[], { names }: DiffLab): Sorted {
 }
 
 /**
- * What tells a case's packets at one place apart, in a tunnel or not. The id of an answer says nothing: its sender's kernel
- * makes one up. An IPv6 fragment's id is the cutter's affair too; it is the flow label that stays.
+ * The fields that tell a case's packets at one place apart, in a tunnel or not. The id of an answer says nothing: the
+ * sender's kernel makes it up. So it does for IPv6 fragments, where the flow label stays.
  */
 function identity(isAnswer: boolean, fields: Fields): string[] {
   const layer = 'vxlan vni' in fields ? 'inner ' : '';
@@ -83,7 +83,7 @@ function pairwise(unsortedA: readonly Seen[], unsortedB: readonly Seen[]): Diffe
   ];
 }
 
-/** Segments of one super-packet are refused one by one. */
+/** Orders errors about the segments of one super-packet, each of which is refused. */
 function byQuotedId(a: Seen, b: Seen): number {
   const idOf = ({ fields }: Seen): number =>
     Number(fields['quoted ip id'] ?? fields['inner quoted ip id'] ?? 0);
@@ -97,7 +97,7 @@ function fieldwise(a: Seen, b: Seen): Difference[] {
   });
 }
 
-/** One of IPv6 by its header alone, since what it says may have been written over. */
+/** An IPv6 fragment is known by its header alone, since the header's content may have been overwritten. */
 const isFragment = (fields: Fields, prefix: string): boolean =>
   (`${prefix}ip label` in fields && `${prefix}ip id` in fields) ||
   Number(fields[`${prefix}ip offset`]) > 0 ||

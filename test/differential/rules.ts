@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * Where ripstop may differ from flannel, and why. Each rule is as narrow as its reason; what no rule explains is a fault of
- * one of the two.
+ * Where ripstop may differ from flannel, and why. Each rule is as narrow as its reason; a difference that no rule explains is
+ * a bug of one of the two.
  */
 import type { Case } from './cases.ts';
 import type { Difference } from './compare.ts';
@@ -32,9 +32,9 @@ export interface Context {
   readonly case: Case;
   /** The case's first frame as it was sent in ripstop's lab. */
   readonly sent: Fields;
-  /** And in flannel's, where a neighbour has another MAC address. */
+  /** The same in flannel's lab, where a neighbour has another MAC address. */
   readonly sentWithFlannel: Fields;
-  /** Bytes of the largest IP packet, padding included. */
+  /** Size of the largest IP packet in bytes, including padding. */
   readonly largest: number;
   /** Whether the frames make up datagrams without gaps or overlaps. */
   readonly isWhole: boolean;
@@ -43,7 +43,7 @@ export interface Context {
 export interface Rule {
   readonly name: string;
   readonly why: string;
-  /** Ten thousand cases may have none of it. */
+  /** Ten thousand cases need not contain it. */
   readonly rare?: true;
   readonly explains: (difference: Difference, context: Context) => boolean;
 }
@@ -78,16 +78,16 @@ const TOO_BIG_6 = '2 0';
 const REASSEMBLY_TIMEOUT_6 = '3 1';
 const PARAMETER_PROBLEM_6 = /^4 /;
 
-/** The pod of the sender's node that a case's packets are for. */
+/** The destination of a case's packets, if both it and the sender are pods of one node. */
 function neighbour({ case: { from }, sent }: Context): PodName | undefined {
   const to = podWith(sent['ip dst']);
   return isPod(from) && to && nodeOf(to) === nodeOf(from) ? to : undefined;
 }
 
-/** Where the inner packet of a case goes. */
+/** The destination address of a case's inner packet. */
 const destination = ({ case: { from }, sent }: Context): string | undefined =>
   sent[isPod(from) ? 'ip dst' : 'inner ip dst'];
-/** Where it comes from. */
+/** The source address of a case's inner packet. */
 const origin = ({ case: { from }, sent }: Context): string | undefined =>
   sent[isPod(from) ? 'ip src' : 'inner ip src'];
 const isNobody = (ip: string | undefined): boolean =>
@@ -105,12 +105,12 @@ const isDroppedByPolicy = ({ case: { from }, sent }: Context): boolean =>
   sent['ip dst'] !== NODES[familyOf(sent['ip dst'])][nodeOf(from)] &&
   !isLinkLocal(sent['ip dst']);
 
-/** Whether this is an answer that a node has forwarded so, to the source that a pod has made up. */
+/** Whether a node has forwarded such a packet: an answer to a source address that a pod made up. */
 const isForwardedOutside = (fields: Fields): boolean =>
   fields['eth src']?.startsWith('the uplink') === true &&
   ![fields['ip src'], fields['ip dst']].some((ip) => inCluster(ip) || isNode(ip));
 
-/** Of IPv6, even where it says that there is no other fragment. */
+/** Whether an IPv6 packet has a fragment header, even one that says there is no other fragment. */
 const hasFragmentHeader = (sent: Fields, layer = ''): boolean =>
   `${layer}ip label` in sent && `${layer}ip id` in sent;
 
@@ -118,17 +118,17 @@ const hasFragmentHeader = (sent: Fields, layer = ''): boolean =>
 const isBrokenChain = (sent: Fields): boolean =>
   'ip label' in sent && /^(0|43|44|60)$/.test(sent['ip protocol'] ?? '');
 
-/** Which is between neighbours, and so never the fast path's. */
+/** Neighbour discovery is between neighbours, so the fast path never takes it. */
 const isNeighbourDiscovery = (sent: Fields): boolean =>
   'ip label' in sent && /^13[3-7]$/.test(sent['icmp type'] ?? '');
 
-/** Bytes of the largest IP packet; of a super-packet, its segments'. */
+/** Size in bytes of the largest IP packet, or of a super-packet's segments. */
 function sizeOf({ largest, case: { frames } }: Context): number {
   const gso = frames[0]!.offload?.gso;
   return gso ? gso.size + gso.headers - 14 : largest;
 }
 
-/** Whether a packet to the sender's podCIDR exceeds what flannel's bridge carries, or the pod that it is for. */
+/** Whether a packet to the sender's podCIDR exceeds the MTU of flannel's bridge, or of the pod that it is for. */
 function isTooBig(context: Context): boolean {
   const { from } = context.case;
   if (!isPod(from) || !inPodCidr(nodeOf(from), context.sent['ip dst'])) return false;
@@ -166,7 +166,7 @@ function isRouted(context: Context): boolean {
   );
 }
 
-/** An error of this sender, in a tunnel or not: unreachable, time exceeded, parameter problem. */
+/** Whether this is an ICMP error from this sender, in a tunnel or not: unreachable, time exceeded, parameter problem. */
 function isRefusal(fields: Fields, by: string): boolean {
   const types = familyOf(by) === 4 ? /^(3|11|12) / : /^(1|3|4) /;
   return fields[isTunnel(fields) ? 'inner ip src' : 'ip src'] === by && types.test(icmpOf(fields));
@@ -175,12 +175,12 @@ function isRefusal(fields: Fields, by: string): boolean {
 export const rules: readonly Rule[] = [
   {
     name: 'outer IP id',
-    why: 'the sender may choose it; ripstop counts, the kernel hashes',
+    why: 'the sender may choose it: ripstop counts, the kernel hashes',
     explains: differs(({ field, seen }) => field === 'ip id' && isTunnel(seen.fields)),
   },
   {
     name: 'outer source port',
-    why: 'a hash of the flow, seeded anew in each lab, over the local port range',
+    why: 'it is a hash of the flow over the local port range, and each lab has its own seed',
     explains: differs(
       ({ field, seen, ...values }) =>
         field === 'udp src' &&
@@ -190,7 +190,7 @@ export const rules: readonly Rule[] = [
   },
   {
     name: 'no outer checksum',
-    why: 'RFC 7348 recommends none, over IPv6 where the peer accepts that (RFC 6935); the kernel makes one where the device has udpcsum',
+    why: 'RFC 7348 recommends none; over IPv6 it may be left out where the peer accepts that (RFC 6935). The kernel computes one where the device has udpcsum',
     explains: differs(
       ({ field, seen, flannel, ripstop }) =>
         field === 'udp checksum' && isTunnel(seen.fields) && flannel === 'right' && ripstop === 'none',
@@ -210,7 +210,7 @@ export const rules: readonly Rule[] = [
   },
   {
     name: 'id of an answer',
-    why: 'the kernel that answers makes it up; an error about an answer quotes it',
+    why: 'the kernel that answers makes it up, and an error about an answer quotes it',
     explains: differs(
       ({ field, seen, flannel, ripstop }, { case: { tag } }) =>
         seen.isAnswer &&
@@ -220,7 +220,7 @@ export const rules: readonly Rule[] = [
   },
   {
     name: 'no bridge',
-    why: 'from a pod of the same node a frame comes by way of the node, not of a bridge',
+    why: 'a frame from a pod of the same node comes from the node, not through a bridge',
     explains: differs(({ field, seen: { place, fields }, ripstop }) => {
       const from = podWith(fields['ip src']);
       const isNear = isPod(place) && (from === undefined || nodeOf(from) === nodeOf(place));
@@ -236,14 +236,14 @@ export const rules: readonly Rule[] = [
         (((isCable(place) || spoofs(context)) &&
           /^(inner )?(quoted )?(udp src|tcp src|tcp dst|icmp rest)$/.test(field)) ||
           /^(inner )?quoted (udp|tcp|icmp) checksum$/.test(field) ||
-          // The first fragment's alone.
+          // Only the first fragment's.
           (['', 'inner '].some((layer) => hasFragmentHeader(context.sent, layer)) &&
             /^(udp|tcp|icmp) checksum$/.test(field))),
     ),
   },
   {
     name: 'one hop more',
-    why: 'what the fast path leaves to the kernel path is routed between pods of one node, where flannel has a bridge',
+    why: 'packets between pods of one node that the fast path leaves to the kernel path are routed; flannel’s bridge forwards them without a hop',
     explains: differs(
       ({ field, flannel, ripstop }, context) =>
         isRouted(context) && /^(quoted )?ip ttl$/.test(field) && Number(flannel) - 1 === Number(ripstop),
@@ -251,7 +251,7 @@ export const rules: readonly Rule[] = [
   },
   {
     name: 'refused by a router',
-    why: 'between pods of one node: a router answers what has no TTL left or bad options, where a bridge carries it',
+    why: 'between pods of one node, a router answers packets that have no TTL left or bad options; a bridge carries them',
     explains: (difference, context) =>
       isRouted(context) &&
       (Number(context.sent['ip ttl']) <= 1 || 'ip options' in context.sent) &&
@@ -267,7 +267,7 @@ export const rules: readonly Rule[] = [
   },
   {
     name: 'too big for the bridge',
-    why: 'what exceeds the MTU of the receiver, or of cni0, a router fragments or refuses, and a bridge drops it or a part of it',
+    why: 'a packet over the MTU of the receiver, or of cni0, is fragmented or refused by a router; a bridge drops it or a part of it',
     explains: (difference, context) => {
       if (difference.what === 'refused') return false;
       const { fields, isAnswer } = difference.seen;
@@ -279,7 +279,7 @@ export const rules: readonly Rule[] = [
   },
   {
     name: 'cut elsewhere',
-    why: 'the same datagram in other pieces with another id, or an error about one: where conntrack is on the way it is put together and cut anew',
+    why: 'where conntrack is on the way it reassembles a datagram and fragments it anew: other pieces, another id, and other errors about them',
     explains: differs(
       ({ field, seen: { fields, isAnswer } }, { case: { frames } }) =>
         (field === 'fragments' && fields['ip flags'] !== '2') ||
@@ -289,7 +289,7 @@ export const rules: readonly Rule[] = [
   },
   {
     name: 'whole on the wire',
-    why: 'flannel’s conntrack puts a datagram together before the tunnel, which may cut it anew; the fast path encapsulates each piece',
+    why: 'flannel’s conntrack reassembles a datagram before the tunnel, which may fragment it anew; the fast path encapsulates each fragment',
     explains: only(
       'flannel',
       ({ seen: { place, isAnswer } }, { case: { frames } }) =>
@@ -298,7 +298,7 @@ export const rules: readonly Rule[] = [
   },
   {
     name: 'fragment too big for the tunnel',
-    why: 'a router of IPv6 says so (RFC 8200); flannel’s bridge has conntrack take the fragment header off before it is one, and cuts the rest up anew',
+    why: 'an IPv6 router reports it (RFC 8200); on flannel’s bridge conntrack first removes the fragment header, and the rest is fragmented anew',
     explains: (difference, context) => {
       const { sent, largest } = context;
       if (!hasFragmentHeader(sent) || largest <= TUNNEL_MTU[6] || neighbour(context)) return false;
@@ -311,7 +311,7 @@ export const rules: readonly Rule[] = [
   {
     name: 'IPv6 answer too big for the bridge',
     rare: true,
-    why: 'what comes back to a wide pod from outside meets the MTU of flannel’s bridge, where ripstop has the pod’s own veth',
+    why: 'an answer from outside to a wide pod meets the MTU of flannel’s bridge; with ripstop it meets that of the pod’s own veth',
     explains: (difference, { case: { from, family } }) => {
       if (difference.what !== 'only flannel' && difference.what !== 'only ripstop') return false;
       const { isAnswer, fields, place } = difference.seen;
@@ -324,7 +324,7 @@ export const rules: readonly Rule[] = [
   },
   {
     name: 'outer checksum of zero',
-    why: 'RFC 6935 lets a tunnel’s end accept it over IPv6: ripstop’s peers say so of themselves, flannel’s device refuses it',
+    why: 'RFC 6935 lets a tunnel’s endpoint accept it over IPv6: ripstop’s peers announce that they do, flannel’s device refuses it',
     explains: only(
       'ripstop',
       (_, { case: { from, family }, sent }) =>
@@ -333,7 +333,7 @@ export const rules: readonly Rule[] = [
   },
   {
     name: 'forward policy',
-    why: 'the flannel lab has a FORWARD policy of DROP, as Docker sets it: what neither comes from the cluster network nor goes there it does not route, so nobody answers it either',
+    why: 'the flannel lab has the FORWARD policy DROP, as Docker sets it: packets neither from nor to the cluster network are not routed, so nobody answers them',
     explains: only(
       'ripstop',
       ({ seen }, context) => isDroppedByPolicy(context) || isForwardedOutside(seen.fields),
@@ -346,7 +346,7 @@ export const rules: readonly Rule[] = [
   },
   {
     name: 'spoofed IPv6 source',
-    why: 'on the kernel path no reverse path filter exists for IPv6: what a pod sends in another’s name its node routes, where flannel has a bridge',
+    why: 'the kernel path has no reverse path filter for IPv6: the node routes what a pod sends from another’s address, where flannel has a bridge',
     explains: (difference, context) => {
       const {
         isWhole,
@@ -360,7 +360,7 @@ export const rules: readonly Rule[] = [
         return field === 'eth src' && flannel === from && ripstop === `the gateway of ${nodeOf(seen.place)}`;
       }
       if (difference.what !== 'only ripstop') return false;
-      // An error about fragments, to the one whose address it is.
+      // An error about fragments goes to the pod whose address was used.
       const { isAnswer, fields } = difference.seen;
       return isAnswer && icmpOf(fields) === REASSEMBLY_TIMEOUT_6 && !isWhole;
     },
@@ -368,14 +368,14 @@ export const rules: readonly Rule[] = [
   {
     name: 'refused before conntrack',
     rare: true,
-    why: 'a router looks at hop-by-hop options, and whether the address is one to route, before its conntrack waits for the other fragments; a bridge’s conntrack is there first',
+    why: 'a router checks hop-by-hop options, and whether the address can be routed, before its conntrack waits for the other fragments; on a bridge conntrack comes first',
     explains: (difference, { isWhole, sent }) => {
       if (difference.what !== 'only flannel' && difference.what !== 'only ripstop') return false;
       const { isAnswer, fields } = difference.seen;
       if (!hasFragmentHeader(sent) || !isAnswer) return false;
       const isOnlyWaitedFor =
         difference.what === 'only flannel' && icmpOf(fields) === REASSEMBLY_TIMEOUT_6 && !isWhole;
-      // With the fragment header still there, or without; or it is dropped without a word.
+      // The error comes with the fragment header or without it, or the packet is dropped without an error.
       if ((sent['ip options'] ?? '').startsWith('next 0 '))
         return PARAMETER_PROBLEM_6.test(icmpOf(fields)) || isOnlyWaitedFor;
       return sent['ip dst'] === '::1' && isOnlyWaitedFor;
@@ -384,7 +384,7 @@ export const rules: readonly Rule[] = [
   {
     name: 'routing header before a fragment header',
     rare: true,
-    why: 'conntrack takes the fragment header off and leaves the kernel to read what follows as the routing header (Linux 6.18); where a bridge’s conntrack has done it, the packet is read anew from its beginning',
+    why: 'conntrack removes the fragment header, and the kernel then reads what follows as the routing header (Linux 6.18); after a bridge’s conntrack the packet is read again from its beginning',
     explains: only('ripstop', ({ seen: { isAnswer, fields } }, { sent, case: { from } }) => {
       const isParameterProblem = isAnswer && PARAMETER_PROBLEM_6.test(icmpOf(fields));
       const hasRouting = (sent['ip options'] ?? '').startsWith('next 43 ');
@@ -393,7 +393,7 @@ export const rules: readonly Rule[] = [
   },
   {
     name: 'an error for each fragment',
-    why: 'about a datagram of IPv6 that conntrack has put together the flannel lab’s node complains once, and a router once for each of its pieces',
+    why: 'flannel’s node sends one error about an IPv6 datagram that conntrack has reassembled; a router sends one for each fragment',
     explains: (difference, { case: { family, frames } }) =>
       (difference.what === 'only flannel' || difference.what === 'only ripstop') &&
       family === 6 &&
@@ -403,7 +403,7 @@ export const rules: readonly Rule[] = [
   },
   {
     name: 'tunnel’s MTU on one node',
-    why: 'ripstop’s kernel path keeps IPv6 between pods to what fits the tunnel, as the pods’ own routes do; flannel’s bridge has 20 bytes more',
+    why: 'ripstop’s kernel path limits IPv6 between pods to what fits the tunnel, as the pods’ own routes do; flannel’s bridge carries 20 bytes more',
     explains: (difference, context) =>
       context.case.family === 6 &&
       isRouted(context) &&
@@ -417,7 +417,7 @@ export const rules: readonly Rule[] = [
   {
     name: 'subnet-router anycast',
     rare: true,
-    why: 'a podCIDR’s first address is also that of any router on flannel’s bridge (RFC 4291 section 2.6.1): it answers pings by another name, and TCP not at all',
+    why: 'a podCIDR’s first address is also an anycast address of every router on flannel’s bridge (RFC 4291 section 2.6.1): the answer to a ping comes from another address, and TCP gets none',
     explains: (difference, context) =>
       (difference.what === 'only flannel' || difference.what === 'only ripstop') &&
       difference.seen.isAnswer &&
@@ -426,7 +426,7 @@ export const rules: readonly Rule[] = [
   {
     name: 'multicast ping over the MTU',
     rare: true,
-    why: 'the answer to a wide pod is cut to the MTU of flannel’s bridge, and that of ripstop goes out of the pod’s own veth',
+    why: 'flannel’s answer to a wide pod is fragmented to the MTU of the bridge; ripstop’s leaves through the pod’s own veth',
     explains: (difference, { sent, largest, case: { from } }) =>
       difference.what !== 'refused' &&
       isPod(from) &&
@@ -437,10 +437,10 @@ export const rules: readonly Rule[] = [
   },
   {
     name: 'VXLAN from a pod',
-    why: 'only nodes talk VXLAN to nodes',
+    why: 'ripstop lets only nodes send VXLAN to nodes',
     explains: only('flannel', (_, { case: { from }, sent }) => {
       const layer = isPod(from) ? '' : 'inner ';
-      // IPv6's extension headers may hide the port, and padding may be taken for it.
+      // IPv6's extension headers may hide the port, and padding may look like it.
       const isVxlan =
         sent[`${layer}udp dst`] === VXLAN_PORT ||
         (familyOf(sent['ip dst']) === 6 && 'ip options' in sent) ||
@@ -450,7 +450,7 @@ export const rules: readonly Rule[] = [
   },
   {
     name: 'VXLAN from a stranger',
-    why: 'ripstop takes VXLAN from the nodes it knows, and from each only what its own pods may have sent',
+    why: 'ripstop accepts VXLAN only from nodes it knows, and from each only what its own pods may have sent',
     explains: only('flannel', (_, { case: { from }, sent }) => {
       if (isPod(from)) return false;
       const peer = other(nodeOf(from));
@@ -461,7 +461,7 @@ export const rules: readonly Rule[] = [
   },
   {
     name: 'no pod’s answer in a tunnel',
-    why: 'from a tunnel ripstop takes what the sending node’s podCIDR may send, and not what comes from the node’s own address or from outside',
+    why: 'ripstop accepts from a tunnel only sources in the sending node’s podCIDR, not the node’s own address or one from outside',
     explains: only(
       'flannel',
       ({ seen: { isAnswer, place, fields } }, { case: { from }, sent }) =>
@@ -474,13 +474,13 @@ export const rules: readonly Rule[] = [
   },
   {
     name: 'MAC addresses under a checksum',
-    why: 'an error about a tunnelled packet quotes its outer checksum, which covers the labs’ own MAC addresses',
+    why: 'an error about a tunnelled packet quotes its outer checksum, which covers MAC addresses that the labs do not share',
     explains: differs(({ field }, { case: { from } }) => isCable(from) && field === 'quoted udp checksum'),
   },
   {
     name: 'neighbour by way of the gateway',
     rare: true,
-    why: 'a frame to the node for a pod of the node is routed by flannel, with a redirect; to ripstop it is one hop as any other',
+    why: 'flannel’s node routes a frame that a pod sends it for another of its pods, with a redirect; for ripstop all packets between pods of one node travel this way, and it counts no hop',
     explains: (difference, context) => {
       const {
         sent,
@@ -500,7 +500,7 @@ export const rules: readonly Rule[] = [
   },
   {
     name: 'no bridge to carry it',
-    why: 'frames to other MAC addresses than the node’s, of VLANs and of other types than IP stay where they are: a bridge floods them',
+    why: 'frames to other MAC addresses than the node’s, with VLAN tags, or of other types than IP go nowhere in ripstop; a bridge floods them',
     explains: only(
       'flannel',
       ({ seen: { place } }, { case: { from, kind }, sent }) =>
@@ -513,7 +513,7 @@ export const rules: readonly Rule[] = [
   {
     name: 'no bridge to keep it',
     rare: true,
-    why: 'what has a MAC address that bridges keep to themselves (01-80-C2-00-00-0X) goes no further in flannel; a pod’s own veth hands its IPv6 multicast to the node',
+    why: 'a bridge does not forward frames to the MAC addresses reserved for bridges (01-80-C2-00-00-0X); a pod’s own veth hands their IPv6 multicast to the node',
     explains: only(
       'ripstop',
       ({ seen: { isAnswer } }, { sent }) =>
@@ -523,7 +523,7 @@ export const rules: readonly Rule[] = [
   {
     name: 'priority tag',
     rare: true,
-    why: 'what has a tag of VLAN 0 a bridge carries along as it is; a router takes the tag off and looks at the packet, and conntrack at its fragments',
+    why: 'a bridge carries a tag of VLAN 0 along; a router removes it and reads the packet, and its conntrack reads the fragments',
     explains: (difference, { sent, case: { from } }) =>
       isPod(from) &&
       sent['vlan'] === '0' &&
@@ -535,7 +535,7 @@ export const rules: readonly Rule[] = [
   },
   {
     name: 'relayed',
-    why: 'what comes out of a tunnel for another node’s pods is not taken from the node that would send it on',
+    why: 'a packet that leaves a tunnel for pods of yet another node is refused by that node, since the relaying node’s podCIDR does not have its source',
     explains: only('flannel', (_, context) => {
       const { from } = context.case;
       const dst = destination(context);
@@ -544,7 +544,7 @@ export const rules: readonly Rule[] = [
   },
   {
     name: 'nobody there',
-    why: 'an address of a podCIDR that no pod has, or the answer to one: flannel asks for it by ARP or neighbour discovery, ripstop has an unreachable route, whose answers the kernel limits to one a second, and gives before it looks at the TTL or cuts the packet up',
+    why: 'for an address of a podCIDR that no pod has, or an answer to one: flannel asks by ARP or neighbour discovery; ripstop has an unreachable route, whose errors the kernel limits to one a second and sends before it looks at the TTL or fragments the packet',
     explains: (difference, context) => {
       if (difference.what === 'refused' || ![destination, origin].some((end) => isNobody(end(context))))
         return false;
@@ -557,7 +557,7 @@ export const rules: readonly Rule[] = [
   },
   {
     name: 'link-local neighbour',
-    why: 'who has a link-local address is asked on the device that the packet came by: a bridge of the cluster’s MTU, or a pod’s own veth; and ripstop’s VXLAN device has no link-local network',
+    why: 'a link-local address is looked for on the device that the packet came in by: a bridge with the cluster’s MTU, or a pod’s own veth. ripstop’s VXLAN device has no link-local network',
     explains: (difference, context) =>
       (difference.what === 'only flannel' || difference.what === 'only ripstop') &&
       isLinkLocal(destination(context)) &&
@@ -566,7 +566,7 @@ export const rules: readonly Rule[] = [
   },
   {
     name: 'reply in fragments',
-    why: 'ripstop’s pods keep IPv6 packets to each other to what fits the tunnel, also on one node; fragments are the kernel path’s, which is a hop',
+    why: 'ripstop’s pods fragment IPv6 to what fits the tunnel, also on one node, and fragments take the kernel path, which is a hop',
     explains: differs(
       ({ field, flannel, ripstop, seen: { isAnswer, fields } }, context) =>
         context.case.family === 6 &&
@@ -580,7 +580,7 @@ export const rules: readonly Rule[] = [
   },
   {
     name: 'redirect',
-    why: 'a pod that sends itself something by way of the node is told that it need not',
+    why: 'a node sends a redirect to a pod that sends itself something through the node',
     explains: only(
       'ripstop',
       ({ seen }, context) =>
@@ -590,7 +590,7 @@ export const rules: readonly Rule[] = [
   {
     name: 'time of day',
     rare: true,
-    why: 'a timestamp, asked for by an option or by ICMP, is filled in by each lab in its own time',
+    why: 'each lab fills in a timestamp, asked for by an option or by ICMP, from its own clock',
     explains: differs(
       ({ field, seen: { fields } }, { sent }) =>
         ((sent['ip options'] ?? sent['inner ip options'] ?? '').startsWith('44') &&
@@ -600,7 +600,7 @@ export const rules: readonly Rule[] = [
   },
   {
     name: 'sum over the super-packet',
-    why: 'a capture of an encapsulated super-packet holds an unfinished outer checksum',
+    why: 'the capture of an encapsulated super-packet has an unfinished outer checksum',
     explains: differs(
       ({ field, seen, ripstop }) =>
         field === 'udp checksum' && isTunnel(seen.fields) && 'gso size' in seen.fields && ripstop === 'none',

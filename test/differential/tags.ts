@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * Which case a packet belongs to. A case's own packets carry its tag in the IPv6 flow label, of which the kernels that answer
- * make no use (labs.ts), or in the IPv4 id. The segments that a kernel cuts have
- * ids that count up from there: TCP's have the tag in the sequence number too, UDP's are told by their ports. What a kernel
- * answers has an id of its own, but the tag elsewhere: an ICMP error quotes the packet, an echo reply repeats its sequence
- * number, and a TCP reset the upper half of one. None of these does NAT change. (A case's own ICMP errors have the tag in the
- * second word too.)
+ * Finds the case that a packet belongs to. A case's own packets carry its tag in the IPv4 id, or in the IPv6 flow label, which
+ * the answering kernels leave at zero (labs.ts). The segments that a kernel makes of a super-packet have ids that count up
+ * from the tag; TCP segments also have it in the sequence number, UDP segments in the source port. A kernel's answer has an
+ * id of its own, but the tag elsewhere: an ICMP error quotes the packet, an echo reply repeats its sequence number, and a TCP
+ * reset the upper half of one. NAT changes none of these. (A case's own ICMP errors have the tag in the second word too.)
  */
 import {
   ARP,
@@ -27,44 +26,44 @@ import {
 
 const TAGS = 50_000;
 const VXLAN_PORT = 8472;
-/** Where super-packets of UDP go; they come from the port of their tag. */
+/** The destination port of UDP super-packets; their source port is their tag. */
 export const SEGMENTS_PORT = 9999;
-/** As many segments as a super-packet may have. */
+/** The most segments that a super-packet may have. */
 const MAX_SEGMENTS = 128;
-/** In place of a tag where a kernel would repeat one: a case has made the reply itself. */
+/** Stands where a kernel would repeat the tag: the case itself sent this reply. */
 export const OWN = 0;
 const ICMP_REPLIES: readonly number[] = [0, 14];
 const ICMPV6_ECHO_REPLY = 129;
 const [TCP_RST, TCP_ACK] = [0x04, 0x10];
 const MLDV2_REPORT = 143;
-/** The underlay's own address: the API server's, which the agents talk to. */
+/** The underlay's own address, where the agents reach the API server. */
 const SWITCH = '172.31.255.254';
 
-/** From 1; it comes again when there is nothing left under way of the case that had it before. */
+/** Tags begin at 1. One is used again only when nothing of the case that had it before is still under way. */
 export const tagOfCase = (number: number): number => (number % TAGS) + 1;
-/** A sequence number that says whose it is, also when the length of any segment is added to it. */
+/** A TCP sequence number that holds the tag, even after the length of any segment is added. */
 export const tagSequence = (tag: number, low: number): number => tag * 65536 + (low & 0x3ff);
 
 interface Told {
   tag: number;
-  /** A kernel made the packet about the case's own. */
+  /** Whether a kernel made the packet, in answer to one of the case. */
   isAnswer: boolean;
 }
 
 export interface Tagged extends Told {
-  /** Of an agent's watch of the API server. */
+  /** Whether it belongs to an agent's connection to the API server, or to the kernels' own talk. */
   isBackground: boolean;
-  /** ARP, unless a case has sent something in such clothes. */
+  /** Whether it looks like ARP; a case may have sent it all the same. */
   looksLikeBackground: boolean;
 }
 
-/** What the fragments of a datagram have in common; undefined for what is none. */
+/** What the fragments of one datagram have in common; undefined for a packet that is no fragment. */
 function datagramKey(packet: Uint8Array): string | undefined {
   if ((u16(packet, 6) & 0x3fff) === 0) return undefined;
   return Buffer.from([...packet.subarray(4, 6), packet[9]!, ...packet.subarray(12, 20)]).toString('hex');
 }
 
-/** Tells tags; remembers those of first fragments, since the others may have nothing to tell them by. */
+/** Finds the tag of a packet. Remembers those of first fragments, since later fragments may hold none. */
 export class Tagger {
   readonly #firstFragments = new Map<string, Told>();
 
@@ -150,7 +149,7 @@ export class Tagger {
   }
 }
 
-/** The tag of a packet that a case has sent, or of a segment of it, of which at least 8 bytes of payload are there. */
+/** The tag of a packet that a case sent, or of a segment of one. */
 function ownTag(packet: Uint8Array): number {
   const id = u16(packet, 4);
   const payload = packet.subarray((packet[0]! & 15) * 4);
@@ -163,12 +162,12 @@ function ownTag(packet: Uint8Array): number {
 const flowLabel = (packet: Uint8Array): number => u32(packet, 0) & 0xfffff;
 
 /**
- * Whether an IPv6 packet is what kernels tell each other: neighbour discovery, and who listens to which group. So are
- * redirects (RFC 4861), which they limit to one a second, whatever one sets.
+ * Whether an IPv6 packet is the kernels' own talk: neighbour discovery and multicast group membership. Redirects (RFC 4861)
+ * belong to it too; kernels limit them to one a second, and no setting changes that.
  */
 function isChatter(packet: Uint8Array): boolean {
   const { at, protocol, isLater } = ipv6Chain(packet);
-  // A later fragment has any byte in the type's place.
+  // In a later fragment, any byte may stand where the type would be.
   if (flowLabel(packet) !== 0 || protocol !== ICMPV6 || isLater) return false;
   const type = packet[at] ?? 0;
   return (type >= 130 && type <= 137) || type === MLDV2_REPORT;
@@ -179,7 +178,7 @@ function isVxlan6(packet: Uint8Array): boolean {
   return protocol === UDP && isVxlanDatagram(packet.subarray(at));
 }
 
-/** Whether a packet is VXLAN as nodes write it; a pod's own datagram to that port begins with anything else. */
+/** Whether a packet is VXLAN as nodes write it. A pod's own datagram to that port begins differently. */
 export function isVxlan(packet: Uint8Array): boolean {
   if (packet[0]! >>> 4 === 6) return packet.length >= IPV6_HEADER && isVxlan6(packet);
   return packet[9] === UDP && isVxlanDatagram(packet.subarray((packet[0]! & 15) * 4));
@@ -190,7 +189,7 @@ function isVxlanDatagram(datagram: Uint8Array): boolean {
   return toPort && u16(datagram, 8) === 0x0800 && u16(datagram, 10) === 0;
 }
 
-/** Whether a frame is VXLAN around a fragment of a datagram. */
+/** Whether a frame is VXLAN that carries a fragment. */
 export function isTunnelledFragment(frame: Uint8Array): boolean {
   const packet = frame.subarray(14);
   const type = u16(frame, 12);
