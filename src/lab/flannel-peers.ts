@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+import { setTimeout as sleep } from 'node:timers/promises';
 import { diff } from '../reconcile/target.ts';
 import { bridgeBatch, bridgeJson, ipBatch, ipJson, line } from './ip.ts';
 import { type Cidr, type Family, addressFamily, cidrContains, formatCidr, parseCidr } from '../net/ip.ts';
@@ -9,6 +10,8 @@ import { type KubeNode, listNodes } from './kube.ts';
 import { netnsPath } from './netns.ts';
 import type { LabOptions } from './options.ts';
 import type { Lab, NodeState } from './state.ts';
+
+const LEASE_TIMEOUT_MS = 5_000;
 
 /** A peer of a flannel node, in one family. */
 export interface FlannelPeer {
@@ -23,7 +26,7 @@ export async function syncFlannel(lab: Lab): Promise<void> {
   const followers = lab.state.nodes.filter((node) => node.datapath === 'flannel');
   // A real flanneld follows by itself.
   if (followers.length === 0 || lab.state.options.real?.flannel) return;
-  const nodes = await listNodes(lab);
+  const nodes = await nodesWithLeases(lab);
   const { options } = lab.state;
   await Promise.all(
     followers.flatMap((node) =>
@@ -33,6 +36,23 @@ export async function syncFlannel(lab: Lab): Promise<void> {
       }),
     ),
   );
+}
+
+/** Read the Nodes. An agent may publish its lease only after it is ready, so this waits for those of all ripstop nodes. */
+async function nodesWithLeases(lab: Lab): Promise<KubeNode[]> {
+  const names = lab.state.nodes.filter(({ datapath }) => datapath === 'ripstop').map(({ name }) => name);
+  const deadline = performance.now() + LEASE_TIMEOUT_MS;
+  for (;;) {
+    const nodes = await listNodes(lab);
+    const published = new Set(nodes.filter(hasLease).map(({ metadata }) => metadata.name));
+    // A test may have taken a lease away.
+    if (names.every((name) => published.has(name)) || performance.now() > deadline) return nodes;
+    await sleep(20);
+  }
+}
+
+function hasLease({ metadata }: KubeNode): boolean {
+  return metadata.annotations?.[`${FLANNEL_ANNOTATION}/kube-subnet-manager`] === 'true';
 }
 
 /**
@@ -49,9 +69,10 @@ export function flannelPeers(
 ): Map<string, FlannelPeer> {
   const names = FLANNEL_NAMES[family];
   const peers = new Map<string, FlannelPeer>();
-  for (const { metadata, spec } of nodes) {
+  for (const node of nodes) {
+    const { metadata, spec } = node;
     const annotation = (key: string) => metadata.annotations?.[`${FLANNEL_ANNOTATION}/${key}`] ?? '';
-    if (metadata.name === self || annotation('kube-subnet-manager') !== 'true') continue;
+    if (metadata.name === self || !hasLease(node)) continue;
     if (annotation('backend-type') !== 'vxlan') continue;
     const publicIp = annotation(names.publicIp);
     const vtepMac = normalizeMac(/"VtepMAC":"([^"]*)"/.exec(annotation(names.backendData))?.[1] ?? '');
