@@ -22,8 +22,8 @@ export interface AnnotationKeys {
   /** ripstop's own: `"true"` on a node that accepts VXLAN over IPv6 with an outer UDP checksum of zero. */
   readonly zeroChecksum: string;
   /**
-   * ripstop's own: the Node's podCIDRs as in its spec, joined with commas, for those who watch metadata alone. Whoever may
-   * patch nodes/status can change it, as public-ip and VtepMAC; where the spec is known, the spec is believed.
+   * ripstop's own: the Node's podCIDRs as in its spec, joined with commas, for those who watch metadata only. Whoever
+   * may patch nodes/status can change it, as they can public-ip and VtepMAC; a known spec takes precedence.
    */
   readonly podCidrs: string;
   /** Every key that a lease consists of or is steered by. */
@@ -38,7 +38,8 @@ export interface AnnotationKeys {
 export function annotationKeys(prefix: string = DEFAULT_ANNOTATION_PREFIX): AnnotationKeys {
   if (!/^([a-z0-9_-]+\.)+[a-z0-9_-]+(\/([a-z0-9_-]+)?)?$/.test(prefix)) {
     throw new RipstopError(
-      `annotation prefix "${prefix}" is not of the form host.name or host.name/word; the default is ${DEFAULT_ANNOTATION_PREFIX}`,
+      `annotation prefix "${prefix}" is not of the form host.name or host.name/word; ` +
+        `the default is ${DEFAULT_ANNOTATION_PREFIX}`,
       { exitCode: 2 },
     );
   }
@@ -67,7 +68,7 @@ export function annotationKeys(prefix: string = DEFAULT_ANNOTATION_PREFIX): Anno
   return { ...keys, all };
 }
 
-/** Of all annotations those of a lease. */
+/** The annotations that belong to a lease. */
 export function leaseAnnotations(
   annotations: Readonly<Record<string, string>> | null | undefined,
   keys: AnnotationKeys,

@@ -37,13 +37,13 @@ export class ApiError extends RipstopError {
     this.retryAfterMs = options.retryAfterMs;
   }
 
-  /** Whether the packets reached nobody. It loads nobody to try that again soon. */
+  /** Whether nobody received the packets. Retrying soon then costs no server anything. */
   get nobodyThere(): boolean {
     return NOBODY_THERE.has(this.reason);
   }
 }
 
-/** Reasons that say that packets reached nobody. */
+/** Reasons that mean that nobody received the packets. */
 const NOBODY_THERE: ReadonlySet<string> = new Set([
   'NoConnection',
   'ETIMEDOUT',
@@ -78,7 +78,7 @@ interface Credentials {
   readonly server: URL;
   readonly headers: Record<string, string>;
   readonly agent: http.Agent;
-  /** Hash of all that the agent was made from. */
+  /** Hash of everything that the agent was made from. */
   readonly fingerprint: string;
   /** On the monotonic clock. */
   readonly readAtMs: number;
@@ -88,9 +88,9 @@ interface Credentials {
 const CREDENTIALS_MAX_AGE_MS = 60_000;
 /** A page of 100 Nodes has up to 3 MB; an API server has no reason to send more than this. */
 const MAX_BODY_BYTES = 64 << 20;
-/** Until TCP is connected. A SYN that gets lost is sent again after one second; one that nobody answers tells nothing. */
+/** Until TCP is connected. A lost SYN is sent again after one second; an unanswered one tells nothing. */
 const CONNECT_MS = 3_000;
-/** From there until TLS is ready: an API server that all nodes come back to at once takes its time. */
+/** From there until TLS is ready: an API server to which all nodes return at once is slow. */
 const HANDSHAKE_MS = 10_000;
 /** Idle time before TCP asks whether the other side is still there (then every second, ten times). */
 const TCP_KEEPALIVE_MS = 15_000;
@@ -148,7 +148,8 @@ export class ApiClient {
         return JSON.parse(text) as unknown;
       } catch (error) {
         throw new ApiError(
-          `${method} ${path}: the answer is no JSON (${errorText(error).slice(0, 100)}); is ${this.#host} a Kubernetes API server?`,
+          `${method} ${path}: the answer is no JSON (${errorText(error).slice(0, 100)}); ` +
+            `is ${this.#host} a Kubernetes API server?`,
           { reason: 'BadAnswer', cause: error },
         );
       }
@@ -273,7 +274,8 @@ async function loadKubeConfig(options: ApiClientOptions): Promise<KubeConfig> {
       ))
     ) {
       throw new RipstopError(
-        `no kubeconfig was given and this is no pod with a service account (KUBERNETES_SERVICE_HOST and ${token} are needed); name one with --kubeconfig`,
+        `no kubeconfig was given and this is no pod with a service account ` +
+          `(KUBERNETES_SERVICE_HOST and ${token} are needed); name one with --kubeconfig`,
       );
     }
     config.loadFromCluster(root);
@@ -284,15 +286,18 @@ async function loadKubeConfig(options: ApiClientOptions): Promise<KubeConfig> {
     await useTokenFile(config, kubeconfig);
   } catch (error) {
     throw new RipstopError(
-      `cannot read the kubeconfig ${kubeconfig}: ${errorText(error)}; check the path given with --kubeconfig and its permissions`,
+      `cannot read the kubeconfig ${kubeconfig}: ${errorText(error)}; ` +
+        `check the path given with --kubeconfig and its permissions`,
       { cause: error },
     );
   }
   const server = config.getCurrentCluster()?.server;
   if (!server || !URL.canParse(server)) {
     throw new RipstopError(
-      `the kubeconfig ${kubeconfig} has no usable cluster: its current-context ${JSON.stringify(config.getCurrentContext() ?? '')} leads to ` +
-        `${server ? `the server ${JSON.stringify(server)}` : 'none'}; see kubectl --kubeconfig ${kubeconfig} config view`,
+      `the kubeconfig ${kubeconfig} has no usable cluster: its current-context ` +
+        `${JSON.stringify(config.getCurrentContext() ?? '')} leads to ` +
+        `${server ? `the server ${JSON.stringify(server)}` : 'none'}; ` +
+        `see kubectl --kubeconfig ${kubeconfig} config view`,
     );
   }
   return config;
@@ -342,7 +347,7 @@ async function readCredentials(config: KubeConfig, old: Credentials | undefined)
   return { server, headers, agent, fingerprint, readAtMs: performance.now() };
 }
 
-/** One request on one connection; again on another when a kept one turns out to have been closed by the server. */
+/** One request on one connection; sent again on another when the server had closed a kept one. */
 async function roundTrip(
   credentials: Credentials,
   method: string,
@@ -397,7 +402,7 @@ class ConnectError extends Error {
   }
 }
 
-/** Give up on a request whose connection does not come about, long before its own deadline. */
+/** Give up on a request that gets no connection, long before its own deadline. */
 function limitConnecting(sent: ClientRequest): void {
   const giveUpAfter = (ms: number, what: string, code: string): NodeJS.Timeout =>
     setTimeout(() => sent.destroy(new ConnectError(`${what} within ${ms / 1000} s`, code)), ms);

@@ -3,13 +3,16 @@
 export interface BackoffTiming {
   readonly backoffMinMs: number;
   readonly backoffMaxMs: number;
-  /** A Retry-After beyond this is not believed. */
+  /** A longer Retry-After is cut to this. */
   readonly retryAfterMaxMs: number;
 }
 
 /**
- * How long to wait after `failures` failures before the last one: doubling, with jitter, or all nodes of a cluster would
- * come back to the API server at once. @param retryAfterMs what the server asked for. @returns ms.
+ * How long to wait after a failure: the time doubles with each failure before it. It has jitter, or all nodes of a
+ * cluster would come back to the API server at once.
+ * @param failures before this one.
+ * @param retryAfterMs what the server asked for.
+ * @returns ms.
  */
 export function backoffMs(timing: BackoffTiming, failures: number, retryAfterMs = 0): number {
   const { backoffMinMs, backoffMaxMs, retryAfterMaxMs } = timing;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Runs inside a network namespace for connecting.system.test.ts: asks a server that cannot be reached, and prints how that
+// Runs inside a network namespace for connecting.system.test.ts: asks a server that cannot be reached, and prints how
+// that
 // ended, and how often it was tried in a while.
 import { setTimeout as sleep } from 'node:timers/promises';
 import { pino } from 'pino';

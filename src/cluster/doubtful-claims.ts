@@ -8,10 +8,10 @@ export interface Claim {
 }
 
 /**
- * Whose claims could be at others' cost: those that claim what another claims too, and those whose block is of another size
- * than most blocks of its family, since only such a one can contain another's or lie in it. Kubernetes gives all nodes blocks of one size
- * and each its own, so in a healthy cluster there is none.
- * @returns UIDs.
+ * The nodes whose claims may take traffic from others: two that claim the same block, and those whose block has another
+ * size than most blocks of its family, because only such a block can contain another's or lie in it. Kubernetes gives
+ * every node a block of its own, all of one size, so a healthy cluster has none.
+ * @returns their UIDs.
  */
 export function doubtfulClaims(claims: readonly Claim[]): Set<string> {
   const doubtful = new Set<string>();
@@ -28,7 +28,7 @@ export function doubtfulClaims(claims: readonly Claim[]): Set<string> {
       totals[familyOf(cidr)]++;
     }
   }
-  // One size for each family: the usual case, quickly.
+  // The usual case: one size for each family.
   const families = Number(totals[4] > 0) + Number(totals[6] > 0);
   if (sizes.size === families) return doubtful;
   for (const { uid, podCidrs } of claims) {

@@ -13,7 +13,7 @@ import { errorText, RipstopError } from '../errors.ts';
 import type { EtcdOptions } from './etcd-options.ts';
 import { authenticate, type Method } from './etcd-wire.ts';
 
-/** gRPC's status codes that are told apart. */
+/** The gRPC status codes that ripstop distinguishes. */
 export const grpcStatus = {
   deadlineExceeded: 4,
   permissionDenied: 7,
@@ -35,7 +35,7 @@ export class EtcdError extends RipstopError {
 
 const CONNECT_MS = 4_000;
 const CALL_MS = 8_000;
-/** Larger than any message of etcd's by default, and still no way to fill the memory. */
+/** Larger than any message of etcd by default, and small enough not to exhaust memory. */
 const MAX_MESSAGE = 64 << 20;
 
 /** A stream in both directions. */
@@ -113,12 +113,12 @@ export class EtcdClient {
     };
   }
 
-  /** Log in anew before the next request: the server no longer takes what we had. */
+  /** Log in again before the next request: the server no longer accepts our token. */
   dropToken(): void {
     this.#token = undefined;
   }
 
-  /** Take the next endpoint from now on: this one answers, but does not serve. */
+  /** Use the next endpoint from now on: this one answers, but does not serve. */
   async nextEndpoint(): Promise<void> {
     const session = this.#session;
     this.#session = undefined;
@@ -180,13 +180,13 @@ export class EtcdClient {
       const why = `the connection to etcd broke: ${errorText(error)}`;
       throw new EtcdError(why, grpcStatus.unavailable, { cause: error });
     }
-    // What goes wrong is told where the messages are read; without a listener it would end the process.
+    // The reader of the messages gets the error; without a listener it would end the process.
     stream.on('error', () => {});
     if (encoded) stream.end(frame(encoded));
     return stream;
   }
 
-  /** The token of our user, asked for once; undefined when we are nobody in particular. */
+  /** Our user's token, asked for once; undefined without a user. */
   #login(): Promise<string | undefined> {
     const { username, password } = this.#options;
     if (username === undefined || password === undefined) return Promise.resolve(undefined);
@@ -194,7 +194,8 @@ export class EtcdClient {
       ({ token }) => token,
       (error: unknown) => {
         this.#token = undefined;
-        if (error instanceof EtcdError && error.code === grpcStatus.failedPrecondition) return undefined; // Auth is off.
+        // Authentication is off.
+        if (error instanceof EtcdError && error.code === grpcStatus.failedPrecondition) return undefined;
         throw error;
       },
     );
@@ -211,7 +212,7 @@ export class EtcdClient {
         if (!session.closed && !session.destroyed) return session;
         if (this.#session === pending) this.#session = undefined;
       } catch (error) {
-        // Whoever waited with us has found the same; only one of us goes on to the next endpoint.
+        // All who waited for this connection get here; only one of them moves on to the next endpoint.
         if (this.#session === pending) {
           this.#session = undefined;
           this.#at = (this.#at + 1) % this.#endpoints.length;
@@ -222,13 +223,13 @@ export class EtcdClient {
   }
 
   async #connect(endpoint: URL): Promise<http2.ClientHttp2Session> {
-    // Read anew each time: certificates are renewed in place.
+    // Read each time: certificates are renewed in place.
     const { cafile, certfile, keyfile } = this.#options;
     const secure = endpoint.protocol === 'https:';
     const [ca, cert, key] = await Promise.all([cafile, certfile, keyfile].map(fileOf));
     const host = endpoint.hostname.replace(/^\[|\]$/g, '');
     const port = Number(endpoint.port) || (secure ? 443 : 80);
-    // A socket of our own, for HTTP/2 sessions keep to themselves why theirs was closed.
+    // A socket of our own, because an HTTP/2 session does not tell why its socket was closed.
     const socket = secure
       ? tls.connect({
           host,
@@ -251,7 +252,7 @@ export class EtcdClient {
     });
     failed.catch(() => {});
     const connected = new Promise<void>((resolve) => {
-      // TLS and TCP alone prove little: a server that hangs has them too.
+      // TLS and TCP alone prove little: a server that hangs completes them too.
       session.once('remoteSettings', () => resolve());
     });
     const late = new AbortController();

@@ -105,8 +105,8 @@ export function leaseUid({ name, createRevision }: { name: string; createRevisio
 }
 
 /**
- * A key below `subnets/` and its value, which any node may have written, as what it means for the data plane. The node is
- * named by its key, which is all that a lease names it by. Never throws: whatever is wrong is said in `reason`.
+ * What a key below `subnets/` and its value, which any node may have written, mean for the data plane. The key serves
+ * as the node's name, because a lease has no other. Never throws: `reason` says what is wrong.
  * @param key the part after `subnets/`.
  */
 export function parseLease(
@@ -121,7 +121,7 @@ export function parseLease(
     const value = parseValue(kv.value);
     if (value.BackendType !== settings.backend) {
       const what = value.BackendType ? `BackendType ${quote(value.BackendType)}` : 'no BackendType';
-      // A subnet put aside for a node that is yet to come.
+      // A subnet reserved for a node that does not exist yet.
       const reserved = !value.BackendType && kv.lease === 0n;
       if (reserved) return { ...identity, kind: 'ignored', reason: 'reserved' };
       const reason = `${what}; this node speaks to ${settings.backend} peers only`;
@@ -138,7 +138,7 @@ export function parseLease(
     }
     const peer: PeerNode = {
       ...identity,
-      // Revisions order as times do, and are the same for everyone: the older of two claims is known.
+      // Revisions order leases by age, as times do, and are the same for everyone.
       createdAt: kv.createRevision,
       ...parts,
     };
@@ -184,17 +184,17 @@ function parsePart(
   return { name, podCidr, vtepIp, vtepMac, behindNat: false, zeroChecksum: false };
 }
 
-/** A lease as far as it says whose it is; broken ones still hold their subnet. */
+/** Whose a lease is, as far as it can be read; a broken lease still holds its subnet. */
 export interface ClaimedLease {
   readonly key: string;
   readonly kv: KeyValue;
-  /** Undefined when the key names none, so nothing is held. */
+  /** Undefined when the key names none: nothing is held. */
   readonly subnets: SubnetPair | undefined;
   readonly publicIp?: string;
   readonly vtepMac: PerFamily<string>;
 }
 
-/** Read whose a lease is. Never throws. */
+/** Read whose lease this is. Never throws. */
 export function claimOf(key: string, kv: KeyValue, settings: LeaseSettings): ClaimedLease {
   const attempt = <T>(read: () => T): T | undefined => {
     try {
@@ -219,16 +219,16 @@ export function claimOf(key: string, kv: KeyValue, settings: LeaseSettings): Cla
   };
 }
 
-/** How we know our own lease among all. */
+/** What identifies our own lease. */
 export interface OwnMarks {
   readonly publicIp: string;
-  /** The subnets of before, as subnet.env has them. */
+  /** The previous subnets, as subnet.env has them. */
   readonly previous?: PerFamily<Cidr> | undefined;
   /** The MACs of the VTEP devices that this machine has. */
   readonly vtepMac?: PerFamily<string> | undefined;
 }
 
-/** What to do to have a subnet. */
+/** How to get a subnet. */
 export type Choice =
   /** Ours already. */
   | { readonly kind: 'reuse'; readonly lease: ClaimedLease & { readonly subnets: SubnetPair } }
@@ -236,7 +236,7 @@ export type Choice =
   | { readonly kind: 'create'; readonly subnets: SubnetPair; readonly why: string };
 
 /**
- * Which subnet this node is to have: the one that it has, the one that it had, any that is free.
+ * The subnet that this node gets: the one that it has, else the one that it had, else a free one.
  * @throws RipstopError when none is free.
  */
 export function chooseSubnet(
@@ -255,10 +255,10 @@ export function chooseSubnet(
   const ours = leases.filter(
     ({ key, publicIp, vtepMac }) =>
       publicIp === own.publicIp ||
-      // Our address has changed since; the device still has the MAC that the lease names.
+      // Our address has changed since then; the device still has the lease's MAC.
       (key === previousKey && vtepMac.v4 !== undefined && own.vtepMac?.v4 === vtepMac.v4),
   );
-  // Pods may run in the one of before, so it goes first; then the oldest.
+  // Pods may have addresses from the previous one, so it comes first; then the oldest.
   ours.sort(
     (a, b) =>
       Number(b.key === previousKey) - Number(a.key === previousKey) ||
@@ -267,10 +267,10 @@ export function chooseSubnet(
   for (const lease of ours) {
     if (fits(lease.subnets)) return { kind: 'reuse', lease: { ...lease, subnets: lease.subnets } };
   }
-  // What is ours and no longer fits is given up, so it is in nobody's way.
+  // Those of ours that no longer fit are given up, so they do not count as taken.
   const taken = leases.filter((lease) => !ours.includes(lease)).flatMap(({ subnets }) => subnets ?? []);
   if (fits(previous) && !taken.some((other) => overlap(previous, other))) {
-    return { kind: 'create', subnets: previous, why: 'it is the one of before' };
+    return { kind: 'create', subnets: previous, why: 'it is the previous one' };
   }
   const v4 = freeSubnet(
     ranges.v4,
@@ -304,7 +304,7 @@ export function overlap(a: SubnetPair, b: SubnetPair): boolean {
 }
 
 /**
- * A free subnet of the range: the first one from a random place on, so that nodes that choose at once choose apart.
+ * A free subnet of the range: the first one after a random place, so that nodes choose different ones at the same time.
  * @throws RipstopError when there is none.
  */
 function freeSubnet(range: SubnetRange, taken: readonly Cidr[], random: (below: number) => number): Cidr {
@@ -329,7 +329,8 @@ function freeSubnet(range: SubnetRange, taken: readonly Cidr[], random: (below: 
   const slot = freeFrom(first + offset) ?? freeFrom(first);
   if (slot === undefined) {
     throw new RipstopError(
-      `all subnets from ${min}/${length} to ${max}/${length} are taken: widen the network or the range in the configuration, or delete leases of nodes that are gone`,
+      `all subnets from ${min}/${length} to ${max}/${length} are taken: ` +
+        `widen the network or the range in the configuration, or delete leases of nodes that are gone`,
     );
   }
   return { family, base: fromInt(slot << shift, family), length };

@@ -62,8 +62,8 @@ export async function listPrefix(
 
 /**
  * A live copy of all keys below a prefix: listed at one revision, watched from the next one on (see {@link ListWatch}),
- * after a fault at another endpoint if need be. A new list comes only when the revision is gone (compacted), or the store
- * is another one than before; then only the difference counts.
+ * after a fault perhaps at another endpoint. It is listed again only when the revision is gone (compacted) or the store
+ * is another one; what is the same then is kept.
  */
 export class EtcdMirror<T> {
   readonly #options: EtcdMirrorOptions<T>;
@@ -209,7 +209,7 @@ export class EtcdMirror<T> {
       changed = (type === 'put' ? this.#set(kv) : this.#items.delete(kv.key.slice(prefix.length))) || changed;
       this.#revision = Math.max(this.#revision, kv.modRevision);
     }
-    // An answer to our question may overtake events (before 3.4.25 and 3.5.8); what the server tells by itself does not.
+    // An answer to our progress request may overtake events (before 3.4.25 and 3.5.8); unsolicited progress does not.
     if (events.length === 0 && watchId >= 0 && !created) {
       this.#revision = Math.max(this.#revision, header.revision);
     }

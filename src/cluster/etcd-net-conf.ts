@@ -13,7 +13,7 @@ import {
 } from '../net/ip.ts';
 import { Fields, type NetConf, parseNetConf } from './net-conf.ts';
 
-/** The subnets of one family that nodes take theirs from: those of this length whose base lies from `min` to `max`. */
+/** The subnets of one family that nodes choose from: those of this length with a base from `min` to `max`. */
 export interface SubnetRange {
   readonly family: Family;
   readonly length: number;
@@ -23,7 +23,7 @@ export interface SubnetRange {
 
 export interface EtcdSubnets {
   readonly v4: SubnetRange;
-  /** There whenever IPv6 is on. */
+  /** Present when IPv6 is enabled. */
   readonly v6?: SubnetRange;
 }
 
@@ -61,7 +61,7 @@ function parseRange(
   const { family } = network;
   const bits = family === 4 ? 32 : 128;
   const common = family === 4 ? 24 : 64;
-  // The first subnet stays unused, so a network has to have four for two nodes or more; each has four addresses or more.
+  // The first subnet stays unused, so two nodes need a network of four subnets; each has at least four addresses.
   const [least, most] = [network.length + 2, bits - 2];
   if (least > most) {
     mistakes.push(

@@ -38,16 +38,16 @@ import type { PeerNode } from './peer.ts';
 import { type ClusterSnapshot, Snapshots } from './snapshot.ts';
 import type { SourceHealth, SubnetManager } from './subnet-manager.ts';
 
-/** flannel's. */
+/** As flannel's. */
 const LEASE_SECONDS = 24 * 3600;
-/** Tries to take a free subnet before others do; each loses only when another node has won. */
+/** How often to try to get a free subnet; a try fails only when another node got that subnet first. */
 const RACE_TRIES = 100;
 
-/** What this machine still has of an agent before us. */
+/** What a previous agent left on this machine. */
 export interface EtcdPast {
   /** As subnet.env has them. */
   readonly podCidrs?: PerFamily<Cidr>;
-  /** Of its VTEP devices. */
+  /** Of the VTEP devices. */
   readonly vtepMac?: PerFamily<string>;
 }
 
@@ -66,7 +66,7 @@ export interface EtcdSubnetManagerOptions {
   readonly timing?: Partial<EtcdTiming>;
 }
 
-/** The subnet that is ours. */
+/** Our own subnet. */
 interface Held {
   readonly name: string;
   readonly subnets: SubnetPair;
@@ -74,24 +74,24 @@ interface Held {
   /** 0n: a reservation, which needs no renewal. */
   lease: bigint;
   value: string;
-  /** The store's when we last wrote the value, and which store that was; see the mirror. */
+  /** The store's revision when we last wrote the value, and which store that was; see the mirror. */
   revision: number;
   epoch: number;
   renewAt: number;
 }
 
 /**
- * Leases as flannel keeps them in etcd: a key for each subnet with its node's public IP and VTEP MAC, under an etcd lease
- * of 24 hours. Nodes choose their subnets themselves, and a transaction sees to it that no two choose the same.
+ * Leases as flannel keeps them in etcd: a key for each subnet, with its node's public IP and VTEP MAC, under an etcd
+ * lease of 24 hours. Nodes choose their subnets themselves; a transaction ensures that no two choose the same.
  *
- * Renewal begins after a third of the lease's time, so two thirds are left for an etcd that is down. A lease that is lost
- * all the same is taken again with the same subnet, for pods have addresses from it; if another node has it by then, a
- * person must decide, and is told.
+ * Renewal begins after a third of the lease's time, so etcd may be down for the other two thirds. A lease that is lost
+ * is taken again with the same subnet, because pods have addresses from it. If another node has that subnet by then, an
+ * alarm asks a person to decide.
  */
 export class EtcdSubnetManager implements SubnetManager {
   readonly #options: EtcdSubnetManagerOptions;
   readonly #settings: LeaseSettings;
-  /** Of all leases' keys. */
+  /** Of the keys of all leases. */
   readonly #prefix: string;
   readonly #mirror: EtcdMirror<ParsedNode>;
   readonly #snapshots: Snapshots;
@@ -135,7 +135,7 @@ export class EtcdSubnetManager implements SubnetManager {
     return this.#alarm === undefined ? health : { ...health, lastError: this.#alarm };
   }
 
-  /** Get a subnet, the one that we have or had if possible. */
+  /** Get a subnet; if possible the one that we have or had. */
   async fetchOwn(): Promise<OwnNode> {
     const { publicIps, past, nodeName, log } = this.#options;
     const ips = await publicIps();
@@ -200,13 +200,13 @@ export class EtcdSubnetManager implements SubnetManager {
     const key = this.#prefix + held.name;
     await client.call(txn, { conditions: [this.#unchanged(held)], remove: key });
     if (held.lease !== 0n) {
-      // It had only this key; what is left of it expires by itself.
+      // It had no other key, and expires by itself.
       await client
         .call(leaseRevoke, { id: held.lease })
         .catch((error: unknown) => log.debug({ why: errorText(error) }, 'could not revoke our etcd lease'));
       return;
     }
-    // A reservation is the administrator's: the subnet stays put aside for this address.
+    // A reservation is the administrator's: the subnet stays reserved for this address.
     const value = JSON.stringify({ PublicIP: this.#publicIp, PublicIPv6: null });
     await client.call(txn, { conditions: [{ key, createRevision: 0, is: 'equal' }], put: { key, value } });
   }
@@ -240,7 +240,7 @@ export class EtcdSubnetManager implements SubnetManager {
       const choice = chooseSubnet(claims, ranges, { publicIp, previous, vtepMac: deviceMac });
       for (const { key, kv, publicIp: whose, subnets } of claims) {
         if (whose !== publicIp || (subnets && fitsRanges(subnets, ranges))) continue;
-        log.warn({ key }, 'our lease does not fit the network configuration any more: deleted');
+        log.warn({ key }, 'deleted our lease, which no longer fits the network configuration');
         await this.#options.client.call(txn, {
           conditions: [this.#unchanged({ name: key, createRevision: kv.createRevision })],
           remove: kv.key,
@@ -249,7 +249,7 @@ export class EtcdSubnetManager implements SubnetManager {
       const known = choice.kind === 'reuse' ? choice.lease.vtepMac : {};
       const part = (family: 'v4' | 'v6'): LeasePart => ({
         publicIp: ips[family]!,
-        // Never without it: a peer that is flannel takes the lease as it finds it.
+        // Always with a MAC: flannel peers use the lease as it is.
         ...(this.#settings.vni !== undefined && {
           vtepMac: known[family] ?? deviceMac?.[family] ?? randomMac(),
         }),
@@ -273,14 +273,14 @@ export class EtcdSubnetManager implements SubnetManager {
     throw new RipstopError(`other nodes took every free subnet first, ${RACE_TRIES} times; trying again`);
   }
 
-  /** Take a subnet that is free as of the revision; undefined when it no longer is. */
+  /** Take a subnet that was free at this revision; undefined when it no longer is. */
   async #create(subnets: SubnetPair, value: string, revision: number): Promise<Held | undefined> {
     const { client } = this.#options;
     const name = formatSubnetKey(subnets);
     const key = this.#prefix + name;
     const { id, ttl } = await this.#grant();
     const base = `${this.#prefix}${subnets.v4.base}-`;
-    // Keys of one IPv4 subnet stand together, whatever IPv6 one is beside it; of IPv6 subnets nothing new at all may have come.
+    // The keys of one IPv4 subnet have a common prefix, whatever IPv6 subnet they name. For IPv6 no key may be new.
     const conditions: Condition[] = [
       { key: base, rangeEnd: prefixEnd(base), createRevision: 0, is: 'equal' },
       ...(subnets.v6
@@ -311,7 +311,7 @@ export class EtcdSubnetManager implements SubnetManager {
     };
   }
 
-  /** Have our own lease say `value` and last; undefined when it is gone by now. */
+  /** Renew our own lease and write `value`; undefined when it is gone by now. */
   async #reuse(kv: KeyValue, name: string, subnets: SubnetPair, value: string): Promise<Held | undefined> {
     const { client } = this.#options;
     let { lease } = kv;
@@ -338,7 +338,7 @@ export class EtcdSubnetManager implements SubnetManager {
     return this.#options.client.call(leaseGrant, { ttl: this.#options.leaseSeconds ?? LEASE_SECONDS });
   }
 
-  /** Still the key that we know, and not one that was made anew. */
+  /** The key is the one that we know, not one that was created again. */
   #unchanged({ name, createRevision }: Pick<Held, 'name' | 'createRevision'>): Condition {
     return { key: this.#prefix + name, createRevision, is: 'equal' };
   }
@@ -353,7 +353,7 @@ export class EtcdSubnetManager implements SubnetManager {
     this.#alarm = undefined;
   }
 
-  /** Our lease as it was left by an agent before us. */
+  /** Our lease as a previous agent left it. */
   async #find(): Promise<Held | undefined> {
     const { publicIps, past, netConf } = this.#options;
     const { v4: publicIp = '' } = await publicIps();
@@ -375,7 +375,7 @@ export class EtcdSubnetManager implements SubnetManager {
     yield { name, uid, kind: 'ignored', reason: this.#alarm, alarm: 'subnet_lost' };
   }
 
-  /** Our own lease goes by our name; another one of our address is no peer. */
+  /** Gives our own lease our name; another lease of our address is no peer. */
   #named(node: ParsedNode): ParsedNode {
     const { nodeName: name } = this.#options;
     const held = this.#held;
@@ -393,16 +393,16 @@ export class EtcdSubnetManager implements SubnetManager {
     const held = this.#held;
     if (!held || !this.#mirror.synced) return;
     const { epoch, revision } = this.#mirror;
-    // What we wrote ourselves may not have come back yet.
+    // Our own write may not have come back yet.
     if (epoch === held.epoch && revision < held.revision) return;
     held.epoch = epoch;
     const kv = this.#mirror.items.get(held.name)?.kv;
     if (kv?.createRevision !== held.createRevision) {
-      this.#lost(kv ? 'it was deleted and made anew' : 'it expired or was deleted');
+      this.#lost(kv ? 'it was deleted and created again' : 'it expired or was deleted');
       return;
     }
     if (kv.lease === held.lease || kv.modRevision <= held.revision) return;
-    // Somebody made a reservation of it, or a lease: renew that.
+    // Somebody turned it into a reservation, or gave it another etcd lease: renew that one.
     held.lease = kv.lease;
     held.renewAt = 0;
   }
@@ -426,7 +426,7 @@ export class EtcdSubnetManager implements SubnetManager {
     }
   }
 
-  /** The etcd lease is gone; the key may have another by now. */
+  /** The etcd lease is gone; the key may have another one by now. */
   async #verify(held: Held): Promise<void> {
     const { kvs } = await this.#options.client.call(range, { key: this.#prefix + held.name });
     const [kv] = kvs;
@@ -443,7 +443,7 @@ export class EtcdSubnetManager implements SubnetManager {
     });
   }
 
-  /** Take our subnet again, for as long as it may last: nothing else will do for the pods that run here. */
+  /** Take our subnet again, however long that takes: the pods here have addresses from it. */
   async #recover(signal: AbortSignal): Promise<void> {
     const { log } = this.#options;
     for (let delayMs = 100; !signal.aborted && this.#held; delayMs = Math.min(delayMs * 2, 15_000)) {
@@ -459,14 +459,14 @@ export class EtcdSubnetManager implements SubnetManager {
         this.#alarm ??= `our lease in etcd is lost, and cannot be taken again: ${errorText(error)}`;
       }
       if (this.#alarm !== undefined && this.#alarm !== before) {
-        log.error({ alarm: this.#alarm }, 'our lease in etcd needs a look');
+        log.error({ alarm: this.#alarm }, 'our lease in etcd needs attention');
         this.#changed();
       }
       await sleep(delayMs * (0.5 + Math.random() / 2), undefined, { signal }).catch(() => {});
     }
   }
 
-  /** One try; undefined when it failed, with an alarm when another node has the subnet. */
+  /** One attempt; undefined when it failed, with an alarm when another node has the subnet. */
   async #retake({ name, subnets, value }: Held): Promise<Held | undefined> {
     const { claims, revision } = await this.#list();
     const mine = claimOf(
@@ -486,23 +486,24 @@ export class EtcdSubnetManager implements SubnetManager {
     const ours = Object.values(subnets).map(formatCidr).join(', ');
     this.#alarm =
       `the subnet ${ours} of this node went to ${other.publicIp ?? other.key} in etcd after our lease was lost; ` +
-      `our pods keep their addresses, which others now reach there: drain this node, delete subnet.env and restart ripstop to get a new subnet, ` +
+      `our pods keep their addresses, which others now reach there: ` +
+      `drain this node, delete subnet.env and restart ripstop to get a new subnet, ` +
       `or delete the key ${this.#prefix}${other.key} to get it back`;
     return undefined;
   }
 }
 
 function renewalTime(ttlSeconds: number): number {
-  // Each node its own time, or all that started together would come back together.
+  // Each node has its own time, or all that started together would renew together.
   return performance.now() + ((ttlSeconds * 1000) / 3) * (0.8 + Math.random() * 0.2);
 }
 
-/** How long to wait for etcd's answer before going on with what it said the last time. */
+/** How long to wait for etcd before the copy of its last answer is used. */
 const ANSWER_MS = 3000;
 
 /**
- * The network configuration from etcd, waited for as long as it is missing or broken.
- * @param copy a file with what etcd said the last time, for a start while etcd is down.
+ * The network configuration from etcd. Waits while it is missing or broken.
+ * @param copy a file with etcd's last answer, for a start while etcd is down.
  * @returns undefined when the signal came first.
  */
 export async function waitForEtcdNetConf(
@@ -533,7 +534,7 @@ export async function waitForEtcdNetConf(
           ? await readIfThere(copy)
           : undefined;
       if (text !== undefined) {
-        log.warn({ file: copy }, 'etcd does not answer: going on with the network configuration of before');
+        log.warn({ file: copy }, 'etcd does not answer: using the last known network configuration');
         return parseEtcdNetConf(text, copy!);
       }
       await sleep(delayMs * (0.5 + Math.random()), undefined, { signal }).catch(() => {});

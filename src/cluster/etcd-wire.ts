@@ -133,7 +133,7 @@ class Decoded {
 export interface KeyValue {
   readonly key: string;
   readonly value: string;
-  /** When the key came to be; another number is another incarnation of it. */
+  /** When the key was created; another number means that it was deleted and created again. */
   readonly createRevision: number;
   readonly modRevision: number;
   /** 0n: none, so the key never expires. */

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
  * Alarms as Kubernetes Events on the Node concerned, where `kubectl describe node` shows them. Every node sees the same
- * alarms; which one reports an alarm follows from the alarm and the nodes alone, so that one does, and without talking.
+ * alarms, and one of them reports each: which one follows from the alarm and the nodes' names, without coordination.
  */
 import { createHash } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -11,9 +11,9 @@ import { type ApiClient, ApiError } from './api-client.ts';
 import type { PeerAlarm } from './peer.ts';
 
 export interface EventTiming {
-  /** An alarm that lasts is told again this often: the API server forgets Events after an hour. */
+  /** How often a lasting alarm is reported again: the API server forgets Events after an hour. */
   readonly repeatMs: number;
-  /** So many may go out at once… */
+  /** How many may be sent at once… */
   readonly burst: number;
   /** …and then one in this time. */
   readonly refillMs: number;
@@ -34,7 +34,7 @@ interface Told {
 
 /**
  * Which node reports an alarm: the one with the highest hash of both (rendezvous hashing), so that a node that comes or
- * goes moves only its own alarms. Never the node concerned, which may be no good, and does not see all that others do.
+ * goes moves only its own alarms. Never the node concerned: it may be broken, and does not see all that others do.
  * @param reporters the names of all nodes that run ripstop.
  */
 export function reporterOf(
@@ -60,7 +60,7 @@ export function eventReason(kind: string): string {
   return kind.replaceAll(/(?:^|_)([a-z])/g, (_, letter: string) => letter.toUpperCase());
 }
 
-/** Tells the API server of this node's share of the alarms, at its own pace. */
+/** Reports this node's share of the alarms to the API server, at a limited rate. */
 export class AlarmEvents {
   readonly #client: ApiClient;
   readonly #self: string;
@@ -72,7 +72,7 @@ export class AlarmEvents {
   readonly #told = new Map<string, Told>();
   #tokens: number;
   #countedAtMs = performance.now();
-  /** In a row. An API server that has only just started forbids everything for a moment, until it has read the roles. */
+  /** In a row. An API server that has just started forbids everything until it has read the roles. */
   #refusals = 0;
   #sending: Promise<void> | undefined;
 
@@ -95,7 +95,7 @@ export class AlarmEvents {
     if (alarms.length > 0) {
       const names = [...reporters()];
       for (const alarm of alarms) {
-        // Without a UID it has no Node that could be pointed to.
+        // Without a UID there is no Node for the Event to refer to.
         if (alarm.uid === '' || reporterOf(alarm, names) !== this.#self) continue;
         const name = eventName(alarm);
         if (!lasting.has(name)) lasting.set(name, alarm);
@@ -123,7 +123,7 @@ export class AlarmEvents {
     return undefined;
   }
 
-  /** One after the other, until all that is due is told. */
+  /** One after the other, until all that are due have been sent. */
   async #send(): Promise<void> {
     const { signal } = this.#stop;
     for (let due = this.#due(); due && !signal.aborted; due = this.#due()) {
@@ -140,11 +140,12 @@ export class AlarmEvents {
         if (refused && this.#refusals === 2) {
           this.#log.warn(
             { why: error.message },
-            'may not write Events, so alarms stand in `ripstop status`, the metrics and this log only; grant create and patch on events',
+            'not allowed to write Events, so alarms are only in `ripstop status`, the metrics and this log; ' +
+              'grant create and patch on events',
           );
         }
         this.#log.debug({ why: errorText(error) }, 'cannot write an Event; trying again');
-        // One that the server will never take must not keep the others waiting.
+        // An Event that the server always refuses must not hold up the others.
         if (error instanceof ApiError && error.status === 422)
           this.#note(...due, { firstTimestamp: '', count: 0 });
         const waitMs = this.#refusals < 2 ? retryMs : repeatMs;

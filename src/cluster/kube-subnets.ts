@@ -20,19 +20,19 @@ import { Reflector, type ReflectorTiming } from './reflector.ts';
 import { type ClusterSnapshot, Snapshots } from './snapshot.ts';
 import type { SourceHealth, SubnetManager } from './subnet-manager.ts';
 
-/** Of a page of Nodes, the share without podCIDRs from which whole Nodes cost less than a request for each of those. */
+/** When a larger share of a page's Nodes lacks podCIDRs, listing whole Nodes costs less than a request for each. */
 const MANY = 0.1;
 
 /**
  * Leases as annotations of the cluster's Nodes; each node's subnet is its podCIDR.
  *
- * Of other Nodes only the metadata is watched, a fraction of the whole. Their podCIDRs, which stand in the spec, are
- * there as an annotation if ripstop runs on them; the rest, plain flannel's, are read whole, once. Our own Node is
- * watched whole, by itself: for its addresses, and to restore at once what somebody changes.
+ * Only the metadata of other Nodes is watched, a fraction of the whole. The podCIDRs are in the spec, but ripstop nodes
+ * publish them as an annotation too; the other Nodes, plain flannel's, are read whole, once. Our own Node is watched
+ * whole, by itself: for its addresses, and to restore at once what somebody changes.
  *
- * Trust: a lease is the word of whoever may patch the Node's status, and sends that node's traffic where it says. The spec's
- * podCIDRs are the control plane's word; so an annotation of them that would touch another node's traffic is not believed
- * before the spec has been read.
+ * Trust: whoever may patch a Node's status can change its lease, and so redirect that node's traffic. The podCIDRs in
+ * the spec come from the control plane. So an annotation of podCIDRs that would affect another node's traffic is not
+ * believed before the spec has been read.
  */
 export class KubeSubnetManager implements SubnetManager {
   readonly #client: ApiClient;
@@ -43,7 +43,7 @@ export class KubeSubnetManager implements SubnetManager {
   readonly #fetcher: PodCidrFetcher;
   readonly #events: AlarmEvents;
   readonly #snapshots: Snapshots;
-  /** UIDs of nodes whose annotation is not believed; undefined when that is to be found out anew. */
+  /** UIDs of nodes whose annotation is not believed; undefined after a change, until it is asked for. */
   #doubtful: ReadonlySet<string> | undefined;
   #onChange: () => void = () => {};
   #synced = false;
@@ -73,7 +73,7 @@ export class KubeSubnetManager implements SubnetManager {
       listWhole: (page) => page.filter((record) => this.#lacks(record, NOBODY)).length > page.length * MANY,
       project: (object) => {
         const record = recordOf(object, settings, (uid, podCidrs) => this.#fetcher.learn(uid, podCidrs));
-        // Between the pages of the first list there is time; after the last one everybody waits.
+        // Parse between the pages of the first list: after the last page everybody waits.
         if (!this.#all.synced) this.#parse(record, NOBODY);
         return record;
       },
@@ -108,11 +108,11 @@ export class KubeSubnetManager implements SubnetManager {
   get health(): SourceHealth {
     const { connected, lastEventAgeMs, lastError } = this.#all.health;
     const own = this.#own.health;
-    const trouble = lastError ?? own.lastError ?? this.#fetcher.lastError;
+    const error = lastError ?? own.lastError ?? this.#fetcher.lastError;
     return {
       connected: connected && own.connected,
       ...(lastEventAgeMs !== undefined && { lastEventAgeMs }),
-      ...(trouble !== undefined && { lastError: trouble }),
+      ...(error !== undefined && { lastError: error }),
     };
   }
 
@@ -152,8 +152,8 @@ export class KubeSubnetManager implements SubnetManager {
   }
 
   /**
-   * The first time that all Nodes were listed and none is left whose podCIDRs may yet be had: a peer from before our
-   * start that is still unknown must not look like one that is gone.
+   * In sync from the first time that all Nodes are listed and no podCIDRs are outstanding: a peer from before our start
+   * that is still unknown must not look like one that is gone.
    */
   #changed(): void {
     this.#doubtful = undefined;

@@ -8,7 +8,7 @@ import type { SourceHealth } from './subnet-manager.ts';
 /** How to list and watch one kind of server. */
 export interface ListWatchSource {
   /**
-   * Get everything anew, and take it over only when it is complete.
+   * Get everything, and take it over only when it is complete.
    * @returns whether anything differs from before.
    */
   list(signal: AbortSignal): Promise<boolean>;
@@ -34,9 +34,9 @@ export interface Fault {
 }
 
 /**
- * List once, then watch, for ever. When a watch ends, the next one goes on from what was last seen, so nothing is missed
- * and nothing is listed again. A new list comes only when that is impossible or in doubt. After a fault comes a pause;
- * what is known stays: a fault of the server costs freshness, never state.
+ * List once, then watch, for ever. When a watch ends, the next one continues from what was last seen, so nothing is
+ * missed and nothing is listed again. It lists again only when that is impossible or in doubt. After a fault it backs
+ * off, and what is known stays: a fault of the server costs freshness, never state.
  */
 export class ListWatch {
   readonly #source: ListWatchSource;
@@ -142,7 +142,7 @@ export class ListWatch {
   #noteFault(error: unknown): number {
     const { text, relist, retryAfterMs, nobodyThere } = this.#source.faultOf(error);
     if (relist) this.#listNext = true;
-    // A node that has just started waits for its kube-proxy, and for nobody else. Later the whole cluster may be waiting.
+    // A node that has just started waits only for its own kube-proxy. Later the whole cluster may be waiting.
     const failures = nobodyThere && !this.#synced ? 0 : this.#failures;
     const delayMs = backoffMs(this.#timing, failures, retryAfterMs);
     this.#failures++;

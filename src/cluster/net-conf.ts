@@ -12,7 +12,7 @@ export interface PlainBackend {
   readonly type: 'host-gw' | 'alloc';
 }
 
-/** flannel's vxlan backend. Of its options GBP and Learning are refused: no packet of the fast path would honour them. */
+/** flannel's vxlan backend. Its options GBP and Learning are refused: the fast path would not honour them. */
 export interface VxlanBackend {
   readonly type: 'vxlan';
   readonly vni: number;
@@ -23,7 +23,7 @@ export interface VxlanBackend {
   readonly directRouting: boolean;
 }
 
-/** net-conf.json, validated; a network is there whenever its family is enabled. */
+/** net-conf.json, validated; a family is enabled when its network is present. */
 export interface NetConf {
   readonly enableIpv4: boolean;
   readonly enableIpv6: boolean;
@@ -42,7 +42,8 @@ export async function readNetConf(file: string): Promise<NetConf> {
     text = await readFile(file, 'utf8');
   } catch (error) {
     throw new RipstopError(
-      `cannot read the network configuration ${file}: ${errorText(error)}; mount flannel's ConfigMap there or name it with --net-conf`,
+      `cannot read the network configuration ${file}: ${errorText(error)}; ` +
+        `mount flannel's ConfigMap there or name it with --net-conf`,
       { cause: error },
     );
   }
@@ -83,7 +84,7 @@ export function parseNetConf(text: string, source = 'net-conf.json'): NetConf {
 /** IPv4 hosts need not receive more than 576 bytes (RFC 791); IPv6 in a tunnel over IPv6 takes 1280 (RFC 8200) + 70. */
 const leastMtu = { ipv4: 576, ipv6: 1350 };
 
-/** Why flannel's other backends are not here, for whoever has one of them. */
+/** Why flannel's other backends are not supported. */
 const otherBackends: Readonly<Record<string, string>> = {
   udp: 'flannel itself keeps it for debugging only',
   ipip: 'its packets are no VXLAN',
@@ -113,7 +114,8 @@ function parseBackend(json: unknown, enableIpv6: boolean, mistakes: string[]): B
   }
   if (fields.boolean('Learning', false)) {
     mistakes.push(
-      'Backend.Learning true is not supported: where peers are comes from their leases, and a device that learns believes any sender; leave it out',
+      'Backend.Learning true is not supported: leases say where peers are, ' +
+        'and a device that learns believes any sender; leave it out',
     );
   }
   const mtu = fields.integer('MTU', 0, 0, 65_535);

@@ -19,13 +19,13 @@ import type { BackendType, NetConf } from './net-conf.ts';
 import type { AlarmKind, Peer, PeerNode } from './peer.ts';
 
 /**
- * What a Node object means. `ignored` with an alarm is a peer that we cannot speak to, which someone should know; of a
- * `pending` one not all is known yet.
+ * What a Node object means. `ignored` with an alarm: a peer that we cannot talk to, which someone should know;
+ * `pending`: not everything about it is known yet.
  */
 export type ParsedNode = {
   readonly name: string;
   readonly uid: string;
-  /** An annotation of ripstop's own says that it runs here. */
+  /** It has an annotation of ripstop's, so ripstop runs there. */
   readonly ripstop?: true;
 } & (
   | { readonly kind: 'peer'; readonly peer: PeerNode; readonly mistaken?: string }
@@ -34,7 +34,7 @@ export type ParsedNode = {
   | { readonly kind: 'malformed'; readonly reason: string; readonly alarm: AlarmKind }
 );
 
-/** What a lease must agree with. A family is enabled when its network is there. */
+/** What a lease must agree with. A family is enabled when its network is present. */
 export interface LeaseSettings {
   readonly keys: AnnotationKeys;
   readonly backend: BackendType;
@@ -44,7 +44,7 @@ export interface LeaseSettings {
   readonly ipv6Network?: Cidr;
 }
 
-/** @throws RipstopError when the annotation prefix is no such thing. */
+/** @throws RipstopError when the annotation prefix is not valid. */
 export function leaseSettings(netConf: NetConf, annotationPrefix?: string): LeaseSettings {
   return {
     keys: annotationKeys(annotationPrefix),
@@ -78,15 +78,15 @@ export const nodeSchema = z.object({
 
 export type NodeObject = z.infer<typeof nodeSchema>;
 
-/** flannel wrote no VNI in its early versions; such a node means the cluster's. Unknown members are skipped. */
+/** Early versions of flannel wrote no VNI; it is the cluster's then. Unknown members are skipped. */
 const backendDataSchema = z.object({
   VNI: z.int().min(0).max(0xff_ffff).optional(),
   VtepMAC: z.string(),
 });
 
 /**
- * Read a Node object, which anyone who may patch Nodes can write, into what it means for the data plane. Never throws:
- * whatever is wrong is said in `reason`.
+ * What a Node object, which anyone who may patch Nodes can write, means for the data plane. Never throws: `reason` says
+ * what is wrong.
  */
 export function parseNode(node: unknown, settings: LeaseSettings): ParsedNode {
   const parsed = nodeSchema.safeParse(node);
@@ -148,7 +148,7 @@ export function readLease(node: NodeFacts, podCidrs: string, settings: LeaseSett
           : 'no lease published for an address family that this cluster uses';
       return { ...identity, kind: 'ignored', reason, alarm: 'no_lease' };
     }
-    // Written out: objects built of spreads take more memory, and there are many.
+    // Written out, because an object made by spreading takes more memory, and there are many.
     const peer: PeerNode =
       v4 && v6
         ? { name, uid, createdAt, v4, v6 }
@@ -232,7 +232,7 @@ export function overwriteOf(
 
 /**
  * A published underlay address, canonical.
- * @throws RipstopError when it is none of this family, or one that no tunnel can end at.
+ * @throws RipstopError when it is of another family, or no tunnel can end there.
  */
 export function parsePublicIp(family: Family, key: string, text: string | undefined): string {
   if (text === undefined) throw new RipstopError(`${key} is missing`);
@@ -275,7 +275,7 @@ export function parseBackendData(key: string, text: string | undefined, vni: num
   return vtepMac;
 }
 
-/** A malformed object's name and UID as far as they can be had, so that its last good state is found again. */
+/** A malformed object's name and UID if they can be read, so that its last good lease is found again. */
 function looseIdentity(node: unknown): { name: string; uid: string } {
   const schema = z.object({ metadata: z.object({ name: z.string().catch(''), uid: z.string().catch('') }) });
   const parsed = schema.safeParse(node);

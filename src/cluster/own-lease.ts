@@ -28,7 +28,7 @@ import {
 export interface OwnNode {
   readonly name: string;
   readonly uid: string;
-  /** As in the spec, not yet held against the network; see {@link ownPodCidrs}. */
+  /** As in the spec, not yet checked against the network; see {@link ownPodCidrs}. */
   readonly podCidrs: readonly Cidr[];
   /** The annotations that a lease consists of or is steered by. */
   readonly annotations: Readonly<Record<string, string>>;
@@ -47,7 +47,7 @@ export interface LeasePart {
   readonly publicIp: string;
   /** With vxlan. */
   readonly vtepMac?: string;
-  /** The device takes packets without an outer UDP checksum over IPv6; left out: it does, as all that we make. */
+  /** Whether the device accepts packets without an outer UDP checksum over IPv6. Default: true, as our devices do. */
   readonly zeroChecksum?: boolean;
 }
 
@@ -98,7 +98,8 @@ function ownPodCidr(own: OwnNode, family: Family, networks: readonly Cidr[]): Ci
   if (!cidr) throw withoutPodCidr(own, family, networks);
   if (!cidrCovers(network, cidr)) {
     throw new RipstopError(
-      `node ${own.name} has podCIDR ${formatCidr(cidr)}, which is outside the network ${formatCidr(network)} of net-conf.json; ` +
+      `node ${own.name} has podCIDR ${formatCidr(cidr)}, ` +
+        `which is outside the network ${formatCidr(network)} of net-conf.json; ` +
         `make net-conf.json agree with kube-controller-manager's --cluster-cidr`,
     );
   }
@@ -112,16 +113,19 @@ function withoutPodCidr(own: OwnNode, family: Family, networks: readonly Cidr[])
   const hint =
     present === ''
       ? ''
-      : `; it already has ${present}, to which Kubernetes adds nothing: delete the Node and let the kubelet register it again`;
+      : `; it already has ${present}, to which Kubernetes adds nothing: ` +
+        `delete the Node and let the kubelet register it again`;
   return new RipstopError(
-    `node ${own.name} has no ${networks.length > 1 || family === 6 ? `IPv${family} ` : ''}podCIDR: kube-controller-manager assigns it when it runs with ` +
-      `--allocate-node-cidrs=true --cluster-cidr=${clusterCidr} (kubeadm init --pod-network-cidr=${clusterCidr})${hint}`,
+    `node ${own.name} has no ${networks.length > 1 || family === 6 ? `IPv${family} ` : ''}podCIDR: ` +
+      `kube-controller-manager assigns it when it runs with ` +
+      `--allocate-node-cidrs=true --cluster-cidr=${clusterCidr} ` +
+      `(kubeadm init --pod-network-cidr=${clusterCidr})${hint}`,
   );
 }
 
 /**
- * VNI and MAC as flannel writes them: compact, keys in this order, for its own parser splits the text. Backends without a
- * VTEP have no data: `null`.
+ * VNI and MAC as flannel writes them: compact and with the keys in this order, because its parser splits the text.
+ * Backends without a VTEP have no data: `null`.
  */
 export function formatBackendData(vni: number | undefined, vtepMac: string | undefined): string {
   return vni === undefined ? 'null' : JSON.stringify({ VNI: vni, VtepMAC: vtepMac });
@@ -134,9 +138,9 @@ export interface LeasePatch {
 }
 
 /**
- * What must change on our Node for it to show `lease`, or undefined when it already does. A family's part that we no longer
- * have is taken back, so that peers stop sending to it; the user's own annotations are never touched.
- * @param now time stamp of the condition.
+ * The patch that makes our Node show `lease`; undefined when it already does. A family's part that we no longer have is
+ * removed, so that peers stop sending to it. The user's own annotations are never touched.
+ * @param now the condition's time.
  * @throws RipstopError when the user's `public-ip-overwrite` is no address.
  */
 export function leasePatch(
@@ -181,7 +185,7 @@ export async function publishLease(
 }
 
 /**
- * Take back all that this node has published about itself. The user's own annotations stay.
+ * Remove everything that this node has published about itself. The user's own annotations stay.
  * @throws ApiError when the API server refuses.
  */
 export async function withdrawLease(client: ApiClient, own: OwnNode, { keys }: LeaseSettings): Promise<void> {

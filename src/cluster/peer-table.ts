@@ -19,9 +19,9 @@ export interface OwnSubnets {
 /**
  * Resolves conflicts: from all nodes to the peers that the data plane may trust.
  *
- * Each update looks at the whole cluster, so the result depends on what is there, not on the order in which it came: when a
- * conflict's loser is deleted nothing changes, when its winner is deleted the loser gets in. Only each node's last good
- * lease is remembered, for as long as its annotations are broken.
+ * Each update looks at the whole cluster, so the result depends on what is there, not on the order in which it came:
+ * when a conflict's loser is deleted nothing changes, when its winner is deleted the loser gets in. Only each node's
+ * last good lease is remembered, for as long as its annotations are broken.
  */
 export class PeerTable {
   /** Each node's last good lease. */
@@ -75,9 +75,9 @@ function quarantine(reason: string, good: PeerNode | undefined): string {
 }
 
 /**
- * Of two nodes that claim the same addresses the older gets them; the younger one loses that family's part. The alarm is about
- * the younger, also when that is the node that looks: so all nodes have the same alarms.
- * @param ourself the node that looks, as the others see it.
+ * Of two nodes that claim the same addresses the older gets them; the younger one loses that family's part. The
+ * alarm is about the younger one, even when that is this node: so all nodes have the same alarms.
+ * @param ourself this node as the others see it.
  */
 function settleClaims(
   nodes: PeerNode[],
@@ -117,8 +117,8 @@ function byAge(a: PeerNode, b: PeerNode): number {
 }
 
 /**
- * Two live peers with one address or one MAC break each other's tunnel. But a Node object also outlives its machine, while
- * another machine already has the address. To refuse the younger node would cut off a machine that is there: only warn.
+ * Two live peers with one address or one MAC break each other's tunnel. But a Node object may also outlive its machine
+ * while another machine has the address already. To refuse the younger node would cut off a live machine, so only warn.
  */
 function alarmAboutSharedVteps(nodes: readonly PeerNode[], alarms: PeerAlarm[]): void {
   const holdersOf = (): Record<Family, Map<string, string>> => ({ 4: new Map(), 6: new Map() });

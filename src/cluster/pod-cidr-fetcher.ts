@@ -37,7 +37,7 @@ export const FETCH_TIMING: FetchTiming = {
   retryAfterMaxMs: 60_000,
 };
 
-/** `empty` it has no podCIDR yet · `gone` there is no such Node · `refused` asking again helps little · `failed` it may */
+/** `empty`: no podCIDR yet · `gone`: no such Node · `refused`: a retry hardly helps · `failed`: a retry may help */
 interface Attempt {
   readonly outcome: 'empty' | 'gone' | 'refused' | 'failed';
   readonly error?: string;
@@ -47,8 +47,8 @@ interface Attempt {
 }
 
 /**
- * Gets the podCIDRs of Nodes that do not publish them as an annotation, which are plain flannel's, by reading those Nodes
- * whole, each once. What was learned of a UID holds for good: Kubernetes never changes podCIDRs that are set.
+ * Gets the podCIDRs of Nodes that do not publish them as an annotation (plain flannel's): reads each of those Nodes
+ * whole, once. What is known of a UID stays true: Kubernetes never changes podCIDRs that are set.
  */
 export class PodCidrFetcher {
   readonly #client: ApiClient;
@@ -65,7 +65,7 @@ export class PodCidrFetcher {
 
   /**
    * @param wanted which Nodes lack their podCIDRs now.
-   * @param onChange something was learned, or could not be. Should only take a note.
+   * @param onChange something is known now, or could not be read. Should only take a note.
    */
   constructor(options: {
     client: ApiClient;
@@ -91,7 +91,7 @@ export class PodCidrFetcher {
     if (podCidrs !== '' && !this.#known.has(uid)) this.#known.set(uid, podCidrs);
   }
 
-  /** Drop what was learned of Nodes that are no more, now and then. */
+  /** Forget Nodes that no longer exist, now and then. */
   forget(existing: ReadonlyMap<string, unknown>): void {
     if (this.#known.size < 2 * existing.size + 1000) return;
     for (const uid of this.#known.keys()) if (!existing.has(uid)) this.#known.delete(uid);
@@ -107,7 +107,7 @@ export class PodCidrFetcher {
     return this.#attempts.get(uid)?.error;
   }
 
-  /** Whether all that can be known now of Nodes that lack their podCIDRs is known. */
+  /** Whether nothing more can be found out now about Nodes that lack their podCIDRs. */
   get settled(): boolean {
     return this.#wanted().every(({ uid }) => (this.#attempts.get(uid)?.outcome ?? 'failed') !== 'failed');
   }
@@ -155,7 +155,7 @@ export class PodCidrFetcher {
     }
   }
 
-  /** Those to ask for now; those that failed most often come last, so that they hold up nobody. */
+  /** The Nodes to ask for now; those that failed most often come last, so that they do not hold up the others. */
   #due(): BareNode[] {
     const wanted = this.#wanted();
     const attempts = new Map<string, Attempt>();
@@ -184,7 +184,7 @@ export class PodCidrFetcher {
     await sleep(settleMs, undefined, { signal }).catch(() => {});
   }
 
-  /** @returns the failure that ended it: an API server that fails is not asked for the rest at once. */
+  /** @returns the failure that ended it: a failing API server is not asked for the rest at once. */
   async #fetch(due: readonly BareNode[], signal: AbortSignal): Promise<Error | undefined> {
     const queue = due.values();
     let failure: Error | undefined;
@@ -198,7 +198,7 @@ export class PodCidrFetcher {
     return failure;
   }
 
-  /** @returns why it is worth while to wait and try again. */
+  /** @returns the error, when a retry may help. */
   async #fetchOne(node: BareNode, signal: AbortSignal): Promise<Error | undefined> {
     const { name, uid, resourceVersion } = node;
     const { deadlineMs, recheckMs, refusedMs } = this.#timing;
@@ -220,7 +220,7 @@ export class PodCidrFetcher {
       const { metadata, spec } = read.data;
       const podCidrs = podCidrsText(spec);
       this.learn(metadata.uid, podCidrs);
-      // Another UID: ours is no more, as the watch will tell.
+      // Another UID: the Node that we asked for is gone, as the watch will tell.
       if (metadata.uid !== uid) note('gone', recheckMs);
       else if (podCidrs === '') note('empty', recheckMs);
       return undefined;

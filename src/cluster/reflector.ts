@@ -24,9 +24,9 @@ import type { SourceHealth } from './subnet-manager.ts';
  * It lists page by page, then watches (see {@link ListWatch}). A new list comes only after a 410, an ERROR or a frame
  * that cannot be read.
  *
- * A connection that is open but dead is the worst of faults, because it looks like a quiet cluster. Three limits find it:
- * TCP keep-alive (about 25 s) when the host is gone, the idle limit when only the server process hangs, and the watch's
- * own lifetime. A watch that was idle or reached its lifetime is renewed at once.
+ * A connection that is open but dead is the worst fault, because it looks like a quiet cluster. Three limits find it:
+ * TCP keep-alive (about 25 s) when the host is gone, the idle limit when only the server process hangs, and the
+ * watch's own lifetime. A watch that was idle or reached its lifetime is renewed at once.
  */
 export class Reflector<T> {
   readonly #options: ReflectorOptions<T>;
@@ -219,14 +219,14 @@ export interface ReflectorOptions<T> {
   /** Selectors, e.g. `{ fieldSelector: 'spec.nodeName=a' }`. */
   readonly query?: Query;
   /**
-   * Ask for the metadata alone. `project` then gets objects of kind PartialObjectMetadata, but whole ones from a server that
-   * does not know how, and where `listWhole` wants them.
+   * Ask only for the metadata. `project` then gets objects of kind PartialObjectMetadata, but whole objects from a
+   * server that cannot do that, and where `listWhole` wants them.
    */
   readonly metadataOnly?: boolean;
-  /** With each page of a list of metadata: whether it and those after it shall come whole instead. */
+  /** Asked with each page of a list of metadata: whether to get this page and the next ones whole. */
   listWhole?(this: void, page: readonly T[]): boolean;
   /**
-   * From an object, fresh from JSON, to the little that is kept of it, plain data. Should not throw: that counts as a fault.
+   * Gives the little that is kept of an object; see {@link ItemStore}. Should not throw: that counts as a fault.
    */
   project(this: void, object: unknown): T;
   /** A value in `items` differs, or they are complete for the first time. Should only take a note. */
@@ -248,7 +248,7 @@ export interface ReflectorTiming extends BackoffTiming {
   readonly watchSecondsMax: number;
   /** How long past its lifetime a watch may linger. */
   readonly watchGraceMs: number;
-  /** A watch without a byte for so long is renewed. Bookmarks come once a minute; a quiet cluster renews a little often. */
+  /** After so long without a byte a watch is renewed. Bookmarks come once a minute, so a quiet cluster renews often. */
   readonly idleMs: number;
   /** A watch that lived so long proves that all is well. */
   readonly healthyAfterMs: number;
@@ -259,7 +259,7 @@ function partialMetadata(kind: 'PartialObjectMetadata' | 'PartialObjectMetadataL
   return `application/json;as=${kind};g=meta.k8s.io;v=v1,application/json`;
 }
 
-/** Together they bring a node back within 60 s of the API server's return: 20 s back-off + 15 s for an attempt under way. */
+/** A node is back within 60 s of the API server's return: 20 s of back-off and 15 s for the current attempt. */
 export const DEFAULT_TIMING: ReflectorTiming = {
   // A page of whole Nodes is read and parsed at once, and has 2 MB.
   pageSize: 100,
@@ -277,9 +277,10 @@ export const DEFAULT_TIMING: ReflectorTiming = {
 };
 
 /**
- * `gone` the version to watch from is too old · `frame` garbage, truncated or of a wrong shape · `stream_error` an ERROR in
- * the stream · `auth` 401, 403 · `status` any other HTTP status · `unreachable` no connection, or it broke · `deadline` no
- * answer in time · `credentials` they cannot be read · `short_watch` ended at once, without a reason · `idle` silent, renewed
+ * `gone`: the version to watch from is too old · `frame`: garbage, truncated or of a wrong shape · `stream_error`: an
+ * ERROR in the stream · `auth`: 401, 403 · `status`: any other HTTP status · `unreachable`: no connection, or it broke ·
+ * `deadline`: no answer in time · `credentials`: they cannot be read · `short_watch`: ended at once, without a reason ·
+ * `idle`: silent, renewed
  */
 export type FaultKind =
   | 'gone'
@@ -325,12 +326,12 @@ function classify(error: unknown): ReflectorFault {
     return { kind: code === 410 ? 'gone' : 'stream_error', text, relist: true, retryAfterMs };
   }
   if (error instanceof FrameError)
-    return { kind: 'frame', text: `the API server sent rubbish: ${errorText(error)}`, relist: true };
+    return { kind: 'frame', text: `the API server sent an invalid frame: ${errorText(error)}`, relist: true };
   if (error instanceof ShortWatchError) {
     return { kind: 'short_watch', text: 'the API server ended the watch at once', relist: false };
   }
   if (!(error instanceof ApiError)) {
-    // A connection that breaks under a watch is a plain socket error; a `project` that throws is a defect of its caller.
+    // A connection that breaks under a watch is a plain socket error. If `project` throws, that is its own defect.
     const broken = error instanceof Error && 'code' in error;
     return broken
       ? { kind: 'unreachable', text: `the watch broke off: ${errorText(error)}`, relist: false }

@@ -7,7 +7,7 @@ const NodeAnnotations = z.object({
 });
 
 /**
- * Take ripstop's own annotations off a Node; flannel's, which a flanneld reads at its start, stay.
+ * Remove ripstop's own annotations from a Node. flannel's stay: a flanneld reads them at its start.
  * @returns their keys.
  * @throws ApiError when the API server refuses.
  */

@@ -62,7 +62,7 @@ export class Snapshots {
     this.#observe = observe;
   }
 
-  /** Go on with the peers of before the start until all nodes have been seen. */
+  /** Use these peers, known from before the start, until all nodes have been seen. */
   useLastKnown(nodes: readonly PeerNode[]): void {
     this.#lastKnown = nodes.map((peer) => ({ kind: 'peer', name: peer.name, uid: peer.uid, peer }));
     this.#stale = true;
