@@ -53,7 +53,10 @@ export function check(call: string, status: number): number {
   return status;
 }
 
-/** Call `onReadable` each time the fd has something to read, from the event loop; until then it keeps the process alive. */
+/**
+ * Call `onReadable` each time the fd has something to read, from the event loop; until then it keeps the process
+ * alive.
+ */
 export function poll(fd: number, onReadable: () => void): { close(): void } {
   return koffi.node.poll(fd, { readable: true }, onReadable);
 }
@@ -63,8 +66,8 @@ const CLONE_NEWNET = 0x40000000;
 
 /**
  * Run a synchronous function with this thread in another network namespace. Sockets that it opens stay there, and
- * `/proc/sys/net` and `/proc/thread-self/net` are that namespace's meanwhile. No promise may be awaited inside: other code
- * would run in the wrong namespace.
+ * `/proc/sys/net` and `/proc/thread-self/net` are that namespace's meanwhile. No promise may be awaited inside: other
+ * code would run in the wrong namespace.
  * @param netns path of the namespace; undefined: stay in this one.
  * @throws Error with `code` ENOENT and the like when there is no such namespace.
  */

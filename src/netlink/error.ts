@@ -21,7 +21,10 @@ function textOf(errno: number): string {
   return strerror(errno);
 }
 
-/** A request that the kernel refused, or a system call that failed. Its message is one line with the kernel's own reason. */
+/**
+ * A request that the kernel refused, or a system call that failed. Its message is one line with the kernel's own
+ * reason.
+ */
 export class NetlinkError extends Error {
   override readonly name = 'NetlinkError';
   /** Positive, as in errno.h. */

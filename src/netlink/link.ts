@@ -79,7 +79,9 @@ export interface Link {
   readonly up: boolean;
   /** Up and with a carrier. */
   readonly running: boolean;
-  /** `up` once the kernel has begun to send, a moment after the carrier is there; `unknown` of links that do not tell. */
+  /**
+   * `up` once the kernel has begun to send, a moment after the carrier is there; `unknown` of links that do not tell.
+   */
   readonly operState: OperState;
   readonly loopback: boolean;
   /** `veth`, `vxlan`, `bridge`, `bond`, …; undefined for hardware and loopback. */

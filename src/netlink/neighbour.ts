@@ -71,7 +71,10 @@ export interface NewFdbEntry {
   readonly dst: string;
 }
 
-/** Neighbours of both families, or of one, of all links or of one; with `proxy` the addresses that the node answers for. */
+/**
+ * Neighbours of both families, or of one, of all links or of one; with `proxy` the addresses that the node answers
+ * for.
+ */
 export function listNeighbours(
   socket: NetlinkSocket,
   filter: { readonly family?: Family; readonly ifindex?: number; readonly proxy?: boolean } = {},

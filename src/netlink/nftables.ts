@@ -17,7 +17,10 @@ const NFTA_SET_ELEM_LIST = { table: 1, set: 2, elements: 3 } as const;
 const NFTA_SET_ELEM_KEY = 1;
 const NFTA_DATA_VALUE = 1;
 
-/** NFT_MSG_NEW… and NFT_MSG_DEL… of each kind of object, and which attribute has its own name (the table's is always 1). */
+/**
+ * NFT_MSG_NEW… and NFT_MSG_DEL… of each kind of object, and which attribute has its own name (the table's is always
+ * 1).
+ */
 const OBJECTS = {
   table: { added: 0, deleted: 2, name: 1 },
   chain: { added: 3, deleted: 5, name: 3 },

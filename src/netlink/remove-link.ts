@@ -20,10 +20,11 @@ const RTNLGRP_LINK = 1;
 const RECEIVE_BYTES = 1 << 20;
 
 /**
- * Delete a link, by name or index, without holding up this thread. A link is gone after a millisecond, but the kernel answers
- * some tens of milliseconds later, when it has freed it (it waits until no CPU can look at it any more). So the request is
- * sent from one of libuv's threads, and this resolves when the link is gone, with its addresses and routes. One of those
- * threads is always left for files; with more of them (UV_THREADPOOL_SIZE) more links go at once.
+ * Delete a link, by name or index, without holding up this thread. A link is gone after a millisecond, but the kernel
+ * answers some tens of milliseconds later, when it has freed it (it waits until no CPU can look at it any more). So
+ * the request is sent from one of libuv's threads, and this resolves when the link is gone, with its addresses and
+ * routes. One of those threads is always left for files; with more of them (UV_THREADPOOL_SIZE) more links go at
+ * once.
  * @param netns path of its network namespace, in place of this process's own.
  * @returns whether there was one.
  * @throws NetlinkError with the kernel's reason.
@@ -56,7 +57,8 @@ function sendRemoval(fd: number, link: string | number, request: Request): Promi
   const watching = poll(fd, read);
   libc().send.async(fd, bytes, bytes.length, 0, (error, sent) => {
     read();
-    // Without effect once there is an outcome. Naming the bytes keeps them: koffi does not, and the thread reads them late.
+    // Without effect once there is an outcome. Naming the bytes keeps them: koffi does not, and the thread reads them
+    // late.
     const isSent = !error && sent === bytes.length;
     setImmediate(
       reject,

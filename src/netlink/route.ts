@@ -143,8 +143,8 @@ function leadsOut(route: Route, ifindex: number): boolean {
 }
 
 /**
- * What the kernel's own routing (rules, tables and metrics included) says of the way to each address, or why there is none:
- * ENETUNREACH, EHOSTUNREACH, …
+ * What the kernel's own routing (rules, tables and metrics included) says of the way to each address, or why there is
+ * none: ENETUNREACH, EHOSTUNREACH, …
  * @throws Error when one is no address.
  */
 export function lookUpRoutes(socket: NetlinkSocket, addresses: readonly string[]): (Route | NetlinkError)[] {
@@ -200,7 +200,10 @@ function readHops(multipath: Reader): Hop[] {
   return hops;
 }
 
-/** Make a route. EEXIST when there is one of its destination, metric and table. @throws Error when `dst` is no CIDR block. */
+/**
+ * Make a route. EEXIST when there is one of its destination, metric and table.
+ * @throws Error when `dst` is no CIDR block.
+ */
 export function addRoute(route: NewRoute): Request {
   return { ...request(RTM_NEWROUTE, 'add', route), flags: CREATE.add };
 }

@@ -67,8 +67,8 @@ export interface Received extends Message {
 }
 
 /**
- * A netlink socket for requests and their answers. Every call is synchronous: the kernel does the work inside the system
- * call. Not for subscriptions, see {@link subscribe}.
+ * A netlink socket for requests and their answers. Every call is synchronous: the kernel does the work inside the
+ * system call. Not for subscriptions, see {@link subscribe}.
  */
 export class NetlinkSocket implements Disposable {
   readonly #fd: number;
@@ -98,8 +98,8 @@ export class NetlinkSocket implements Disposable {
   }
 
   /**
-   * Everything that the kernel answers to a request for a listing, by way of `read`, which gives what to keep of a message.
-   * A listing during which something changed is made again, a few times; after that its last version stands.
+   * Everything that the kernel answers to a request for a listing, by way of `read`, which gives what to keep of a
+   * message. A listing during which something changed is made again, a few times; after that its last version stands.
    * @throws NetlinkError with the kernel's reason.
    */
   dump<T>(request: Request, read: (message: Message) => T | undefined): T[] {
@@ -176,7 +176,8 @@ export class NetlinkSocket implements Disposable {
     for (const batch of batches(requests, BATCH)) {
       const from = errors.length;
       errors.length += batch.length;
-      // Errors are answered in any case. Success need only be told of the last one: the kernel goes through them in order.
+      // Errors are answered in any case. Success need only be told of the last one: the kernel goes through them in
+      // order.
       const first = this.#send(batch, { ack: true });
       this.#receive((message) => {
         const at = (message.sequence - first) >>> 0;
@@ -250,7 +251,10 @@ function* batches(requests: readonly Request[], most: number): Generator<readonl
   if (from < requests.length) yield requests.slice(from);
 }
 
-/** Give `take` the messages of one datagram, until it says that this was the last one. @returns whether it has said so. */
+/**
+ * Give `take` the messages of one datagram, until it says that this was the last one.
+ * @returns whether it has said so.
+ */
 export function readMessages(
   buffer: Buffer,
   size: number,
@@ -293,8 +297,8 @@ function openSocket(protocol: Protocol, netns: string | undefined, flags = 0): n
       c.socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC | flags, PROTOCOLS[protocol]),
     ),
   );
-  // Short acknowledgements, with reasons in words; and filters of listings are heeded (Linux 4.20; who lacks that gets more
-  // than it asked for).
+  // Short acknowledgements, with reasons in words; and filters of listings are heeded (Linux 4.20; who lacks that
+  // gets more than it asked for).
   for (const option of [NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK]) {
     c.setsockopt(fd, SOL_NETLINK, option, Uint32Array.of(1), 4);
   }

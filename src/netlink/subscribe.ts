@@ -84,7 +84,10 @@ export type NetlinkEvent =
   | { readonly kind: 'lost' };
 
 export interface SubscribeOptions {
-  /** Path of the network namespace to hear of, in place of this process's own; it lives on as long as the subscription. */
+  /**
+   * Path of the network namespace to hear of, in place of this process's own; it lives on as long as the
+   * subscription.
+   */
   readonly netns?: string | undefined;
   /** Room for events that were not read yet, in bytes. Default 8 MiB. */
   readonly receiveBytes?: number;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * The encoding of netlink messages (RFC 3549, linux/netlink.h): a fixed struct of the message's family, then attributes, each
- * a length, a type and a value, in units of 4 bytes. Numbers are in host order, which is little-endian on every machine that
- * Node and koffi run on; nftables has big-endian ones.
+ * The encoding of netlink messages (RFC 3549, linux/netlink.h): a fixed struct of the message's family, then
+ * attributes, each a length, a type and a value, in units of 4 bytes. Numbers are in host order, which is
+ * little-endian on every machine that Node and koffi run on; nftables has big-endian ones.
  */
 import { addressToBytes, bytesToAddress, type Family } from '../net/ip.ts';
 import { bytesToMac, macToBytes } from '../net/mac.ts';
@@ -56,8 +56,8 @@ function addressAt(bytes: Uint8Array, at: number, size: number): string {
 }
 
 /**
- * Bytes that were received, from one place to another. They are not copied: all this is valid only until the next message is
- * read, so take from it what is to be kept.
+ * Bytes that were received, from one place to another. They are not copied: all this is valid only until the next
+ * message is read, so take from it what is to be kept.
  */
 export class Reader {
   readonly #bytes: Buffer;
