@@ -6,7 +6,6 @@ import {
   addAddress,
   addLink,
   addRoute,
-  getLink,
   listRoutes,
   type NetlinkSocket,
   type NewAddress,
@@ -75,7 +74,7 @@ export async function createVeth(
   } finally {
     closeSync(netns);
   }
-  return { hostIfindex: getLink(node, hostIfname)!.ifindex, hostMac, podMac };
+  return { hostIfindex: node.indexOf(hostIfname)!, hostMac, podMac };
 }
 
 /**
@@ -99,12 +98,12 @@ export async function configureVeth(
   if (ipv6) await ensureSysctls(podIpv6Sysctls(ifname), pod);
   using host = openNetlink(node);
   using inside = openNetlink(pod);
-  const hostIfindex = setUpHostEnd(host, hostIfname, addresses);
-  const podIfindex = setUpPodEnd(inside, ifname, addresses);
+  setUpHostEnd(host, hostIfname, addresses);
+  setUpPodEnd(inside, ifname, addresses);
   const deadline = performance.now() + IN_USE_MS;
   const gateways = addresses.map(({ gateway }) => gateway);
   const ips = addresses.map(({ ip }) => ip);
-  while (!isInUse(host, hostIfindex, gateways) || !isInUse(inside, podIfindex, ips)) {
+  while (!isInUse(host, hostIfname, gateways) || !isInUse(inside, ifname, ips)) {
     if (performance.now() > deadline) return;
     await sleep(1);
   }
@@ -117,8 +116,9 @@ const IN_USE_MS = 200;
  * Whether the kernel sends from a device and takes packets for its addresses. It begins with both in the background, a
  * millisecond after they were asked for; a packet that comes too early is lost, and asked for again after a second.
  */
-function isInUse(socket: NetlinkSocket, ifindex: number, addresses: readonly string[]): boolean {
-  if (getLink(socket, ifindex)?.operState !== 'up') return false;
+function isInUse(socket: NetlinkSocket, device: string, addresses: readonly string[]): boolean {
+  if (!socket.isRunning(device)) return false;
+  const ifindex = ifindexes(socket)(device);
   return addresses
     .filter((address) => addressFamily(address) === 6)
     .every((ip) => {
@@ -128,7 +128,7 @@ function isInUse(socket: NetlinkSocket, ifindex: number, addresses: readonly str
     });
 }
 
-function setUpHostEnd(socket: NetlinkSocket, device: string, addresses: readonly PodAddress[]): number {
+function setUpHostEnd(socket: NetlinkSocket, device: string, addresses: readonly PodAddress[]): void {
   const ifindex = ifindexes(socket)(device);
   const ipv6 = addresses.some(({ ip }) => addressFamily(ip) === 6);
   socket.write(
@@ -138,10 +138,9 @@ function setUpHostEnd(socket: NetlinkSocket, device: string, addresses: readonly
     ...(ipv6 ? [addAddress({ ifindex, ...HOST_LINK_LOCAL, nodad: true })] : []),
     setLink(ifindex, { up: true }),
   );
-  return ifindex;
 }
 
-function setUpPodEnd(socket: NetlinkSocket, device: string, addresses: readonly PodAddress[]): number {
+function setUpPodEnd(socket: NetlinkSocket, device: string, addresses: readonly PodAddress[]): void {
   const ifindex = ifindexes(socket)(device);
   socket.write(
     ...addresses.map(({ ip }) => addAddress(ownAddress(ip, ifindex))),
@@ -151,7 +150,6 @@ function setUpPodEnd(socket: NetlinkSocket, device: string, addresses: readonly 
       ...routes.map((dst) => addRoute({ dst, gateway, ifindex, mtu: routeMtu })),
     ]),
   );
-  return ifindex;
 }
 
 /** The same on every host veth: a link-local address need be unique on its link only, and pods make theirs of their MAC. */

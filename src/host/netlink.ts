@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** How this folder uses the netlink client: devices by name, and failures by key. */
 import { setImmediate } from 'node:timers/promises';
-import { getLink, listLinks, type NetlinkError, NetlinkSocket, type Request } from '#netlink';
+import { listLinks, type NetlinkError, NetlinkSocket, type Request } from '#netlink';
 import { errorText } from '../errors.ts';
 import type { Failures } from '../reconcile/target.ts';
 import type { RunOptions } from './run.ts';
@@ -24,7 +24,7 @@ class MissingDevice extends Error {
 export function ifindexes(socket: NetlinkSocket): (device: string) => number {
   const known = new Map<string, number | undefined>();
   return (device) => {
-    if (!known.has(device)) known.set(device, getLink(socket, device)?.ifindex);
+    if (!known.has(device)) known.set(device, socket.indexOf(device));
     const ifindex = known.get(device);
     if (ifindex === undefined) throw new MissingDevice(device);
     return ifindex;

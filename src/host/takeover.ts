@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-import { getLink, listRoutes, type NewRoute, replaceRoute, type Route, RTPROT } from '#netlink';
+import { listRoutes, type NewRoute, replaceRoute, type Route, RTPROT } from '#netlink';
 import { noFailures, type Target } from '../reconcile/target.ts';
 import { openNetlink, type Where, writeEach } from './netlink.ts';
 import { ROUTE_PROTOCOL } from './routes.ts';
@@ -32,7 +32,7 @@ export function flannelRoutesTarget(devices: readonly string[], where: Where = {
     list: async () => {
       using socket = openNetlink(where);
       const routes = devices.flatMap((device) => {
-        const ifindex = getLink(socket, device)?.ifindex;
+        const ifindex = socket.indexOf(device);
         if (ifindex === undefined) return [];
         return ([4, 6] as const).flatMap((family) =>
           listRoutes(socket, { family, ifindex, protocol: RTPROT.boot, gateway: true }),

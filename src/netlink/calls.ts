@@ -23,6 +23,7 @@ interface Calls {
   send: Send;
   recv(socket: number, bytes: Uint8Array, size: number, flags: number): number;
   setns(fd: number, type: number): number;
+  ioctl(fd: number, request: number, argument: Uint8Array): number;
 }
 
 let bound: Calls | undefined;
@@ -37,6 +38,7 @@ export function libc(): Calls {
       send: c.func('int64_t send(int, const void *, size_t, int)'),
       recv: c.func('int64_t recv(int, void *, size_t, int)'),
       setns: c.func('int setns(int, int)'),
+      ioctl: c.func('int ioctl(int, unsigned long, void *)'),
     };
   }
   return bound;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import { closeSync } from 'node:fs';
+import { constants } from 'node:os';
 import { check, inNetns, lastErrno, libc } from './calls.ts';
 import { NetlinkError } from './error.ts';
 import { align, Reader } from './wire.ts';
@@ -66,6 +67,13 @@ export interface Received extends Message {
   readonly sequence: number;
 }
 
+/* linux/sockios.h, linux/if.h */
+const SIOCGIFINDEX = 0x8933;
+const SIOCGIFFLAGS = 0x8913;
+const IFNAMSIZ = 16;
+const IFREQ = 40;
+const IFF_RUNNING = 0x40;
+
 /**
  * A netlink socket for requests and their answers. Every call is synchronous: the kernel does the work inside the
  * system call. Not for subscriptions, see {@link subscribe}.
@@ -95,6 +103,28 @@ export class NetlinkSocket implements Disposable {
 
   [Symbol.dispose](): void {
     this.close();
+  }
+
+  /**
+   * The index of a link; undefined when there is none of this name. Not by netlink: this takes no RTNL lock, so it never waits
+   * for somebody who changes devices.
+   */
+  indexOf(name: string): number | undefined {
+    return this.#interface(SIOCGIFINDEX, name)?.getInt32(IFNAMSIZ, true);
+  }
+
+  /** Whether a link is up and the kernel sends from it; false when there is none of this name. Takes no RTNL lock either. */
+  isRunning(name: string): boolean {
+    return ((this.#interface(SIOCGIFFLAGS, name)?.getInt16(IFNAMSIZ, true) ?? 0) & IFF_RUNNING) !== 0;
+  }
+
+  /** Ask about a link by ioctl(2). @returns the kernel's `struct ifreq`: a name of 16 bytes, and the answer. */
+  #interface(request: number, name: string): DataView | undefined {
+    const ifreq = new Uint8Array(IFREQ);
+    new TextEncoder().encodeInto(name, ifreq.subarray(0, IFNAMSIZ - 1));
+    if (libc().ioctl(this.#fd, request, ifreq) === 0) return new DataView(ifreq.buffer);
+    if (lastErrno() === constants.errno.ENODEV) return undefined;
+    throw new NetlinkError(`look for the link ${name}`, lastErrno());
   }
 
   /**
