@@ -31,21 +31,31 @@ export interface Metrics {
 export function createMetrics(source: MetricsSource): Metrics {
   const registry = new Registry();
   collectDefaultMetrics({ register: registry, prefix: 'ripstop_agent_' });
+  const { duration, errors, entries } = reconcileMetrics(source);
+  const all = [
+    ...trafficMetrics(source),
+    ...clusterMetrics(source),
+    ...mapMetrics(source),
+    duration,
+    errors,
+    entries,
+  ];
+  for (const metric of all) registry.registerMetric(metric);
+  return {
+    registry,
+    observePass(durationMs) {
+      duration.observe(durationMs / 1000);
+    },
+    observeOutcomes(outcomes) {
+      for (const { target, failures } of outcomes) if (failures > 0) errors.inc({ target }, failures);
+    },
+  };
+}
 
-  // Metrics are made without a registry and registered below, so that one list shows all of them.
-  const registers: Registry[] = [];
-  const gauge = (name: string, help: string, read: () => number | undefined): Gauge =>
-    new Gauge({
-      name,
-      help,
-      registers,
-      collect() {
-        const value = read();
-        if (value === undefined) this.remove();
-        else this.set(value);
-      },
-    });
+/** Metrics are made without a registry, so that {@link createMetrics} lists all of them. */
+const registers: Registry[] = [];
 
+function trafficMetrics(source: MetricsSource): Metric[] {
   const counterLabels = ['hook', 'verdict', 'reason'] as const;
   const bytes = new Counter({
     name: 'ripstop_bytes_total',
@@ -70,30 +80,10 @@ export function createMetrics(source: MetricsSource): Metrics {
       }
     },
   });
-  const mapEntries = new Gauge({
-    name: 'ripstop_map_entries',
-    help: 'Entries in use, by map',
-    labelNames: ['map'] as const,
-    registers,
-    collect() {
-      const tables = source.tables();
-      if (!tables) return;
-      this.set({ map: 'peers' }, source.peers());
-      this.set({ map: 'endpoints' }, source.endpoints());
-      this.set({ map: 'vteps' }, [...tables.vteps.keys()].length);
-      this.set({ map: 'stack_flows' }, [...tables.stack_flows.keys()].length);
-    },
-  });
-  const mapMaxEntries = new Gauge({
-    name: 'ripstop_map_max_entries',
-    help: 'Room for entries, by map',
-    labelNames: ['map'] as const,
-    registers,
-    collect() {
-      const tables = source.tables();
-      for (const map of tables ? mapNames : []) this.set({ map }, tables![map].map.info.maxEntries);
-    },
-  });
+  return [packets, bytes];
+}
+
+function clusterMetrics(source: MetricsSource): Metric[] {
   const alarms = new Gauge({
     name: 'ripstop_node_alarms',
     help: 'Alarms about nodes that are quarantined, refused or in conflict, by kind',
@@ -104,36 +94,7 @@ export function createMetrics(source: MetricsSource): Metrics {
       for (const { kind } of source.alarms()) this.inc({ kind });
     },
   });
-  const duration = new Histogram({
-    name: 'ripstop_reconcile_duration_seconds',
-    help: 'Duration of reconcile passes',
-    buckets: [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5],
-    registers,
-  });
-  const errors = new Counter({
-    name: 'ripstop_reconcile_errors_total',
-    help: 'Entries that could not be brought to their desired state, by target; one that is retried counts again',
-    labelNames: ['target'] as const,
-    registers,
-  });
-  const targetEntries = new Gauge({
-    name: 'ripstop_target_entries',
-    help: 'Entries that there should be, by target and how they stand (ok, pending, failed)',
-    labelNames: ['target', 'state'] as const,
-    registers,
-    collect() {
-      for (const { name, desired, pending, failures } of source.targets()) {
-        const failed = failures.length;
-        this.set({ target: name, state: 'ok' }, Math.max(0, desired - pending - failed));
-        this.set({ target: name, state: 'pending' }, pending);
-        this.set({ target: name, state: 'failed' }, failed);
-      }
-    },
-  });
-
-  const all: Metric[] = [
-    packets,
-    bytes,
+  return [
     gauge('ripstop_peers', 'Nodes that this node forwards to', source.peers),
     gauge('ripstop_endpoints', 'Pods attached on this node', source.endpoints),
     alarms,
@@ -148,22 +109,78 @@ export function createMetrics(source: MetricsSource): Metrics {
     gauge('ripstop_api_watch_age_seconds', 'Time since the last event of the watch on Nodes', () =>
       inSeconds(source.api().lastEventAgeMs),
     ),
-    mapEntries,
-    mapMaxEntries,
-    duration,
-    errors,
-    targetEntries,
   ];
-  for (const metric of all) registry.registerMetric(metric);
-  return {
-    registry,
-    observePass(durationMs) {
-      duration.observe(durationMs / 1000);
+}
+
+function gauge(name: string, help: string, read: () => number | undefined): Gauge {
+  return new Gauge({
+    name,
+    help,
+    registers,
+    collect() {
+      const value = read();
+      if (value === undefined) this.remove();
+      else this.set(value);
     },
-    observeOutcomes(outcomes) {
-      for (const { target, failures } of outcomes) if (failures > 0) errors.inc({ target }, failures);
+  });
+}
+
+function mapMetrics(source: MetricsSource): Metric[] {
+  const entries = new Gauge({
+    name: 'ripstop_map_entries',
+    help: 'Entries in use, by map',
+    labelNames: ['map'] as const,
+    registers,
+    collect() {
+      const tables = source.tables();
+      if (!tables) return;
+      this.set({ map: 'peers' }, source.peers());
+      this.set({ map: 'endpoints' }, source.endpoints());
+      this.set({ map: 'vteps' }, [...tables.vteps.keys()].length);
+      this.set({ map: 'stack_flows' }, [...tables.stack_flows.keys()].length);
     },
-  };
+  });
+  const maxEntries = new Gauge({
+    name: 'ripstop_map_max_entries',
+    help: 'Room for entries, by map',
+    labelNames: ['map'] as const,
+    registers,
+    collect() {
+      const tables = source.tables();
+      for (const map of tables ? mapNames : []) this.set({ map }, tables![map].map.info.maxEntries);
+    },
+  });
+  return [entries, maxEntries];
+}
+
+function reconcileMetrics(source: MetricsSource) {
+  const duration = new Histogram({
+    name: 'ripstop_reconcile_duration_seconds',
+    help: 'Duration of reconcile passes',
+    buckets: [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5],
+    registers,
+  });
+  const errors = new Counter({
+    name: 'ripstop_reconcile_errors_total',
+    help: 'Entries that could not be brought to their desired state, by target; one that is retried counts again',
+    labelNames: ['target'] as const,
+    registers,
+  });
+  const entries = new Gauge({
+    name: 'ripstop_target_entries',
+    help: 'Entries that there should be, by target and how they stand (ok, pending, failed)',
+    labelNames: ['target', 'state'] as const,
+    registers,
+    collect() {
+      for (const { name, desired, pending, failures } of source.targets()) {
+        const failed = failures.length;
+        this.set({ target: name, state: 'ok' }, Math.max(0, desired - pending - failed));
+        this.set({ target: name, state: 'pending' }, pending);
+        this.set({ target: name, state: 'failed' }, failed);
+      }
+    },
+  });
+  return { duration, errors, entries };
 }
 
 function inSeconds(ms: number | undefined): number | undefined {
