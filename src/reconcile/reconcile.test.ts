@@ -142,12 +142,12 @@ describe('a key that fails', () => {
     target.broken.set('bad', 'no space');
     const kept = new Reconciled(target, { remembers: true });
     const pass = () => reconcile([job(kept, desired({ bad: 1, good: 2 }))]);
-    await pass();
-    return { target, kept, pass };
+    return { target, kept, pass, outcomes: await pass() };
   }
 
   it('keeps no other from its turn, and is told of with its reason', async () => {
-    const { target, kept } = await failing();
+    const { target, kept, outcomes } = await failing();
+    expect(outcomes).toEqual([{ target: 't', upserts: 1, removals: 0, failures: 1 }]);
     expect([...target.held]).toEqual([['good', 2]]);
     expect(kept.failureOf(['good'])).toBeUndefined();
     expect(kept.failureOf(['good', 'bad'])).toBe('no space');

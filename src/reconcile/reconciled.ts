@@ -33,7 +33,7 @@ export interface TargetStatus {
   readonly sinceMs: number;
 }
 
-/** What one pass did to one target. */
+/** What one pass did to one target: entries that were written, and how many failures there were. */
 export interface Outcome {
   readonly target: string;
   readonly upserts: number;
@@ -171,8 +171,8 @@ export class Reconciled<V> {
         attempt(async () => {
           const { upserts } = await difference;
           if (upserts.size === 0) return noFailures;
-          outcome.upserts = upserts.size;
           const failures = await this.target.upsert(upserts);
+          outcome.upserts = upserts.size - failures.size;
           for (const [key, value] of upserts) if (!failures.has(key)) this.#actual?.set(key, value);
           return failures;
         }),
@@ -181,8 +181,8 @@ export class Reconciled<V> {
           if (!desired.complete || failed.has(WHOLE_TARGET)) return noFailures;
           const { removals } = await difference;
           if (removals.size === 0) return noFailures;
-          outcome.removals = removals.size;
           const failures = await this.target.remove(removals);
+          outcome.removals = removals.size - failures.size;
           for (const key of removals.keys()) if (!failures.has(key)) this.#actual?.delete(key);
           return failures;
         }),
