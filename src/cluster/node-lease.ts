@@ -117,7 +117,7 @@ export interface NodeFacts {
  * @param podCidrs as {@link podCidrsText} gives them.
  */
 export function readLease(node: NodeFacts, podCidrs: string, settings: LeaseSettings): ParsedNode {
-  const { name, uid, createdAt, annotations } = node;
+  const { name, uid, annotations } = node;
   const ripstop = Object.keys(annotations).some((key) => key.startsWith('ripstop.io/'));
   const identity = { name, uid, ...(ripstop && { ripstop }) };
   if (annotations[settings.keys.managed] !== 'true') {
@@ -148,18 +148,18 @@ export function readLease(node: NodeFacts, podCidrs: string, settings: LeaseSett
           : 'no lease published for an address family that this cluster uses';
       return { ...identity, kind: 'ignored', reason, alarm: 'no_lease' };
     }
-    // Written out, because an object made by spreading takes more memory, and there are many.
-    const peer: PeerNode =
-      v4 && v6
-        ? { name, uid, createdAt, v4, v6 }
-        : v4
-          ? { name, uid, createdAt, v4 }
-          : { name, uid, createdAt, v6: v6! };
-    return { ...identity, kind: 'peer', peer };
+    // Written out here and below: an object made by spreading takes more memory, and there are many.
+    const peer = peerNode(node, v4, v6);
+    return ripstop ? { name, uid, ripstop, kind: 'peer', peer } : { name, uid, kind: 'peer', peer };
   } catch (error) {
     const alarm = error instanceof OutsideError ? 'podcidr_outside' : 'malformed_lease';
     return { ...identity, kind: 'malformed', reason: errorText(error), alarm };
   }
+}
+
+function peerNode({ name, uid, createdAt }: NodeFacts, v4: Peer | undefined, v6: Peer | undefined): PeerNode {
+  if (v4 && v6) return { name, uid, createdAt, v4, v6 };
+  return v4 ? { name, uid, createdAt, v4 } : { name, uid, createdAt, v6: v6! };
 }
 
 /** A Node's podCIDRs as its spec has them, joined with commas: `podCIDRs`, or `podCIDR` from before dual stack. */
