@@ -99,11 +99,13 @@ const gatewayOf = ({ case: { from, family } }: Context): string => GATEWAYS[fami
 const spoofs = ({ case: { from, family }, sent }: Context): boolean =>
   isPod(from) && sent['ip src'] !== PODS[family][from];
 
-/** Whether a node would have to forward a case's packets between two addresses outside the cluster network. */
+/** Whether a node would have to forward a case's packets, or what a tunnel carries, between two ends outside the cluster network. */
 const isDroppedByPolicy = ({ case: { from }, sent }: Context): boolean =>
-  ![sent['ip src'], sent['ip dst']].some(inCluster) &&
-  sent['ip dst'] !== NODES[familyOf(sent['ip dst'])][nodeOf(from)] &&
-  !isLinkLocal(sent['ip dst']);
+  ['', 'inner '].some((layer) => {
+    const [src, dst] = [sent[`${layer}ip src`], sent[`${layer}ip dst`]];
+    const isForwarded = dst !== undefined && dst !== NODES[familyOf(dst)][nodeOf(from)] && !isLinkLocal(dst);
+    return isForwarded && ![src, dst].some(inCluster);
+  });
 
 /** Whether a node has forwarded such a packet: an answer to a source address that a pod made up. */
 const isForwardedOutside = (fields: Fields): boolean =>
@@ -289,12 +291,13 @@ export const rules: readonly Rule[] = [
   },
   {
     name: 'whole on the wire',
-    why: 'flannel’s conntrack reassembles a datagram before the tunnel, which may fragment it anew; the fast path encapsulates each fragment',
-    explains: only(
-      'flannel',
-      ({ seen: { place, isAnswer } }, { case: { frames } }) =>
-        frames.length > 1 && isCable(place) && !isAnswer,
-    ),
+    why: 'flannel’s conntrack puts a datagram together before the tunnel, which may cut it anew; the fast path encapsulates each piece, and a router leaves a fragment header on a whole',
+    explains: (difference, { case: { frames } }) => {
+      if (difference.what !== 'only flannel' && difference.what !== 'only ripstop') return false;
+      const { place, isAnswer, fields } = difference.seen;
+      const isExpected = difference.what === 'only flannel' || hasFragmentHeader(fields);
+      return frames.length > 1 && isCable(place) && !isAnswer && isExpected;
+    },
   },
   {
     name: 'fragment too big for the tunnel',
@@ -382,14 +385,26 @@ export const rules: readonly Rule[] = [
     },
   },
   {
-    name: 'routing header before a fragment header',
+    name: 'header before a fragment header',
     rare: true,
-    why: 'conntrack removes the fragment header, and the kernel then reads what follows as the routing header (Linux 6.18); after a bridge’s conntrack the packet is read again from its beginning',
-    explains: only('ripstop', ({ seen: { isAnswer, fields } }, { sent, case: { from } }) => {
+    why: 'conntrack takes the fragment header off and leaves the kernel to read what follows as the header before it, a routing header or options (Linux 6.18); where a bridge’s conntrack has done it, the packet is read anew from its beginning',
+    explains: (difference, { sent, case: { from } }) => {
+      if (difference.what !== 'only flannel' && difference.what !== 'only ripstop') return false;
+      const { isAnswer, fields } = difference.seen;
       const isParameterProblem = isAnswer && PARAMETER_PROBLEM_6.test(icmpOf(fields));
-      const hasRouting = (sent['ip options'] ?? '').startsWith('next 43 ');
-      return isPod(from) && hasFragmentHeader(sent) && hasRouting && isParameterProblem;
-    }),
+      const hasHeader = /^next (43|60) /.test(sent['ip options'] ?? '');
+      return isPod(from) && hasFragmentHeader(sent) && hasHeader && isParameterProblem;
+    },
+  },
+  {
+    name: 'no length, and no jumbogram',
+    rare: true,
+    why: 'IPv6 of length zero with hop-by-hop options is a jumbogram, or wrong: a bridge looks which and drops what is none, and a router passes it on',
+    explains: only(
+      'ripstop',
+      (_, { sent, case: { from } }) =>
+        isPod(from) && 'ip label' in sent && sent['ip length'] === '0' && sent['ip protocol'] === '0',
+    ),
   },
   {
     name: 'an error for each fragment',
@@ -440,11 +455,13 @@ export const rules: readonly Rule[] = [
     why: 'ripstop lets only nodes send VXLAN to nodes',
     explains: only('flannel', (_, { case: { from }, sent }) => {
       const layer = isPod(from) ? '' : 'inner ';
-      // IPv6's extension headers may hide the port, and padding may look like it.
+      // IPv6's extension headers may hide the port; half a header has it, and so has padding in the place of one.
       const isVxlan =
         sent[`${layer}udp dst`] === VXLAN_PORT ||
         (familyOf(sent['ip dst']) === 6 && 'ip options' in sent) ||
-        parseInt((sent['padding'] ?? '').slice(4, 8), 16) === Number(VXLAN_PORT);
+        [sent['padding'], sent[`${layer}payload`]].some(
+          (bytes) => parseInt(bytes?.slice(4, 8) ?? '', 16) === Number(VXLAN_PORT),
+        );
       return isVxlan && isNode(sent[`${layer}ip dst`]);
     }),
   },

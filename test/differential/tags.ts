@@ -112,7 +112,7 @@ export class Tagger {
     if (!isLater && isVxlan6(packet)) return this.tagOf(payload.subarray(16)) ?? own;
     if (own.tag !== 0 || isLater || payload.length < 8) return own;
     if (protocol === ICMPV6 && ICMPV6_ERRORS.includes(payload[0]!) && payload.length >= 8 + IPV6_HEADER)
-      return { tag: this.#tagOfPacket6(payload.subarray(8)).tag, isAnswer: true };
+      return { tag: this.#tagOfDatagram6(payload.subarray(8)).tag, isAnswer: true };
     if (protocol === ICMPV6 && payload[0] === ICMPV6_ECHO_REPLY)
       return { tag: u16(payload, 6), isAnswer: true };
     if (protocol === TCP && payload.length >= 14 && payload[13]! & TCP_RST)
