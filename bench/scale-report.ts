@@ -60,7 +60,7 @@ export interface ScaleResult {
 }
 
 /** Attaching the programs that a restart loads anew is no write to a map. */
-const NO_MAP = new Set(['links']);
+const NO_MAP = new Set(['programs', 'pod-links', 'node-links']);
 
 function writes({ restartWrites }: Figures): number | undefined {
   if (!restartWrites) return undefined;

@@ -87,7 +87,7 @@ const figures = (own: Partial<Figures>): Figures => ({
   afterSyncBytes: 120e6,
   steadyBytes: 110e6,
   steadyPssBytes: 90e6,
-  restartWrites: { links: 2 },
+  restartWrites: { 'node-links': 2 },
   restartKernelEvents: 0,
   restartListSeconds: 3,
   ...own,
@@ -124,7 +124,7 @@ describe('the verdicts on a run', () => {
     ['resident memory, steady', { steadyBytes: 151e6 }],
     ['CPU while nothing of interest changes', { cpuShare: 0.031 }],
     ['a burst of changes in place', { burstSeconds: 1.1 }],
-    ['written by a restart with everything in place', { restartWrites: { links: 2, peers: 1 } }],
+    ['written by a restart with everything in place', { restartWrites: { 'node-links': 2, peers: 1 } }],
   ] as [string, Partial<Figures>][])('name what is not reached: %s', (figure, own) => {
     expect(Object.entries(verdicts(own)).filter(([, verdict]) => verdict !== 'met')).toEqual([
       [figure, 'not met'],

@@ -23,6 +23,8 @@ import type { AgentOptions } from './options.ts';
 import {
   type NodeFamily,
   type Peers,
+  type KeptPlan,
+  keptOf,
   type Plan,
   plan,
   type PlanOptions,
@@ -72,7 +74,7 @@ export interface IncarnationOptions {
 type Standing =
   | { readonly kind: 'starting'; readonly why: string }
   /** The node's own part of the kernel path has stood at least once. */
-  | { readonly kind: 'standing'; readonly plan: Plan; readonly node: NodeSnapshot };
+  | { readonly kind: 'standing'; readonly plan: KeptPlan; readonly node: NodeSnapshot };
 
 export class Incarnation implements Disposable {
   readonly #options: IncarnationOptions;
@@ -123,7 +125,7 @@ export class Incarnation implements Disposable {
   }
 
   /** What the node should be, and what it was observed to be then; undefined before the kernel path stood. */
-  get standing(): { readonly plan: Plan; readonly node: NodeSnapshot } | undefined {
+  get standing(): { readonly plan: KeptPlan; readonly node: NodeSnapshot } | undefined {
     return this.#standing.kind === 'standing' ? this.#standing : undefined;
   }
 
@@ -237,27 +239,27 @@ export class Incarnation implements Disposable {
   }
 
   async #reconcile(): Promise<Outcome[]> {
-    const outcomes = await this.#reconcileNode();
-    const { standing } = this;
-    if (!standing || this.#noPlan !== '') return outcomes;
-    outcomes.push(...(await reconcile(peerJobs(this.#targets, standing.plan.peers))));
+    const { planned, outcomes } = await this.#reconcileNode();
+    if (!planned || !this.standing) return outcomes;
+    outcomes.push(...(await reconcile(peerJobs(this.#targets, planned.peers))));
     await this.#podTurn.run();
     await this.#podLinkTurn.run();
-    outcomes.push(...(await this.#reconcileLinks(standing.plan)));
+    outcomes.push(...(await this.#reconcileLinks(planned)));
     return outcomes;
   }
 
   /** The node's own part. What it makes is observed and planned with before anything is built on it. */
-  async #reconcileNode(): Promise<Outcome[]> {
+  async #reconcileNode(): Promise<{ planned: Plan | undefined; outcomes: Outcome[] }> {
     const outcomes: Outcome[] = [];
+    let planned: Plan | undefined;
     for (let round = 1; round <= ROUNDS_MAX; round++) {
       const node = await this.#observer.observe(this.#peers);
-      const planned = this.#planOf(node);
+      planned = this.#planOf(node);
       if (!planned) break;
       const done = await reconcile(nodeJobs(this.#targets, planned.node));
       const why = this.#standing.kind === 'starting' ? this.#failureOfNode() : undefined;
       this.#standing =
-        why === undefined ? { kind: 'standing', plan: planned, node } : { kind: 'starting', why };
+        why === undefined ? { kind: 'standing', plan: keptOf(planned), node } : { kind: 'starting', why };
       if (why === undefined) done.push(...(await reconcile(programJobs(this.#targets, planned.node))));
       outcomes.push(...done);
       const made = done.filter(
@@ -266,7 +268,7 @@ export class Incarnation implements Disposable {
       if (made.length === 0) break;
       this.#observer.invalidate('links', 'routes', 'nextHops');
     }
-    return outcomes;
+    return { planned, outcomes };
   }
 
   /** A plan for what was observed; undefined when there can be none: see `#noPlan`. */
@@ -303,7 +305,7 @@ export class Incarnation implements Disposable {
     if (this.#xdp.refusals.size === refusals) return outcomes;
     const node = await this.#observer.observe(this.#peers);
     const links = replanLinks(planned, this.#peers, node, this.#planOptions);
-    this.#standing = { kind: 'standing', plan: { ...planned, links }, node };
+    this.#standing = { kind: 'standing', plan: { ...keptOf(planned), links }, node };
     return [...outcomes, ...(await reconcile(linkJobs(this.#targets, links)))];
   }
 

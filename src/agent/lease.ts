@@ -3,12 +3,12 @@ import type { OwnLease } from '../cluster/index.ts';
 import { acceptsZeroChecksum, vtepDeviceName } from '../host/vtep-device.ts';
 import { perFamily, familyKey } from '../net/ip.ts';
 import type { AgentOptions } from './options.ts';
-import type { Plan } from './plan/index.ts';
+import type { KeptPlan } from './plan/index.ts';
 import type { NodeSnapshot } from './snapshot.ts';
 
 /** What other nodes need to know of this one, as it stands. */
 export function leaseOf(
-  { plan, node }: { readonly plan: Plan; readonly node: NodeSnapshot },
+  { plan, node }: { readonly plan: KeptPlan; readonly node: NodeSnapshot },
   { setNodeNetworkUnavailable }: AgentOptions,
 ): OwnLease {
   const { settings } = plan.outline;

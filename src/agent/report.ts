@@ -5,7 +5,7 @@ import { vtepDeviceName } from '../host/vtep-device.ts';
 import { LogOnce } from '../log-once.ts';
 import { formatCidr, partsOf } from '../net/ip.ts';
 import type { Outcome, TargetStatus } from '../reconcile/reconciled.ts';
-import type { Plan } from './plan/index.ts';
+import type { KeptPlan } from './plan/index.ts';
 import type { AgentStatus } from './status.ts';
 
 /** Before the first pass. */
@@ -23,7 +23,7 @@ const NO_CLUSTER: ClusterSnapshot = {
 export interface StatusFacts {
   readonly notReady: string | undefined;
   readonly health: SourceHealth;
-  readonly standing: { readonly plan: Plan } | undefined;
+  readonly standing: { readonly plan: KeptPlan } | undefined;
   readonly statuses: readonly TargetStatus[];
 }
 
@@ -113,7 +113,7 @@ export class Report {
   }
 }
 
-function nodeStatus({ outline, links }: Plan): Pick<AgentStatus, 'ingress' | 'families' | 'uplink'> {
+function nodeStatus({ outline, links }: KeptPlan): Pick<AgentStatus, 'ingress' | 'families' | 'uplink'> {
   const { settings, uplink } = outline;
   const { v4, v6, tunnel } = settings;
   return {

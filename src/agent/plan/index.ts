@@ -30,6 +30,13 @@ export interface Plan {
   readonly blocked: string | undefined;
 }
 
+/** What of a plan is kept after its pass. The rest is as large as the cluster. */
+export type KeptPlan = Pick<Plan, 'outline' | 'links' | 'podCount' | 'blocked'>;
+
+export function keptOf({ outline, links, podCount, blocked }: Plan): KeptPlan {
+  return { outline, links, podCount, blocked };
+}
+
 /** @throws RipstopError when no interface fits as the uplink: then nothing can be said of the node. */
 export function plan(peers: Peers, node: NodeSnapshot, options: PlanOptions): Plan {
   const of = outline(node, options);
@@ -47,7 +54,7 @@ export function plan(peers: Peers, node: NodeSnapshot, options: PlanOptions): Pl
 
 /** The pods' part of a plan again, for pods that came or went since: all else stays as it was. */
 export function replanPods(
-  { outline: of }: Plan,
+  { outline: of }: KeptPlan,
   peers: Peers,
   node: NodeSnapshot,
   options: PlanOptions,
@@ -57,7 +64,7 @@ export function replanPods(
 
 /** The links' part of a plan again, once a driver has refused XDP. */
 export function replanLinks(
-  { outline: of }: Plan,
+  { outline: of }: KeptPlan,
   peers: Peers,
   node: NodeSnapshot,
   options: PlanOptions,
