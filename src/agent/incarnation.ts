@@ -228,12 +228,12 @@ export class Incarnation implements Disposable {
     const isAudit = startedAtMs - this.#auditedAtMs > this.#auditMs;
     if (isAudit) staleAll(this.#observer, this.#targets);
     onOutcomes(await this.#reconcile(), this.statuses);
-    this.#hasPassed = true;
     const durationMs = performance.now() - startedAtMs;
-    if (isAudit) {
-      this.#auditedAtMs = startedAtMs;
-      this.#auditMs = Math.min(Math.max(AUDIT_MS, durationMs / AUDIT_SHARE), AUDIT_MS_MAX);
-    }
+    if (isAudit) this.#auditedAtMs = startedAtMs;
+    // The first pass also loads the programs, which no audit does.
+    const fairMs = this.#hasPassed ? durationMs / AUDIT_SHARE : 0;
+    this.#auditMs = Math.min(Math.max(isAudit ? AUDIT_MS : this.#auditMs, fairMs), AUDIT_MS_MAX);
+    this.#hasPassed = true;
     await onPass(cluster, durationMs);
     return this.#dueInMs();
   }

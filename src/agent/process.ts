@@ -34,6 +34,7 @@ import { type HttpRoute, serveRoutes } from '../metrics/server.ts';
 import { familyKey, formatCidr } from '../net/ip.ts';
 import { Incarnation } from './incarnation.ts';
 import { LastKnownFile } from './last-known.ts';
+import { GarbageCollector } from './memory.ts';
 import { leaseOf } from './lease.ts';
 import { type AgentOptions, runFiles } from './options.ts';
 import type { NodeFamily } from './plan/index.ts';
@@ -98,6 +99,7 @@ class AgentProcess {
   readonly #lastKnownFile: LastKnownFile;
   readonly #publisher: Publisher;
   readonly #conflist: ConflistInstaller;
+  readonly #garbage = new GarbageCollector();
   #phase: Phase = { kind: 'waiting', why: 'starting' };
   /** The uplink's addresses as of the last pass. */
   #uplinkIps = '';
@@ -129,6 +131,7 @@ class AgentProcess {
   async run(signal: AbortSignal): Promise<void> {
     await using running = new AsyncDisposableStack();
     running.defer(() => this.#subnets.stop());
+    running.use(this.#garbage);
     const { runDir, stateDir, metricsAddr } = this.#options;
     const http = await serveRoutes(metricsAddr, join(runDir, runFiles.agentSocket), this.#routes());
     running.defer(() => http.close());
@@ -247,6 +250,7 @@ class AgentProcess {
   async #afterPass(own: OwnNode, cluster: ClusterSnapshot, durationMs: number): Promise<void> {
     this.#report.passed(cluster, durationMs);
     this.#metrics.observePass(durationMs);
+    this.#garbage.passed(durationMs);
     if (cluster.synced) this.#subnets.report?.(cluster.alarms);
     if (this.#notReady === undefined) await this.#conflist.install();
     const standing = this.#incarnation?.standing;
