@@ -431,13 +431,7 @@ describe('Dockerfile', () => {
       argsOf('RUN', runtime)
         .find((args) => args.includes('apt-get install'))
         ?.split(/\s+/) ?? [];
-    const needed = new Set([
-      ...Object.values(REQUIRED_PROGRAMS),
-      'libatomic1',
-      'libbpf1',
-      'containernetworking-plugins',
-      'kmod',
-    ]);
+    const needed = new Set([...Object.values(REQUIRED_PROGRAMS), 'libatomic1', 'libbpf1', 'kmod']);
     expect([...needed].filter((name) => !installed.includes(name))).toEqual([]);
   });
 

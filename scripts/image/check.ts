@@ -127,7 +127,6 @@ async function checkPrograms(image: Candidate): Promise<string> {
     ['', 'bridge link show'],
     ['nsenter from', 'nsenter --version'],
     ['kmod version', 'modprobe --version'],
-    ['supportedVersions', 'CNI_COMMAND=VERSION /opt/cni/bin/host-local </dev/null'],
     ['static', `test -x /opt/ripstop/build/ripstop-cni && echo static`],
     ...MANIFEST_CALLS.map((name): [string, string] => [name, `command -v ${name}`]),
     ['read-only', 'touch /opt/ripstop/written 2>&1 || echo read-only'],

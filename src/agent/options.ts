@@ -27,7 +27,7 @@ export interface AgentOptions {
   readonly subnetFile: string;
   readonly metricsAddr: string;
   readonly ipMasq: boolean;
-  /** Where host-local keeps its leases. */
+  /** Where pods' addresses are leased: host-local's directory. */
   readonly ipamDir: string;
   /** The runtime's network configuration: a file that holds it, and the directory to put it into once pods can be wired. */
   readonly cniConf?: { readonly source: string; readonly dir: string };

@@ -23,6 +23,7 @@ import {
 import { AttachmentStore } from '../cni/attachments.ts';
 import { ConflistInstaller } from '../cni/conflist.ts';
 import { deferredDir } from '../cni/deferred.ts';
+import { HostLocalStore } from '../cni/host-local.ts';
 import { type CniContext, forgetGone } from '../cni/ops.ts';
 import { createCniServer } from '../cni/server.ts';
 import { errorText, RipstopError } from '../errors.ts';
@@ -94,6 +95,7 @@ class AgentProcess {
   readonly #subnets: SubnetManager;
   readonly #log: Logger;
   readonly #store: AttachmentStore;
+  readonly #addresses: HostLocalStore;
   readonly #report: Report;
   readonly #metrics: Metrics;
   readonly #lastKnownFile: LastKnownFile;
@@ -110,6 +112,7 @@ class AgentProcess {
     this.#subnets = subnets;
     this.#log = log;
     this.#store = new AttachmentStore(options.runDir);
+    this.#addresses = new HostLocalStore(options.ipamDir);
     this.#publisher = new Publisher(subnets, log);
     this.#conflist = new ConflistInstaller(options.cniConf, log);
     const lease = leaseSettings(netConf, options.annotationPrefix);
@@ -280,7 +283,7 @@ class AgentProcess {
     const incarnation = this.#incarnation;
     return {
       families: podNetworks(incarnation?.standing?.plan.outline),
-      dataDir: this.#options.ipamDir,
+      addresses: this.#addresses,
       store: this.#store,
       attach: async (attachment) => incarnation?.attach(attachment),
       detach: async () => incarnation?.detach(),

@@ -142,11 +142,12 @@ async function carryOutDeferred({ stateDir, runDir, ipamDir }: UninstallOptions)
   const { createCniOps } = await import('../cni/ops.ts');
   const { dispatch } = await import('../cni/plugin.ts');
   const { AttachmentStore } = await import('../cni/attachments.ts');
+  const { HostLocalStore } = await import('../cni/host-local.ts');
   const { pino } = await import('pino');
   const nothing = async (): Promise<void> => {};
   const ops = createCniOps(() => ({
     families: [],
-    dataDir: ipamDir,
+    addresses: new HostLocalStore(ipamDir),
     store: new AttachmentStore(runDir),
     attach: nothing,
     detach: nothing,

@@ -7,14 +7,7 @@ import { listLinks, readLinkIfThere } from '../host/links.ts';
 import { addressAt, parseCidr } from '../net/ip.ts';
 import type { Attachment, AttachmentStore } from './attachments.ts';
 import { flannelDataDir } from './conflist.ts';
-import {
-  allocateAddresses,
-  defaultDataDir,
-  findHostLocal,
-  listLeases,
-  type Pool,
-  releaseAddresses,
-} from './ipam.ts';
+import type { HostLocalStore, Lease } from './host-local.ts';
 import type {
   AddCall,
   Attached,
@@ -23,17 +16,9 @@ import type {
   CniOps,
   DelCall,
   GcCall,
-  NetworkCall,
   PodAddress,
 } from './plugin.ts';
-import {
-  configureVeth,
-  createVeth,
-  deleteVeth,
-  hostVethName,
-  inspectVeth,
-  type Veth,
-} from './pod-network.ts';
+import { configureVeth, createVeth, deleteVeth, hostVethName, inspectVeth } from './pod-network.ts';
 import { CniCode, CniError } from './spec.ts';
 
 /** One family of the pods' network. */
@@ -50,10 +35,8 @@ export interface CniFamily {
 export interface CniContext {
   /** The families that every new pod gets an address of, IPv4 first; none before the node is ready. */
   families: readonly CniFamily[];
-  /** Directories to search for host-local besides the runtime's CNI_PATH and the usual ones. */
-  cniPath?: readonly string[];
-  /** host-local's directory; its own default, {@link defaultDataDir}, when left out: flannel's leases are there too. */
-  dataDir?: string;
+  /** The pods' addresses. */
+  addresses: HostLocalStore;
   store: AttachmentStore;
   /** Make an endpoint of it: the node's route to it, programs, map entries. Packets may flow when the promise resolves. */
   attach(attachment: Attachment): Promise<void>;
@@ -77,7 +60,7 @@ export function createCniOps(context: () => CniContext): CniOps {
     add: (call) => serialised(call.containerId, () => add(context(), call)),
     del: (call) => serialised(call.containerId, () => teardown(context(), call)),
     check: (call) => serialised(call.containerId, () => check(context(), call)),
-    status: (call) => status(context(), call),
+    status: async () => status(context()),
     gc: (call) => gc(context(), call, (stale) => ops.del(stale)),
   };
   return ops;
@@ -88,18 +71,12 @@ export function createCniOps(context: () => CniContext): CniOps {
  * ripstop was away. Of others whose veth has gone a DEL is still to come. To be called before the first ADD.
  * @returns those that were forgotten.
  */
-export async function forgetGone({
-  store,
-  netns,
-  dataDir = defaultDataDir,
-}: CniContext): Promise<Attachment[]> {
+export async function forgetGone({ store, netns, addresses }: CniContext): Promise<Attachment[]> {
   const links = await listLinks(netns === undefined ? {} : { netns });
   const gone: Attachment[] = [];
   for (const attachment of await store.list()) {
-    const { hostIfname, network } = attachment;
-    if (links.has(hostIfname)) continue;
-    const leases = await listLeases({ network, dataDir });
-    if (leases.some((lease) => keyOf(lease) === keyOf(attachment))) continue;
+    if (links.has(attachment.hostIfname)) continue;
+    if (leasesOf(addresses, attachment.network, attachment).length > 0) continue;
     await store.remove(attachment);
     gone.push(attachment);
   }
@@ -112,20 +89,11 @@ async function add(context: CniContext, call: AddCall): Promise<Attached> {
     throw new CniError(CniCode.tryAgain, `the ripstop agent is not ready: ${ready.reason}; try again`);
   }
   await refuseDuplicate(context, call);
-  const pool = poolOf(context, call);
-  // Until here nothing is ours to undo: also an address that host-local refuses because there is one already is not.
-  const [allocated, made] = await Promise.allSettled([
-    allocateAddresses(pool, call, call.netns),
-    // Meanwhile: host-local is a process that takes its time.
-    createVeth(hostVethName(call), call.ifname, linkMtu(context), { pod: call.netns, node: context.netns }),
-  ]);
-  if (allocated.status === 'rejected') {
-    if (made.status === 'fulfilled') await deleteVeth(hostVethName(call), context.netns);
-    throw allocated.reason;
-  }
+  const podCidrs = context.families.map(({ podCidr }) => podCidr);
+  // Until here nothing is ours to undo, nor is an address that is refused because the attachment has one already.
+  const ips = context.addresses.allocate(call.network, podCidrs, call);
   try {
-    if (made.status === 'rejected') throw made.reason;
-    return await connect(context, call, allocated.value, made.value);
+    return await connect(context, call, ips);
   } catch (thrown) {
     try {
       await teardown(context, call);
@@ -143,17 +111,13 @@ function linkMtu({ families }: CniContext): number {
   return Math.max(...families.map(({ mtu }) => mtu));
 }
 
-/** Everything of ADD after addresses and veth. What it leaves behind when it throws, {@link teardown} finds. */
-async function connect(
-  context: CniContext,
-  call: AddCall,
-  ips: readonly string[],
-  veth: Veth,
-): Promise<Attached> {
+/** Everything of ADD after the addresses. What it leaves behind when it throws, {@link teardown} finds. */
+async function connect(context: CniContext, call: AddCall, ips: readonly string[]): Promise<Attached> {
   const { containerId, ifname, netns, network, podNamespace, podName } = call;
   const namespaces = { pod: netns, node: context.netns };
   const hostIfname = hostVethName(call);
   const mtu = linkMtu(context);
+  const veth = await createVeth(hostIfname, ifname, mtu, namespaces);
   const addresses = context.families.map((family, i) => podAddress(family, ips[i]!, mtu));
   const attachment: Attachment = {
     containerId,
@@ -234,10 +198,10 @@ async function teardown(context: CniContext, call: DelCall): Promise<void> {
   if (attachment) await step(context.detach(attachment));
   await step(deleteVeth(hostVethName(call), context.netns));
   // A pod that came from flannel, and one of ours that `uninstall --restore-flannel` has told flannel's plugin of.
-  await step(rm(join(flannelDataDir(context.dataDir ?? defaultDataDir), call.containerId), { force: true }));
+  await step(rm(join(flannelDataDir(context.addresses.dataDir), call.containerId), { force: true }));
   if (!attachment) await step(detachFlannels(context, call));
   // Last, so that nobody gets the addresses while anything still leads to their old owner.
-  await step(releaseAddresses(poolOf(context, call), call));
+  await step(Promise.try(() => context.addresses.release(call.network, call)));
   if (faults.length === 0) return;
   const [first] = faults;
   if (faults.length === 1 && first instanceof RipstopError) throw first;
@@ -258,7 +222,7 @@ async function detachFlannels(context: CniContext, call: DelCall): Promise<void>
 
 /** A pod that was attached before ripstop took the node over: flannel's plugin has no CHECK, so what it must have is little. */
 async function checkFlannels(context: CniContext, call: CheckCall): Promise<void> {
-  const leased = (await listLeases(poolOf(context, call))).filter((lease) => keyOf(lease) === keyOf(call));
+  const leased = leasesOf(context.addresses, call.network, call);
   if (leased.length === 0) {
     throw new CniError(
       CniCode.unknownContainer,
@@ -284,36 +248,37 @@ async function check(context: CniContext, call: CheckCall): Promise<void> {
     { pod: call.netns, node: context.netns },
   );
   if (!promised) faults.unshift(`the prevResult has no interface ${call.ifname}`);
-  const leased = (await listLeases(poolOf(context, call))).filter((lease) => keyOf(lease) === keyOf(call));
+  const leased = leasesOf(context.addresses, call.network, call);
   for (const ip of attachment.ips) {
     if (!call.prevResult.ips.some(({ address }) => address.split('/')[0] === ip)) {
       faults.unshift(`the prevResult has no address ${ip}`);
     }
-    if (!leased.some((lease) => lease.ip === ip)) faults.push(`host-local has no lease of ${ip} for it`);
+    if (!leased.some((lease) => lease.ip === ip)) faults.push(`there is no lease of ${ip} for it`);
   }
   if (faults.length > 0) throw new CniError(CniCode.drifted, faults.join('; '));
 }
 
-async function status(context: CniContext, call: NetworkCall): Promise<void> {
+/**
+ * Whether the agent is ready. That all addresses are taken is no failure of the plugin: runtimes would report the node as
+ * not ready, and its pods would be evicted.
+ */
+function status(context: CniContext): void {
   const ready = context.ready();
   if (!ready.ok) throw new CniError(CniCode.notAvailable, `the ripstop agent is not ready: ${ready.reason}`);
-  await findHostLocal([...call.cniPath, ...(context.cniPath ?? [])]).catch((error: unknown) => {
-    throw new CniError(CniCode.notAvailable, errorText(error));
-  });
 }
 
 /** Delete what the runtime does not know: attachments, and leases whose attachment was lost. Goes on past errors. */
 async function gc(context: CniContext, call: GcCall, del: (call: DelCall) => Promise<void>): Promise<void> {
-  const { network, cniPath } = call;
+  const { network } = call;
   const valid = new Set(call.validAttachments.map(keyOf));
   const known = [
     ...(await context.store.list()).filter((attachment) => attachment.network === network),
-    ...(await listLeases(poolOf(context, call))),
+    ...context.addresses.list(network),
   ];
   const stale = new Map(known.filter((id) => !valid.has(keyOf(id))).map((id) => [keyOf(id), id]));
   const faults: string[] = [];
   for (const [name, { containerId, ifname }] of stale) {
-    await del({ network, cniPath, containerId, ifname }).catch((error: unknown) =>
+    await del({ network, containerId, ifname }).catch((error: unknown) =>
       faults.push(`${name}: ${errorText(error)}`),
     );
   }
@@ -328,10 +293,8 @@ async function gc(context: CniContext, call: GcCall, del: (call: DelCall) => Pro
   }
 }
 
-function poolOf(context: CniContext, call: NetworkCall): Pool {
-  const { families, dataDir = defaultDataDir, cniPath = [] } = context;
-  const podCidrs = families.map(({ podCidr }) => podCidr);
-  return { network: call.network, podCidrs, dataDir, cniPath: [...call.cniPath, ...cniPath] };
+function leasesOf(addresses: HostLocalStore, network: string, id: AttachmentId): Lease[] {
+  return addresses.list(network).filter((lease) => keyOf(lease) === keyOf(id));
 }
 
 function keyOf({ containerId, ifname }: AttachmentId): string {

@@ -41,7 +41,7 @@ const environment = {
   CNI_CONTAINERID: 'c0ffee',
   CNI_IFNAME: 'eth0',
   CNI_NETNS: '/run/netns/pod',
-  CNI_PATH: '/opt/cni/bin:relative:/usr/lib/cni',
+  CNI_PATH: '/opt/cni/bin',
 };
 const config = { cniVersion: '1.0.0', name: 'cbr0', type: 'ripstop' };
 
@@ -68,7 +68,6 @@ describe('ADD', () => {
       {
         add: {
           network: 'cbr0',
-          cniPath: ['/opt/cni/bin', '/usr/lib/cni'],
           containerId: 'c0ffee',
           ifname: 'eth0',
           netns: '/run/netns/pod',
@@ -140,7 +139,7 @@ describe('the other commands', () => {
       exitCode: 0,
       output: '',
     });
-    expect(calls).toEqual([{ del: { network: 'cbr0', cniPath: [], containerId: 'c0ffee', ifname: 'eth0' } }]);
+    expect(calls).toEqual([{ del: { network: 'cbr0', containerId: 'c0ffee', ifname: 'eth0' } }]);
   });
 
   it('CHECK hands over the prevResult, and is an error without one', async () => {

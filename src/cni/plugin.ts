@@ -29,10 +29,8 @@ export interface AttachmentId {
 
 /** What every call knows of the network. */
 export interface NetworkCall {
-  /** The network's name, e.g. `cbr0`; it is also the name under which host-local keeps its leases. */
+  /** The network's name, e.g. `cbr0`; its leases are kept under that name too. */
   readonly network: string;
-  /** The directories in which the runtime looks for plugins: absolute, possibly none. */
-  readonly cniPath: readonly string[];
 }
 
 export interface DelCall extends NetworkCall, AttachmentId {
@@ -152,12 +150,11 @@ async function execute(env: CniRequest['env'], input: unknown, ops: CniOps): Pro
     return json({ cniVersion: configVersion(input) ?? '1.0.0', supportedVersions });
   }
   // The order of the checks is that of the reference implementation: environment, version, configuration.
-  const cniPath = (env['CNI_PATH'] ?? '').split(':').filter((dir) => dir.startsWith('/'));
   const id = command === 'STATUS' || command === 'GC' ? undefined : parseAttachmentId(env, command);
   const netns = command === 'ADD' || command === 'CHECK' ? parseNetns(env, command) : undefined;
   const version = parseVersion(input, command);
   const config = parseConfig(input);
-  const network = { network: config.name, cniPath };
+  const network = { network: config.name };
 
   switch (command) {
     case 'ADD': {
@@ -272,7 +269,7 @@ function parseConfig(input: unknown): NetworkConfig {
   if (ipam !== undefined && ipam !== 'host-local') {
     throw new CniError(
       CniCode.unsupportedField,
-      `ipam.type ${quote(ipam)} is not supported: ripstop takes addresses from the node's podCIDR with host-local; leave ipam out`,
+      `ipam.type ${quote(ipam)} is not supported: ripstop takes addresses from the node's podCIDR as host-local does; leave ipam out`,
     );
   }
   return parsed.data;

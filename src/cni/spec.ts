@@ -27,7 +27,7 @@ export const CniCode = {
   failed: 100,
   /** The attachment, or an interface of that name in the pod, is there already. */
   exists: 101,
-  /** The address plugin refused, e.g. because its pool is exhausted. */
+  /** There is no address for the pod, e.g. because all are taken. */
   ipam: 102,
   /** CHECK found something missing or different. */
   drifted: 103,

@@ -3,8 +3,7 @@ import { mkdtempSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { run, type RunResult, tryRun } from '../../src/host/run.ts';
-import { callCni, netnsPath, nodeDir } from '../../src/lab/index.ts';
-import { addNetns } from '../../src/lab/netns.ts';
+import { netnsPath, nodeDir } from '../../src/lab/index.ts';
 import { type Background, startIn } from '../../src/lab/lab.support.ts';
 import { missingHere, useLab } from './support.ts';
 
@@ -190,47 +189,6 @@ describe.skipIf(missingHere('setpriv', 'unshare'))('a node with something wrong'
       expect(output.match(/cannot read our own Node yet/g)).toHaveLength(1);
       expect(output).toMatch(/"why":"[^"]*ECONNREFUSED/);
       expect(output).toMatch(/stopping; the pinned programs keep forwarding/);
-    });
-
-    it('for host-local: STATUS and ADD name the package, and a failed ADD leaves nothing', async () => {
-      const hide =
-        'for d in /usr/lib/cni /opt/cni/bin; do [ ! -d $d ] || mount -t tmpfs none $d; done; exec "$@"';
-      const socket = join(dir, 'run/cni.sock');
-      running = startIn(
-        netns,
-        ...([
-          'unshare',
-          '--mount',
-          '--propagation',
-          'slave',
-          'sh',
-          '-c',
-          hide,
-          'sh',
-          process.execPath,
-          CLI,
-          ...agent(),
-        ] as const),
-      );
-      await running.prints(/published our lease/);
-      const pod = `${netns}-pod9`;
-      await addNetns(pod);
-      const call = {
-        plugin: join(ROOT, 'build/ripstop-cni'),
-        hostNetns: netns,
-        env: { RIPSTOP_CNI_SOCKET: socket, CNI_PATH: dir },
-      };
-      const config = { cniVersion: '1.1.0', name: 'cbr0', type: 'ripstop-cni' };
-      const says = /there is no host-local plugin in .*; install the package containernetworking-plugins/;
-      await expect(callCni({ ...call, config, command: 'STATUS' })).rejects.toThrow(says);
-      const container = { id: 'c1', netns: pod, pod: 'pod9' };
-      await expect(callCni({ ...call, config, command: 'ADD', container })).rejects.toThrow(says);
-      expect(
-        await run('ip', ['-o', 'link', 'show', 'type', 'veth'], { netns: netnsPath(netns) }),
-      ).not.toMatch(/veth[0-9a-f]{8}/);
-      expect(await run('ip', ['-o', 'link'], { netns: netnsPath(pod) })).not.toMatch(/eth0/);
-      await running.stop();
-      running = undefined;
     });
   });
 });

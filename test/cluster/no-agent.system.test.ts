@@ -3,7 +3,7 @@ import { existsSync, readdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
 import { dumpMap } from '../../src/cli/maps.ts';
-import { listLeases } from '../../src/cni/ipam.ts';
+import { HostLocalStore } from '../../src/cni/host-local.ts';
 import { ipJson } from '../../src/lab/ip.ts';
 import { listLinks } from '../../src/host/links.ts';
 import {
@@ -39,8 +39,8 @@ describe.skipIf(missingHere())('on a node whose agent is away', () => {
     for (const one of cluster.nodes) await serveIn(podOf(one));
   });
 
-  async function leases(): Promise<string[]> {
-    const all = await listLeases({ network: 'cbr0', dataDir: dirOf('ipam') });
+  function leases(): string[] {
+    const all = new HostLocalStore(dirOf('ipam')).list('cbr0');
     return all.map(({ ip }) => ip).toSorted();
   }
 
@@ -49,7 +49,7 @@ describe.skipIf(missingHere())('on a node whose agent is away', () => {
     const links = [...(await listLinks(inNetns(node()))).keys()].filter((name) => name.startsWith('veth'));
     const routes = await ipJson<{ dst: string; dev?: string }>(['route'], inNetns(node()));
     return {
-      leases: await leases(),
+      leases: leases(),
       veths: links.toSorted(),
       routes: routes.map(({ dst, dev }) => `${dst} ${dev}`).toSorted(),
       endpoints: dumpMap(bpffsOf(cluster.lab, node()), 'endpoints', true),
@@ -82,7 +82,7 @@ describe.skipIf(missingHere())('on a node whose agent is away', () => {
       for (const pod of node().pods.slice(1)) await removePod(cluster.lab, node(), pod);
       expect(deferred()).toHaveLength(3);
       // These addresses must not be reused while the programs know them.
-      expect(await leases()).toEqual(ips.toSorted());
+      expect(leases()).toEqual(ips.toSorted());
       await startAgent(cluster.lab, node());
       await expect.poll(traces).toEqual(before);
     });
@@ -117,10 +117,10 @@ describe.skipIf(missingHere())('on a node whose agent is away', () => {
     const pod = await addPod(cluster.lab, node());
     await stopAgent(cluster.lab, node(), 'SIGKILL');
     await removePod(cluster.lab, node(), pod);
-    expect(await leases()).toContain(pod.ip);
+    expect(leases()).toContain(pod.ip);
     const said = await giveBack(cluster.lab, node());
     expect(said).toContain('released the addresses of 1 pods that were deleted while no agent ran');
-    expect(await leases()).toEqual([podOf(node()).ip]);
+    expect(leases()).toEqual([podOf(node()).ip]);
     const added = await addPod(cluster.lab, node());
     await ping(added, podOf(cluster.nodes[1]).ip);
     await ping(added, podOf(node()).ip);

@@ -52,7 +52,6 @@ const STAYS: Dump = {
     '+ /var/lib/cni/networks',
     '+ /var/lib/cni/networks/cbr0',
     '+ /var/lib/cni/networks/cbr0/last_reserved_ip.0',
-    '+ /var/lib/cni/networks/cbr0/lock',
     '+ /var/lib/cni/results',
     '+ /var/lib/ripstop',
   ],
