@@ -175,7 +175,7 @@ describe.skipIf(missing)(title('a node with the privileges of the manifest'), ()
 
   /** What is printed without each capability. */
   const incapable: Record<string, RegExp> = {
-    NET_ADMIN: /join group \d+ of netlink .*Operation not permitted/,
+    NET_ADMIN: /cannot watch the node's network for changes: .*Operation not permitted.*CAP_NET_ADMIN/,
     NET_RAW: /"flannel-rules".*iptables-legacy-save.*Permission denied/,
     SYS_ADMIN: /bpf_object__load failed: EPERM/,
     DAC_OVERRIDE: /cannot write \/etc\/cni\/net.d\/.*EACCES.*the CNI configuration is not in place/,

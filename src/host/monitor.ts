@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 import { type NetlinkEvent, subscribe, type Subscription } from '#netlink';
+import { errorText, RipstopError } from '../errors.ts';
 import { isPodVeth } from './links.ts';
 import { linkNames, openNetlink, type Where } from './netlink.ts';
 import { NFT_TABLE } from './nft.ts';
 import { ROUTE_PROTOCOL } from './routes.ts';
 import { isVtepName } from './vtep-device.ts';
 
-/** What has changed on the node, as far as ripstop has a use for it. */
+/** A change on the node that concerns ripstop. */
 export type NodeEvent =
   /** A host veth of a pod. */
   | {
@@ -24,23 +25,23 @@ export type NodeEvent =
       readonly deleted: boolean;
       readonly dev: string | undefined;
     }
-  /** An address that the node answers for on a bridge. */
+  /** A proxy neighbour of ours: an address for which the node answers on a bridge. */
   | { readonly kind: 'proxy'; readonly bridge: string; readonly address: string; readonly deleted: boolean }
   /** An entry for a peer: a neighbour or FDB entry of a VTEP device, or a route of ours to a podCIDR. */
   | { readonly kind: 'peers' }
   /** A network setting of an interface, or of all of them: then `name` is undefined. */
   | { readonly kind: 'settings'; readonly name: string | undefined }
-  /** Other interfaces, addresses, routes and routing rules: how the node reaches others may have changed. */
+  /** Another interface, address, route or routing rule: the node may reach others in another way now. */
   | { readonly kind: 'network' }
-  /** Somebody took something of our nft table away, as `nft flush ruleset` does. */
+  /** Another program deleted something in our nft table, as `nft flush ruleset` does. */
   | { readonly kind: 'rules-lost' }
   /** Events were lost, so anything may have changed. */
   | { readonly kind: 'lost' };
 
 /**
- * Hear of changes on the node from now on. Neighbours that come and go on the wire, minute by minute, are passed over; so is
- * what others do to their own nft tables, as kube-proxy does all the time.
- * @throws Error with `code` when the kernel lets this process hear nothing, such as EPERM.
+ * Subscribe to changes on the node. Two frequent kinds are left out: the neighbours on the underlay, which come and go
+ * every minute, and other programs' changes to their own nft tables, such as kube-proxy's.
+ * @throws RipstopError when the kernel refuses, as it does without CAP_NET_ADMIN.
  */
 export function monitorNode(
   onEvents: (events: readonly NodeEvent[]) => void,
@@ -48,23 +49,32 @@ export function monitorNode(
 ): Subscription {
   using socket = openNetlink(where);
   const names = linkNames(socket);
-  return subscribe(
-    ['link', 'address', 'route', 'nexthop', 'rule', 'neighbour', 'netconf', 'nft'],
-    (raw) => {
-      const events: NodeEvent[] = [];
-      for (const event of raw) {
-        if (event.kind === 'link' && !event.deleted) names.set(event.link.ifindex, event.link.name);
-        const classified = classify(event, (ifindex) => names.get(ifindex));
-        if (event.kind === 'link' && event.deleted) names.delete(event.link.ifindex);
-        if (classified) events.push(classified);
-      }
-      if (events.length > 0) onEvents(events);
-    },
-    where,
-  );
+  const classifyAll = (raw: readonly NetlinkEvent[]): void => {
+    const events: NodeEvent[] = [];
+    for (const event of raw) {
+      if (event.kind === 'link' && !event.deleted) names.set(event.link.ifindex, event.link.name);
+      const classified = classify(event, (ifindex) => names.get(ifindex));
+      if (event.kind === 'link' && event.deleted) names.delete(event.link.ifindex);
+      if (classified) events.push(classified);
+    }
+    if (events.length > 0) onEvents(events);
+  };
+  try {
+    return subscribe(
+      ['link', 'address', 'route', 'nexthop', 'rule', 'neighbour', 'netconf', 'nft'],
+      classifyAll,
+      where,
+    );
+  } catch (error) {
+    throw new RipstopError(
+      `cannot watch the node's network for changes: ${errorText(error)}; ` +
+        'run the agent as root with CAP_NET_ADMIN (in Kubernetes: securityContext.capabilities.add)',
+      { cause: error },
+    );
+  }
 }
 
-/** What a netlink event is about; undefined: nothing that ripstop has a use for. Pure. */
+/** The change that a netlink event tells of; undefined when it does not concern ripstop. Pure. */
 export function classify(
   event: NetlinkEvent,
   nameOf: (ifindex: number) => string | undefined,
