@@ -53,8 +53,8 @@ export async function openEtcd(
     log,
     publicIps: async () => {
       const { iface, ifaceRegex, ifaceCanReach, publicIp } = options;
-      const wish = { families, iface, ifaceRegex, ifaceCanReach, publicIps: publicIp };
-      return (await findUplink(wish, await listLinks())).ips;
+      const request = { families, iface, ifaceRegex, ifaceCanReach, publicIps: publicIp };
+      return (await findUplink(request, await listLinks())).ips;
     },
     past: () => pastOf(options, netConf, families),
   });

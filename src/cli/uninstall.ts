@@ -182,10 +182,10 @@ async function restoreRules({ subnetFile, netConf, etcd, stateDir }: UninstallOp
 
 async function restoreBridge(options: UninstallOptions): Promise<string[]> {
   const env = await subnetEnv(options.subnetFile);
-  const { makeRoomForBridge, routedAddresses } = await host();
+  const { prepareBridge, routedAddresses } = await host();
   const attached = await attachments(options);
   const ours = await routedAddresses(attached.flatMap(({ ips }) => ips));
-  return makeRoomForBridge(env, ours);
+  return prepareBridge(env, ours);
 }
 
 /** Hand the pods that ripstop attached over to flannel's plugin, so that its DEL releases their addresses. */

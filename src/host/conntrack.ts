@@ -5,18 +5,18 @@ import { noFailures, type Target } from '../reconcile/target.ts';
 import { run } from './run.ts';
 
 export const CONNTRACK_MODULE = 'nf_conntrack';
-/** There in every network namespace as soon as nf_conntrack is in the kernel. */
-const SIGN = '/proc/sys/net/netfilter/nf_conntrack_max';
+/** This file exists in every network namespace once nf_conntrack is loaded. */
+const MAX_SETTING = '/proc/sys/net/netfilter/nf_conntrack_max';
 
 /**
- * Have nf_conntrack in the kernel, whose functions the programs call: on a node without masquerading and kube-proxy
- * nothing else asks for it. It is loaded by a rule that comes and goes in one transaction, since the kernel then finds
- * the module by itself; a container may have neither modprobe nor the modules.
- * @returns whether it was loaded now.
- * @throws RipstopError when the kernel has none.
+ * Load nf_conntrack, whose kfuncs the programs call. On a node without masquerading and kube-proxy nothing else loads
+ * it. An nft rule that uses conntrack is added and deleted in one transaction, and for that the kernel loads the module
+ * itself: a container may have neither modprobe nor the modules.
+ * @returns whether this call loaded it.
+ * @throws RipstopError when the kernel does not have the module.
  */
 export async function ensureConntrack(): Promise<boolean> {
-  if (existsSync(SIGN)) return false;
+  if (existsSync(MAX_SETTING)) return false;
   const table = 'inet ripstop-conntrack';
   const transaction = [
     `add table ${table}`,
@@ -28,7 +28,7 @@ export async function ensureConntrack(): Promise<boolean> {
     () => '',
     (error: unknown) => ` (${errorText(error)})`,
   );
-  if (!existsSync(SIGN)) {
+  if (!existsSync(MAX_SETTING)) {
     throw new RipstopError(
       `the kernel module nf_conntrack cannot be loaded${why}; run "modprobe nf_conntrack"`,
     );
@@ -40,7 +40,7 @@ export async function ensureConntrack(): Promise<boolean> {
 export function kernelModulesTarget(): Target<true> {
   return {
     name: 'kernel-modules',
-    list: async () => new Map(existsSync(SIGN) ? [[CONNTRACK_MODULE, true]] : []),
+    list: async () => new Map(existsSync(MAX_SETTING) ? [[CONNTRACK_MODULE, true]] : []),
     upsert: async () => {
       await ensureConntrack();
       return noFailures;

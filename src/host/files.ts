@@ -4,7 +4,7 @@ import { dirname } from 'node:path';
 import { errorText, RipstopError } from '../errors.ts';
 import { noFailures, type Target } from '../reconcile/target.ts';
 
-/** A file's text, or undefined when there is no such file. @throws RipstopError when it cannot be read. */
+/** The text of a file, or undefined when it does not exist. @throws RipstopError when it cannot be read. */
 export async function readIfThere(path: string): Promise<string | undefined> {
   try {
     return await readFile(path, 'utf8');
@@ -15,15 +15,18 @@ export async function readIfThere(path: string): Promise<string | undefined> {
 }
 
 export interface WriteOptions {
-  /** Of the file. Default 0o644. */
+  /** The file's mode. Default 0o644. */
   readonly mode?: number;
-  /** Of directories that are made on the way. Default 0o755. */
+  /** The mode of directories that are created for it. Default 0o755. */
   readonly directoryMode?: number;
-  /** Whether the file has to outlive a power cut (default). */
+  /** Whether the file must survive a power cut. Default true. */
   readonly durable?: boolean;
 }
 
-/** As {@link writeAtomically}, but a file that holds the text already is left as it is. @returns whether it was written. */
+/**
+ * As {@link writeAtomically}, but a file that already holds the text is not written.
+ * @returns whether it was written.
+ */
 export async function writeIfDifferent(
   path: string,
   text: string,
@@ -35,8 +38,8 @@ export async function writeIfDifferent(
 }
 
 /**
- * Make a file hold this text, given whole or in pieces: a reader sees the old or the new one whole, also after a crash. Its
- * directory is made where it is missing.
+ * Replace the content of a file by this text, given whole or in pieces. Readers see the old or the new text, complete,
+ * also after a crash. A missing directory is created.
  * @throws RipstopError when the file system refuses.
  */
 export async function writeAtomically(
@@ -67,11 +70,11 @@ export async function writeAtomically(
 /** A file that other programs read. */
 export interface FileContent {
   readonly text: string;
-  /** What a failure to write it means, and what to do. */
+  /** What follows when it cannot be written, and what to do. */
   readonly hint: string;
 }
 
-/** Files by path, mode 0644, each written atomically and only when it differs. None is ever removed. */
+/** Files by path, mode 0644. Each is written atomically, and only when it differs. None is ever removed. */
 export function filesTarget(): Target<FileContent> {
   return {
     name: 'files',

@@ -7,15 +7,16 @@ import { type PodNetwork, wordsOf } from './pod-network.ts';
 import { run, type RunOptions } from './run.ts';
 
 /*
- * flanneld's own rules: taken away once ours stand in their place, put back when flanneld is to run again. It has two forms
- * of them (EnableNFTables): chains FLANNEL-POSTRTG and FLANNEL-FWD in iptables' tables, or tables of its own.
+ * flanneld's own rules. They are removed once ours replace them, and written again when the node goes back to flannel.
+ * flanneld writes them in one of two forms (EnableNFTables): as chains FLANNEL-POSTRTG and FLANNEL-FWD in iptables'
+ * tables, or as nftables tables of its own.
  *
- * iptables itself has two homes. What iptables-nft writes is in nftables: one transaction there takes it away, without the
- * xtables lock and without a program that a container may lack. What iptables-legacy writes is seen by that alone, so it
- * is asked, but only about tables that this namespace uses.
+ * iptables itself has two backends. Rules of iptables-nft are in nftables: one nft transaction removes them, without
+ * the xtables lock and without a program that a container may lack. Rules of iptables-legacy are visible only to the
+ * legacy programs, so these are run, but only for tables that this namespace uses.
  */
 
-/** flannel's chains: in which table, and which chain jumps to them. */
+/** flannel's chains: the table that each is in, and the base chain that jumps to it. */
 const CHAINS = [
   { table: 'nat', from: 'POSTROUTING', chain: 'FLANNEL-POSTRTG' },
   { table: 'filter', from: 'FORWARD', chain: 'FLANNEL-FWD' },
@@ -23,24 +24,24 @@ const CHAINS = [
 
 const OWN_TABLES = ['ip flannel-ipv4', 'ip6 flannel-ipv6'];
 
-/** One of iptables' tables, as far as flannel has something in it, wherever it is kept. */
+/** One of iptables' tables, in either backend. */
 export interface RuleTable {
-  /** Whose: `ip`, `ip6` in nftables; `iptables-legacy`, `ip6tables-legacy`. */
-  home: string;
+  /** Where the table is: `ip` or `ip6` of nftables, or `iptables-legacy`, `ip6tables-legacy`. */
+  backend: string;
   name: string;
   /** Policy and rules of the base chains, and the names of flannel's chains. */
   chains: ReadonlyMap<string, { policy?: string; rules: readonly { id: string; jump?: string }[] }>;
 }
 
-/** What is to be done about one of flannel's chains. */
+/** One of flannel's chains, with what its removal needs. */
 export interface Leftover {
   from: string;
   chain: string;
   /** The rules in `from` that jump to it. */
   jumps: readonly string[];
   /**
-   * Without it packets of the pods would be dropped: it accepts where the chain's policy, or a rule after it, may not. An
-   * accept in a table of ours cannot stand in for that, since every base chain judges on its own.
+   * Whether the pods' packets would be dropped without it: it accepts packets that a later rule or the policy of `from`
+   * may drop. An accept in a table of ours cannot replace that, since every base chain decides on its own.
    */
   needed: boolean;
 }
@@ -66,11 +67,11 @@ export function findLeftovers({ name, chains }: RuleTable): Leftover[] {
   });
 }
 
-/** A listing's chains and rules in the form of {@link RuleTable}; rules are known by their handles. */
-export function readNftTable(home: string, name: string, listing: readonly NftObject[]): RuleTable {
+/** Chains and rules of an nft listing as a {@link RuleTable}; the ID of a rule is its handle. */
+export function readNftTable(backend: string, name: string, listing: readonly NftObject[]): RuleTable {
   const rules = listing.flatMap(({ rule }) => (rule ? [rule] : []));
   return {
-    home,
+    backend,
     name,
     chains: new Map(
       listing.flatMap(({ chain }) =>
@@ -95,8 +96,8 @@ export function readNftTable(home: string, name: string, listing: readonly NftOb
   };
 }
 
-/** What `iptables-legacy-save -t NAME` printed, in the same form; rules are known by their text after `-A CHAIN`. */
-export function readSavedTable(home: string, name: string, text: string): RuleTable {
+/** The same of the output of `iptables-legacy-save -t NAME`; the ID of a rule is its text after `-A CHAIN`. */
+export function readSavedTable(backend: string, name: string, text: string): RuleTable {
   const chains = new Map<string, { policy?: string; rules: { id: string; jump?: string }[] }>();
   for (const line of text.split('\n')) {
     const chain = /^:(\S+) (\S+)/.exec(line);
@@ -107,19 +108,19 @@ export function readSavedTable(home: string, name: string, text: string): RuleTa
     const jump = / -j (\S+)$/.exec(` ${rule[2]!}`)?.[1];
     chains.get(rule[1]!)?.rules.push({ id: rule[2]!, ...(jump !== undefined && { jump }) });
   }
-  return { home, name, chains };
+  return { backend, name, chains };
 }
 
-/** nft's lines that take these chains away: one transaction. */
-export function nftRemoval({ home, name }: RuleTable, leftovers: readonly Leftover[]): string[] {
+/** The lines for `nft -f` that remove these chains: one transaction. */
+export function nftRemoval({ backend, name }: RuleTable, leftovers: readonly Leftover[]): string[] {
   return leftovers.flatMap(({ from, chain, jumps }) => [
-    ...jumps.map((handle) => `delete rule ${home} ${name} ${from} handle ${handle}`),
-    `flush chain ${home} ${name} ${chain}`,
-    `delete chain ${home} ${name} ${chain}`,
+    ...jumps.map((handle) => `delete rule ${backend} ${name} ${from} handle ${handle}`),
+    `flush chain ${backend} ${name} ${chain}`,
+    `delete chain ${backend} ${name} ${chain}`,
   ]);
 }
 
-/** The same for `iptables-restore --noflush`. */
+/** The input of `iptables-restore --noflush` that removes these chains. */
 export function restoreRemoval({ name }: RuleTable, leftovers: readonly Leftover[]): string {
   const lines = leftovers.flatMap(({ from, chain, jumps }) => [
     ...jumps.map((rule) => `-D ${from} ${rule}`),
@@ -129,16 +130,18 @@ export function restoreRemoval({ name }: RuleTable, leftovers: readonly Leftover
   return [`*${name}`, ...lines, 'COMMIT', ''].join('\n');
 }
 
-/** Something of flannel's rules that is still there, and how it is taken away. */
+/** One of flannel's chains or tables, and how to remove it. */
 export interface FlannelRule {
-  /** Why it must stay; undefined when ours stand in for it. */
+  /** Why it must stay; undefined when our rules replace it. */
   readonly needed?: string;
-  /** nft's lines that remove it, or the input of `<home>-restore --noflush`. */
-  readonly removal: { readonly nft: readonly string[] } | { readonly home: string; readonly restore: string };
+  /** The lines for `nft -f`, or the input of `BACKEND-restore --noflush`. */
+  readonly removal:
+    | { readonly nft: readonly string[] }
+    | { readonly backend: string; readonly restore: string };
 }
 
 /**
- * All that flannel's rules consist of, by `FLANNEL-FWD in ip filter` or `table ip flannel-ipv4`; nobody else's are listed.
+ * flannel's chains and tables, by keys such as `FLANNEL-FWD in ip filter` and `table ip flannel-ipv4`.
  * @throws RipstopError with the reason of nft or iptables-legacy.
  */
 export async function listFlannelRules(options: RunOptions = {}): Promise<Map<string, FlannelRule>> {
@@ -146,7 +149,7 @@ export async function listFlannelRules(options: RunOptions = {}): Promise<Map<st
   const add = (table: RuleTable, removalOf: (leftover: Leftover) => FlannelRule['removal']): void => {
     for (const leftover of findLeftovers(table)) {
       const { chain, from, needed } = leftover;
-      found.set(`${chain} in ${table.home} ${table.name}`, {
+      found.set(`${chain} in ${table.backend} ${table.name}`, {
         ...(needed && {
           needed: `${from} drops what nothing in it accepts`,
         }),
@@ -159,26 +162,29 @@ export async function listFlannelRules(options: RunOptions = {}): Promise<Map<st
       table ? [`${table.family} ${table.name}`] : [],
     ),
   );
-  for (const home of ['ip', 'ip6']) {
+  for (const backend of ['ip', 'ip6']) {
     for (const { table, from, chain } of CHAINS) {
-      if (!tables.has(`${home} ${table}`)) continue;
-      const listChain = (name: string) => listNft(['chain', home, table, name], options);
+      if (!tables.has(`${backend} ${table}`)) continue;
+      const listChain = (name: string) => listNft(['chain', backend, table, name], options);
       const ours = await listChain(chain);
       if (ours.length === 0) continue;
-      const read = readNftTable(home, table, [...ours, ...(await listChain(from))]);
+      const read = readNftTable(backend, table, [...ours, ...(await listChain(from))]);
       add(read, (leftover) => ({ nft: nftRemoval(read, [leftover]) }));
     }
   }
   for (const table of OWN_TABLES.filter((name) => tables.has(name)))
     found.set(`table ${table}`, { removal: { nft: [`delete table ${table}`] } });
-  for (const { home, name } of legacyTables(options)) {
-    const read = readSavedTable(home, name, await run(`${home}-save`, ['-t', name], options));
-    add(read, (leftover) => ({ home, restore: restoreRemoval(read, [leftover]) }));
+  for (const { backend, name } of legacyTables(options)) {
+    const read = readSavedTable(backend, name, await run(`${backend}-save`, ['-t', name], options));
+    add(read, (leftover) => ({ backend, restore: restoreRemoval(read, [leftover]) }));
   }
   return found;
 }
 
-/** Take these away: what is in nftables in one transaction. @throws RipstopError with the reason of nft or iptables-legacy. */
+/**
+ * Remove these rules, those in nftables in one transaction.
+ * @throws RipstopError with the reason of nft or iptables-legacy.
+ */
 export async function removeFlannelRules(
   rules: Iterable<FlannelRule>,
   options: RunOptions = {},
@@ -188,7 +194,7 @@ export async function removeFlannelRules(
   if (lines.length > 0) await applyNft(lines, options);
   for (const removal of removals) {
     if ('nft' in removal) continue;
-    await run(`${removal.home}-restore`, ['--noflush', '--wait', '5'], {
+    await run(`${removal.backend}-restore`, ['--noflush', '--wait', '5'], {
       ...options,
       stdin: removal.restore,
     });
@@ -196,8 +202,8 @@ export async function removeFlannelRules(
 }
 
 /**
- * flannel's rules as a target of which nothing is desired. To be reconciled after ours are there.
- * @param onNeeded is told of those that pods cannot do without: they stay. Called at each look, also with none.
+ * flannel's rules, as a target without desired entries. To be reconciled after our own rules.
+ * @param onNeeded gets the rules that must stay because pods need them; called at each list, also with none.
  */
 export function flannelRulesTarget(
   onNeeded: (needed: readonly string[]) => void,
@@ -218,22 +224,22 @@ export function flannelRulesTarget(
   };
 }
 
-/** The tables of iptables-legacy that this namespace uses, of those that flannel writes into. */
-function legacyTables({ netns }: RunOptions): { home: string; name: string }[] {
+/** The tables that flannel writes to and that this namespace uses in iptables-legacy. */
+function legacyTables({ netns }: RunOptions): { backend: string; name: string }[] {
   const used = inNetns(netns, () =>
     [
-      { home: 'iptables-legacy', names: 'ip_tables_names' },
-      { home: 'ip6tables-legacy', names: 'ip6_tables_names' },
-    ].flatMap(({ home, names }) => {
+      { backend: 'iptables-legacy', names: 'ip_tables_names' },
+      { backend: 'ip6tables-legacy', names: 'ip6_tables_names' },
+    ].flatMap(({ backend, names }) => {
       const file = `/proc/thread-self/net/${names}`;
       const found = existsSync(file) ? readFileSync(file, 'utf8').split('\n') : [];
-      return found.map((name) => ({ home, name }));
+      return found.map((name) => ({ backend, name }));
     }),
   );
   return used.filter(({ name }) => CHAINS.some(({ table }) => table === name));
 }
 
-/** What flanneld would have on this node. */
+/** The configuration of flanneld that determines its rules. */
 export interface FlannelRules {
   networks: readonly PodNetwork[];
   /** flanneld's `--ip-masq`. */
@@ -243,8 +249,8 @@ export interface FlannelRules {
 }
 
 /**
- * flannel's tables, for `nft -f`. flanneld puts its rules in their place in one transaction, so nothing is ever missing.
- * (Its condition `saddr != P daddr C` is not that of its iptables rules; this is how it writes it.)
+ * flannel's tables, for `nft -f`. When flanneld starts, it replaces them in one transaction, so at no moment are they
+ * missing. (The condition `saddr != P daddr C` differs from that of its iptables rules; flanneld writes it so.)
  */
 export function renderFlannelTables({ networks, masquerade }: FlannelRules): string {
   return networks
@@ -284,8 +290,8 @@ export function renderFlannelTables({ networks, masquerade }: FlannelRules): str
 }
 
 /**
- * flannel's chains of one family, for `iptables-restore --noflush`: what is in them before is replaced.
- * @param jumps the chains that are jumped to already.
+ * flannel's chains of one family, for `iptables-restore --noflush`, which replaces their content.
+ * @param jumps the chains to which a jump exists already.
  */
 export function renderFlannelChains(
   network: PodNetwork,
@@ -306,7 +312,7 @@ export function renderFlannelChains(
   };
   return CHAINS.filter(({ table }) => masquerade || table !== 'nat')
     .flatMap(({ table, from, chain }) => {
-      // flanneld looks for its rules by their whole text.
+      // flanneld recognizes its rules by their whole text.
       const comment = `-m comment --comment "flanneld ${table === 'nat' ? 'masq' : 'forward'}"`;
       const spec = (rule: string): string => rule.replace(/(?=-j )/, `${comment} `);
       return [
@@ -323,28 +329,30 @@ export function renderFlannelChains(
 
 /**
  * Write the rules that a flanneld of this configuration leaves behind when it stops.
- * @returns what was written, in words.
- * @throws RipstopError with the reason of nft or iptables; then ours should stay.
+ * @returns a description of what was written.
+ * @throws RipstopError with the reason of nft or iptables; then our rules should stay.
  */
-export async function writeFlannelRules(wanted: FlannelRules, options: RunOptions = {}): Promise<string[]> {
-  if (wanted.nftables) {
-    await applyNft([renderFlannelTables(wanted)], options);
-    return wanted.networks.map(({ network }) => `table ${OWN_TABLES[network.family === 4 ? 0 : 1]}`);
+export async function writeFlannelRules(desired: FlannelRules, options: RunOptions = {}): Promise<string[]> {
+  if (desired.nftables) {
+    await applyNft([renderFlannelTables(desired)], options);
+    return desired.networks.map(({ network }) => `table ${OWN_TABLES[network.family === 4 ? 0 : 1]}`);
   }
-  // In the home that kube-proxy and the others use here, where flanneld will look too.
+  // In the backend that kube-proxy and others use here: flanneld will use it too.
   const legacy = legacyTables(options);
   const written: string[] = [];
-  for (const network of wanted.networks) {
+  for (const network of desired.networks) {
     const program = network.network.family === 4 ? 'iptables' : 'ip6tables';
-    const home = legacy.some((table) => table.home === `${program}-legacy`) ? `${program}-legacy` : program;
+    const backend = legacy.some((table) => table.backend === `${program}-legacy`)
+      ? `${program}-legacy`
+      : program;
     const jumps = new Set<string>();
     for (const { table, from, chain } of CHAINS) {
-      const { chains } = readSavedTable(home, table, await run(`${home}-save`, ['-t', table], options));
+      const { chains } = readSavedTable(backend, table, await run(`${backend}-save`, ['-t', table], options));
       if (chains.get(from)?.rules.some(({ jump }) => jump === chain)) jumps.add(chain);
     }
-    const stdin = renderFlannelChains(network, wanted.masquerade, jumps);
-    await run(`${home}-restore`, ['--noflush', '--wait', '5'], { ...options, stdin });
-    written.push(`${wanted.masquerade ? 'FLANNEL-POSTRTG and ' : ''}FLANNEL-FWD in ${home}`);
+    const stdin = renderFlannelChains(network, desired.masquerade, jumps);
+    await run(`${backend}-restore`, ['--noflush', '--wait', '5'], { ...options, stdin });
+    written.push(`${desired.masquerade ? 'FLANNEL-POSTRTG and ' : ''}FLANNEL-FWD in ${backend}`);
   }
   return written;
 }

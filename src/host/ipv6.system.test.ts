@@ -39,8 +39,8 @@ async function testPath(node: TestNetns, pod: TestNetns, n: 1 | 2): Promise<Test
   const podCidr = parseCidr(`fd00:42:0:${n}::/64`);
   const [podIp, gateway] = [`fd00:42:0:${n}::5`, `fd00:42:0:${n}::1`];
   await node.ip(`addr add fd09::${n}/64 dev eth0 nodad`, 'link set eth0 up');
-  const wish = { families: [6], nodeIps: { v6: `fd09::${n}` } } as const;
-  const uplink = await findUplink(wish, await listLinks(options), options);
+  const request = { families: [6], nodeIps: { v6: `fd09::${n}` } } as const;
+  const uplink = await findUplink(request, await listLinks(options), options);
   await ensureSysctls(nodeSysctls([6], [uplink.name, ...uplink.advertised]), options);
   const device: VtepDevice = {
     name: DEVICE,
@@ -145,7 +145,8 @@ function foreignDevice({ device }: TestPath, flag = ''): string[] {
   const { localIp, uplink, port, mac, mtu, address } = device;
   return [
     `link del ${DEVICE}`,
-    `link add ${DEVICE} mtu ${mtu} address ${mac} type vxlan id 1 local ${localIp} dev ${uplink} dstport ${port} nolearning ${flag}`,
+    `link add ${DEVICE} mtu ${mtu} address ${mac} type vxlan id 1 local ${localIp} dev ${uplink} ` +
+      `dstport ${port} nolearning ${flag}`,
     `addr add ${address} dev ${DEVICE} nodad`,
     `link set ${DEVICE} up`,
   ];
@@ -273,7 +274,7 @@ describe(title('flannel-v6.1 between two nodes'), { skip: skip !== undefined }, 
 });
 
 describe(title('IPv6 on a node'), { skip: skip !== undefined }, () => {
-  it('is turned on for the VTEP device where new devices have it off, and routers in the tunnel are not believed', async () => {
+  it('is enabled on a VTEP device also where new devices have it off; advertisements there are ignored', async () => {
     await using node = await testNode();
     const conf = 'net/ipv6/conf';
     await ensureSysctls(
@@ -323,7 +324,7 @@ describe(title('IPv6 on a node'), { skip: skip !== undefined }, () => {
     expect((await find()).mtu).toBe(1400);
     await node.ip('addr del fd09::1/64 dev eth0', 'addr del 2001:db8::7/128 dev eth0');
     await expect(find()).rejects.toThrow(
-      /^cannot choose the interface for tunnels: eth0 has no lasting IPv6 address .*; give one an address of each family/,
+      /^cannot choose the interface .*: eth0 has no permanent IPv6 address .*; give one an address of each family/,
     );
   });
 
@@ -340,7 +341,7 @@ describe(title('IPv6 on a node'), { skip: skip !== undefined }, () => {
     const links = await listLinks(node.options);
     expect(links.get('eth0')?.addresses.find(({ ip }) => ip === 'fd09::77')?.primary).toBe(false);
     await expect(findUplink({ families: [6], iface: ['eth0'] }, links, node.options)).rejects.toThrow(
-      'eth0 has no lasting IPv6 address',
+      'eth0 has no permanent IPv6 address',
     );
   });
 

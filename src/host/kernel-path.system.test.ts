@@ -121,7 +121,8 @@ describe(title('flannel.1'), { skip: skip !== undefined }, () => {
   it("adopts flannel's own device with its MAC", async () => {
     await using node = await testNode();
     await node.ip(
-      'link add flannel.1 mtu 1450 address 02:42:00:00:00:01 type vxlan id 1 local 192.168.9.1 dev eth0 dstport 8472 nolearning',
+      'link add flannel.1 mtu 1450 address 02:42:00:00:00:01 ' +
+        'type vxlan id 1 local 192.168.9.1 dev eth0 dstport 8472 nolearning',
       'link set flannel.1 addrgenmode none',
       'addr add 10.42.1.0/32 dev flannel.1',
       'link set flannel.1 up',
@@ -132,7 +133,7 @@ describe(title('flannel.1'), { skip: skip !== undefined }, () => {
     });
   });
 
-  it('keeps its ifindex when only MAC, MTU or address drifted; the kernel forgets its neighbours, which come back', async () => {
+  it('keeps its ifindex when only MAC, MTU or address changed; its neighbours are written again', async () => {
     await using node = await testNode();
     const { link } = await ensureVxlan(FLANNEL_1, await listLinks(node.options), node.options);
     await reconcile(node, [PEER_2, PEER_3]);
@@ -195,7 +196,7 @@ describe(title('flannel.1'), { skip: skip !== undefined }, () => {
     await using node = await testNode();
     await node.ip('link set eth0 mtu 1400');
     await expect(ensureVxlan(FLANNEL_1, await listLinks(node.options), node.options)).rejects.toThrow(
-      'eth0 carries 1400, less 50',
+      'eth0 has 1400, and less 50',
     );
     await expect(
       ensureVxlan({ ...FLANNEL_1, uplink: 'eth7' }, await listLinks(node.options), node.options),

@@ -18,11 +18,11 @@ export interface LinkAddress {
   /** Prefix length in bits. */
   length: number;
   scope: string;
-  /** Neither secondary nor temporary nor deprecated nor another host's (DAD failed): fit to be a node's own address. */
+  /** Whether it can be the node's own address: not secondary, temporary or deprecated, and DAD did not fail. */
   primary: boolean;
 }
 
-/** What a VXLAN device was made with. */
+/** The settings of a VXLAN device. */
 export interface VxlanDetails {
   vni: number;
   /** UDP destination port. */
@@ -31,16 +31,16 @@ export interface VxlanDetails {
   /** Name of the device that the tunnel is bound to. */
   uplink: string | undefined;
   learning: boolean;
-  /** Outer UDP checksums of zero over IPv6, which RFC 6935 allows to those who agree on them: sends and accepts them. */
+  /** Whether it sends and accepts outer UDP checksums of zero over IPv6 (RFC 6935). */
   zeroChecksum6: { tx: boolean; rx: boolean };
-  /** Settings that a flannel device never has, by iproute2's names: `group`, `gbp`, `external`, `proxy`, … */
+  /** Names (as in iproute2) of settings that flannel never makes: `group`, `gbp`, `external`, `proxy`, … */
   extras: string[];
 }
 
 export interface Link {
   name: string;
   ifindex: number;
-  /** Lower case; undefined for devices without a link-layer address of six bytes. */
+  /** Lower case; undefined for devices without a MAC address of six bytes. */
   mac: string | undefined;
   mtu: number;
   /** Administratively up. */
@@ -50,9 +50,9 @@ export interface Link {
   /** `veth`, `vxlan`, `bridge`, `bond`, …; undefined for hardware and loopback. */
   kind: string | undefined;
   loopback: boolean;
-  /** Name of the bridge, bond or VRF that it is enslaved to. */
+  /** Name of the bridge, bond or VRF that it is a port of. */
   master: string | undefined;
-  /** A veth's peer or a VLAN's parent: its name when it lives in the same namespace, else its index there. */
+  /** A veth's peer or a VLAN's parent: its name when it is in the same namespace, else its index in the other. */
   peer: { name: string } | { ifindex: number; netnsId: number } | undefined;
   vxlan: VxlanDetails | undefined;
   addresses: LinkAddress[];
@@ -72,7 +72,7 @@ export async function listLinks(where: Where = {}): Promise<Map<string, Link>> {
   );
 }
 
-/** One link, or undefined. */
+/** One link; undefined when it does not exist. */
 export async function readLinkIfThere(name: string, where: Where = {}): Promise<Link | undefined> {
   using socket = openNetlink(where);
   const link = getLink(socket, name);
@@ -155,7 +155,7 @@ const FOREIGN_VXLAN_SETTINGS = [
   'rsc',
 ] as const satisfies (keyof VxlanInfo)[];
 
-/** Whether this is the name of a host veth that ripstop's CNI plugin has made (see cni/pod-network.ts). */
+/** Whether ripstop's CNI plugin gives host veths names such as this one (see cni/pod-network.ts). */
 export function isPodVeth(name: string): boolean {
   return /^veth[0-9a-f]{8}$/.test(name);
 }

@@ -12,31 +12,32 @@ export async function isBpffs(path: string): Promise<boolean> {
     return (await statfs(path)).type === BPF_FS_MAGIC;
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === 'ENOENT') return false;
-    throw new RipstopError(`cannot look at ${path}: ${errorText(error)}`, { cause: error });
+    throw new RipstopError(`cannot examine ${path}: ${errorText(error)}`, { cause: error });
   }
 }
 
 /**
- * Make sure that a BPF file system is mounted at the path, making the directory and mounting it where it is missing.
- * Without one nothing could be pinned, and traffic would stop with the agent.
- * @returns whether it was mounted now.
- * @throws RipstopError when it cannot be.
+ * Mount a BPF file system at the path unless one is mounted there; a missing directory is created. Without a BPF file
+ * system nothing could be pinned, and the programs would be detached when the agent stops.
+ * @returns whether this call mounted it.
+ * @throws RipstopError when it cannot be mounted.
  */
 export async function ensureBpffs(path: string): Promise<boolean> {
   if (await isBpffs(path)) return false;
   try {
-    // Not Node's own recursive mkdir: where the kernel answers ENOENT to mkdir itself, as on procfs, that never returns.
+    // Node's own recursive mkdir never returns where the kernel answers mkdir(2) with ENOENT, as on procfs.
     await run('mkdir', ['-p', path]);
     await run('mount', ['-t', 'bpf', 'bpf', path]);
   } catch (error) {
     throw new RipstopError(
-      `there is no BPF file system at ${path} and none can be mounted (${errorText(error)}); mount one ("mount -t bpf bpf ${path}") or point --bpffs to one`,
+      `there is no BPF file system at ${path} and none can be mounted (${errorText(error)}); ` +
+        `mount one ("mount -t bpf bpf ${path}") or set --bpffs to one`,
       { cause: error },
     );
   }
   if (!(await isBpffs(path))) {
     throw new RipstopError(
-      `mounted a BPF file system at ${path}, but something else is seen there; unmount it`,
+      `mounted a BPF file system at ${path}, but another mount covers it; unmount that one`,
     );
   }
   return true;

@@ -2,25 +2,26 @@
 import { lookUpRoutes, NetlinkError } from '#netlink';
 import { linkNames, openNetlink, type Where } from './netlink.ts';
 
-/** The kernel's way to an address. */
+/** The kernel's next hop to an address. */
 export interface NextHop {
   readonly dev: string;
-  /** The neighbour that gets the frame; undefined: the address itself, which is on the same L2 as we are. */
+  /** The neighbour that gets the frame; undefined: the address itself, which is on our own L2. */
   readonly gateway: string | undefined;
 }
 
 /**
- * Ask the kernel's own routing (rules, tables and metrics included) for the way to each address. An address without a way, or
- * one of our own, is absent from the answer. Ways that are the same are one object: nearly all peers' are.
- * @throws RipstopError when an entry is no address.
+ * Ask the kernel for the next hop to each address, by all its routing rules, tables and metrics. An address without a
+ * route, or one of this node's own, is missing from the answer. Equal next hops are one object, since nearly all peers
+ * share one.
+ * @throws RipstopError when an entry is not an address.
  */
 export async function lookupNextHops(
   addresses: readonly string[],
   where: Where = {},
 ): Promise<Map<string, NextHop>> {
-  const hops = new Map<string, NextHop>();
+  const found = new Map<string, NextHop>();
   const known = new Map<string, NextHop>();
-  if (addresses.length === 0) return hops;
+  if (addresses.length === 0) return found;
   using socket = openNetlink(where);
   const names = linkNames(socket);
   for (const [i, route] of lookUpRoutes(socket, addresses).entries()) {
@@ -29,9 +30,9 @@ export async function lookupNextHops(
     const dev = names.get(route.ifindex);
     if (dev === undefined) continue;
     const key = `${dev} ${gateway}`;
-    const hop = known.get(key) ?? { dev, gateway };
-    known.set(key, hop);
-    hops.set(addresses[i]!, hop);
+    const nextHop = known.get(key) ?? { dev, gateway };
+    known.set(key, nextHop);
+    found.set(addresses[i]!, nextHop);
   }
-  return hops;
+  return found;
 }

@@ -9,7 +9,7 @@ import type { RunOptions } from './run.ts';
 /** In which network namespace. */
 export type Where = Pick<RunOptions, 'netns'>;
 
-/** A socket for links, addresses, routes and neighbours; it ends with a `using` block. */
+/** A socket for links, addresses, routes and neighbours; declare it with `using`. */
 export function openNetlink({ netns }: Where): NetlinkSocket {
   return NetlinkSocket.open('route', netns);
 }
@@ -20,7 +20,10 @@ class MissingDevice extends Error {
   }
 }
 
-/** Devices by name, for one piece of work: the kernel is asked once for each. @throws Error when there is none. */
+/**
+ * The index of each device by its name. The kernel is asked once for each name, so use it for one short task only.
+ * @throws Error when there is no such device.
+ */
 export function ifindexes(socket: NetlinkSocket): (device: string) => number {
   const known = new Map<string, number | undefined>();
   return (device) => {
@@ -36,19 +39,19 @@ export function linkNames(socket: NetlinkSocket): Map<number, string> {
   return new Map(listLinks(socket).map(({ ifindex, name }) => [ifindex, name]));
 }
 
-/** What an entry needs to have written. It may throw: then the entry has failed. */
+/** Makes the requests that write an entry. It may throw: then the entry has failed. */
 export type RequestsOf<V> = (
   key: string,
   value: V,
   ifindexOf: (device: string) => number,
 ) => readonly Request[];
 
-/** Requests that are sent at once. */
+/** How many requests are sent at once. */
 const CHUNK = 64;
-/** After so long other work of the event loop gets its turn. */
+/** After this long, other work of the event loop gets its turn. */
 const TURN_MS = 4;
 
-/** Write what each entry needs, in order. An entry that fails keeps no other from its turn. */
+/** Write all entries, in order. One that fails does not keep others from being written. */
 export function writeEach<V>(
   where: Where,
   entries: ReadonlyMap<string, V>,
@@ -59,7 +62,7 @@ export function writeEach<V>(
 
 const GONE = new Set(['ENOENT', 'ESRCH', 'ENODEV', 'EADDRNOTAVAIL']);
 
-/** The same for removal: what is not there, or was on a device that is not, is as it should be. */
+/** Remove all entries. One that does not exist, or whose device does not, is no failure. */
 export function removeEach<V>(
   where: Where,
   entries: ReadonlyMap<string, V>,

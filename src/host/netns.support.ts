@@ -33,7 +33,9 @@ export async function testNetns(): Promise<TestNetns> {
   };
 }
 
-/** A namespace that looks like a node: eth0 192.168.9.1/24 with a default route, its far end `wire` in the same place. */
+/**
+ * A namespace that looks like a node: eth0 192.168.9.1/24 with a default route, its far end `wire` in the same place.
+ */
 export async function testNode(): Promise<TestNetns> {
   const node = await testNetns();
   await node.ip(

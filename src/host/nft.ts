@@ -2,10 +2,10 @@
 import { RipstopError } from '../errors.ts';
 import { run, tryRun, type RunOptions } from './run.ts';
 
-/** Our one table: family and name. */
+/** Our only table: family and name. */
 export const NFT_TABLE = ['inet', 'ripstop'] as const;
 
-/** The part of `nft -j` that is read here. */
+/** The part of the output of `nft -j` that ripstop reads. */
 export interface NftObject {
   chain?: {
     family: string;
@@ -19,17 +19,18 @@ export interface NftObject {
   table?: { family: string; name: string };
   rule?: {
     chain: string;
-    /** By which it can be deleted. */
+    /** Identifies the rule, for example to delete it. */
     handle?: number;
     comment?: string;
     expr: { counter?: { packets: number; bytes: number }; jump?: { target: string } }[];
   };
-  /** Elements of a set of ours are plain text; somebody else's may have a timeout or a comment, and are then objects. */
+  /** Elements of our sets are strings. Those of others may have a timeout or a comment, and are objects then. */
   set?: { name: string; type: string; elem?: unknown[] };
 }
 
 /**
- * What `nft list` says: `['chains']`, `['table', 'inet', 'ripstop']`. Empty when there is no such thing.
+ * Run `nft list` with arguments such as `['chains']` or `['table', 'inet', 'ripstop']`. Empty when there is no such
+ * object.
  * @throws RipstopError with nft's reason.
  */
 export async function listNft(
@@ -46,7 +47,7 @@ export async function listNft(
   );
 }
 
-/** Apply these lines, all or none. @throws RipstopError with nft's reason. */
+/** Apply these lines in one transaction. @throws RipstopError with nft's reason. */
 export async function applyNft(lines: readonly string[], options: RunOptions = {}): Promise<void> {
   await run('nft', ['-f', '-'], { ...options, stdin: `${lines.join('\n')}\n` });
 }

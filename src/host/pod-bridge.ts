@@ -8,14 +8,14 @@ import { ROUTE_PROTOCOL } from './routes.ts';
 import type { Sysctl } from './sysctl.ts';
 
 /*
- * Pods that flannel's CNI plugin has attached hang off a bridge, cni0, and go on doing so when ripstop takes the node over.
- * To them the whole podCIDR is on their link: they ask for each other's MAC address. Pods that ripstop attaches hang off
- * veths of their own, so the node answers in their place (a proxy neighbour for each, on the bridge), gets the packet and
- * routes it. The other way round the connected route of the bridge leads to the bridged pods, as it always did; the /32
- * routes of the others are more specific.
+ * Pods that flannel's CNI plugin attached are on a bridge, cni0, and stay there when ripstop takes over the node. For
+ * them the whole podCIDR is on-link: they ask for the MAC addresses of other pods with ARP or neighbour discovery. Pods
+ * that ripstop attaches have a routed veth each and are not on the bridge. So the node answers for them (it has a proxy
+ * neighbour for each, on the bridge), receives the packets and routes them. In the other direction the bridge's
+ * connected route still leads to the bridged pods; the /32 and /128 routes of ripstop's pods are more specific.
  */
 
-/** The bridge that has the gateway's address of this podCIDR; it also has the podCIDR's connected route. */
+/** The bridge that has the gateway address of this podCIDR, and with it the podCIDR's connected route. */
 export function findPodBridge(podCidr: Cidr, links: ReadonlyMap<string, Link>): Link | undefined {
   const gateway = canonicalAddress(addressAt(podCidr, 1));
   return [...links.values()].find(
@@ -25,9 +25,9 @@ export function findPodBridge(podCidr: Cidr, links: ReadonlyMap<string, Link>): 
 }
 
 /**
- * Bridges of these podCIDRs that no pod hangs off any more. flannel's plugin makes its bridge anew when it needs it, so
- * one that is left behind is of no use; but it keeps the podCIDR's route, into nowhere. One that somebody gave another
- * address stays.
+ * Bridges of these podCIDRs without pods. flannel's plugin creates its bridge again when it needs it, so a bridge
+ * without pods is useless; but its connected route would still take packets for the podCIDR. A bridge with an address
+ * of another purpose stays.
  */
 export function idlePodBridges(podCidrs: readonly Cidr[], links: ReadonlyMap<string, Link>): string[] {
   const gateways = podCidrs.map((podCidr) => canonicalAddress(addressAt(podCidr, 1)));
@@ -41,7 +41,7 @@ export function idlePodBridges(podCidrs: readonly Cidr[], links: ReadonlyMap<str
     .map(({ name }) => name);
 }
 
-/** Idle bridges of these podCIDRs as a target of which nothing is desired. */
+/** Idle bridges of these podCIDRs, as a target without desired entries. */
 export function idleBridgesTarget(podCidrs: readonly Cidr[], where: Where = {}): Target<true> {
   return {
     name: 'idle-bridges',
@@ -51,7 +51,7 @@ export function idleBridgesTarget(podCidrs: readonly Cidr[], where: Where = {}):
   };
 }
 
-/** What the bridge needs to answer for pods that are not on it. */
+/** The settings that a bridge needs so that the node can answer for pods that are not on it. */
 export function podBridgeSysctls(bridge: string, families: readonly Family[]): Sysctl[] {
   return families.flatMap((family) => [
     ...(family === 6
@@ -66,7 +66,7 @@ export function podBridgeSysctls(bridge: string, families: readonly Family[]): S
     {
       path: `net/ipv${family}/neigh/${bridge}/proxy_delay`,
       value: '0',
-      why: 'and at once: the kernel would let others answer first, for up to 0.8 s',
+      why: 'the node answers at once; by default the kernel waits up to 0.8 s for others to answer',
     },
   ]);
 }
@@ -74,7 +74,7 @@ export function podBridgeSysctls(bridge: string, families: readonly Family[]): S
 /** The key of {@link proxyTarget}. */
 export const proxyKey = (bridge: string, address: string): string => `${bridge} ${address}`;
 
-/** The addresses that the node answers for on bridges, both families. Ours are those of our protocol. */
+/** The addresses for which the node answers on bridges, both families. Ours have our route protocol. */
 export function proxyTarget(where: Where = {}): Target<true> {
   return {
     name: 'proxies',

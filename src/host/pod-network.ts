@@ -7,7 +7,7 @@ export interface PodNetwork {
   podCidr: Cidr;
 }
 
-/** The same in the words of nft and iptables. */
+/** The same as nft and iptables spell it. */
 export function wordsOf({ network, podCidr }: PodNetwork): {
   ip: 'ip' | 'ip6';
   cluster: string;

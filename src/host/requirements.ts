@@ -3,39 +3,41 @@ import { access, constants } from 'node:fs/promises';
 import { release } from 'node:os';
 import { delimiter, join } from 'node:path';
 
-/** What ripstop needs of a node, and what the node has. */
+/** The properties of the node on which ripstop's requirements depend. */
 export interface HostFacts {
   /** The effective user. */
   uid: number;
   /** As `uname -r` prints it. */
   kernelRelease: string;
-  /** The kernel describes its types at /sys/kernel/btf/vmlinux. */
+  /** Whether the kernel has its BTF at /sys/kernel/btf/vmlinux. */
   btf: boolean;
   /** Which of {@link REQUIRED_PROGRAMS} are on PATH. */
   programs: ReadonlySet<string>;
 }
 
-/** The oldest kernel: 6.1 brings the conntrack kfuncs to tc programs (Debian 12 has it). */
+/** The oldest supported kernel, that of Debian 12. From 6.1 on, tc programs can call the conntrack kfuncs. */
 export const OLDEST_KERNEL = [6, 1] as const;
 
-/** Programs that the agent calls, and the Debian package of each. Everything else about the network goes by netlink. */
+/** Programs that the agent runs, each with its Debian package. For all else about the network it uses netlink. */
 export const REQUIRED_PROGRAMS: Readonly<Record<string, string>> = {
   nft: 'nftables',
 };
 
-/** Everything that is missing, one line each, saying what to do; empty when ripstop can run here. Pure. */
+/** What is missing and what to do, one line for each; empty when ripstop can run on this node. Pure. */
 export function missingRequirements(facts: HostFacts): string[] {
   const missing: string[] = [];
   if (facts.uid !== 0) missing.push('ripstop must run as root: use sudo, or a privileged container');
   const [major = 0, minor = 0] = facts.kernelRelease.split('.').map((part) => Number.parseInt(part, 10));
   if (!(major > OLDEST_KERNEL[0] || (major === OLDEST_KERNEL[0] && minor >= OLDEST_KERNEL[1]))) {
     missing.push(
-      `Linux ${facts.kernelRelease} is too old: ripstop needs ${OLDEST_KERNEL.join('.')} or later (conntrack lookups from tc programs)`,
+      `Linux ${facts.kernelRelease} is too old: ripstop needs ${OLDEST_KERNEL.join('.')} or later ` +
+        '(conntrack lookups from tc programs)',
     );
   }
   if (!facts.btf) {
     missing.push(
-      '/sys/kernel/btf/vmlinux is not there: use a kernel built with CONFIG_DEBUG_INFO_BTF=y, and mount /sys in the container',
+      '/sys/kernel/btf/vmlinux does not exist: ' +
+        'use a kernel built with CONFIG_DEBUG_INFO_BTF=y, and mount /sys in the container',
     );
   }
   const packages = new Map<string, string[]>();
@@ -48,7 +50,7 @@ export function missingRequirements(facts: HostFacts): string[] {
   return missing;
 }
 
-/** Look at this node. */
+/** The facts of this node. */
 export async function gatherHostFacts(): Promise<HostFacts> {
   const names = Object.keys(REQUIRED_PROGRAMS);
   const found = await Promise.all(names.map(isOnPath));

@@ -3,12 +3,12 @@ import { listRoutes, type Route, type RouteFilter } from '#netlink';
 import { linkNames, openNetlink, type Where } from './netlink.ts';
 
 /**
- * The route protocol number (rtnetlink's `rtm_protocol`, 0x52 = "R") that marks a route as ours. It is unused by
- * rtnetlink.h and iproute2's rt_protos, and it is how we find exactly our own routes and touch nobody else's.
+ * The route protocol number (`rtm_protocol` of rtnetlink, 0x52 = "R") that marks a route as ours, so that ripstop finds
+ * its own routes and leaves all others alone. Neither rtnetlink.h nor iproute2's rt_protos uses it.
  */
 export const ROUTE_PROTOCOL = 0x52;
 
-/** A route, with its device's name. */
+/** A route with the name of its device. */
 export interface KernelRoute extends Route {
   readonly dev: string | undefined;
 }
@@ -21,8 +21,8 @@ export function listOwnRoutes(where: Where = {}): KernelRoute[] {
 }
 
 /**
- * Go through our routes.
- * @param filter `gateway`: only those with one, or only those without.
+ * Call `found` for each of our routes in the main table, both families.
+ * @param filter `gateway`: only routes with one, or only routes without.
  * @param found gets a route and the name of its device.
  */
 export function eachOwnRoute(

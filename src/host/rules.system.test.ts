@@ -15,7 +15,7 @@ import {
   readForwardCounters,
   readRuleCounters,
   removeRules,
-  type RulesWanted,
+  type DesiredRules,
 } from './rules.ts';
 import { commandIn } from './run.ts';
 import { ensureSysctls, nodeSysctls } from './sysctl.ts';
@@ -27,7 +27,7 @@ const title = (text: string): string => (skip ? `${text} (skipped: ${skip})` : t
 /** No peers, and there are none. */
 const NOBODY = vxlanSenders([], true);
 
-const WANTED: RulesWanted = {
+const WANTED: DesiredRules = {
   networks: [
     { network: parseCidr('10.42.0.0/16'), podCidr: parseCidr('10.42.1.0/24'), ...NOBODY },
     { network: parseCidr('fd00::/48'), podCidr: parseCidr('fd00:0:0:1::/64'), ...NOBODY },
@@ -156,7 +156,8 @@ describe(title('the nft table'), { skip: skip !== undefined }, () => {
     ['a set was deleted', 'flush chain inet ripstop input; delete set inet ripstop vteps6'],
     [
       'a set is of another type',
-      `delete table inet ripstop; add table inet ripstop; add set inet ripstop vteps4 { type inet_proto; elements = { tcp }; }`,
+      'delete table inet ripstop; add table inet ripstop; ' +
+        'add set inet ripstop vteps4 { type inet_proto; elements = { tcp }; }',
     ],
     ['a chain was added', 'add chain inet ripstop extra { type filter hook input priority 0; }'],
     ['it was deleted', 'delete table inet ripstop'],

@@ -2,7 +2,7 @@
 import { describe, expect, it } from 'vitest';
 import { parseCidr } from '../net/ip.ts';
 import type { NftObject } from './nft.ts';
-import { readFingerprint, renderRules, type RulesWanted } from './rules.ts';
+import { readFingerprint, renderRules, type DesiredRules } from './rules.ts';
 import { vxlanSenders } from './vtep-set.ts';
 
 const NOBODY_YET = vxlanSenders([], false);
@@ -85,7 +85,7 @@ describe('VXLAN from strangers', () => {
   const peer = (vtepIp: string, behindNat = false) => ({ vtepIp, behindNat });
   const peers4 = [peer('172.31.0.1'), peer('172.31.0.2')];
   const peers6 = [peer('fd00:31::1')];
-  const wanted = (v4: typeof peers4, v6: typeof peers4, synced: boolean): RulesWanted => ({
+  const wanted = (v4: typeof peers4, v6: typeof peers4, synced: boolean): DesiredRules => ({
     networks: [
       { ...V4, ...vxlanSenders(v4, synced) },
       { ...V6, ...vxlanSenders(v6, synced) },
@@ -101,7 +101,7 @@ describe('VXLAN from strangers', () => {
     `udp dport 8472 @th,96,24 1 ${states} ip6 saddr != @vteps6 counter drop`,
   ];
   /** The listing of a table as it was rendered, with these elements in its set. */
-  const listing = (from: RulesWanted, ...elem: string[]): NftObject[] => [
+  const listing = (from: DesiredRules, ...elem: string[]): NftObject[] => [
     { set: { name: 'vteps4', type: 'ipv4_addr', elem } },
     ...renderRules(from)
       .fingerprint.filter((row) => row.startsWith('rule input '))

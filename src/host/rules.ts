@@ -10,25 +10,29 @@ import type { RunOptions } from './run.ts';
 import { declarationOf, listedVteps, VTEP_SETS, type VxlanSenders } from './vtep-set.ts';
 
 /*
- * flannel's rules, as one nftables table of our own. Nobody else's table is read or written, no lock is shared, and each
- * change is one transaction. Every rule carries a comment with a digest of its text, so a listing tells whether the
- * kernel still holds exactly what was rendered, however this nft version spells it.
+ * flannel's rules, as one nftables table of our own. We neither read nor write other programs' tables, share no lock
+ * with them, and each change is one transaction. Every rule has a comment with a digest of its text. So a listing shows
+ * whether the kernel has exactly what was rendered, however this version of nft spells it.
  *
- * A rule that lets only known nodes in must never meet an empty set, so it comes in one transaction with all the elements
- * that are known. From then on vtep-set.ts keeps those.
+ * A rule that admits only known nodes must never use an empty set, so it is written in one transaction with all known
+ * elements. From then on vtep-set.ts maintains the elements.
  */
 
-export interface RulesWanted {
+/** The key of {@link rulesTarget}: our table. */
+export const RULES_KEY = NFT_TABLE.join(' ');
+
+/** What the rules depend on. */
+export interface DesiredRules {
   /** One entry per family, at most two. */
   networks: readonly (PodNetwork & VxlanSenders)[];
-  /** Hide pods behind the node's address when they talk to the world (`--ip-masq`). */
+  /** Masquerade pods when they talk to addresses outside the cluster network (`--ip-masq`). */
   masquerade: boolean;
-  /** The tunnels that only nodes may talk through; VXLAN of another VNI may come from anywhere. */
+  /** The tunnels that only nodes may use; VXLAN of another VNI is admitted from any address. */
   tunnel?: Tunnel | undefined;
 }
 
 export interface Ruleset {
-  /** What `nft -f` gets: one transaction that puts the table in place of whatever it was. */
+  /** The input of `nft -f`: one transaction that replaces the table. */
   readonly text: string;
   /** Sets, chains and rules in order, as {@link readFingerprint} finds them in a listing. */
   readonly fingerprint: readonly string[];
@@ -49,24 +53,24 @@ interface Rule {
   why: string;
 }
 
-/** What tells our rules apart, at most 128 bytes. */
+/** A comment that identifies the rule, at most 128 bytes. */
 function commentOf({ match, verdict, why }: Rule): string {
   const digest = createHash('sha256').update(`${match} ${verdict}`).digest('hex').slice(0, 8);
   return `${why} [${digest}]`;
 }
 
 /**
- * Render the table. Pure: the same wanted rules and the same listing give the same text.
- * @param found a listing of the table that it replaces. The elements of its sets stay: whether one is to go is not known
- * here.
+ * Render the table. Pure.
+ * @param found a listing of the table that this one replaces. All elements of its sets are kept: vtep-set.ts removes
+ * those that must go.
  */
-export function renderRules(wanted: RulesWanted, found: readonly NftObject[] = []): Ruleset {
+export function renderRules(desired: DesiredRules, found: readonly NftObject[] = []): Ruleset {
   const chains = [
-    ...(wanted.tunnel ? [inputChain(wanted.networks, wanted.tunnel, found)] : []),
-    forwardChain(wanted),
-    ...(wanted.masquerade ? [postroutingChain(wanted)] : []),
+    ...(desired.tunnel ? [inputChain(desired.networks, desired.tunnel, found)] : []),
+    forwardChain(desired),
+    ...(desired.masquerade ? [postroutingChain(desired)] : []),
   ];
-  const senders = wanted.tunnel ? wanted.networks : [];
+  const senders = desired.tunnel ? desired.networks : [];
   const fingerprint = [
     ...senders.map(
       ({ network }) => `set ${VTEP_SETS[network.family].name} ${VTEP_SETS[network.family].type}`,
@@ -78,7 +82,7 @@ export function renderRules(wanted: RulesWanted, found: readonly NftObject[] = [
   ];
   return {
     fingerprint,
-    // Only for a table that must be written: it has an element for each peer.
+    // Rendered only when the table must be written, since it has an element for each peer.
     get text() {
       return renderTable(senders, chains, found);
     },
@@ -86,13 +90,12 @@ export function renderRules(wanted: RulesWanted, found: readonly NftObject[] = [
 }
 
 function renderTable(
-  senders: RulesWanted['networks'],
+  senders: DesiredRules['networks'],
   chains: readonly Chain[],
   found: readonly NftObject[],
 ): string {
-  const table = NFT_TABLE.join(' ');
-  // Adding the table first lets the deletion succeed also when it was not there; nft applies all of it or nothing.
-  const lines = [`add table ${table}`, `delete table ${table}`, `table ${table} {`];
+  // The table is added first so that the deletion succeeds also when there was none.
+  const lines = [`add table ${RULES_KEY}`, `delete table ${RULES_KEY}`, `table ${RULES_KEY} {`];
   for (const { network, vteps } of senders) {
     const elements = [...new Map([...listedVteps(found, network.family), ...vteps()]).keys()];
     lines.push(`  set ${VTEP_SETS[network.family].name} {`, `    ${declarationOf(network.family)}`);
@@ -111,11 +114,12 @@ function renderTable(
 }
 
 /**
- * The VXLAN device's socket listens on every address of the node, those in the pod network too, and believes whoever finds
- * it: a pod could put packets with any source into others, and so could anyone on the underlay whose packets from_wire
- * leaves to the stack. Nodes talk VXLAN from underlay addresses only, and only nodes do.
+ * The socket of the VXLAN device listens on every address of the node, those in the cluster network too, and accepts
+ * packets from any sender. Without these rules a pod could send other pods packets with forged sources, and so could a
+ * host on the underlay whose packets from_wire leaves to the kernel path. Only nodes send VXLAN, and only from underlay
+ * addresses.
  */
-function inputChain(networks: RulesWanted['networks'], tunnel: Tunnel, found: readonly NftObject[]): Chain {
+function inputChain(networks: DesiredRules['networks'], tunnel: Tunnel, found: readonly NftObject[]): Chain {
   return {
     name: 'input',
     type: 'filter',
@@ -123,7 +127,7 @@ function inputChain(networks: RulesWanted['networks'], tunnel: Tunnel, found: re
     priority: 0,
     rules: [
       ...networks.map(wordsOf).flatMap(({ ip, cluster }) =>
-        // Each pod has a link-local IPv6 address too; no node publishes one of those.
+        // Each pod also has a link-local IPv6 address; no node publishes such an address.
         (ip === 'ip6' ? [cluster, 'fe80::/10'] : [cluster]).map((from) => ({
           match: `${ip} saddr ${from} udp dport ${tunnel.port}`,
           verdict: 'counter drop',
@@ -140,13 +144,14 @@ function inputChain(networks: RulesWanted['networks'], tunnel: Tunnel, found: re
   };
 }
 
-/** Any connection state. */
+/** Matches any connection state. */
 const TRACKED = 'ct state invalid,established,related,new,untracked';
 
 /**
- * What there may be about VXLAN from addresses that are no node's. The VNI stands behind UDP's header and VXLAN's flags.
- * IPv4 puts fragments together before this hook, but IPv6 behind it, where a rule sees nothing of a VXLAN header in a second
- * fragment: unless somebody asks for connection tracking, which has to do it first. So the rule does, whatever the state.
+ * The two rules for VXLAN from strangers: addresses that no node has. The match finds the VNI behind the UDP header and
+ * VXLAN's flags. IPv4 reassembles fragments before this hook, but IPv6 only after it, where the rule would not see the
+ * VXLAN header if that is in the second fragment. Connection tracking, however, reassembles IPv6 fragments before the
+ * hook. So the IPv6 rule matches a connection state (any), which switches tracking on.
  */
 function strangerRules(family: Family, { port, vni }: Tunnel): Record<'drop' | 'count', Rule> {
   const from = family === 4 ? 'ip saddr' : `${TRACKED} ip6 saddr`;
@@ -157,7 +162,7 @@ function strangerRules(family: Family, { port, vni }: Tunnel): Record<'drop' | '
   };
 }
 
-function forwardChain({ networks }: RulesWanted): Chain {
+function forwardChain({ networks }: DesiredRules): Chain {
   return {
     name: 'forward',
     type: 'filter',
@@ -170,7 +175,7 @@ function forwardChain({ networks }: RulesWanted): Chain {
   };
 }
 
-function postroutingChain({ networks }: RulesWanted): Chain {
+function postroutingChain({ networks }: DesiredRules): Chain {
   const masquerade = 'masquerade fully-random';
   return {
     name: 'postrouting',
@@ -202,7 +207,7 @@ function postroutingChain({ networks }: RulesWanted): Chain {
   };
 }
 
-/** What a listing of the table holds, in the form of {@link Ruleset}'s fingerprint, in the order of the listing. */
+/** The fingerprint (see {@link Ruleset}) of a listing, in the order of the listing. */
 export function readFingerprint(listing: readonly NftObject[]): string[] {
   const rules = listing.flatMap(({ rule }) => (rule ? [rule] : []));
   return listing.flatMap(({ set, chain }) => {
@@ -218,46 +223,43 @@ export function readFingerprint(listing: readonly NftObject[]): string[] {
 }
 
 /**
- * Make our table be exactly the wanted one, but for the elements of its sets; when it is already, nothing is written and its
- * counters go on.
+ * Make our table equal the desired one, apart from the elements of its sets. A table that is right already is not
+ * written, so its counters go on.
  * @returns whether it was written.
  * @throws RipstopError with nft's reason, or when the kernel does not list what it accepted.
  */
-export async function ensureRules(wanted: RulesWanted, options: RunOptions = {}): Promise<boolean> {
-  // Without the sets' elements, of which there may be 15,000, and which are no part of the fingerprint.
+export async function ensureRules(desired: DesiredRules, options: RunOptions = {}): Promise<boolean> {
+  // Without the elements of the sets: there may be 15,000, and the fingerprint does not contain them.
   const bare = await listTable(options, ['--terse']);
-  const { fingerprint } = renderRules(wanted, bare);
-  const isThere = (listing: readonly NftObject[]): boolean =>
+  const { fingerprint } = renderRules(desired, bare);
+  const isActual = (listing: readonly NftObject[]): boolean =>
     readFingerprint(listing).join('\n') === fingerprint.join('\n');
-  if (isThere(bare)) return false;
-  const { text } = renderRules(wanted, await listTable(options));
+  if (isActual(bare)) return false;
+  const { text } = renderRules(desired, await listTable(options));
   await applyNft([text], options);
-  if (!isThere(await listTable(options, ['--terse']))) {
+  if (!isActual(await listTable(options, ['--terse']))) {
     throw new RipstopError(
-      `nft accepted the table ${NFT_TABLE.join(' ')} but does not list it as written; see "nft list table ${NFT_TABLE.join(' ')}"`,
+      `nft accepted the table ${RULES_KEY} but does not list it as written; see "nft list table ${RULES_KEY}"`,
       { details: text },
     );
   }
   return true;
 }
 
-/** The key of {@link rulesTarget}: our table. */
-export const RULES_KEY = NFT_TABLE.join(' ');
-
-/** Our table. Its sets' elements are a target of their own, see vtep-set.ts. */
-export function rulesTarget(): Target<RulesWanted> {
+/** Our table as a target. The elements of its sets are another target, see vtep-set.ts. */
+export function rulesTarget(): Target<DesiredRules> {
   return {
     name: 'rules',
     list: async () => new Map(),
     difference: async (desired) => {
       const bare = await listTable({}, ['--terse']);
-      const isThere = (wanted: RulesWanted): boolean =>
-        isSame(renderRules(wanted, bare).fingerprint, readFingerprint(bare));
-      const upserts = new Map([...desired].filter(([, wanted]) => !isThere(wanted)));
+      const isActual = (rules: DesiredRules): boolean =>
+        isSame(renderRules(rules, bare).fingerprint, readFingerprint(bare));
+      const upserts = new Map([...desired].filter(([, rules]) => !isActual(rules)));
       return { upserts, removals: new Map() };
     },
     upsert: async (entries) => {
-      for (const wanted of entries.values()) await ensureRules(wanted);
+      for (const rules of entries.values()) await ensureRules(rules);
       return noFailures;
     },
     remove: async () => noFailures,
@@ -266,11 +268,10 @@ export function rulesTarget(): Target<RulesWanted> {
 
 /** Remove our table; no error when it is not there. */
 export async function removeRules(options: RunOptions = {}): Promise<void> {
-  const table = NFT_TABLE.join(' ');
-  await applyNft([`add table ${table}`, `delete table ${table}`], options);
+  await applyNft([`add table ${RULES_KEY}`, `delete table ${RULES_KEY}`], options);
 }
 
-/** What a rule has counted since the table was last written. */
+/** What a rule counted since the table was last written. */
 export interface RuleCounter {
   chain: string;
   /** The rule's comment without its digest, e.g. `a stranger talks VXLAN`. */
@@ -279,7 +280,7 @@ export interface RuleCounter {
   bytes: number;
 }
 
-/** What the rules that count have counted, in their order; none without the table. */
+/** The counters of our rules, in their order; none when there is no table. */
 export async function readRuleCounters(options: RunOptions = {}): Promise<RuleCounter[]> {
   return (await listTable(options)).flatMap(({ rule }) =>
     (rule?.expr ?? []).flatMap(({ counter }) =>
@@ -290,7 +291,10 @@ export async function readRuleCounters(options: RunOptions = {}): Promise<RuleCo
   );
 }
 
-/** What the kernel path forwarded from or to the cluster network since the table was last written; undefined without it. */
+/**
+ * What the kernel path forwarded from and to the cluster network since the table was last written; undefined without a
+ * table.
+ */
 export async function readForwardCounters(
   options: RunOptions = {},
 ): Promise<{ packets: number; bytes: number } | undefined> {
@@ -303,9 +307,9 @@ export async function readForwardCounters(
 }
 
 /**
- * Other people's forward chains that drop by default, e.g. `ip filter FORWARD` of Docker. An accept in our chain does not
- * overrule them (each base chain judges on its own), so the kernel path needs an accept there. Rules of iptables-legacy are
- * invisible to nft.
+ * Other programs' forward chains whose policy is drop, such as Docker's `ip filter FORWARD`. An accept in our chain
+ * does not overrule them, since each base chain decides on its own: the kernel path needs an accept there too. nft
+ * cannot see rules of iptables-legacy.
  */
 export async function listForwardDrops(options: RunOptions = {}): Promise<string[]> {
   return (await listNft(['chains'], options)).flatMap(({ chain }) =>

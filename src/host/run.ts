@@ -3,11 +3,11 @@ import { spawn } from 'node:child_process';
 import { RipstopError } from '../errors.ts';
 
 export interface RunOptions {
-  /** Path of a network namespace (`/run/netns/x`, `/proc/1/ns/net`) to run in; the caller's own when left out. */
+  /** Path of the network namespace to run in, such as `/run/netns/x` or `/proc/1/ns/net`. Default: the caller's own. */
   netns?: string;
   /** Text for the program's standard input. */
   stdin?: string;
-  /** Environment; the caller's own when left out. */
+  /** Environment. Default: the caller's own. */
   env?: NodeJS.ProcessEnv;
   /** Kill the program after this long. Default 30 s. */
   timeoutMs?: number;
@@ -19,7 +19,7 @@ export interface RunResult {
   stderr: string;
 }
 
-/** The argument vector that runs a program in a network namespace, or in the caller's own when `netns` is left out. */
+/** The arguments that run a program in a network namespace; in the caller's own when `netns` is undefined. */
 export function commandIn(
   netns: string | undefined,
   program: string,
@@ -29,8 +29,8 @@ export function commandIn(
 }
 
 /**
- * Run a program to its end and return what it printed, whatever its exit code. Arguments go to `execve` as they are:
- * no shell ever sees them, so text from annotations or CNI input can do no harm here.
+ * Run a program to its end and return what it printed, whatever its exit code. No shell is involved, so text from
+ * annotations or CNI input can do no harm in arguments.
  * @throws RipstopError when the program cannot be started or outlives `timeoutMs`.
  */
 export function tryRun(
@@ -43,17 +43,16 @@ export function tryRun(
     const child = spawn(file, argv, { env: options.env ?? process.env, stdio: ['pipe', 'pipe', 'pipe'] });
     let stdout = '';
     let stderr = '';
+    const { timeoutMs = 30_000 } = options;
     const timer = setTimeout(() => {
       child.kill('SIGKILL');
       reject(
         new RipstopError(
-          `${program} did not finish in ${(options.timeoutMs ?? 30_000) / 1000} s; see whether it hangs by hand`,
-          {
-            details: [program, ...args].join(' '),
-          },
+          `${program} did not finish within ${timeoutMs / 1000} s; run it by hand to see whether it hangs`,
+          { details: [program, ...args].join(' ') },
         ),
       );
-    }, options.timeoutMs ?? 30_000);
+    }, timeoutMs);
     child.stdout.setEncoding('utf8').on('data', (text: string) => (stdout += text));
     child.stderr.setEncoding('utf8').on('data', (text: string) => (stderr += text));
     child.on('error', (error: NodeJS.ErrnoException) => {
@@ -66,7 +65,7 @@ export function tryRun(
       clearTimeout(timer);
       resolve({ code: code ?? (signal ? 128 : 1), stdout, stderr });
     });
-    // A program that ends without reading its input closes the pipe; its exit code tells the story, not EPIPE.
+    // A program that ends without reading its input closes the pipe. Its exit code matters, not the EPIPE.
     child.stdin.on('error', () => {});
     child.stdin.end(options.stdin ?? '');
   });
@@ -74,7 +73,7 @@ export function tryRun(
 
 /**
  * Run a program that must succeed and return its standard output.
- * @throws RipstopError with the program's last words when it exits non-zero; the whole output is in `details`.
+ * @throws RipstopError with the last line of its output when it exits non-zero; the whole output is in `details`.
  */
 export async function run(
   program: string,
@@ -83,9 +82,9 @@ export async function run(
 ): Promise<string> {
   const { code, stdout, stderr } = await tryRun(program, args, options);
   if (code === 0) return stdout;
-  const lastWords = (stderr.trim() || stdout.trim()).split('\n').at(-1) ?? '';
+  const lastLine = (stderr.trim() || stdout.trim()).split('\n').at(-1) ?? '';
   throw new RipstopError(
-    `${[program, ...args].join(' ').slice(0, 200)} failed with exit code ${code}: ${lastWords}`,
+    `${[program, ...args].join(' ').slice(0, 200)} failed with exit code ${code}: ${lastLine}`,
     { details: `${stdout}\n${stderr}`.trim() },
   );
 }

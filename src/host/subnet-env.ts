@@ -5,13 +5,13 @@ import { addressAt, addressFamily, formatCidr, parseCidr, type Cidr, type Family
 import { readIfThere } from './files.ts';
 import type { PodNetwork } from './pod-network.ts';
 
-/** What flannel tells CNI plugins about the node, in /run/flannel/subnet.env. */
+/** What /run/flannel/subnet.env tells CNI plugins about the node. */
 export interface SubnetEnv {
   /** IPv4 before IPv6. */
   networks: readonly PodNetwork[];
   /** The pods' MTU in bytes. */
   mtu: number;
-  /** The node masquerades for pods, so the CNI plugin need not. */
+  /** Whether the node masquerades for pods, so that the CNI plugin need not. */
   ipMasq: boolean;
 }
 
@@ -21,7 +21,7 @@ export function renderSubnetEnv({ networks, mtu, ipMasq }: SubnetEnv): string {
   for (const { network, podCidr } of networks) {
     const prefix = network.family === 6 ? 'FLANNEL_IPV6_' : 'FLANNEL_';
     lines.push(`${prefix}NETWORK=${formatCidr(network)}`);
-    // flannel names the subnet by the bridge's address, the base + 1.
+    // flannel writes the bridge's address, the base + 1, with the subnet's length.
     lines.push(`${prefix}SUBNET=${addressAt(podCidr, 1)}/${podCidr.length}`);
   }
   return [...lines, `FLANNEL_MTU=${mtu}`, `FLANNEL_IPMASQ=${ipMasq}`, ''].join('\n');
@@ -69,7 +69,7 @@ function ofFamily(cidr: Cidr, family: Family, key: string): Cidr {
   throw new RipstopError(`subnet.env: ${key} is ${formatCidr(cidr)}, not IPv${family}`);
 }
 
-/** `10.42.1.1/24` → `10.42.1.0/24`; anything else as it is, for parseCidr to complain about. */
+/** `10.42.1.1/24` → `10.42.1.0/24`; anything else unchanged, so that parseCidr refuses it. */
 function withoutHostBits(text: string): string {
   const [address = '', length = ''] = text.split('/');
   const family = addressFamily(address);
@@ -79,7 +79,7 @@ function withoutHostBits(text: string): string {
   return `${base.toString()}/${length}`;
 }
 
-/** The parsed file, or undefined when there is none. @throws RipstopError when it is malformed or unreadable. */
+/** The parsed file; undefined when it does not exist. @throws RipstopError when it is malformed or unreadable. */
 export async function readSubnetEnv(path: string): Promise<SubnetEnv | undefined> {
   const text = await readIfThere(path);
   return text === undefined ? undefined : parseSubnetEnv(text);

@@ -6,47 +6,47 @@ import { noFailures, type Target } from '../reconcile/target.ts';
 import type { Family } from '../net/ip.ts';
 import type { RunOptions } from './run.ts';
 
-/** A kernel setting that must hold. */
+/** A kernel setting and the value that it must have. */
 export interface Sysctl {
   /** Path below /proc/sys, e.g. `net/ipv4/ip_forward` (slashes, since device names may hold dots). */
   path: string;
   value: string;
-  /** Set it only where it now has this value. */
+  /** Set it only if this is its present value. */
   onlyWhen?: string;
-  /** Why ripstop wants it, for the log and for doctor. */
+  /** Why ripstop needs it, for the log. */
   why: string;
 }
 
 export interface SysctlReport {
   changed: { path: string; before: string; after: string; why: string }[];
-  /** Settings that this kernel does not have (now): a module not loaded, IPv6 off. */
+  /** Settings that the kernel does not have at present, since a module is not loaded or IPv6 is off. */
   missing: Sysctl[];
 }
 
 /**
- * What a node of the kernel path needs, whatever its devices.
- * @param uplinks the devices over which it reaches other networks: the uplink, and those on which routers announce
- * themselves to it. Of those that follow such announcements each goes on to do so.
+ * The settings that the kernel path needs on any node.
+ * @param uplinks the uplink, and the devices on which the node accepts router advertisements: it keeps accepting them.
  */
 export function nodeSysctls(families: readonly Family[], uplinks: readonly string[]): Sysctl[] {
   const settings: Sysctl[] = [
     {
       path: 'net/netfilter/nf_conntrack_tcp_be_liberal',
       value: '1',
-      why: 'conntrack sees flows that leave the fast path only from their middle on, and must not call them INVALID',
+      why: 'conntrack sees a flow that leaves the fast path only from then on, and must not call it INVALID',
     },
   ];
   if (families.includes(4)) {
     settings.push({ path: 'net/ipv4/ip_forward', value: '1', why: 'the node routes for its pods' });
   }
   if (families.includes(6)) {
-    // Before forwarding: when that is switched on, the kernel drops the default routes of all devices without this.
+    // To be set before forwarding: else the kernel drops default routes from advertisements when forwarding is switched
+    // on.
     for (const device of new Set(uplinks)) {
       settings.push({
         path: `net/ipv6/conf/${device}/accept_ra`,
         value: '2',
         onlyWhen: '1',
-        why: 'a router by default ignores advertisements, and the node would lose its default route',
+        why: 'by default a router ignores advertisements, so the node would lose its default route',
       });
     }
     settings.push({
@@ -58,7 +58,7 @@ export function nodeSysctls(families: readonly Family[], uplinks: readonly strin
   return settings;
 }
 
-/** What the VTEP device of a family needs. */
+/** The settings that the VTEP device of a family needs. */
 export function vtepSysctls(device: string, family: Family): Sysctl[] {
   if (family === 6) {
     return [
@@ -70,7 +70,7 @@ export function vtepSysctls(device: string, family: Family): Sysctl[] {
       {
         path: `net/ipv6/conf/${device}/accept_ra`,
         value: '0',
-        why: 'nothing in the tunnel is a router, whatever it says and the node believes by default',
+        why: 'there is no router in the tunnel, so advertisements from there are forged',
       },
     ];
   }
@@ -78,12 +78,12 @@ export function vtepSysctls(device: string, family: Family): Sysctl[] {
     {
       path: `net/ipv4/conf/${device}/rp_filter`,
       value: '2',
-      why: 'answers may come back through the tunnel while their route is another (DirectRouting, the fast path)',
+      why: 'packets may come through the tunnel from peers that are routed directly (DirectRouting, the fast path)',
     },
   ];
 }
 
-/** What the host end of a pod's veth needs. */
+/** The settings that a host veth needs. */
 export function podVethSysctls(device: string, families: readonly Family[]): Sysctl[] {
   const settings: Sysctl[] = [];
   if (families.includes(4)) {
@@ -104,7 +104,7 @@ export function podVethSysctls(device: string, families: readonly Family[]): Sys
 }
 
 /**
- * Make the settings hold, in the given order; those that do already are not written.
+ * Set these values, in the given order. Settings that have their value already are not written.
  * @throws RipstopError when the kernel refuses one.
  */
 export async function ensureSysctls(
@@ -126,7 +126,7 @@ export async function ensureSysctls(
   });
 }
 
-/** The value of a setting without its line end, or undefined when this kernel does not have it. */
+/** The value of a setting without its line end; undefined when the kernel does not have the setting. */
 export async function readSysctl(
   path: string,
   { netns }: Pick<RunOptions, 'netns'> = {},
@@ -134,7 +134,7 @@ export async function readSysctl(
   return inNetns(netns, () => read(path));
 }
 
-/* Synchronous: the kernel answers at once, and /proc/sys/net shows the network namespace of the thread that looks. */
+/* Synchronous, since /proc/sys/net shows the network namespace of the thread that reads it. */
 
 function read(path: string): string | undefined {
   try {
@@ -144,7 +144,7 @@ function read(path: string): string | undefined {
   }
 }
 
-/** Settings by path. None is ever removed: what it was before, or who else needs it, nobody knows. */
+/** Settings by path. None is ever reset: ripstop knows neither the value of before nor who else needs this one. */
 export function sysctlTarget(onChange: (change: SysctlReport['changed'][number]) => void): Target<Sysctl> {
   return {
     name: 'sysctls',
@@ -154,7 +154,7 @@ export function sysctlTarget(onChange: (change: SysctlReport['changed'][number])
       for (const [path, setting] of desired) {
         const actual = await readSysctl(path);
         const { value, onlyWhen = actual } = setting;
-        // A setting that the kernel does not have (now) cannot be wrong.
+        // A setting that the kernel does not have at present cannot be wrong.
         if (actual !== undefined && actual !== value && actual === onlyWhen) upserts.set(path, setting);
       }
       return { upserts, removals: new Map() };
@@ -180,7 +180,8 @@ function write(path: string, value: string): void {
     writeFileSync(`/proc/sys/${path}`, value);
   } catch (error) {
     throw new RipstopError(
-      `cannot set ${path.replaceAll('/', '.')} to ${value} (${errorText(error)}); the agent must run privileged, with /proc/sys writable`,
+      `cannot set ${path.replaceAll('/', '.')} to ${value} (${errorText(error)}); ` +
+        'the agent must run as root, with /proc/sys writable',
       { cause: error },
     );
   }

@@ -5,17 +5,17 @@ import { openNetlink, type Where, writeEach } from './netlink.ts';
 import { ROUTE_PROTOCOL } from './routes.ts';
 
 /*
- * What a flanneld that ran here before us leaves behind, beyond what is the same for both: its device, neighbours and FDB
- * entries are adopted where they are.
+ * Taking over the routes that a previous flanneld left on the node. Its device, neighbours and FDB entries equal ours,
+ * so they need no takeover.
  */
 
-/** Routes that put flannel's to peers in our name; those that are ours already need none. Pure. */
+/** Our routes that replace flannel's routes to peers; our own routes need no replacement. Pure. */
 export function planAdoption(
   routes: readonly Pick<Route, 'dst' | 'gateway' | 'ifindex' | 'protocol'>[],
 ): NewRoute[] {
   return routes
     .filter(
-      // flannel's own shape: to a podCIDR via its base.
+      // flannel's routes lead to a podCIDR via its base.
       ({ dst, gateway, protocol }) =>
         protocol !== ROUTE_PROTOCOL && gateway !== undefined && dst.startsWith(`${gateway}/`),
     )
@@ -23,8 +23,9 @@ export function planAdoption(
 }
 
 /**
- * flannel's routes over these devices as a target of which nothing is desired: to remove one is to make it ours. Ours are
- * also those to peers that are gone; the first complete sync removes these, and only those that are ours.
+ * flannel's routes over these devices, as a target without desired entries. To remove one means to replace it by a
+ * route of ours, even if it leads to a peer that is gone: the first complete sync removes it then, as it does only with
+ * our routes.
  */
 export function flannelRoutesTarget(devices: readonly string[], where: Where = {}): Target<NewRoute> {
   return {

@@ -17,14 +17,14 @@ import { isVtepDevice, removeVxlan } from './vtep-device.ts';
 import { peerRouteTarget } from './vxlan-target.ts';
 
 /*
- * How a node gets rid of ripstop, part by part. Each part says what it did in words, and says nothing where there was
- * nothing: a second call is quiet.
+ * The parts of uninstalling ripstop from a node. Each returns a description of what it did: nothing when there was
+ * nothing to do, as in a second call.
  */
 
-/** flannel's name for the bridge of its pods. */
+/** The name that flannel gives the bridge of its pods. */
 const BRIDGE = 'cni0';
 
-/** Remove all of our routes: to peers, to pods, and the one that says that the podCIDR is nowhere else. */
+/** Remove all our routes: those to peers and pods, and the one that makes the podCIDR unreachable. */
 export async function removeRoutes(options: RunOptions = {}): Promise<string[]> {
   const done: string[] = [];
   for (const target of [peerRouteTarget(options), podRouteTarget(options)]) {
@@ -35,7 +35,7 @@ export async function removeRoutes(options: RunOptions = {}): Promise<string[]> 
   return done;
 }
 
-/** Answer no more for our pods on any bridge. */
+/** Remove our proxy neighbours: the node no longer answers for our pods on bridges. */
 export async function removeProxies(options: RunOptions = {}): Promise<string[]> {
   const proxies = proxyTarget(options);
   const present = await proxies.list();
@@ -61,20 +61,20 @@ export async function removeOurRules(options: RunOptions = {}): Promise<string[]
   return [`removed the nft table ${NFT_TABLE.join(' ')}`];
 }
 
-/** Write flannel's rules, and only then remove ours: at no moment are pods without any. */
-export async function replaceRules(wanted: FlannelRules, options: RunOptions = {}): Promise<string[]> {
+/** Write flannel's rules, and only then remove ours, so that there are rules for pods at any moment. */
+export async function replaceRules(desired: FlannelRules, options: RunOptions = {}): Promise<string[]> {
   if (!(await hasRules(options))) return [];
-  const written = await writeFlannelRules(wanted, options);
+  const written = await writeFlannelRules(desired, options);
   return [`wrote ${written.join(', ')}`, ...(await removeOurRules(options))];
 }
 
 /**
- * Make room for the pods that flannel's plugin will attach, beside ours, which keep their routes. Those need a bridge that
- * has the podCIDR's connected route, and that answers for ours. The plugin takes the one that is there; made by itself, it
- * would not answer. Without pods of ours it can do as it likes.
+ * Prepare the node for pods that flannel's plugin will attach, beside our pods, which keep their routes. flannel's pods
+ * need a bridge with the podCIDR's connected route, on which the node answers for our pods. The plugin uses a bridge
+ * that exists; on one that it creates itself, the node would not answer. Without pods of ours no bridge is created.
  * @param ours addresses of the pods that ripstop attached.
  */
-export async function makeRoomForBridge(
+export async function prepareBridge(
   { networks, mtu }: SubnetEnv,
   ours: readonly string[],
   options: RunOptions = {},
@@ -84,7 +84,7 @@ export async function makeRoomForBridge(
   const missing = networks.filter(({ podCidr }) => !findPodBridge(podCidr, links));
   if (ours.length > 0 && missing.length > 0) {
     using socket = openNetlink(options);
-    // A MAC of its own: without one it changes with its ports, and pods remember it.
+    // With an explicit MAC: else the MAC changes with the bridge's ports, while pods have the old one in their caches.
     if (!links.has(BRIDGE)) socket.write(addLink({ name: BRIDGE, kind: 'bridge', mtu, mac: randomMac() }));
     const ifindex = ifindexes(socket)(BRIDGE);
     socket.write(
@@ -98,7 +98,9 @@ export async function makeRoomForBridge(
       ),
       setLink(ifindex, { up: true }),
     );
-    done.push(`made ${BRIDGE} for the pods of flannel's plugin, beside ${ours.length} addresses of ours`);
+    done.push(
+      `created ${BRIDGE} for the pods of flannel's plugin, beside ${ours.length} addresses of our pods`,
+    );
   }
   for (const { podCidr } of networks) {
     const bridge = findPodBridge(podCidr, await listLinks(options));
@@ -108,12 +110,12 @@ export async function makeRoomForBridge(
     allDone(await proxyTarget(options).upsert(new Map(mine.map((ip) => [proxyKey(bridge.name, ip), true]))));
   }
   const podRoutes = podRouteTarget(options);
-  const nowhere = new Map([...(await podRoutes.list())].filter(([, route]) => 'unreachable' in route));
-  allDone(await podRoutes.remove(nowhere));
-  return [...done, ...[...nowhere.keys()].map((dst) => `left ${dst} to the bridge of flannel's plugin`)];
+  const unreachable = new Map([...(await podRoutes.list())].filter(([, route]) => 'unreachable' in route));
+  allDone(await podRoutes.remove(unreachable));
+  return [...done, ...[...unreachable.keys()].map((dst) => `left ${dst} to the bridge of flannel's plugin`)];
 }
 
-/** The pods' addresses that our routes lead to now, of those given. */
+/** Those of these addresses to which one of our routes leads. */
 export async function routedAddresses(
   addresses: readonly string[],
   options: RunOptions = {},

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { describe, expect, it } from 'vitest';
 import type { Link, LinkAddress } from './links.ts';
-import { chooseUplink, type UplinkFacts, type UplinkWish } from './uplink.ts';
+import { chooseUplink, type UplinkFacts, type UplinkRequest } from './uplink.ts';
 
 function address(text: string, more: Partial<LinkAddress> = {}): LinkAddress {
   const [ip = '', length = ''] = text.split('/');
@@ -58,14 +58,14 @@ const FACTS: UplinkFacts = {
 };
 
 function choose(
-  wish: Partial<UplinkWish>,
+  request: Partial<UplinkRequest>,
   facts: Partial<UplinkFacts> = {},
 ): ReturnType<typeof chooseUplink> {
-  return chooseUplink({ families: [4], ...wish }, { ...FACTS, ...facts });
+  return chooseUplink({ families: [4], ...request }, { ...FACTS, ...facts });
 }
 
 describe('the uplink', () => {
-  it('is the default route’s interface when nothing is said', () => {
+  it('is the interface of the default route when nobody says otherwise', () => {
     expect(choose({})).toEqual({
       name: 'eth0',
       ifindex: 2,
@@ -86,7 +86,7 @@ describe('the uplink', () => {
     expect(choose({ nodeIps: { v4: '10.0.0.6' } })).toMatchObject({ name: 'eth0', ips: { v4: '10.0.0.6' } });
   });
 
-  it('falls back to the default route aloud when the InternalIP is elsewhere (NAT)', () => {
+  it('falls back to the default route, and says so, when the InternalIP is elsewhere (NAT)', () => {
     expect(choose({ nodeIps: { v4: '203.0.113.9' } }).explanation).toBe(
       "eth0 (10.0.0.5): it carries the default route; no interface has the Node's InternalIP 203.0.113.9",
     );
@@ -109,14 +109,15 @@ describe('the uplink', () => {
     expect(choose({ ifaceRegex: ['^docker'] }).name).toBe('docker0');
   });
 
-  it('is the first of several --iface that is there, else what --iface-regex, else what --iface-can-reach finds', () => {
+  it('is the first --iface that exists, else what --iface-regex matches, else what --iface-can-reach finds', () => {
     expect(choose({ iface: ['ens9', '10.9.9.9', 'eth1', 'eth0'] }).name).toBe('eth1');
     const reach = { dev: 'eth1', gateway: '192.168.7.1' };
     const rest = { iface: ['ens9'], ifaceCanReach: '1.1.1.1' };
     expect(choose({ ...rest, ifaceRegex: ['^ens', '^docker'] }, { reach }).name).toBe('docker0');
     expect(choose({ ...rest, ifaceRegex: ['^ens'] }, { reach }).name).toBe('eth1');
     expect(() => choose({ ...rest, ifaceRegex: ['^ens'] })).toThrow(
-      'there is no interface ens9 of --iface, nothing matches --iface-regex ^ens, no route leads to 1.1.1.1 of --iface-can-reach; choose',
+      'there is no interface ens9 of --iface, nothing matches --iface-regex ^ens, ' +
+        'no route leads to 1.1.1.1 of --iface-can-reach; choose',
     );
   });
 
@@ -128,20 +129,20 @@ describe('the uplink', () => {
     });
   });
 
-  it('has an address of the asked family', () => {
+  it('has an address of the requested family', () => {
     expect(choose({ families: [6], iface: ['eth1'] }).ips).toEqual({ v6: 'fd07::5' });
   });
 
-  it.each<[Partial<UplinkWish>, string]>([
+  it.each<[Partial<UplinkRequest>, string]>([
     [{ iface: ['ens9'] }, 'there is no interface ens9 of --iface'],
     [{ iface: ['10.9.9.9'] }, 'no interface has the address 10.9.9.9 of --iface'],
     [{ iface: ['bare0'] }, 'bare0 has no IPv4 address'],
     [{ ifaceRegex: ['^ens'] }, 'nothing matches --iface-regex ^ens'],
     [{ ifaceCanReach: '1.1.1.1' }, 'no route leads to 1.1.1.1'],
     [{ nodeIps: { v4: '10.255.0.1' } }, 'lo is a loopback'],
-  ])('names the candidates when %j cannot be met', (wish, why) => {
-    expect(() => choose(wish)).toThrow(why);
-    expect(() => choose(wish)).toThrow(
+  ])('names the candidates when %j cannot be met', (request, why) => {
+    expect(() => choose(request)).toThrow(why);
+    expect(() => choose(request)).toThrow(
       'choose with --iface among eth0 (10.0.0.5), eth1 (192.168.7.5), docker0 (172.17.0.1)',
     );
   });
@@ -150,9 +151,9 @@ describe('the uplink', () => {
     expect(choose({ publicIps: { v4: '192.168.7.5' }, nodeIps: { v4: '10.0.0.5' } })).toMatchObject({
       name: 'eth1',
       ips: { v4: '192.168.7.5' },
-      explanation: 'eth1 (192.168.7.5): it has the public IP 192.168.7.5 that is asked for',
+      explanation: 'eth1 (192.168.7.5): it has the requested public IP 192.168.7.5',
     });
-    // Of several addresses the one that is asked for, though it is no primary one.
+    // Of several addresses the requested one, although it is not a primary one.
     expect(choose({ publicIps: { v4: '10.0.0.100' } })).toMatchObject({
       name: 'eth0',
       ips: { v4: '10.0.0.100' },
@@ -161,19 +162,19 @@ describe('the uplink', () => {
 
   it('is the operator’s interface even where the public IP is on another, as on a loopback', () => {
     const publicIps = { v4: '10.255.0.1' };
-    for (const wish of [
+    for (const request of [
       { iface: ['eth1'] },
       { iface: ['192.168.7.5'] },
       { ifaceRegex: ['^eth1'] },
-    ] satisfies Partial<UplinkWish>[]) {
-      const { name, ips, explanation } = choose({ ...wish, publicIps });
+    ] satisfies Partial<UplinkRequest>[]) {
+      const { name, ips, explanation } = choose({ ...request, publicIps });
       expect({ name, ips }).toEqual({ name: 'eth1', ips: publicIps });
       expect(explanation).toMatch(/^eth1 \(10\.255\.0\.1\): .*; the public IP 10\.255\.0\.1 is on lo$/);
     }
     expect(() => choose({ publicIps })).toThrow('lo is a loopback');
   });
 
-  it('has the public IP, or there is none', () => {
+  it('has the public IP, or the choice fails', () => {
     const why =
       "no interface has the public IP 203.0.113.9 that --public-ip or the Node's annotation node-public-ip asks for; " +
       "to publish an address that is not this node's own (NAT), annotate the Node with public-ip-overwrite";
@@ -211,10 +212,10 @@ describe('the uplink of a dual-stack node', () => {
     ),
     defaultRoutes: [{ dev: 'eth0' }, { dev: 'eth1', protocol: 'ra' }, { dev: 'eth0', protocol: 'static' }],
   });
-  const both = (wish: Partial<UplinkWish>, facts = dual()): ReturnType<typeof chooseUplink> =>
-    chooseUplink({ families: [4, 6], ...wish }, facts);
+  const both = (request: Partial<UplinkRequest>, facts = dual()): ReturnType<typeof chooseUplink> =>
+    chooseUplink({ families: [4, 6], ...request }, facts);
 
-  it('is one interface, with an address of each family that lasts', () => {
+  it('is one interface, with a permanent address of each family', () => {
     expect(both({})).toEqual({
       name: 'eth0',
       ifindex: 2,
@@ -235,12 +236,13 @@ describe('the uplink of a dual-stack node', () => {
     expect(both({ nodeIps: { v6: '2001:db8::f00' } }, facts).ips.v6).toBe('2001:db8::5');
   });
 
-  it("is the interface of the Node's IPv4 InternalIP; where the other one is is told", () => {
+  it("is the interface of the Node's IPv4 InternalIP, and the explanation says where the IPv6 one is", () => {
     expect(both({ nodeIps: { v4: '192.168.7.5', v6: '2001:db8::5' } })).toMatchObject({
       name: 'eth1',
       ips: { v4: '192.168.7.5', v6: 'fd07::5' },
       explanation:
-        "eth1 (192.168.7.5, fd07::5): it has the Node's InternalIP 192.168.7.5; eth0 has the Node's InternalIP 2001:db8::5",
+        "eth1 (192.168.7.5, fd07::5): it has the Node's InternalIP 192.168.7.5; " +
+        "eth0 has the Node's InternalIP 2001:db8::5",
     });
     // Behind NAT in IPv4, so only the IPv6 one is on an interface.
     expect(both({ nodeIps: { v4: '203.0.113.9', v6: 'fd07::5' } })).toMatchObject({
@@ -257,7 +259,8 @@ describe('the uplink of a dual-stack node', () => {
       name: 'eth1',
       ips: { v4: '192.168.7.5', v6: '2001:db8::5' },
       explanation:
-        'eth1 (192.168.7.5, 2001:db8::5): it has the public IP 192.168.7.5 that is asked for; the public IP 2001:db8::5 is on eth0',
+        'eth1 (192.168.7.5, 2001:db8::5): it has the requested public IP 192.168.7.5; ' +
+        'the public IP 2001:db8::5 is on eth0',
     });
     expect(() => both({ publicIps: { v6: 'fd99::1' } })).toThrow(
       "no interface has the public IP fd99::1 that --public-ipv6 or the Node's annotation node-public-ipv6 asks for",
@@ -277,10 +280,11 @@ describe('the uplink of a dual-stack node', () => {
     );
   });
 
-  it('must have both families, and those that do are named', () => {
-    for (const wish of [{ iface: ['eth2'] }, { nodeIps: { v4: '192.168.8.5', v6: 'fd07::5' } }]) {
-      expect(() => both(wish)).toThrow(
-        /eth2 has no lasting IPv6 address \(global, neither temporary nor deprecated nor a duplicate\) .*; choose with --iface among eth0 \(10\.0\.0\.5, 2001:db8::5\), eth1 \(192\.168\.7\.5, fd07::5\)$/,
+  it('must have both families; the error names the interfaces that do', () => {
+    for (const request of [{ iface: ['eth2'] }, { nodeIps: { v4: '192.168.8.5', v6: 'fd07::5' } }]) {
+      expect(() => both(request)).toThrow('eth2 has no permanent IPv6 address (global, not temporary, ');
+      expect(() => both(request)).toThrow(
+        '; choose with --iface among eth0 (10.0.0.5, 2001:db8::5), eth1 (192.168.7.5, fd07::5)',
       );
     }
     expect(both({ families: [4], iface: ['eth2'] }).ips).toEqual({ v4: '192.168.8.5' });

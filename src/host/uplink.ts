@@ -1,25 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
 import { listRoutes, RTPROT } from '#netlink';
 import { RipstopError } from '../errors.ts';
-import { addressFamily, canonicalAddress, type Family, half } from '../net/ip.ts';
+import {
+  addressFamily,
+  canonicalAddress,
+  type Family,
+  familyKey,
+  partsOf,
+  type PerFamily,
+} from '../net/ip.ts';
 import { isPodVeth, type Link } from './links.ts';
 import { lookupNextHops, type NextHop } from './neighbours.ts';
 import { linkNames, openNetlink } from './netlink.ts';
 import type { RunOptions } from './run.ts';
 import { readSysctl } from './sysctl.ts';
 
-/** One address for each family, as far as there is one. */
-export interface FamilyIps {
-  readonly v4?: string;
-  readonly v6?: string;
-}
-
 /**
- * How the operator and the Node object say which interface carries the tunnels, in the order in which they are asked. Of
- * the operator's words about interfaces the first that one fits decides. On a dual-stack node one interface carries the
- * tunnels of both families.
+ * What the operator and the Node object say about the interface that carries the tunnels, in order of precedence. Of
+ * several flags about interfaces, the first that some interface matches decides. On a dual-stack node one interface
+ * carries the tunnels of both families.
  */
-export interface UplinkWish {
+export interface UplinkRequest {
   /** The families that the cluster has on, IPv4 first. */
   families: readonly Family[];
   /** `--iface`: names, or addresses of the node. */
@@ -29,33 +30,37 @@ export interface UplinkWish {
   /** `--iface-can-reach`: an address to route to. */
   ifaceCanReach?: string | undefined;
   /**
-   * The addresses at which peers are to reach us, each on some interface of this node. They choose the interface when
-   * nothing above does, and are our tunnels' source in any case, for peers take nothing from an address that they do not know.
+   * The addresses that we publish for peers to reach us, each on some interface of this node. They choose the interface
+   * when none of the above does. They are the source of our tunnels in any case, since peers drop VXLAN from unknown
+   * addresses.
    */
-  publicIps?: FamilyIps | undefined;
+  publicIps?: PerFamily<string> | undefined;
   /** The Node's InternalIPs. */
-  nodeIps?: FamilyIps | undefined;
+  nodeIps?: PerFamily<string> | undefined;
 }
 
-/** What the choice is made from. */
+/** The name that agent/observer.ts still uses. */
+export type UplinkWish = UplinkRequest;
+
+/** What the choice depends on. */
 export interface UplinkFacts {
   links: ReadonlyMap<string, Link>;
-  /** Default routes: of the first family before the second, of each the best first. */
+  /** Default routes: those of the first family before those of the second; in each family the best one first. */
   defaultRoutes: readonly { dev: string; protocol?: string | undefined }[];
-  /** The way to `ifaceCanReach`, when there is one. */
+  /** The next hop to `ifaceCanReach`, when there is a route. */
   reach?: NextHop | undefined;
-  /** The MTU for IPv6 by interface, where a router advertised a smaller one than the device has (RFC 4861, section 4.6.4). */
+  /** The IPv6 MTU of each interface: less than its own MTU where a router advertised less (RFC 4861, section 4.6.4). */
   ipv6Mtus: ReadonlyMap<string, number>;
 }
 
 export interface Uplink {
   name: string;
   ifindex: number;
-  /** The outer source addresses of our tunnels: one for each family that was asked for. */
-  ips: FamilyIps;
-  /** In bytes, over IPv6 at most what a router advertised. */
+  /** The outer source addresses of our tunnels: one for each requested family. */
+  ips: PerFamily<string>;
+  /** In bytes; with IPv6 at most what a router advertised. */
   mtu: number;
-  /** The devices whose IPv6 default route a router advertised: they have to go on listening to it. */
+  /** The interfaces whose IPv6 default route came from a router advertisement: they must keep accepting those. */
   advertised: string[];
   /** Why this one, for the log. */
   explanation: string;
@@ -63,28 +68,29 @@ export interface Uplink {
 
 /**
  * Choose the interface whose network carries the tunnels. Pure.
- * @throws RipstopError naming the candidates when the wish cannot be met.
+ * @throws RipstopError naming the candidates when no interface meets the request.
  */
-export function chooseUplink(wish: UplinkWish, facts: UplinkFacts): Uplink {
-  const { families, ifaceCanReach: target } = wish;
+export function chooseUplink(request: UplinkRequest, facts: UplinkFacts): Uplink {
+  const { families, ifaceCanReach: target } = request;
   if (target !== undefined && !families.some((family) => family === addressFamily(target))) {
-    const wanted = families.map((family) => `IPv${family}`).join(' or ');
-    throw new RipstopError(`--iface-can-reach "${target}" is not an ${wanted} address`);
+    const kinds = families.map((family) => `IPv${family}`).join(' or ');
+    throw new RipstopError(`--iface-can-reach "${target}" is not an ${kinds} address`);
   }
-  const { name, ip: chosen, why } = decide(wish, facts);
+  const { name, ip: chosen, why } = decide(request, facts);
   const link = facts.links.get(name);
-  if (!link) throw refusal(wish, facts, `there is no interface ${name} (${why})`);
-  if (link.loopback) throw refusal(wish, facts, `${name} is a loopback, which carries no tunnel (${why})`);
+  if (!link) throw refusal(request, facts, `there is no interface ${name} (${why})`);
+  if (link.loopback)
+    throw refusal(request, facts, `${name} is a loopback interface and carries no tunnel (${why})`);
   const ips: { v4?: string; v6?: string } = {};
   const notes: string[] = [];
-  for (const family of wish.families) {
-    const nodeIp = nodeIpOf(wish, family);
-    const publicIp = publicIpOf(wish, family, facts);
+  for (const family of request.families) {
+    const nodeIp = nodeIpOf(request, family);
+    const publicIp = publicIpOf(request, family, facts);
     const ip =
       publicIp ??
       (chosen !== undefined && addressFamily(chosen) === family ? chosen : ownAddress(link, family, nodeIp));
-    if (ip === undefined) throw refusal(wish, facts, `${name} has no ${addressKind(family)} (${why})`);
-    ips[half(family)] = ip;
+    if (ip === undefined) throw refusal(request, facts, `${name} has no ${addressKind(family)} (${why})`);
+    ips[familyKey(family)] = ip;
     if (publicIp !== undefined) {
       const holder = holderOf(publicIp, facts);
       if (holder !== name) notes.push(`; the public IP ${publicIp} is on ${holder}`);
@@ -101,21 +107,21 @@ export function chooseUplink(wish: UplinkWish, facts: UplinkFacts): Uplink {
     advertised: [
       ...new Set(facts.defaultRoutes.flatMap(({ dev, protocol }) => (protocol === 'ra' ? [dev] : []))),
     ],
-    explanation: `${name} (${wish.families.map((family) => ips[half(family)]).join(', ')}): ${why}${notes.join('')}`,
+    explanation: `${name} (${partsOf(ips).join(', ')}): ${why}${notes.join('')}`,
   };
 }
 
 /**
- * Read what the choice is made from.
- * @param links as listed just now.
+ * Read what the choice depends on.
+ * @param links a fresh listing.
  */
 export async function readUplinkFacts(
-  { families, ifaceCanReach: target }: Pick<UplinkWish, 'families' | 'ifaceCanReach'>,
+  { families, ifaceCanReach: target }: Pick<UplinkRequest, 'families' | 'ifaceCanReach'>,
   links: ReadonlyMap<string, Link>,
   options: RunOptions = {},
 ): Promise<UplinkFacts> {
   const canAsk = target !== undefined && addressFamily(target) !== undefined;
-  const hops = await lookupNextHops(canAsk ? [target] : [], options);
+  const nextHops = await lookupNextHops(canAsk ? [target] : [], options);
   const ipv6Mtus = new Map<string, number>();
   for (const { name, loopback, vxlan } of families.includes(6) ? links.values() : []) {
     if (loopback || vxlan || isPodVeth(name)) continue;
@@ -125,18 +131,18 @@ export async function readUplinkFacts(
   return {
     links,
     defaultRoutes: families.flatMap((family) => listDefaultRoutes(family, options)),
-    reach: target === undefined ? undefined : hops.get(target),
+    reach: target === undefined ? undefined : nextHops.get(target),
     ipv6Mtus,
   };
 }
 
-/** {@link chooseUplink} by the facts of now. */
+/** {@link chooseUplink} with the facts as they are now. */
 export async function findUplink(
-  wish: UplinkWish,
+  request: UplinkRequest,
   links: ReadonlyMap<string, Link>,
   options: RunOptions = {},
 ): Promise<Uplink> {
-  return chooseUplink(wish, await readUplinkFacts(wish, links, options));
+  return chooseUplink(request, await readUplinkFacts(request, links, options));
 }
 
 /** The default routes of a family, best first; one with several next hops counts as several. */
@@ -155,35 +161,35 @@ function listDefaultRoutes(family: Family, options: RunOptions): UplinkFacts['de
 
 interface Decision {
   name: string;
-  /** The address of its family that the wish asks for. */
+  /** An address that the request names. */
   ip?: string;
   why: string;
 }
 
-/** What the wish decides, or why it finds nothing. */
+/** A decision, or why nothing matches. */
 type Finding = Decision | string;
 
-function decide(wish: UplinkWish, facts: UplinkFacts): Decision {
-  const { families, iface = [], ifaceRegex = [], ifaceCanReach } = wish;
-  const asked: (() => Finding)[] = [
+function decide(request: UplinkRequest, facts: UplinkFacts): Decision {
+  const { families, iface = [], ifaceRegex = [], ifaceCanReach } = request;
+  const attempts: (() => Finding)[] = [
     ...iface.map((one) => () => byNameOrAddress(one, facts)),
-    ...ifaceRegex.map((one) => () => byRegex(one, wish, facts)),
+    ...ifaceRegex.map((one) => () => byRegex(one, request, facts)),
     ...(ifaceCanReach === undefined ? [] : [() => byRoute(ifaceCanReach, facts)]),
   ];
-  const without: string[] = [];
-  for (const find of asked) {
+  const reasons: string[] = [];
+  for (const find of attempts) {
     const found = find();
     if (typeof found !== 'string') return found;
-    without.push(found);
+    reasons.push(found);
   }
-  if (without.length > 0) throw refusal(wish, facts, without.join(', '));
+  if (reasons.length > 0) throw refusal(request, facts, reasons.join(', '));
   for (const family of families) {
-    const publicIp = publicIpOf(wish, family, facts);
+    const publicIp = publicIpOf(request, family, facts);
     if (publicIp !== undefined)
-      return { name: holderOf(publicIp, facts)!, why: `it has the public IP ${publicIp} that is asked for` };
+      return { name: holderOf(publicIp, facts)!, why: `it has the requested public IP ${publicIp}` };
   }
   for (const family of families) {
-    const nodeIp = nodeIpOf(wish, family);
+    const nodeIp = nodeIpOf(request, family);
     const holder = nodeIp === undefined ? undefined : holderOf(nodeIp, facts);
     if (nodeIp !== undefined && holder !== undefined) {
       return { name: holder, why: `it has the Node's InternalIP ${nodeIp}` };
@@ -192,7 +198,7 @@ function decide(wish: UplinkWish, facts: UplinkFacts): Decision {
   const route = facts.defaultRoutes[0];
   if (!route) {
     const kinds = families.map((family) => `IPv${family}`).join(' or ');
-    throw refusal(wish, facts, `the node has no ${kinds} default route to choose the interface by`);
+    throw refusal(request, facts, `the node has no ${kinds} default route to choose the interface by`);
   }
   return { name: route.dev, why: 'it carries the default route' };
 }
@@ -207,16 +213,16 @@ function byNameOrAddress(iface: string, facts: UplinkFacts): Finding {
   return { name, ip: canonicalAddress(iface), why: `it has the address of --iface ${iface}` };
 }
 
-function byRegex(ifaceRegex: string, wish: UplinkWish, facts: UplinkFacts): Finding {
+function byRegex(ifaceRegex: string, request: UplinkRequest, facts: UplinkFacts): Finding {
   let pattern: RegExp;
   try {
     pattern = new RegExp(ifaceRegex);
   } catch (error) {
     throw new RipstopError(`--iface-regex "${ifaceRegex}" is not a regular expression`, { cause: error });
   }
-  const links = candidates(wish, facts);
+  const links = candidates(request, facts);
   for (const link of links) {
-    const address = wish.families
+    const address = request.families
       .flatMap((family) => addressesOf(link, family))
       .find(({ ip }) => pattern.test(ip));
     if (address) {
@@ -234,38 +240,39 @@ function byRoute(target: string, { reach }: UplinkFacts): Finding {
 }
 
 function holderOf(ip: string, facts: UplinkFacts): string | undefined {
-  const wanted = canonicalAddress(ip);
+  const canonical = canonicalAddress(ip);
   for (const link of facts.links.values()) {
-    if (link.addresses.some((address) => address.ip === wanted)) return link.name;
+    if (link.addresses.some((address) => address.ip === canonical)) return link.name;
   }
   return undefined;
 }
 
 /**
- * The Node's InternalIP where the interface has it (and not, say, a virtual IP), else the address that it has had for
- * longest: the kernel lists IPv4 addresses as they came, but IPv6 ones with the newest first.
+ * The Node's InternalIP if the interface has it (so that a virtual IP is not taken), else the interface's oldest
+ * address: the kernel lists IPv4 addresses oldest first, but IPv6 addresses newest first.
  */
 function ownAddress(link: Link, family: Family, nodeIp: string | undefined): string | undefined {
-  const fit = addressesOf(link, family);
-  // A second address of an IPv4 subnet lasts as the first does; what is not primary of IPv6 is about to go.
-  const held = (family === 4 ? link.addresses : fit).find(({ ip }) => ip === nodeIp);
-  return (held ?? fit.at(family === 4 ? 0 : -1))?.ip;
+  const usable = addressesOf(link, family);
+  // A secondary IPv4 address lasts as long as the primary one; an IPv6 address that is not primary is temporary.
+  const internal = (family === 4 ? link.addresses : usable).find(({ ip }) => ip === nodeIp);
+  return (internal ?? usable.at(family === 4 ? 0 : -1))?.ip;
 }
 
-function nodeIpOf({ nodeIps }: UplinkWish, family: Family): string | undefined {
-  const ip = nodeIps?.[half(family)];
+function nodeIpOf({ nodeIps }: UplinkRequest, family: Family): string | undefined {
+  const ip = nodeIps?.[familyKey(family)];
   return ip === undefined ? undefined : canonicalAddress(ip);
 }
 
 /** @throws RipstopError when the node does not have it. */
-function publicIpOf(wish: UplinkWish, family: Family, facts: UplinkFacts): string | undefined {
-  const ip = wish.publicIps?.[half(family)];
+function publicIpOf(request: UplinkRequest, family: Family, facts: UplinkFacts): string | undefined {
+  const ip = request.publicIps?.[familyKey(family)];
   if (ip === undefined) return undefined;
   if (holderOf(ip, facts) === undefined) {
-    const [six, wanted] = family === 4 ? ['', ip] : ['v6', canonicalAddress(ip)];
+    const suffix = family === 4 ? '' : 'v6';
     throw new RipstopError(
-      `no interface has the public IP ${wanted} that --public-ip${six} or the Node's annotation node-public-ip${six} asks for; ` +
-        `to publish an address that is not this node's own (NAT), annotate the Node with public-ip${six}-overwrite`,
+      `no interface has the public IP ${canonicalAddress(ip)} ` +
+        `that --public-ip${suffix} or the Node's annotation node-public-ip${suffix} asks for; to publish an address ` +
+        `that is not this node's own (NAT), annotate the Node with public-ip${suffix}-overwrite`,
     );
   }
   return canonicalAddress(ip);
@@ -280,21 +287,21 @@ function addressesOf(link: Link, family: Family): Link['addresses'] {
 function addressKind(family: Family): string {
   return family === 4
     ? 'IPv4 address'
-    : 'lasting IPv6 address (global, neither temporary nor deprecated nor a duplicate)';
+    : 'permanent IPv6 address (global, not temporary, not deprecated, no duplicate)';
 }
 
-/** Interfaces that could carry tunnels: with an address of each family, and neither loopback nor a tunnel themselves. */
-function candidates({ families }: UplinkWish, facts: UplinkFacts): Link[] {
+/** Interfaces that could carry tunnels: they have an address of each family, and are neither loopback nor VXLAN. */
+function candidates({ families }: UplinkRequest, facts: UplinkFacts): Link[] {
   return [...facts.links.values()].filter(
     (link) =>
       !link.loopback && !link.vxlan && families.every((family) => addressesOf(link, family).length > 0),
   );
 }
 
-function refusal(wish: UplinkWish, facts: UplinkFacts, why: string): RipstopError {
-  const { families } = wish;
-  const names = candidates(wish, facts).map((link) => {
-    const ips = families.map((family) => ownAddress(link, family, nodeIpOf(wish, family)));
+function refusal(request: UplinkRequest, facts: UplinkFacts, why: string): RipstopError {
+  const { families } = request;
+  const names = candidates(request, facts).map((link) => {
+    const ips = families.map((family) => ownAddress(link, family, nodeIpOf(request, family)));
     return `${link.name} (${ips.join(', ')})`;
   });
   const both = families.length > 1 ? ' of each family, which EnableIPv4 and EnableIPv6 ask for' : '';

@@ -137,7 +137,7 @@ describe('the plan for flannel.1', () => {
 
   it('names the device that holds the VNI already', () => {
     expect(() => planVtep(WANTED, links(link('eth0'), vtep({}, 'vxlan0')))).toThrow(
-      'the device vxlan0 already uses VNI 1 on UDP port 8472',
+      'vxlan0 already uses VNI 1 on UDP port 8472',
     );
   });
 
@@ -148,7 +148,9 @@ describe('the plan for flannel.1', () => {
 
   it('refuses an MTU that the uplink cannot carry, in both underlays', () => {
     const eth0 = link('eth0', { mtu: 1480 });
-    expect(() => planVtep(WANTED, links(eth0))).toThrow('eth0 carries 1480, less 50 for VXLAN leaves 1430');
+    expect(() => planVtep(WANTED, links(eth0))).toThrow(
+      'eth0 has 1480, and less 50 for VXLAN that leaves 1430',
+    );
     expect(() => planVtep({ ...WANTED, localIp: 'fd09::1' }, links(eth0))).toThrow('leaves 1410');
   });
 
@@ -205,7 +207,8 @@ describe('the plan for flannel-v6.1', () => {
   it('refuses an MTU with which the kernel would turn IPv6 off', () => {
     const eth0 = link('eth0', { mtu: 1349 });
     expect(() => planVtep({ ...WANTED_V6, mtu: 1279 }, links(eth0))).toThrow(
-      'cannot give flannel-v6.1 an MTU of 1279: IPv6 needs 1280, and so an uplink of 1350; raise the MTU of eth0 or set EnableIPv6 to false',
+      'cannot give flannel-v6.1 an MTU of 1279: IPv6 needs 1280, and so an uplink of 1350; ' +
+        'raise the MTU of eth0 or set EnableIPv6 to false',
     );
     expect(planVtep({ ...WANTED, mtu: 1279 }, links(eth0)).created).toBe(true);
   });

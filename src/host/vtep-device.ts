@@ -19,9 +19,9 @@ import type { RunOptions } from './run.ts';
 import { ensureSysctls, vtepSysctls } from './sysctl.ts';
 
 /**
- * flannel's VXLAN device, `flannel.<VNI>` or `flannel-v6.<VNI>`, as every node of the cluster makes it. ripstop keeps it
- * also while BPF carries the traffic: it is the path of every packet that BPF leaves alone, and its UDP socket is what
- * makes the kernel aggregate tunnelled packets.
+ * flannel's VXLAN device, `flannel.<VNI>` or `flannel-v6.<VNI>`, which every node of the cluster has. ripstop keeps it
+ * although BPF programs carry most traffic: it is the tunnel of the kernel path, and only with its UDP socket does the
+ * kernel aggregate tunnelled packets (GRO).
  */
 export interface VtepDevice {
   name: string;
@@ -40,56 +40,59 @@ export interface VtepDevice {
   address: string;
 }
 
-/** What separates the device that is there from the one that is wanted. */
+/** The difference between the actual device and the desired one. */
 export interface VtepPlan {
-  /** Whether the device is made anew, and whether another one of its name has to go first. */
+  /** Whether the device must be created, and whether an old one of that name must be deleted before. */
   created: boolean;
   replaces: boolean;
-  /** What of the device that is there is to be another. */
+  /** Attributes of the existing device to change. */
   set: { mtu?: number; mac?: string };
-  /** Once its kernel settings hold: addresses with their lengths, and whether it has to be brought up. */
+  /**
+   * To be done after the device's sysctls are set: changes of addresses (with prefix lengths), then whether to bring it
+   * up.
+   */
   addresses: { remove: string[]; add: string | undefined };
   bringUp: boolean;
-  /** All of this in words, for the log; none when the device is right. */
+  /** Descriptions of all this for the log; none when the device is right. */
   changes: string[];
 }
 
-/** The least MTU that a device with IPv6 may have (RFC 8200, section 5); below it the kernel turns IPv6 off there. */
-export const IPV6_LEAST_MTU = 1280;
+/** The minimum MTU of IPv6 (RFC 8200, section 5); the kernel disables IPv6 on devices with less. */
+export const IPV6_MIN_MTU = 1280;
 
 /**
- * Decide how to get the wanted device from the links that are there. Attributes that the kernel cannot change, or that
- * flannel never sets, mean a new device; MAC, MTU, address and state are mended in place.
+ * Compare the desired device with the actual links. Where an attribute differs that the kernel cannot change, or where
+ * one is set that flannel never sets, the device is created again; MAC, MTU, address and state are changed in place.
  * @throws RipstopError when the uplink is missing, the MTU does not fit it, or another device holds the VNI.
  */
-export function planVtep(wanted: VtepDevice, links: ReadonlyMap<string, Link>): VtepPlan {
-  checkMtu(wanted, links);
-  const { name } = wanted;
-  const family = addressFamily(wanted.localIp) ?? 4;
+export function planVtep(desired: VtepDevice, links: ReadonlyMap<string, Link>): VtepPlan {
+  checkMtu(desired, links);
+  const { name } = desired;
+  const family = addressFamily(desired.localIp) ?? 4;
   const present = links.get(name);
-  const differences = present ? immutableDifferences(wanted, present) : [];
+  const differences = present ? immutableDifferences(desired, present) : [];
   const created = !present || differences.length > 0;
   const changes: string[] = [];
   if (created) {
-    checkVniIsFree(wanted, links);
+    checkVniIsFree(desired, links);
     changes.push(present ? `re-created ${name}: ${differences.join(', ')}` : `created ${name}`);
   }
   const actual = created ? undefined : present;
   const set: VtepPlan['set'] = {};
-  if (actual && actual.mtu !== wanted.mtu) {
-    set.mtu = wanted.mtu;
-    changes.push(`${name}: MTU ${actual.mtu} → ${wanted.mtu}`);
+  if (actual && actual.mtu !== desired.mtu) {
+    set.mtu = desired.mtu;
+    changes.push(`${name}: MTU ${actual.mtu} → ${desired.mtu}`);
   }
-  if (actual && actual.mac !== wanted.mac) {
-    set.mac = wanted.mac;
-    changes.push(`${name}: MAC ${actual.mac ?? 'none'} → ${wanted.mac}`);
+  if (actual && actual.mac !== desired.mac) {
+    set.mac = desired.mac;
+    changes.push(`${name}: MAC ${actual.mac ?? 'none'} → ${desired.mac}`);
   }
   const addresses = (actual?.addresses ?? [])
     .filter((one) => one.family === family)
     .map((one) => `${one.ip}/${one.length}`);
-  const remove = addresses.filter((one) => one !== wanted.address);
+  const remove = addresses.filter((one) => one !== desired.address);
   changes.push(...remove.map((other) => `${name}: removed address ${other}`));
-  const add = addresses.includes(wanted.address) ? undefined : wanted.address;
+  const add = addresses.includes(desired.address) ? undefined : desired.address;
   if (add !== undefined) changes.push(`${name}: added address ${add}`);
   if (actual && !actual.up) changes.push(`${name}: was down, set up`);
   return {
@@ -102,14 +105,14 @@ export function planVtep(wanted: VtepDevice, links: ReadonlyMap<string, Link>): 
   };
 }
 
-/** The device as it is made. */
-export function newVtepLink(wanted: VtepDevice, uplinkIndex: number): NewLink {
-  const { name, mtu, mac, vni, port, localIp } = wanted;
+/** The attributes to create the device with. */
+export function newVtepLink(desired: VtepDevice, uplinkIndex: number): NewLink {
+  const { name, mtu, mac, vni, port, localIp } = desired;
   return {
     name,
     kind: 'vxlan',
     mtu,
-    // An address given at birth counts as set by an administrator: udev's MACAddressPolicy leaves such a device alone.
+    // udev's MACAddressPolicy leaves a device alone if it was created with a MAC address.
     mac,
     vxlan: {
       vni,
@@ -117,55 +120,55 @@ export function newVtepLink(wanted: VtepDevice, uplinkIndex: number): NewLink {
       local: localIp,
       lower: uplinkIndex,
       learning: false,
-      // Peers that encapsulate with BPF have no way to sum up a packet that is segmented later. Ours to others are summed,
-      // since a plain flannel node refuses those that are not.
+      // Accepted from peers, whose BPF programs cannot compute the checksum of a packet that is segmented later. Never
+      // sent by this device, since plain flannel nodes refuse packets without a checksum.
       ...(addressFamily(localIp) === 6 && { zeroChecksum6: { tx: false, rx: true } }),
     },
   };
 }
 
 /**
- * Make the device be there as wanted, with the kernel settings that it needs; a second call changes nothing.
- * @param links as listed just now.
- * @returns the links as they are then, and what was changed; when `created`, its entries must be replayed.
+ * Create or change the device, with the sysctls that it needs; a second call changes nothing.
+ * @param links a fresh listing.
+ * @returns the links afterwards, and descriptions of what was changed.
  * @throws RipstopError as {@link planVtep} does, or with the kernel's reason.
  */
 export async function ensureVxlan(
-  wanted: VtepDevice,
+  desired: VtepDevice,
   links: ReadonlyMap<string, Link>,
   options: RunOptions = {},
 ): Promise<{ links: ReadonlyMap<string, Link>; link: Link; changes: string[]; created: boolean }> {
-  const plan = planVtep(wanted, links);
+  const plan = planVtep(desired, links);
   const { created, changes } = plan;
-  writeDevice(wanted, plan, options);
-  // Before the address: the node may have IPv6 off for new devices.
-  const settings = vtepSysctls(wanted.name, addressFamily(wanted.localIp) ?? 4);
+  writeDevice(desired, plan, options);
+  // Before the address, since the node may disable IPv6 on new devices.
+  const settings = vtepSysctls(desired.name, addressFamily(desired.localIp) ?? 4);
   const { changed } = await ensureSysctls(settings, options);
-  // The settings are not part of the links.
-  const isSeen = changes.length === 0;
+  // Links do not contain sysctls.
+  const isUnchanged = changes.length === 0;
   for (const { path, before, after } of changed) {
     changes.push(`${path}: ${before} → ${after}`);
   }
-  writeAddresses(wanted, plan, options);
-  const after = isSeen ? links : await listLinks(options);
-  const link = after.get(wanted.name);
-  const missed = link ? planVtep(wanted, after).changes : [`${wanted.name} is not there`];
+  writeAddresses(desired, plan, options);
+  const after = isUnchanged ? links : await listLinks(options);
+  const link = after.get(desired.name);
+  const missed = link ? planVtep(desired, after).changes : [`${desired.name} does not exist`];
   if (!link || missed.length > 0) {
     throw new RipstopError(
-      `${wanted.name} did not stay as it was made (${missed.join(', ')}); does another program manage it?`,
+      `${desired.name} is not as ripstop configured it (${missed.join(', ')}); does another program manage it?`,
     );
   }
   return { links: after, link, changes, created };
 }
 
-function writeDevice(wanted: VtepDevice, { created, replaces, set }: VtepPlan, options: RunOptions): void {
-  const { name, uplink } = wanted;
+function writeDevice(desired: VtepDevice, { created, replaces, set }: VtepPlan, options: RunOptions): void {
+  const { name, uplink } = desired;
   using socket = openNetlink(options);
   if (replaces) socket.write(deleteLink(name));
   if (created) {
     socket.write(
-      addLink(newVtepLink(wanted, ifindexes(socket)(uplink))),
-      // No link-local IPv6 address: it would only advertise itself into the tunnel.
+      addLink(newVtepLink(desired, ifindexes(socket)(uplink))),
+      // No link-local IPv6 address: with one, the kernel would send router solicitations and the like into the tunnel.
       setLink(name, { addrGenMode: 'none' }),
     );
   }
@@ -179,7 +182,7 @@ function writeAddresses({ name }: VtepDevice, { addresses, bringUp }: VtepPlan, 
   if (remove.length > 0 || add !== undefined) {
     const ifindex = ifindexes(socket)(name);
     requests.push(...remove.map((one) => deleteAddress({ ifindex, ...split(one) })));
-    // Duplicate address detection would keep it from use for a second, and nobody in the tunnel could answer it.
+    // Duplicate address detection would delay its use by a second, and nobody in the tunnel could answer.
     if (add !== undefined) requests.push(addAddress({ ifindex, ...split(add), nodad: add.includes(':') }));
   }
   if (bringUp) requests.push(setLink(name, { up: true }));
@@ -191,7 +194,9 @@ function split(text: string): { address: string; length: number } {
   return { address, length: Number(length) };
 }
 
-/** The VTEP devices by name, whatever VNI they have: one that is not desired would go on decapsulating for anyone. */
+/**
+ * The VTEP devices by name, of any VNI: one that is not desired must go, since it would decapsulate packets of anyone.
+ */
 export function vtepDevicesTarget(
   onChange: (device: string, changes: readonly string[]) => void,
 ): Target<VtepDevice> {
@@ -230,7 +235,7 @@ function isInPlace(device: VtepDevice, links: ReadonlyMap<string, Link>): boolea
   try {
     return planVtep(device, links).changes.length === 0;
   } catch {
-    return false; // to be told by the upsert
+    return false; // the upsert reports the reason
   }
 }
 
@@ -239,46 +244,52 @@ function asFound({ name, vxlan, mtu, mac = NO_MAC }: Link): VtepDevice {
   return { name, vni, port, localIp: local, uplink, mtu, mac, address: '' };
 }
 
-/** flannel's names for them. */
+/** The name that flannel gives the VTEP device of a family. */
 export function vtepDeviceName(family: Family, vni: number): string {
   return family === 4 ? `flannel.${vni}` : `flannel-v6.${vni}`;
 }
 
-/** Whether this is a device such as {@link vtepDeviceName} names, of whatever VNI. */
+/** Whether this is a VTEP device, of any VNI. */
 export function isVtepDevice({ name, vxlan }: { name: string; vxlan: object | undefined }): boolean {
   return vxlan !== undefined && isVtepName(name);
 }
 
-/** Whether a VTEP device is named so. */
+/** Whether this is a name of a VTEP device, of any VNI. */
 export function isVtepName(name: string): boolean {
   return /^flannel(-v6)?\.\d+$/.test(name);
 }
 
-/** Whether this VTEP device takes IPv6 packets without an outer checksum: ours do, one that flannel has made does not. */
+/**
+ * Whether this VTEP device accepts IPv6 packets without an outer checksum: those that ripstop creates do, those that
+ * flannel creates do not.
+ */
 export function acceptsZeroChecksum(link: Link | undefined): boolean {
   return link?.vxlan?.zeroChecksum6.rx === true;
 }
 
-/** Remove a VTEP device, and with it all that refers to it. @throws RipstopError with the kernel's reason. */
+/**
+ * Remove a VTEP device, and with it its neighbours, FDB entries and routes.
+ * @throws RipstopError with the kernel's reason.
+ */
 export async function removeVxlan(name: string, options: RunOptions = {}): Promise<void> {
   using socket = openNetlink(options);
   socket.write(deleteLink(name));
 }
 
-function immutableDifferences(wanted: VtepDevice, present: Link): string[] {
+function immutableDifferences(desired: VtepDevice, present: Link): string[] {
   const { vxlan } = present;
   if (!vxlan) return [`it is a ${present.kind ?? 'plain'} device, not vxlan`];
   const differences: string[] = [];
-  const compare = (what: string, is: string | number | undefined, shall: string | number): void => {
-    if (is !== shall) differences.push(`${what} ${is ?? 'none'} → ${shall}`);
+  const compare = (what: string, actual: string | number | undefined, value: string | number): void => {
+    if (actual !== value) differences.push(`${what} ${actual ?? 'none'} → ${value}`);
   };
-  compare('VNI', vxlan.vni, wanted.vni);
-  compare('port', vxlan.port, wanted.port);
-  compare('local address', vxlan.local, canonicalAddress(wanted.localIp));
-  compare('uplink', vxlan.uplink, wanted.uplink);
-  // One that flannel has made also refuses packets without an outer checksum. It stays: made anew it would lose traffic,
-  // and peers are told what it takes (see acceptsZeroChecksum).
-  if (addressFamily(wanted.localIp) === 6 && vxlan.zeroChecksum6.tx) {
+  compare('VNI', vxlan.vni, desired.vni);
+  compare('port', vxlan.port, desired.port);
+  compare('local address', vxlan.local, canonicalAddress(desired.localIp));
+  compare('uplink', vxlan.uplink, desired.uplink);
+  // A device that flannel created also refuses packets without an outer checksum. It stays: creating it again would
+  // interrupt traffic, and peers learn from our lease whether it accepts such packets (see acceptsZeroChecksum).
+  if (addressFamily(desired.localIp) === 6 && vxlan.zeroChecksum6.tx) {
     differences.push('it sends packets without an outer checksum');
   }
   if (vxlan.learning) differences.push('it learns addresses from packets');
@@ -286,34 +297,38 @@ function immutableDifferences(wanted: VtepDevice, present: Link): string[] {
   return differences;
 }
 
-function checkMtu(wanted: VtepDevice, links: ReadonlyMap<string, Link>): void {
-  const uplink = links.get(wanted.uplink);
+function checkMtu(desired: VtepDevice, links: ReadonlyMap<string, Link>): void {
+  const uplink = links.get(desired.uplink);
   if (!uplink) {
     throw new RipstopError(
-      `cannot make ${wanted.name}: its uplink ${wanted.uplink} does not exist; choose one with --iface`,
+      `cannot create ${desired.name}: its uplink ${desired.uplink} does not exist; choose one with --iface`,
     );
   }
-  const overhead = encapBytes[addressFamily(wanted.localIp) ?? 4];
-  if (wanted.mtu > uplink.mtu - overhead) {
+  const overhead = encapBytes[addressFamily(desired.localIp) ?? 4];
+  if (desired.mtu > uplink.mtu - overhead) {
     throw new RipstopError(
-      `cannot give ${wanted.name} an MTU of ${wanted.mtu}: ${wanted.uplink} carries ${uplink.mtu}, less ${overhead} for VXLAN leaves ${uplink.mtu - overhead}`,
+      `cannot give ${desired.name} an MTU of ${desired.mtu}: ${desired.uplink} has ${uplink.mtu}, ` +
+        `and less ${overhead} for VXLAN that leaves ${uplink.mtu - overhead}; raise the MTU of ${desired.uplink}`,
     );
   }
-  if (overhead === encapBytes[6] && wanted.mtu < IPV6_LEAST_MTU) {
+  if (overhead === encapBytes[6] && desired.mtu < IPV6_MIN_MTU) {
     throw new RipstopError(
-      `cannot give ${wanted.name} an MTU of ${wanted.mtu}: IPv6 needs ${IPV6_LEAST_MTU}, and so an uplink of ${IPV6_LEAST_MTU + overhead}; raise the MTU of ${wanted.uplink} or set EnableIPv6 to false`,
+      `cannot give ${desired.name} an MTU of ${desired.mtu}: IPv6 needs ${IPV6_MIN_MTU}, ` +
+        `and so an uplink of ${IPV6_MIN_MTU + overhead}; ` +
+        `raise the MTU of ${desired.uplink} or set EnableIPv6 to false`,
     );
   }
 }
 
-function checkVniIsFree(wanted: VtepDevice, links: ReadonlyMap<string, Link>): void {
-  const family = addressFamily(wanted.localIp);
+function checkVniIsFree(desired: VtepDevice, links: ReadonlyMap<string, Link>): void {
+  const family = addressFamily(desired.localIp);
   for (const { name, vxlan } of links.values()) {
-    if (name === wanted.name || vxlan?.vni !== wanted.vni || vxlan.port !== wanted.port) continue;
-    // The two families have sockets of their own: flannel.1 and flannel-v6.1 share a VNI and a port.
+    if (name === desired.name || vxlan?.vni !== desired.vni || vxlan.port !== desired.port) continue;
+    // Each family has its own socket, so flannel.1 and flannel-v6.1 can share a VNI and a port.
     if (vxlan.local !== undefined && addressFamily(vxlan.local) !== family) continue;
     throw new RipstopError(
-      `cannot make ${wanted.name}: the device ${name} already uses VNI ${wanted.vni} on UDP port ${wanted.port}; delete it or set another VNI in net-conf.json`,
+      `cannot create ${desired.name}: ${name} already uses VNI ${desired.vni} on UDP port ${desired.port}; ` +
+        'delete it or set another VNI in net-conf.json',
     );
   }
 }

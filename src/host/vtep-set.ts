@@ -6,9 +6,9 @@ import { applyNft, NFT_TABLE, type NftObject } from './nft.ts';
 import type { RunOptions } from './run.ts';
 
 /*
- * The kernel's VXLAN device decapsulates for anyone, so nft asks in its place whether the sender is a node. What it compares
- * with are two sets of our table, one per family. Their elements come and go one by one, with the peers; the rules that
- * use them are written rarely and as a whole, see rules.ts.
+ * The kernel's VXLAN device decapsulates packets of any sender, so nft rules check whether the sender is a node:
+ * whether its address is in one of two sets of our table, one per family. Elements are added and removed one by one,
+ * with the peers; the rules that use the sets are written rarely and as a whole, see rules.ts.
  */
 
 /** The sets: name and type. */
@@ -18,38 +18,38 @@ export const VTEP_SETS = {
 } as const satisfies Record<Family, { name: string; type: string }>;
 
 /**
- * What nft has to know of a set to make it. A set of unknown size is a table that the kernel makes larger and smaller beside
- * its use, and a listing meanwhile lacks elements (of 15,000 up to 1,200 were seen to). One of known size stays as it is:
- * three times the largest cluster, 1 MB of the kernel's memory.
+ * The declaration of a set. Without a size, the kernel resizes the set's hash table while it is in use, and a listing
+ * made meanwhile lacks elements (up to 1,200 of 15,000 were seen to be missing). With a size it never does. This one is
+ * three times the largest cluster, and takes 1 MB of kernel memory.
  */
 export function declarationOf(family: Family): string {
   return `type ${VTEP_SETS[family].type}; size 49152;`;
 }
 
-/** Who may talk VXLAN to this node, of one family. */
+/** The hosts that may send VXLAN to this node, in one family. */
 export interface VxlanSenders {
   /** The peers' underlay addresses. */
   readonly vteps: () => ReadonlyMap<string, true>;
   /**
-   * What becomes of VXLAN from others. `count`: it is let in. `as found`: as long as peers may be unknown, what the rule in
-   * the kernel says, if it is there.
+   * What the rule does with VXLAN from other hosts: `drop` it, or only `count` it. `as found`, while peers may be
+   * unknown: the rule stays as it is in the kernel, if there is one.
    */
   readonly strangers: 'drop' | 'count' | 'as found';
 }
 
 /**
- * @param peers of one family.
- * @param synced all of them are known. Before, a stranger may be a peer.
+ * @param peers the peers of one family.
+ * @param synced whether these are all. If not, a stranger may be a peer.
  */
 export function vxlanSenders(
   peers: readonly { readonly vtepIp: string; readonly behindNat: boolean }[],
   synced: boolean,
 ): VxlanSenders {
-  // What a peer behind NAT sends may come from any address.
-  const anywhere = peers.some(({ behindNat }) => behindNat);
+  // Packets of a peer behind NAT may have any source address.
+  const isAnySource = peers.some(({ behindNat }) => behindNat);
   return {
     vteps: () => new Map(peers.map(({ vtepIp }) => [vtepIp, true])),
-    strangers: anywhere ? 'count' : synced ? 'drop' : 'as found',
+    strangers: isAnySource ? 'count' : synced ? 'drop' : 'as found',
   };
 }
 
@@ -62,8 +62,8 @@ export function listedVteps(listing: readonly NftObject[], family: Family): Map<
 }
 
 /**
- * The elements of the sets: addresses, canonical, each in the set of its family. Nobody but us has a reason to change them,
- * and no event tells of it.
+ * The elements of the sets as a target: canonical addresses, each in the set of its family. No event reports changes by
+ * other programs, which have no reason to make any.
  */
 export function vtepSetTarget(options: RunOptions = {}): Target<true> {
   const write = async (verbs: readonly string[], entries: ReadonlyMap<string, true>): Promise<Failures> => {
@@ -72,7 +72,7 @@ export function vtepSetTarget(options: RunOptions = {}): Target<true> {
       if (addresses.length === 0) return [];
       const set = [...NFT_TABLE, VTEP_SETS[family].name].join(' ');
       return [
-        // Somebody's `flush ruleset` takes the set away; the rules come back at the next audit.
+        // The set is missing after another program's `flush ruleset`; rules.ts restores the rules.
         `add table ${NFT_TABLE.join(' ')}`,
         `add set ${set} { ${declarationOf(family)} }`,
         ...verbs.map((verb) => `${verb} element ${set} { ${addresses.map(canonicalAddress).join(', ')} }`),
@@ -92,7 +92,7 @@ export function vtepSetTarget(options: RunOptions = {}): Target<true> {
       return new Map(addresses.map((address) => [address, true]));
     },
     upsert: (entries) => write(['add'], entries),
-    // Added first, since nft refuses to delete what is not there.
+    // Added first, since nft refuses to delete an element that does not exist.
     remove: (entries) => write(['add', 'delete'], entries),
   };
 }

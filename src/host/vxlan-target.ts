@@ -21,20 +21,20 @@ import { eachOwnRoute, ROUTE_PROTOCOL } from './routes.ts';
 import { isVtepDevice } from './vtep-device.ts';
 
 /*
- * How the kernel reaches a peer's pods. It routes the peer's podCIDR "via" the base of that very podCIDR, an address that
- * exists only as the name of the peer's VTEP; the neighbour entry gives that name its MAC, which becomes the inner
- * destination MAC; and the FDB says at which node that MAC lives. All three are written ahead of traffic, one of each
- * per peer, so no packet ever waits for a lookup in user space or floods an unknown destination. That is why the order
- * matters: a route without the other two would black-hole, so it comes last and goes first.
+ * How the kernel path reaches a peer's pods. The route of the peer's podCIDR has the base of that podCIDR as its
+ * gateway, an address that stands for the peer's VTEP. The neighbour entry of that address has the VTEP's MAC, which
+ * becomes the inner destination MAC. The FDB entry of that MAC has the peer's underlay address. All three are written
+ * before there is traffic, so that no packet waits for a lookup in user space or is flooded. A route without the other
+ * two would drop packets, so the route is written last and removed first.
  */
 
 /** A peer as the kernel path needs it. */
 export interface VtepPeer {
   podCidr: Cidr;
   vtepMac: string;
-  /** The address that we dial. */
+  /** The peer's underlay address: the outer destination. */
   vtepIp: string;
-  /** The peer is on our own L2 and its pods are routed without a tunnel: the uplink's name. */
+  /** The name of the uplink, if the peer is on our own L2 and its pods are routed directly, without a tunnel. */
   directDev?: string;
 }
 
@@ -43,11 +43,11 @@ export interface PeerRoute {
   /** The gateway: the peer's podCIDR base, or its public IP with DirectRouting. */
   via: string;
   dev: string;
-  /** The gateway need not be covered by a route of its own: always so on the VTEP device. */
+  /** Whether the gateway is taken as on-link without a route to it: always so on the VTEP device. */
   onlink: boolean;
 }
 
-/** What the three targets should hold of one VTEP device. */
+/** The desired entries of the three targets. */
 export interface PeerEntries {
   /** By {@link neighbourKey}. */
   neighbours: Map<string, string>;
@@ -58,9 +58,9 @@ export interface PeerEntries {
 }
 
 /**
- * flannel's three entries of each peer, as the desired values of the targets below. A peer that neither direct routing nor
- * a tunnel leads to has none. Pure.
- * @param vtepOf the family's VTEP device; undefined when there is none (now).
+ * flannel's three entries for each peer, as desired entries of the targets below. A peer that can be reached neither
+ * directly nor through a tunnel has none. Pure.
+ * @param vtepOf the family's VTEP device; undefined when there is none at present.
  */
 export function peerEntries(
   peers: Iterable<VtepPeer>,
@@ -84,7 +84,7 @@ export function peerEntries(
 export const neighbourKey = (device: string, address: string): string => `${device} ${address}`;
 export const fdbKey = (device: string, mac: string): string => `${device} ${mac}`;
 
-/** The entries that `list` finds of each VTEP device, by device and their own key. */
+/** List entries of all VTEP devices. @param list calls `found` with the key and value of each entry of one device. */
 function ofVtepDevices(
   where: Where,
   list: (socket: NetlinkSocket, ifindex: number, found: (key: string, value: string) => void) => void,
@@ -97,7 +97,7 @@ function ofVtepDevices(
   return entries;
 }
 
-/** The permanent neighbours of the VTEP devices: podCIDR base → VtepMAC. All of them are ours. */
+/** The permanent neighbours of the VTEP devices: podCIDR base → the VTEP's MAC. All of them are ours. */
 export function neighbourTarget(where: Where = {}): Target<string> {
   return {
     name: 'neighbours',
@@ -120,7 +120,7 @@ export function neighbourTarget(where: Where = {}): Target<string> {
   };
 }
 
-/** The permanent FDB entries of the VTEP devices: VtepMAC → the node's public IP. All of them are ours. */
+/** The permanent FDB entries of the VTEP devices: the VTEP's MAC → the peer's public IP. All of them are ours. */
 export function fdbTarget(where: Where = {}): Target<string> {
   return {
     name: 'fdb',
@@ -135,7 +135,7 @@ export function fdbTarget(where: Where = {}): Target<string> {
         const [device = '', mac = ''] = key.split(' ');
         return [replaceFdbEntry({ ifindex: ifindexOf(device), mac, dst })];
       }),
-    // The whole entry goes, also one of several destinations that somebody appended.
+    // This removes the whole entry, also if another program appended destinations to it.
     remove: (entries) =>
       removeEach(where, entries, (key, _dst, ifindexOf) => {
         const [device = '', mac = ''] = key.split(' ');
@@ -145,9 +145,9 @@ export function fdbTarget(where: Where = {}): Target<string> {
 }
 
 /**
- * The routes to peers, through tunnels and direct, both families: podCIDR → route. Ours are those of our protocol that
- * have a gateway (those without are the pods' own, see pod-routes.ts). A route of the same prefix and metric that
- * somebody else made is taken over, as flannel would.
+ * The routes to peers, through tunnels and direct, both families: podCIDR → route. Ours have our route protocol and a
+ * gateway (those without a gateway lead to the node's pods, see pod-routes.ts). Another program's route of the same
+ * prefix and metric is replaced, as flannel does.
  */
 export function peerRouteTarget(where: Where = {}): Target<PeerRoute> {
   return {
@@ -165,11 +165,11 @@ export function peerRouteTarget(where: Where = {}): Target<PeerRoute> {
       const blocked = new Map(
         [...entries].filter(([dst, { onlink }]) => onlink && isIpv6(dst) && failures.has(dst)),
       );
-      if (blocked.size === 0 || !makeRoom(where, blocked)) return failures;
+      if (blocked.size === 0 || !removeCoveringRoutes(where, blocked)) return failures;
       const still = await writeRoutes(where, blocked);
       return new Map([...[...failures].filter(([dst]) => !blocked.has(dst)), ...still]);
     },
-    // The route first: a way in use takes its routes along, for which the kernel would search all there are.
+    // The route first: to delete a nexthop in use, the kernel searches all routes for those that use it.
     remove: (entries) =>
       removeEach(where, entries, (dst, { via }) => {
         if (isIpv6(dst)) return [deleteRoute({ dst, gateway: via, protocol: ROUTE_PROTOCOL })];
@@ -179,20 +179,23 @@ export function peerRouteTarget(where: Where = {}): Target<PeerRoute> {
 }
 
 /**
- * An IPv4 route has its way as an object of its own (ip-nexthop(8)). Among ways inside routes the kernel looks for one that
- * is the same before it makes another, and finds them all in one bucket of its hash table, since the gateway is no part of
- * the hash: 15,000 routes would take it ten times as long. IPv6 routes do not share their ways.
+ * Each IPv4 route gets a nexthop object (ip-nexthop(8)). For a route with its next hop inside, the kernel searches for
+ * an equal next hop to share. It finds all of them in one bucket of its hash table, since the gateway is not part of
+ * the hash: 15,000 routes would take ten times as long. IPv6 routes do not share next hops.
  */
 function writeRoutes(where: Where, entries: ReadonlyMap<string, PeerRoute>): Promise<Failures> {
   return writeEach(where, entries, (dst, { via, dev, onlink }, ifindexOf) => {
-    const way = { gateway: via, ifindex: ifindexOf(dev), onlink, protocol: ROUTE_PROTOCOL };
-    if (isIpv6(dst)) return [replaceRoute({ dst, ...way })];
+    const nextHop = { gateway: via, ifindex: ifindexOf(dev), onlink, protocol: ROUTE_PROTOCOL };
+    if (isIpv6(dst)) return [replaceRoute({ dst, ...nextHop })];
     const id = nexthopOf(dst);
-    return [replaceNexthop({ id, ...way }), replaceRoute({ dst, nexthop: id, protocol: ROUTE_PROTOCOL })];
+    return [replaceNexthop({ id, ...nextHop }), replaceRoute({ dst, nexthop: id, protocol: ROUTE_PROTOCOL })];
   });
 }
 
-/** The number of the nexthop of an IPv4 podCIDR: these do not overlap, and the small numbers are those of routing daemons. */
+/**
+ * The ID of the nexthop object of an IPv4 podCIDR: its base, since podCIDRs do not overlap. Routing daemons use small
+ * numbers.
+ */
 function nexthopOf(dst: string): number {
   return ipv4ToInt(dst.slice(0, dst.indexOf('/')));
 }
@@ -201,23 +204,24 @@ function isIpv6(dst: string): boolean {
   return dst.includes(':');
 }
 
-/** The metric of IPv6 routes that are given none, such as ours: IP6_RT_PRIO_USER of the kernel's ipv6_route.h. */
+/** The metric of IPv6 routes that are added without one, such as ours: IP6_RT_PRIO_USER of ipv6_route.h. */
 const IPV6_METRIC = 1024;
 
 /**
- * Make room for routes into an IPv6 tunnel. The kernel refuses an on-link gateway that another device's route covers, even
- * when that is the route to be replaced: one that leads to the same peer directly (DirectRouting).
- * @returns whether there was anything in the way.
+ * Remove the routes that keep these from being written. The kernel refuses a route into an IPv6 tunnel if a route over
+ * another device covers its on-link gateway, even the route to be replaced: one that leads to the same peer directly
+ * (DirectRouting).
+ * @returns whether any was removed.
  */
-function makeRoom(where: Where, entries: ReadonlyMap<string, PeerRoute>): boolean {
+function removeCoveringRoutes(where: Where, entries: ReadonlyMap<string, PeerRoute>): boolean {
   using socket = openNetlink(where);
   const ifindexOf = ifindexes(socket);
-  const inTheWay = listRoutes(socket, { family: 6, gateway: true }).filter(({ dst, metric, ifindex }) => {
-    const wanted = entries.get(dst);
-    return wanted !== undefined && metric === IPV6_METRIC && ifindex !== ifindexOf(wanted.dev);
+  const covering = listRoutes(socket, { family: 6, gateway: true }).filter(({ dst, metric, ifindex }) => {
+    const desired = entries.get(dst);
+    return desired !== undefined && metric === IPV6_METRIC && ifindex !== ifindexOf(desired.dev);
   });
   const errors = socket.writeAll(
-    inTheWay.map(({ dst, ifindex, metric }) => deleteRoute({ dst, ifindex, metric })),
+    covering.map(({ dst, ifindex, metric }) => deleteRoute({ dst, ifindex, metric })),
   );
   return errors.includes(undefined);
 }

@@ -5,29 +5,24 @@ import { RipstopError } from '../errors.ts';
 /** An address family, as its IP version. */
 export type Family = 4 | 6;
 
-/** The name of a family's part in what has one for each. */
-export function half(family: Family): 'v4' | 'v6' {
-  return family === 4 ? 'v4' : 'v6';
-}
-
-/** The IPv4 part and the IPv6 part of something that may have both. */
+/** The IPv4 part and the IPv6 part of something that has one for each address family in use. */
 export interface PerFamily<T> {
   readonly v4?: T;
   readonly v6?: T;
 }
 
-/** A family's key in a {@link PerFamily}. */
+/** The key of a family's part in a {@link PerFamily}. */
 export function familyKey(family: Family): 'v4' | 'v6' {
   return family === 4 ? 'v4' : 'v6';
 }
 
-/** @param make gives a family's part; undefined: there is none. */
+/** Make each family's part. @param make returns undefined for a family that has none. */
 export function perFamily<T>(make: (family: Family) => T | undefined): PerFamily<T> {
   const [v4, v6] = [make(4), make(6)];
   return { ...(v4 !== undefined && { v4 }), ...(v6 !== undefined && { v6 }) };
 }
 
-/** The parts that are there, IPv4 first. */
+/** The parts that exist, IPv4 first. */
 export function partsOf<T>({ v4, v6 }: PerFamily<T>): T[] {
   if (v4 === undefined) return v6 === undefined ? [] : [v6];
   return v6 === undefined ? [v4] : [v4, v6];
@@ -43,8 +38,8 @@ export interface Cidr {
 }
 
 /**
- * A strict dotted quad (four decimal parts without leading zeros) → its value as an unsigned 32-bit number, or undefined.
- * By hand, since an agent of a large cluster reads some hundred thousand of them in a pass.
+ * A strict dotted quad (four decimal parts without leading zeros) → its value as an unsigned 32-bit number, or
+ * undefined. Parsed by hand, since the agent of a large cluster parses hundreds of thousands of them in one pass.
  */
 function readIpv4(text: string): number | undefined {
   let value = 0;
@@ -66,19 +61,21 @@ function readIpv4(text: string): number | undefined {
   return parts === 4 ? value : undefined;
 }
 
-/** '.' as far from '0' as its code is. */
+/** The code of '.', relative to that of '0'. */
 const DOT = -2;
 
 /** The family of an address text, or undefined when it is no strict IPv4 (four decimal parts) or IPv6 address. */
 export function addressFamily(text: string): Family | undefined {
-  // ipaddr.js knows octal and two-part forms too; annotations and manifests never mean those.
+  // ipaddr.js also accepts octal and two-part forms; nobody means those in an annotation or a manifest.
   if (readIpv4(text) !== undefined) return 4;
   if (text.includes(':') && !text.includes('%') && ipaddr.IPv6.isValid(text)) return 6;
   return undefined;
 }
 
-/** IPv4 text → its value as an unsigned 32-bit number in host order (10.0.0.1 → 0x0a000001).
- * @throws RipstopError when the text is no dotted quad. */
+/**
+ * IPv4 text → its value as an unsigned 32-bit number in host order (10.0.0.1 → 0x0a000001).
+ * @throws RipstopError when the text is no dotted quad.
+ */
 export function ipv4ToInt(text: string): number {
   const value = readIpv4(text);
   if (value === undefined) throw new RipstopError(`"${text}" is not an IPv4 address`);
@@ -90,8 +87,7 @@ export function intToIpv4(value: number): string {
   return `${value >>> 24}.${(value >>> 16) & 255}.${(value >>> 8) & 255}.${value & 255}`;
 }
 
-/** Address text → its bytes in network order, 4 or 16.
- * @throws RipstopError when the text is no address. */
+/** Address text → its bytes in network order, 4 or 16. @throws RipstopError when the text is no address. */
 export function addressToBytes(text: string): Uint8Array {
   const value = readIpv4(text);
   if (value !== undefined) return Uint8Array.of(value >>> 24, value >>> 16, value >>> 8, value);
@@ -99,7 +95,7 @@ export function addressToBytes(text: string): Uint8Array {
     try {
       return Uint8Array.from(ipaddr.IPv6.parse(text).toByteArray());
     } catch {
-      // As below.
+      // Fall through to the error below.
     }
   }
   throw new RipstopError(`"${text}" is not an IP address`);
@@ -113,7 +109,7 @@ export function bytesToAddress(bytes: Uint8Array): string {
 
 /** The canonical spelling of an address. @throws RipstopError when the text is no address. */
 export function canonicalAddress(text: string): string {
-  // A dotted quad has only one.
+  // A dotted quad has only one spelling.
   return readIpv4(text) === undefined ? bytesToAddress(addressToBytes(text)) : text;
 }
 
@@ -172,10 +168,10 @@ export function addressAt(cidr: Cidr, n: number): string {
   return bytesToAddress(bytes);
 }
 
-/** The address without its host bits, canonical: the base of the block of this length that it lies in. */
+/** The address with its host bits cleared, in canonical form: the base of the block of this length that contains it. */
 export function maskAddress(address: string, length: number): string {
   const value = readIpv4(address);
-  // A shift by 32 would be one by 0.
+  // JavaScript would treat a shift by 32 as a shift by 0.
   if (value !== undefined) return intToIpv4(length === 0 ? 0 : value & (-1 << (32 - length)));
   return bytesToAddress(
     addressToBytes(address).map((byte, i) => byte & (0xff00 >> Math.min(8, Math.max(0, length - i * 8)))),

@@ -99,9 +99,7 @@ describe.skipIf(missingHere())('A node with several addresses', () => {
   it('is reached at the address of --public-ip, unless an annotation overrides it', async () => {
     await restartWith({ FLANNELD_PUBLIC_IP: SECOND });
     await reachedAt(SECOND, node().ip6!);
-    expect(choice()).toBe(
-      `eth0 (${SECOND}, ${node().ip6}): it has the public IP ${SECOND} that is asked for`,
-    );
+    expect(choice()).toBe(`eth0 (${SECOND}, ${node().ip6}): it has the requested public IP ${SECOND}`);
     await annotate({ 'node-public-ip': node().ip });
     await restartWith({});
     await reachedAt(node().ip, node().ip6!);

@@ -18,7 +18,7 @@ import {
   podMtu,
   stateSlot,
 } from '../../src/dataplane/desired.ts';
-import { addressToBytes, type Family, half } from '../../src/net/ip.ts';
+import { addressToBytes, type Family, familyKey } from '../../src/net/ip.ts';
 import { macToBytes } from '../../src/net/mac.ts';
 import { tunnel } from '../bpf/node.ts';
 import { checksum, protocols } from '../support/packets.ts';
@@ -107,7 +107,7 @@ class FamilyView {
   constructor(world: World, family: Family) {
     this.#world = world;
     this.family = family;
-    this.own = world.settings[half(family)]!;
+    this.own = world.settings[familyKey(family)]!;
     this.vtepIp = addressNumber(this.own.vtepIp);
     this.isInNetwork = membership(this.own.network);
     this.isOurs = membership(this.own.podCidr);

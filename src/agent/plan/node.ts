@@ -6,7 +6,7 @@ import { CONNTRACK_MODULE } from '../../host/conntrack.ts';
 import type { FileContent } from '../../host/files.ts';
 import type { FlannelRule } from '../../host/flannel-rules.ts';
 import { podBridgeSysctls } from '../../host/pod-bridge.ts';
-import { RULES_KEY, type RulesWanted } from '../../host/rules.ts';
+import { RULES_KEY, type DesiredRules } from '../../host/rules.ts';
 import { renderSubnetEnv } from '../../host/subnet-env.ts';
 import { nodeSysctls, podVethSysctls, type Sysctl, vtepSysctls } from '../../host/sysctl.ts';
 import { type VtepDevice, vtepDeviceName } from '../../host/vtep-device.ts';
@@ -23,7 +23,7 @@ export interface NodePlan {
   readonly kernelModules: Desired<true>;
   readonly vtepDevices: Desired<VtepDevice>;
   readonly sysctls: Desired<Sysctl>;
-  readonly rules: Desired<RulesWanted>;
+  readonly rules: Desired<DesiredRules>;
   readonly files: Desired<FileContent>;
   /** Once ours are in place, what a flanneld before us has left is not needed. */
   readonly flannelRoutes: Desired<NewRoute>;
@@ -41,7 +41,7 @@ export function planNode(
   options: PlanOptions,
 ): NodePlan {
   const { settings, vteps, revision } = of;
-  const rules = rulesWanted(of, peers, options);
+  const rules = desiredRules(of, peers, options);
   const strangers = rules.networks.map(({ strangers }) => strangers).join();
   return {
     kernelModules: always(new Map([[CONNTRACK_MODULE, true]])),
@@ -85,11 +85,11 @@ function sysctls(
   };
 }
 
-function rulesWanted(
+function desiredRules(
   { settings }: Outline,
   { peers, synced }: Peers,
   { agent, families }: PlanOptions,
-): RulesWanted {
+): DesiredRules {
   const ofFamily = (family: Family) => peers.filter(({ podCidr }) => podCidr.family === family);
   return {
     networks: families.map(({ family, network, podCidr }) => ({

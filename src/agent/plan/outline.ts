@@ -23,7 +23,7 @@ export interface Outline {
 /** Choose the uplink, and say what this node is. @throws RipstopError when no interface fits. */
 export function outline(node: NodeSnapshot, options: PlanOptions): Outline {
   const { agent, own, families, backend } = options;
-  const wish = {
+  const request = {
     families: families.map(({ family }) => family),
     iface: agent.iface,
     ifaceRegex: agent.ifaceRegex,
@@ -33,7 +33,7 @@ export function outline(node: NodeSnapshot, options: PlanOptions): Outline {
     nodeIps: own.internalIp,
   };
   const links = node.links.value;
-  const uplink = chooseUplink(wish, { ...node.routes.value, links });
+  const uplink = chooseUplink(request, { ...node.routes.value, links });
   const tunnel = backend.type === 'vxlan' ? backend : undefined;
   const mtu = Math.min(uplink.mtu, tunnel?.mtu ?? uplink.mtu);
   const vteps = new Map<string, VtepDevice>();
