@@ -6,7 +6,7 @@ import { renderStatus, type Status } from './status.ts';
 const agent: AgentStatus = {
   node: 'node1',
   mode: 'cni',
-  ingress: { hook: 'tc', why: 'eth0 is a veth, which is no NIC' },
+  ingress: { hook: 'tc', why: 'eth0 is a veth, not a NIC' },
   ready: true,
   families: [
     {
@@ -52,7 +52,7 @@ describe('status', () => {
       VTEP       flannel.1 02:81:6f:6b:74:c4 at 172.31.0.1
       podCIDR    fd00:42::/64 of fd00:42::/56
       VTEP       flannel-v6.1 02:81:6f:6b:74:c6 at fd00:31::1
-      ingress    tc: eth0 is a veth, which is no NIC
+      ingress    tc: eth0 is a veth, not a NIC
       API watch  connected, last event 1 s ago
       passes     6, the last took 31 ms, 0 errors
       peers      1

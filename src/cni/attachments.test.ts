@@ -29,7 +29,7 @@ describe('the attachment store', () => {
   it('remembers across restarts of the agent, in files that only root reads', async () => {
     const store = new AttachmentStore(runDir);
     await store.put(attachment('c0ffee', 'eth0'));
-    await store.put({ ...attachment('c0ffee', 'eth0'), slow: true, podName: 'web' });
+    await store.put({ ...attachment('c0ffee', 'eth0'), kernelPath: true, podName: 'web' });
     expect(await readdir(dir)).toEqual(['c0ffee-eth0.json']);
     expect((await stat(join(dir, 'c0ffee-eth0.json'))).mode & 0o777).toBe(0o600);
     expect((await stat(dir)).mode & 0o777).toBe(0o700);
@@ -37,10 +37,19 @@ describe('the attachment store', () => {
     const restarted = new AttachmentStore(runDir);
     expect(await restarted.list()).toEqual(await store.list());
     const known = await restarted.get({ containerId: 'c0ffee', ifname: 'eth0' });
-    expect(known).toMatchObject({ slow: true, podName: 'web' });
+    expect(known).toMatchObject({ kernelPath: true, podName: 'web' });
     await restarted.remove({ containerId: 'c0ffee', ifname: 'eth0' });
     await restarted.remove({ containerId: 'c0ffee', ifname: 'eth0' });
     expect(await new AttachmentStore(runDir).list()).toEqual([]);
+  });
+
+  it('reads the mark for the kernel path also under the name of version 0.1.0', async () => {
+    const old = { ...attachment('c0ffee', 'eth0'), slow: true };
+    await new AttachmentStore(runDir).put(attachment('c0ffee', 'eth0'));
+    await writeFile(join(dir, 'c0ffee-eth0.json'), JSON.stringify(old));
+    expect(await new AttachmentStore(runDir).list()).toEqual([
+      { ...attachment('c0ffee', 'eth0'), kernelPath: true },
+    ]);
   });
 
   it('does not take one attachment for another, however the names are hyphenated', async () => {

@@ -6,7 +6,7 @@ import { errorText, RipstopError } from '../errors.ts';
 import { readIfThere, writeAtomically } from '../host/files.ts';
 import type { AttachmentId } from './plugin.ts';
 
-const Attachment = z.object({
+const AttachmentFile = z.object({
   containerId: z.string(),
   /** The interface's name in the pod. */
   ifname: z.string(),
@@ -22,21 +22,23 @@ const Attachment = z.object({
   ips: z.array(z.string()).min(1).readonly(),
   podNamespace: z.string().optional(),
   podName: z.string().optional(),
-  /** Kept off the fast path, e.g. because a NetworkPolicy selects the pod. */
+  /** Whether the pod stays on the kernel path, for example because a NetworkPolicy selects it. */
+  kernelPath: z.boolean().optional(),
+  /** The name of `kernelPath` in version 0.1.0. */
   slow: z.boolean().optional(),
 });
 
-/** One pod's connection to this node: what an endpoint is made of. */
-export type Attachment = Readonly<z.infer<typeof Attachment>>;
+/** A CNI attachment: one interface of a pod, and the data of its endpoints. */
+export type Attachment = Readonly<Omit<z.infer<typeof AttachmentFile>, 'slow'>>;
 
 /**
- * The attachments of this node, one file for each: what ADD has promised and DEL not yet taken back. Files, so that the next
- * agent derives its endpoints from them, and readers in other processes too; below /run, so that a reboot, which ends all
- * pods, empties them. An agent is the only one who writes them, and has what they hold in memory.
+ * The attachments of this node, one file for each: those that ADD created and DEL has not removed. They are files so
+ * that the next agent and readers in other processes get them, and they are below /run so that a reboot, which ends all
+ * pods, removes them. Only the agent writes them; it keeps their content in memory.
  */
 export class AttachmentStore {
   readonly #dir: string;
-  /** By file name, each with what its file looked like when it was read or written. */
+  /** By file name, with the stamp that the file had when it was read or written. */
   readonly #known = new Map<string, { readonly attachment: Attachment; readonly stamp: string }>();
   #isRead = false;
 
@@ -46,12 +48,13 @@ export class AttachmentStore {
   }
 
   /**
-   * Read the files that came or changed, and forget those that went, since the last time: the agent that this one succeeds
-   * may have finished a call after our start. @throws RipstopError naming a file that is no attachment.
+   * Read the files that are new or changed since the last time, and drop those that are gone: the previous agent may
+   * have finished a call after our start.
+   * @throws RipstopError naming a file that does not hold an attachment.
    */
   async refresh(): Promise<void> {
     const names = existsSync(this.#dir) ? readdirSync(this.#dir) : [];
-    // Everything else in the directory is a write that is not finished, or never was; the next one replaces it.
+    // All other files are drafts of writes that are not finished; the next write of that attachment replaces its draft.
     const files = new Set(names.filter((name) => name.endsWith('.json')));
     for (const name of this.#known.keys()) if (!files.has(name)) this.#known.delete(name);
     for (const name of files) {
@@ -63,23 +66,23 @@ export class AttachmentStore {
     this.#isRead = true;
   }
 
-  /** All attachments, as of the last change or refresh, in the order of their names. */
+  /** All attachments as of the last change or refresh, ordered by file name. */
   async list(): Promise<Attachment[]> {
     if (!this.#isRead) await this.refresh();
     return [...this.#known].sort(([a], [b]) => (a < b ? -1 : 1)).map(([, { attachment }]) => attachment);
   }
 
-  /** One of them, or undefined. @throws RipstopError when its file holds something else. */
+  /** One attachment, or undefined. @throws RipstopError when its file does not hold an attachment. */
   async get(id: AttachmentId): Promise<Attachment | undefined> {
     const name = fileName(id);
     return this.#known.get(name)?.attachment ?? readAttachment(`${this.#dir}/${name}`);
   }
 
-  /** Write one, in place of what it was before: whole or not at all, readable by root only. */
+  /** Write one, atomically; its file is readable by root only. */
   async put(attachment: Attachment): Promise<void> {
     const name = fileName(attachment);
     const text = `${JSON.stringify(attachment, undefined, 2)}\n`;
-    // A reboot ends the pods, and empties /run with them.
+    // Not durable: a reboot ends the pods and empties /run.
     await writeAtomically(`${this.#dir}/${name}`, text, {
       mode: 0o600,
       directoryMode: 0o700,
@@ -88,14 +91,14 @@ export class AttachmentStore {
     this.#known.set(name, { attachment, stamp: this.#stampOf(name) ?? '' });
   }
 
-  /** Forget one; one that is not there is no error. */
+  /** Remove one; it is no error if it does not exist. */
   async remove(id: AttachmentId): Promise<void> {
     const name = fileName(id);
     await rm(`${this.#dir}/${name}`, { force: true });
     this.#known.delete(name);
   }
 
-  /** What tells a file that was replaced from the one before. */
+  /** Differs between a file and its replacement. */
   #stampOf(name: string): string | undefined {
     const stats = statSync(`${this.#dir}/${name}`, { throwIfNoEntry: false });
     return stats && `${stats.ino} ${stats.mtimeMs}`;
@@ -103,7 +106,7 @@ export class AttachmentStore {
 }
 
 function fileName({ containerId, ifname }: AttachmentId): string {
-  // Both names may hold hyphens; the last one must be ours, or two attachments could share a file.
+  // Both names may have hyphens. The last hyphen must be the separator, or two attachments could share a file.
   return `${containerId}-${ifname.replaceAll('-', '%2d')}.json`;
 }
 
@@ -111,7 +114,8 @@ async function readAttachment(file: string): Promise<Attachment | undefined> {
   const text = await readIfThere(file);
   if (text === undefined) return undefined;
   try {
-    return Attachment.parse(JSON.parse(text));
+    const { slow, kernelPath = slow, ...attachment } = AttachmentFile.parse(JSON.parse(text));
+    return { ...attachment, ...(kernelPath !== undefined && { kernelPath }) };
   } catch (error) {
     throw new RipstopError(`${file} does not hold an attachment; remove it and restart its pod`, {
       cause: error,

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * Codecs for the structs of bpf/types.h, derived from the generated layout: TypeScript types and byte work follow the
- * compiled objects, and no struct is ever mirrored by hand.
+ * Codecs for the structs of bpf/types.h. Types, encoding and decoding are derived from the layout that is generated
+ * from the compiled objects, so no struct is declared twice.
  *
- *   __u8 … __u64   number, in the machine's byte order (a __u64 over 2^53 loses its lowest bits: 9 PB of a byte counter)
+ *   __u8 … __u64   number, in the machine's byte order (a __u64 over 2^53 loses its lowest bits)
  *   __be16, net32  number, network order
  *   __be32         IPv4 text, network order
  *   struct mac     MAC text
@@ -15,7 +15,7 @@ import { addressToBytes, bytesToAddress, intToIpv4, ipv4ToInt } from '../net/ip.
 import { bytesToMac, macToBytes } from '../net/mac.ts';
 import { layout } from './layout.gen.ts';
 
-/** One member's or map key's shape, as the layout file gives it. */
+/** The type of a struct's member, a map's key or a map's value, as the layout file has it. */
 export type Kind =
   | 'u8'
   | 'u16'
@@ -57,7 +57,7 @@ export function kindSize(kind: Kind): number {
   return typeof kind === 'string' ? sizes[kind] : layout.structs[kind.struct].size;
 }
 
-/** Where a value is: in the bytes, or in their view, at an offset. */
+/** Bytes and a view of them; a value is at some offset. */
 interface Place {
   readonly bytes: Uint8Array;
   readonly view: DataView;
@@ -124,7 +124,7 @@ const plain: Record<Exclude<Kind, object>, Access> = {
   },
 };
 
-/** Each struct's members are looked up once: a map of a large cluster has a hundred thousand of them. */
+/** The access to each struct is derived once, since a map of a large cluster has a hundred thousand values. */
 const structs = new Map<StructName, Access>();
 
 function accessOf(kind: Kind): Access {

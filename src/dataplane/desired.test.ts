@@ -15,7 +15,7 @@ import {
   type FamilySettings,
   type NodeSettings,
   type Peer,
-  type PeerHop,
+  type PeerNextHop,
   peer6Value,
   peerCapacity,
   peerKey,
@@ -48,8 +48,8 @@ const dual: NodeSettings = { ...common, v4: own4, v6: own6 };
 const only6: NodeSettings = { ...common, v6: own6 };
 const direct: NodeSettings = { ...dual, directRouting: true };
 
-const by = (ip: string): PeerHop => ({ ip, direct: false });
-const onLink = (ip: string): PeerHop => ({ ip, direct: true });
+const by = (ip: string): PeerNextHop => ({ ip, direct: false });
+const onLink = (ip: string): PeerNextHop => ({ ip, direct: true });
 
 function peer(n: number, over: Partial<Peer> = {}): Peer {
   return {
@@ -82,7 +82,7 @@ function endpoint(ip: string, over: Partial<Endpoint> = {}): Endpoint {
     podMac: '0a:00:00:00:00:05',
     hostMac: '0e:00:00:00:00:05',
     mtu: 1450,
-    slow: false,
+    kernelPath: false,
     ...over,
   };
 }
@@ -268,20 +268,20 @@ describe('a peer', () => {
     }
   });
 
-  const [present, behindNat, slow, onL2] = [1, 2, 4, 8];
-  const flags4 = (hop: PeerHop, over: Partial<Peer> = {}): number =>
-    peerValue(dual, own4, peer(1, over), hop).head.flags;
-  const flags6 = (hop: PeerHop, over: Partial<Peer> = {}): number =>
-    peer6Value(dual, own6, peer6(1, over), hop).head.flags;
+  const [present, behindNat, kernelPath, onL2] = [1, 2, 4, 8];
+  const flags4 = (nextHop: PeerNextHop, over: Partial<Peer> = {}): number =>
+    peerValue(dual, own4, peer(1, over), nextHop).head.flags;
+  const flags6 = (nextHop: PeerNextHop, over: Partial<Peer> = {}): number =>
+    peer6Value(dual, own6, peer6(1, over), nextHop).head.flags;
 
   it('behind NAT is marked as such', () => {
     expect(flags4(by('192.168.0.1'), { behindNat: true })).toBe(present | behindNat);
     expect(flags6(by('fd00:31::1'), { behindNat: true })).toBe(present | behindNat);
   });
 
-  it('that wants outer checksums is slow, over IPv6', () => {
+  it('that wants outer checksums is on the kernel path, over IPv6', () => {
     for (const zeroChecksum of [false, undefined])
-      expect(flags6(by('fd00:31::1'), { zeroChecksum: zeroChecksum as boolean })).toBe(present | slow);
+      expect(flags6(by('fd00:31::1'), { zeroChecksum: zeroChecksum as boolean })).toBe(present | kernelPath);
     expect(flags4(by('192.168.0.1'), { zeroChecksum: false })).toBe(present);
   });
 
@@ -293,10 +293,10 @@ describe('a peer', () => {
   it('behind a router is encapsulated for, DirectRouting or not', () => {
     expect(flags4(by('192.168.0.254'))).toBe(present);
     expect(flags6(by('fd00:31::fe'))).toBe(present);
-    expect(flags6(by('fd00:31::fe'), { zeroChecksum: false })).toBe(present | slow);
+    expect(flags6(by('fd00:31::fe'), { zeroChecksum: false })).toBe(present | kernelPath);
   });
 
-  it('has the checksum of what never changes: a header that is filled in as the program does it is right (RFC 1071)', () => {
+  it('has the checksum of what never changes: a header filled in as the program does it is valid (RFC 1071)', () => {
     const random = new Random(1071);
     const wordOf = (high: number, low: number): number =>
       new Uint16Array(Uint8Array.of(high, low).buffer)[0]!;
@@ -315,7 +315,7 @@ describe('a peer', () => {
 });
 
 describe('the peers maps', () => {
-  const hopTo = (ip: string): PeerHop =>
+  const nextHopTo = (ip: string): PeerNextHop =>
     by({ '10.9.9.9': '192.168.0.254', '2001:db8::9': 'fd00:31::fe' }[ip] ?? ip);
 
   it('hold each peer by its podCIDR, by way of the next hop to it', () => {
@@ -325,7 +325,7 @@ describe('the peers maps', () => {
       vtepIp: '10.9.9.9',
     });
     const far6 = peer6(9, { vtepIp: '2001:db8::9' });
-    const { peers, peers6 } = desiredPeers(dual, [peer(1), far, peer6(1), far6], hopTo);
+    const { peers, peers6 } = desiredPeers(dual, [peer(1), far, peer6(1), far6], nextHopTo);
     expect(peers).toEqual(
       new Map([
         ['1', peerValue(dual, own4, peer(1), by('192.168.0.1'))],
@@ -360,8 +360,8 @@ describe('the peers maps', () => {
 
   it('hold nothing of a family that the node has not', () => {
     const all = [peer(1), peer6(1)];
-    expect(desiredPeers(k3s, all, hopTo).peers6.size).toBe(0);
-    expect(desiredPeers(only6, all, hopTo).peers.size).toBe(0);
+    expect(desiredPeers(k3s, all, nextHopTo).peers6.size).toBe(0);
+    expect(desiredPeers(only6, all, nextHopTo).peers.size).toBe(0);
   });
 });
 
@@ -410,28 +410,28 @@ describe('the vteps map', () => {
 });
 
 describe('the endpoints maps', () => {
-  it('hold each pod by its address, and mark the slow ones', () => {
+  it('hold each pod by its address, and mark those on the kernel path', () => {
     const { endpoints, endpoints6 } = desiredEndpoints(dual, [
       endpoint('10.42.3.5'),
-      endpoint('10.42.3.255', { hostIfindex: 8, slow: true, mtu: 1400 }),
+      endpoint('10.42.3.255', { hostIfindex: 8, kernelPath: true, mtu: 1400 }),
       endpoint('fd00:42:0:3::5'),
-      endpoint('fd00:42:0:3:1::5', { hostIfindex: 8, slow: true, mtu: 1400 }),
+      endpoint('fd00:42:0:3:1::5', { hostIfindex: 8, kernelPath: true, mtu: 1400 }),
     ]);
     const macs = { pod_mac: '0a:00:00:00:00:05', host_mac: '0e:00:00:00:00:05' };
-    const [usual, slow] = [
+    const [usual, kernelPath] = [
       { ifindex: 7, flags: 0, ...macs, mtu: 1450 },
       { ifindex: 8, flags: 1, ...macs, mtu: 1400 },
     ];
     expect(endpoints).toEqual(
       new Map([
         ['5', usual],
-        ['255', slow],
+        ['255', kernelPath],
       ]),
     );
     expect(endpoints6).toEqual(
       new Map([
         ['fd00:42:0:3::5', usual],
-        ['fd00:42:0:3:1::5', slow],
+        ['fd00:42:0:3:1::5', kernelPath],
       ]),
     );
   });

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * What the maps should hold, as a pure function of what the node is, who its peers are and which pods live on it.
- * Nothing here touches the world; the targets next door do.
+ * The desired entries of the maps, as pure functions of the node's settings, its peers and its pods. map-targets.ts
+ * writes them.
  */
 import {
   addressFamily,
@@ -21,22 +21,22 @@ import { layout } from './layout.gen.ts';
 export interface FamilySettings {
   /** The cluster network, e.g. 10.42.0.0/16. */
   readonly network: Cidr;
-  /** This node's part of it. All nodes' podCIDRs have its length, or they are left to the kernel path. */
+  /** This node's part of it. Peers with podCIDRs of another length are left to the kernel path. */
   readonly podCidr: Cidr;
-  /** MAC address of flannel.1, or flannel-v6.1: peers put it into the inner frames for us. All zero without tunnels. */
+  /** The MAC of flannel.1 or flannel-v6.1: the destination of inner frames to this node. All zero without tunnels. */
   readonly vtepMac: string;
-  /** The uplink's address that peers dial. */
+  /** The uplink's address: the outer destination of tunnelled packets to this node. */
   readonly vtepIp: string;
 }
 
-/** What this node is. Fixed while the programs are loaded: a change loads them anew. */
+/** The settings of this node, compiled into the loaded programs: a change loads them again. */
 export interface NodeSettings {
   readonly v4?: FamilySettings | undefined;
   readonly v6?: FamilySettings | undefined;
-  /** The tunnels'; without it there are none (host-gw, alloc), and only peers on our own L2 are reached. */
+  /** Undefined: there are no tunnels (host-gw, alloc), and only peers on our own L2 are reached. */
   readonly tunnel?: Tunnel | undefined;
   readonly uplink: { readonly ifindex: number; readonly mtu: number; readonly mac: string };
-  /** net.ipv4.ip_local_port_range, both ends included; outer source ports are hashed into it as the kernel does. */
+  /** net.ipv4.ip_local_port_range, both ends included: the range of outer source ports, as in the kernel. */
   readonly sourcePorts: { readonly min: number; readonly max: number };
   /** Peers on our own L2 are reached without encapsulation. */
   readonly directRouting?: boolean | undefined;
@@ -48,16 +48,16 @@ export interface Tunnel {
   readonly port: number;
 }
 
-/** Another node, as far as its packets of one family are concerned; a dual-stack node is two. */
+/** Another node in one address family; a dual-stack node is two peers. */
 export interface Peer {
   readonly name: string;
   readonly podCidr: Cidr;
   readonly vtepIp: string;
   /** All zero without tunnels. */
   readonly vtepMac: string;
-  /** It publishes public-ip-overwrite: packets from it may carry any outer source. */
+  /** It publishes public-ip-overwrite: packets from it may have any outer source address. */
   readonly behindNat: boolean;
-  /** IPv6: its VXLAN device accepts outer UDP checksums of zero, the only ones that BPF can send. */
+  /** IPv6: whether its VXLAN device accepts outer UDP checksums of zero. BPF programs can send no others. */
   readonly zeroChecksum?: boolean;
 }
 
@@ -69,8 +69,8 @@ export interface Endpoint {
   readonly podMac: string;
   readonly hostMac: string;
   readonly mtu: number;
-  /** Kept on the kernel path, where iptables-based policy acts. */
-  readonly slow: boolean;
+  /** Whether its packets stay on the kernel path, for example because iptables rules of a policy must see them. */
+  readonly kernelPath: boolean;
 }
 
 /** Bytes that encapsulation adds in front of an IP packet: outer IP 20 or 40, UDP 8, VXLAN 8, inner Ethernet 14. */
@@ -78,7 +78,7 @@ export const encapBytes = { 4: 50, 6: 70 } as const;
 
 const { peer_flags, vtep_flags, endpoint_flags } = layout.enums;
 
-/** Slots of a node without IPv4, whose podCIDR would say how many. */
+/** For a node without IPv4: with IPv4, the size of the podCIDR determines the number of slots. */
 const DEFAULT_ENDPOINT_SLOTS = 256;
 
 function maskBytes(length: number, bytes: number): Uint8Array {
@@ -90,7 +90,7 @@ function maskText({ family, length }: Cidr): string {
   return bytesToAddress(maskBytes(length, family === 4 ? 4 : 16));
 }
 
-/** Slots in the peers map: one for each podCIDR that the cluster network has room for. */
+/** Slots in the peers map: one for each podCIDR that fits into the cluster network. */
 export function peerCapacity({ v4 }: NodeSettings): number {
   return v4 ? 2 ** (v4.podCidr.length - v4.network.length) : 1;
 }
@@ -100,7 +100,7 @@ export function endpointCapacity({ v4 }: NodeSettings): number {
   return v4 ? 2 ** (32 - v4.podCidr.length) : DEFAULT_ENDPOINT_SLOTS;
 }
 
-/** The peers slot of an IPv4 podCIDR, or undefined when the index cannot hold it (another length, or outside the network). */
+/** The peers slot of an IPv4 podCIDR; undefined when it has another length than ours, or is outside the network. */
 export function peerSlot(settings: NodeSettings, podCidr: Cidr): number | undefined {
   const { v4 } = settings;
   if (!v4 || podCidr.family !== 4 || podCidr.length !== v4.podCidr.length) return undefined;
@@ -109,13 +109,13 @@ export function peerSlot(settings: NodeSettings, podCidr: Cidr): number | undefi
   return slot >= 0 && slot < peerCapacity(settings) ? slot : undefined;
 }
 
-/** The peers6 key of an IPv6 podCIDR: its base; undefined when it has another length than ours, or is outside the network. */
+/** The peers6 key of an IPv6 podCIDR, its base; undefined when it has another length, or is outside the network. */
 export function peerKey({ v6 }: NodeSettings, podCidr: Cidr): string | undefined {
   if (!v6 || podCidr.length !== v6.podCidr.length) return undefined;
   return cidrContains(v6.network, podCidr.base) ? podCidr.base : undefined;
 }
 
-/** The endpoints slot of a pod's IPv4 address, or undefined when it is not in our podCIDR. */
+/** The endpoints slot of a pod's IPv4 address; undefined when the address is not in our podCIDR. */
 export function endpointSlot(settings: NodeSettings, ip: string): number | undefined {
   if (!settings.v4 || addressFamily(ip) !== 4) return undefined;
   const slot = ipv4ToInt(ip) - ipv4ToInt(settings.v4.podCidr.base);
@@ -127,7 +127,7 @@ export function stateSlot(settings: NodeSettings, ip: string): number | undefine
   return addressFamily(ip) === 6 ? stateSlot6(endpointCapacity(settings), ip) : endpointSlot(settings, ip);
 }
 
-/** The same of an IPv6 address, with so many slots for IPv4 before. */
+/** The same for an IPv6 address. @param slots the number of IPv4 slots, which come first. */
 export function stateSlot6(slots: number, ip: string): number {
   return slots + (new DataView(addressToBytes(ip).buffer).getUint32(12) % slots);
 }
@@ -137,11 +137,12 @@ export function podMtu({ uplink, tunnel }: NodeSettings, family: Family): number
   return tunnel ? uplink.mtu - encapBytes[family] : uplink.mtu;
 }
 
+/** Blocks that contain no address of a packet, for a family that is off. */
 const nothing = {
   v4: parseCidr('255.255.255.255/32'),
   v6: parseCidr('ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff/128'),
 };
-/** No packet has it: there are 24 bits for a VNI on the wire. */
+/** No packet has this VNI: a VNI has 24 bits. */
 const noVni = 0xffff_ffff;
 
 /** The programs' read-only configuration. */
@@ -176,8 +177,9 @@ export function desiredConfig(settings: NodeSettings): Struct<'config'> {
 }
 
 /**
- * What of the outer header is the same for all packets to a peer (RFC 7348; TTL 64 and DF clear, as the kernel's VXLAN
- * device sends). The kernel's neighbour table fills in the outer MACs on the way out, so none here can go stale.
+ * The outer headers of packets to a peer, as far as they are the same for all packets (RFC 7348; TTL 64 and DF clear,
+ * as the kernel's VXLAN device sends them). The outer MACs are filled in from the kernel's neighbour table when a
+ * packet is sent, so they cannot be outdated here.
  */
 function template<Ip>(tunnel: Tunnel, own: FamilySettings, peer: Peer, ethertype: number, ip: Ip) {
   return {
@@ -199,49 +201,51 @@ function tunnelHeaders({ vni, port }: Tunnel) {
   };
 }
 
-/** Where the uplink sends what goes to a peer. */
-export interface PeerHop {
+/** The next hop to a peer. */
+export interface PeerNextHop {
   /** The neighbour that gets the frame: a gateway, or the peer itself. */
   readonly ip: string;
-  /** The peer is on our own L2, and gets its pods' packets as they are. */
+  /** Whether the peer is on our own L2 and gets packets without encapsulation. */
   readonly direct: boolean;
 }
 
-/** Of peers that are reached without one. */
+/** For peers that are reached without a tunnel. */
 const noTunnel: Tunnel = { vni: 0, port: 0 };
 
-function peerHead(peer: Peer, { ip, direct }: PeerHop): Struct<'peer_head'> {
-  const slow = peer.podCidr.family === 6 && peer.zeroChecksum !== true && !direct;
+function peerHead(peer: Peer, { ip, direct }: PeerNextHop): Struct<'peer_head'> {
+  const kernelPath = peer.podCidr.family === 6 && peer.zeroChecksum !== true && !direct;
   return {
     flags:
       peer_flags.PEER_PRESENT |
       (peer.behindNat ? peer_flags.PEER_BEHIND_NAT : 0) |
       (direct ? peer_flags.PEER_DIRECT : 0) |
-      (slow ? peer_flags.PEER_KERNEL_PATH : 0),
+      (kernelPath ? peer_flags.PEER_KERNEL_PATH : 0),
     checksum_base: 0,
     vtep_ip: peer.vtepIp,
     next_hop: ip,
   };
 }
 
-/** The sum of the outer IPv4 header's constant words: version, length of the header, TTL and protocol. */
+/** The sum of the constant words of the outer IPv4 header: version, header length, TTL and protocol. */
 const CONSTANT_SUM = sumOfWords(Uint8Array.of(0x45, 0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0));
 
-/** In memory's order, as the programs add them up. */
+/** The words are in the machine's byte order, as in the programs. */
 function sumOfWords(bytes: Uint8Array): number {
   return new Uint16Array(bytes.buffer).reduce((sum, word) => sum + word, 0);
 }
 
-/** A peer's slot, with the checksum of those words of the outer IPv4 header that are the same for all packets to it. */
+/**
+ * The value of a peer's slot; `checksum_base` sums the words of the outer IPv4 header that are the same in all packets.
+ */
 export function peerValue(
   settings: NodeSettings,
   own: FamilySettings,
   peer: Peer,
-  hop: PeerHop,
+  nextHop: PeerNextHop,
 ): Struct<'peer'> {
   const addresses = sumOfWords(addressToBytes(own.vtepIp)) + sumOfWords(addressToBytes(peer.vtepIp));
   return {
-    head: { ...peerHead(peer, hop), checksum_base: CONSTANT_SUM + addresses },
+    head: { ...peerHead(peer, nextHop), checksum_base: CONSTANT_SUM + addresses },
     header: template(settings.tunnel ?? noTunnel, own, peer, 0x0800, {
       version_ihl: 0x45,
       tos: 0,
@@ -257,15 +261,15 @@ export function peerValue(
   };
 }
 
-/** The same of an IPv6 peer. */
+/** The value of an IPv6 peer. */
 export function peer6Value(
   settings: NodeSettings,
   own: FamilySettings,
   peer: Peer,
-  hop: PeerHop,
+  nextHop: PeerNextHop,
 ): Struct<'peer6'> {
   return {
-    head: peerHead(peer, hop),
+    head: peerHead(peer, nextHop),
     header: template(settings.tunnel ?? noTunnel, own, peer, 0x86dd, {
       version_class_flow: 0x6000_0000,
       payload_length: 0,
@@ -284,31 +288,32 @@ export interface PeerMaps {
 }
 
 /**
- * The peers maps. A peer whose podCIDR the index cannot hold is left out, and so to the kernel path.
- * @param hopTo the way to this address; undefined (no route over the uplink): left out too, as is without tunnels who is
- * not direct.
+ * The peers maps. They lack, and so leave to the kernel path, peers with a podCIDR of another length than ours, peers
+ * without a next hop, and, when there are no tunnels, peers that are not direct.
+ * @param nextHopTo the next hop to an underlay address; undefined when no route leads there over the uplink.
  */
 export function desiredPeers(
   settings: NodeSettings,
   all: readonly Peer[],
-  hopTo: (address: string) => PeerHop | undefined,
+  nextHopTo: (address: string) => PeerNextHop | undefined,
 ): PeerMaps {
   const { v4, v6 } = settings;
   const maps: PeerMaps = { peers: new Map(), peers6: new Map() };
   for (const peer of all) {
-    const hop = hopTo(peer.vtepIp);
-    if (!hop || !(settings.tunnel || hop.direct)) continue;
+    const nextHop = nextHopTo(peer.vtepIp);
+    if (!nextHop || !(settings.tunnel || nextHop.direct)) continue;
     const slot = peerSlot(settings, peer.podCidr);
     const key = peerKey(settings, peer.podCidr);
-    if (v4 && slot !== undefined) maps.peers.set(String(slot), peerValue(settings, v4, peer, hop));
-    if (v6 && key !== undefined) maps.peers6.set(key, peer6Value(settings, v6, peer, hop));
+    if (v4 && slot !== undefined) maps.peers.set(String(slot), peerValue(settings, v4, peer, nextHop));
+    if (v6 && key !== undefined) maps.peers6.set(key, peer6Value(settings, v6, peer, nextHop));
   }
   return maps;
 }
 
 /**
- * The vteps map: every node's underlay addresses, ours marked as such, and those of nodes that `indexed` (the peers maps, as
- * {@link desiredPeers} gives them) has no entry for: what they send is the kernel path's to judge.
+ * The vteps map: the underlay addresses of all nodes. Ours are marked, and so are those of peers that the peers maps
+ * lack: their packets are left to the kernel path.
+ * @param indexed the peers maps, from {@link desiredPeers}.
  */
 export function desiredVteps(
   settings: NodeSettings,
@@ -341,7 +346,7 @@ export function desiredEndpoints(settings: NodeSettings, all: readonly Endpoint[
   for (const endpoint of all) {
     const value: Struct<'endpoint'> = {
       ifindex: endpoint.hostIfindex,
-      flags: endpoint.slow ? endpoint_flags.ENDPOINT_KERNEL_PATH : 0,
+      flags: endpoint.kernelPath ? endpoint_flags.ENDPOINT_KERNEL_PATH : 0,
       pod_mac: endpoint.podMac,
       host_mac: endpoint.hostMac,
       mtu: endpoint.mtu,

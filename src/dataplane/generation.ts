@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * Generations of the pinned maps. Each has a directory of its own, `maps:VERSION:SERIAL`, and the symbolic link `maps`
- * leads to the one that the attached programs use. Maps that must differ are made and filled in a new directory beside it;
- * moving the link is the one step that counts, and what it no longer leads to is dropped then.
+ * Generations of the pinned maps. Each has its own directory, `maps:VERSION:SERIAL`, and the symbolic link `maps` leads
+ * to the generation that the attached programs use. Maps that must differ are created and filled in a new directory.
+ * Then the symbolic link is moved there, atomically, and the old generation is removed.
  */
 import { mkdirSync, readdirSync, readlinkSync, renameSync, rmSync, symlinkSync } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
 
-/** Where the link `maps` is. */
+/** The path of the symbolic link `maps`. */
 interface MapsPin {
   readonly maps: string;
 }
@@ -15,13 +15,13 @@ interface MapsPin {
 export interface Generation {
   /** Its directory. */
   readonly path: string;
-  /** Of the layout (layout.gen.ts) that its maps have. */
+  /** The version of its maps' layout (layout.gen.ts). */
   readonly version: number;
-  /** Tells generations of one version apart: maps may also differ in their capacity. */
+  /** Distinguishes generations of one version, since maps may also differ in their capacity. */
   readonly serial: number;
 }
 
-/** The one in use; undefined before the first. */
+/** The generation in use; undefined before the first. */
 export function currentGeneration({ maps }: MapsPin): Generation | undefined {
   let target: string;
   try {
@@ -29,7 +29,7 @@ export function currentGeneration({ maps }: MapsPin): Generation | undefined {
   } catch (error) {
     const { code } = error as NodeJS.ErrnoException;
     if (code === 'ENOENT') return undefined;
-    // From before there were generations.
+    // A directory, from before there were generations.
     if (code === 'EINVAL') return { path: maps, version: 0, serial: 0 };
     throw error;
   }
@@ -37,7 +37,7 @@ export function currentGeneration({ maps }: MapsPin): Generation | undefined {
   return { path: join(dirname(maps), target), version: version ?? 0, serial: serial ?? 0 };
 }
 
-/** An empty directory for maps of this version, in place of one that was never used. */
+/** Create an empty directory for maps of this version. One that was never used is replaced. */
 export function makeGeneration({ maps }: MapsPin, version: number): Generation {
   const serial = (currentGeneration({ maps })?.serial ?? 0) + 1;
   const path = `${maps}:${version}:${serial}`;
@@ -46,7 +46,10 @@ export function makeGeneration({ maps }: MapsPin, version: number): Generation {
   return { path, version, serial };
 }
 
-/** Let `maps` lead here, at once, and drop all others. What attached programs still use stays in the kernel. */
+/**
+ * Make this generation the one in use, atomically, and remove all others. Maps that attached programs still use stay in
+ * the kernel.
+ */
 export function useGeneration({ maps }: MapsPin, { path }: Generation): void {
   const current = currentGeneration({ maps });
   if (current?.path === maps) renameSync(maps, `${maps}:0:0`);
@@ -54,15 +57,16 @@ export function useGeneration({ maps }: MapsPin, { path }: Generation): void {
   rmSync(fresh, { force: true });
   symlinkSync(basename(path), fresh);
   renameSync(fresh, maps);
-  dropGenerations({ maps }, path);
+  removeGenerations({ maps }, path);
 }
 
-/** Drop all but one, or all, the link too. */
-export function dropGenerations({ maps }: MapsPin, but?: string): void {
+/** Remove all generations except the one with this path; without a path, all of them and the symbolic link. */
+export function removeGenerations({ maps }: MapsPin, except?: string): void {
   const root = dirname(maps);
-  if (but === undefined) rmSync(maps, { recursive: true, force: true });
+  if (except === undefined) rmSync(maps, { recursive: true, force: true });
   for (const name of readdirSync(root)) {
     const path = join(root, name);
-    if (name.startsWith(`${basename(maps)}:`) && path !== but) rmSync(path, { recursive: true, force: true });
+    if (name.startsWith(`${basename(maps)}:`) && path !== except)
+      rmSync(path, { recursive: true, force: true });
   }
 }

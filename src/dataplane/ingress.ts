@@ -3,24 +3,25 @@
 /** `--ingress`: `auto` takes XDP where the driver has it natively. */
 export type IngressFlag = 'auto' | 'tc' | 'xdp';
 
-/** Where packets from the wire are decapsulated: in the driver (XDP), or in tc. */
+/** The hook at which packets from the uplink are decapsulated: XDP (in the driver), or tc. */
 export interface Ingress {
   readonly hook: 'tc' | 'xdp';
-  /** For people. */
+  /** The reason, for people. */
   readonly why: string;
 }
 
-/** What must be known of the uplink: `ip -details link`'s kind, such as `veth`, `bond`, `vlan`; undefined for a NIC. */
+/** The properties of the uplink on which the choice depends. */
 export interface IngressLink {
   readonly name: string;
+  /** The kind of the link, such as `veth`, `bond`, `vlan`; undefined for a NIC. */
   readonly kind?: string | undefined;
 }
 
 /**
- * Choose by the flag and the interface. XDP on a veth makes its peer segment all that it sends, and costs most of the
- * throughput: `auto` never takes it there. Pure.
+ * Choose by the flag and the interface. `auto` never takes XDP on a veth: its peer would have to segment all that it
+ * sends, which costs most of the throughput. Pure.
  * @param uplink undefined when it is gone.
- * @param refusal why its driver refused XDP when it was asked; undefined when it did not, or was not asked yet.
+ * @param refusal why its driver refused XDP; undefined when it accepted XDP, or when XDP was not tried yet.
  */
 export function chooseIngress(
   flag: IngressFlag,
@@ -30,7 +31,7 @@ export function chooseIngress(
   if (flag !== 'auto') return { hook: flag, why: `--ingress ${flag} says so` };
   if (!uplink) return { hook: 'tc', why: 'the uplink is gone' };
   const { name, kind } = uplink;
-  if (kind !== undefined) return { hook: 'tc', why: `${name} is a ${kind}, which is no NIC` };
+  if (kind !== undefined) return { hook: 'tc', why: `${name} is a ${kind}, not a NIC` };
   if (refusal !== undefined) return { hook: 'tc', why: refusal };
   return { hook: 'xdp', why: `the driver of ${name} has XDP` };
 }

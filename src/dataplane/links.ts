@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** Programs on their hooks, as targets: tcx links, clsact filters before Linux 6.6, and XDP links. */
+/** The programs on hooks as targets: tcx links, clsact filters before Linux 6.6, and XDP links. */
 import { existsSync, readdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { attachTc, BpfError, BpfLink, type BpfProgram, ifindexOf, TcFilter } from '#libbpf-ts';
@@ -17,14 +17,14 @@ export type HookName = keyof typeof places;
 
 /** A program on an interface's hook. Its key, also the link's name in bpffs, is `from_pod@veth1234abcd`. */
 export interface LinkState {
-  /** The interface; 0 when it is gone, and the link or filter with it. */
+  /** The interface's index; 0 when the interface is gone, and with it the link or filter. */
   readonly ifindex: number;
   readonly programId: number;
-  /** XDP only: the interface's MTU when the driver took the program; 0 when another process attached it. */
+  /** XDP only: the interface's MTU when the driver accepted the program; 0 when another process attached it. */
   readonly mtu?: number;
 }
 
-/** bpffs allows no dots in names, and no interface has a colon in its own. */
+/** A link's key. bpffs allows no dots in file names, and interface names have no colons. */
 export function linkKey(hook: HookName, ifname: string): string {
   return `${hook}@${ifname.replaceAll('.', ':')}`;
 }
@@ -35,7 +35,7 @@ export function parseLinkKey(key: string): { hook: HookName; ifname: string } {
   return { hook: hook as HookName, ifname: device.replaceAll(':', '.') };
 }
 
-/** A hook that should have its program. */
+/** An interface's hook that should have its program. */
 export interface HookedInterface {
   readonly hook: HookName;
   readonly ifname: string;
@@ -44,7 +44,7 @@ export interface HookedInterface {
   readonly mtu?: number;
 }
 
-/** The links that should be. @param programIds of the loaded programs, by hook. */
+/** The desired links. @param programIds of the loaded programs, by hook. */
 export function desiredLinks(
   programIds: Readonly<Record<HookName, number>>,
   hooked: readonly HookedInterface[],
@@ -58,19 +58,19 @@ export function desiredLinks(
 }
 
 /**
- * What drivers answered when XDP was attached. Attaching resets a NIC's queues, so each driver is asked once for each MTU:
- * up to which one it has XDP a driver tells only then (and virtio-net then drops what is larger).
+ * The answers of drivers to attaching XDP. Only attaching shows up to which MTU a driver supports XDP (virtio-net
+ * accepts it and drops larger packets), and it resets a NIC's queues. So it is tried once for each interface and MTU.
  */
 export class XdpAnswers {
   readonly #refusals = new Map<string, string>();
   readonly #acceptedMtus = new Map<string, number>();
 
-  /** Why drivers refused, by {@link xdpKey}. */
+  /** Why drivers refused XDP, by {@link xdpKey}. */
   get refusals(): ReadonlyMap<string, string> {
     return new Map(this.#refusals);
   }
 
-  /** At which MTU the driver took the program; undefined when this process did not attach it. */
+  /** The MTU at which the driver accepted the program; undefined when this process did not attach it. */
   acceptedMtu({ name, ifindex }: Omit<XdpInterface, 'mtu'>): number | undefined {
     return this.#acceptedMtus.get(`${name} ${ifindex}`);
   }
@@ -90,34 +90,35 @@ export interface XdpInterface {
   readonly mtu: number;
 }
 
-/** An interface as its driver is asked about XDP. */
+/** The key of a refusal: an interface at an MTU. */
 export function xdpKey({ name, ifindex, mtu }: XdpInterface): string {
   return `${name} ${ifindex} ${mtu}`;
 }
 
 /**
- * Before tcx (Linux 6.6) a program hangs in a clsact filter, which is no link that could be pinned. The program is pinned
- * instead, under this prefix: that keeps nothing attached, it only records which interfaces have a filter of ours.
+ * Before tcx (Linux 6.6) programs are attached by clsact filters, which are not links and cannot be pinned. Instead the
+ * program is pinned, under this prefix, to record which interfaces have a filter of ours. The pin does not keep it
+ * attached.
  */
 const filterPin = 'clsact:';
-/** Our filter among others of the interface, its handle "rips" in ASCII: before those that have no priority. */
+/** Handle ("rips" in ASCII) and priority of our filters: they run before filters that were added without a priority. */
 const filterPlace = { handle: 0x72697073, priority: 100 };
 
 export interface LinkTargetOptions {
   readonly name: string;
-  /** The hooks that this target keeps; it leaves the others alone. */
+  /** The hooks that this target maintains; it leaves the others alone. */
   readonly hooks: readonly HookName[];
   readonly pinDir: string;
-  /** The loaded program; it is asked for at each use, since programs may be loaded anew. */
+  /** The loaded program of a hook; called at each use, since programs may be loaded again. */
   readonly program: (hook: HookName) => BpfProgram;
   readonly xdp?: XdpAnswers;
-  /** The way to attach: what the kernel has, unless a test wants the older one on a newer kernel. */
+  /** Attaches a program. Default: by tcx where the kernel has it, else by clsact. */
   readonly attach?: typeof attachTc;
 }
 
 /**
- * Programs on interfaces. One on the right interface is replaced atomically, so no packet misses the hook; one whose
- * interface is gone (deleted, or made anew under the same name) is attached anew.
+ * The programs on interfaces. A program on the right interface is replaced atomically, so no packet misses the hook. If
+ * the interface was deleted, and perhaps created again with the same name, the program is attached again.
  */
 export function linksTarget(options: LinkTargetOptions): Target<LinkState> {
   const { name, hooks, pinDir, program, xdp = new XdpAnswers(), attach = attachTc } = options;
@@ -146,7 +147,7 @@ export function linksTarget(options: LinkTargetOptions): Target<LinkState> {
   };
 }
 
-/** What is attached, by key. Filters are looked for in the network namespace of this process. */
+/** The attached programs, by key. Filters are searched in the network namespace of this process. */
 export function listLinks(
   pinDir: string,
   keep: (key: string) => boolean = () => true,
@@ -171,7 +172,7 @@ export function listLinks(
   return found;
 }
 
-/** The keys of what is pinned, attached still or not. */
+/** The keys of all pins, whether still attached or not. */
 export function listLinkKeys(pinDir: string): Set<string> {
   return new Set(
     listPins(pinDir).map((pin) => (pin.startsWith(filterPin) ? pin.slice(filterPin.length) : pin)),
@@ -182,7 +183,7 @@ function listPins(pinDir: string): string[] {
   return existsSync(pinDir) ? readdirSync(pinDir) : [];
 }
 
-/** Take all programs off their interfaces; XDP first, since only from_wire knows what to do with the frames that it leaves. */
+/** Detach all programs. XDP goes first, since the frames that it passes on need from_wire. */
 export function removeLinks(pinDir: string): void {
   const isXdp = (key: string): number => (places[parseLinkKey(key).hook] === 'xdp' ? 0 : 1);
   for (const key of [...listLinkKeys(pinDir)].sort((a, b) => isXdp(a) - isXdp(b))) detach(pinDir, key);
@@ -203,7 +204,7 @@ async function attachOrReplace(
     if (link.info().ifindex === ifindex) return link.update(program);
     rmSync(pin);
   }
-  // A filter replaces the one before by itself.
+  // A clsact filter replaces the previous one at the same place.
   using attached = await attach(program, ifindex, place, filterPlace);
   if (attached instanceof BpfLink) return attached.pin(pin);
   const record = join(pinDir, `${filterPin}${key}`);
@@ -211,7 +212,7 @@ async function attachOrReplace(
   program.pin(record);
 }
 
-/** @throws Error with the driver's refusal, which `answers` keeps. */
+/** @throws Error with the driver's refusal, which is also noted in `answers`. */
 function attachXdp(
   pinDir: string,
   key: string,
@@ -234,7 +235,10 @@ function attachXdp(
   answers.accepted(uplink);
 }
 
-/** Replace the program of the link that is there. @returns false when it must be attached anew: then nothing is attached. */
+/**
+ * Replace the program of the existing link.
+ * @returns false when it must be attached again: then nothing is attached.
+ */
 function replaceXdp(
   pin: string,
   program: BpfProgram,
@@ -250,9 +254,9 @@ function replaceXdp(
       return true;
     }
   } catch {
-    // The MTU has become too large for XDP: the driver says so now, and drops the frames that the old program cannot have.
+    // The new MTU is too large for XDP: the driver refuses only now, and drops frames that are too large for it.
   }
-  link.detach(); // at once; an unpinned link goes a moment later
+  link.detach(); // at once; unpinning alone would detach it a moment later
   rmSync(pin);
   return false;
 }
@@ -271,7 +275,7 @@ function detach(pinDir: string, key: string): void {
   rmSync(record);
 }
 
-/** Our filter of this key, as far as interface and filter are (still) there. */
+/** Our filter of this key; undefined when the interface or the filter is gone. */
 function findFilter(key: string): TcFilter | undefined {
   const { hook, ifname } = parseLinkKey(key);
   const place = places[hook];

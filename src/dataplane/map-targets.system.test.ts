@@ -3,7 +3,7 @@ import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
-import { directSettings, hopTo, sides } from '../../test/bpf/node.ts';
+import { directSettings, nextHopTo, sides } from '../../test/bpf/node.ts';
 import { testNode } from '../host/netns.support.ts';
 import { fixture, noKernel, TemporaryBpffs } from '../libbpf-ts/libbpf.support.ts';
 import { job, reconcile } from '../reconcile/reconcile.ts';
@@ -74,7 +74,7 @@ describe.skipIf(noKernel)(`the maps${noKernel ? ` (skipped: ${noKernel})` : ''}`
     const everyPod = sides.flatMap(({ pods }) => Object.values(pods));
 
     const pass = async (peers: typeof everyPeer, pods: typeof everyPod) => {
-      const indexed = desiredPeers(directSettings, peers, (address) => hopTo(address, true));
+      const indexed = desiredPeers(directSettings, peers, (address) => nextHopTo(address, true));
       const { endpoints, endpoints6 } = desiredEndpoints(directSettings, pods);
       const one = <V>(target: Target<V>, entries: ReadonlyMap<string, V>) =>
         job(new Reconciled(target), { revision: '', entries: () => entries, complete: true });

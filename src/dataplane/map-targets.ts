@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-/** The BPF maps as targets. `tables` is asked at each use: the programs, and with them the maps, may be loaded anew. */
+/** The BPF maps as targets. They call `tables` at each use, since programs, and with them maps, may be loaded again. */
 import type { TypedMap } from '#libbpf-ts';
 import { type Difference, noFailures, type Target } from '../reconcile/target.ts';
 import { decode, kindSize, type Struct, type StructName } from './codec.ts';
 import type { Tables } from './tables.ts';
 
-/** What of a table the targets of maps need. */
+/** The operations of a table that the targets use. */
 type Table<K, V> = Pick<TypedMap<K, V>, 'difference' | 'entries' | 'setMany' | 'deleteMany'>;
 
 function differenceOf<K, V>(
@@ -14,16 +14,16 @@ function differenceOf<K, V>(
   desired: ReadonlyMap<string, V>,
   options: { skipZero?: boolean } = {},
 ): Difference<V> {
-  const { differing, unwanted } = table.difference(
+  const { upserts, removals } = table.difference(
     desired.entries().map(([text, value]): [K, V] => [keyOf(text), value]),
     options,
   );
   const textual = (entries: [K, V][]): Map<string, V> =>
     new Map(entries.map(([key, value]) => [String(key), value]));
-  return { upserts: textual(differing), removals: textual(unwanted) };
+  return { upserts: textual(upserts), removals: textual(removals) };
 }
 
-/** An array map in which all zero means that the slot is empty. Keys are slot numbers as text. */
+/** An array map, in which a value of zero bytes means an empty slot. Keys are slot numbers as text. */
 function slotTarget<V extends object>(name: string, table: () => Table<number, V>, empty: V): Target<V> {
   return {
     name,
@@ -45,7 +45,7 @@ function slotTarget<V extends object>(name: string, table: () => Table<number, V
   };
 }
 
-/** All zero, which is how an array map says that there is nothing. */
+/** The value of an empty slot: all bytes zero. */
 function zero<S extends StructName>(struct: S): Struct<S> {
   return decode({ struct }, new Uint8Array(kindSize({ struct })));
 }

@@ -58,7 +58,7 @@ describe.skipIf(noKernel)(`maps of a node${noKernel ? ` (skipped: ${noKernel})` 
     const before = load();
     before.tables.vteps.set('192.168.0.1', { flags: 2 });
     const after = load(wider);
-    expect(after.pending).toEqual({ kept: mapNames.filter((name) => name !== 'peers'), slow: 'none' });
+    expect(after.pending).toEqual({ kept: mapNames.filter((name) => name !== 'peers'), kernelPath: 'none' });
     const { peers: old, ...kept } = ids(before);
     const { peers: fresh, ...same } = ids(after);
     expect(same).toEqual(kept);
@@ -96,13 +96,13 @@ describe.skipIf(noKernel)(`maps of a node${noKernel ? ` (skipped: ${noKernel})` 
     ['stack_flows', 'those with translated flows', [[20, 1]]],
     ['endpoint_state', 'all', 512],
   ] as const)(
-    'without the old %s leave the kernel path to whoever may have translated flows: %s',
-    (name, slow, marked) => {
+    'without the old %s keep pods that may have translated flows on the kernel path: %s',
+    (name, kernelPath, marked) => {
       const before = load();
       before.tables.endpoint_state.set(20, { stack_flows: 3, overflow: 0, forwards: 1 });
       unlinkSync(join(paths.maps, name));
       const after = load();
-      expect(after.pending?.slow).toBe(slow);
+      expect(after.pending?.kernelPath).toBe(kernelPath);
       const overflowing = () =>
         [...after.tables.endpoint_state]
           .filter(([, { overflow }]) => overflow)
@@ -131,9 +131,9 @@ describe.skipIf(noKernel)(`maps of a node${noKernel ? ` (skipped: ${noKernel})` 
     unlinkSync(join(paths.maps, 'vteps'));
     const before = readdirSync(paths.programs).toSorted();
     expect(() => load(wider)).toThrow(
-      /have layout \d+, and this ripstop, which is older, .*peers: max entries is 256, the object wants 512; vteps: is not there/,
+      /have layout \d+, .*, which is older, .*peers: max entries is 256, the object wants 512; vteps: does not exist/,
     );
-    expect(() => openTables(bpffs.path)).toThrow(/use the one of the agent that runs on this node/);
+    expect(() => openTables(bpffs.path)).toThrow(/use the ripstop of the agent that runs on this node/);
     expect(directories().toSorted()).toEqual(['maps', later]);
     expect(readdirSync(paths.programs).toSorted()).toEqual(before);
   });

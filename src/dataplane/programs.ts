@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * Loading: the compiled objects become kernel programs with this node's configuration in .rodata, over the pinned maps.
- * Maps that are pinned are adopted with what they hold, or made anew beside the old ones when they must differ; programs are
- * always loaded anew and replace the pinned ones, so start, restart and upgrade are one path. Attached links keep running their old program until the link target swaps it.
+ * Loading: the compiled objects become kernel programs, with this node's configuration in .rodata and with the pinned
+ * maps. Pinned maps are adopted with their content; maps that must differ are created beside the old ones. Programs are
+ * always loaded again and replace the pinned ones, so start, restart and upgrade are one path. Attached links run their
+ * previous program until the target of links.ts replaces it.
  */
 import { existsSync, readdirSync, renameSync, rmSync } from 'node:fs';
 import { dirname, join } from 'node:path';
@@ -12,7 +13,7 @@ import { encode } from './codec.ts';
 import { desiredConfig, endpointCapacity, type NodeSettings, peerCapacity } from './desired.ts';
 import {
   currentGeneration,
-  dropGenerations,
+  removeGenerations,
   type Generation,
   makeGeneration,
   useGeneration,
@@ -39,34 +40,38 @@ export interface LoadedPrograms extends Disposable {
   readonly programs: Readonly<Record<ProgramName, BpfProgram>>;
   readonly tables: Tables;
   /**
-   * What had to be made anew beside maps in use, until {@link LoadedPrograms.takeOver}; undefined when the maps are those in
-   * use. Fill them before links lead to these programs.
+   * Set when these programs have new maps, beside the maps in use, until {@link LoadedPrograms.takeOver}. Fill the new
+   * maps before links lead to these programs.
    */
   readonly pending: PendingMaps | undefined;
-  /** The maps of these programs are the ones in use now; the others are dropped. To be called once links lead to them. */
+  /**
+   * Make the maps of these programs the ones in use, and remove the others. Call it once all links lead to these
+   * programs.
+   */
   takeOver(): void;
-  /** Forget translated flows that conntrack has forgotten; returns how many. */
+  /** Remove translated flows whose conntrack entry is gone. @returns how many. */
   sweepFlows(): number;
 }
 
 export interface PendingMaps {
-  /** Those that stay, with all that they hold. */
+  /** The maps that stay, with their content. */
   readonly kept: readonly MapName[];
-  /** Which pods keep to the kernel path for as long as they live, since their translated flows could not be carried over. */
-  readonly slow: 'none' | 'those with translated flows' | 'all';
+  /** The pods that stay on the kernel path as long as they live, since their translated flows could not be kept. */
+  readonly kernelPath: 'none' | 'those with translated flows' | 'all';
 }
 
-/** Sizes that depend on the node; the others stand in bpf/maps.h. */
+/** The capacities that depend on the node; the others are in bpf/maps.h. */
 export function mapCapacities(settings: NodeSettings): Partial<Record<MapName, number>> {
   const slots = endpointCapacity(settings);
   return { peers: peerCapacity(settings), endpoints: slots, endpoint_state: 2 * slots };
 }
 
 /**
- * Load all objects and pin maps and programs below `paths`. Maps that are pinned are adopted if they are what the objects
- * declare; where any is not, a new generation of maps is made, which shares with the one in use all that are the same.
- * @throws RipstopError when an object is not built, or when the maps in use are of a later layout, with every difference;
- * VerifierError when the kernel refuses a program. Nothing is replaced then.
+ * Load all objects, and pin maps and programs below `paths`. Pinned maps are adopted if all are as the objects declare
+ * them. If not, a new generation of maps is created, which shares with the one in use all maps that are as declared.
+ * @throws RipstopError when an object is not built; also when the maps in use have a later layout, with every
+ * difference.
+ * @throws VerifierError when the kernel refuses a program. In all these cases nothing was replaced.
  */
 export function loadPrograms(settings: NodeSettings, paths: PinPaths, directory = objectDir): LoadedPrograms {
   makePinDirs(paths);
@@ -100,7 +105,7 @@ export function loadPrograms(settings: NodeSettings, paths: PinPaths, directory 
   ) as unknown as Tables;
   const sweepFlows = (): number => loaded.sweep_flows.testRun({ data: new Uint8Array(64) }).returnValue;
   if (!current) useGeneration(paths, generation);
-  let pending = current && !adopts ? { kept, slow: markFlows(tables, kept) } : undefined;
+  let pending = current && !adopts ? { kept, kernelPath: markFlows(tables, kept) } : undefined;
   return {
     programs: loaded,
     tables,
@@ -110,7 +115,7 @@ export function loadPrograms(settings: NodeSettings, paths: PinPaths, directory 
     takeOver() {
       useGeneration(paths, generation);
       pending = undefined;
-      // Slots that no pod has need not stay slow.
+      // Slots without a pod need not keep their mark for the kernel path.
       sweepFlows();
     },
     sweepFlows,
@@ -125,8 +130,8 @@ function objectFile(directory: string, name: string): string {
 }
 
 /**
- * The maps in use that these objects can go on with: they look the same, and what is in them still means the same.
- * @throws RipstopError when the maps in use are of a later layout, which nobody here can know.
+ * The maps in use that these objects can adopt: their declaration is the same, and so is the meaning of their content.
+ * @throws RipstopError when the maps in use have a later layout, which this version cannot know.
  */
 function keptMaps(
   current: Generation,
@@ -138,7 +143,7 @@ function keptMaps(
   const differences = new Map<MapName, readonly string[]>();
   for (const name of mapNames) {
     if (!pins.includes(name)) {
-      differences.set(name, [`${name}: is not there`]);
+      differences.set(name, [`${name}: does not exist`]);
       continue;
     }
     using pinned = BpfMap.openPinned(join(current.path, name));
@@ -147,11 +152,13 @@ function keptMaps(
   if (current.version > layout.version) {
     const unknown = pins
       .filter((pin) => !mapNames.includes(pin as MapName))
-      .map((pin) => `${pin}: is not known here`);
+      .map((pin) => `${pin}: is unknown to this version`);
     const all = [...differences.values()].flat().concat(unknown);
     throw new RipstopError(
-      `the maps in use have layout ${current.version}, and this ripstop, which is older, knows layout ${layout.version}` +
-        `${all.length > 0 ? ` (${all.join('; ')})` : ''}; what is attached goes on forwarding as it is: run the newer ripstop again, or take it off this node with \`ripstop uninstall\` first`,
+      `the maps in use have layout ${current.version}, and this ripstop, which is older, ` +
+        `knows layout ${layout.version}` +
+        `${all.length > 0 ? ` (${all.join('; ')})` : ''}; the attached programs keep forwarding: ` +
+        'run the newer ripstop again, or remove it from this node with `ripstop uninstall` first',
     );
   }
   return mapNames.filter(
@@ -165,20 +172,20 @@ function sharePin(name: MapName, from: Generation, to: Generation): void {
 }
 
 /**
- * No reply of a translated flow may overtake conntrack, also when the flows, or the counts of them, could not be kept:
- * whoever may have such flows keeps to the kernel path for good.
+ * No reply of a translated flow may bypass conntrack, also when the map of flows, or that of their counts, could not be
+ * kept. So pods that may have such flows are marked to stay on the kernel path.
  */
-function markFlows({ endpoint_state }: Tables, kept: readonly MapName[]): PendingMaps['slow'] {
-  const knowsWho = kept.includes('endpoint_state');
-  if (knowsWho && kept.includes('stack_flows')) return 'none';
+function markFlows({ endpoint_state }: Tables, kept: readonly MapName[]): PendingMaps['kernelPath'] {
+  const hasCounts = kept.includes('endpoint_state');
+  if (hasCounts && kept.includes('stack_flows')) return 'none';
   const marked = [...endpoint_state]
-    .filter(([, state]) => !knowsWho || state.stack_flows > 0)
+    .filter(([, state]) => !hasCounts || state.stack_flows > 0)
     .map(([slot, state]) => [slot, { ...state, overflow: 1 }] as const);
   endpoint_state.setMany(marked);
-  return knowsWho ? 'those with translated flows' : 'all';
+  return hasCounts ? 'those with translated flows' : 'all';
 }
 
-/** The node's programs as they are loaded now, for whoever plans with them or attaches them. */
+/** The loaded programs of this node, which change when they are loaded again. */
 export class ProgramSet implements Disposable {
   readonly #paths: PinPaths;
   #loaded: { readonly settings: NodeSettings; readonly programs: LoadedPrograms } | undefined;
@@ -188,17 +195,17 @@ export class ProgramSet implements Disposable {
     this.#paths = paths;
   }
 
-  /** Undefined before they were loaded for the first time. */
+  /** Undefined before the first load. */
   get loaded(): LoadedPrograms | undefined {
     return this.#loaded?.programs;
   }
 
-  /** Grows whenever other programs, or other maps, take their place. */
+  /** Grows whenever programs or maps are replaced. */
   get revision(): number {
     return this.#revision;
   }
 
-  /** The loaded programs, for targets that are only planned when there are some. */
+  /** The loaded programs, for targets that are planned only when there are some. */
   get current(): LoadedPrograms {
     if (!this.#loaded) throw new RipstopError('no programs are loaded');
     return this.#loaded.programs;
@@ -208,8 +215,8 @@ export class ProgramSet implements Disposable {
   static readonly KEY = 'loaded';
 
   /**
-   * Programs loaded for these settings; those that are loaded stay until the new ones are.
-   * @param onPending called when maps had to be made anew beside those in use.
+   * The programs, loaded for these settings. Loaded programs stay until the new ones are loaded.
+   * @param onPending called when new maps had to be created beside those in use.
    */
   programsTarget(onPending: (pending: PendingMaps) => void = () => {}): Target<NodeSettings> {
     return {
@@ -229,7 +236,7 @@ export class ProgramSet implements Disposable {
     };
   }
 
-  /** The maps of the loaded programs as the ones in use, which they are once all links lead to these programs. */
+  /** Makes the maps of the loaded programs the ones in use, once all links lead to these programs. */
   mapsTarget(): Target<true> {
     return {
       name: 'maps',
@@ -253,7 +260,7 @@ export class ProgramSet implements Disposable {
   }
 }
 
-/** Pin over what may be pinned there, without a moment in which nothing is. */
+/** Pin a program, replacing an earlier pin atomically. */
 function repin(program: BpfProgram, path: string): void {
   const fresh = `${path}:new`; // bpffs has no dots in names
   rmSync(fresh, { force: true });
@@ -262,11 +269,12 @@ function repin(program: BpfProgram, path: string): void {
 }
 
 /**
- * Take all of ripstop's programs off this node: links, then programs, then maps. Pods stay connected by the kernel path.
- * What is not there is no error. Run it in the node's network namespace: clsact filters are found there.
+ * Remove everything of ripstop that is pinned on this node: links, then programs, then maps. Pods stay connected
+ * through the kernel path. It is no error if nothing is pinned. Run it in the node's network namespace, where clsact
+ * filters are found.
  */
 export function removePins(paths: PinPaths): void {
   removeLinks(paths.links);
   for (const directory of [paths.links, paths.programs]) rmSync(directory, { recursive: true, force: true });
-  if (existsSync(dirname(paths.maps))) dropGenerations(paths);
+  if (existsSync(dirname(paths.maps))) removeGenerations(paths);
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** The pinned maps as typed tables, for the agent that fills them and for every reader (CLI, metrics) alike. */
+/** The pinned maps as typed tables: for the agent, which fills them, and for readers (CLI, metrics). */
 import { existsSync, mkdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { BpfMap, TypedMap } from '#libbpf-ts';
@@ -8,9 +8,9 @@ import { type Kind, kindCodec, type ValueOf } from './codec.ts';
 import { currentGeneration } from './generation.ts';
 import { layout } from './layout.gen.ts';
 
-/** Where everything of ripstop is pinned below a bpffs mount. */
+/** The paths below a bpffs mount at which ripstop pins everything. */
 export interface PinPaths {
-  /** Leads to the generation in use: see generation.ts. */
+  /** A symbolic link to the generation in use: see generation.ts. */
   readonly maps: string;
   readonly programs: string;
   readonly links: string;
@@ -21,7 +21,7 @@ export function pinPaths(bpffs: string): PinPaths {
   return { maps: join(root, 'maps'), programs: join(root, 'programs'), links: join(root, 'links') };
 }
 
-/** Make the directories for pins of programs and links, for root only. */
+/** Create the directories for pins of programs and links, accessible to root only. */
 export function makePinDirs({ programs, links }: PinPaths): void {
   for (const directory of [programs, links]) mkdirSync(directory, { recursive: true, mode: 0o700 });
 }
@@ -34,7 +34,7 @@ type Table<M extends MapName> = TypedMap<ValueOf<Maps[M]['key']>, ValueOf<Maps[M
 
 export type Tables = { readonly [M in MapName]: Table<M> };
 
-/** Put the layout's codecs on a map. @throws when the map's key or value size is not the layout's. */
+/** A map with the codecs of the layout. @throws Error when its key or value size is not that of the layout. */
 export function typedTable<M extends MapName>(name: M, map: BpfMap): Table<M> {
   const { key, value }: { key: Kind; value: Kind } = layout.maps[name];
   return new TypedMap(map, kindCodec(key), kindCodec(value)) as unknown as Table<M>;
@@ -54,7 +54,8 @@ export function openTables(bpffs: string): Tables & Disposable {
   const version = currentGeneration({ maps })?.version;
   if (version !== layout.version) {
     throw new RipstopError(
-      `the pinned maps have layout ${version}, and this ripstop reads layout ${layout.version}: use the one of the agent that runs on this node`,
+      `the pinned maps have layout ${version}, and this ripstop reads layout ${layout.version}: ` +
+        'use the ripstop of the agent that runs on this node',
     );
   }
   const opened = mapNames.map((name) => [name, BpfMap.openPinned(join(maps, name))] as const);

@@ -166,11 +166,11 @@ describe.skipIf(noKernel)(
           [4, 40n],
         ]),
       ).toEqual({
-        differing: [
+        upserts: [
           [2, 21n],
           [4, 40n],
         ],
-        unwanted: [[3, 0n]],
+        removals: [[3, 0n]],
       });
     });
 
@@ -187,8 +187,8 @@ describe.skipIf(noKernel)(
       ]);
       expect([...typed.entries()].length).toBe(10_000);
       expect(typed.difference([[1, 10n]], { skipZero: true })).toEqual({
-        differing: [],
-        unwanted: [[9_999, 20n]],
+        upserts: [],
+        removals: [[9_999, 20n]],
       });
     });
   },

@@ -69,29 +69,28 @@ export class TypedMap<K, V> {
 
   /**
    * The difference between the map and the desired entries. Bytes are compared, so that equal entries are not decoded.
-   * @returns the entries to write, and those to delete
    */
   difference(
     desired: Iterable<readonly [key: K, value: V]>,
     options: { skipZero?: boolean } = {},
-  ): { differing: [K, V][]; unwanted: [K, V][] } {
+  ): { upserts: [K, V][]; removals: [K, V][] } {
     // Keys and values are turned into text, one character for each byte, which is fast to look up and to compare.
     const there = new Map<string, Uint8Array>();
     for (const [key, value] of this.map.lookupBatch(options)) there.set(textOf(key), value);
-    const differing: [K, V][] = [];
+    const upserts: [K, V][] = [];
     for (const [key, value] of desired) {
       const text = textOf(this.#encodeKey(key));
       const present = there.get(text);
       there.delete(text);
       this.#valueBytes.fill(0);
       this.#value.encode(value, this.#valueBytes);
-      if (!present || Buffer.compare(present, this.#valueBytes) !== 0) differing.push([key, value]);
+      if (!present || Buffer.compare(present, this.#valueBytes) !== 0) upserts.push([key, value]);
     }
-    const unwanted = Array.from(there, ([key, value]): [K, V] => [
+    const removals = Array.from(there, ([key, value]): [K, V] => [
       this.#key.decode(Buffer.from(key, 'latin1')),
       this.#value.decode(value),
     ]);
-    return { differing, unwanted };
+    return { upserts, removals };
   }
 
   [Symbol.iterator](): Generator<[K, V]> {

@@ -14,7 +14,7 @@ import {
   type FamilySettings,
   type NodeSettings,
   type Peer,
-  type PeerHop,
+  type PeerNextHop,
   type Tunnel,
   stateSlot,
 } from '../../src/dataplane/desired.ts';
@@ -76,7 +76,7 @@ function pod(ip: string, n: number, over: Partial<Endpoint> = {}): Endpoint {
     podMac: `0a:00:00:00:00:${n}`,
     hostMac: `0e:00:00:00:00:${n}`,
     mtu: 1450,
-    slow: false,
+    kernelPath: false,
     ...over,
   };
 }
@@ -85,9 +85,9 @@ function podsBy(podOf: Side['podOf']): Side['pods'] {
   const ours = (n: number, over?: Partial<Endpoint>): Endpoint => pod(podOf(3, n), n, over);
   return {
     sender: ours(10, { hostIfindex: TEST_RUN_IFINDEX }),
-    markedSender: ours(11, { hostIfindex: TEST_RUN_IFINDEX, slow: true }),
+    markedSender: ours(11, { hostIfindex: TEST_RUN_IFINDEX, kernelPath: true }),
     near: ours(20),
-    marked: ours(21, { slow: true }),
+    marked: ours(21, { kernelPath: true }),
     narrow: ours(22, { mtu: 1280 }),
   };
 }
@@ -179,7 +179,7 @@ export const directSettings: NodeSettings = { ...settings, directRouting: true }
 const l2 = [parseCidr('192.168.0.0/24'), parseCidr('fd00:31::/64')];
 
 /** The next hop for an underlay address. */
-export function hopTo(address: string, direct = false): PeerHop {
+export function nextHopTo(address: string, direct = false): PeerNextHop {
   if (l2.some((block) => cidrContains(block, address))) return { ip: address, direct };
   return { ip: address.includes(':') ? vtepOf6(254) : vtepOf4(254), direct: false };
 }
@@ -191,7 +191,7 @@ export function fillTables(
   peers: readonly Peer[],
   pods: readonly Endpoint[],
 ): void {
-  const indexed = desiredPeers(settings, peers, (address) => hopTo(address, settings.directRouting));
+  const indexed = desiredPeers(settings, peers, (address) => nextHopTo(address, settings.directRouting));
   for (const [slot, value] of indexed.peers) tables.peers.set(Number(slot), value);
   tables.peers6.setMany(indexed.peers6);
   const { endpoints, endpoints6 } = desiredEndpoints(settings, pods);

@@ -145,7 +145,7 @@ describe.skipIf(missingHere('clang-19'))('a ripstop whose maps differ', () => {
       await change(later);
       await expect.poll(() => maps().version, { timeout: 10_000 }).toBe(layout.version + 2);
     });
-    expect(agentLog(cluster.lab, node())).toMatch(/"slow":"those with translated flows"/);
+    expect(agentLog(cluster.lab, node())).toMatch(/"kernelPath":"those with translated flows"/);
     // Only the pod with the connection through the Service.
     using map = BpfMap.openPinned(join(pinPaths(bpffsOf(cluster.lab, node())).maps, 'endpoint_state'));
     const marked = [...typedTable('endpoint_state', map)].filter(([, { overflow }]) => overflow !== 0);
@@ -171,8 +171,8 @@ describe.skipIf(missingHere('clang-19'))('a ripstop whose maps differ', () => {
     for (const difference of [
       'endpoints: value size is 28, the object wants 24',
       'stack_flows: value size is 16, the object wants 8',
-      'vteps: is not there',
-      'underlay: is not known here',
+      'vteps: does not exist',
+      'underlay: is unknown to this version',
       'ripstop uninstall',
     ])
       expect(said).toContain(difference);

@@ -387,7 +387,7 @@ const steps: readonly Step[] = [
         'link set eth0 up',
         'link add link eth0 name eth0.10 type vlan id 10',
       );
-      await startWith({}, 'tc', 'eth0.10 is a vlan, which is no NIC');
+      await startWith({}, 'tc', 'eth0.10 is a vlan, not a NIC');
       await exchangeMoves(byTc);
       await startRefused('EOPNOTSUPP');
       await exchangeMoves(byTc);
@@ -402,7 +402,7 @@ const steps: readonly Step[] = [
         'link add bond1 type bond mode active-backup miimon 50',
         ...['eth0', 'eth1'].flatMap((name) => [`link set ${name} down`, `link set ${name} master bond1`]),
       );
-      await startWith({}, 'tc', 'bond1 is a bond, which is no NIC');
+      await startWith({}, 'tc', 'bond1 is a bond, not a NIC');
       await exchangeMoves(byTc);
       await startWith({ ingress: 'xdp' }, 'xdp', '--ingress xdp says so');
       await exchangeMoves(byXdp);

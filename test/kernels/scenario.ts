@@ -95,7 +95,7 @@ async function moveUplink(device: string, kind: string, make: readonly string[])
   }
   uplink = device;
   for (const { attached, ingress } of await Promise.all([pass(one), pass(two)])) {
-    const why = `${device} is a ${kind}, which is no NIC`;
+    const why = `${device} is a ${kind}, not a NIC`;
     expectThat(ingress?.hook === 'tc' && ingress.why === why, `ingress: ${JSON.stringify(ingress)}`);
     const wires = Object.keys(attached).filter((key) => key.startsWith('from_wire'));
     expectThat(wires.join() === linkKey('from_wire', device), `from_wire hangs at ${wires.join()}`);

@@ -134,7 +134,7 @@ class FamilyView {
 
   /** Whether the peer is on our L2 and reached without encapsulation. */
   isDirect({ vtepIp }: Peer): boolean {
-    return this.#world.hopTo(vtepIp).direct;
+    return this.#world.nextHopTo(vtepIp).direct;
   }
 
   /** Whether the peer requires outer checksums over IPv6, which BPF cannot make. */
@@ -387,7 +387,7 @@ export class Model {
   /** Reasons why a packet from or to these local pods stays on the kernel path. */
   #keptOnStack(ip: IpPacket, ...pods: readonly (Endpoint | undefined)[]): string[] {
     const known = pods.filter((pod) => pod !== undefined);
-    const reasons = known.some((pod) => pod.slow) ? ['marked'] : [];
+    const reasons = known.some((pod) => pod.kernelPath) ? ['marked'] : [];
     if (ip.protocol === protocols.sctp) return [...reasons, 'translated']; // its flows are unknown
     const keepers = known.map((pod) => this.#keeperOf(pod.ip));
     const overflowed = keepers.some((keeper) => this.#overflowed.has(keeper));

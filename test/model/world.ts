@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 /** The nodes on which the model and the programs are compared, with one of each kind of peer and pod. */
 import type { Struct } from '../../src/dataplane/codec.ts';
-import type { Endpoint, NodeSettings, Peer, PeerHop } from '../../src/dataplane/desired.ts';
+import type { Endpoint, NodeSettings, Peer, PeerNextHop } from '../../src/dataplane/desired.ts';
 import { type Cidr, parseCidr } from '../../src/net/ip.ts';
-import { directSettings, hopTo, settings, type Side, sides, v4, v6 } from '../bpf/node.ts';
+import { directSettings, nextHopTo, settings, type Side, sides, v4, v6 } from '../bpf/node.ts';
 import { protocols } from '../support/packets.ts';
 
 /** Everything that a verdict depends on, besides the packet. */
@@ -11,7 +11,7 @@ export interface World {
   readonly settings: NodeSettings;
   readonly peers: readonly Peer[];
   /** The next hop for an underlay address. */
-  readonly hopTo: (address: string) => PeerHop;
+  readonly nextHopTo: (address: string) => PeerNextHop;
   readonly endpoints: readonly Endpoint[];
   /** Flows that belong to conntrack, each with the local pod that it is counted for. */
   readonly flows: readonly { readonly pod: string; readonly flow: Struct<'flow'> }[];
@@ -73,7 +73,7 @@ function worldOf(nodeSettings: NodeSettings): World {
   return {
     settings: nodeSettings,
     peers,
-    hopTo: (address) => hopTo(address, nodeSettings.directRouting),
+    nextHopTo: (address) => nextHopTo(address, nodeSettings.directRouting),
     endpoints: [
       ...sides.flatMap(({ pods }) => Object.values(pods)),
       ...busy.flatMap(({ endpoints }) => endpoints),

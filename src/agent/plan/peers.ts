@@ -2,7 +2,7 @@
 /** The peers: how the kernel path reaches them, and what the maps say of them. Pure. */
 import type { Struct } from '../../dataplane/codec.ts';
 import type { Peer } from '../../cluster/index.ts';
-import { desiredPeers, desiredVteps, type PeerHop } from '../../dataplane/desired.ts';
+import { desiredPeers, desiredVteps, type PeerNextHop } from '../../dataplane/desired.ts';
 import { type PeerEntries, peerEntries, type PeerRoute } from '../../host/vxlan-target.ts';
 import { vtepDeviceName } from '../../host/vtep-device.ts';
 import { type Family, formatCidr } from '../../net/ip.ts';
@@ -32,18 +32,18 @@ export function planPeers(of: Outline, all: Peers, node: NodeSnapshot): PeerPlan
     entries,
     complete: synced,
   });
-  const hopTo = nextHops(of, node);
-  const kernelPath = lazily(() => kernelPathOf(of, peers, node, hopTo));
+  const nextHopTo = nextHops(of, node);
+  const kernelPath = lazily(() => kernelPathOf(of, peers, node, nextHopTo));
   const plan: PeerPlan = {
     // First of all: what a new peer sends is let in before anybody answers it.
     vtepSet: made(() => new Map((settings.tunnel ? peers : []).map(({ vtepIp }) => [vtepIp, true] as const))),
     neighbours: made(() => kernelPath().neighbours),
     fdb: made(() => kernelPath().fdb),
-    peerRoutes: { ...made(() => kernelPath().routes), impossible: () => unreachable(of, peers, hopTo) },
+    peerRoutes: { ...made(() => kernelPath().routes), impossible: () => unreachable(of, peers, nextHopTo) },
   };
   if (!node.programs.value) return plan;
   const loaded = String(node.programs.revision);
-  const indexed = lazily(() => desiredPeers(settings, peers, hopTo));
+  const indexed = lazily(() => desiredPeers(settings, peers, nextHopTo));
   return {
     ...plan,
     vteps: made(() => desiredVteps(settings, peers, indexed()), loaded),
@@ -62,7 +62,7 @@ function lazily<T>(compute: () => T): () => T {
 function nextHops(
   { settings, uplink }: Outline,
   { nextHops }: NodeSnapshot,
-): (address: string) => PeerHop | undefined {
+): (address: string) => PeerNextHop | undefined {
   return (address) => {
     const hop = nextHops.value.get(address);
     if (hop?.dev !== uplink.name) return undefined;
@@ -76,7 +76,7 @@ function kernelPathOf(
   { settings, uplink }: Outline,
   peers: readonly Peer[],
   { links }: NodeSnapshot,
-  hopTo: (address: string) => PeerHop | undefined,
+  nextHopTo: (address: string) => PeerNextHop | undefined,
 ): PeerEntries {
   const { tunnel } = settings;
   const vtepOf = (family: Family): string | undefined => {
@@ -85,7 +85,7 @@ function kernelPathOf(
   };
   const isUplinkThere = links.value.has(uplink.name);
   const reachable = peers.values().flatMap((peer) => {
-    if (!hopTo(peer.vtepIp)?.direct) return [peer];
+    if (!nextHopTo(peer.vtepIp)?.direct) return [peer];
     return isUplinkThere ? [{ ...peer, directDev: uplink.name }] : [];
   });
   return peerEntries(reachable, vtepOf);
@@ -95,12 +95,12 @@ function kernelPathOf(
 function unreachable(
   { settings }: Outline,
   peers: readonly Peer[],
-  hopTo: (address: string) => PeerHop | undefined,
+  nextHopTo: (address: string) => PeerNextHop | undefined,
 ): Map<string, string> {
   if (settings.tunnel) return new Map();
   return new Map(
     peers
-      .filter(({ vtepIp }) => hopTo(vtepIp)?.direct !== true)
+      .filter(({ vtepIp }) => nextHopTo(vtepIp)?.direct !== true)
       .map(({ name, podCidr, vtepIp }) => [
         formatCidr(podCidr),
         `without tunnels only nodes on our own L2 are reached, not ${name} (${vtepIp}); use the backend vxlan with DirectRouting`,

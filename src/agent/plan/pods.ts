@@ -28,8 +28,8 @@ export function podsOf({ links, pods }: NodeSnapshot, { families }: PlanOptions)
   const endpoints = pods.value.flatMap((attachment) => {
     const link = links.value.get(attachment.hostIfname);
     if (link?.ifindex !== attachment.hostIfindex || !link.up) return [];
-    const slow = attachment.slow ?? false;
-    return attachment.ips.map((ip) => ({ ...attachment, ip, mtu: link.mtu, slow }));
+    const { kernelPath = false } = attachment;
+    return attachment.ips.map((ip) => ({ ...attachment, ip, mtu: link.mtu, kernelPath }));
   });
   const bridges = new Map<string, Family[]>();
   for (const { family, podCidr } of families) {
