@@ -1095,7 +1095,7 @@ describe.skipIf(missing)('the CNI plugin', () => {
       expect((await readdir(`${dir}/deferred/malformed`)).sort()).toEqual(['a:eth0', 'b:eth0', 'c:eth0']);
       expect(await leases()).toEqual(['a', 'b', 'c']);
       const errors = lines.map((line) => (JSON.parse(line) as { error: string }).error);
-      expect(errors.map((error) => error.replace(/.*carried out: /, ''))).toEqual([
+      expect(errors.map((error) => error.replace(/.*valid DEL: /, ''))).toEqual([
         'it ends too early, after 20 bytes',
         expect.stringContaining('"RSC1"'),
         'its command is "GC"',

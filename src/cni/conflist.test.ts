@@ -47,7 +47,7 @@ describe("the runtime's network configuration", () => {
   it.each([undefined, '{', flannels])('is refused when it does not run our plugin: %s', async (text) => {
     if (text !== undefined) write('cni-conf.json', text);
     await expect(installConflist(join(dir, 'cni-conf.json'), dir)).rejects.toThrow(
-      /no CNI configuration with/,
+      /is not a CNI configuration with/,
     );
     expect(readdirSync(dir)).not.toContain('10-flannel.conflist');
   });

@@ -8,15 +8,16 @@ import { readIfThere, writeAtomically, writeIfDifferent } from '../host/files.ts
 import { LogOnce } from '../log-once.ts';
 
 /*
- * The container runtime's network configuration. ripstop's takes the name that flannel's has, so that a node has one network
- * at any time; what was there before is kept beside it, under a name that no runtime reads. It is put in place when pods can
- * be wired, for a kubelet calls its node ready as soon as the runtime has a configuration.
+ * The network configuration of the container runtime. ripstop's has the file name of flannel's, so that the node has
+ * one network at any time. The previous file is kept beside it, under a name that runtimes ignore. ripstop's is
+ * installed only when pods can be added, since a kubelet reports its node ready as soon as the runtime has a
+ * configuration.
  */
 
-/** The name of flannel's configuration, and of ours. */
+/** The file name of flannel's configuration, and of ours. */
 const NAME = '10-flannel.conflist';
 
-/** What the name of a kept configuration ends with. */
+/** The suffix of a kept configuration's file name. */
 export const SAVED = '.ripstop-saved';
 
 const Conflist = z.looseObject({
@@ -25,7 +26,7 @@ const Conflist = z.looseObject({
 });
 export type Conflist = z.infer<typeof Conflist>;
 
-/** A configuration that runs ripstop's plugin, or undefined. */
+/** Parse a configuration that runs ripstop's plugin; undefined when the text is something else. */
 export function parseOurs(text: string): Conflist | undefined {
   try {
     const conflist = Conflist.parse(JSON.parse(text));
@@ -35,13 +36,13 @@ export function parseOurs(text: string): Conflist | undefined {
   }
 }
 
-/** The same network by flannel's plugin, as kube-flannel.yml configures it; the plugins after it stay. */
+/** The same network with flannel's plugin, configured as in kube-flannel.yml; the plugins after it stay. */
 export function flannelInstead(ours: Conflist): Conflist {
   const flannel = { type: 'flannel', delegate: { hairpinMode: true, isDefaultGateway: true } };
   return { ...ours, plugins: ours.plugins.map((one) => (one.type === 'ripstop-cni' ? flannel : one)) };
 }
 
-/** The configurations of this directory that are ours. */
+/** Our configurations in this directory. */
 export async function listOurConflists(dir: string): Promise<{ file: string; conflist: Conflist }[]> {
   const names = (await readdir(dir).catch(() => [])).filter((name) => name.endsWith('.conflist')).sort();
   const read = names.map(async (name) => {
@@ -52,14 +53,16 @@ export async function listOurConflists(dir: string): Promise<{ file: string; con
 }
 
 /**
- * Put our configuration in place; one that is not ours is kept first.
- * @param source the file that has it. @returns whether anything was written. @throws RipstopError when it runs no ripstop-cni.
+ * Install our configuration. If the file there is not ours, it is kept beside it.
+ * @param source the file that holds our configuration.
+ * @returns whether anything was written.
+ * @throws RipstopError when `source` does not run ripstop-cni.
  */
 export async function installConflist(source: string, dir: string): Promise<boolean> {
   const text = (await readIfThere(source)) ?? '';
   if (!parseOurs(text)) {
     throw new RipstopError(
-      `${source} is no CNI configuration with the plugin ripstop-cni; correct it (deploy/ripstop.yml has one)`,
+      `${source} is not a CNI configuration with the plugin ripstop-cni; correct it (deploy/ripstop.yml has one)`,
     );
   }
   const target = join(dir, NAME);
@@ -68,21 +71,21 @@ export async function installConflist(source: string, dir: string): Promise<bool
   return writeIfDifferent(target, text);
 }
 
-/** Puts our configuration in place once, however often it is asked; a failure is logged once and retried at the next call. */
+/** Installs our configuration once. A failure is logged once, and retried at the next call. */
 export class ConflistInstaller {
   readonly #files: { readonly source: string; readonly dir: string } | undefined;
   readonly #log: Logger;
   readonly #failure: LogOnce;
   #isInstalled = false;
 
-  /** @param files undefined: somebody else does it. */
+  /** @param files undefined: another program installs it. */
   constructor(files: { readonly source: string; readonly dir: string } | undefined, log: Logger) {
     this.#files = files;
     this.#log = log;
     this.#failure = new LogOnce(log, 'the CNI configuration is not in place; retrying', 'error');
   }
 
-  /** To be called when an ADD would succeed. Never throws. */
+  /** Call it when an ADD would succeed. Never throws. */
   async install(): Promise<void> {
     if (!this.#files || this.#isInstalled) return;
     const { source, dir } = this.#files;
@@ -97,14 +100,17 @@ export class ConflistInstaller {
   }
 }
 
-/** Take our configurations away; one that they replaced stays where it is kept. @returns what was done. */
+/** Remove our configurations; kept configurations stay where they are. @returns what was done. */
 export async function removeConflists(dir: string): Promise<string[]> {
   const ours = await listOurConflists(dir);
   for (const { file } of ours) await rm(file);
   return ours.map(({ file }) => `removed ${file}`);
 }
 
-/** Put back what our configurations have replaced; where nothing is kept, what flannel's manifest says. */
+/**
+ * Restore the configurations that ours replaced; where none is kept, write one as in flannel's manifest.
+ * @returns what was done.
+ */
 export async function restoreConflists(dir: string): Promise<string[]> {
   const done: string[] = [];
   for (const { file, conflist } of await listOurConflists(dir)) {
@@ -121,9 +127,9 @@ export async function restoreConflists(dir: string): Promise<string[]> {
 }
 
 /**
- * What flannel's plugin keeps for each of its pods, `/var/lib/cni/flannel/<containerID>`: the configuration of the plugin
- * that it delegated to. Its DEL does with it what is to be done, and without it nothing: a pod that ripstop attached would
- * keep its address for ever.
+ * The file that flannel's plugin keeps for each of its pods, `/var/lib/cni/flannel/<containerID>`: the configuration of
+ * the plugin that it delegated to. Its DEL calls that plugin again, and does nothing without the file: the address of a
+ * pod that ripstop attached would stay leased for ever.
  */
 export function flannelDelegate(given: {
   network: string;
@@ -134,7 +140,7 @@ export function flannelDelegate(given: {
   dataDir: string;
 }): string {
   return JSON.stringify({
-    // The one of flannel's manifest: every version of the plugins knows it.
+    // As in flannel's manifest: every version of the plugins supports it.
     cniVersion: '0.3.1',
     hairpinMode: true,
     ipMasq: !given.ipMasq,
@@ -152,7 +158,7 @@ export function flannelDelegate(given: {
   });
 }
 
-/** Where flannel's plugin keeps that, beside host-local's leases. */
+/** The directory of those files, beside host-local's leases. */
 export function flannelDataDir(ipamDir: string): string {
   return join(ipamDir, '../flannel');
 }

@@ -7,18 +7,20 @@ import { errorText } from '../errors.ts';
 import { type CniRequest, type CniResponse, requestDecoder } from './protocol.ts';
 import { CniCode } from './spec.ts';
 
-/** Where the shim keeps the DELs that it got while no agent answered. It must outlive a reboot, as the leases do. */
+/**
+ * Where the shim stores the DELs that it received while no agent answered. Like the leases, they must survive a reboot.
+ */
 export const deferredDir = (stateDir: string): string => join(stateDir, 'deferred');
 
-/** A DEL that failed is tried again after this long. */
+/** A DEL that failed is retried after this time. */
 const RETRY_MS = 30_000;
-/** A draft that is older was left by a shim that was killed: a living one gives up sooner. */
+/** An older draft was left by a shim that was killed: a running shim gives up sooner. */
 const DRAFT_MAX_MS = 300_000;
-/** Below the directory: what no DEL can be read from, for a person to look at. */
+/** The subdirectory for files that do not hold a valid DEL, to be examined by a person. */
 const MALFORMED = 'malformed';
 
-/** Errors that the same request will meet again, whatever happens to the node. */
-const hopeless: readonly number[] = [
+/** Errors that are due to the request itself, so that a retry is useless. */
+const permanentErrors: readonly number[] = [
   CniCode.incompatibleVersion,
   CniCode.unsupportedField,
   CniCode.environment,
@@ -28,24 +30,24 @@ const hopeless: readonly number[] = [
 
 const ErrorAnswer = z.object({ code: z.number(), msg: z.string() });
 
-/** What one pass over the deferred DELs came to. */
+/** The result of one pass over the deferred DELs. */
 export interface CarriedOut {
   readonly done: number;
-  /** Why the others are still there. */
+  /** The reasons why the others are still deferred. */
   readonly failed: readonly string[];
 }
 
 /**
- * The DELs that arrived while no agent answered (shim/ripstop-cni.c says which are kept). Each is a file with the request
- * as the shim would have sent it, one for each attachment, so their order does not matter. It is removed when the DEL is
- * done; DEL may be done twice, so a crash in between costs nothing.
+ * The DELs that arrived while no agent answered (shim/ripstop-cni.c says which are kept). Each is a file with the
+ * request as the shim would have sent it, one for each attachment, so their order does not matter. The file is removed
+ * when the DEL is done. A crash in between does no harm, since DEL may be done twice.
  */
 export class DeferredDels {
   readonly #dir: string;
   readonly #del: (request: CniRequest) => Promise<CniResponse>;
   readonly #log: Logger;
-  /** When those that failed are due again, on the monotonic clock; and why they failed. */
-  readonly #failures = new Map<string, { againAtMs: number; why: string }>();
+  /** The DELs that failed: when each is retried (on the monotonic clock), and why it failed. */
+  readonly #failures = new Map<string, { retryAtMs: number; why: string }>();
   #last: Promise<unknown> = Promise.resolve();
   #stopped = false;
 
@@ -57,8 +59,8 @@ export class DeferredDels {
   }
 
   /**
-   * Carry out all that are there, one after another. Resolves when those that were there at this call are done or have
-   * failed. Never throws.
+   * Carry out all deferred DELs, one after another. Resolves when all that were deferred at the time of the call are
+   * done or have failed. Never throws.
    */
   carryOut(): Promise<CarriedOut> {
     const turn = this.#last.then(() => this.#pass());
@@ -66,7 +68,7 @@ export class DeferredDels {
     return turn;
   }
 
-  /** Begin no further one; resolves when the one under way is done. */
+  /** Start no other DEL; resolves when the one under way is done. */
   async stop(): Promise<void> {
     this.#stopped = true;
     await this.#last;
@@ -85,7 +87,7 @@ export class DeferredDels {
     return { done, failed };
   }
 
-  /** Names of the files that are to be carried out now. */
+  /** The names of the files that are due. */
   async #due(): Promise<string[]> {
     const names = await readdir(this.#dir).catch((error: NodeJS.ErrnoException) => {
       if (error.code !== 'ENOENT') this.#note('', errorText(error));
@@ -95,7 +97,7 @@ export class DeferredDels {
     for (const name of names.filter((name) => name.startsWith('.'))) await this.#removeOldDraft(name);
     return names.filter((name) => {
       if (name.startsWith('.') || name === MALFORMED) return false;
-      return (this.#failures.get(name)?.againAtMs ?? 0) <= now;
+      return (this.#failures.get(name)?.retryAtMs ?? 0) <= now;
     });
   }
 
@@ -105,7 +107,7 @@ export class DeferredDels {
     if (Date.now() - mtimeMs > DRAFT_MAX_MS) await rm(path, { force: true }).catch(() => {});
   }
 
-  /** @returns why it failed and is to be tried again; undefined when it is out of the way. */
+  /** @returns why it failed and must be retried; undefined when it is done or set aside. */
   async #carryOutOne(name: string): Promise<string | undefined> {
     const file = join(this.#dir, name);
     let request: CniRequest;
@@ -118,11 +120,11 @@ export class DeferredDels {
     const { exitCode, stdout } = await this.#del(request);
     if (exitCode !== 0) {
       const { code, msg } = ErrorAnswer.parse(JSON.parse(Buffer.from(stdout).toString()));
-      return hopeless.includes(code) ? this.#setAside(name, msg) : msg;
+      return permanentErrors.includes(code) ? this.#setAside(name, msg) : msg;
     }
     await rm(file, { force: true });
     const { CNI_CONTAINERID: containerId, CNI_IFNAME: ifname } = request.env;
-    this.#log.info({ containerId, ifname }, 'carried out a DEL from when no agent answered');
+    this.#log.info({ containerId, ifname }, 'carried out a DEL that was deferred while no agent answered');
     return undefined;
   }
 
@@ -130,26 +132,26 @@ export class DeferredDels {
     const to = join(this.#dir, MALFORMED);
     await mkdir(to, { recursive: true, mode: 0o700 });
     await rename(join(this.#dir, name), join(to, name));
-    const error = `${join(to, name)} holds no DEL that could be carried out: ${why}`;
+    const error = `${join(to, name)} does not hold a valid DEL: ${why}`;
     this.#log.error({ error }, 'a DEL is lost; its address stays leased until the runtime calls GC');
   }
 
-  /** Say each failure once. */
+  /** Log each failure once. */
   #note(name: string, why: string | undefined): void {
     const before = this.#failures.get(name)?.why;
     if (why === undefined) this.#failures.delete(name);
-    else this.#failures.set(name, { againAtMs: performance.now() + RETRY_MS, why });
+    else this.#failures.set(name, { retryAtMs: performance.now() + RETRY_MS, why });
     if (why !== undefined && why !== before)
       this.#log.warn({ file: join(this.#dir, name), why }, 'a deferred DEL failed; retrying');
   }
 }
 
-/** @throws Error when it is no request, or none of a DEL. */
+/** @throws Error when it is not a request, or not that of a DEL. */
 function parseDel(bytes: Buffer): CniRequest {
   const request = requestDecoder().push(bytes);
   if (!request) throw new Error(`it ends too early, after ${bytes.length} bytes`);
   const { CNI_COMMAND: command = '' } = request.env;
   if (command !== 'DEL') throw new Error(`its command is ${JSON.stringify(command)}`);
-  // The path of the namespace may lead to another pod's by now (/proc/PID/ns/net), and DEL works without.
+  // Without the namespace, which DEL does not need: its path (/proc/PID/ns/net) may lead to another pod's by now.
   return { ...request, env: { ...request.env, CNI_NETNS: '' } };
 }

@@ -17,24 +17,24 @@ import {
 } from './spec.ts';
 
 /**
- * The plugin's front: it checks what the container runtime says, calls one of `ops`, and words the answer. It knows the
- * CNI specification and nothing of links, addresses or BPF; whatever `ops` throws becomes an error of the specification.
+ * The CNI protocol of the plugin: it checks the container runtime's request, calls one of `ops`, and makes the answer.
+ * It knows nothing of links, addresses or BPF. Whatever `ops` throws becomes an error as the CNI specification has it.
  */
 
-/** The interface of a container that a call is about. */
+/** Identifies an attachment: a container and the name of its interface. */
 export interface AttachmentId {
   readonly containerId: string;
   readonly ifname: string;
 }
 
-/** What every call knows of the network. */
+/** The network of a call. */
 export interface NetworkCall {
-  /** The network's name, e.g. `cbr0`; its leases are kept under that name too. */
+  /** The network's name, such as `cbr0`; its leases are kept under this name. */
   readonly network: string;
 }
 
 export interface DelCall extends NetworkCall, AttachmentId {
-  /** Path of the pod's network namespace, when the runtime says it: it may be gone. */
+  /** Path of the pod's network namespace, if the runtime gave one; the namespace may be gone. */
   readonly netns?: string;
 }
 
@@ -52,22 +52,22 @@ export interface CheckCall extends DelCall {
 }
 
 export interface GcCall extends NetworkCall {
-  /** What is to stay; everything else of this network goes. */
+  /** The attachments that stay; all others of this network are removed. */
   readonly validAttachments: readonly AttachmentId[];
 }
 
-/** What a pod gets of one family. */
+/** A pod's address and routes of one family. */
 export interface PodAddress {
   /** Without a prefix length. */
   readonly ip: string;
   readonly gateway: string;
   /** Destinations that are routed to the gateway: CIDR blocks, e.g. `0.0.0.0/0`. */
   readonly routes: readonly string[];
-  /** The MTU of those routes in bytes, where it is less than the interface's. */
+  /** The MTU of those routes in bytes, if it is less than that of the interface. */
   readonly routeMtu?: number;
 }
 
-/** What ADD made. */
+/** The result of ADD. */
 export interface Attached {
   readonly hostIfname: string;
   readonly hostMac: string;
@@ -76,7 +76,7 @@ export interface Attached {
   readonly addresses: readonly PodAddress[];
 }
 
-/** The work behind the commands. Each throws when it fails, a {@link CniError} where the runtime can use the code. */
+/** The commands. Each throws when it fails; a {@link CniError} where the runtime can use the code. */
 export interface CniOps {
   add(call: AddCall): Promise<Attached>;
   del(call: DelCall): Promise<void>;
@@ -103,7 +103,7 @@ export type PrevResult = z.infer<typeof PrevResult>;
 const containerId = z.string().regex(namePattern);
 const ifname = z.string().regex(ifnamePattern);
 
-/** The network configuration: what matters here; runtimes and other plugins add fields of their own. */
+/** The fields of the network configuration that ripstop uses; runtimes and other plugins add more. */
 const NetworkConfig = z.object({
   name: z.string().regex(namePattern),
   ipam: z.object({ type: z.string().optional() }).optional(),
@@ -113,7 +113,7 @@ const NetworkConfig = z.object({
 });
 type NetworkConfig = z.infer<typeof NetworkConfig>;
 
-/** Commands by the version of the specification that brought them. */
+/** The commands, with the version of the specification that introduced each. */
 const commandSince = {
   ADD: '0.3.1',
   DEL: '0.3.1',
@@ -124,7 +124,7 @@ const commandSince = {
 } as const satisfies Record<string, CniVersion>;
 type Command = keyof typeof commandSince;
 
-/** Answers one execution of the plugin. Never throws: an error is an answer too. */
+/** Answer one call of the plugin. Never throws: errors are answers too. */
 export async function dispatch(request: CniRequest, ops: CniOps): Promise<CniResponse> {
   const config = decodeJson(request.stdin);
   try {
@@ -134,7 +134,7 @@ export async function dispatch(request: CniRequest, ops: CniOps): Promise<CniRes
   }
 }
 
-/** The answer that tells the runtime of an error. `config` is whatever came on stdin: the answer echoes its version. */
+/** The answer for an error. @param config the input from stdin, whose version the answer repeats. */
 export function errorResponse(thrown: unknown, config?: unknown): CniResponse {
   const code = thrown instanceof CniError ? thrown.code : CniCode.failed;
   const details = thrown instanceof RipstopError ? thrown.details : undefined;
@@ -149,7 +149,7 @@ async function execute(env: CniRequest['env'], input: unknown, ops: CniOps): Pro
   if (command === 'VERSION') {
     return json({ cniVersion: configVersion(input) ?? '1.0.0', supportedVersions });
   }
-  // The order of the checks is that of the reference implementation: environment, version, configuration.
+  // Checks in the order of the reference implementation: environment, version, configuration.
   const id = command === 'STATUS' || command === 'GC' ? undefined : parseAttachmentId(env, command);
   const netns = command === 'ADD' || command === 'CHECK' ? parseNetns(env, command) : undefined;
   const version = parseVersion(input, command);
@@ -171,13 +171,13 @@ async function execute(env: CniRequest['env'], input: unknown, ops: CniOps): Pro
       await ops.status(network);
       break;
     case 'GC': {
-      // Missing is not empty: taken for empty, it would take down every pod of the node.
+      // A missing list must not count as an empty one: that would remove every pod of the node.
       const valid = required(config, 'cni.dev/valid-attachments');
       const validAttachments = valid.map((a) => ({ containerId: a.containerID, ifname: a.ifname }));
       await ops.gc({ ...network, validAttachments });
     }
   }
-  // Success without a word: only ADD has a result.
+  // Only ADD has a result.
   return '';
 }
 
@@ -199,7 +199,7 @@ function parseNetns(env: CniRequest['env'], command: Command): string {
   return variable(env, 'CNI_NETNS', command, netnsPattern);
 }
 
-/** DEL works without, so a path that is none is no reason to refuse it. */
+/** DEL works without a namespace, so an invalid path is no reason to refuse it. */
 function optionalNetns({ CNI_NETNS = '' }: CniRequest['env']): { netns?: string } {
   return netnsPattern.test(CNI_NETNS) ? { netns: CNI_NETNS } : {};
 }
@@ -213,7 +213,7 @@ function variable(env: CniRequest['env'], name: string, command: Command, patter
   return value;
 }
 
-/** The pod's name from CNI_ARGS, `KEY=VALUE` pairs joined by `;`. Other keys are for other plugins. */
+/** The pod's name from CNI_ARGS: `KEY=VALUE` pairs, separated by `;`. Other keys are for other plugins. */
 function parsePod(args: string): { podNamespace?: string; podName?: string } {
   const pairs = new Map<string, string>();
   for (const pair of args.split(';').filter((pair) => pair !== '')) {
@@ -228,7 +228,7 @@ function parsePod(args: string): { podNamespace?: string; podName?: string } {
     if (value === undefined || value === '' || /^[a-z0-9][a-z0-9.-]{0,252}$/.test(value)) return value;
     throw new CniError(
       CniCode.environment,
-      `CNI_ARGS has ${key}=${quote(value)}, which is no Kubernetes name`,
+      `CNI_ARGS has ${key}=${quote(value)}, which is not a Kubernetes name`,
     );
   };
   const podNamespace = name('K8S_POD_NAMESPACE');
@@ -240,7 +240,7 @@ function parseVersion(input: unknown, command: Command): CniVersion {
   if (typeof input !== 'object' || input === null || Array.isArray(input)) {
     throw new CniError(CniCode.decode, 'the network configuration on stdin is not a JSON object');
   }
-  // A configuration without a version is one of 0.1.0, says the specification.
+  // The specification says that a configuration without a version has version 0.1.0.
   const given = configVersion(input) ?? '0.1.0';
   const version = supportedVersions.find((supported) => supported === given);
   if (version === undefined) {
@@ -253,7 +253,7 @@ function parseVersion(input: unknown, command: Command): CniVersion {
   if (!versionAtLeast(version, commandSince[command])) {
     throw new CniError(
       CniCode.incompatibleVersion,
-      `the network configuration's cniVersion ${version} has no ${command}; it came with ${commandSince[command]}`,
+      `the network configuration's cniVersion ${version} has no ${command}; it needs ${commandSince[command]}`,
     );
   }
   return version;
@@ -269,7 +269,8 @@ function parseConfig(input: unknown): NetworkConfig {
   if (ipam !== undefined && ipam !== 'host-local') {
     throw new CniError(
       CniCode.unsupportedField,
-      `ipam.type ${quote(ipam)} is not supported: ripstop takes addresses from the node's podCIDR as host-local does; leave ipam out`,
+      `ipam.type ${quote(ipam)} is not supported: ripstop takes addresses from the node's podCIDR as host-local does; ` +
+        'remove ipam from the configuration',
     );
   }
   return parsed.data;
@@ -292,12 +293,12 @@ function formatResult(attached: Attached, call: AddCall, cniVersion: CniVersion,
     routeMtu !== undefined && versionAtLeast(cniVersion, '1.1.0') ? { mtu: routeMtu } : {};
   return {
     cniVersion,
-    // The empty sandbox says "on the host": the bandwidth plugin finds the veth by it.
+    // An empty sandbox means "on the host": the bandwidth plugin finds the veth by it.
     interfaces: [
       { name: hostIfname, mac: hostMac, sandbox: '' },
       { name: call.ifname, mac: podMac, sandbox: call.netns },
     ],
-    // The index of the pod's interface: portmap forwards to the addresses that have one.
+    // `interface` is the index of the pod's interface: portmap forwards only to addresses that have one.
     ips: addresses.map(({ ip, gateway }) => ({
       ...version(ip),
       interface: 1,
@@ -311,7 +312,7 @@ function formatResult(attached: Attached, call: AddCall, cniVersion: CniVersion,
   };
 }
 
-/** JSON from stdin, or undefined when it is none. */
+/** The JSON from stdin; undefined when it is not JSON. */
 function decodeJson(bytes: Uint8Array): unknown {
   try {
     return JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(bytes));
@@ -329,7 +330,7 @@ function configVersion(config: unknown): string | undefined {
   return typeof config.cniVersion === 'string' ? config.cniVersion : undefined;
 }
 
-/** Foreign text in a message: quoted, escaped, and not endless. */
+/** Text of others for a message: quoted, escaped and cut. */
 function quote(text: string): string {
   return JSON.stringify(text.length > 80 ? `${text.slice(0, 80)}…` : text);
 }

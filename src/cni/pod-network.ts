@@ -21,40 +21,41 @@ import { randomMac } from '../net/mac.ts';
 import type { AttachmentId, PodAddress } from './plugin.ts';
 
 /**
- * A pod's link to its node: a veth without a bridge, as the reference plugin `ptp` does it.
+ * The veth pair of a pod, routed and without a bridge, as the reference plugin `ptp` makes it.
  *
  *     pod   eth0          10.42.1.5/32    10.42.1.1 dev eth0 scope link · default via 10.42.1.1
  *     node  veth1a2b3c4d  10.42.1.1/32    10.42.1.5 dev veth1a2b3c4d scope link
  *
- * Every host veth has the gateway's address, so that the node answers ARP for it and speaks to its pods from it, as
- * cni0 would. The kernel path is thus plain routing; the fast path's programs hang on the host veth.
+ * Every host veth has the gateway's address, so that the node answers ARP requests for it and uses it as its source
+ * address towards pods, as with cni0. So the kernel path is plain routing. The programs of the fast path are attached
+ * to the host veth.
  *
- * IPv6 is the same, with /128 and neighbour discovery. Only there the host veth also has the address fe80::1: a router
- * that looks for a pod asks from an address of its own on that link, and the kernel takes none but a link-local one.
+ * IPv6 works alike, with /128 and neighbour discovery. There the host veth also has the address fe80::1: the kernel
+ * sends neighbour solicitations for a pod only from a link-local address of the interface.
  */
 
-/** The namespaces that a link spans. */
+/** The network namespaces of a veth pair. */
 export interface Namespaces {
   /** Path of the pod's network namespace. */
   pod: string;
-  /** Path of the node's; the caller's own when left out. */
+  /** Path of the node's network namespace. Default: the caller's own. */
   node?: string | undefined;
 }
 
-/** What there is of a link as soon as it exists. */
+/** A new veth pair. */
 export interface Veth {
   hostIfindex: number;
   hostMac: string;
   podMac: string;
 }
 
-/** The host veth's name, the same whenever it is asked: DEL must find it with nothing but the runtime's names. */
+/** The name of the host veth. It depends only on the attachment's ID, since DEL knows nothing else. */
 export function hostVethName({ containerId, ifname }: AttachmentId): string {
   return `veth${createHash('sha256').update(`${containerId}\0${ifname}`).digest('hex').slice(0, 8)}`;
 }
 
 /**
- * Create the veth, its far end in the pod's namespace and under its final name from the start.
+ * Create the veth pair. The pod's end is created in the pod's namespace, with its final name.
  * @throws NetlinkError when either name is taken; then nothing was created.
  */
 export async function createVeth(
@@ -63,8 +64,8 @@ export async function createVeth(
   mtuBytes: number,
   namespaces: Namespaces,
 ): Promise<Veth> {
-  // Addresses of our own choice: udev rewrites the ones that the kernel invents (systemd's MACAddressPolicy), perhaps
-  // only after an endpoint has been made of them.
+  // With explicit MAC addresses: udev changes those that the kernel generates (systemd's MACAddressPolicy), perhaps
+  // only after the endpoint was written.
   const [hostMac, podMac] = [randomMac(), randomMac()];
   using node = openNetlink(nodeOptions(namespaces));
   const netns = openSync(namespaces.pod, 'r');
@@ -78,8 +79,8 @@ export async function createVeth(
 }
 
 /**
- * Give both ends their addresses and the pod its routes, and bring them up. The node's route to the pod is part of its
- * attachment, which the agent makes and keeps.
+ * Add the addresses of both ends and the routes of the pod, and bring both ends up. The agent's targets add the node's
+ * route to the pod.
  * @throws NetlinkError with the kernel's reason.
  */
 export async function configureVeth(
@@ -109,12 +110,12 @@ export async function configureVeth(
   }
 }
 
-/** Longer than this nobody waits for what the kernel does in the background: a first packet may be lost, no more. */
+/** The longest wait for {@link isInUse}. After that a first packet may be lost, which is harmless. */
 const IN_USE_MS = 200;
 
 /**
- * Whether the kernel sends from a device and takes packets for its addresses. It begins with both in the background, a
- * millisecond after they were asked for; a packet that comes too early is lost, and asked for again after a second.
+ * Whether the kernel sends from a device and accepts packets for its addresses. Both start in the background, about a
+ * millisecond after the request. A packet that comes earlier is lost, and sent again only after a second.
  */
 function isInUse(socket: NetlinkSocket, device: string, addresses: readonly string[]): boolean {
   if (!socket.isRunning(device)) return false;
@@ -122,7 +123,7 @@ function isInUse(socket: NetlinkSocket, device: string, addresses: readonly stri
   return addresses
     .filter((address) => addressFamily(address) === 6)
     .every((ip) => {
-      // The kernel makes this route when it begins to listen to the address.
+      // The kernel adds this route when it starts to accept packets for the address.
       const own = { family: 6, table: RT_TABLE.local, ifindex, dst: hostCidr(ip) } as const;
       return listRoutes(socket, own).length > 0;
     });
@@ -132,7 +133,7 @@ function setUpHostEnd(socket: NetlinkSocket, device: string, addresses: readonly
   const ifindex = ifindexes(socket)(device);
   const ipv6 = addresses.some(({ ip }) => addressFamily(ip) === 6);
   socket.write(
-    // No address of the kernel's making, hence no duplicate address detection and no router solicitations to the pod.
+    // Without generated addresses there is no duplicate address detection, and the pod gets no router solicitations.
     ...(kernelHasIpv6() ? [setLink(ifindex, { addrGenMode: 'none' })] : []),
     ...addresses.map(({ gateway }) => addAddress(ownAddress(gateway, ifindex))),
     ...(ipv6 ? [addAddress({ ifindex, ...HOST_LINK_LOCAL, nodad: true })] : []),
@@ -152,12 +153,15 @@ function setUpPodEnd(socket: NetlinkSocket, device: string, addresses: readonly 
   );
 }
 
-/** The same on every host veth: a link-local address need be unique on its link only, and pods make theirs of their MAC. */
+/**
+ * The same on every host veth: a link-local address must be unique only on its link, and pods derive theirs from their
+ * MAC.
+ */
 const HOST_LINK_LOCAL = { address: 'fe80::1', length: 64, scope: 'link' } as const;
 
 /**
- * An address of its own, without a subnet. An IPv6 one would wait a second to see whether somebody else has it (on this
- * link nobody can), and would bring a route to itself, on the host one for each pod.
+ * A /32 or /128 address. An IPv6 one is added without duplicate address detection, which takes a second and is useless
+ * on this link, and without a prefix route, of which the host would get one for each pod.
  */
 function ownAddress(address: string, ifindex: number): NewAddress {
   const is6 = addressFamily(address) === 6;
@@ -174,7 +178,7 @@ function hostIpv6Sysctls(device: string): Sysctl[] {
   ];
 }
 
-/** To be set before the device comes up: then the kernel makes its link-local address and looks for routers. */
+/** To be set before the device comes up, when the kernel adds a link-local address and solicits routers. */
 function podIpv6Sysctls(device: string): Sysctl[] {
   const off = 'some container runtimes turn IPv6 off in a new network namespace';
   return [
@@ -183,28 +187,29 @@ function podIpv6Sysctls(device: string): Sysctl[] {
     {
       path: `net/ipv6/conf/${device}/accept_ra`,
       value: '0',
-      why: 'its routes come from the plugin: it neither asks for routers nor believes one',
+      why: 'the routes come from the plugin: router advertisements are not needed',
     },
     {
       path: `net/ipv6/conf/${device}/accept_dad`,
       value: '0',
-      why: 'the link-local address is fit for use at once',
+      why: 'the link-local address must be usable at once',
     },
   ];
 }
 
 /**
- * Delete the veth, and with it the pod's end, its addresses and its routes; one that is not there is no error.
- * @throws NetlinkError when the kernel refuses that.
+ * Delete the veth pair, and with it addresses and routes. It is no error if it does not exist.
+ * @throws NetlinkError when the kernel refuses.
  */
 export async function deleteVeth(hostIfname: string, node?: string): Promise<void> {
   await removeLink(hostIfname, node);
 }
 
 /**
- * What of a link differs from how it was made, in words; empty when all is well. Anything that later plugins may add or
- * change (other addresses, routes, the MTU) is left alone.
+ * Compare a veth pair with how ADD configured it. What later plugins may add or change (other addresses, routes, the
+ * MTU) is not compared.
  * @param expected `podMac` undefined: any.
+ * @returns descriptions of the differences.
  */
 export async function inspectVeth(
   expected: {
@@ -221,27 +226,27 @@ export async function inspectVeth(
   const host = await readLinkIfThere(hostIfname, node);
   const pod = await readLinkIfThere(ifname, { netns: namespaces.pod });
   using socket = openNetlink(node);
-  const faults: string[] = [];
-  if (!host) faults.push(`the host veth ${hostIfname} is gone`);
+  const differences: string[] = [];
+  if (!host) differences.push(`the host veth ${hostIfname} is gone`);
   else if (host.ifindex !== hostIfindex) {
-    faults.push(`${hostIfname} has index ${host.ifindex} instead of ${hostIfindex}`);
-  } else if (!host.up) faults.push(`${hostIfname} is down`);
+    differences.push(`${hostIfname} has index ${host.ifindex} instead of ${hostIfindex}`);
+  } else if (!host.up) differences.push(`${hostIfname} is down`);
   for (const ip of ips) {
     if (host && !isRouted(socket, ip, host.ifindex)) {
-      faults.push(`the host has no route to ${ip} over ${hostIfname}`);
+      differences.push(`the host has no route to ${ip} over ${hostIfname}`);
     }
   }
-  if (!pod) return [...faults, `the pod has no interface ${ifname}`];
-  if (!pod.up) faults.push(`the pod's ${ifname} is down`);
+  if (!pod) return [...differences, `the pod has no interface ${ifname}`];
+  if (!pod.up) differences.push(`the pod's ${ifname} is down`);
   for (const ip of ips) {
     if (!pod.addresses.some((address) => address.ip === ip)) {
-      faults.push(`the pod's ${ifname} has lost ${ip}`);
+      differences.push(`the pod's ${ifname} has lost ${ip}`);
     }
   }
   if (podMac !== undefined && pod.mac !== podMac.toLowerCase()) {
-    faults.push(`the pod's ${ifname} has the MAC address ${pod.mac} instead of ${podMac}`);
+    differences.push(`the pod's ${ifname} has the MAC address ${pod.mac} instead of ${podMac}`);
   }
-  return faults;
+  return differences;
 }
 
 function isRouted(socket: NetlinkSocket, ip: string, ifindex: number): boolean {
@@ -253,7 +258,7 @@ function nodeOptions({ node }: { node?: string | undefined }): { netns?: string 
   return node === undefined ? {} : { netns: node };
 }
 
-/** Without IPv6 (`ipv6.disable=1`) the kernel refuses to be told of its address generation. */
+/** Without IPv6 (`ipv6.disable=1`) the kernel refuses to set `addrGenMode`. */
 function kernelHasIpv6(): boolean {
   return existsSync('/proc/sys/net/ipv6');
 }

@@ -88,11 +88,11 @@ describe('hostile input', () => {
     ['the largest length there is', Buffer.from('RSC1\xff\xff\xff\xff', 'latin1'), '4294967295 bytes'],
     ['bytes after the end', Buffer.concat([frame('CNI_A=1\0', '{}'), Buffer.from('!')]), '1 bytes follow'],
     ['an unterminated environment', frame('CNI_A=1'), 'does not end with a NUL'],
-    ['a variable that is not CNI_*', frame('PATH=/bin\0'), '"PATH=/bin" has no place'],
-    ['a variable named __proto__', frame('__proto__=1\0'), 'has no place'],
-    ['an entry without a value', frame('CNI_COMMAND\0'), '"CNI_COMMAND" has no place'],
-    ['an empty entry', frame('\0'), '"" has no place'],
-    ['a variable given twice', frame('CNI_A=1\0CNI_A=2\0'), '"CNI_A=2" has no place'],
+    ['a variable that is not CNI_*', frame('PATH=/bin\0'), '"PATH=/bin" is not a CNI_* variable'],
+    ['a variable named __proto__', frame('__proto__=1\0'), 'is not a CNI_* variable'],
+    ['an entry without a value', frame('CNI_COMMAND\0'), '"CNI_COMMAND" is not a CNI_* variable'],
+    ['an empty entry', frame('\0'), '"" is not a CNI_* variable'],
+    ['a variable given twice', frame('CNI_A=1\0CNI_A=2\0'), '"CNI_A=2" is not a CNI_* variable'],
     ['bytes that are not UTF-8', frame(Buffer.from('CNI_A=\xff\0', 'latin1')), 'not UTF-8'],
   ])('%s is refused', (_, bytes, message) => {
     expect(() => requestDecoder().push(bytes)).toThrow(ProtocolError);

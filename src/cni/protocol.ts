@@ -1,44 +1,44 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /**
- * How the CNI shim (shim/ripstop-cni.c) and the agent talk over the agent's unix socket. One request and one response
- * to a connection; lengths are unsigned 32-bit numbers, big-endian; no field is longer than 1 MiB.
+ * The protocol between the CNI shim (shim/ripstop-cni.c) and the agent, over the agent's unix socket. Each connection
+ * has one request and one response; lengths are unsigned 32-bit numbers, big-endian; no field is longer than 1 MiB.
  *
  *     request   "RSC1"  u32 environment length  environment  u32 stdin length  stdin
  *     response  "RSC1"  u32 exit code           u32 stdout length              stdout
  *
- * The environment is a block of `KEY=VALUE\0`, only the variables whose names begin with `CNI_`. `stdin` and `stdout`
- * are the plugin's, byte for byte. This framing is final: a shim stays on a host while the agent behind it is upgraded,
- * so whatever differs one day must come with another magic.
+ * The environment is a block of `KEY=VALUE\0`, with only the variables whose names begin with `CNI_`. `stdin` and
+ * `stdout` are those of the plugin, byte for byte. This format is final, since a shim stays on a host while the agent
+ * is upgraded: a different format must have another magic.
  */
 
-/** What the container runtime gave the plugin. */
+/** The input of the plugin. */
 export interface CniRequest {
-  /** Its CNI_* environment. */
+  /** The CNI_* variables of its environment. */
   env: Readonly<Record<string, string>>;
   stdin: Uint8Array;
 }
 
-/** What the plugin shall print, and exit with. */
+/** The output of the plugin. */
 export interface CniResponse {
   exitCode: number;
   stdout: Uint8Array;
 }
 
-/** The longest that an environment, a stdin or a stdout may be, in bytes. */
+/** The maximum size of an environment, a stdin or a stdout, in bytes. */
 export const fieldLimitBytes = 1024 * 1024;
 
-/** The peer does not speak this protocol, or breaks its bounds; nothing more can be read from the connection. */
+/** The other side violates the protocol; nothing more can be read from the connection. */
 export class ProtocolError extends Error {
   override readonly name = 'ProtocolError';
 }
 
-/** What reading a frame from its first bytes came to: the whole of it, or how many bytes there must be to get further. */
+/** The result of parsing the first bytes of a frame: its message, or how many bytes are needed to continue. */
 type Parsed<T> = { message: T } | { needed: number };
 
 const magic = Buffer.from('RSC1');
 
-/** Takes a frame in whatever pieces it arrives. Reads nothing twice, and holds no more than the announced lengths. */
+/** Decodes a frame that arrives in pieces. It buffers no more than the announced lengths. */
 export class FrameDecoder<T> {
   readonly #parse: (bytes: Buffer) => Parsed<T>;
   #pieces: Uint8Array[] = [];
@@ -56,8 +56,8 @@ export class FrameDecoder<T> {
   push(piece: Uint8Array): T | undefined {
     this.#pieces.push(piece);
     this.#length += piece.length;
-    // The pieces are joined only when the next length, or the end, has arrived: a peer that sends single bytes costs
-    // four copies and not a million.
+    // Pieces are joined only when the next length, or the end, has arrived: if the other side sends single bytes, that
+    // costs four copies and not a million.
     while (this.#length >= this.#needed) {
       const bytes = Buffer.concat(this.#pieces, this.#length);
       this.#pieces = [bytes];
@@ -108,7 +108,7 @@ function parseResponse(bytes: Buffer): Parsed<CniResponse> {
 
 function checkMagic(bytes: Buffer): void {
   if (!bytes.subarray(0, magic.length).equals(magic)) {
-    throw new ProtocolError('the peer does not begin with "RSC1"; is the CNI plugin of another release?');
+    throw new ProtocolError('the message does not begin with "RSC1"; is the CNI plugin of another release?');
   }
 }
 
@@ -151,7 +151,9 @@ function parseEnvironment(block: Buffer): Record<string, string> {
   for (const entry of decodeUtf8(block).split('\0').slice(0, -1)) {
     const match = /^(CNI_[^=]*)=(.*)$/s.exec(entry);
     if (!match || entries.has(match[1]!)) {
-      throw new ProtocolError(`${JSON.stringify(entry.slice(0, 80))} has no place in the environment`);
+      throw new ProtocolError(
+        `${JSON.stringify(entry.slice(0, 80))} is not a CNI_* variable, or is there twice`,
+      );
     }
     entries.set(match[1]!, match[2]!);
   }

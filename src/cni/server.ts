@@ -12,38 +12,40 @@ import { type CniRequest, type CniResponse, encodeResponse, requestDecoder } fro
 import { CniCode, CniError } from './spec.ts';
 
 export interface CniServerOptions {
-  /** E.g. `/run/ripstop/cni.sock`; at most 100 bytes, for a temporary name beside it must fit into a socket's address. */
+  /**
+   * Such as `/run/ripstop/cni.sock`; at most 100 bytes, since a longer temporary name must fit into a socket address.
+   */
   socketPath: string;
-  /** Where the shim keeps the DELs that found no agent. */
+  /** Where the shim stores the DELs that it received while no agent answered. */
   deferredDir: string;
   /** The agent's state. */
   context: () => CniContext;
   log: Logger;
-  /** How long the shim may take to send its request. Default 10 s: it has read its input before it connects. */
+  /** The time for the shim to send its request. Default 10 s: it reads its input before it connects. */
   requestDeadlineMs?: number;
-  /** How long a command may take. Default 55 s, so that the answer is there before the shim gives up at 60 s. */
+  /** The time for a command. Default 55 s, so that there is an answer before the shim gives up after 60 s. */
   answerDeadlineMs?: number;
   /**
-   * How often to look for DELs of shims that gave up on a running agent: one that was just starting, or that hung.
+   * How often to look for deferred DELs of shims that gave up waiting for an agent that runs: it was starting, or hung.
    * Default 10 s.
    */
   deferredEveryMs?: number;
 }
 
 export interface CniServer {
-  /** Takes no more calls, and resolves when those under way have been answered. */
+  /** Accept no more calls; resolves when those under way are answered. */
   close(): Promise<void>;
 }
 
 /**
- * The agent's end of the CNI shim. Calls run at the same time, those about one container one after another. The DELs that
- * found no agent are carried out first: an ADD waits for them, since one may be about the same attachment, or hold the
- * last free address.
+ * Serve the CNI shim's calls. Calls about one container are carried out one after another, others at the same time.
+ * Deferred DELs are carried out first, and an ADD waits for them: one may be about the same attachment, or its address
+ * may be the last free one.
  *
- * Only root may call. Node cannot ask for a peer's credentials, and need not: connecting takes write permission on the
- * socket, which has mode 0600 in a directory of mode 0700.
+ * Only root can call: connecting requires write permission on the socket, which has mode 0600 in a directory of mode
+ * 0700.
  *
- * Resolves when the socket takes calls. @throws RipstopError when it cannot be created.
+ * Resolves when the socket accepts calls. @throws RipstopError when it cannot be created.
  */
 export async function createCniServer(options: CniServerOptions): Promise<CniServer> {
   const { socketPath, log } = options;
@@ -62,7 +64,7 @@ export async function createCniServer(options: CniServerOptions): Promise<CniSer
   };
 
   const serve = async (socket: Socket): Promise<void> => {
-    // A peer that goes away early is its own affair: what it has begun is finished, and the runtime will call DEL.
+    // If the shim is gone before the answer, the command is carried out nevertheless; the runtime will call DEL.
     socket.on('error', (error) => log.debug({ error: errorText(error) }, 'CNI connection lost'));
     reading.add(socket);
     let answered: Buffer;
@@ -77,7 +79,7 @@ export async function createCniServer(options: CniServerOptions): Promise<CniSer
       log.warn({ error }, 'CNI call refused');
     }
     socket.end(answered);
-    // What a peer sends after its request is read by nobody; and it must not keep the connection for ever.
+    // Whatever follows the request is ignored, and the shim must not keep the connection open for ever.
     socket.setTimeout(options.requestDeadlineMs ?? 10_000, () => socket.destroy());
   };
 
@@ -91,7 +93,7 @@ export async function createCniServer(options: CniServerOptions): Promise<CniSer
     return response;
   };
 
-  // Half-open: the peer may end its side once it has sent the request.
+  // Half-open: the shim may close its side once it has sent the request.
   const server = createServer({ allowHalfOpen: true }, (socket) => void serve(socket));
   void deferred.carryOut();
   await listen(server, socketPath);
@@ -110,9 +112,9 @@ export async function createCniServer(options: CniServerOptions): Promise<CniSer
 }
 
 /**
- * Bind under another name, make that private, then rename it: at no moment is there a socket with the wrong mode, and a
- * stale one, or that of the agent that this one takes over from, is replaced without a gap. Nobody removes the file at
- * the end: by then it may be a successor's, and a stale one refuses connections at once.
+ * Bind under a temporary name, set the mode, then rename. So there is never a socket with the wrong mode, and the
+ * socket of a previous agent is replaced without a gap. The file is not removed at the end: by then it may be that of
+ * the next agent, and a socket without an agent refuses connections at once.
  */
 async function listen(server: Server, socketPath: string): Promise<void> {
   const temporary = `${socketPath}.${process.pid}`;
@@ -128,7 +130,7 @@ async function listen(server: Server, socketPath: string): Promise<void> {
   }
 }
 
-/** @throws Error when the peer breaks the protocol, ends early or takes too long. */
+/** @throws Error when the shim violates the protocol, closes early or takes too long. */
 function readRequest(socket: Socket, deadlineMs: number): Promise<CniRequest> {
   const decoder = requestDecoder();
   const { promise, resolve, reject } = Promise.withResolvers<CniRequest>();
@@ -149,7 +151,7 @@ function readRequest(socket: Socket, deadlineMs: number): Promise<CniRequest> {
   });
 }
 
-/** The response, or after the deadline an error in its place; the work itself goes on to its end. */
+/** The response, or after the deadline an error instead; the work continues nevertheless. */
 async function withDeadline(working: Promise<CniResponse>, deadlineMs: number): Promise<CniResponse> {
   const { promise, resolve } = Promise.withResolvers<CniResponse>();
   const timer = setTimeout(() => {

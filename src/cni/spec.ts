@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 import { RipstopError } from '../errors.ts';
 
-/** What the CNI specification fixes and the rest of this folder speaks: versions, error codes, names, the result's shape. */
+/** Constants and types of the CNI specification: versions, error codes, names, the result. */
 
-/** The versions of the specification that are spoken here, oldest first. */
+/** The supported versions of the specification, oldest first. */
 export const supportedVersions = ['0.3.1', '0.4.0', '1.0.0', '1.1.0'] as const;
 export type CniVersion = (typeof supportedVersions)[number];
 
@@ -12,7 +12,7 @@ export function versionAtLeast(version: CniVersion, since: CniVersion): boolean 
   return supportedVersions.indexOf(version) >= supportedVersions.indexOf(since);
 }
 
-/** CNI specification, "Well-known error codes"; from 100 on the codes are ours. */
+/** The specification's "Well-known error codes"; codes from 100 on are our own. */
 export const CniCode = {
   incompatibleVersion: 1,
   unsupportedField: 2,
@@ -23,18 +23,18 @@ export const CniCode = {
   config: 7,
   tryAgain: 11,
   notAvailable: 50,
-  /** Something on the node refused: the reason is in the message. */
+  /** An operation on the node failed; the message has the reason. */
   failed: 100,
-  /** The attachment, or an interface of that name in the pod, is there already. */
+  /** The attachment, or an interface of that name in the pod, exists already. */
   exists: 101,
   /** There is no address for the pod, e.g. because all are taken. */
   ipam: 102,
-  /** CHECK found something missing or different. */
+  /** CHECK found something that is missing or differs. */
   drifted: 103,
 } as const;
 export type CniCode = (typeof CniCode)[keyof typeof CniCode];
 
-/** An error with the code that the container runtime gets to see. */
+/** An error with the code for the container runtime. */
 export class CniError extends RipstopError {
   readonly code: CniCode;
 
@@ -44,19 +44,19 @@ export class CniError extends RipstopError {
   }
 }
 
-/** A container ID or network name: the specification's alphabet, short enough to be part of a file's name. */
+/** A container ID or network name: the specification's characters, short enough to be part of a file name. */
 export const namePattern = /^[A-Za-z0-9][A-Za-z0-9_.-]{0,199}$/;
 
 /**
- * An interface name: up to 15 of the characters that people use. Narrower than the kernel's rule (anything but `/`, `:`
- * and white space), because names become part of files' names and of lines that people read.
+ * An interface name: up to 15 common characters. The kernel allows more (anything but `/`, `:` and white space), but
+ * names become part of file names and of log lines.
  */
 export const ifnamePattern = /^[A-Za-z0-9_][A-Za-z0-9_.@-]{0,14}$/;
 
-/** An absolute path of the characters that people use. */
+/** An absolute path of common characters. */
 export const netnsPattern = /^\/[A-Za-z0-9_./:@+-]{1,1024}$/;
 
-/** The network's DNS settings, handed through from the configuration to the result. */
+/** The network's DNS settings, copied from the configuration to the result. */
 export interface CniDns {
   nameservers?: string[] | undefined;
   domain?: string | undefined;
@@ -64,7 +64,7 @@ export interface CniDns {
   options?: string[] | undefined;
 }
 
-/** The result of ADD. `version` inside `ips` belongs to the versions before 1.0.0, `mtu` inside `routes` to 1.1.0. */
+/** The result of ADD. Only versions before 1.0.0 have `version` in `ips`; only 1.1.0 has `mtu` in `routes`. */
 export interface CniResult {
   cniVersion: CniVersion;
   interfaces: { name: string; mac: string; sandbox: string }[];

@@ -2,23 +2,24 @@
 /*
  * ripstop-cni: the CNI plugin that the container runtime executes on the host.
  *
- * It decides nothing. It hands its CNI_* environment and its standard input to the ripstop agent over a unix socket
- * and prints the agent's answer; the framing is described in src/cni/protocol.ts. Written in C and linked statically
+ * It decides nothing. It sends its CNI_* environment and its standard input to the ripstop agent over a unix socket,
+ * and prints the agent's answer; src/cni/protocol.ts describes the protocol. It is written in C and linked statically
  * because hosts have no Node, and because a runtime starts it several times for every pod.
  *
- * It answers by itself only what must work without an agent:
+ * Without an agent it answers by itself:
  *
- *   VERSION  the versions.
- *   DEL      pods must always be deletable. The request is kept in a directory, and the agent carries it out when it is
- *            there again (src/cni/deferred.ts). Until then the address stays leased: the pinned programs still know it,
- *            so nobody else may get it. The pod's veth pair goes with its namespace, which the runtime removes. Of a
- *            container without a lease nothing is left to take away, so nothing is kept: this is how DEL ends an ADD
- *            that found no agent, and why no more requests are kept than there are leases.
- *   GC       succeeds and does nothing. It is not kept: carried out later, it would take away the pods that were added
- *            since. The runtime's next GC collects what this one did not.
- *   others   the error that says that the agent is away: code 11 "try again later", or 50 "not available" to STATUS.
+ *   VERSION  the versions (also with an agent).
+ *   DEL      success, since it must always be possible to delete pods. The request is stored in a directory, and the
+ *            agent carries it out when it runs again (src/cni/deferred.ts). Until then the address stays leased, so
+ *            that no other pod gets it: the pinned programs still know it. The pod's veth pair goes with its
+ *            namespace, which the runtime removes. If the container has no lease, as after an ADD that found no
+ *            agent, there is nothing to remove, and nothing is stored. So there are never more requests than leases.
+ *   GC       success, without doing anything. The request is not stored: carried out later, it would remove pods that
+ *            were added since. The runtime's next GC does the work.
+ *   others   an error which says that the agent does not answer: code 11 "try again later"; for STATUS, code 50
+ *            "not available".
  *
- * Three static buffers of the largest size that the framing allows, touched only as far as they are filled.
+ * It has three static buffers of the largest size that the protocol allows; only the filled part of them uses memory.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -39,7 +40,7 @@
 #include <time.h>
 #include <unistd.h>
 
-/* Where the manifest has the agent's things. Each can be overridden by a RIPSTOP_CNI_* variable: labs and tests do. */
+/* The paths in the manifest. Labs and tests override them with RIPSTOP_CNI_* variables. */
 #define DEFAULT_SOCKET "/run/ripstop/cni.sock"
 #define DEFAULT_DEFERRED "/var/lib/ripstop/deferred"
 #define DEFAULT_LEASES "/var/lib/cni/networks"
@@ -48,7 +49,7 @@
 #define MAGIC "RSC1"
 #define FIELD_LIMIT (1024 * 1024)
 
-/* From start to answer. Runtimes wait longer (containerd and kubelet: minutes); tests build with less. */
+/* The time from start to answer. Runtimes wait longer (containerd and kubelet: minutes); tests build with less. */
 #ifndef DEADLINE_MS
 #define DEADLINE_MS 60000
 #endif
@@ -66,14 +67,14 @@ static uint8_t input[FIELD_LIMIT]; /* standard input */
 static size_t input_length;
 static uint8_t environment[FIELD_LIMIT]; /* KEY=VALUE\0 of every CNI_* variable */
 static size_t environment_length;
-static uint8_t answer[FIELD_LIMIT]; /* the agent's */
+static uint8_t answer[FIELD_LIMIT]; /* the agent's output */
 static const char *command;
 static const char *socket_path;
 static char cni_version[16] = DEFAULT_VERSION;
 static int64_t deadline_ms;
 
-/* Text as the inside of a JSON string. A byte beyond ASCII (a path may hold any) becomes U+FFFD, so that the output is
- * valid UTF-8 whatever comes in. */
+/* Print text inside a JSON string. Bytes beyond ASCII, which a path may contain, become U+FFFD, so that the output is
+ * valid UTF-8 in any case. */
 static void print_json_text(const char *text)
 {
 	for (const unsigned char *c = (const unsigned char *)text; *c; c++) {
@@ -107,7 +108,7 @@ static bool is_command(const char *name)
 	return command && strcmp(command, name) == 0;
 }
 
-/* The variable's value, or this where it is not set. */
+/* The value of a variable, or `otherwise` if it is not set. */
 static const char *variable_or(const char *name, const char *otherwise)
 {
 	const char *value = getenv(name);
@@ -115,7 +116,7 @@ static const char *variable_or(const char *name, const char *otherwise)
 	return value && *value ? value : otherwise;
 }
 
-/* A variable of the runtime's that becomes part of a file's name. The agent's rules (src/cni/spec.ts) are narrower. */
+/* A variable that becomes part of a file name. The agent's rules (src/cni/spec.ts) are stricter. */
 static const char *name_variable(const char *variable, size_t longest)
 {
 	static const char alphabet[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.@-";
@@ -126,7 +127,7 @@ static const char *name_variable(const char *variable, size_t longest)
 	return value;
 }
 
-/* Whether one of host-local's files is a lease of the container: "ID\r\nIFNAME", or just "ID" in old ones. */
+/* Whether a file of host-local is a lease of the container: "ID\r\nIFNAME", or just "ID" in old ones. */
 static bool is_lease_of(int directory, const char *file, const char *container)
 {
 	size_t size = strlen(container);
@@ -134,7 +135,7 @@ static bool is_lease_of(int directory, const char *file, const char *container)
 	ssize_t got;
 	int fd = openat(directory, file, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
 
-	/* One that cannot be read may be: better to keep a DEL in vain than to lose one. */
+	/* A file that cannot be read may be one: better store a DEL in vain than lose it. */
 	if (fd < 0)
 		return errno != ENOENT;
 	got = read(fd, text, sizeof text - 1);
@@ -156,8 +157,8 @@ static bool has_lease_in(int networks, const char *network, const char *containe
 	return found;
 }
 
-/* Whether host-local has an address for the container, in any network. It does from before ADD has made anything to
- * after DEL has taken all away. */
+/* Whether host-local has a lease for the container, in any network. ADD takes the lease before it does anything else,
+ * and DEL releases it last. */
 static bool has_lease(const char *container)
 {
 	DIR *networks = opendir(variable_or("RIPSTOP_CNI_LEASES", DEFAULT_LEASES));
@@ -195,7 +196,7 @@ static void put_be32(uint8_t *bytes, size_t value)
 		bytes[i] = (uint8_t)(value >> (24 - 8 * i));
 }
 
-/* Write the request, framed as on the socket. @return whether it is on the disk; errno says why not. */
+/* Write the request in the same format as on the socket. @return whether it is on the disk; errno says why not. */
 static bool write_request(int fd)
 {
 	uint8_t environment_size[4], input_size[4];
@@ -207,7 +208,7 @@ static bool write_request(int fd)
 	       write_all(fd, input, input_length) && fsync(fd) == 0;
 }
 
-/* Make a directory for root alone, and the one that it is in. @return it, opened; -1 when that failed, errno says why. */
+/* Create a directory for root only, and its parent. @return its descriptor; -1 when that failed, errno says why. */
 static int open_directory(const char *path)
 {
 	char parent[PATH_MAX];
@@ -227,8 +228,8 @@ static int open_directory(const char *path)
 	return fd;
 }
 
-/* One file for each attachment, so the same DEL again takes no more room; whole or not at all, and there after a crash.
- * @return whether it is; errno says why not. */
+/* Store the request atomically and durably, in one file for each attachment: the same DEL again takes no more space.
+ * @return whether it is stored; errno says why not. */
 static bool keep_request(const char *path, const char *container, const char *ifname)
 {
 	char name[256], draft[256];
@@ -237,7 +238,7 @@ static bool keep_request(const char *path, const char *container, const char *if
 
 	if (directory < 0)
 		return false;
-	/* A colon is in neither. */
+	/* Neither name has a colon. */
 	snprintf(name, sizeof name, "%s:%s", container, ifname);
 	snprintf(draft, sizeof draft, ".%s.%ld", name, (long)getpid());
 	fd = openat(directory, draft, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
@@ -249,7 +250,7 @@ static bool keep_request(const char *path, const char *container, const char *if
 	return kept;
 }
 
-/* Returns when the DEL is done, or kept for later. */
+/* Returns when the request is stored, or when there is nothing to remove. */
 static void defer_del(const char *why)
 {
 	const char *container = name_variable("CNI_CONTAINERID", 200), *ifname = name_variable("CNI_IFNAME", 15);
@@ -282,7 +283,7 @@ __attribute__((noreturn)) static void agent_away(const char *why)
 	     socket_path, why);
 }
 
-/* After a send or receive that failed for good. */
+/* For errors of send and receive that are final. */
 __attribute__((noreturn)) static void connection_lost(int error)
 {
 	bool ended = error == 0 || error == EPIPE || error == ECONNRESET;
@@ -298,7 +299,7 @@ static int64_t now_ms(void)
 	return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
-/* Whether the file became ready before the deadline. Errors count as ready: the read or write that follows names them. */
+/* Whether the file became ready before the deadline. Errors count as ready: the next read or write reports them. */
 static bool wait_ready(int fd, short events)
 {
 	for (;;) {
@@ -337,9 +338,9 @@ static size_t read_input(void)
 }
 
 /*
- * Copy the value of the top level's "cniVersion" into cni_version; leave that as it is when there is none, or one that
- * is not made of digits and dots. This is no JSON parser: it follows strings and nesting and nothing else, which is
- * just enough to mistake neither a prevResult's version nor text inside a string for the configuration's own.
+ * Copy the value of the top level's "cniVersion" into cni_version, if it consists of digits and dots. This is not a
+ * JSON parser: it follows only strings and nesting. That suffices not to take the version of a prevResult, or text
+ * inside a string, for the version of the configuration.
  */
 static void scan_version(const uint8_t *json, size_t length)
 {
@@ -377,7 +378,7 @@ static void scan_version(const uint8_t *json, size_t length)
 	}
 }
 
-/* Only CNI_* goes over: the rest of a runtime's environment may hold secrets, and is nobody's business. */
+/* Only CNI_* variables are sent: the rest of the runtime's environment may contain secrets. */
 static size_t collect_environment(void)
 {
 	size_t length = 0;
@@ -395,7 +396,7 @@ static size_t collect_environment(void)
 	return length;
 }
 
-/* Never waits: the socket is there and served, or the agent is away. */
+/* Does not wait: either an agent listens on the socket, or there is none. */
 static int connect_agent(void)
 {
 	struct sockaddr_un address = {.sun_family = AF_UNIX};
@@ -496,6 +497,6 @@ int main(void)
 	receive_all(fd, answer, answer_length);
 	if (fwrite(answer, 1, answer_length, stdout) != answer_length || fflush(stdout) != 0)
 		return 1;
-	/* A process has only eight bits to say it with, and 256 must not become success. */
+	/* An exit code has only eight bits, and 256 must not become success. */
 	return exit_code > 255 ? 1 : (int)exit_code;
 }
