@@ -12,20 +12,20 @@ import { vtepDeviceName } from '../host/vtep-device.ts';
 import { type Family, perFamily } from '../net/ip.ts';
 import type { AgentOptions } from './options.ts';
 
-/** What of the agent's options says which lease is ours. */
+/** The options that determine which lease is ours. */
 export type EtcdNodeOptions = Pick<
   AgentOptions,
   'nodeName' | 'stateDir' | 'subnetFile' | 'iface' | 'ifaceRegex' | 'ifaceCanReach' | 'publicIp'
 >;
 
-/** Where the network configuration is kept for when etcd is away. */
+/** The file with a copy of the network configuration, for times when etcd does not answer. */
 export function etcdNetConfCopy(stateDir: string): string {
   return join(stateDir, 'etcd-net-conf.json');
 }
 
 /**
- * The configuration and the subnets of a cluster without Kubernetes, as flannel keeps them in etcd. Undefined when the
- * signal came before there was a configuration.
+ * Read the network configuration and the subnets of a cluster without Kubernetes, which flannel keeps in etcd.
+ * @returns undefined when the signal came before there was a configuration.
  * @throws RipstopError when the options are wrong.
  */
 export async function openEtcd(
@@ -61,13 +61,13 @@ export async function openEtcd(
   return { netConf, subnets };
 }
 
-/** What an agent before us has left on this machine. */
+/** What a previous agent left on this machine. */
 async function pastOf(
   { subnetFile }: EtcdNodeOptions,
   { backend }: NetConf,
   families: readonly Family[],
 ): Promise<EtcdPast> {
-  // A file that cannot be read is written anew later, and says nothing until then.
+  // A file that cannot be read is ignored; it is written again later.
   const env = await readSubnetEnv(subnetFile).catch(() => undefined);
   const links = await listLinks();
   const macOf = (family: Family): string | undefined =>

@@ -9,9 +9,10 @@ import type { Attachment, AttachmentStore } from '../cni/attachments.ts';
 import { XdpAnswers } from '../dataplane/links.ts';
 import { ProgramSet } from '../dataplane/programs.ts';
 import { pinPaths, type Tables } from '../dataplane/tables.ts';
-import { errorText, RipstopError } from '../errors.ts';
+import { RipstopError } from '../errors.ts';
 import { monitorNode, type NodeEvent } from '../host/monitor.ts';
 import { vtepDeviceName } from '../host/vtep-device.ts';
+import { LogOnce } from '../log-once.ts';
 import { randomMac } from '../net/mac.ts';
 import { type Job, reconcile } from '../reconcile/reconcile.ts';
 import type { Outcome, TargetStatus } from '../reconcile/reconciled.ts';
@@ -48,6 +49,8 @@ const AUDIT_MS_MAX = 120_000;
 /** How long no pod may come or go before the programs of those that came are attached; and how long at most. */
 const ATTACH_MS = 20;
 const ATTACH_MS_MAX = 200;
+/** After a pass that could not observe or plan; events may bring the next one sooner. */
+const RETRY_MS = 5000;
 const FIRST_PASS = 'the first pass is under way';
 /** How often a pass observes again what it has made itself: devices, then the programs for them. */
 const ROUNDS_MAX = 4;
@@ -93,8 +96,8 @@ export class Incarnation implements Disposable {
   #standing: Standing = { kind: 'starting', why: FIRST_PASS };
   /** Whether a whole pass has been made. */
   #hasPassed = false;
-  /** Why the last pass could make no plan; empty when it could. */
-  #noPlan = '';
+  /** Why the last pass could not observe the node, or make a plan for it. */
+  readonly #failure: LogOnce;
   #peers: Peers = { revision: -1, peers: [], synced: false };
   #uplink = '';
   #auditMs = AUDIT_MS;
@@ -104,6 +107,7 @@ export class Incarnation implements Disposable {
     this.#options = options;
     const { agent, netConf, own, families, store, log } = options;
     const { backend } = netConf;
+    this.#failure = new LogOnce(log, 'cannot bring this node in line; retrying', 'error');
     const { links: linkPins } = pinPaths(agent.bpffs);
     const used = families.map(({ family }) => family);
     this.#planOptions = { agent, backend, own, families, freshMac: { v4: randomMac(), v6: randomMac() } };
@@ -145,7 +149,7 @@ export class Incarnation implements Disposable {
 
   /** Why no pod can be added; undefined when one can. */
   get notReady(): string | undefined {
-    if (this.#noPlan !== '') return this.#noPlan;
+    if (this.#failure.reason !== undefined) return this.#failure.reason;
     if (this.#standing.kind === 'starting') return this.#standing.why;
     if (!this.#hasPassed) return FIRST_PASS;
     return this.#failureOfNode() ?? this.#standing.plan.blocked;
@@ -227,7 +231,12 @@ export class Incarnation implements Disposable {
     this.#peers = { revision: cluster.peersRevision, peers, synced: cluster.synced };
     const isAudit = startedAtMs - this.#auditedAtMs > this.#auditMs;
     if (isAudit) staleAll(this.#observer, this.#targets);
-    onOutcomes(await this.#reconcile(), this.statuses);
+    try {
+      onOutcomes(await this.#reconcile(), this.statuses);
+      this.#failure.over();
+    } catch (error) {
+      this.#failure.met(error);
+    }
     const durationMs = performance.now() - startedAtMs;
     if (isAudit) this.#auditedAtMs = startedAtMs;
     // The first pass also loads the programs, which no audit does.
@@ -240,7 +249,7 @@ export class Incarnation implements Disposable {
 
   async #reconcile(): Promise<Outcome[]> {
     const { planned, outcomes } = await this.#reconcileNode();
-    if (!planned || !this.standing) return outcomes;
+    if (!this.standing) return outcomes;
     outcomes.push(...(await reconcile(peerJobs(this.#targets, planned.peers))));
     await this.#podTurn.run();
     await this.#podLinkTurn.run();
@@ -249,13 +258,11 @@ export class Incarnation implements Disposable {
   }
 
   /** The node's own part. What it makes is observed and planned with before anything is built on it. */
-  async #reconcileNode(): Promise<{ planned: Plan | undefined; outcomes: Outcome[] }> {
+  async #reconcileNode(): Promise<{ planned: Plan; outcomes: Outcome[] }> {
     const outcomes: Outcome[] = [];
-    let planned: Plan | undefined;
-    for (let round = 1; round <= ROUNDS_MAX; round++) {
+    for (let round = 1; ; round++) {
       const node = await this.#observer.observe(this.#peers);
-      planned = this.#planOf(node);
-      if (!planned) break;
+      const planned = this.#planOf(node);
       const done = await reconcile(nodeJobs(this.#targets, planned.node));
       const why = this.#standing.kind === 'starting' ? this.#failureOfNode() : undefined;
       this.#standing =
@@ -265,28 +272,18 @@ export class Incarnation implements Disposable {
       const made = done.filter(
         ({ target, upserts, removals }) => OBSERVED.has(target) && upserts + removals > 0,
       );
-      if (made.length === 0) break;
+      if (made.length === 0 || round === ROUNDS_MAX) return { planned, outcomes };
       this.#observer.invalidate('links', 'routes', 'nextHops');
     }
-    return { planned, outcomes };
   }
 
-  /** A plan for what was observed; undefined when there can be none: see `#noPlan`. */
-  #planOf(node: NodeSnapshot): Plan | undefined {
-    const { log } = this.#options;
-    try {
-      const planned = plan(this.#peers, node, this.#planOptions);
-      const { explanation } = planned.outline.uplink;
-      if (explanation !== this.#uplink) log.info({ uplink: explanation }, 'chose the uplink');
-      this.#uplink = explanation;
-      this.#noPlan = '';
-      return planned;
-    } catch (error) {
-      const why = errorText(error);
-      if (why !== this.#noPlan) log.error({ why }, 'cannot plan for this node; retrying');
-      this.#noPlan = why;
-      return undefined;
-    }
+  /** A plan for what was observed. @throws RipstopError when there can be none. */
+  #planOf(node: NodeSnapshot): Plan {
+    const planned = plan(this.#peers, node, this.#planOptions);
+    const { explanation } = planned.outline.uplink;
+    if (explanation !== this.#uplink) this.#options.log.info({ uplink: explanation }, 'chose the uplink');
+    this.#uplink = explanation;
+    return planned;
   }
 
   /** The pods' part alone, for a pass and for an ADD or DEL alike. */
@@ -325,7 +322,8 @@ export class Incarnation implements Disposable {
 
   #dueInMs(): number {
     const retries = Object.values(this.#targets).map(({ retryAtMs = Infinity }) => retryAtMs);
-    const dueAtMs = Math.min(this.#auditedAtMs + this.#auditMs, ...retries);
+    const retryAtMs = this.#failure.reason === undefined ? Infinity : performance.now() + RETRY_MS;
+    const dueAtMs = Math.min(this.#auditedAtMs + this.#auditMs, retryAtMs, ...retries);
     return Math.max(0, dueAtMs - performance.now()) + 1;
   }
 }

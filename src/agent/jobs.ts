@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** Targets with what a plan says about them, in the order in which they are reconciled. */
+/** The jobs of a pass: targets with their desired entries, in the order in which they are reconciled. */
 import { type Job, job } from '../reconcile/reconcile.ts';
 import type { LinkPlan, NodePlan, PeerPlan, PodPlan } from './plan/index.ts';
 import type { Targets } from './targets.ts';
@@ -14,7 +14,7 @@ export function nodeJobs(to: Targets, node: NodePlan): Job[] {
   ];
 }
 
-/** What replaces a flanneld before us, once our own kernel path stands. */
+/** What replaces a previous flanneld, once our own kernel path is in place; then the programs. */
 export function programJobs(to: Targets, node: NodePlan): Job[] {
   return [
     job(to.flannelRoutes, node.flannelRoutes),
@@ -24,7 +24,7 @@ export function programJobs(to: Targets, node: NodePlan): Job[] {
   ];
 }
 
-/** What a packet meets last is filled first, so that what an entry leads to is there before the entry. */
+/** In the reverse order of a packet's lookups, so that an entry is written after those that it leads to. */
 export function peerJobs(to: Targets, peers: PeerPlan): Job[] {
   return [
     job(to.vtepSet, peers.vtepSet),

@@ -53,10 +53,10 @@ describe('the last-known state', () => {
     const text = textOf(known(2), scope);
     const { ipv6Network: _v6, ...single } = dualStack;
     for (const [other, why] of [
-      [{ ...scope, nodeName: 'node-2' }, 'its node is "node-1", and ours "node-2"'],
-      [{ ...scope, lease: { ...dualStack, vni: 7 } }, 'its vni is 1, and ours 7'],
+      [{ ...scope, nodeName: 'node-2' }, 'its node is "node-1", and ours is "node-2"'],
+      [{ ...scope, lease: { ...dualStack, vni: 7 } }, 'its vni is 1, and ours is 7'],
       [{ ...scope, lease: { ...dualStack, backend: 'host-gw' as const } }, 'its backend is "vxlan"'],
-      [{ ...scope, lease: single }, 'its ipv6Network is "fd00:42::/56", and ours null'],
+      [{ ...scope, lease: single }, 'its ipv6Network is "fd00:42::/56", and ours is null'],
     ] as const)
       expect(() => decodeLastKnown(text, other)).toThrow(why);
   });
@@ -64,7 +64,7 @@ describe('the last-known state', () => {
   it('is refused when cut anywhere, and when anything in it is not what it should be', () => {
     const text = textOf(known(2), scope);
     for (let end = 0; end < text.length - 2; end += 7)
-      expect(() => decodeLastKnown(text.slice(0, end), scope)).toThrow('it is no JSON');
+      expect(() => decodeLastKnown(text.slice(0, end), scope)).toThrow('it is not JSON');
     for (const [from, to, why] of [
       ['"format":2', '"format":1', 'it is not of format 2'],
       ['"format":2', '"version":2', 'it is not of format 2'],
@@ -161,7 +161,7 @@ describe('its file', () => {
   });
 
   it.each([
-    ['broken', '{"format":1,', 'it is no JSON'],
+    ['broken', '{"format":1,', 'it is not JSON'],
     ['of another format', '{"format":0,"scope":{}}', 'it is not of format 2'],
     ['foreign', textOf(known(1), { ...scope, nodeName: 'other' }), 'its node is'],
   ])('that is %s is left alone, with one warning, until there is something better', async (_, text, why) => {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * What this node last knew of itself and its peers, on disk: so that a node which reboots while the API server is down
- * still has a network. The file's time of modification says when all of it was last known to be true.
+ * The last-known state: what this node knew of itself and its peers, on disk, so that a node which reboots while the
+ * API server is down still has a network. The file's modification time is when the state was last known to be current.
  */
 import { stat, utimes } from 'node:fs/promises';
 import type { Logger } from 'pino';
@@ -13,10 +13,10 @@ import { LogOnce } from '../log-once.ts';
 import { addressFamily, type Cidr, familyKey, formatCidr, parseCidr, perFamily } from '../net/ip.ts';
 import { normalizeMac } from '../net/mac.ts';
 
-/** Of the file. Another number is another format, and none of ours. */
+/** The version of the file's format. A file of another version is not read. */
 const FORMAT = 2;
 const WRITE_EVERY_MS = 10_000;
-const PEERS_IN_PIECE = 200;
+const PEERS_IN_CHUNK = 200;
 
 export interface LastKnown {
   readonly own: OwnNode;
@@ -24,7 +24,7 @@ export interface LastKnown {
   readonly peers: readonly PeerNode[];
 }
 
-/** Whose knowledge it is: under another name, network or backend it is worth nothing. */
+/** The node and cluster that the state belongs to: it is useless for a node of another name, network or backend. */
 export interface LastKnownScope {
   readonly nodeName: string;
   readonly lease: LeaseSettings;
@@ -83,7 +83,7 @@ const OwnFile = z.object({
 const Head = z.object({ format: z.literal(FORMAT), scope: z.record(z.string(), z.unknown()) });
 const Body = z.object({ own: OwnFile, peers: z.array(NodeFile) });
 
-/** As one line of JSON, in pieces: of 15,000 peers it has 4 MB, which nobody needs at once. */
+/** One line of JSON, in chunks: with 15,000 peers it has 4 MB, which are not needed in memory at once. */
 export function* encodeLastKnown({ own, peers }: LastKnown, scope: LastKnownScope): Generator<string> {
   const head = {
     format: FORMAT,
@@ -91,27 +91,29 @@ export function* encodeLastKnown({ own, peers }: LastKnown, scope: LastKnownScop
     own: { ...own, podCidrs: own.podCidrs.map(formatCidr) },
   };
   yield `${JSON.stringify(head).slice(0, -1)},"peers":[`;
-  for (let from = 0; from < peers.length; from += PEERS_IN_PIECE) {
-    const piece = JSON.stringify(peers.slice(from, from + PEERS_IN_PIECE).map(encodeNode)).slice(1, -1);
+  for (let from = 0; from < peers.length; from += PEERS_IN_CHUNK) {
+    const piece = JSON.stringify(peers.slice(from, from + PEERS_IN_CHUNK).map(encodeNode)).slice(1, -1);
     yield from === 0 ? piece : `,${piece}`;
   }
   yield ']}\n';
 }
 
-/** The inverse. @throws RipstopError saying why this text is of no use here. */
+/** The inverse of {@link encodeLastKnown}. @throws RipstopError saying why the text cannot be used. */
 export function decodeLastKnown(text: string, scope: LastKnownScope): LastKnown {
   let json: unknown;
   try {
     json = JSON.parse(text);
   } catch (error) {
-    throw new RipstopError('it is no JSON', { cause: error });
+    throw new RipstopError('it is not JSON', { cause: error });
   }
   const head = Head.safeParse(json);
   if (!head.success) throw new RipstopError(`it is not of format ${FORMAT}`);
   const [theirs, ours] = [head.data.scope, scopeOf(scope)];
   for (const [key, value] of Object.entries(ours)) {
     if (theirs[key] === value) continue;
-    throw new RipstopError(`its ${key} is ${JSON.stringify(theirs[key])}, and ours ${JSON.stringify(value)}`);
+    throw new RipstopError(
+      `its ${key} is ${JSON.stringify(theirs[key])}, and ours is ${JSON.stringify(value)}`,
+    );
   }
   const body = Body.safeParse(json);
   if (body.success) return body.data;
@@ -138,14 +140,14 @@ function scopeOf({ nodeName, lease }: LastKnownScope): Record<string, string | n
   };
 }
 
-/** The file, written at most every ten seconds and only for a change. */
+/** The file. Its content is written only when it changes, at most every ten seconds. */
 export class LastKnownFile {
   readonly #path: string;
   readonly #scope: LastKnownScope;
   readonly #log: Logger;
   readonly #failure: LogOnce;
   readonly #everyMs: number;
-  /** What the file holds, or is about to. */
+  /** The revision that the file holds. */
   #writtenRevision: string | undefined;
   #latest: { readonly known: LastKnown; readonly revision: string } | undefined;
   #touchedAt = Number.NEGATIVE_INFINITY;
@@ -158,12 +160,15 @@ export class LastKnownFile {
     this.#log = log;
     this.#failure = new LogOnce(
       log,
-      'cannot keep the last-known state; after a reboot this node needs the API server',
+      'cannot write the last-known state; after a reboot this node needs the API server; retrying',
     );
     this.#everyMs = everyMs;
   }
 
-  /** What is of use, and since when it may be untrue (ms since 1970). Of a file that is none, the log tells why. */
+  /**
+   * Read the file. `at` is when the state was last known to be current (ms since 1970). If the file cannot be used, the
+   * log says why.
+   */
   async read(): Promise<(LastKnown & { readonly at: number }) | undefined> {
     try {
       const text = await readIfThere(this.#path);
@@ -171,14 +176,14 @@ export class LastKnownFile {
       const { mtimeMs } = await stat(this.#path);
       return { ...decodeLastKnown(text, this.#scope), at: mtimeMs };
     } catch (error) {
-      this.#log.warn({ file: this.#path, why: errorText(error) }, 'the last-known state is of no use here');
+      this.#log.warn({ file: this.#path, why: errorText(error) }, 'cannot use the last-known state');
       return undefined;
     }
   }
 
-  /** Note the cluster as it is now, our own Node with the MACs of our lease; returns at once. */
+  /** Note the present state of the cluster, and of our own Node with the MACs of our lease. Returns at once. */
   noteCluster(own: OwnNode, lease: OwnLease, { nodes, peersRevision }: ClusterSnapshot): void {
-    // Our Node names the MACs only when the API server has answered what we publish; peers may use them before.
+    // Peers may know the MACs of our lease before our Node shows them to us.
     const known = {
       own: { ...own, vtepMac: perFamily((family) => lease[familyKey(family)]?.vtepMac) },
       peers: nodes,
@@ -186,17 +191,17 @@ export class LastKnownFile {
     this.note(known, `${peersRevision} ${JSON.stringify(known.own)}`);
   }
 
-  /** This is how things are now; returns at once. @param revision the same for the same. */
+  /** Note the present state. Returns at once. @param revision the same revision stands for the same state. */
   note(known: LastKnown, revision: string): void {
     this.#latest = { known, revision };
     if (this.#timer !== undefined) return;
     const wait = Math.max(0, this.#touchedAt + this.#everyMs - performance.now());
-    // What is the same need not be made known before its time comes anyway.
+    // An unchanged state only needs its modification time updated, at the next regular write.
     if (wait > 0 && this.#writtenRevision === revision) return;
     this.#timer = setTimeout(() => void this.flush(), wait);
   }
 
-  /** Write what is noted now. Never throws: see the log. */
+  /** Write the noted state now. Never throws; failures are logged. */
   flush(): Promise<void> {
     clearTimeout(this.#timer);
     this.#timer = undefined;

@@ -6,7 +6,7 @@ import type { AgentOptions } from './options.ts';
 import type { KeptPlan } from './plan/index.ts';
 import type { NodeSnapshot } from './snapshot.ts';
 
-/** What other nodes need to know of this one, as it stands. */
+/** The lease to publish: what other nodes need to know of this one. */
 export function leaseOf(
   { plan, node }: { readonly plan: KeptPlan; readonly node: NodeSnapshot },
   { setNodeNetworkUnavailable }: AgentOptions,

@@ -2,8 +2,8 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 
 /**
- * Runs a pass whenever something changed, one at a time and at its own pace: events only mark the state dirty, so a storm
- * of them costs one pass. Without events the next pass comes when the last one asked for it.
+ * Runs a pass whenever something changed, one pass at a time. Events during a pass only cause one more pass, so a burst
+ * of them is cheap. Without events the next pass runs when the last one asked for it.
  */
 export class Loop {
   readonly #pass: () => Promise<number>;
@@ -15,7 +15,7 @@ export class Loop {
 
   /**
    * @param pass returns in how many ms the next one is due if nothing happens before.
-   * @param settleMs how long it must be quiet before a pass takes all events so far; after ten times that it waits no longer.
+   * @param settleMs how long there must be no event before a pass starts; after ten times that it starts in any case.
    */
   constructor(pass: () => Promise<number>, { settleMs }: { settleMs: number }) {
     this.#pass = pass;
@@ -33,7 +33,7 @@ export class Loop {
     this.#dirty.resolve();
   }
 
-  /** Let events gather as long as they keep coming: one pass serves them all. */
+  /** Wait as long as events keep coming, so that one pass handles them all. */
   async #settle(): Promise<void> {
     for (let waited = 0, seen = -1; seen !== this.#events && waited < 10; waited++) {
       seen = this.#events;

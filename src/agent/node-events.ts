@@ -6,7 +6,7 @@ import type { NodeObserver } from './observer.ts';
 import type { Targets } from './targets.ts';
 
 /**
- * Note what an event makes stale. One that tells of what we did ourselves, and know, makes nothing stale.
+ * Invalidate what an event concerns. An event about a change of our own, which is known already, invalidates nothing.
  * @returns whether a pass has something to do.
  */
 export function noteEvent(event: NodeEvent, observer: NodeObserver, to: Targets): boolean {
@@ -21,7 +21,7 @@ export function noteEvent(event: NodeEvent, observer: NodeObserver, to: Targets)
     case 'proxy':
       return to.proxies.noteActual(proxyKey(event.bridge, event.address), event.deleted ? undefined : true);
     case 'settings': {
-      // A host veth that no pod has yet: its ADD sets what it needs.
+      // A new host veth: the ADD under way makes its settings.
       const isNew = event.name !== undefined && isPodVeth(event.name) && !observer.knows(event.name);
       if (!isNew) to.sysctls.invalidate();
       return !isNew;
@@ -42,7 +42,7 @@ export function noteEvent(event: NodeEvent, observer: NodeObserver, to: Targets)
   return true;
 }
 
-/** Look at everything again: events were lost, or an audit is due. */
+/** Invalidate everything, since events were lost or an audit is due. */
 export function staleAll(observer: NodeObserver, to: Targets): void {
   observer.invalidate('links', 'routes', 'nextHops');
   invalidate(...Object.values(to));

@@ -113,7 +113,7 @@ export class NodeObserver {
   /** One observation at a time: a slow one must not put back what a quick one has replaced. */
   #inTurn<T>(observe: () => Promise<T>): Promise<T> {
     const result = this.#turn.then(observe);
-    this.#turn = result.catch(() => {});
+    this.#turn = result.catch(() => this.invalidate('links', 'routes', 'nextHops'));
     return result;
   }
 

@@ -4,7 +4,7 @@ import { podMtu } from '../dataplane/desired.ts';
 import { formatCidr, partsOf } from '../net/ip.ts';
 import type { Outline } from './plan/index.ts';
 
-/** What new pods get addresses from, IPv4 first; nothing before the node has a plan. */
+/** The networks from which new pods get addresses, IPv4 first; none before the node has a plan. */
 export function podNetworks(of: Outline | undefined): CniFamily[] {
   if (!of) return [];
   const { v4, v6 } = of.settings;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * The agent's process: its sockets, its metrics and its view of the cluster. What it does on the node is an incarnation's
- * business, of which there is one for each podCIDR that the node gets in its life.
+ * The agent's process: its sockets, its metrics and its view of the cluster. Everything on the node is done by an
+ * incarnation; a node that gets another podCIDR gets another incarnation.
  */
 import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
@@ -44,15 +44,14 @@ import { Publisher } from './publisher.ts';
 import { Report } from './report.ts';
 import type { AgentStatus } from './status.ts';
 
-/** No pass takes so long, not the first one among 15,000 nodes: whoever watches over us should restart us. */
+/** /healthz fails when a pass takes longer, so that the kubelet restarts the agent. A first pass takes seconds. */
 const STUCK_MS = 120_000;
-/** How long to wait for our own Node before the last-known state has to do. */
+/** How long to wait for our own Node before the last-known state is used. */
 const ANSWER_MS = 3000;
 
 /**
- * Run until the signal.
- * @throws RipstopError when this node cannot run ripstop or the configuration is wrong; an API server that is down is
- * waited for.
+ * Run the agent until the signal. If the API server is down, it waits.
+ * @throws RipstopError when this node cannot run ripstop or the configuration is wrong.
  */
 export async function runAgent(options: AgentOptions, log: Logger, signal: AbortSignal): Promise<void> {
   refuseWhatIsNotBuilt(options);
@@ -83,7 +82,7 @@ type Phase =
   | { readonly kind: 'waiting'; readonly why: string }
   | { readonly kind: 'serving'; readonly incarnation: Incarnation };
 
-/** The node as this agent found it at the start: our own Node, and the peers of before if nobody answered. */
+/** What the agent starts with: our own Node, and the last-known peers if nobody answered. */
 interface Start {
   readonly own: OwnNode;
   readonly lastKnown: readonly PeerNode[];
@@ -103,7 +102,7 @@ class AgentProcess {
   readonly #conflist: ConflistInstaller;
   readonly #garbage = new GarbageCollector();
   #phase: Phase = { kind: 'waiting', why: 'starting' };
-  /** The uplink's addresses as of the last pass. */
+  /** The addresses of the uplink as of the last pass. */
   #uplinkIps = '';
 
   constructor(options: AgentOptions, netConf: NetConf, subnets: SubnetManager, log: Logger) {
@@ -168,13 +167,14 @@ class AgentProcess {
       const pods = (await forgetGone(this.#cniContext())).map(
         ({ podName, containerId }) => podName ?? containerId,
       );
-      if (pods.length > 0) this.#log.info({ pods }, 'forgot pods that another plugin has deleted');
+      if (pods.length > 0)
+        this.#log.info({ pods }, 'removed the attachments of pods that another plugin deleted');
     } catch (error) {
-      this.#log.warn({ error: errorText(error) }, 'cannot tell which pods were deleted without us');
+      this.#log.warn({ error: errorText(error) }, 'cannot find out which pods another plugin deleted');
     }
   }
 
-  /** Our own Node; as we last knew it, when nobody answers for a while. Undefined when the signal came first. */
+  /** Our own Node; the last-known one when nobody answers for a while. Undefined when the signal came first. */
   async #findOwn(signal: AbortSignal): Promise<Start | undefined> {
     const fetched = this.#fetchOwn(signal).then((own) => own && { own, lastKnown: [] });
     const silence = sleep(ANSWER_MS, 'silence' as const, { signal, ref: false }).catch(() => undefined);
@@ -185,15 +185,18 @@ class AgentProcess {
     const { own, peers, at } = known;
     this.#report.lastKnownAt = at;
     const since = new Date(at).toISOString();
-    this.#log.warn({ since, peers: peers.length }, 'nobody answers: going on with the last-known state');
+    this.#log.warn(
+      { since, peers: peers.length },
+      'the API server does not answer: going on with the last-known state',
+    );
     return { own, lastKnown: peers };
   }
 
-  /** Our own Node, asked for until there is an answer; undefined when the signal came first. */
+  /** Our own Node, requested until there is an answer; undefined when the signal came first. */
   async #fetchOwn(signal: AbortSignal): Promise<OwnNode | undefined> {
     const failure = new LogOnce(
       this.#log,
-      'cannot read our own Node yet; what is pinned keeps forwarding; retrying',
+      'cannot read our own Node yet; pinned programs keep forwarding; retrying',
     );
     for (let delayMs = 250; !signal.aborted;) {
       try {
@@ -202,15 +205,18 @@ class AgentProcess {
         failure.met(error);
         if (this.#phase.kind === 'waiting') this.#phase = { kind: 'waiting', why: errorText(error) };
         await sleep(delayMs * (0.5 + Math.random()), undefined, { signal }).catch(() => {});
-        // A kube-proxy that starts after us is to be noticed soon.
-        const isSoon = error instanceof ApiError && error.nobodyThere;
-        if (!isSoon) delayMs = Math.min(delayMs * 2, 15_000);
+        // While nobody listens, kube-proxy may not have started yet: do not back off.
+        const isNobodyThere = error instanceof ApiError && error.nobodyThere;
+        if (!isNobodyThere) delayMs = Math.min(delayMs * 2, 15_000);
       }
     }
     return undefined;
   }
 
-  /** Be this node until the signal, or until it has other podCIDRs: then it is another node, which is returned. */
+  /**
+   * Run an incarnation until the signal, or until the node has other podCIDRs.
+   * @returns our own Node with the other podCIDRs.
+   */
   async #serve(own: OwnNode, signal: AbortSignal): Promise<OwnNode | undefined> {
     let moved: OwnNode | undefined;
     using incarnation = new Incarnation({
@@ -233,23 +239,23 @@ class AgentProcess {
     return signal.aborted ? undefined : moved;
   }
 
-  /** Our own Node when it has other podCIDRs than before, and ones that serve. */
+  /** Our own Node if it has other podCIDRs than before, and valid ones. */
   #movedTo(own: OwnNode, now: OwnNode | undefined): OwnNode | undefined {
     const [was, is] = [own, now ?? own].map(({ podCidrs }) => podCidrs.map(formatCidr).join(','));
     if (!now || is === was) return undefined;
     try {
       ownPodCidrs(now, this.#netConf);
     } catch {
-      return undefined; // As when the Node was deleted, and has none yet: what it had holds until then.
+      return undefined; // The Node was deleted, and has none yet, for example: the old ones stay in use until then.
     }
     this.#log.error(
       { was, is },
-      "this node's podCIDR has changed: older pods keep addresses that no other node sends here; restart them",
+      "this node's podCIDR has changed: other nodes cannot reach pods with addresses of the old one; restart those",
     );
     return now;
   }
 
-  /** Tell others of this node, once it forwards. */
+  /** After each pass: report, and publish our lease once this node forwards. */
   async #afterPass(own: OwnNode, cluster: ClusterSnapshot, durationMs: number): Promise<void> {
     this.#report.passed(cluster, durationMs);
     this.#metrics.observePass(durationMs);
@@ -268,7 +274,7 @@ class AgentProcess {
     this.#lastKnownFile.noteCluster(now, lease, cluster);
   }
 
-  /** The families that the cluster has, each with this node's part. */
+  /** The cluster's address families, each with this node's part. */
   #families(own: OwnNode): NodeFamily[] {
     const podCidrs = ownPodCidrs(own, this.#netConf);
     const networks = { v4: this.#netConf.network, v6: this.#netConf.ipv6Network };
@@ -278,7 +284,7 @@ class AgentProcess {
     });
   }
 
-  /** What the CNI plugin works with. Before our own Node is known, pods can only be deleted. */
+  /** The context of CNI calls. Before our own Node is known, pods can only be deleted. */
   #cniContext(): CniContext {
     const incarnation = this.#incarnation;
     return {
@@ -330,7 +336,7 @@ class AgentProcess {
 function refuseWhatIsNotBuilt({ mode }: AgentOptions): void {
   if (mode === 'boost') {
     throw new RipstopError(
-      '--mode boost is not built yet; use --mode cni on a node without a running flanneld',
+      '--mode boost is not built yet; use --mode cni on a node where flanneld does not run',
       { exitCode: 2 },
     );
   }

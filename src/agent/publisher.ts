@@ -4,8 +4,8 @@ import type { OwnLease, OwnNode, SubnetManager } from '../cluster/index.ts';
 import { LogOnce } from '../log-once.ts';
 
 /**
- * Publishes our lease beside the passes: a slow API server must not hold up a pod that waits for a pass. One request is under
- * way at a time; of the leases that are given meanwhile, only the last is published.
+ * Publishes our lease, independently of the passes, so that a slow API server does not delay them. One request is under
+ * way at a time. Of the leases that are passed in the meantime, only the last is published.
  */
 export class Publisher {
   readonly #subnets: Pick<SubnetManager, 'publish'>;
@@ -20,7 +20,7 @@ export class Publisher {
     this.#failure = new LogOnce(log, 'cannot publish our lease; retrying at every pass');
   }
 
-  /** Publish this lease soon. A failure is retried when it is given again, as every pass does. */
+  /** Publish this lease as soon as possible. A failure is retried at the next call, which every pass makes. */
   publish(own: OwnNode, lease: OwnLease): void {
     this.#next = { own, lease };
     if (!this.#running) void this.#publish();

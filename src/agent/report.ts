@@ -19,7 +19,7 @@ const NO_CLUSTER: ClusterSnapshot = {
   own: undefined,
 };
 
-/** What `/status` tells beside the outcomes. */
+/** What `/status` needs beside the outcomes. */
 export interface StatusFacts {
   readonly notReady: string | undefined;
   readonly health: SourceHealth;
@@ -27,14 +27,14 @@ export interface StatusFacts {
   readonly statuses: readonly TargetStatus[];
 }
 
-/** Tells people what the agent does: in the log as it happens, and in `/status` when asked. */
+/** Reports what the agent does: in the log as it happens, and in `/status` on request. */
 export class Report {
   readonly #nodeName: string;
   readonly #log: Logger;
   readonly #failures = new Map<string, LogOnce>();
-  /** Of the last pass. */
+  /** The cluster as of the last pass. */
   cluster = NO_CLUSTER;
-  /** Since when what we go by may be untrue (ms since 1970); undefined while it comes from the API server. */
+  /** When the last-known state was current (ms since 1970); undefined while the agent does not use it. */
   lastKnownAt: number | undefined;
   #lastDurationMs = 0;
   #passes = 0;
@@ -72,13 +72,13 @@ export class Report {
     this.#passes++;
     this.#lastDurationMs = durationMs;
     if (cluster.synced && this.lastKnownAt !== undefined) {
-      this.#log.info('all nodes are known again: the last-known state is history');
+      this.#log.info('all nodes are known: the last-known state is no longer used');
       this.lastKnownAt = undefined;
     }
     const known = new Set(this.cluster.alarms.map(({ node, reason }) => `${node} ${reason}`));
     if (cluster.revision !== this.cluster.revision)
       for (const alarm of cluster.alarms)
-        if (!known.has(`${alarm.node} ${alarm.reason}`)) this.#log.warn(alarm, 'a node needs a look');
+        if (!known.has(`${alarm.node} ${alarm.reason}`)) this.#log.warn(alarm, 'alarm about a node');
     this.cluster = cluster;
   }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** What was observed of this node. Snapshots are immutable: an observer makes a new one, and `revision` tells them apart. */
+/** Snapshots of this node. They are immutable; the revision of a part grows when, and only when, the part changes. */
 import type { Attachment } from '../cni/attachments.ts';
 import type { HookName } from '../dataplane/links.ts';
 import type { Link } from '../host/links.ts';
@@ -7,30 +7,30 @@ import type { NextHop } from '../host/neighbours.ts';
 import type { UplinkFacts } from '../host/uplink.ts';
 import { isSame } from '../reconcile/target.ts';
 
-/** A value as last observed; its revision grows whenever another value is seen. */
+/** A value as last observed; its revision grows whenever another value is observed. */
 export interface Observed<T> {
   readonly revision: number;
   readonly value: T;
 }
 
-/** @param before what was observed last. Equal values keep its revision. */
+/** @param before the last observation; an equal value keeps its revision. */
 export function observed<T>(before: Observed<T>, value: T): Observed<T> {
   return isSame(before.value, value) ? before : { revision: before.revision + 1, value };
 }
 
-/** The programs in the kernel. */
+/** The loaded programs. */
 export interface LoadedIds {
   readonly ids: Readonly<Record<HookName, number>>;
-  /** Their maps are not in use yet: what is attached runs previous programs over the previous maps. */
+  /** Whether their maps are not in use yet: the attached programs are previous ones, with the previous maps. */
   readonly pending: boolean;
 }
 
 export interface NodeSnapshot {
   /** By name, with their addresses. */
   readonly links: Observed<ReadonlyMap<string, Link>>;
-  /** Default routes and the like: what the uplink is chosen by. */
+  /** Default routes and the like: the facts by which the uplink is chosen. */
   readonly routes: Observed<Omit<UplinkFacts, 'links'>>;
-  /** The kernel's next hop to each address that peers are dialled at; an address without a route is missing. */
+  /** The kernel's next hop to each underlay address of a peer; an address without a route is missing. */
   readonly nextHops: Observed<ReadonlyMap<string, NextHop>>;
   /** net.ipv4.ip_local_port_range, both ends included. */
   readonly sourcePorts: { readonly min: number; readonly max: number };

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 import type { TargetStatus } from '../reconcile/reconciled.ts';
 
-/** What only the running agent knows, as /status answers it. Everything else, readers take from the pinned maps. */
+/** The answer of /status: what only the running agent knows. Readers take everything else from the pinned maps. */
 export interface AgentStatus {
   readonly node: string;
   readonly mode: 'cni';
-  /** Where packets from the wire are decapsulated, and why there; undefined before that is decided. */
+  /** The hook at which packets from the uplink are decapsulated, and why; undefined before it is chosen. */
   readonly ingress?: { readonly hook: 'tc' | 'xdp'; readonly why: string };
   readonly ready: boolean;
-  /** Why not, when not. */
+  /** Why the agent is not ready. */
   readonly notReady?: string;
-  /** One for each address family that the cluster has, IPv4 first; none before the kernel path stands. */
+  /** One for each address family of the cluster, IPv4 first; none before the kernel path is in place. */
   readonly families: readonly {
     readonly network: string;
     readonly podCidr: string;
@@ -29,15 +29,18 @@ export interface AgentStatus {
   readonly api: {
     readonly connected: boolean;
     readonly synced: boolean;
-    /** Since the last event or bookmark of the watch. */
+    /** The time since the last event or bookmark of the watch. */
     readonly lastEventAgeMs?: number;
     readonly lastError?: string;
-    /** Running on what was known so long ago, for nobody answered at the start; absent once all nodes are seen. */
+    /**
+     * The age of the last-known state, which the agent uses if nobody answered at its start; absent once all nodes are
+     * known.
+     */
     readonly lastKnownAgeMs?: number;
   };
   readonly peers: readonly { readonly name: string; readonly podCidr: string; readonly vtepIp: string }[];
   readonly alarms: readonly { readonly node: string; readonly kind: string; readonly reason: string }[];
-  /** Everything that the agent keeps as it should be, and what of it is not. */
+  /** The targets, with the keys that are not in their desired state. */
   readonly targets: readonly TargetStatus[];
   readonly passes: {
     readonly count: number;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** Everything that the agent keeps as it should be. */
+/** The targets that the agent reconciles. */
 import type { Logger } from 'pino';
 import { linksTarget, type XdpAnswers } from '../dataplane/links.ts';
 import { mapTargets } from '../dataplane/map-targets.ts';
@@ -31,7 +31,7 @@ export interface TargetOptions {
 
 export type Targets = ReturnType<typeof createTargets>;
 
-/** In the order in which they are reconciled; see {@link Incarnation}. */
+/** Create all targets, in the order in which they are reconciled. */
 export function createTargets({ programs, xdp, linkPins, podCidrs, vtepNames, log }: TargetOptions) {
   const flannelRulesStay = new LogOnce(log, "some of flannel's rules stay");
   const maps = mapTargets(() => programs.current.tables);
@@ -50,14 +50,14 @@ export function createTargets({ programs, xdp, linkPins, podCidrs, vtepNames, lo
     flannelRoutes: new Reconciled(flannelRoutesTarget(vtepNames)),
     flannelRules: new Reconciled(
       flannelRulesTarget((needed) => {
-        if (needed.length > 0) flannelRulesStay.met(`pods would be cut off without ${needed.join('; ')}`);
+        if (needed.length > 0) flannelRulesStay.met(`pods would lose traffic without ${needed.join('; ')}`);
         else flannelRulesStay.over();
       }),
     ),
     idleBridges: new Reconciled(idleBridgesTarget(podCidrs)),
     programs: new Reconciled(
       programs.programsTarget((pending) =>
-        log.warn(pending, 'maps must differ from those in use: making new ones'),
+        log.warn(pending, 'maps must differ from those in use: created new ones'),
       ),
     ),
     vtepSet: new Reconciled(vtepSetTarget()),

@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/** Runs one piece of work, one run at a time; callers that come during a run share the next one. */
+/** Runs a task, one run at a time. Callers during a run share the next run. */
 export class Turn {
-  readonly #work: () => Promise<void>;
+  readonly #task: () => Promise<void>;
   #running: Promise<void> = Promise.resolve();
   #next: Promise<void> | undefined;
 
-  constructor(work: () => Promise<void>) {
-    this.#work = work;
+  constructor(task: () => Promise<void>) {
+    this.#task = task;
   }
 
   /** Resolves after a run that began after this call. */
   run(): Promise<void> {
     this.#next ??= this.#running.then(() => {
       this.#next = undefined;
-      return (this.#running = this.#work());
+      return (this.#running = this.#task());
     });
     return this.#next;
   }

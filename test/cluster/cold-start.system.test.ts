@@ -107,7 +107,7 @@ describe.skipIf(missingHere())('a node that starts while the API server is silen
     const started = startAgent(cluster.lab, node);
     await expect
       .poll(() => agentLog(cluster.lab, node), { timeout: 10_000 })
-      .toMatch(/the last-known state is of no use here/);
+      .toMatch(/cannot use the last-known state/);
     await ping(podOf(node), podOf(cluster.nodes[1]).ip);
     process.kill(cluster.lab.state.apiServerPid!, 'SIGCONT');
     await started;

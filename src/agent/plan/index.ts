@@ -1,8 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/**
- * What the node should be, from what was observed: the one place that decides. Pure: snapshots in, desired entries of every
- * target out.
- */
+/** The plan: from snapshots to the desired entries of all targets. Pure. This is the only place that decides. */
 import type { Peers, PlanOptions } from './inputs.ts';
 import type { NodeSnapshot } from '../snapshot.ts';
 import { type LinkPlan, mayAttach, planLinks } from './links.ts';
@@ -26,18 +23,18 @@ export interface Plan {
   readonly links: LinkPlan;
   /** How many host veths there are. */
   readonly podCount: number;
-  /** Why pods cannot be added, whatever becomes of the targets; undefined when they can. */
+  /** Why pods cannot be added, whatever the states of the targets; undefined when they can. */
   readonly blocked: string | undefined;
 }
 
-/** What of a plan is kept after its pass. The rest is as large as the cluster. */
+/** The parts of a plan that are kept after its pass. The rest is as large as the cluster. */
 export type KeptPlan = Pick<Plan, 'outline' | 'links' | 'podCount' | 'blocked'>;
 
 export function keptOf({ outline, links, podCount, blocked }: Plan): KeptPlan {
   return { outline, links, podCount, blocked };
 }
 
-/** @throws RipstopError when no interface fits as the uplink: then nothing can be said of the node. */
+/** @throws RipstopError when there is no suitable uplink, without which nothing can be planned. */
 export function plan(peers: Peers, node: NodeSnapshot, options: PlanOptions): Plan {
   const of = outline(node, options);
   const pods = podsOf(node, options);
@@ -52,7 +49,7 @@ export function plan(peers: Peers, node: NodeSnapshot, options: PlanOptions): Pl
   };
 }
 
-/** The pods' part of a plan again, for pods that came or went since: all else stays as it was. */
+/** Plan the pods again, after pods were added or deleted; the other parts stay as they are. */
 export function replanPods(
   { outline: of }: KeptPlan,
   peers: Peers,
@@ -62,7 +59,7 @@ export function replanPods(
   return planPods(of, podsOf(node, options), node, options, mayAttach(node, peers));
 }
 
-/** The links' part of a plan again, once a driver has refused XDP. */
+/** Plan the links again, after a driver refused XDP. */
 export function replanLinks(
   { outline: of }: KeptPlan,
   peers: Peers,
@@ -72,8 +69,13 @@ export function replanLinks(
   return planLinks(of, peers, node, options);
 }
 
-/** Programs that we could not replace would send a new pod's packets to whoever had its address before. */
+/**
+ * Attached programs that we cannot replace would deliver packets for a new pod to the previous pod with its address.
+ */
 function foreignPrograms({ programs, attached }: NodeSnapshot): string | undefined {
   if (programs.value || attached.size === 0) return undefined;
-  return 'the attached programs are not ours to maintain, so no pod can be added: run the ripstop that attached them, or take them off with `ripstop uninstall --restore-flannel`';
+  return (
+    'another version of ripstop attached the programs, and this one cannot replace them, so no pod can be added: ' +
+    'run the version that attached them, or remove them with `ripstop uninstall --restore-flannel`'
+  );
 }

@@ -4,7 +4,7 @@ import type { Cidr, Family } from '../../net/ip.ts';
 import type { Desired } from '../../reconcile/reconciled.ts';
 import type { AgentOptions } from '../options.ts';
 
-/** One of the cluster's address families, and this node's part of it. */
+/** The network of one address family, and this node's part of it. */
 export interface NodeFamily {
   readonly family: Family;
   readonly network: Cidr;
@@ -15,20 +15,20 @@ export interface NodeFamily {
 export interface PlanOptions {
   readonly agent: AgentOptions;
   readonly backend: NetConf['backend'];
-  /** Our Node as it was when the incarnation began. */
+  /** Our Node at the start of the incarnation. */
   readonly own: OwnNode;
   /** IPv4 first. */
   readonly families: readonly NodeFamily[];
-  /** For VTEP devices when neither our Node nor a device has a MAC address for them. */
+  /** MAC addresses for VTEP devices, if neither our Node nor a device has one. */
   readonly freshMac: { readonly v4: string; readonly v6: string };
 }
 
-/** The peers as of one revision of the cluster. */
+/** The peers of one ClusterSnapshot. */
 export interface Peers {
   readonly revision: number;
   /** One for each address family of a node. */
   readonly peers: readonly Peer[];
-  /** These are all. */
+  /** Whether these are all. */
   readonly synced: boolean;
 }
 

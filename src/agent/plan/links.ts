@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** The programs on the node's own interfaces, and where packets from the wire are decapsulated. Pure. */
+/** The programs on the node's own interfaces, and the hook at which packets from the uplink are decapsulated. Pure. */
 import { chooseIngress, type Ingress } from '../../dataplane/ingress.ts';
 import {
   desiredLinks,
@@ -18,13 +18,13 @@ export interface LinkPlan {
   readonly ingress: Ingress;
   /** Undefined while nothing may be attached. */
   readonly nodeLinks?: Desired<LinkState>;
-  /** The maps of the loaded programs are in use, once all links lead to those. */
+  /** The maps of the loaded programs as the ones in use, once all links lead to these programs. */
   readonly maps?: Desired<true>;
 }
 
 /**
- * Whether programs may be attached or replaced. What is attached has maps that are full, and keeps them until the new ones
- * are: of peers that were not asked for yet, there may be those that were last known.
+ * Whether programs may be attached or replaced. Attached programs have filled maps, so they stay until the new maps are
+ * filled too: with all peers, or with the last-known ones.
  */
 export function mayAttach({ programs }: NodeSnapshot, { peers, synced }: Peers): boolean {
   return programs.value !== undefined && !(programs.value.pending && !synced && peers.length === 0);
@@ -40,13 +40,13 @@ export function planLinks(of: Outline, peers: Peers, node: NodeSnapshot, { agent
     const device = node.links.value.get(name);
     return device ? [{ hook: 'to_vtep', ifname: name, ifindex: device.ifindex }] : [];
   });
-  // With empty maps from_wire would take every node for a stranger and drop what it sends; the kernel path does not.
-  const areKnown =
+  // With empty maps from_wire would drop packets of all peers as those of strangers; the kernel path does not.
+  const mayReceive =
     peers.synced || peers.peers.length > 0 || node.attached.has(linkKey('from_wire', uplink.name));
-  if (wire && areKnown) {
+  if (wire && mayReceive) {
     const { ifindex, mtu } = wire;
     hooked.push({ hook: 'from_wire', ifname: uplink.name, ifindex });
-    // After from_wire, which alone knows what to do with what XDP leaves.
+    // After from_wire, which must handle the packets that XDP passes on.
     if (ingress.hook === 'xdp') hooked.push({ hook: 'xdp_from_wire', ifname: uplink.name, ifindex, mtu });
   }
   const revision = `${node.programs.revision} ${JSON.stringify(hooked)}`;

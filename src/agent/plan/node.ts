@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** What the node needs once, before any peer or pod. Pure. */
+/** The node's own part of the plan: devices, sysctls, rules, files, programs. Pure. */
 import { encapBytes, type NodeSettings } from '../../dataplane/desired.ts';
 import { ProgramSet } from '../../dataplane/programs.ts';
 import { CONNTRACK_MODULE } from '../../host/conntrack.ts';
@@ -25,10 +25,10 @@ export interface NodePlan {
   readonly sysctls: Desired<Sysctl>;
   readonly rules: Desired<DesiredRules>;
   readonly files: Desired<FileContent>;
-  /** Once ours are in place, what a flanneld before us has left is not needed. */
+  /** What a previous flanneld left, and is not needed once our own are in place: nothing of it is desired. */
   readonly flannelRoutes: Desired<NewRoute>;
   readonly flannelRules: Desired<FlannelRule>;
-  /** From when a bridge of flannel's pods has no pod any more, its podCIDR is ours alone. */
+  /** flannel's bridges without pods: none is desired. */
   readonly idleBridges: Desired<true>;
   readonly programs: Desired<NodeSettings>;
 }
@@ -69,14 +69,14 @@ function sysctls(
   const { tunnel } = settings;
   const used = families.map(({ family }) => family);
   const vteps = tunnel ? used.map((family) => ({ family, name: vtepDeviceName(family, tunnel.vni) })) : [];
-  // The uplink's own settings have to hold before forwarding is switched on.
+  // The uplink's settings must be made before forwarding is switched on.
   const all = [
     ...nodeSysctls(used, [uplink.name, ...uplink.advertised]),
     ...vteps.flatMap(({ family, name }) => vtepSysctls(name, family)),
     ...[...devices.keys()].flatMap((name) => podVethSysctls(name, used)),
     ...[...bridges].flatMap(([name, ofBridge]) => podBridgeSysctls(name, ofBridge)),
   ];
-  // An interface that is made anew has the kernel's defaults again.
+  // An interface that was created again has the kernel's defaults.
   const ifindexes = vteps.map(({ name }) => node.links.value.get(name)?.ifindex);
   return {
     revision: [...ifindexes, ...devices.values(), ...all.map(({ path }) => path)].join(' '),
@@ -105,6 +105,6 @@ function desiredRules(
 function subnetEnv({ mtu, settings }: Outline, { agent, families }: PlanOptions): Desired<FileContent> {
   const overhead = Math.max(...families.map(({ family }) => (settings.tunnel ? encapBytes[family] : 0)));
   const text = renderSubnetEnv({ networks: families, mtu: mtu - overhead, ipMasq: agent.ipMasq });
-  const hint = 'without it no pod gets a network: make its directory writable or set --subnet-file';
+  const hint = 'other CNI plugins need it: make its directory writable or set --subnet-file';
   return { revision: text, entries: () => new Map([[agent.subnetFile, { text, hint }]]), complete: true };
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** What this node is: its uplink, its part of the cluster network, its VTEP devices. Pure. */
+/** The outline of the plan: the node's uplink, its part of the cluster network, its VTEP devices. Pure. */
 import { encapBytes, type FamilySettings, type NodeSettings } from '../../dataplane/desired.ts';
 import { chooseUplink, type Uplink } from '../../host/uplink.ts';
 import { type VtepDevice, vtepDeviceName } from '../../host/vtep-device.ts';
@@ -8,10 +8,10 @@ import { NO_MAC } from '../../net/mac.ts';
 import type { NodeSnapshot } from '../snapshot.ts';
 import type { NodeFamily, PlanOptions } from './inputs.ts';
 
-/** What the rest of the plan is made from. */
+/** The basis of the rest of the plan. */
 export interface Outline {
   readonly uplink: Uplink;
-  /** What the uplink carries, or less where net-conf.json says so, in bytes. */
+  /** The uplink's MTU, or less if net-conf.json says so, in bytes. */
   readonly mtu: number;
   readonly settings: NodeSettings;
   /** The settings as text, for revisions. */
@@ -20,7 +20,7 @@ export interface Outline {
   readonly vteps: ReadonlyMap<string, VtepDevice>;
 }
 
-/** Choose the uplink, and say what this node is. @throws RipstopError when no interface fits. */
+/** Choose the uplink and derive the settings. @throws RipstopError when there is no suitable interface. */
 export function outline(node: NodeSnapshot, options: PlanOptions): Outline {
   const { agent, own, families, backend } = options;
   const request = {
@@ -28,7 +28,7 @@ export function outline(node: NodeSnapshot, options: PlanOptions): Outline {
     iface: agent.iface,
     ifaceRegex: agent.ifaceRegex,
     ifaceCanReach: agent.ifaceCanReach,
-    // The operator's word about this node comes before the one about all of them.
+    // The annotations are for this node, the flags for all nodes: so the annotations take precedence.
     publicIps: { ...agent.publicIp, ...own.nodePublicIp },
     nodeIps: own.internalIp,
   };
@@ -63,7 +63,7 @@ function vtepDevice(
 ): VtepDevice {
   const { vni, port, uplink, localIp, mtu } = tunnel;
   const name = vtepDeviceName(family, vni);
-  // The published MAC outlives reboots and deletions of the device, so peers need not learn a new one.
+  // The published MAC survives reboots and the deletion of the device, so that peers need not learn a new one.
   const mac =
     own.vtepMac[familyKey(family)] ?? node.links.value.get(name)?.mac ?? freshMac[familyKey(family)];
   return {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** The peers: how the kernel path reaches them, and what the maps say of them. Pure. */
+/** The peers: their entries on the kernel path and in the maps. Pure. */
 import type { Struct } from '../../dataplane/codec.ts';
 import type { Peer } from '../../cluster/index.ts';
 import { desiredPeers, desiredVteps, type PeerNextHop } from '../../dataplane/desired.ts';
@@ -16,7 +16,7 @@ export interface PeerPlan {
   readonly neighbours: Desired<string>;
   readonly fdb: Desired<string>;
   readonly peerRoutes: Desired<PeerRoute>;
-  /** The rest is undefined as long as no programs are loaded. */
+  /** The following are undefined as long as no programs are loaded. */
   readonly vteps?: Desired<Struct<'vtep'>>;
   readonly peers?: Desired<Struct<'peer'>>;
   readonly peers6?: Desired<Struct<'peer6'>>;
@@ -35,7 +35,7 @@ export function planPeers(of: Outline, all: Peers, node: NodeSnapshot): PeerPlan
   const nextHopTo = nextHops(of, node);
   const kernelPath = lazily(() => kernelPathOf(of, peers, node, nextHopTo));
   const plan: PeerPlan = {
-    // First of all: what a new peer sends is let in before anybody answers it.
+    // First, so that packets of a new peer are admitted before any are sent to it.
     vtepSet: made(() => new Map((settings.tunnel ? peers : []).map(({ vtepIp }) => [vtepIp, true] as const))),
     neighbours: made(() => kernelPath().neighbours),
     fdb: made(() => kernelPath().fdb),
@@ -52,7 +52,7 @@ export function planPeers(of: Outline, all: Peers, node: NodeSnapshot): PeerPlan
   };
 }
 
-/** Computed when it is first asked for, and kept as long as the plan is: several targets share it. */
+/** A value that is computed at its first use, and shared by several targets of the plan. */
 function lazily<T>(compute: () => T): () => T {
   let value: { readonly is: T } | undefined;
   return () => (value ??= { is: compute() }).is;
@@ -71,7 +71,7 @@ function nextHops(
   };
 }
 
-/** flannel's entries of each peer. Of an interface that is gone there are none. */
+/** flannel's entries for each peer; none over an interface that is gone. */
 function kernelPathOf(
   { settings, uplink }: Outline,
   peers: readonly Peer[],
@@ -91,7 +91,7 @@ function kernelPathOf(
   return peerEntries(reachable, vtepOf);
 }
 
-/** Without tunnels, the peers that no direct route leads to, by podCIDR. */
+/** By podCIDR, why peers cannot be reached: without tunnels, those to which there is no direct route. */
 function unreachable(
   { settings }: Outline,
   peers: readonly Peer[],
@@ -103,7 +103,8 @@ function unreachable(
       .filter(({ vtepIp }) => nextHopTo(vtepIp)?.direct !== true)
       .map(({ name, podCidr, vtepIp }) => [
         formatCidr(podCidr),
-        `without tunnels only nodes on our own L2 are reached, not ${name} (${vtepIp}); use the backend vxlan with DirectRouting`,
+        `without tunnels only nodes on our own L2 can be reached, not ${name} (${vtepIp}); ` +
+          'use the backend vxlan with DirectRouting',
       ]),
   );
 }

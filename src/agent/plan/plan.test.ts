@@ -293,7 +293,7 @@ describe('pods', () => {
   it('cannot be added while programs are attached that this ripstop cannot load', () => {
     const attached = ['from_pod@veth00000001'];
     expect(plan(peers(), node({ programs: 'none', attached }), OPTIONS).blocked).toContain(
-      'not ours to maintain',
+      'this one cannot replace them',
     );
     expect(plan(peers(), node({ programs: 'none' }), OPTIONS).blocked).toBeUndefined();
     expect(plan(peers(), node({ attached }), OPTIONS).blocked).toBeUndefined();

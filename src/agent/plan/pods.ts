@@ -12,18 +12,21 @@ import type { NodeSnapshot } from '../snapshot.ts';
 import type { PlanOptions } from './inputs.ts';
 import type { Outline } from './outline.ts';
 
-/** The pods as they were observed. */
+/** The observed pods. */
 export interface Pods {
   /** One for each address. */
   readonly endpoints: readonly Endpoint[];
   /** Host veths: name → ifindex. */
   readonly devices: ReadonlyMap<string, number>;
-  /** Bridges of pods that flannel's plugin has attached, with the families that they serve. */
+  /** Bridges of pods that flannel's plugin attached, with their address families. */
   readonly bridges: ReadonlyMap<string, readonly Family[]>;
   readonly revision: string;
 }
 
-/** The attached pods whose host veth is the one that they were given, and up: the kernel takes no route to it before. */
+/**
+ * The pods whose host veth is the one that ADD created, and up: the kernel refuses routes over interfaces that are
+ * down.
+ */
 export function podsOf({ links, pods }: NodeSnapshot, { families }: PlanOptions): Pods {
   const endpoints = pods.value.flatMap((attachment) => {
     const link = links.value.get(attachment.hostIfname);
@@ -47,13 +50,13 @@ export function podsOf({ links, pods }: NodeSnapshot, { families }: PlanOptions)
 export interface PodPlan {
   readonly podRoutes: Desired<PodRoute>;
   readonly proxies: Desired<true>;
-  /** The rest is undefined as long as no programs are loaded. */
+  /** The following are undefined as long as no programs are loaded. */
   readonly endpoints?: Desired<Struct<'endpoint'>>;
   readonly endpoints6?: Desired<Struct<'endpoint'>>;
   readonly podLinks?: Desired<LinkState>;
 }
 
-/** @param attaches whether programs may be attached: not before the maps that they read are filled. */
+/** @param attaches whether programs may be attached: only once the maps that they read are filled. */
 export function planPods(
   of: Outline,
   pods: Pods,
@@ -89,13 +92,13 @@ function podRoutes({ endpoints, bridges }: Pods, { families }: PlanOptions): Map
     endpoints.map(({ ip, hostIfname }) => [hostCidr(ip), { dev: hostIfname }]),
   );
   const bridged = [...bridges.values()].flat();
-  // As long as pods of flannel's plugin are there, the podCIDR is their bridge's connected route.
+  // As long as there are pods of flannel's plugin, the podCIDR has the connected route of their bridge.
   for (const { family, podCidr } of families)
     if (!bridged.includes(family)) routes.set(formatCidr(podCidr), { unreachable: true });
   return routes;
 }
 
-/** To the pods of a bridge, the node answers for those that are not on it. */
+/** On bridges, the node answers for the pods that are not on them. */
 function proxies({ endpoints, bridges }: Pods): Map<string, true> {
   return new Map(
     [...bridges].flatMap(([bridge, families]) =>
@@ -106,14 +109,14 @@ function proxies({ endpoints, bridges }: Pods): Map<string, true> {
   );
 }
 
-/** to_pod comes first, on all: it counts translated flows, and from_pod asks for the count. */
+/** to_pod comes first, on all interfaces: it counts translated flows, and from_pod reads the count. */
 function podHooks({ devices }: Pods): HookedInterface[] {
   return (['to_pod', 'from_pod'] as const).flatMap((hook) =>
     [...devices].map(([ifname, ifindex]) => ({ hook, ifname, ifindex })),
   );
 }
 
-/** The keys that one attachment stands for, by the target that they are keys of. */
+/** The keys that belong to one attachment, by target. */
 export function podKeys({ ips }: Attachment, { settings }: Outline) {
   return {
     podRoutes: ips.map(hostCidr),
