@@ -123,8 +123,6 @@ async function checkPrograms(image: Candidate): Promise<string> {
     ['ripstop: ', 'ripstop status 2>&1 || true'],
     ['libbpf is loaded', `node -e '${native}'`],
     ...netfilterCalls(image),
-    ['lo: ', 'ip link show lo'],
-    ['', 'bridge link show'],
     ['nsenter from', 'nsenter --version'],
     ['kmod version', 'modprobe --version'],
     ['static', `test -x /opt/ripstop/build/ripstop-cni && echo static`],
