@@ -12,7 +12,7 @@ import { readCounters } from '../../src/dataplane/counters.ts';
 import { openTables } from '../../src/dataplane/tables.ts';
 import { RipstopError } from '../../src/errors.ts';
 import { ipJson } from '../../src/lab/ip.ts';
-import { readForwardCounters } from '../../src/host/rules.ts';
+import { readForwardCounters } from '../../src/lab/rule-counters.ts';
 import { tryRun } from '../../src/host/run.ts';
 import {
   addNode,

@@ -62,7 +62,7 @@ export class Lines {
 const resourceVersion = z.string().regex(/^(0|[1-9]\d{0,19})$/, 'no decimal number');
 
 /** What every object has that the reflector looks at. */
-export const objectMetaSchema = z.object({
+const objectMetaSchema = z.object({
   metadata: z.object({
     name: z.string().min(1).max(253),
     namespace: z.string().optional(),

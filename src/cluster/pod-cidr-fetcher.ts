@@ -26,7 +26,7 @@ export interface FetchTiming extends BackoffTiming {
   readonly refusedMs: number;
 }
 
-export const FETCH_TIMING: FetchTiming = {
+const FETCH_TIMING: FetchTiming = {
   parallel: 4,
   deadlineMs: 15_000,
   settleMs: 20,

@@ -18,7 +18,7 @@ import { LogOnce } from '../log-once.ts';
 const NAME = '10-flannel.conflist';
 
 /** The suffix of a kept configuration's file name. */
-export const SAVED = '.ripstop-saved';
+const SAVED = '.ripstop-saved';
 
 const Conflist = z.looseObject({
   name: z.string(),
@@ -37,13 +37,13 @@ export function parseOurs(text: string): Conflist | undefined {
 }
 
 /** The same network with flannel's plugin, configured as in kube-flannel.yml; the plugins after it stay. */
-export function flannelInstead(ours: Conflist): Conflist {
+function flannelInstead(ours: Conflist): Conflist {
   const flannel = { type: 'flannel', delegate: { hairpinMode: true, isDefaultGateway: true } };
   return { ...ours, plugins: ours.plugins.map((one) => (one.type === 'ripstop-cni' ? flannel : one)) };
 }
 
 /** Our configurations in this directory. */
-export async function listOurConflists(dir: string): Promise<{ file: string; conflist: Conflist }[]> {
+async function listOurConflists(dir: string): Promise<{ file: string; conflist: Conflist }[]> {
   const names = (await readdir(dir).catch(() => [])).filter((name) => name.endsWith('.conflist')).sort();
   const read = names.map(async (name) => {
     const conflist = parseOurs((await readIfThere(join(dir, name))) ?? '');

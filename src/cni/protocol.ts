@@ -39,7 +39,7 @@ type Parsed<T> = { message: T } | { needed: number };
 const magic = Buffer.from('RSC1');
 
 /** Decodes a frame that arrives in pieces. It buffers no more than the announced lengths. */
-export class FrameDecoder<T> {
+class FrameDecoder<T> {
   readonly #parse: (bytes: Buffer) => Parsed<T>;
   #pieces: Uint8Array[] = [];
   #length = 0;

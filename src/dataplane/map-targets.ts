@@ -67,8 +67,6 @@ function addressTarget<V>(name: string, table: () => Table<string, V>): Target<V
   };
 }
 
-export type MapTargets = ReturnType<typeof mapTargets>;
-
 /** The maps that the agent fills. */
 export function mapTargets(tables: () => Tables) {
   return {

@@ -61,7 +61,7 @@ export interface PendingMaps {
 }
 
 /** The capacities that depend on the node; the others are in bpf/maps.h. */
-export function mapCapacities(settings: NodeSettings): Partial<Record<MapName, number>> {
+function mapCapacities(settings: NodeSettings): Partial<Record<MapName, number>> {
   const slots = endpointCapacity(settings);
   return { peers: peerCapacity(settings), endpoints: slots, endpoint_state: 2 * slots };
 }

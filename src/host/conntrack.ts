@@ -15,7 +15,7 @@ const MAX_SETTING = '/proc/sys/net/netfilter/nf_conntrack_max';
  * @returns whether this call loaded it.
  * @throws RipstopError when the kernel does not have the module.
  */
-export async function ensureConntrack(): Promise<boolean> {
+async function ensureConntrack(): Promise<boolean> {
   if (existsSync(MAX_SETTING)) return false;
   const table = 'inet ripstop-conntrack';
   const transaction = [

@@ -144,7 +144,7 @@ export interface FlannelRule {
  * flannel's chains and tables, by keys such as `FLANNEL-FWD in ip filter` and `table ip flannel-ipv4`.
  * @throws RipstopError with the reason of nft or iptables-legacy.
  */
-export async function listFlannelRules(options: RunOptions = {}): Promise<Map<string, FlannelRule>> {
+async function listFlannelRules(options: RunOptions = {}): Promise<Map<string, FlannelRule>> {
   const found = new Map<string, FlannelRule>();
   const add = (table: RuleTable, removalOf: (leftover: Leftover) => FlannelRule['removal']): void => {
     for (const leftover of findLeftovers(table)) {
@@ -185,10 +185,7 @@ export async function listFlannelRules(options: RunOptions = {}): Promise<Map<st
  * Remove these rules, those in nftables in one transaction.
  * @throws RipstopError with the reason of nft or iptables-legacy.
  */
-export async function removeFlannelRules(
-  rules: Iterable<FlannelRule>,
-  options: RunOptions = {},
-): Promise<void> {
+async function removeFlannelRules(rules: Iterable<FlannelRule>, options: RunOptions = {}): Promise<void> {
   const removals = Array.from(rules, ({ removal }) => removal);
   const lines = removals.flatMap((removal) => ('nft' in removal ? removal.nft : []));
   if (lines.length > 0) await applyNft(lines, options);

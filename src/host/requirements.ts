@@ -16,7 +16,7 @@ export interface HostFacts {
 }
 
 /** The oldest supported kernel, that of Debian 12. From 6.1 on, tc programs can call the conntrack kfuncs. */
-export const OLDEST_KERNEL = [6, 1] as const;
+const OLDEST_KERNEL = [6, 1] as const;
 
 /** Programs that the agent runs, each with its Debian package. For all else about the network it uses netlink. */
 export const REQUIRED_PROGRAMS: Readonly<Record<string, string>> = {

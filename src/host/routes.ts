@@ -8,18 +8,6 @@ import { linkNames, openNetlink, type Where } from './netlink.ts';
  */
 export const ROUTE_PROTOCOL = 0x52;
 
-/** A route with the name of its device. */
-export interface KernelRoute extends Route {
-  readonly dev: string | undefined;
-}
-
-/** Our routes in the main table, both families. */
-export function listOwnRoutes(where: Where = {}): KernelRoute[] {
-  const routes: KernelRoute[] = [];
-  eachOwnRoute(where, {}, (route, dev) => routes.push({ ...route, dev }));
-  return routes;
-}
-
 /**
  * Call `found` for each of our routes in the main table, both families.
  * @param filter `gateway`: only routes with one, or only routes without.

@@ -9,15 +9,9 @@ import { RawSocket } from '../../test/support/raw-socket.ts';
 import { ipJson } from '../lab/ip.ts';
 import { testNetns, whyNoNetns, type TestNetns } from './netns.support.ts';
 import { podRouteTarget } from './pod-routes.ts';
-import {
-  ensureRules,
-  listForwardDrops,
-  readForwardCounters,
-  readRuleCounters,
-  removeRules,
-  type DesiredRules,
-} from './rules.ts';
+import { ensureRules, removeRules, type DesiredRules } from './rules.ts';
 import { commandIn } from './run.ts';
+import { readForwardCounters, readRuleCounters } from '../lab/rule-counters.ts';
 import { ensureSysctls, nodeSysctls } from './sysctl.ts';
 import { vtepSetTarget, vxlanSenders } from './vtep-set.ts';
 
@@ -196,17 +190,6 @@ describe(title('the nft table'), { skip: skip !== undefined }, () => {
     await removeRules(node.options);
     expect(await node.run('nft', '-a', 'list', 'ruleset')).toBe(before);
     expect(await readForwardCounters(node.options)).toBeUndefined();
-  });
-
-  it("tells of other people's forward chains that drop by default", async () => {
-    await using node = await testNetns();
-    await ensureRules(WANTED, node.options);
-    expect(await listForwardDrops(node.options)).toEqual([]);
-    await node.run(
-      'nft',
-      'table ip filter { chain FORWARD { type filter hook forward priority 0; policy drop; }; }',
-    );
-    expect(await listForwardDrops(node.options)).toEqual(['ip filter FORWARD']);
   });
 });
 

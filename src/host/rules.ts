@@ -271,54 +271,6 @@ export async function removeRules(options: RunOptions = {}): Promise<void> {
   await applyNft([`add table ${RULES_KEY}`, `delete table ${RULES_KEY}`], options);
 }
 
-/** What a rule counted since the table was last written. */
-export interface RuleCounter {
-  chain: string;
-  /** The rule's comment without its digest, e.g. `a stranger talks VXLAN`. */
-  why: string;
-  packets: number;
-  bytes: number;
-}
-
-/** The counters of our rules, in their order; none when there is no table. */
-export async function readRuleCounters(options: RunOptions = {}): Promise<RuleCounter[]> {
-  return (await listTable(options)).flatMap(({ rule }) =>
-    (rule?.expr ?? []).flatMap(({ counter }) =>
-      counter
-        ? [{ chain: rule!.chain, why: (rule!.comment ?? '').replace(/ \[\w+\]$/, ''), ...counter }]
-        : [],
-    ),
-  );
-}
-
-/**
- * What the kernel path forwarded from and to the cluster network since the table was last written; undefined without a
- * table.
- */
-export async function readForwardCounters(
-  options: RunOptions = {},
-): Promise<{ packets: number; bytes: number } | undefined> {
-  const counters = (await readRuleCounters(options)).filter(({ chain }) => chain === 'forward');
-  if (counters.length === 0) return undefined;
-  return {
-    packets: counters.reduce((sum, { packets }) => sum + packets, 0),
-    bytes: counters.reduce((sum, { bytes }) => sum + bytes, 0),
-  };
-}
-
-/**
- * Other programs' forward chains whose policy is drop, such as Docker's `ip filter FORWARD`. An accept in our chain
- * does not overrule them, since each base chain decides on its own: the kernel path needs an accept there too. nft
- * cannot see rules of iptables-legacy.
- */
-export async function listForwardDrops(options: RunOptions = {}): Promise<string[]> {
-  return (await listNft(['chains'], options)).flatMap(({ chain }) =>
-    chain?.hook === 'forward' && chain.policy === 'drop'
-      ? [`${chain.family} ${chain.table} ${chain.name}`]
-      : [],
-  );
-}
-
 function listTable(options: RunOptions, flags: readonly string[] = []): Promise<NftObject[]> {
   return listNft(['table', ...NFT_TABLE], options, flags);
 }

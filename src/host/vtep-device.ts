@@ -58,7 +58,7 @@ export interface VtepPlan {
 }
 
 /** The minimum MTU of IPv6 (RFC 8200, section 5); the kernel disables IPv6 on devices with less. */
-export const IPV6_MIN_MTU = 1280;
+const IPV6_MIN_MTU = 1280;
 
 /**
  * Compare the desired device with the actual links. Where an attribute differs that the kernel cannot change, or where

@@ -7,7 +7,6 @@ export { setServices, startKubeProxy, withPort, type ServicePort } from './kube-
 export { netnsPath } from './netns.ts';
 export { addNode, removeNode } from './nodes.ts';
 export {
-  DEFAULT_LAB_NAME,
   parseLabOptions,
   type Datapath,
   type KubeProxyMode,

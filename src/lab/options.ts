@@ -74,7 +74,7 @@ export interface LabFlags {
   underlay?: string | undefined;
 }
 
-export const DEFAULT_LAB_NAME = 'lab';
+const DEFAULT_LAB_NAME = 'lab';
 
 /**
  * The number of /64s in the IPv6 cluster network after the first. The IPv4 cluster network has at least as many /24s.

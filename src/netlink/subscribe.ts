@@ -33,7 +33,7 @@ import {
 } from './xfrm.ts';
 
 /* linux/rtnetlink.h, linux/netconf.h */
-export const RTM_NEWNETCONF = 80;
+const RTM_NEWNETCONF = 80;
 const RTM_DELNETCONF = 81;
 const NETCONFMSG = 4;
 const NETCONFA = { ifindex: 1, forwarding: 2, rpFilter: 3 } as const;

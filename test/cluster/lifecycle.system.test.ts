@@ -7,7 +7,7 @@ import { dumpMap } from '../../src/cli/maps.ts';
 import { readPeers } from '../../src/cli/rows.ts';
 import { pinPaths } from '../../src/dataplane/tables.ts';
 import { listLinks } from '../../src/dataplane/links.ts';
-import { readForwardCounters } from '../../src/host/rules.ts';
+import { readForwardCounters } from '../../src/lab/rule-counters.ts';
 import {
   type Lab,
   type NodeState,

@@ -8,7 +8,7 @@ import { AttachmentStore } from '../../src/cni/attachments.ts';
 import { readCounters } from '../../src/dataplane/counters.ts';
 import { openTables } from '../../src/dataplane/tables.ts';
 import { ipJson } from '../../src/lab/ip.ts';
-import { readForwardCounters } from '../../src/host/rules.ts';
+import { readForwardCounters } from '../../src/lab/rule-counters.ts';
 import { type RunOptions, run, tryRun } from '../../src/host/run.ts';
 import {
   callCni,

@@ -2,7 +2,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { ipBatch, ipJson } from '../../src/lab/ip.ts';
-import { readForwardCounters } from '../../src/host/rules.ts';
+import { readForwardCounters } from '../../src/lab/rule-counters.ts';
 import { run, tryRun } from '../../src/host/run.ts';
 import {
   netnsPath,

@@ -6,7 +6,7 @@ import { beforeAll, describe, expect, it } from 'vitest';
 import { vtepDeviceName } from '../../src/host/vtep-device.ts';
 import { bridgeJson, ipJson } from '../../src/lab/ip.ts';
 import { listLinks } from '../../src/host/links.ts';
-import { listOwnRoutes } from '../../src/host/routes.ts';
+import { ROUTE_PROTOCOL } from '../../src/host/routes.ts';
 import { run, tryRun } from '../../src/host/run.ts';
 import { readSysctl } from '../../src/host/sysctl.ts';
 import { addPod, nodeDir, type NodeState, type PodState, removePod } from '../../src/lab/index.ts';
@@ -163,8 +163,10 @@ describe.skipIf(missingHere())('of two dual-stack nodes', () => {
         return { ...links.get(device), ifindex: 0, neighbours: neighbours.stdout, fdb };
       });
       // A device that is made anew has another index.
-      const routes = listOwnRoutes(where).map((route) => ({ ...route, ifindex: 0 }));
-      return { devices: await Promise.all(devices), routes };
+      const routes = (['-4', '-6'] as const).map(async (family) => {
+        return (await tryRun('ip', [family, 'route', 'show', 'proto', String(ROUTE_PROTOCOL)], where)).stdout;
+      });
+      return { devices: await Promise.all(devices), routes: await Promise.all(routes) };
     }
 
     it('when somebody deletes both VTEP devices, while the fast path continues', async () => {

@@ -16,7 +16,7 @@ import { linkKey } from '../../src/dataplane/links.ts';
 import { errorText } from '../../src/errors.ts';
 import { ipBatch, ipJson } from '../../src/lab/ip.ts';
 import { ensureBpffs } from '../../src/host/mount.ts';
-import { readForwardCounters } from '../../src/host/rules.ts';
+import { readForwardCounters } from '../../src/lab/rule-counters.ts';
 import { commandIn, run, tryRun } from '../../src/host/run.ts';
 import { BpfLink } from '#libbpf-ts';
 import type { HoldReport, TcpReport } from '../cluster/talker.ts';
