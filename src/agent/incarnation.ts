@@ -274,6 +274,9 @@ export class Incarnation implements Disposable {
       );
       if (made.length === 0 || round === ROUNDS_MAX) return { planned, outcomes };
       this.#observer.invalidate('links', 'routes', 'nextHops');
+      // Programs that were loaded anew may have other maps: what the old ones hold is no help.
+      this.#targets.endpoints.invalidate();
+      this.#targets.endpoints6.invalidate();
     }
   }
 
