@@ -583,6 +583,26 @@ describe('README.md', () => {
       expect(name).toBe(daemonSet.metadata!.name);
     for (const [path] of readme.matchAll(/deploy\/[\w.]+\w/g))
       expect(existsSync(join(root, path)), path).toBe(true);
-    expect(readme).toContain(`ripstop:${version}`);
+  });
+});
+
+// ---- the version -------------------------------------------------------------------------------------------------
+
+describe('the version of package.json', () => {
+  it.each(['deploy/ripstop.yml', 'deploy/README.md', 'deploy/Dockerfile'])(
+    'is that of every image in %s',
+    (path) => {
+      const named = [...read(path).matchAll(/ripstop[:-]v?(\d[\w.]*)/g)].map(([, tag]) => tag);
+      expect([...new Set(named)]).toEqual([version]);
+    },
+  );
+
+  it('is that of the lock file and of the command', async () => {
+    const lock = JSON.parse(read('package-lock.json')) as {
+      version: string;
+      packages: Record<string, { version: string }>;
+    };
+    expect([lock.version, lock.packages['']!.version]).toEqual([version, version]);
+    expect((await run(process.execPath, [join(root, 'src/cli/main.ts'), '--version'])).trim()).toBe(version);
   });
 });

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import { Command, CommanderError, Option, type OutputConfiguration } from 'commander';
+import packageJson from '../../package.json' with { type: 'json' };
 import { errorText, RipstopError } from '../errors.ts';
 import { addAgentCommand } from './agent.ts';
 import { addLabCommands } from './lab.ts';
@@ -10,7 +11,7 @@ import { addUninstallCommand } from './uninstall.ts';
 export function createProgram(output: OutputConfiguration = {}): Command {
   const program = new Command('ripstop')
     .description('An eBPF data plane for flannel clusters')
-    .version('0.1.0')
+    .version(packageJson.version)
     .addOption(new Option('--verbose', 'show the details behind an error').env('RIPSTOP_VERBOSE'))
     .enablePositionalOptions()
     .configureHelp({ showGlobalOptions: true })
