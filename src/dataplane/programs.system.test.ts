@@ -158,7 +158,8 @@ describe.skipIf(noKernel)(`maps of a node${noKernel ? ` (skipped: ${noKernel})` 
     const before = load();
     unlinkSync(paths.maps);
     renameSync(join(dirname(paths.maps), current), paths.maps);
-    if (layout.version === 0) expect(ids(load())).toEqual(ids(before));
+    const { version }: { version: number } = layout;
+    if (version === 0) expect(ids(load())).toEqual(ids(before));
     const after = load(wider);
     after.takeOver();
     expect(readlinkSync(paths.maps)).toMatch(/^maps:\d+:\d+$/);

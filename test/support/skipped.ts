@@ -1,9 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-import type { Reporter, TestCase, TestModule } from 'vitest/node';
+import type { Reporter, TestCase, TestModule, Vitest } from 'vitest/node';
 
-/** Ends a run with a line for each story that was skipped, which says why. scripts/test-fresh.ts reads them. */
+/**
+ * Ends a run with a line for each story that was skipped, which says why. scripts/test-fresh.ts reads them. When tests are
+ * chosen by name (`-t`), all others count as skipped, and there are no lines.
+ */
 export default class Skipped implements Reporter {
+  #isChosenByName = false;
+
+  onInit({ config }: Vitest): void {
+    this.#isChosenByName = config.testNamePattern !== undefined;
+  }
+
   onTestRunEnd(modules: readonly TestModule[]): void {
+    if (this.#isChosenByName) return;
     const skipped = modules.flatMap(({ children, relativeModuleId }) =>
       [...children.allTests('skipped')].map((test) => `${relativeModuleId}: ${why(test)}`),
     );
