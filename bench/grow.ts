@@ -23,17 +23,17 @@ const WRITERS = 8;
 const DEADLINE_MS = 120_000;
 
 /**
- * Give every node this many peers, including the real one, in a cluster network with room for them: ripstop is
+ * Give every ripstop node this many peers, including the real one, in a cluster network with room for them: ripstop is
  * reloaded. Call it before the nodes have pods. Resolves when the maps of all nodes have the peers.
  */
 export async function growPeers(lab: Lab, peers: number): Promise<void> {
-  const { nodes } = lab.state;
+  const nodes = lab.state.nodes.filter(({ datapath }) => datapath === 'ripstop');
   await Promise.all(nodes.map((node) => unboost(lab, node)));
   const file = join(lab.dir, 'net-conf.json');
   const netConf = JSON.parse(readFileSync(file, 'utf8')) as object;
   writeFileSync(file, JSON.stringify({ ...netConf, Network: WIDE_NETWORK }));
   // The agents are stopped meanwhile, so that they have one large change to make.
-  await createNodes(lab, peers - (nodes.length - 1));
+  await createNodes(lab, peers - (lab.state.nodes.length - 1));
   await Promise.all(nodes.map((node) => startAgent(lab, node)));
   await Promise.all(
     nodes.map((node) =>
