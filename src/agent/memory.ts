@@ -3,9 +3,9 @@ import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 
 /**
- * Make V8 collect garbage early. By itself it lets the heap grow to a multiple of what is in use first, which in a large
- * cluster is 200 MB more; early costs a tenth more time during lists and large changes, and nothing at rest. To be called
- * before much is loaded.
+ * Make V8 collect garbage early. By itself it lets the heap grow to a multiple of what is in use first, which in a
+ * large cluster is 200 MB more; early costs a tenth more time during lists and large changes, and nothing at rest. To
+ * be called before much is loaded.
  */
 export function keepHeapSmall(): void {
   // When the heap is a fifth larger than what was in use after the last collection.

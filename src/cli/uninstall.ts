@@ -61,8 +61,9 @@ export async function uninstall(
 ): Promise<void> {
   if (await askAgent(options.runDir)) {
     throw new RipstopError(
-      `the agent of this node runs (${join(options.runDir, runFiles.agentSocket)} answers) and would restore everything; ` +
-        'stop it first, e.g. kubectl -n kube-ripstop delete daemonset kube-ripstop-ds: pods keep their network without it',
+      `the agent of this node runs (${join(options.runDir, runFiles.agentSocket)} answers) ` +
+        'and would restore everything; stop it first, for example with ' +
+        '"kubectl -n kube-ripstop delete daemonset kube-ripstop-ds": pods keep their network without it',
     );
   }
   const parts = options.restoreFlannel ? restoringParts(options) : removingParts(options);

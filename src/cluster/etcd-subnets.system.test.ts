@@ -80,7 +80,8 @@ describe.skipIf(missing)('with a real etcd', () => {
       .peers.map(({ podCidr }) => formatCidr(podCidr))
       .sort();
   const flannelValue = (n: number, ip = `192.168.9.${n}`) =>
-    `{"PublicIP":"${ip}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0a:00:00:00:04:0${n}"}}`;
+    `{"PublicIP":"${ip}","PublicIPv6":null,"BackendType":"vxlan",` +
+    `"BackendData":{"VNI":1,"VtepMAC":"0a:00:00:00:04:0${n}"}}`;
 
   test('a lease is written as flannel writes it, byte for byte, for 24 hours', async () => {
     const { one, own, lease, subnet } = await running();
@@ -117,7 +118,8 @@ describe.skipIf(missing)('with a real etcd', () => {
     expect(v6!.base).toMatch(/^fd00:42:0:[1-9a-f][0-9a-f]?::$/);
     expect(kv!.value).toBe(
       `{"PublicIP":"192.168.1.1","PublicIPv6":"2001:db8::1","BackendType":"vxlan",` +
-        `"BackendData":{"VNI":7,"VtepMAC":"${own.vtepMac.v4}"},"BackendV6Data":{"VNI":7,"VtepMAC":"${own.vtepMac.v6}"}}`,
+        `"BackendData":{"VNI":7,"VtepMAC":"${own.vtepMac.v4}"},` +
+        `"BackendV6Data":{"VNI":7,"VtepMAC":"${own.vtepMac.v6}"}}`,
     );
     const plain = '{"Network":"10.43.0.0/16","Backend":{"Type":"host-gw"}}';
     await manager({ conf: plain, publicIp: '192.168.1.2' }).fetchOwn();

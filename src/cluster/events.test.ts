@@ -122,7 +122,7 @@ describe('alarms as Events', () => {
     });
   });
 
-  it('one that lasts, or that says something new, is counted on; one that is over is told anew when it returns', async () => {
+  it('that lasts, or whose message changes, counts up; one that was over is a new Event when it returns', async () => {
     const events = eventsOf('node-9', { repeatMs: 50 });
     const only = () => ['node-9'];
     const counted = () => all().map(({ count, message }) => `${count} ${message}`);
@@ -161,7 +161,7 @@ describe('alarms as Events', () => {
     expect(all().length).toBeLessThanOrEqual(before + 1);
   });
 
-  it('a server that fails, or forbids it once, is tried again; one that goes on forbidding it is left alone, with one word about it', async () => {
+  it('are retried when a server fails, or forbids them once; if it keeps forbidding them, there is one warning', async () => {
     const match = ({ resource }: RequestInfo): boolean => resource === 'events';
     for (const code of [503, 403] as const) {
       const before = all().length;

@@ -455,7 +455,8 @@ describe('an annotation of podCIDRs', () => {
       await until(() => view().alarms.length > 0, 'alarmed');
       expect(view().peers).toContain('node-20=10.42.20.0/24');
       expect(view().alarms).toEqual([
-        `node-20 podcidr_mistaken ${podCidrs} is ${JSON.stringify(said)}, but its spec says 10.42.20.0/24,fd00:42:0:14::/64, which is believed`,
+        `node-20 podcidr_mistaken ${podCidrs} is ${JSON.stringify(said)}, ` +
+          'but its spec says 10.42.20.0/24,fd00:42:0:14::/64, which is believed',
       ]);
     },
   );

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { describe, expect, it } from 'vitest';
 import { parseCidr } from '../net/ip.ts';
+import { bytesToMac } from '../net/mac.ts';
 import { dualStack, flannelNode, type TestNode } from './nodes.support.ts';
 import { parseNode } from './node-lease.ts';
 import { type OwnSubnets, PeerTable, type PeerView } from './peer-table.ts';
@@ -204,7 +205,7 @@ describe('two nodes that claim the same addresses', () => {
     expect(peer?.v6?.podCidr.base).toBe('fd00:42:0:2::');
   });
 
-  it('never win against the node that looks, which is no peer of itself; the alarm is about the younger all the same', () => {
+  it('never win against our own node, which is not its own peer; the alarm is still about the younger one', () => {
     const cluster = new Cluster(first, second, flannelNode(3));
     cluster.own = { name: 'node-2', podCidrs: subnet.map(parseCidr) };
     expect(cluster.peers()).toEqual(['node-3 10.42.3.0/24 @ 192.168.1.3']);
@@ -296,7 +297,7 @@ it('15,000 nodes take a pass of well under a second', () => {
     );
     node.metadata.name = `node-${i}`;
     node.metadata.annotations['flannel.alpha.coreos.com/backend-data'] =
-      `{"VNI":1,"VtepMAC":"0a:00:00:00:${(i >> 8).toString(16).padStart(2, '0')}:${(i & 255).toString(16).padStart(2, '0')}"}`;
+      `{"VNI":1,"VtepMAC":"${bytesToMac(Uint8Array.of(10, 0, 0, 0, i >> 8, i & 255))}"}`;
     return parseNode(node, settings);
   });
   const table = new PeerTable();

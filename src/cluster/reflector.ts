@@ -278,9 +278,9 @@ export const DEFAULT_TIMING: ReflectorTiming = {
 
 /**
  * `gone`: the version to watch from is too old · `frame`: garbage, truncated or of a wrong shape · `stream_error`: an
- * ERROR in the stream · `auth`: 401, 403 · `status`: any other HTTP status · `unreachable`: no connection, or it broke ·
- * `deadline`: no answer in time · `credentials`: they cannot be read · `short_watch`: ended at once, without a reason ·
- * `idle`: silent, renewed
+ * ERROR in the stream · `auth`: 401, 403 · `status`: any other HTTP status · `unreachable`: no connection, or it broke
+ * · `deadline`: no answer in time · `credentials`: they cannot be read · `short_watch`: ended at once, without a reason
+ * · `idle`: silent, renewed
  */
 export type FaultKind =
   | 'gone'

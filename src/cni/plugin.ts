@@ -269,7 +269,8 @@ function parseConfig(input: unknown): NetworkConfig {
   if (ipam !== undefined && ipam !== 'host-local') {
     throw new CniError(
       CniCode.unsupportedField,
-      `ipam.type ${quote(ipam)} is not supported: ripstop takes addresses from the node's podCIDR as host-local does; ` +
+      `ipam.type ${quote(ipam)} is not supported: ` +
+        "ripstop takes addresses from the node's podCIDR as host-local does; " +
         'remove ipam from the configuration',
     );
   }

@@ -38,7 +38,9 @@ export async function syncFlannel(lab: Lab): Promise<void> {
   );
 }
 
-/** Read the Nodes. An agent may publish its lease only after it is ready, so this waits for those of all ripstop nodes. */
+/**
+ * Read the Nodes. An agent may publish its lease only after it is ready, so this waits for those of all ripstop nodes.
+ */
 async function nodesWithLeases(lab: Lab): Promise<KubeNode[]> {
   const names = lab.state.nodes.filter(({ datapath }) => datapath === 'ripstop').map(({ name }) => name);
   const deadline = performance.now() + LEASE_TIMEOUT_MS;

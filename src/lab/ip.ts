@@ -3,7 +3,8 @@ import { RipstopError } from '../errors.ts';
 import { run, tryRun, type RunOptions } from '../host/run.ts';
 
 /**
- * Read the kernel with `ip -json` (2–3 ms a call). The caller names the shape it expects; iproute2's JSON is the contract.
+ * Read the kernel with `ip -json` (2–3 ms a call). The caller names the shape it expects; iproute2's JSON is the
+ * contract.
  * @throws RipstopError with iproute2's message.
  */
 export async function ipJson<T>(args: readonly string[], options: RunOptions = {}): Promise<T[]> {

@@ -152,10 +152,11 @@ function iptables(family: Family, what: 'save' | 'restore'): string {
 function iptablesRules(proxied: Proxied, saved: string): string {
   const rules = [...commonRules(proxied), ...proxied.services.flatMap((one) => serviceRules(proxied, one))];
   const nodePorts = 'kubernetes service nodeports; NOTE: this must be the last rule in this chain';
+  const notLoopback = proxied.part.family === 6 ? '! -d ::1/128 ' : '';
   rules.push([
     'nat',
     'KUBE-SERVICES',
-    `${comment(nodePorts)} -m addrtype --dst-type LOCAL ${proxied.part.family === 6 ? '! -d ::1/128 ' : ''}-j KUBE-NODEPORTS`,
+    `${comment(nodePorts)} -m addrtype --dst-type LOCAL ${notLoopback}-j KUBE-NODEPORTS`,
   ]);
   const has = new Set(saved.split('\n'));
   const of = (table: string) => rules.filter(([name]) => name === table);
@@ -204,7 +205,8 @@ function commonRules({ part, dropInvalid }: Proxied): Rule[] {
           [
             'filter',
             'KUBE-FIREWALL',
-            `${comment('block incoming localnet connections')} -d 127.0.0.0/8 ! -s 127.0.0.0/8 -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP`,
+            `${comment('block incoming localnet connections')} -d 127.0.0.0/8 ! -s 127.0.0.0/8 ` +
+              '-m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP',
           ],
         ] satisfies Rule[])
       : []),
@@ -306,6 +308,7 @@ function deletedTable(family: Family): string {
 
 /** Input for `nft -f` that creates the table. In this mode kube-proxy does not drop what conntrack calls INVALID. */
 function nftablesRules({ part, cluster, services }: Proxied): string {
+  const masquerade = 'mark set mark or 0x4000 comment "masquerade clusterIP traffic from outside cluster"';
   const ip = part.family === 4 ? 'ip' : 'ip6';
   const address = part.family === 4 ? 'ipv4_addr' : 'ipv6_addr';
   const served = services.filter(({ endpoints }) => endpoints.length > 0);
@@ -411,7 +414,7 @@ function nftablesRules({ part, cluster, services }: Proxied): string {
       }
       chain firewall-check { ${toService} vmap @firewall-ips; }
       chain services {
-        ${ip} daddr @cluster-ips ${ip} saddr != ${cluster} mark set mark or 0x4000 comment "masquerade clusterIP traffic from outside cluster"
+        ${ip} daddr @cluster-ips ${ip} saddr != ${cluster} ${masquerade}
         ${toService} vmap @service-ips
         ${ip} daddr @nodeport-ips meta l4proto . th dport vmap @service-nodeports
       }
@@ -424,9 +427,10 @@ function nftablesChains(ip: string, service: ServicePort): string {
   const { protocol, nodePort, endpoints } = service;
   const name = nftablesName(service);
   const choices = endpoints.map(({ ip, port }, i) => `${i} : ${ip} . ${port}`);
+  const choice = `numgen random mod ${endpoints.length} map { ${choices.join(', ')} }`;
   return `
       chain service-${name} {
-        meta l4proto ${protocol} dnat ${ip} addr . port to numgen random mod ${endpoints.length} map { ${choices.join(', ')} }
+        meta l4proto ${protocol} dnat ${ip} addr . port to ${choice}
       }
       ${
         nodePort === undefined

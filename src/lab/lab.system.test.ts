@@ -41,7 +41,9 @@ const ping = (netns: string, to: string) =>
 
 /** The client's address that a server in `netns` sees when `client`, another namespace, connects to it. */
 async function seenFrom(netns: string, address: string, client: string): Promise<string> {
-  const program = `require('net').createServer(s => { console.log('from', s.remoteAddress); s.end() }).listen(7000, '${address}', () => console.log('up'))`;
+  const program =
+    `require('net').createServer(s => { console.log('from', s.remoteAddress); s.end() })` +
+    `.listen(7000, '${address}', () => console.log('up'))`;
   const server = startIn(netns, process.execPath, '-e', program);
   await server.prints(/up/);
   await runIn(client, process.execPath, '-e', `require('net').connect(7000, '${address}').resume()`);

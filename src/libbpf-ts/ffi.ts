@@ -9,7 +9,8 @@ function openLibbpf(): LibraryHandle {
     return koffi.load('libbpf.so.1');
   } catch (cause) {
     throw new Error(
-      'cannot load libbpf.so.1: install libbpf 1.1 or later (Debian, Ubuntu: apt install libbpf1; Fedora: dnf install libbpf)',
+      'cannot load libbpf.so.1: install libbpf 1.1 or later ' +
+        '(Debian, Ubuntu: apt install libbpf1; Fedora: dnf install libbpf)',
       { cause },
     );
   }

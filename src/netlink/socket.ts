@@ -106,14 +106,17 @@ export class NetlinkSocket implements Disposable {
   }
 
   /**
-   * The index of a link; undefined when there is none of this name. Not by netlink: this takes no RTNL lock, so it never waits
-   * for somebody who changes devices.
+   * The index of a link; undefined when there is none of this name. Not by netlink: this takes no RTNL lock, so it
+   * never waits for somebody who changes devices.
    */
   indexOf(name: string): number | undefined {
     return this.#interface(SIOCGIFINDEX, name)?.getInt32(IFNAMSIZ, true);
   }
 
-  /** Whether a link is up and the kernel sends from it; false when there is none of this name. Takes no RTNL lock either. */
+  /**
+   * Whether a link is up and the kernel sends from it; false when there is none of this name. Takes no RTNL lock
+   * either.
+   */
   isRunning(name: string): boolean {
     return ((this.#interface(SIOCGIFFLAGS, name)?.getInt16(IFNAMSIZ, true) ?? 0) & IFF_RUNNING) !== 0;
   }

@@ -176,7 +176,8 @@ function forbidden({ user, verb, resource, subresource, namespace, name, path }:
   const where = namespace === undefined ? 'at the cluster scope' : `in the namespace "${namespace}"`;
   return new StatusError(
     403,
-    `${resource ?? path} ${name === undefined ? '' : `"${name}" `}is forbidden: User "${user}" cannot ${verb} ${what} ${where}`,
+    `${resource ?? path} ${name === undefined ? '' : `"${name}" `}is forbidden: ` +
+      `User "${user}" cannot ${verb} ${what} ${where}`,
     { details: { ...(name && { name }), ...(resource && { kind: resource }) } },
   );
 }

@@ -90,7 +90,8 @@ export function objectJson(object: KubeObject, view: View): string {
     const { metadata } = object;
     return JSON.stringify({ kind: 'PartialObjectMetadata', apiVersion: 'meta.k8s.io/v1', metadata });
   }
-  return `{"kind":${JSON.stringify(object.kind)},"apiVersion":${JSON.stringify(object.apiVersion)},${bare(object).slice(1)}`;
+  const { kind, apiVersion } = object;
+  return `{"kind":${JSON.stringify(kind)},"apiVersion":${JSON.stringify(apiVersion)},${bare(object).slice(1)}`;
 }
 
 /** JSON of an object inside a list, where typed lists leave kind and apiVersion out. */
