@@ -161,7 +161,7 @@ describe('alarms as Events', () => {
     expect(all().length).toBeLessThanOrEqual(before + 1);
   });
 
-  it('are retried when a server fails, or forbids them once; if it keeps forbidding them, there is one warning', async () => {
+  it('are retried when a server fails, or forbids them once; after that there is one warning', async () => {
     const match = ({ resource }: RequestInfo): boolean => resource === 'events';
     for (const code of [503, 403] as const) {
       const before = all().length;
