@@ -9,43 +9,53 @@ import type { Targets } from './targets.ts';
  * Invalidate what an event concerns. An event about a change of our own, which is known already, invalidates nothing.
  * @returns whether a pass has something to do.
  */
-export function noteEvent(event: NodeEvent, observer: NodeObserver, to: Targets): boolean {
+export function noteEvent(event: NodeEvent, observer: NodeObserver, targets: Targets): boolean {
   switch (event.kind) {
     case 'pod-link':
       return observer.notePodLink(event);
     case 'pod-route': {
       const { dst, deleted, dev } = event;
       const route = dev === undefined ? { unreachable: true as const } : { dev };
-      return to.podRoutes.noteActual(dst, deleted ? undefined : route);
+      return targets.podRoutes.noteActual(dst, deleted ? undefined : route);
     }
     case 'proxy':
-      return to.proxies.noteActual(proxyKey(event.bridge, event.address), event.deleted ? undefined : true);
+      return targets.proxies.noteActual(
+        proxyKey(event.bridge, event.address),
+        event.deleted ? undefined : true,
+      );
     case 'settings': {
       // A new host veth: the ADD under way makes its settings.
       const isNew = event.name !== undefined && isPodVeth(event.name) && !observer.knows(event.name);
-      if (!isNew) to.sysctls.invalidate();
+      if (!isNew) targets.sysctls.invalidate();
       return !isNew;
     }
     case 'peers':
-      invalidate(to.neighbours, to.fdb, to.peerRoutes);
+      invalidate(targets.neighbours, targets.fdb, targets.peerRoutes);
       break;
     case 'network':
       observer.invalidate('links', 'routes', 'nextHops');
-      invalidate(to.vtepDevices, to.idleBridges, to.nodeLinks, to.neighbours, to.fdb, to.peerRoutes);
+      invalidate(
+        targets.vtepDevices,
+        targets.idleBridges,
+        targets.nodeLinks,
+        targets.neighbours,
+        targets.fdb,
+        targets.peerRoutes,
+      );
       break;
     case 'rules-lost':
-      invalidate(to.rules, to.vtepSet);
+      invalidate(targets.rules, targets.vtepSet);
       break;
     case 'lost':
-      staleAll(observer, to);
+      staleAll(observer, targets);
   }
   return true;
 }
 
 /** Invalidate everything, since events were lost or an audit is due. */
-export function staleAll(observer: NodeObserver, to: Targets): void {
+export function staleAll(observer: NodeObserver, targets: Targets): void {
   observer.invalidate('links', 'routes', 'nextHops');
-  invalidate(...Object.values(to));
+  invalidate(...Object.values(targets));
 }
 
 function invalidate(...targets: readonly { invalidate(): void }[]): void {

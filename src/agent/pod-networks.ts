@@ -5,12 +5,12 @@ import { formatCidr, partsOf } from '../net/ip.ts';
 import type { Outline } from './plan/index.ts';
 
 /** The networks from which new pods get addresses, IPv4 first; none before the node has a plan. */
-export function podNetworks(of: Outline | undefined): CniFamily[] {
-  if (!of) return [];
-  const { v4, v6 } = of.settings;
+export function podNetworks(outline: Outline | undefined): CniFamily[] {
+  if (!outline) return [];
+  const { v4, v6 } = outline.settings;
   return partsOf({ ...(v4 && { v4 }), ...(v6 && { v6 }) }).map(({ network, podCidr }) => ({
     podCidr: formatCidr(podCidr),
     clusterNetwork: formatCidr(network),
-    mtu: podMtu(of.settings, podCidr.family),
+    mtu: podMtu(outline.settings, podCidr.family),
   }));
 }

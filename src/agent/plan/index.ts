@@ -4,7 +4,7 @@ import type { Peers, PlanOptions } from './inputs.ts';
 import type { NodeSnapshot } from '../snapshot.ts';
 import { type LinkPlan, mayAttach, planLinks } from './links.ts';
 import { type NodePlan, planNode } from './node.ts';
-import { type Outline, outline } from './outline.ts';
+import { type Outline, planOutline } from './outline.ts';
 import { type PeerPlan, planPeers } from './peers.ts';
 import { planPods, type PodPlan, podsOf } from './pods.ts';
 
@@ -36,14 +36,14 @@ export function keptOf({ outline, links, podCount, blocked }: Plan): KeptPlan {
 
 /** @throws RipstopError when there is no suitable uplink, without which nothing can be planned. */
 export function plan(peers: Peers, node: NodeSnapshot, options: PlanOptions): Plan {
-  const of = outline(node, options);
+  const outline = planOutline(node, options);
   const pods = podsOf(node, options);
   return {
-    outline: of,
-    node: planNode(of, pods, peers, node, options),
-    peers: planPeers(of, peers, node),
-    pods: planPods(of, pods, node, options, mayAttach(node, peers)),
-    links: planLinks(of, peers, node, options),
+    outline,
+    node: planNode(outline, pods, peers, node, options),
+    peers: planPeers(outline, peers, node),
+    pods: planPods(outline, pods, node, options, mayAttach(node, peers)),
+    links: planLinks(outline, peers, node, options),
     podCount: pods.devices.size,
     blocked: foreignPrograms(node),
   };
@@ -51,22 +51,22 @@ export function plan(peers: Peers, node: NodeSnapshot, options: PlanOptions): Pl
 
 /** Plan the pods again, after pods were added or deleted; the other parts stay as they are. */
 export function replanPods(
-  { outline: of }: KeptPlan,
+  { outline }: KeptPlan,
   peers: Peers,
   node: NodeSnapshot,
   options: PlanOptions,
 ): PodPlan {
-  return planPods(of, podsOf(node, options), node, options, mayAttach(node, peers));
+  return planPods(outline, podsOf(node, options), node, options, mayAttach(node, peers));
 }
 
 /** Plan the links again, after a driver refused XDP. */
 export function replanLinks(
-  { outline: of }: KeptPlan,
+  { outline }: KeptPlan,
   peers: Peers,
   node: NodeSnapshot,
   options: PlanOptions,
 ): LinkPlan {
-  return planLinks(of, peers, node, options);
+  return planLinks(outline, peers, node, options);
 }
 
 /**

@@ -30,8 +30,13 @@ export function mayAttach({ programs }: NodeSnapshot, { peers, synced }: Peers):
   return programs.value !== undefined && !(programs.value.pending && !synced && peers.length === 0);
 }
 
-export function planLinks(of: Outline, peers: Peers, node: NodeSnapshot, { agent }: PlanOptions): LinkPlan {
-  const { uplink, vteps } = of;
+export function planLinks(
+  outline: Outline,
+  peers: Peers,
+  node: NodeSnapshot,
+  { agent }: PlanOptions,
+): LinkPlan {
+  const { uplink, vteps } = outline;
   const wire = node.links.value.get(uplink.name);
   const ingress = chooseIngress(agent.ingress, wire, wire && node.xdpRefusals.get(xdpKey(wire)));
   const programs = node.programs.value;

@@ -34,25 +34,25 @@ export interface NodePlan {
 }
 
 export function planNode(
-  of: Outline,
+  outline: Outline,
   pods: Pods,
   peers: Peers,
   node: NodeSnapshot,
   options: PlanOptions,
 ): NodePlan {
-  const { settings, vteps, revision } = of;
-  const rules = desiredRules(of, peers, options);
+  const { settings, vteps, revision } = outline;
+  const rules = desiredRules(outline, peers, options);
   const strangers = rules.networks.map(({ strangers }) => strangers).join();
   return {
     kernelModules: always(new Map([[CONNTRACK_MODULE, true]])),
     vtepDevices: { revision: JSON.stringify([...vteps.values()]), entries: () => vteps, complete: true },
-    sysctls: sysctls(of, pods, node, options),
+    sysctls: sysctls(outline, pods, node, options),
     rules: {
       revision: `${revision} ${strangers} ${rules.masquerade}`,
       entries: () => new Map([[RULES_KEY, rules]]),
       complete: true,
     },
-    files: subnetEnv(of, options),
+    files: subnetEnv(outline, options),
     flannelRoutes: always(new Map()),
     flannelRules: always(new Map()),
     idleBridges: always(new Map()),

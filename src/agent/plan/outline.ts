@@ -21,7 +21,7 @@ export interface Outline {
 }
 
 /** Choose the uplink and derive the settings. @throws RipstopError when there is no suitable interface. */
-export function outline(node: NodeSnapshot, options: PlanOptions): Outline {
+export function planOutline(node: NodeSnapshot, options: PlanOptions): Outline {
   const { agent, own, families, backend } = options;
   const request = {
     families: families.map(({ family }) => family),

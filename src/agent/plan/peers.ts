@@ -22,33 +22,38 @@ export interface PeerPlan {
   readonly peers6?: Desired<Struct<'peer6'>>;
 }
 
-export function planPeers(of: Outline, all: Peers, node: NodeSnapshot): PeerPlan {
+export function planPeers(outline: Outline, all: Peers, node: NodeSnapshot): PeerPlan {
   const { peers, synced } = all;
-  const { settings, uplink, vteps } = of;
+  const { settings, uplink, vteps } = outline;
   const ifindexes = [...vteps.keys(), uplink.name].map((name) => node.links.value.get(name)?.ifindex ?? 0);
-  const revision = [all.revision, node.nextHops.revision, ...ifindexes, of.revision].join(' ');
-  const made = <V>(entries: () => ReadonlyMap<string, V>, more = ''): Desired<V> => ({
-    revision: `${revision} ${more}`,
+  const revision = [all.revision, node.nextHops.revision, ...ifindexes, outline.revision].join(' ');
+  const desired = <V>(entries: () => ReadonlyMap<string, V>, suffix = ''): Desired<V> => ({
+    revision: `${revision} ${suffix}`,
     entries,
     complete: synced,
   });
-  const nextHopTo = nextHops(of, node);
-  const kernelPath = lazily(() => kernelPathOf(of, peers, node, nextHopTo));
+  const nextHopTo = nextHops(outline, node);
+  const kernelPath = lazily(() => kernelPathOf(outline, peers, node, nextHopTo));
   const plan: PeerPlan = {
     // First, so that packets of a new peer are admitted before any are sent to it.
-    vtepSet: made(() => new Map((settings.tunnel ? peers : []).map(({ vtepIp }) => [vtepIp, true] as const))),
-    neighbours: made(() => kernelPath().neighbours),
-    fdb: made(() => kernelPath().fdb),
-    peerRoutes: { ...made(() => kernelPath().routes), impossible: () => unreachable(of, peers, nextHopTo) },
+    vtepSet: desired(
+      () => new Map((settings.tunnel ? peers : []).map(({ vtepIp }) => [vtepIp, true] as const)),
+    ),
+    neighbours: desired(() => kernelPath().neighbours),
+    fdb: desired(() => kernelPath().fdb),
+    peerRoutes: {
+      ...desired(() => kernelPath().routes),
+      impossible: () => unreachable(outline, peers, nextHopTo),
+    },
   };
   if (!node.programs.value) return plan;
   const loaded = String(node.programs.revision);
   const indexed = lazily(() => desiredPeers(settings, peers, nextHopTo));
   return {
     ...plan,
-    vteps: made(() => desiredVteps(settings, peers, indexed()), loaded),
-    peers: made(() => indexed().peers, loaded),
-    peers6: made(() => indexed().peers6, loaded),
+    vteps: desired(() => desiredVteps(settings, peers, indexed()), loaded),
+    peers: desired(() => indexed().peers, loaded),
+    peers6: desired(() => indexed().peers6, loaded),
   };
 }
 

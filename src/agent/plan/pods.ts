@@ -58,32 +58,34 @@ export interface PodPlan {
 
 /** @param attaches whether programs may be attached: only once the maps that they read are filled. */
 export function planPods(
-  of: Outline,
+  outline: Outline,
   pods: Pods,
   node: NodeSnapshot,
   options: PlanOptions,
   attaches: boolean,
 ): PodPlan {
   const { revision } = pods;
-  const whole = <V>(entries: () => ReadonlyMap<string, V>, more = ''): Desired<V> => ({
-    revision: `${revision} ${more}`,
+  const desired = <V>(entries: () => ReadonlyMap<string, V>, suffix = ''): Desired<V> => ({
+    revision: `${revision} ${suffix}`,
     entries,
     complete: true,
   });
   const kernelPath = {
-    podRoutes: whole(() => podRoutes(pods, options)),
-    proxies: whole(() => proxies(pods)),
+    podRoutes: desired(() => podRoutes(pods, options)),
+    proxies: desired(() => proxies(pods)),
   };
   const programs = node.programs;
   if (!programs.value) return kernelPath;
   const { ids } = programs.value;
-  const loaded = `${programs.revision} ${of.revision}`;
-  const endpoints = () => desiredEndpoints(of.settings, pods.endpoints);
+  const loaded = `${programs.revision} ${outline.revision}`;
+  const endpoints = () => desiredEndpoints(outline.settings, pods.endpoints);
   return {
     ...kernelPath,
-    endpoints: whole(() => endpoints().endpoints, loaded),
-    endpoints6: whole(() => endpoints().endpoints6, loaded),
-    ...(attaches && { podLinks: whole(() => desiredLinks(ids, podHooks(pods)), String(programs.revision)) }),
+    endpoints: desired(() => endpoints().endpoints, loaded),
+    endpoints6: desired(() => endpoints().endpoints6, loaded),
+    ...(attaches && {
+      podLinks: desired(() => desiredLinks(ids, podHooks(pods)), String(programs.revision)),
+    }),
   };
 }
 
