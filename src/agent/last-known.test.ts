@@ -49,7 +49,7 @@ describe('the last-known state', () => {
     expect(decodeLastKnown(textOf(state, scope), scope)).toEqual(state);
   });
 
-  it('is of no use to a node of another name, network or backend', () => {
+  it('is refused by a node of another name, network or backend', () => {
     const text = textOf(known(2), scope);
     const { ipv6Network: _v6, ...single } = dualStack;
     for (const [other, why] of [
@@ -61,7 +61,7 @@ describe('the last-known state', () => {
       expect(() => decodeLastKnown(text, other)).toThrow(why);
   });
 
-  it('is refused when cut anywhere, and when anything in it is not what it should be', () => {
+  it('is refused when it is cut off anywhere, and when any value is invalid', () => {
     const text = textOf(known(2), scope);
     for (let end = 0; end < text.length - 2; end += 7)
       expect(() => decodeLastKnown(text.slice(0, end), scope)).toThrow('it is not JSON');
@@ -122,7 +122,7 @@ describe('its file', () => {
   });
   afterEach(() => rm(directory, { recursive: true, force: true }));
 
-  it('is there after the first note, for root only, and read by the agent after', async () => {
+  it('is written at the first note, for root only, and read by the next agent', async () => {
     const state = known(3);
     expect(await open().read()).toBeUndefined();
     const one = open();
@@ -135,7 +135,7 @@ describe('its file', () => {
     expect(said).toEqual([]);
   });
 
-  it('is not written again for the same, but shows when it was last true', async () => {
+  it('is not written again for an equal state, but its modification time is updated', async () => {
     const state = known(3);
     const one = open();
     one.note(state, 'a');
@@ -147,7 +147,7 @@ describe('its file', () => {
     expect((await stat(file)).ino).toBe(before.ino);
   });
 
-  it('holds the last of a storm, for which it was written but a few times', async () => {
+  it('holds the last of many states in a row, with few writes', async () => {
     const one = open(200);
     const states = Array.from({ length: 50 }, (_, i) => known(3, { 'public-ip': `192.168.2.${i + 1}` }));
     const inodes = new Set<number>();
@@ -164,7 +164,7 @@ describe('its file', () => {
     ['broken', '{"format":1,', 'it is not JSON'],
     ['of another format', '{"format":0,"scope":{}}', 'it is not of format 2'],
     ['foreign', textOf(known(1), { ...scope, nodeName: 'other' }), 'its node is'],
-  ])('that is %s is left alone, with one warning, until there is something better', async (_, text, why) => {
+  ])('that is %s is kept, with one warning, until there is a new state', async (_, text, why) => {
     const one = open();
     one.note(known(1), 'a');
     await one.flush();
@@ -179,7 +179,7 @@ describe('its file', () => {
     expect((await next.read())?.peers).toHaveLength(1);
   });
 
-  it('that cannot be written is said once, and tried again', async () => {
+  it('that cannot be written is logged once and retried', async () => {
     await writeFile(path.join(directory, 'deeper'), 'no directory');
     const one = open();
     for (let i = 0; i < 3; i++) {

@@ -3,7 +3,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { describe, expect, it } from 'vitest';
 import { Loop } from './loop.ts';
 
-/** A loop whose passes take a while, and how often and when they ran. */
+/** A loop with slow passes, and a log of when they ran. */
 function running(options: { passMs?: number; dueMs?: number } = {}) {
   const log: string[] = [];
   const stop = new AbortController();
@@ -36,7 +36,7 @@ describe('the loop', () => {
     await stop();
   });
 
-  it('tells for how long a pass has been under way', async () => {
+  it('knows how long a pass has been running', async () => {
     const { loop, stop } = running({ passMs: 80 });
     await sleep(40);
     expect(loop.underWayMs).toBeGreaterThan(20);
@@ -44,7 +44,7 @@ describe('the loop', () => {
     await stop();
   });
 
-  it('answers a storm of events with one pass', async () => {
+  it('runs one pass for many events', async () => {
     const { loop, passes, stop } = running();
     await sleep(20);
     for (let i = 0; i < 1000; i++) loop.trigger();

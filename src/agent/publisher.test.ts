@@ -8,7 +8,7 @@ const own = { name: 'node1' } as OwnNode;
 const lease = (publicIp: string): OwnLease => ({ v4: { publicIp }, flannelIsUp: true });
 const told = new Promise<void>((resolve) => setTimeout(resolve, 10));
 
-/** Where leases are published: each request waits for its answer. */
+/** A SubnetManager whose requests wait until the test answers them. */
 function source() {
   const asked: { publicIp: string | undefined; answer: PromiseWithResolvers<boolean> }[] = [];
   const warnings: unknown[] = [];
@@ -26,7 +26,7 @@ function source() {
 }
 
 describe('the publisher', () => {
-  it('lets nobody wait, and publishes of what was said meanwhile only the last', async () => {
+  it('never blocks, and publishes only the last lease that was passed in the meantime', async () => {
     const { asked, publisher } = source();
     for (const ip of ['192.0.2.1', '192.0.2.2', '192.0.2.3']) publisher.publish(own, lease(ip));
     expect(asked.map(({ publicIp }) => publicIp)).toEqual(['192.0.2.1']);
@@ -35,7 +35,7 @@ describe('the publisher', () => {
     expect(asked.map(({ publicIp }) => publicIp)).toEqual(['192.0.2.1', '192.0.2.3']);
   });
 
-  it('names a trouble once, and tries again when it is told again', async () => {
+  it('logs a failure once, and retries at the next call', async () => {
     const { asked, warnings, publisher } = source();
     const fail = async (i: number, why: string): Promise<void> => {
       publisher.publish(own, lease('192.0.2.1'));

@@ -3,7 +3,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { expect, it } from 'vitest';
 import { Turn } from './turn.ts';
 
-it('runs for the first caller at once, and once more for all who come meanwhile', async () => {
+it('runs for the first caller at once, and once more for all later callers', async () => {
   const log: string[] = [];
   const turn = new Turn(async () => {
     log.push('begin');

@@ -26,7 +26,7 @@ describe('the attachment store', () => {
   });
   afterEach(() => rm(runDir, { recursive: true }));
 
-  it('remembers across restarts of the agent, in files that only root reads', async () => {
+  it('keeps attachments across restarts of the agent, in files that only root can read', async () => {
     const store = new AttachmentStore(runDir);
     await store.put(attachment('c0ffee', 'eth0'));
     await store.put({ ...attachment('c0ffee', 'eth0'), kernelPath: true, podName: 'web' });
@@ -52,14 +52,14 @@ describe('the attachment store', () => {
     ]);
   });
 
-  it('does not take one attachment for another, however the names are hyphenated', async () => {
+  it('distinguishes attachments whose names have hyphens', async () => {
     const store = new AttachmentStore(runDir);
     await store.put(attachment('a-b', 'c'));
     await store.put(attachment('a', 'b-c'));
     expect(await new AttachmentStore(runDir).list()).toHaveLength(2);
   });
 
-  it('passes over a write that was never finished, and names a file that is not its own', async () => {
+  it('ignores an unfinished write, and names a file that does not hold an attachment', async () => {
     await new AttachmentStore(runDir).put(attachment('c0ffee', 'eth0'));
     await writeFile(join(dir, 'dead-eth0.json.tmp'), '{"contai');
     expect(await new AttachmentStore(runDir).list()).toHaveLength(1);

@@ -87,7 +87,7 @@ const golden: { readonly [S in StructName]: Golden<S> } = {
     value: { head: peerHead.value, header: outerHeader.value },
     bytes: `${peerHead.bytes} ${outerHeader.bytes}`,
   },
-  // The kernel's structs are as long as their alignment asks for: four bytes of nothing follow.
+  // Four bytes of padding follow, due to the alignment.
   peer6: {
     value: { head: peerHead.value, header: outerHeader6.value },
     bytes: `${peerHead.bytes} ${outerHeader6.bytes} 00000000`,
@@ -182,7 +182,7 @@ describe('the codec of', () => {
     expect(size - end).toBe({ flow: 3, peer6: 4 }[name as string] ?? 0);
   });
 
-  it('a struct writes what is unused as zero, whatever was there: a map key must not differ by garbage', () => {
+  it('a struct writes unused bytes as zero: map keys must not differ in garbage', () => {
     const into = new Uint8Array(kindSize({ struct: 'flow' })).fill(0xff);
     kindCodec({ struct: 'flow' }).encode(golden.flow.value, into);
     expect(hexOf(into)).toBe(hexOf(bytesOf(golden.flow.bytes)));
@@ -213,7 +213,7 @@ describe('the codec of', () => {
     expect(decode<Kind>(kind, bytesOf(hex))).toBe(value);
   });
 
-  it('an address or a MAC refuses text that is none', () => {
+  it('an address or a MAC refuses invalid text', () => {
     expect(() => encode('be32', 'fd00::1')).toThrow();
     expect(() => encode('address', 'fd00::1::2')).toThrow('not an IP address');
     expect(() => encode('be32', '10.0.0')).toThrow('not an IPv4 address');

@@ -90,7 +90,7 @@ function endpoint(ip: string, over: Partial<Endpoint> = {}): Endpoint {
 const hexOf = (bytes: Uint8Array): string => Buffer.from(bytes).toString('hex');
 
 describe('the configuration', () => {
-  it('says all that the programs must know of the node', () => {
+  it('has all that the programs must know of the node', () => {
     expect(desiredConfig(dual)).toEqual({
       network: '10.42.0.0',
       network_mask: '255.255.0.0',
@@ -119,11 +119,11 @@ describe('the configuration', () => {
     });
   });
 
-  it('says that peers on our L2 are reached without encapsulation', () => {
+  it('has a flag for reaching peers on our L2 without encapsulation', () => {
     expect(desiredConfig(direct)).toEqual({ ...desiredConfig(dual), direct_routing: 1 });
   });
 
-  it('has of a family that is off a network of one address, which no pod and no peer has', () => {
+  it('has a network of one address, which no pod and no peer has, for a family that is off', () => {
     const highest = 'ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff';
     expect(desiredConfig(k3s)).toEqual({
       ...desiredConfig(dual),
@@ -279,18 +279,18 @@ describe('a peer', () => {
     expect(flags6(by('fd00:31::1'), { behindNat: true })).toBe(present | behindNat);
   });
 
-  it('that wants outer checksums is on the kernel path, over IPv6', () => {
+  it('that requires outer checksums is on the kernel path, over IPv6', () => {
     for (const zeroChecksum of [false, undefined])
       expect(flags6(by('fd00:31::1'), { zeroChecksum: zeroChecksum as boolean })).toBe(present | kernelPath);
     expect(flags4(by('192.168.0.1'), { zeroChecksum: false })).toBe(present);
   });
 
-  it('on our L2 is marked as such where DirectRouting is asked for, and needs no checksum then', () => {
+  it('on our L2 is marked as such with DirectRouting, and needs no checksum then', () => {
     expect(flags4(onLink('192.168.0.1'))).toBe(present | onL2);
     expect(flags6(onLink('fd00:31::1'), { zeroChecksum: false })).toBe(present | onL2);
   });
 
-  it('behind a router is encapsulated for, DirectRouting or not', () => {
+  it('behind a router gets encapsulated packets, with and without DirectRouting', () => {
     expect(flags4(by('192.168.0.254'))).toBe(present);
     expect(flags6(by('fd00:31::fe'))).toBe(present);
     expect(flags6(by('fd00:31::fe'), { zeroChecksum: false })).toBe(present | kernelPath);
@@ -318,7 +318,7 @@ describe('the peers maps', () => {
   const nextHopTo = (ip: string): PeerNextHop =>
     by({ '10.9.9.9': '192.168.0.254', '2001:db8::9': 'fd00:31::fe' }[ip] ?? ip);
 
-  it('hold each peer by its podCIDR, by way of the next hop to it', () => {
+  it('hold each peer by its podCIDR, with its next hop', () => {
     const far = peer(200, {
       podCidr: parseCidr('10.42.200.0/24'),
       vtepMac: 'aa:00:00:00:00:c8',
@@ -358,7 +358,7 @@ describe('the peers maps', () => {
     expect([...peers6.keys()]).toEqual(['fd00:42:0:6::']);
   });
 
-  it('hold nothing of a family that the node has not', () => {
+  it('are empty for a family that the node does not have', () => {
     const all = [peer(1), peer6(1)];
     expect(desiredPeers(k3s, all, nextHopTo).peers6.size).toBe(0);
     expect(desiredPeers(only6, all, nextHopTo).peers.size).toBe(0);
@@ -369,7 +369,7 @@ describe('the vteps map', () => {
   const vtepsOf = (settings: NodeSettings, peers: readonly Peer[]) =>
     desiredVteps(settings, peers, desiredPeers(settings, peers, by));
 
-  it('knows every node, those too that the peers maps cannot hold, and us as us', () => {
+  it('holds every node, also those that the peers maps cannot hold, and marks our own addresses', () => {
     const peers = [
       peer(1),
       peer(2, { podCidr: parseCidr('10.42.4.0/23') }),
@@ -388,7 +388,7 @@ describe('the vteps map', () => {
     );
   });
 
-  it('believes no peer that claims our own address', () => {
+  it('keeps our own address ours when a peer claims it', () => {
     const claims = [peer(1, { vtepIp: '192.168.0.3' }), peer6(1, { vtepIp: 'fd00:31::3' })];
     expect(vtepsOf(dual, claims)).toEqual(
       new Map([
@@ -398,7 +398,7 @@ describe('the vteps map', () => {
     );
   });
 
-  it('says of an address that two nodes share what is true of one of them', () => {
+  it('has the flags of both nodes for an address that two nodes share', () => {
     const shared = { vtepIp: '203.0.113.1', behindNat: true };
     const odd = { ...shared, podCidr: parseCidr('10.42.4.0/23') };
     for (const peers of [
@@ -436,13 +436,13 @@ describe('the endpoints maps', () => {
     );
   });
 
-  it('leave out a pod whose address is not of our podCIDRs', () => {
+  it('lack a pod whose address is outside our podCIDRs', () => {
     const all = ['10.42.2.255', '10.42.4.0', 'fd00:42:0:2::5', 'fd00:42:0:4::'].map((ip) => endpoint(ip));
     const { endpoints, endpoints6 } = desiredEndpoints(dual, all);
     expect([endpoints.size, endpoints6.size]).toEqual([0, 0]);
   });
 
-  it('leave out the addresses of a family that the node has not', () => {
+  it('lack addresses of a family that the node does not have', () => {
     const all = ['10.42.3.5', 'fd00:42:0:3::5'].map((ip) => endpoint(ip));
     expect(desiredEndpoints(k3s, all).endpoints6.size).toBe(0);
     expect(desiredEndpoints(only6, all).endpoints.size).toBe(0);
@@ -457,7 +457,7 @@ describe('the endpoints maps', () => {
 });
 
 describe('the endpoint_state map', () => {
-  it('has a slot of each IPv4 address, and behind them for IPv6 those of the lowest bits', () => {
+  it('has a slot for each IPv4 address, and after them slots for the lowest bits of IPv6 addresses', () => {
     expect(stateSlot(dual, '10.42.3.5')).toBe(5);
     expect(stateSlot(dual, 'fd00:42:0:3::5')).toBe(256 + 5);
     expect(stateSlot(dual, 'fd00:42:0:3:7::a:1ff')).toBe(256 + 255);

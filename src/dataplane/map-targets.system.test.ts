@@ -34,7 +34,7 @@ describe.skipIf(noKernel)(`programs on devices${noKernel ? ` (skipped: ${noKerne
   it.each([
     ['tcx', ''],
     ['clsact', 'clsact:'],
-  ] as const)('are attached, replaced, attached anew and taken off by way of %s', async (way, prefix) => {
+  ] as const)('are attached, replaced, attached again and detached with %s', async (way, prefix) => {
     const seen = await watch(way);
     // A link keeps its program when its device has gone.
     const lost = way === 'tcx' ? 'next' : 'none';
@@ -66,7 +66,7 @@ describe.skipIf(noKernel)(`programs on devices${noKernel ? ` (skipped: ${noKerne
 });
 
 describe.skipIf(noKernel)(`the maps${noKernel ? ` (skipped: ${noKernel})` : ''}`, () => {
-  it('hold what they should after one pass, so that the next one writes nothing, and are emptied', async () => {
+  it('are right after one pass, so that the next one writes nothing, and are emptied', async () => {
     using bpffs = new TemporaryBpffs();
     using loaded = loadPrograms(directSettings, pinPaths(bpffs.path));
     const targets = mapTargets(() => loaded.tables);

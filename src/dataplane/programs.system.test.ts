@@ -44,7 +44,7 @@ describe.skipIf(noKernel)(`maps of a node${noKernel ? ` (skipped: ${noKernel})` 
   /** A cluster network twice as large, so there are twice as many peers. */
   const wider = { ...settings, v4: { ...v4.settings, network: parseCidr('10.42.0.0/15') } };
 
-  it('are adopted with all that they hold', () => {
+  it('are adopted with their content', () => {
     const first = load();
     expect(first.pending).toBeUndefined();
     first.tables.vteps.set('192.168.0.1', { flags: 2 });
@@ -54,7 +54,7 @@ describe.skipIf(noKernel)(`maps of a node${noKernel ? ` (skipped: ${noKernel})` 
     expect(directories().toSorted()).toEqual(['maps', current]);
   });
 
-  it('of another capacity are made beside those in use, which readers see until the new ones take over', () => {
+  it('of another capacity are created beside those in use, which readers see until the takeover', () => {
     const before = load();
     before.tables.vteps.set('192.168.0.1', { flags: 2 });
     const after = load(wider);
@@ -74,7 +74,7 @@ describe.skipIf(noKernel)(`maps of a node${noKernel ? ` (skipped: ${noKernel})` 
     expect(directories().toSorted()).toEqual(['maps', `maps:${layout.version}:2`]);
   });
 
-  it('that were never taken over are made anew by the next agent, and the old ones stay meanwhile', () => {
+  it('that were never taken over are created again by the next agent, while the old ones stay', () => {
     const before = load();
     load(wider);
     const again = load(wider);
@@ -83,7 +83,7 @@ describe.skipIf(noKernel)(`maps of a node${noKernel ? ` (skipped: ${noKernel})` 
     expect(ids(load())).toEqual(ids(before));
   });
 
-  it('of which one was unpinned by hand are completed', () => {
+  it('are completed when one was unpinned by hand', () => {
     const before = load();
     unlinkSync(join(paths.maps, 'counters'));
     const after = load();
@@ -109,7 +109,7 @@ describe.skipIf(noKernel)(`maps of a node${noKernel ? ` (skipped: ${noKernel})` 
           .map(([slot, { overflow }]) => [slot, overflow]);
       if (typeof marked === 'number') expect(overflowing()).toHaveLength(marked);
       else expect(overflowing()).toEqual(marked);
-      // Slot 20 has a pod; the others are nobody's, and whoever comes there finds them clean.
+      // Slot 20 has a pod. The others have none, and lose their marks.
       after.tables.endpoints.set(20, {
         ifindex: 7,
         flags: 0,
@@ -122,7 +122,7 @@ describe.skipIf(noKernel)(`maps of a node${noKernel ? ` (skipped: ${noKernel})` 
     },
   );
 
-  it('of a later layout stay as they are, and the error tells what differs', () => {
+  it('of a later layout stay as they are, and the error names the differences', () => {
     load();
     const later = `maps:${layout.version + 1}:1`;
     renameSync(join(dirname(paths.maps), current), join(dirname(paths.maps), later));
@@ -154,7 +154,7 @@ describe.skipIf(noKernel)(`maps of a node${noKernel ? ` (skipped: ${noKernel})` 
     expect(ids(load())).toEqual(ids(before));
   });
 
-  it('from before there were generations are taken over like any others', () => {
+  it('from before there were generations are taken over like others', () => {
     const before = load();
     unlinkSync(paths.maps);
     renameSync(join(dirname(paths.maps), current), paths.maps);
@@ -166,7 +166,7 @@ describe.skipIf(noKernel)(`maps of a node${noKernel ? ` (skipped: ${noKernel})` 
     expect(directories()).toHaveLength(2);
   });
 
-  it('go without a trace', () => {
+  it('are removed without a trace', () => {
     load();
     load(wider);
     removePins(paths);

@@ -41,7 +41,7 @@ describe.skipIf(missing)(`a table${missing ? ` (skipped: ${missing})` : ''}`, ()
     },
   );
 
-  it('that nobody pinned is an error that asks for the agent', () => {
+  it('that are not pinned are an error that asks whether the agent runs', () => {
     expect(() => openTables(bpffs.path)).toThrow(`no ripstop maps are pinned below ${bpffs.path}`);
   });
 });

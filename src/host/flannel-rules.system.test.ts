@@ -22,7 +22,7 @@ const WANTED: FlannelRules = {
 };
 const PROGRAMS = ['iptables', 'ip6tables'] as const;
 
-/** Rules of somebody else around flannel's, in both families. */
+/** Rules of another program around flannel's, in both families. */
 async function addOthers(node: TestNetns, suffix = ''): Promise<void> {
   for (const program of PROGRAMS) {
     await node.run(`${program}${suffix}`, '-t', 'nat', '-N', 'KUBE-POSTROUTING');
@@ -51,12 +51,12 @@ async function clear(node: TestNetns): Promise<{ removed: string[]; kept: readon
 }
 
 describe.skipIf(skip)(title("flannel's rules on a node"), () => {
-  it.each(['', '-legacy'])('go, and nobody else notices: iptables%s', async (suffix) => {
+  it.each(['', '-legacy'])('are removed, and rules of other programs stay: iptables%s', async (suffix) => {
     await using node = await testNetns();
     await addOthers(node, suffix);
     const before = await saved(node, suffix);
     await writeFlannelRules(WANTED, node.options);
-    // It writes where the others are.
+    // It uses the backend of the other rules.
     expect((await saved(node, suffix)).filter((rule) => rule.includes('FLANNEL'))).toHaveLength(24);
     const { removed, kept } = await clear(node);
     expect({ removed: removed.length, kept }).toEqual({ removed: 4, kept: [] });
@@ -78,7 +78,7 @@ describe.skipIf(skip)(title("flannel's rules on a node"), () => {
     expect(left).toHaveLength(4);
   });
 
-  it('are tables in its nftables mode, which go as a whole', async () => {
+  it('are tables in its nftables mode, which are removed as a whole', async () => {
     await using node = await testNetns();
     await addOthers(node);
     const before = await saved(node);
@@ -92,7 +92,7 @@ describe.skipIf(skip)(title("flannel's rules on a node"), () => {
     expect(await saved(node)).toEqual(before);
   });
 
-  it('are those that flanneld looks for, and written twice they are there once', async () => {
+  it('are those that flanneld recognizes, and are there once when written twice', async () => {
     await using node = await testNetns();
     await addOthers(node);
     await writeFlannelRules(WANTED, node.options);

@@ -35,7 +35,7 @@ function filter(policy: string, ...targets: string[]): ReturnType<typeof readSav
 }
 
 describe("flannel's chains in iptables", () => {
-  it('are found with their jumps, and nobody else is', () => {
+  it('are found with their jumps, and no chains of other programs', () => {
     const table = readSavedTable('iptables-legacy', 'nat', SAVED_NAT);
     const found = findLeftovers(table);
     expect(found).toEqual([
@@ -86,7 +86,7 @@ describe("flannel's chains in iptables", () => {
     ['nothing comes after it', filter('ACCEPT', 'KUBE-FORWARD', 'FLANNEL-FWD'), false],
     ['it is jumped to twice in a row', filter('ACCEPT', 'FLANNEL-FWD', 'FLANNEL-FWD'), false],
     ['nobody jumps to it', filter('DROP', 'KUBE-FORWARD'), false],
-  ])('are needed in FORWARD when an accept elsewhere is not enough: %s', (_, table, needed) => {
+  ])('are needed in FORWARD when our accept does not suffice: %s', (_, table, needed) => {
     expect(findLeftovers(table)).toMatchObject([{ chain: 'FLANNEL-FWD', needed }]);
   });
 
@@ -100,7 +100,7 @@ describe("flannel's rules, written for it", () => {
   const v4 = { network: parseCidr('10.42.0.0/16'), podCidr: parseCidr('10.42.1.0/24') };
   const v6 = { network: parseCidr('fd00:42::/56'), podCidr: parseCidr('fd00:42:0:1::/64') };
 
-  it('are the chains of its iptables mode, word for word', () => {
+  it('are exactly the chains of its iptables mode', () => {
     expect(renderFlannelChains(v4, true, new Set())).toBe(`*nat
 :FLANNEL-POSTRTG - [0:0]
 -A FLANNEL-POSTRTG -m mark --mark 0x4000/0x4000 -m comment --comment "flanneld masq" -j RETURN

@@ -89,7 +89,7 @@ function one<V>(target: Target<V>, entries: ReadonlyMap<string, V>): Job {
   return job(new Reconciled(target), { revision: '', entries: () => entries, complete: true });
 }
 
-/** One pass over what a node has of its peer. @returns how many entries were written. */
+/** One pass over a node's entries for its peer. @returns how many entries were written. */
 async function connect({ node }: TestPath, { asPeer }: TestPath, directDev?: string): Promise<number> {
   const peer = directDev === undefined ? asPeer : { ...asPeer, directDev };
   const { neighbours, fdb, routes } = peerEntries([peer], () => DEVICE);
@@ -102,7 +102,7 @@ async function connect({ node }: TestPath, { asPeer }: TestPath, directDev?: str
   return outcomes.reduce((sum, { upserts, removals }) => sum + upserts + removals, 0);
 }
 
-/** Two nodes on one IPv6 underlay, and nothing of IPv4 between them. */
+/** Two nodes on one IPv6 underlay without IPv4. */
 async function twoNodes(): Promise<AsyncDisposable & { one: TestPath; two: TestPath }> {
   await using made = new AsyncDisposableStack();
   const [node1, pod1, node2, pod2] = [
@@ -140,7 +140,7 @@ async function counter({ node }: TestPath, name: string): Promise<number> {
   return Number(new RegExp(`^${name}\\s+(\\d+)$`, 'm').exec(text)?.[1]);
 }
 
-/** The device as plain flannel makes it, or as one that leaves outer checksums out. */
+/** The device as plain flannel creates it, or as one that sends no outer checksums. */
 function foreignDevice({ device }: TestPath, flag = ''): string[] {
   const { localIp, uplink, port, mac, mtu, address } = device;
   return [
@@ -159,7 +159,7 @@ describe(title('flannel-v6.1 between two nodes'), { skip: skip !== undefined }, 
     expect(await reaches(one, two.podIp)).toBe(true);
     expect(await reaches(two, one.podIp)).toBe(true);
     expect(await reaches(one, two.podIp, 1430)).toBe(true);
-    // The pod's interface has 1500; the node tells it that the way beyond has less.
+    // The pod's interface has 1500; the node reports that the path has less.
     expect(await reaches(one, two.podIp, 1431)).toBe(false);
     const [learned] = JSON.parse(await one.pod.run('ip', '-json', 'route', 'get', two.podIp)) as {
       metrics?: { mtu: number }[];
@@ -211,7 +211,7 @@ describe(title('flannel-v6.1 between two nodes'), { skip: skip !== undefined }, 
     expect(await reaches(two, one.podIp)).toBe(true);
   });
 
-  it('comes back whole after it was down, when the kernel forgets its IPv6 address and routes', async () => {
+  it('is restored after it was down, when the kernel drops its IPv6 address and routes', async () => {
     await using cluster = await twoNodes();
     const { one, two } = cluster;
     const { options } = one.node;
@@ -227,7 +227,7 @@ describe(title('flannel-v6.1 between two nodes'), { skip: skip !== undefined }, 
     expect(await reaches(one, two.podIp)).toBe(true);
   });
 
-  it('is left aside with DirectRouting by peers on the same L2, and taken again', async () => {
+  it('is not used with DirectRouting between peers on the same L2, and used again after', async () => {
     await using cluster = await twoNodes();
     const { one, two } = cluster;
     const direct = async (from: TestPath, to: TestPath): Promise<string | undefined> => {
@@ -254,7 +254,7 @@ describe(title('flannel-v6.1 between two nodes'), { skip: skip !== undefined }, 
     expect(await reaches(one, two.podIp, 1500)).toBe(false);
   });
 
-  it('does not listen to pods, neither from their own addresses nor from link-local ones', async () => {
+  it('refuses VXLAN from pods, from their own addresses and from link-local ones', async () => {
     await using cluster = await twoNodes();
     const { one } = cluster;
     const send = `const [ip, scope] = process.argv.slice(1);
@@ -307,7 +307,7 @@ describe(title('IPv6 on a node'), { skip: skip !== undefined }, () => {
     expect((await ensureVxlan(device, await listLinks(node.options), node.options)).changes).toEqual([]);
   });
 
-  it('has an uplink with an address that lasts, and the MTU that the router tells', async () => {
+  it('has an uplink with a permanent address, and the MTU that the router advertises', async () => {
     await using node = await testNode();
     await node.ip(
       'addr add fd09::d/64 dev eth0 nodad preferred_lft 0',
@@ -328,7 +328,7 @@ describe(title('IPv6 on a node'), { skip: skip !== undefined }, () => {
     );
   });
 
-  it('never takes an address that another host has already', async () => {
+  it('never uses an address that another host has', async () => {
     await using node = await testNode();
     await using other = await testNetns();
     await node.ip(`link set wire netns ${other.path}`);
@@ -345,7 +345,7 @@ describe(title('IPv6 on a node'), { skip: skip !== undefined }, () => {
     );
   });
 
-  it('goes on to follow the routers that it follows when it begins to forward itself', async () => {
+  it('keeps its default routes from router advertisements when it begins to forward', async () => {
     await using node = await testNode();
     await using router = await testNetns();
     await node.ip(
@@ -377,7 +377,7 @@ describe(title('IPv6 on a node'), { skip: skip !== undefined }, () => {
     );
     expect(changed.at(-1)).toMatchObject({ path: 'net/ipv6/conf/all/forwarding', after: '1' });
     expect(await defaults()).toEqual(['eth0 ra', 'mgmt ra']);
-    // And it hears the next word: a lifetime of zero takes the route away.
+    // It still accepts advertisements: one with a lifetime of zero removes the route.
     await advertise(router, 'mgmt', 0);
     await vi.waitFor(async () => expect(await defaults()).toEqual(['eth0 ra']), 2000);
   });

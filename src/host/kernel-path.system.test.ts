@@ -74,7 +74,7 @@ async function plan<V>(
   };
 }
 
-/** The kernel's own words: routes, permanent neighbours and FDB of flannel.1. */
+/** What iproute2 shows: routes, permanent neighbours and FDB of flannel.1. */
 async function listing(node: TestNetns, device = 'flannel.1'): Promise<string[]> {
   const texts = [
     (await node.run('ip', '-4', 'route', 'show', 'proto', '82')).replaceAll(/nhid \d+ /g, ''),
@@ -100,7 +100,7 @@ const TWO_PEERS = [
 ];
 
 describe(title('flannel.1'), { skip: skip !== undefined }, () => {
-  it('is made as flannel makes it, and a second pass changes nothing', async () => {
+  it('is created as flannel creates it, and a second pass changes nothing', async () => {
     await using node = await testNode();
     const first = await ensureVxlan(FLANNEL_1, await listLinks(node.options), node.options);
     expect(first.created).toBe(true);
@@ -152,7 +152,7 @@ describe(title('flannel.1'), { skip: skip !== undefined }, () => {
     expect(await listing(node)).toEqual(TWO_PEERS);
   });
 
-  it('is made anew when something made it wrong, and peers are replayed', async () => {
+  it('is created again when another program made it wrong, and peers are written again', async () => {
     await using node = await testNode();
     await node.ip('link add flannel.1 type vxlan id 1 group 239.1.1.1 dev eth0 dstport 4789');
     const { created, changes } = await ensureVxlan(FLANNEL_1, await listLinks(node.options), node.options);
@@ -192,7 +192,7 @@ describe(title('flannel.1'), { skip: skip !== undefined }, () => {
     expect(await listing(node, 'flannel-v6.1')).toEqual([]);
   });
 
-  it('says what the kernel cannot do', async () => {
+  it('reports what the kernel refuses', async () => {
     await using node = await testNode();
     await node.ip('link set eth0 mtu 1400');
     await expect(ensureVxlan(FLANNEL_1, await listLinks(node.options), node.options)).rejects.toThrow(
@@ -206,7 +206,7 @@ describe(title('flannel.1'), { skip: skip !== undefined }, () => {
 });
 
 describe(title('peers on the kernel path'), { skip: skip !== undefined }, () => {
-  it('come, change and go, each with its three entries; a second pass writes nothing', async () => {
+  it('are added, changed and removed, each with its three entries; a second pass writes nothing', async () => {
     await using node = await testNode();
     await ensureVxlan(FLANNEL_1, await listLinks(node.options), node.options);
     expect(await reconcile(node, [PEER_2, PEER_3])).toBe(6);
@@ -230,7 +230,7 @@ describe(title('peers on the kernel path'), { skip: skip !== undefined }, () => 
     expect(await listing(node)).toEqual([]);
   });
 
-  it('are replayed whole after flannel.1 was deleted', async () => {
+  it('are all written again after flannel.1 was deleted', async () => {
     await using node = await testNode();
     await ensureVxlan(FLANNEL_1, await listLinks(node.options), node.options);
     await reconcile(node, [PEER_2, PEER_3]);
@@ -250,7 +250,7 @@ describe(title('peers on the kernel path'), { skip: skip !== undefined }, () => 
     expect(await listing(node)).toEqual(TWO_PEERS);
   });
 
-  it("leave everybody else's routes alone, and take over those that flannel left", async () => {
+  it("leave other programs' routes alone, and take over those that flannel left", async () => {
     await using node = await testNode();
     await ensureVxlan(FLANNEL_1, await listLinks(node.options), node.options);
     await node.ip(
@@ -270,7 +270,7 @@ describe(title('peers on the kernel path'), { skip: skip !== undefined }, () => 
     expect(await foreign()).toBe(before.replace('10.42.3.0/24 via 10.42.3.0 dev flannel.1 onlink \n', ''));
   });
 
-  it('are cleared of entries that nobody wants, such as a flooding one', async () => {
+  it('lose entries that are not desired, such as one that floods', async () => {
     await using node = await testNode();
     await ensureVxlan(FLANNEL_1, await listLinks(node.options), node.options);
     await node.run('bridge', 'fdb', 'append', '00:00:00:00:00:00', 'dev', 'flannel.1', 'dst', '192.168.9.8');
@@ -279,7 +279,7 @@ describe(title('peers on the kernel path'), { skip: skip !== undefined }, () => 
     expect(await listing(node)).toEqual(TWO_PEERS);
   });
 
-  it('can be removed twice, and removing what was never there is no error', async () => {
+  it('can be removed twice, and removing what never existed is no error', async () => {
     await using node = await testNode();
     await ensureVxlan(FLANNEL_1, await listLinks(node.options), node.options);
     await reconcile(node, [PEER_2, PEER_3]);
@@ -292,7 +292,7 @@ describe(title('peers on the kernel path'), { skip: skip !== undefined }, () => 
     expect(await listing(node)).toEqual(TWO_PEERS.filter((row) => row.includes('3')));
   });
 
-  it('that the kernel refuses do not keep the others out, and are named', async () => {
+  it('that the kernel refuses do not keep others from being written, and are reported', async () => {
     await using node = await testNode();
     await ensureVxlan(FLANNEL_1, await listLinks(node.options), node.options);
     // A gateway of our own address is invalid.
@@ -304,7 +304,7 @@ describe(title('peers on the kernel path'), { skip: skip !== undefined }, () => 
     expect([...(await peerRouteTarget(node.options).list()).keys()]).toEqual(['10.42.3.0/24']);
   });
 
-  it('with values that are none are named, beside those that are right', async () => {
+  it('with invalid values are reported, and the valid ones are written', async () => {
     await using node = await testNode();
     await ensureVxlan(FLANNEL_1, await listLinks(node.options), node.options);
     const values = new Map([
@@ -322,7 +322,7 @@ describe(title('peers on the kernel path'), { skip: skip !== undefined }, () => 
     );
   });
 
-  it('leave their place to what has taken it: a podCIDR that changes hands', async () => {
+  it('are replaced when a podCIDR moves to another node', async () => {
     await using node = await testNode();
     await node.ip('link set eth0 up');
     for (const [dst, via] of [
@@ -343,7 +343,7 @@ describe(title('peers on the kernel path'), { skip: skip !== undefined }, () => 
     }
   });
 
-  it('come by the thousand in moments', async () => {
+  it('are written by the thousand in moments', async () => {
     await using node = await testNode();
     await ensureVxlan(FLANNEL_1, await listLinks(node.options), node.options);
     const peers = manyPeers(2000);
@@ -357,7 +357,7 @@ describe(title('peers on the kernel path'), { skip: skip !== undefined }, () => 
 });
 
 describe(title('routes to local pods'), { skip: skip !== undefined }, () => {
-  it('lead to the veth, in both families, and nowhere for the rest of the podCIDR', async () => {
+  it('lead to the veth, in both families; the rest of the podCIDR is unreachable', async () => {
     await using node = await testNode();
     await node.ip('link add vethA type veth peer name podA', 'link set vethA up', 'link set podA up');
     const target = podRouteTarget(node.options);
@@ -380,7 +380,7 @@ describe(title('routes to local pods'), { skip: skip !== undefined }, () => {
     expect(await target.list()).toEqual(new Map());
   });
 
-  it('and routes to peers do not see each other', async () => {
+  it('do not interfere with routes to peers', async () => {
     await using node = await testNode();
     await ensureVxlan(FLANNEL_1, await listLinks(node.options), node.options);
     await reconcile(node, [PEER_2]);

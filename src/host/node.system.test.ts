@@ -49,7 +49,7 @@ describe(title('links'), { skip: skip !== undefined }, () => {
 });
 
 describe(title('sysctls'), { skip: skip !== undefined }, () => {
-  it('are set in the namespace, told of, and not written twice', async () => {
+  it('are set in the namespace, reported, and not written twice', async () => {
     await using node = await testNode();
     const outside = await readSysctl('net/ipv4/ip_forward');
     await ensureSysctls([{ path: 'net/ipv4/ip_forward', value: '0', why: 'to begin with' }], node.options);
@@ -120,7 +120,7 @@ describe(title('the uplink'), { skip: skip !== undefined }, () => {
   });
 });
 
-describe(title('the way to a peer'), { skip: skip !== undefined }, () => {
+describe(title('the next hop to a peer'), { skip: skip !== undefined }, () => {
   it('is on link, through a gateway, or nowhere', async () => {
     await using node = await testNode();
     await node.ip('route add unreachable 10.99.0.0/16');
@@ -145,7 +145,7 @@ describe(title('the monitor'), { skip: skip !== undefined }, () => {
     return { monitor, kinds, take: () => new Set(kinds.splice(0)) };
   }
 
-  it('tells of changes until it is closed, and of nothing that nobody here looks at', async () => {
+  it('reports changes until it is closed, but no changes that do not concern ripstop', async () => {
     await using node = await testNode();
     const { monitor, kinds, take } = listen(node.options);
     {
@@ -173,7 +173,7 @@ describe(title('the monitor'), { skip: skip !== undefined }, () => {
     expect(take()).toEqual(new Set());
   });
 
-  it('tells when something of our nft table is taken away, and of no other change to nftables', async () => {
+  it('reports deletions in our nft table, and no other changes of nftables', async () => {
     await using node = await testNode();
     const { monitor, take } = listen(node.options);
     using _ = monitor;
@@ -211,7 +211,7 @@ describe(title('bpffs'), { skip: skip !== undefined }, () => {
     }
   });
 
-  it('says what to do when it cannot be', async () => {
+  it('says what to do when it cannot be mounted', async () => {
     await expect(ensureBpffs('/proc/nothing/bpf')).rejects.toThrow(
       /^there is no BPF file system at \/proc\/nothing\/bpf and none can be mounted \(mkdir .*mount one/,
     );

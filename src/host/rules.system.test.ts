@@ -18,7 +18,7 @@ import { vtepSetTarget, vxlanSenders } from './vtep-set.ts';
 const skip = await whyNoNetns();
 const title = (text: string): string => (skip ? `${text} (skipped: ${skip})` : text);
 
-/** No peers, and there are none. */
+/** All peers are known: there are none. */
 const NOBODY = vxlanSenders([], true);
 
 const WANTED: DesiredRules = {
@@ -156,7 +156,7 @@ describe(title('the nft table'), { skip: skip !== undefined }, () => {
     ['a chain was added', 'add chain inet ripstop extra { type filter hook input priority 0; }'],
     ['it was deleted', 'delete table inet ripstop'],
     ['everything was flushed', 'flush ruleset'],
-  ])('is put right when %s', async (_, damage) => {
+  ])('is repaired when %s', async (_, damage) => {
     await using node = await testNetns();
     await ensureRules(WANTED, node.options);
     const good = await node.run('nft', 'list', 'ruleset');
@@ -177,7 +177,7 @@ describe(title('the nft table'), { skip: skip !== undefined }, () => {
     expect(await node.run('nft', 'list', 'table', 'inet', 'ripstop')).not.toContain('masquerade');
   });
 
-  it("leaves everybody else's tables alone, and goes without a trace", async () => {
+  it("leaves other programs' tables alone, and is removed without a trace", async () => {
     await using node = await testNetns();
     await node.run(
       'nft',
@@ -194,7 +194,7 @@ describe(title('the nft table'), { skip: skip !== undefined }, () => {
 });
 
 describe(title('packets through the node'), { skip: skip !== undefined }, () => {
-  it('wear the address that flannel would give them', async () => {
+  it('have the source address that flannel would give them', async () => {
     await using net = await testNet();
     const { node, pod, world, lan } = net;
     await using _world = await mirror(world, WORLD, REMOTE_POD, WORLD6);
@@ -248,7 +248,7 @@ describe(title('packets through the node'), { skip: skip !== undefined }, () => 
 describe(title('VXLAN in fragments'), { skip: skip !== undefined }, () => {
   const VNI = 1;
 
-  /** A namespace with a cable to another one, in which a VXLAN device of each family listens. */
+  /** A namespace with a veth to another one, in which a VXLAN device of each family listens. */
   async function testWire(): Promise<AsyncDisposable & { node: TestNetns; wire: RawSocket; mac: string }> {
     const stack = new AsyncDisposableStack();
     const [node, world] = [stack.use(await testNetns()), stack.use(await testNetns())];
@@ -299,14 +299,14 @@ describe(title('VXLAN in fragments'), { skip: skip !== undefined }, () => {
       };
     };
     expect(await send(1)).toEqual({ received: 1, dropped: 0 });
-    // Nothing else in the table has the kernel put fragments together.
+    // Nothing else in the table makes the kernel reassemble fragments.
     const rules = { ...WANTED, masquerade: false };
     await ensureRules(rules, node.options);
     expect(await send(2)).toEqual({ received: 1, dropped: 1 });
     await vtepSetTarget(node.options).upsert(new Map([[src, true]]));
     expect(await ensureRules(rules, node.options)).toBe(false);
     expect(await send(3)).toEqual({ received: 2, dropped: 1 });
-    // Written anew, the table still has its sets' elements.
+    // When it is written again, the table still has the elements of its sets.
     expect(await ensureRules({ ...rules, masquerade: true }, node.options)).toBe(true);
     expect(await send(4)).toEqual({ received: 3, dropped: 0 });
   });

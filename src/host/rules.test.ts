@@ -113,7 +113,7 @@ describe('VXLAN from strangers', () => {
     expect(judged(renderRules(wanted(peers4, peers6, true)))).toEqual(drops);
   });
 
-  it('finds the peers in the sets from the first moment on', () => {
+  it('has all known peers in the sets from the first moment on', () => {
     const { text } = renderRules(wanted(peers4, peers6, true));
     expect(text).toContain(
       'set vteps4 {\n    type ipv4_addr; size 49152;\n    elements = { 172.31.0.1, 172.31.0.2 }\n',
@@ -122,7 +122,7 @@ describe('VXLAN from strangers', () => {
     expect(renderRules(wanted([], [], true)).text).not.toContain('elements');
   });
 
-  it('is let in and counted, in its family, when a peer is behind NAT', () => {
+  it('is admitted and counted, in its family, when a peer is behind NAT', () => {
     const behindNat = [...peers4, peer('203.0.113.7', true)];
     for (const synced of [false, true]) {
       const rules = renderRules(wanted(behindNat, peers6, synced));
@@ -131,7 +131,7 @@ describe('VXLAN from strangers', () => {
     }
   });
 
-  it('goes on to be dropped, or let in, when the agent starts anew and does not know the peers yet', () => {
+  it('is still dropped, or admitted, when the agent restarts and does not know the peers yet', () => {
     const behindNat = [peer('203.0.113.7', true)];
     for (const before of [
       wanted(peers4, peers6, true),
@@ -143,12 +143,12 @@ describe('VXLAN from strangers', () => {
       );
   });
 
-  it('is not told by a rule that is not as we would write it', () => {
+  it('is not derived from a rule that differs from ours', () => {
     const otherVni = { ...wanted(peers4, peers6, true), tunnel: { port: 8472, vni: 7 } };
     expect(judged(renderRules(wanted([], [], false), listing(otherVni)))).toEqual([]);
   });
 
-  it('keeps the elements that are there when the table is written again', () => {
+  it('keeps the elements that exist when the table is written again', () => {
     const found = listing(wanted(peers4, [], true), '172.31.0.2', '172.31.0.9');
     expect(renderRules(wanted(peers4, [], true), found).text).toContain(
       'elements = { 172.31.0.2, 172.31.0.9, 172.31.0.1 }',
@@ -157,7 +157,7 @@ describe('VXLAN from strangers', () => {
 });
 
 describe('a listing', () => {
-  it('yields sets, chains and rules in order, and a foreign rule among them shows', () => {
+  it('yields sets, chains and rules in order, and shows a rule that is not ours', () => {
     const chain = {
       family: 'inet',
       table: 'ripstop',

@@ -54,7 +54,7 @@ describe('subnet.env', () => {
     [TEXT.replace('FLANNEL_MTU', 'flannel mtu'), 'line 5: "flannel mtu=1450" is not KEY=value'],
     [TEXT.replace('10.42.0.0/16', 'fd00::/48'), 'FLANNEL_NETWORK is fd00::/48, not IPv4'],
     [TEXT.replace('10.42.1.1/24', '10.42.1.1/99'), '"10.42.1.1/99" is not a CIDR block'],
-  ])('names what is wrong with %j', (text, why) => expect(() => parseSubnetEnv(text)).toThrow(why));
+  ])('says what is wrong with %j', (text, why) => expect(() => parseSubnetEnv(text)).toThrow(why));
 });
 
 describe('the file', () => {
@@ -64,7 +64,7 @@ describe('the file', () => {
 
   const files = filesTarget();
 
-  /** Have the file written as the agent does. @returns whether that was needed. */
+  /** Write the file as the agent does. @returns whether that was needed. */
   async function write(path: string): Promise<boolean> {
     const content = { text: renderSubnetEnv(DUAL), hint: 'make room' };
     const { upserts } = await files.difference!(new Map([[path, content]]));
@@ -96,7 +96,7 @@ describe('the file', () => {
     expect(await readFile(path, 'utf8')).toBe(TEXT);
   });
 
-  it('says what stands in the way, and what to do', async () => {
+  it('says why it cannot be written, and what to do', async () => {
     await writeFile(join(directory, 'file'), '');
     await expect(write(join(directory, 'file', 'subnet.env'))).rejects.toThrow(
       /cannot (read|write) .*(ENOTDIR|EEXIST).*; make room/,

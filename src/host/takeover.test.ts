@@ -8,7 +8,7 @@ import { planAdoption } from './takeover.ts';
 describe("flannel's routes", () => {
   const route = { dst: '10.42.7.0/24', gateway: '10.42.7.0', ifindex: 7, protocol: 3 };
 
-  it('become ours, those of vanished peers too', () => {
+  it('become ours, also those to peers that are gone', () => {
     const routes = [route, { ...route, dst: 'fd00:42:0:8::/64', gateway: 'fd00:42:0:8::' }];
     expect(planAdoption(routes)).toEqual([
       { dst: '10.42.7.0/24', gateway: '10.42.7.0', ifindex: 7, onlink: true, protocol: 82 },
@@ -63,7 +63,7 @@ describe("the bridge of flannel's pods", () => {
     expect(findPodBridge(parseCidr('10.42.2.0/24'), among(other, cni0))).toBeUndefined();
   });
 
-  it('is idle when nothing hangs off it, and it is nobody elses', () => {
+  it('is idle when it has no ports and no other addresses', () => {
     expect(idlePodBridges([v4, v6], among(cni0, link('veth1', { kind: 'veth' })))).toEqual(['cni0']);
     expect(idlePodBridges([v4, v6], among(cni0, port))).toEqual([]);
     const shared = link('cni0', { addresses: addressed('10.42.1.1/24', '192.168.5.1/24') });

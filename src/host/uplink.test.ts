@@ -86,7 +86,7 @@ describe('the uplink', () => {
     expect(choose({ nodeIps: { v4: '10.0.0.6' } })).toMatchObject({ name: 'eth0', ips: { v4: '10.0.0.6' } });
   });
 
-  it('falls back to the default route, and says so, when the InternalIP is elsewhere (NAT)', () => {
+  it('falls back to the default route, and says so, when no interface has the InternalIP (NAT)', () => {
     expect(choose({ nodeIps: { v4: '203.0.113.9' } }).explanation).toBe(
       "eth0 (10.0.0.5): it carries the default route; no interface has the Node's InternalIP 203.0.113.9",
     );
@@ -121,7 +121,7 @@ describe('the uplink', () => {
     );
   });
 
-  it('leads to --iface-can-reach', () => {
+  it('is the interface of the route to --iface-can-reach', () => {
     const reach = { dev: 'eth1', gateway: '192.168.7.1' };
     expect(choose({ ifaceCanReach: '1.1.1.1' }, { reach })).toMatchObject({
       name: 'eth1',
@@ -226,7 +226,7 @@ describe('the uplink of a dual-stack node', () => {
     });
   });
 
-  it('keeps its address when another comes, unless the Node says otherwise', () => {
+  it('keeps its address when another is added, unless the Node says otherwise', () => {
     const facts = dual(address('2001:db8::99/128'));
     expect(both({}, facts).ips.v6).toBe('2001:db8::5');
     expect(both({ nodeIps: { v6: '2001:DB8::99' } }, facts)).toMatchObject({
@@ -267,13 +267,13 @@ describe('the uplink of a dual-stack node', () => {
     );
   });
 
-  it('follows the operator in either family', () => {
+  it('follows the flags in either family', () => {
     const eth1 = { name: 'eth1', ips: { v4: '192.168.7.5', v6: 'fd07::5' } };
     expect(both({ iface: ['fd07::5'] })).toMatchObject(eth1);
     expect(both({ ifaceRegex: ['^fd07:'] })).toMatchObject(eth1);
     const reach = { dev: 'eth1', gateway: 'fd07::1' };
     expect(both({ ifaceCanReach: '2001:db8:1::1' }, { ...dual(), reach })).toMatchObject(eth1);
-    // The kernel would speak from the temporary address, which is gone tomorrow.
+    // The kernel would use the temporary address as its source, which is gone tomorrow.
     const privately = { dev: 'eth0', gateway: 'fe80::1' };
     expect(both({ ifaceCanReach: '2001:db8:1::1' }, { ...dual(), reach: privately }).ips.v6).toBe(
       '2001:db8::5',

@@ -82,7 +82,7 @@ describe('the plan for flannel.1', () => {
     expect(planVtep(WANTED, links(link('eth0'), vtep()))).toEqual(NOTHING);
   });
 
-  it('makes it as flannel would', () => {
+  it('creates it as flannel would', () => {
     expect(planVtep(WANTED, links(link('eth0')))).toEqual({
       ...NOTHING,
       created: true,
@@ -107,13 +107,13 @@ describe('the plan for flannel.1', () => {
     [{ uplink: 'eth1' }, 'uplink eth1 → eth0'],
     [{ learning: true }, 'it learns addresses from packets'],
     [{ extras: ['group'] }, 'it has group set'],
-  ])('makes it anew when it has %j', (details, why) => {
+  ])('creates it again when it has %j', (details, why) => {
     const plan = planVtep(WANTED, links(link('eth0'), vtep(details)));
     expect(plan).toMatchObject({ created: true, replaces: true });
     expect(plan.changes[0]).toBe(`re-created flannel.1: ${why}`);
   });
 
-  it('mends what can change in place', () => {
+  it('changes in place what can be changed', () => {
     const present = { ...vtep(), mtu: 1400, mac: '02:00:00:00:00:99', up: false };
     present.addresses = [
       { family: 4, ip: '10.42.7.0', length: 32, scope: 'global', primary: true },
@@ -165,7 +165,7 @@ describe('the plan for flannel-v6.1', () => {
     expect(plan).toEqual(NOTHING);
   });
 
-  it('makes it as flannel would, except that it accepts packets without an outer checksum', () => {
+  it('creates it as flannel would, except that it accepts packets without an outer checksum', () => {
     const plan = planVtep(WANTED_V6, links(link('eth0')));
     expect(plan).toMatchObject({ created: true, addresses: { add: 'fd00:42:0:1::/128' } });
     expect(newVtepLink(WANTED_V6, 7).vxlan).toEqual({
@@ -181,20 +181,20 @@ describe('the plan for flannel-v6.1', () => {
   it.each([
     [{ zeroChecksum6: { tx: true, rx: true } }, 'it sends packets without an outer checksum'],
     [{ local: 'fd09::7' }, 'local address fd09::7 → fd09::1'],
-  ])('makes it anew when it has %j', (details, why) => {
+  ])('creates it again when it has %j', (details, why) => {
     const plan = planVtep(WANTED_V6, links(link('eth0'), vtep6(details)));
     expect(plan).toMatchObject({ created: true, replaces: true });
     expect(plan.changes[0]).toBe(`re-created flannel-v6.1: ${why}`);
   });
 
-  it('leaves one that flannel has made as it is, and says what it does not accept', () => {
+  it('keeps one that flannel created, and says what it does not accept', () => {
     const flannels = vtep6({ zeroChecksum6: { tx: false, rx: false } });
     const plan = planVtep(WANTED_V6, links(link('eth0'), flannels));
     expect(plan).toEqual(NOTHING);
     expect([flannels, vtep6(), undefined].map(acceptsZeroChecksum)).toEqual([false, true, false]);
   });
 
-  it('gives its address back after it was down, when the kernel takes IPv6 addresses away', () => {
+  it('adds its address again after it was down, when the kernel removes IPv6 addresses', () => {
     const plan = planVtep(WANTED_V6, links(link('eth0'), { ...vtep6(), up: false, addresses: [] }));
     expect(plan).toMatchObject({
       created: false,
@@ -204,7 +204,7 @@ describe('the plan for flannel-v6.1', () => {
     });
   });
 
-  it('refuses an MTU with which the kernel would turn IPv6 off', () => {
+  it('refuses an MTU with which the kernel would disable IPv6', () => {
     const eth0 = link('eth0', { mtu: 1349 });
     expect(() => planVtep({ ...WANTED_V6, mtu: 1279 }, links(eth0))).toThrow(
       'cannot give flannel-v6.1 an MTU of 1279: IPv6 needs 1280, and so an uplink of 1350; ' +

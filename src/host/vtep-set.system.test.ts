@@ -14,7 +14,7 @@ describe(title('the set of VTEPs'), { skip: skip !== undefined }, () => {
     ['IPv4', setOf('172.31.0.1', '172.31.0.2'), setOf('172.31.0.2', '172.31.0.3')],
     ['IPv6', setOf('fd00:31::1', '::ffff:ac1f:2'), setOf('::ffff:ac1f:2', '2001:db8::3')],
     ['both', setOf('172.31.0.1', 'fd00:31::1'), setOf('fd00:31::1', '172.31.0.3')],
-  ])('of %s holds what was put in and not taken out, also for the next agent', async (_, first, second) => {
+  ])('of %s holds what was added and not removed, also for the next agent', async (_, first, second) => {
     await using node = await testNetns();
     const target = vtepSetTarget(node.options);
     const sizes: number[] = [];
@@ -33,12 +33,12 @@ describe(title('the set of VTEPs'), { skip: skip !== undefined }, () => {
     expect(sizes).toEqual([2, 2, 3, 1, 1]);
   });
 
-  it('is empty before there is any', async () => {
+  it('is empty before there is a set', async () => {
     await using node = await testNetns();
     expect(await vtepSetTarget(node.options).list()).toEqual(new Map());
   });
 
-  it('shows what somebody else did to it, and comes back', async () => {
+  it('shows changes by others, and is repaired', async () => {
     await using node = await testNetns();
     const target = vtepSetTarget(node.options);
     await target.upsert(setOf('172.31.0.1'));
@@ -50,7 +50,7 @@ describe(title('the set of VTEPs'), { skip: skip !== undefined }, () => {
     expect(await target.list()).toEqual(setOf('172.31.0.1'));
   });
 
-  it('fails where somebody has made another set of its name, and takes nothing of that for its own', async () => {
+  it('fails when there is another set with its name, and does not adopt its elements', async () => {
     await using node = await testNetns();
     const target = vtepSetTarget(node.options);
     await node.run(

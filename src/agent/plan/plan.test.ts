@@ -99,7 +99,7 @@ interface Given {
   readonly refusals?: Readonly<Record<string, string>>;
 }
 
-/** A node that stands: with its VTEP device, programs loaded, and every peer on its own network. */
+/** A node with its VTEP device and loaded programs, and with every peer on its own network. */
 function node(given: Given = {}): NodeSnapshot {
   const { links = [eth0, flannel1, veth], pods = [], programs = 'loaded', attached = [] } = given;
   const hops = given.hops ?? { '192.0.2.2': { dev: 'eth0' }, '192.0.2.3': { dev: 'eth0' } };
@@ -127,7 +127,7 @@ const peers = (all: readonly Peer[] = [peer(2)], synced = true): Peers => ({
   synced,
 });
 
-/** The desired entries as an object; undefined when the target is left alone. */
+/** The desired entries as an object; undefined when the plan does not contain the target. */
 function entries(desired: Desired<unknown> | undefined): Record<string, unknown> | undefined {
   return desired && Object.fromEntries(desired.entries());
 }
@@ -168,7 +168,7 @@ describe('the node itself', () => {
     });
   });
 
-  it('lets strangers talk VXLAN until all peers are known, and while one is behind NAT', () => {
+  it('admits VXLAN from strangers until all peers are known, and while one is behind NAT', () => {
     const strangers = (given: Peers) =>
       plan(given, node(), OPTIONS)
         .node.rules.entries()
@@ -179,13 +179,13 @@ describe('the node itself', () => {
     expect(strangers(peers([peer(2, { behindNat: true })]))).toEqual(['count']);
   });
 
-  it('tells CNI plugins what it has in subnet.env', () => {
+  it('writes subnet.env for CNI plugins', () => {
     expect(plan(peers(), node(), OPTIONS).node.files.entries().get('/run/flannel/subnet.env')?.text).toBe(
       'FLANNEL_NETWORK=10.42.0.0/16\nFLANNEL_SUBNET=10.42.1.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n',
     );
   });
 
-  it('sets the settings of an interface again when it was made anew', () => {
+  it('makes the settings of an interface again when it was created again', () => {
     const before = plan(peers(), node(), OPTIONS).node.sysctls;
     const after = plan(peers(), node({ links: [eth0, { ...flannel1, ifindex: 33 }] }), OPTIONS).node.sysctls;
     expect(after.revision).not.toBe(before.revision);
@@ -227,7 +227,7 @@ describe('peers', () => {
     expect(entries(peerRoutes)).toEqual({ '10.42.2.0/24': route });
   });
 
-  it('are named when neither a tunnel nor a direct route leads to them', () => {
+  it('are reported when neither a tunnel nor a direct route leads to them', () => {
     const given = node({ links: [eth0], hops: { '192.0.2.2': { dev: 'eth0', gateway: '192.0.2.254' } } });
     const { peerRoutes } = plan(peers(), given, { ...OPTIONS, backend: { type: 'host-gw' } }).peers;
     expect(entries(peerRoutes)).toEqual({});
@@ -243,13 +243,13 @@ describe('peers', () => {
     expect(areComplete(peers([]))).toEqual([true, true, true]);
   });
 
-  it('leave the maps alone before programs are loaded', () => {
+  it('are not written to maps before programs are loaded', () => {
     const planned = plan(peers(), node({ programs: 'none' }), OPTIONS).peers;
     expect([planned.peers, planned.peers6, planned.vteps]).toEqual([undefined, undefined, undefined]);
     expect(entries(planned.neighbours)).not.toEqual({});
   });
 
-  it('have another revision when, and only when, something that they are made from is another', () => {
+  it('have another revision when, and only when, something that they depend on changes', () => {
     const revision = (given: Peers, snapshot: NodeSnapshot) =>
       plan(given, snapshot, OPTIONS).peers.peerRoutes.revision;
     const base = revision(peers(), node());
@@ -278,13 +278,13 @@ describe('pods', () => {
   it.each([
     ['is down', { ...veth, up: false }],
     ['is another one under the same name', { ...veth, ifindex: 10 }],
-  ])('are passed over while their host veth %s', (_, given) => {
+  ])('are ignored while their host veth %s', (_, given) => {
     const planned = plan(peers(), node({ pods: [pod], links: [eth0, flannel1, given] }), OPTIONS);
     expect(planned.podCount).toBe(0);
     expect(Object.keys(entries(planned.pods.podRoutes)!)).toEqual(['10.42.1.0/24']);
   });
 
-  it("are answered for on a bridge of flannel's pods, whose connected route the podCIDR then is", () => {
+  it("get proxy neighbours on a bridge of flannel's pods, whose connected route then covers the podCIDR", () => {
     const planned = plan(peers(), node({ pods: [pod], links: [eth0, flannel1, veth, cni0] }), OPTIONS);
     expect(entries(planned.pods.proxies)).toEqual({ 'cni0 10.42.1.5': true });
     expect(Object.keys(entries(planned.pods.podRoutes)!)).toEqual(['10.42.1.5/32']);
@@ -325,7 +325,7 @@ describe('the programs on the uplink', () => {
     expect(plan(peers(), node({ links: [uplink, flannel1] }), OPTIONS).links.ingress.hook).toBe('tc');
   });
 
-  it('wait for the first peers, lest a new from_wire drops what they send; one that is there stays', () => {
+  it('wait for the first peers, whose packets from_wire would drop; an attached from_wire stays', () => {
     expect(hooks(peers([], false), nic)).toEqual(['to_vtep@flannel:1']);
     expect(hooks(peers([], false), node({ attached: ['from_wire@eth0'] }))).toContain('from_wire@eth0');
     expect(hooks(peers([]), nic)).toContain('from_wire@eth0');
