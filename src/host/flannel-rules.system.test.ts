@@ -12,7 +12,7 @@ const noLegacy = await tryRun('iptables-legacy', ['--version']).then(
 const skip = (await whyNoNetns()) ?? noLegacy;
 const title = (text: string): string => (skip ? `${text} (skipped: ${skip})` : text);
 
-const WANTED: FlannelRules = {
+const DESIRED: FlannelRules = {
   networks: [
     { network: parseCidr('10.42.0.0/16'), podCidr: parseCidr('10.42.1.0/24') },
     { network: parseCidr('fd00:42::/56'), podCidr: parseCidr('fd00:42:0:1::/64') },
@@ -55,7 +55,7 @@ describe.skipIf(skip)(title("flannel's rules on a node"), () => {
     await using node = await testNetns();
     await addOthers(node, suffix);
     const before = await saved(node, suffix);
-    await writeFlannelRules(WANTED, node.options);
+    await writeFlannelRules(DESIRED, node.options);
     // It uses the backend of the other rules.
     expect((await saved(node, suffix)).filter((rule) => rule.includes('FLANNEL'))).toHaveLength(24);
     const { removed, kept } = await clear(node);
@@ -67,7 +67,7 @@ describe.skipIf(skip)(title("flannel's rules on a node"), () => {
   it.each(['', '-legacy'])('stay in FORWARD where it drops without them: iptables%s', async (suffix) => {
     await using node = await testNetns();
     await addOthers(node, suffix);
-    await writeFlannelRules(WANTED, node.options);
+    await writeFlannelRules(DESIRED, node.options);
     await node.run(`iptables${suffix}`, '-P', 'FORWARD', 'DROP');
     const { removed, kept } = await clear(node);
     expect(removed).toHaveLength(3);
@@ -82,7 +82,7 @@ describe.skipIf(skip)(title("flannel's rules on a node"), () => {
     await using node = await testNetns();
     await addOthers(node);
     const before = await saved(node);
-    expect(await writeFlannelRules({ ...WANTED, nftables: true }, node.options)).toEqual([
+    expect(await writeFlannelRules({ ...DESIRED, nftables: true }, node.options)).toEqual([
       'table ip flannel-ipv4',
       'table ip6 flannel-ipv6',
     ]);
@@ -95,9 +95,9 @@ describe.skipIf(skip)(title("flannel's rules on a node"), () => {
   it('are those that flanneld recognizes, and are there once when written twice', async () => {
     await using node = await testNetns();
     await addOthers(node);
-    await writeFlannelRules(WANTED, node.options);
+    await writeFlannelRules(DESIRED, node.options);
     const once = await saved(node);
-    await writeFlannelRules(WANTED, node.options);
+    await writeFlannelRules(DESIRED, node.options);
     expect(await saved(node)).toEqual(once);
     const masq = ['-m', 'comment', '--comment', 'flanneld masq', '-j'];
     await node.run('iptables', '-t', 'nat', '-C', 'POSTROUTING', ...masq, 'FLANNEL-POSTRTG');
@@ -117,7 +117,7 @@ describe.skipIf(skip)(title("flannel's rules on a node"), () => {
 
   it('that another rule refers to stay, and the error says so', async () => {
     await using node = await testNetns();
-    await writeFlannelRules(WANTED, node.options);
+    await writeFlannelRules(DESIRED, node.options);
     await node.run('iptables', '-N', 'MINE');
     await node.run('iptables', '-A', 'MINE', '-j', 'FLANNEL-FWD');
     await expect(clear(node)).rejects.toThrow(/nft .*failed/);

@@ -21,7 +21,7 @@ const title = (text: string): string => (skip ? `${text} (skipped: ${skip})` : t
 /** All peers are known: there are none. */
 const NOBODY = vxlanSenders([], true);
 
-const WANTED: DesiredRules = {
+const DESIRED: DesiredRules = {
   networks: [
     { network: parseCidr('10.42.0.0/16'), podCidr: parseCidr('10.42.1.0/24'), ...NOBODY },
     { network: parseCidr('fd00::/48'), podCidr: parseCidr('fd00:0:0:1::/64'), ...NOBODY },
@@ -137,9 +137,9 @@ async function seenFrom(sender: TestNetns, target: string): Promise<string> {
 describe(title('the nft table'), { skip: skip !== undefined }, () => {
   it('is written once; a second pass writes nothing and keeps its handles', async () => {
     await using node = await testNetns();
-    expect(await ensureRules(WANTED, node.options)).toBe(true);
+    expect(await ensureRules(DESIRED, node.options)).toBe(true);
     const before = await node.run('nft', '-a', 'list', 'ruleset');
-    expect(await ensureRules(WANTED, node.options)).toBe(false);
+    expect(await ensureRules(DESIRED, node.options)).toBe(false);
     expect(await node.run('nft', '-a', 'list', 'ruleset')).toBe(before);
   });
 
@@ -158,22 +158,22 @@ describe(title('the nft table'), { skip: skip !== undefined }, () => {
     ['everything was flushed', 'flush ruleset'],
   ])('is repaired when %s', async (_, damage) => {
     await using node = await testNetns();
-    await ensureRules(WANTED, node.options);
+    await ensureRules(DESIRED, node.options);
     const good = await node.run('nft', 'list', 'ruleset');
     await node.run('nft', damage);
-    expect(await ensureRules(WANTED, node.options)).toBe(true);
+    expect(await ensureRules(DESIRED, node.options)).toBe(true);
     expect(await node.run('nft', 'list', 'ruleset')).toBe(good);
   });
 
   it('follows a change of the podCIDR and of --ip-masq', async () => {
     await using node = await testNetns();
-    await ensureRules(WANTED, node.options);
+    await ensureRules(DESIRED, node.options);
     const networks = [{ network: parseCidr('10.42.0.0/16'), podCidr: parseCidr('10.42.9.0/24'), ...NOBODY }];
-    expect(await ensureRules({ ...WANTED, networks }, node.options)).toBe(true);
+    expect(await ensureRules({ ...DESIRED, networks }, node.options)).toBe(true);
     const moved = await node.run('nft', 'list', 'table', 'inet', 'ripstop');
     expect(moved).toContain('10.42.9.0/24');
     expect(moved).not.toContain('10.42.1.0/24');
-    expect(await ensureRules({ ...WANTED, networks, masquerade: false }, node.options)).toBe(true);
+    expect(await ensureRules({ ...DESIRED, networks, masquerade: false }, node.options)).toBe(true);
     expect(await node.run('nft', 'list', 'table', 'inet', 'ripstop')).not.toContain('masquerade');
   });
 
@@ -184,7 +184,7 @@ describe(title('the nft table'), { skip: skip !== undefined }, () => {
       'table ip theirs { chain c { type nat hook postrouting priority 100; counter; }; }',
     );
     const before = await node.run('nft', '-a', 'list', 'ruleset');
-    await ensureRules(WANTED, node.options);
+    await ensureRules(DESIRED, node.options);
     expect(await node.run('nft', '-a', 'list', 'table', 'ip', 'theirs')).toBe(before);
     await removeRules(node.options);
     await removeRules(node.options);
@@ -203,7 +203,7 @@ describe(title('packets through the node'), { skip: skip !== undefined }, () => 
     // The world routes to pods here, so it can answer whatever address it sees.
     expect(await seenFrom(pod, WORLD)).toBe(POD);
 
-    await ensureRules(WANTED, node.options);
+    await ensureRules(DESIRED, node.options);
     expect({
       'pod to world': await seenFrom(pod, WORLD),
       'pod to remote pod': await seenFrom(pod, REMOTE_POD),
@@ -229,7 +229,7 @@ describe(title('packets through the node'), { skip: skip !== undefined }, () => 
   it('that kube-proxy marked are left to kube-proxy', async () => {
     await using net = await testNet();
     await using _world = await mirror(net.world, WORLD);
-    await ensureRules(WANTED, net.node.options);
+    await ensureRules(DESIRED, net.node.options);
     await net.node.run(
       'nft',
       'table ip kube { chain pre { type filter hook prerouting priority 0; meta mark set 0x4000; }; }',
@@ -240,7 +240,7 @@ describe(title('packets through the node'), { skip: skip !== undefined }, () => 
   it('keep their address without --ip-masq', async () => {
     await using net = await testNet();
     await using _world = await mirror(net.world, WORLD);
-    await ensureRules({ ...WANTED, masquerade: false }, net.node.options);
+    await ensureRules({ ...DESIRED, masquerade: false }, net.node.options);
     expect(await seenFrom(net.pod, WORLD)).toBe(POD);
   });
 });
@@ -300,7 +300,7 @@ describe(title('VXLAN in fragments'), { skip: skip !== undefined }, () => {
     };
     expect(await send(1)).toEqual({ received: 1, dropped: 0 });
     // Nothing else in the table makes the kernel reassemble fragments.
-    const rules = { ...WANTED, masquerade: false };
+    const rules = { ...DESIRED, masquerade: false };
     await ensureRules(rules, node.options);
     expect(await send(2)).toEqual({ received: 1, dropped: 1 });
     await vtepSetTarget(node.options).upsert(new Map([[src, true]]));

@@ -85,7 +85,7 @@ describe('VXLAN from strangers', () => {
   const peer = (vtepIp: string, behindNat = false) => ({ vtepIp, behindNat });
   const peers4 = [peer('172.31.0.1'), peer('172.31.0.2')];
   const peers6 = [peer('fd00:31::1')];
-  const wanted = (v4: typeof peers4, v6: typeof peers4, synced: boolean): DesiredRules => ({
+  const desired = (v4: typeof peers4, v6: typeof peers4, synced: boolean): DesiredRules => ({
     networks: [
       { ...V4, ...vxlanSenders(v4, synced) },
       { ...V6, ...vxlanSenders(v6, synced) },
@@ -109,23 +109,23 @@ describe('VXLAN from strangers', () => {
   ];
 
   it('is dropped as soon as all peers are known, and not before', () => {
-    expect(judged(renderRules(wanted(peers4, peers6, false)))).toEqual([]);
-    expect(judged(renderRules(wanted(peers4, peers6, true)))).toEqual(drops);
+    expect(judged(renderRules(desired(peers4, peers6, false)))).toEqual([]);
+    expect(judged(renderRules(desired(peers4, peers6, true)))).toEqual(drops);
   });
 
   it('has all known peers in the sets from the first moment on', () => {
-    const { text } = renderRules(wanted(peers4, peers6, true));
+    const { text } = renderRules(desired(peers4, peers6, true));
     expect(text).toContain(
       'set vteps4 {\n    type ipv4_addr; size 49152;\n    elements = { 172.31.0.1, 172.31.0.2 }\n',
     );
     expect(text).toContain('set vteps6 {\n    type ipv6_addr; size 49152;\n    elements = { fd00:31::1 }\n');
-    expect(renderRules(wanted([], [], true)).text).not.toContain('elements');
+    expect(renderRules(desired([], [], true)).text).not.toContain('elements');
   });
 
   it('is admitted and counted, in its family, when a peer is behind NAT', () => {
     const behindNat = [...peers4, peer('203.0.113.7', true)];
     for (const synced of [false, true]) {
-      const rules = renderRules(wanted(behindNat, peers6, synced));
+      const rules = renderRules(desired(behindNat, peers6, synced));
       expect(judged(rules)).toEqual([drops[0]!.replace(' drop', ''), ...(synced ? [drops[1]!] : [])]);
       expect(rules.text).toContain('let in: a peer is behind NAT');
     }
@@ -134,23 +134,23 @@ describe('VXLAN from strangers', () => {
   it('is still dropped, or admitted, when the agent restarts and does not know the peers yet', () => {
     const behindNat = [peer('203.0.113.7', true)];
     for (const before of [
-      wanted(peers4, peers6, true),
-      wanted(behindNat, peers6, true),
-      wanted([], [], false),
+      desired(peers4, peers6, true),
+      desired(behindNat, peers6, true),
+      desired([], [], false),
     ])
-      expect(judged(renderRules(wanted([], [], false), listing(before)))).toEqual(
+      expect(judged(renderRules(desired([], [], false), listing(before)))).toEqual(
         judged(renderRules(before)),
       );
   });
 
   it('is not derived from a rule that differs from ours', () => {
-    const otherVni = { ...wanted(peers4, peers6, true), tunnel: { port: 8472, vni: 7 } };
-    expect(judged(renderRules(wanted([], [], false), listing(otherVni)))).toEqual([]);
+    const otherVni = { ...desired(peers4, peers6, true), tunnel: { port: 8472, vni: 7 } };
+    expect(judged(renderRules(desired([], [], false), listing(otherVni)))).toEqual([]);
   });
 
   it('keeps the elements that exist when the table is written again', () => {
-    const found = listing(wanted(peers4, [], true), '172.31.0.2', '172.31.0.9');
-    expect(renderRules(wanted(peers4, [], true), found).text).toContain(
+    const found = listing(desired(peers4, [], true), '172.31.0.2', '172.31.0.9');
+    expect(renderRules(desired(peers4, [], true), found).text).toContain(
       'elements = { 172.31.0.2, 172.31.0.9, 172.31.0.1 }',
     );
   });

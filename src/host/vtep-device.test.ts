@@ -3,7 +3,7 @@ import { describe, expect, it } from 'vitest';
 import type { Link } from './links.ts';
 import { acceptsZeroChecksum, newVtepLink, planVtep, type VtepDevice, type VtepPlan } from './vtep-device.ts';
 
-const WANTED: VtepDevice = {
+const DESIRED: VtepDevice = {
   name: 'flannel.1',
   vni: 1,
   port: 8472,
@@ -53,7 +53,7 @@ function vtep(more: Partial<Link['vxlan'] & object> = {}, name = 'flannel.1'): L
 const links = (...all: Link[]): Map<string, Link> => new Map(all.map((one) => [one.name, one]));
 
 const WANTED_V6: VtepDevice = {
-  ...WANTED,
+  ...DESIRED,
   name: 'flannel-v6.1',
   localIp: 'fd09::1',
   mtu: 1430,
@@ -79,18 +79,18 @@ const NOTHING: VtepPlan = {
 
 describe('the plan for flannel.1', () => {
   it('is empty when the device is right', () => {
-    expect(planVtep(WANTED, links(link('eth0'), vtep()))).toEqual(NOTHING);
+    expect(planVtep(DESIRED, links(link('eth0'), vtep()))).toEqual(NOTHING);
   });
 
   it('creates it as flannel would', () => {
-    expect(planVtep(WANTED, links(link('eth0')))).toEqual({
+    expect(planVtep(DESIRED, links(link('eth0')))).toEqual({
       ...NOTHING,
       created: true,
       addresses: { remove: [], add: '10.42.1.0/32' },
       bringUp: true,
       changes: ['created flannel.1', 'flannel.1: added address 10.42.1.0/32'],
     });
-    expect(newVtepLink(WANTED, 7)).toEqual({
+    expect(newVtepLink(DESIRED, 7)).toEqual({
       name: 'flannel.1',
       kind: 'vxlan',
       mtu: 1450,
@@ -108,7 +108,7 @@ describe('the plan for flannel.1', () => {
     [{ learning: true }, 'it learns addresses from packets'],
     [{ extras: ['group'] }, 'it has group set'],
   ])('creates it again when it has %j', (details, why) => {
-    const plan = planVtep(WANTED, links(link('eth0'), vtep(details)));
+    const plan = planVtep(DESIRED, links(link('eth0'), vtep(details)));
     expect(plan).toMatchObject({ created: true, replaces: true });
     expect(plan.changes[0]).toBe(`re-created flannel.1: ${why}`);
   });
@@ -119,7 +119,7 @@ describe('the plan for flannel.1', () => {
       { family: 4, ip: '10.42.7.0', length: 32, scope: 'global', primary: true },
       { family: 6, ip: 'fe80::1', length: 64, scope: 'link', primary: true },
     ];
-    const plan = planVtep(WANTED, links(link('eth0'), present));
+    const plan = planVtep(DESIRED, links(link('eth0'), present));
     expect(plan).toEqual({
       ...NOTHING,
       set: { mtu: 1450, mac: '02:00:00:00:00:01' },
@@ -136,26 +136,26 @@ describe('the plan for flannel.1', () => {
   });
 
   it('names the device that holds the VNI already', () => {
-    expect(() => planVtep(WANTED, links(link('eth0'), vtep({}, 'vxlan0')))).toThrow(
+    expect(() => planVtep(DESIRED, links(link('eth0'), vtep({}, 'vxlan0')))).toThrow(
       'vxlan0 already uses VNI 1 on UDP port 8472',
     );
   });
 
   it('lets flannel-v6.1 share VNI and port', () => {
     const v6 = vtep({ local: 'fd09::1' }, 'flannel-v6.1');
-    expect(planVtep(WANTED, links(link('eth0'), v6)).created).toBe(true);
+    expect(planVtep(DESIRED, links(link('eth0'), v6)).created).toBe(true);
   });
 
   it('refuses an MTU that the uplink cannot carry, in both underlays', () => {
     const eth0 = link('eth0', { mtu: 1480 });
-    expect(() => planVtep(WANTED, links(eth0))).toThrow(
+    expect(() => planVtep(DESIRED, links(eth0))).toThrow(
       'eth0 has 1480, and less 50 for VXLAN that leaves 1430',
     );
-    expect(() => planVtep({ ...WANTED, localIp: 'fd09::1' }, links(eth0))).toThrow('leaves 1410');
+    expect(() => planVtep({ ...DESIRED, localIp: 'fd09::1' }, links(eth0))).toThrow('leaves 1410');
   });
 
   it('says when the uplink is gone', () => {
-    expect(() => planVtep(WANTED, links())).toThrow('its uplink eth0 does not exist');
+    expect(() => planVtep(DESIRED, links())).toThrow('its uplink eth0 does not exist');
   });
 });
 
@@ -210,6 +210,6 @@ describe('the plan for flannel-v6.1', () => {
       'cannot give flannel-v6.1 an MTU of 1279: IPv6 needs 1280, and so an uplink of 1350; ' +
         'raise the MTU of eth0 or set EnableIPv6 to false',
     );
-    expect(planVtep({ ...WANTED, mtu: 1279 }, links(eth0)).created).toBe(true);
+    expect(planVtep({ ...DESIRED, mtu: 1279 }, links(eth0)).created).toBe(true);
   });
 });
