@@ -41,7 +41,8 @@ const TICKS_PER_SECOND = 100;
 /** Seconds of CPU time of a process and of all that it has started, dead or alive. */
 export function cpuSeconds(pid: number): number {
   try {
-    // After the program's name, in parentheses: state is the first field, utime to cstime the 12th to the 15th (proc(5)).
+    // After the program's name, in parentheses: state is the first field, utime to cstime the 12th to the 15th
+    // (proc(5)).
     const fields = readFileSync(`/proc/${pid}/stat`, 'utf8')
       .replace(/^.*\) /s, '')
       .split(' ');
@@ -123,8 +124,8 @@ export interface Place {
 }
 
 /**
- * What of the peers' entries is not as it should be, in routes, neighbours, FDB and, of a ripstop node, the nft set and the
- * BPF maps. Nothing missing: an empty list.
+ * What of the peers' entries is not as it should be, in routes, neighbours, FDB and, of a ripstop node, the nft set
+ * and the BPF maps. Nothing missing: an empty list.
  */
 export async function missing(leases: readonly Lease[], { netns, bpffs }: Place): Promise<string[]> {
   const device = 'flannel.1';

@@ -42,8 +42,8 @@ export function leaseAnnotations({ publicIp, vtepMac }: Lease): Record<string, s
 }
 
 /**
- * A Node of 11 to 28 KB: what kubelet, a cloud's controller manager and flannel write, with the names of the 20 to 50 largest
- * images and the ownership of every field.
+ * A Node of 11 to 28 KB: what kubelet, a cloud's controller manager and flannel write, with the names of the 20 to 50
+ * largest images and the ownership of every field.
  */
 export function realisticNode(i: number): ObjectInput {
   const name = nodeName(i);

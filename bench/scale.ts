@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * What it costs an agent to follow a large cluster: time, memory and CPU at 1,000, 5,000 and 15,000 Nodes. See README.md for
- * the flags and how to read the results.
+ * What it costs an agent to follow a large cluster: time, memory and CPU at 1,000, 5,000 and 15,000 Nodes. See
+ * README.md for the flags and how to read the results.
  */
 import { fork, spawn } from 'node:child_process';
 import { closeSync, existsSync, mkdirSync, openSync, readFileSync, writeFileSync } from 'node:fs';

@@ -1,8 +1,9 @@
 #!/usr/bin/env node
 // SPDX-License-Identifier: Apache-2.0
 /**
- * The README's first two commands on a fresh machine: Debian's required packages, git, Node 20 and npm, with a clone of what
- * is committed here. Whatever set-up forgets is missing there, and fails. Needs root and Debian, and leaves nothing behind.
+ * The README's first two commands on a fresh machine: Debian's required packages, git, Node 20 and npm, with a clone
+ * of what is committed here. Whatever set-up forgets is missing there, and fails. Needs root and Debian, and leaves
+ * nothing behind.
  *
  *   sudo npm run test:fresh [-- --keep] [-- "npm test" ...]
  */

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/** A machine on which nobody has done anything yet: what the README asks for before its first command, and nothing else. */
+/**
+ * A machine on which nobody has done anything yet: what the README asks for before its first command, and nothing
+ * else.
+ */
 import { existsSync } from 'node:fs';
 import { cp, mkdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';

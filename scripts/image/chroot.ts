@@ -89,8 +89,8 @@ rmdir /run/outside
 `;
 
 /**
- * Run a program in a writable folder as on a machine of its own that was made of it: it may mount, make namespaces and load
- * BPF programs. What it mounts, pins and leaves running ends with it.
+ * Run a program in a writable folder as on a machine of its own that was made of it: it may mount, make namespaces and
+ * load BPF programs. What it mounts, pins and leaves running ends with it.
  * @returns what it printed. @throws RipstopError with its output in `details` when it fails.
  */
 export async function runOnMachine(

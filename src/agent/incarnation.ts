@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * One podCIDR's life on this node: observe, plan, apply, again and again. Nothing here decides what should be (plan/ does)
- * or how it is written (targets do). When it ends, everything that it made stays and forwards.
+ * One podCIDR's life on this node: observe, plan, apply, again and again. Nothing here decides what should be (plan/
+ * does) or how it is written (targets do). When it ends, everything that it made stays and forwards.
  */
 import type { Logger } from 'pino';
 import type { ClusterSnapshot, NetConf, OwnNode, SubnetManager } from '../cluster/index.ts';
@@ -43,7 +43,9 @@ const SETTLE_MS = 20;
 const SWEEP_MS = 30_000;
 /** How often every target is compared with the actual state, whether or not an event has told of a change. */
 const AUDIT_MS = 25_000;
-/** In a large cluster an audit takes its time; it is done so rarely that it takes no larger share of a core than this. */
+/**
+ * In a large cluster an audit takes its time; it is done so rarely that it takes no larger share of a core than this.
+ */
 const AUDIT_SHARE = 0.01;
 const AUDIT_MS_MAX = 120_000;
 /** How long no pod may come or go before the programs of those that came are attached; and how long at most. */
@@ -171,8 +173,8 @@ export class Incarnation implements Disposable {
 
   /**
    * Have the node serve this pod, which the store has by now. Resolves when the kernel path does, and the maps know the
-   * pod. Its programs follow: attaching one takes an RCU grace period (10 to 20 ms), one after the other, and until then the
-   * kernel path carries its packets.
+   * pod. Its programs follow: attaching one takes an RCU grace period (10 to 20 ms), one after the other, and until
+   * then the kernel path carries its packets.
    * @throws RipstopError with the pod's own failure; those of others are none of its business.
    */
   async attach(attachment: Attachment): Promise<void> {
@@ -196,8 +198,8 @@ export class Incarnation implements Disposable {
   }
 
   /**
-   * Bring the pods' programs in line, without anybody waiting for it. Not while pods keep coming, since the kernel holds the
-   * RTNL lock for a whole grace period and each ADD needs it, too; but soon in any case.
+   * Bring the pods' programs in line, without anybody waiting for it. Not while pods keep coming, since the kernel
+   * holds the RTNL lock for a whole grace period and each ADD needs it, too; but soon in any case.
    */
   #attachLater(): void {
     const nowMs = performance.now();

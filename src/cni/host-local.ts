@@ -43,17 +43,18 @@ interface LeaseFile {
 }
 
 /**
- * The pods' addresses, kept where host-local keeps them and as it does: `<dataDir>/<network>/<ip>` holds the name of the
- * address's owner, `last_reserved_ip.<n>` the address that was handed out last from the n-th block. host-local is the plugin
- * that flannel uses, so a node can change over, in either direction, while pods run. It is not executed: its process alone
- * would take half of an ADD's time.
+ * The pods' addresses, kept where host-local keeps them and as it does: `<dataDir>/<network>/<ip>` holds the name of
+ * the address's owner, `last_reserved_ip.<n>` the address that was handed out last from the n-th block. host-local is
+ * the plugin that flannel uses, so a node can change over, in either direction, while pods run. It is not executed:
+ * its process alone would take half of an ADD's time.
  *
- * host-local holds flock(2) on the file `lock` while it works, which Node cannot take. Nobody needs it for an address to
- * have one owner: both create a lease with O_EXCL, and who comes second goes on to the next address. The lock guards two
- * things beyond that. One is `last_reserved_ip.<n>`, which is only a hint where to begin: a lost update makes an address
- * come round sooner. The other is a release, which reads a file before it removes it: between the two, a host-local that
- * releases the same container could have freed the address, and another one have taken it. That takes a second DEL of
- * one container and an ADD, within microseconds, in a pool in which that address is next; runtimes call DEL once at a time.
+ * host-local holds flock(2) on the file `lock` while it works, which Node cannot take. Nobody needs it for an address
+ * to have one owner: both create a lease with O_EXCL, and who comes second goes on to the next address. The lock
+ * guards two things beyond that. One is `last_reserved_ip.<n>`, which is only a hint where to begin: a lost update
+ * makes an address come round sooner. The other is a release, which reads a file before it removes it: between the
+ * two, a host-local that releases the same container could have freed the address, and another one have taken it. That
+ * takes a second DEL of one container and an ADD, within microseconds, in a pool in which that address is next;
+ * runtimes call DEL once at a time.
  *
  * All calls are synchronous: the files are tiny, and no other call of this agent comes between. What the files hold is
  * kept in memory; each call looks at their stamps, and reads those that changed.
@@ -70,8 +71,8 @@ export class HostLocalStore {
 
   /**
    * Take an address of each block, or of none.
-   * @param podCidrs e.g. `10.42.1.0/24` and `fd00:42:0:1::/64`, IPv4 first as flannel has them, for the hints are numbered.
-   * The first address of each is the gateway and never handed out.
+   * @param podCidrs e.g. `10.42.1.0/24` and `fd00:42:0:1::/64`, IPv4 first as flannel has them, for the hints are
+   * numbered. The first address of each is the gateway and never handed out.
    * @returns the addresses, in the order of the blocks.
    * @throws CniError when a block is exhausted, or the attachment has an address of one already.
    */
@@ -99,7 +100,9 @@ export class HostLocalStore {
     }
   }
 
-  /** Give all addresses back; an attachment that has none is no error. @throws CniError when the file system refuses. */
+  /**
+   * Give all addresses back; an attachment that has none is no error. @throws CniError when the file system refuses.
+   */
   release(network: string, id: AttachmentId): void {
     const dir = join(this.dataDir, network);
     try {
@@ -202,7 +205,9 @@ function lastReserved(hint: string): string | undefined {
   }
 }
 
-/** Overwrites in place: emptied first, ext4 writes the file to the disk at once, which takes longer than all the rest. */
+/**
+ * Overwrites in place: emptied first, ext4 writes the file to the disk at once, which takes longer than all the rest.
+ */
 function writeHint(hint: string, ip: string): void {
   const file = openSync(hint, constants.O_WRONLY | constants.O_CREAT, 0o644);
   try {
@@ -251,7 +256,8 @@ function refuseDuplicate(
 function exhausted(podCidr: string, dir: string): CniError {
   return new CniError(
     CniCode.ipam,
-    `all addresses of ${podCidr} are taken; delete pods on this node, or see whether ${dir} holds leases of pods that are gone`,
+    `all addresses of ${podCidr} are taken; ` +
+      `delete pods on this node, or see whether ${dir} holds leases of pods that are gone`,
   );
 }
 

@@ -38,7 +38,9 @@ export interface CniContext {
   /** The pods' addresses. */
   addresses: HostLocalStore;
   store: AttachmentStore;
-  /** Make an endpoint of it: the node's route to it, programs, map entries. Packets may flow when the promise resolves. */
+  /**
+   * Make an endpoint of it: the node's route to it, programs, map entries. Packets may flow when the promise resolves.
+   */
   attach(attachment: Attachment): Promise<void>;
   /** Undo that; called also after an `attach` that failed, so what is not there must be no error. */
   detach(attachment: Attachment): Promise<void>;
@@ -67,8 +69,8 @@ export function createCniOps(context: () => CniContext): CniOps {
 }
 
 /**
- * Forget attachments that have neither a veth nor an address any more: another plugin, flannel's, has ended their pods while
- * ripstop was away. Of others whose veth has gone a DEL is still to come. To be called before the first ADD.
+ * Forget attachments that have neither a veth nor an address any more: another plugin, flannel's, has ended their pods
+ * while ripstop was away. Of others whose veth has gone a DEL is still to come. To be called before the first ADD.
  * @returns those that were forgotten.
  */
 export async function forgetGone({ store, netns, addresses }: CniContext): Promise<Attachment[]> {
@@ -209,8 +211,8 @@ async function teardown(context: CniContext, call: DelCall): Promise<void> {
 }
 
 /**
- * Take a pod off flannel's bridge, as its own plugin would: one that was attached before ripstop took the node over. Its
- * address is in the same pool as ours.
+ * Take a pod off flannel's bridge, as its own plugin would: one that was attached before ripstop took the node over.
+ * Its address is in the same pool as ours.
  */
 async function detachFlannels(context: CniContext, call: DelCall): Promise<void> {
   const pod = call.netns === undefined ? undefined : statIfThere(call.netns);
@@ -220,7 +222,10 @@ async function detachFlannels(context: CniContext, call: DelCall): Promise<void>
   if (link?.kind === 'veth') await deleteVeth(call.ifname, call.netns);
 }
 
-/** A pod that was attached before ripstop took the node over: flannel's plugin has no CHECK, so what it must have is little. */
+/**
+ * A pod that was attached before ripstop took the node over: flannel's plugin has no CHECK, so what it must have is
+ * little.
+ */
 async function checkFlannels(context: CniContext, call: CheckCall): Promise<void> {
   const leased = leasesOf(context.addresses, call.network, call);
   if (leased.length === 0) {
@@ -259,8 +264,8 @@ async function check(context: CniContext, call: CheckCall): Promise<void> {
 }
 
 /**
- * Whether the agent is ready. That all addresses are taken is no failure of the plugin: runtimes would report the node as
- * not ready, and its pods would be evicted.
+ * Whether the agent is ready. That all addresses are taken is no failure of the plugin: runtimes would report the node
+ * as not ready, and its pods would be evicted.
  */
 function status(context: CniContext): void {
   const ready = context.ready();

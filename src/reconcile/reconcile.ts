@@ -17,9 +17,9 @@ export function job<V>(target: Reconciled<V>, desired: Desired<V>): Job {
 }
 
 /**
- * One pass: bring those targets that have a reason to their desired entries. All are compared first; then come all upserts,
- * in the order of the jobs, and then the removals in reverse order, so that nothing is removed before its replacement is
- * there. A target that fails keeps no other from its turn.
+ * One pass: bring those targets that have a reason to their desired entries. All are compared first; then come all
+ * upserts, in the order of the jobs, and then the removals in reverse order, so that nothing is removed before its
+ * replacement is there. A target that fails keeps no other from its turn.
  */
 export async function reconcile(jobs: readonly Job[]): Promise<Outcome[]> {
   const nowMs = performance.now();

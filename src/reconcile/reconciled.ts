@@ -43,8 +43,8 @@ export interface Outcome {
 
 export interface ReconciledOptions {
   /**
-   * Remember what the target holds, so that a change costs what it changes and not a list. For few entries only; events and
-   * audits tell what others change.
+   * Remember what the target holds, so that a change costs what it changes and not a list. For few entries only;
+   * events and audits tell what others change.
    */
   readonly remembers?: boolean;
 }
@@ -97,8 +97,8 @@ export class Reconciled<V> {
   }
 
   /**
-   * An event says that the target now holds this value under the key; undefined: nothing. What is known already, as of our
-   * own changes, invalidates nothing.
+   * An event says that the target now holds this value under the key; undefined: nothing. What is known already, as of
+   * our own changes, invalidates nothing.
    * @returns whether it invalidated the target.
    */
   noteActual(key: string, value: V | undefined): boolean {

@@ -2,9 +2,9 @@
 import { RipstopError } from '../errors.ts';
 
 /**
- * One kind of kernel or cluster state that ripstop keeps as it should be: a BPF map, the routes to peers, a set of links.
- * Upserting what is there and removing what is not there are no errors, so that start, restart, upgrade and steady state
- * are one path: list, {@link diff}, apply (the idea of cilium/statedb's reconciler).
+ * One kind of kernel or cluster state that ripstop keeps as it should be: a BPF map, the routes to peers, a set of
+ * links. Upserting what is there and removing what is not there are no errors, so that start, restart, upgrade and
+ * steady state are one path: list, {@link diff}, apply (the idea of cilium/statedb's reconciler).
  */
 export interface Target<V> {
   /** A short unique name for logs, metrics and status, e.g. `peers`. */
