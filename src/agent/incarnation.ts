@@ -18,7 +18,7 @@ import { type Job, reconcile } from '../reconcile/reconcile.ts';
 import type { Outcome, TargetStatus } from '../reconcile/reconciled.ts';
 import { linkJobs, nodeJobs, peerJobs, podJobs, podLinkJobs, programJobs } from './jobs.ts';
 import { Loop } from './loop.ts';
-import { noteEvent, staleAll } from './node-events.ts';
+import { audit, noteEvent } from './node-events.ts';
 import { NodeObserver } from './observer.ts';
 import type { AgentOptions } from './options.ts';
 import {
@@ -48,6 +48,8 @@ const AUDIT_MS = 25_000;
  */
 const AUDIT_SHARE = 0.01;
 const AUDIT_MS_MAX = 120_000;
+/** Every so many audits look at nftables, too, of whose changes events tell. */
+const THOROUGH_EVERY = 8;
 /** How long no pod may come or go before the programs of those that came are attached; and how long at most. */
 const ATTACH_MS = 20;
 const ATTACH_MS_MAX = 200;
@@ -104,6 +106,7 @@ export class Incarnation implements Disposable {
   #uplink = '';
   #auditMs = AUDIT_MS;
   #auditedAtMs = -Infinity;
+  #audits = 0;
 
   constructor(options: IncarnationOptions) {
     this.#options = options;
@@ -232,7 +235,7 @@ export class Incarnation implements Disposable {
     const peers = netConf.backend.type === 'alloc' ? [] : cluster.peers;
     this.#peers = { revision: cluster.peersRevision, peers, synced: cluster.synced };
     const isAudit = startedAtMs - this.#auditedAtMs > this.#auditMs;
-    if (isAudit) staleAll(this.#observer, this.#targets);
+    if (isAudit) audit(this.#observer, this.#targets, this.#audits++ % THOROUGH_EVERY === 0);
     try {
       onOutcomes(await this.#reconcile(), this.statuses);
       this.#failure.over();

@@ -43,8 +43,11 @@ export function noteEvent(event: NodeEvent, observer: NodeObserver, targets: Tar
         targets.peerRoutes,
       );
       break;
-    case 'rules-lost':
+    case 'rules':
       invalidate(targets.rules, targets.vtepSet);
+      break;
+    case 'flannel-rules':
+      targets.flannelRules.invalidate();
       break;
     case 'lost':
       staleAll(observer, targets);
@@ -52,12 +55,21 @@ export function noteEvent(event: NodeEvent, observer: NodeObserver, targets: Tar
   return true;
 }
 
-/** Invalidate everything, since events were lost or an audit is due. */
+/** Invalidate everything, since events were lost. */
 export function staleAll(observer: NodeObserver, targets: Targets): void {
   observer.invalidate('links', 'routes', 'nextHops');
   invalidate(...Object.values(targets));
 }
 
+/**
+ * Invalidate everything, since an audit is due.
+ * @param thorough also what only the program `nft` can list: that costs most of an audit, and events tell of its changes.
+ */
+export function audit(observer: NodeObserver, targets: Targets, thorough: boolean): void {
+  const { rules, flannelRules, ...others } = targets;
+  observer.invalidate('links', 'routes', 'nextHops');
+  invalidate(...Object.values(others), ...(thorough ? [rules, flannelRules] : []));
+}
 function invalidate(...targets: readonly { invalidate(): void }[]): void {
   for (const target of targets) target.invalidate();
 }

@@ -22,7 +22,8 @@ const CHAINS = [
   { table: 'filter', from: 'FORWARD', chain: 'FLANNEL-FWD' },
 ] as const;
 
-const OWN_TABLES = ['ip flannel-ipv4', 'ip6 flannel-ipv6'];
+/** The tables of its nftables mode. */
+export const OWN_TABLES: readonly string[] = ['ip flannel-ipv4', 'ip6 flannel-ipv6'];
 
 /** One of iptables' tables, in either backend. */
 export interface RuleTable {

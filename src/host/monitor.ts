@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-import { type NetlinkEvent, subscribe, type Subscription } from '#netlink';
+import { type NetlinkEvent, type NftChange, subscribe, type Subscription } from '#netlink';
 import { errorText, RipstopError } from '../errors.ts';
+import { OWN_TABLES } from './flannel-rules.ts';
 import { isPodVeth } from './links.ts';
 import { linkNames, openNetlink, type Where } from './netlink.ts';
 import { NFT_TABLE } from './nft.ts';
@@ -33,8 +34,10 @@ export type NodeEvent =
   | { readonly kind: 'settings'; readonly name: string | undefined }
   /** Another interface, address, route or routing rule: the node may reach others in another way now. */
   | { readonly kind: 'network' }
-  /** Another program deleted something in our nft table, as `nft flush ruleset` does. */
-  | { readonly kind: 'rules-lost' }
+  /** Our nft table has other chains, rules or sets than before, as after `nft flush ruleset`. */
+  | { readonly kind: 'rules' }
+  /** A flanneld has written its rules into nftables. */
+  | { readonly kind: 'flannel-rules' }
   /** Events were lost, so anything may have changed. */
   | { readonly kind: 'lost' };
 
@@ -105,15 +108,20 @@ export function classify(
       return isVtepName(nameOf(event.entry.ifindex) ?? '') ? { kind: 'peers' } : undefined;
     case 'netconf':
       return { kind: 'settings', name: nameOf(event.ifindex) };
-    case 'nft': {
-      const isOurs = event.family === NFT_TABLE[0] && event.table === NFT_TABLE[1];
-      return isOurs && event.deleted && event.object !== 'element' ? { kind: 'rules-lost' } : undefined;
-    }
+    case 'nft':
+      return classifyNft(event);
     case 'lost':
       return { kind: 'lost' };
     default:
       return undefined;
   }
+}
+
+function classifyNft({ object, family, table, name, deleted }: NftChange): NodeEvent | undefined {
+  if (object === 'element') return undefined;
+  if (family === NFT_TABLE[0] && table === NFT_TABLE[1]) return { kind: 'rules' };
+  const isFlannels = OWN_TABLES.includes(`${family} ${table}`) || name.startsWith('FLANNEL-');
+  return isFlannels && !deleted ? { kind: 'flannel-rules' } : undefined;
 }
 
 function classifyRoute(
