@@ -22,8 +22,10 @@ const root = join(import.meta.dirname, '..');
 export interface ImageOptions {
   /** Default: this machine's. */
   readonly arch?: Arch;
-  /** The checkout with the sources; the Dockerfile is always this checkout's. Default: this checkout. */
+  /** The checkout with the sources. Default: this checkout. */
   readonly context?: string;
+  /** Default: this checkout's. */
+  readonly dockerfile?: string;
   /** With registry and tag. Default: `docker.io/library/ripstop:<version>`. */
   readonly name?: string;
   /** Gets a line for everything that takes time. */
@@ -38,6 +40,7 @@ export interface ImageOptions {
 export async function buildImage({
   arch = hostArch,
   context = root,
+  dockerfile = join(root, 'deploy/Dockerfile'),
   note,
   ...given
 }: ImageOptions): Promise<string> {
@@ -46,7 +49,6 @@ export async function buildImage({
   };
   const name = given.name ?? `docker.io/library/ripstop:${version}`;
   await ensureTools(arch, note);
-  const dockerfile = join(root, 'deploy/Dockerfile');
   const { layers, env, entrypoint, cmd, workdir } = await buildStages({ arch, context, dockerfile, note });
   const rootfs = await mkdtemp(join(cacheDir, 'rootfs-'));
   try {

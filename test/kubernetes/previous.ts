@@ -1,6 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 import { createHash } from 'node:crypto';
-import { copyFileSync, existsSync, mkdirSync, mkdtempSync, readFileSync, renameSync } from 'node:fs';
+import {
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  renameSync,
+  writeFileSync,
+} from 'node:fs';
 import { dirname, join } from 'node:path';
 import { buildImage } from '../../scripts/image.ts';
 import { run } from '../../src/host/run.ts';
@@ -10,8 +18,15 @@ import type { NodeImage } from './state.ts';
 /** The previous release, from which users upgrade, and to which they roll back. */
 
 const ROOT = join(import.meta.dirname, '../..');
-/** Its commit. No image of it was published, so it is built from its sources with today's Dockerfile. */
-const PREVIOUS = { version: '0.1.0', commit: '9f2a0bb12e3726e144768ca3d87c21130ad7564f' };
+/**
+ * Its commit. No image of it was published, so it is built from its sources with today's Dockerfile, and with programs that
+ * it calls and today's agent does not.
+ */
+const PREVIOUS = {
+  version: '0.1.0',
+  commit: '9f2a0bb12e3726e144768ca3d87c21130ad7564f',
+  packages: 'iproute2 containernetworking-plugins',
+};
 
 export interface Release {
   readonly image: NodeImage;
@@ -21,20 +36,24 @@ export interface Release {
 
 /** The previous release. It is built if necessary. @throws RipstopError when the repository has no history. */
 export async function previousRelease(note: (line: string) => void): Promise<Release> {
-  const { version, commit } = PREVIOUS;
+  const { version, commit, packages } = PREVIOUS;
   const context = await sourcesOf(commit);
   const name = `ripstop:${version}-previous`;
   // It is built once for each Dockerfile, since several stories use it.
-  const recipe = createHash('sha256')
-    .update(readFileSync(join(ROOT, 'deploy/Dockerfile')))
-    .digest('hex');
+  const text = readFileSync(join(ROOT, 'deploy/Dockerfile'), 'utf8').replace(
+    ' nftables ',
+    ` nftables ${packages} `,
+  );
+  const recipe = createHash('sha256').update(text).digest('hex');
   const archive = join(
     cacheDir('kubernetes/images'),
     `previous-${commit.slice(0, 12)}-${recipe.slice(0, 12)}.tar`,
   );
   if (!existsSync(archive)) {
-    const built = await buildImage({ context, name: `docker.io/library/${name}`, note });
     mkdirSync(dirname(archive), { recursive: true });
+    const dockerfile = `${archive}.Dockerfile`;
+    writeFileSync(dockerfile, text);
+    const built = await buildImage({ context, dockerfile, name: `docker.io/library/${name}`, note });
     copyFileSync(built, `${archive}.tmp`);
     renameSync(`${archive}.tmp`, archive);
   }
