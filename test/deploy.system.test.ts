@@ -205,7 +205,7 @@ describe.skipIf(missing)(title('a node with the privileges of the manifest'), ()
     await startReady(['cni-state', 'bpffs']);
     expect(pinned()).toBe(false);
     const answer = await addPod(cluster.lab, node()).then(String, errorText);
-    expect(answer).toMatch(/cannot take an address in \/var\/lib\/cni\/networks/);
+    expect(answer).toMatch(/cannot allocate an address in \/var\/lib\/cni\/networks/);
   });
 });
 

@@ -81,13 +81,14 @@ function oursOrNone(of: HostLocalStore, container: string, blocks: readonly stri
 }
 
 describe('addresses', () => {
-  it('go round, without base, gateway and broadcast, and are named when they are exhausted', () => {
+  it('are allocated in turn, without base, gateway and broadcast, until the block is exhausted', () => {
     const block = '10.42.1.8/29';
     expect(['a', 'b', 'c', 'd', 'e'].flatMap((name) => ours(name, [block]))).toEqual(
       [10, 11, 12, 13, 14].map((n) => `10.42.1.${n}`),
     );
     expect(() => ours('f', [block])).toThrow(
-      `all addresses of ${block} are taken; delete pods on this node, or see whether ${dataDir}/cbr0 holds leases of pods that are gone`,
+      `all addresses of ${block} are taken; ` +
+        `delete pods on this node, or see whether ${dataDir}/cbr0 has leases of pods that are gone`,
     );
     store.release(network, pod('a'));
     store.release(network, pod('d'));
@@ -95,7 +96,7 @@ describe('addresses', () => {
     expect(ours('g', [block])).toEqual(['10.42.1.13']);
   });
 
-  it('of both families come together or not at all', () => {
+  it('of both families are allocated together or not at all', () => {
     expect(ours('a', [IPV4, IPV6])).toEqual(['10.42.1.2', 'fd00:42:0:1::2']);
     const tiny = 'fd00:42:0:2::/126';
     expect(ours('b', [IPV4, tiny])).toEqual(['10.42.1.3', 'fd00:42:0:2::2']);
@@ -104,10 +105,10 @@ describe('addresses', () => {
     expect(Object.values(owners())).not.toContain('d');
   });
 
-  it('are refused to an interface that has one of the block already, and not to another of the container', () => {
+  it('are refused to an interface that already has one of the block, but not to another of the container', () => {
     ours('a');
     expect(() => ours('a')).toThrow(
-      'container a has the address 10.42.1.2 for eth0 already; the runtime must call DEL',
+      'container a already has the address 10.42.1.2 for eth0; the runtime must call DEL',
     );
     expect(() => ours('a', [IPV6, IPV4])).toThrow('already');
     expect(store.allocate(network, [IPV4], pod('a', 'net1'))).toEqual(['10.42.1.3']);
@@ -116,7 +117,7 @@ describe('addresses', () => {
     expect(store.list(network)).toEqual([{ ip: '10.42.1.3', ...pod('a', 'net1') }]);
   });
 
-  it('whose file is empty, foreign or a directory are taken, and nobody removes them', () => {
+  it('whose file is empty, foreign or a directory count as taken, and are not removed', () => {
     mkdirSync(fileOf('10.42.1.4'), { recursive: true });
     writeFileSync(fileOf('10.42.1.2'), '');
     writeFileSync(fileOf('10.42.1.3'), 'of another program\n');
@@ -138,7 +139,7 @@ describe('addresses', () => {
     expect(owners()).toEqual({ '10.42.1.2': 'a' });
   });
 
-  it('that an old host-local has leased to the container alone are released', () => {
+  it('that an old host-local leased to the container, without an interface, are released', () => {
     mkdirSync(join(dataDir, network), { recursive: true });
     writeFileSync(fileOf('10.42.1.9'), 'old');
     expect(() => ours('old')).toThrow('already');
@@ -161,15 +162,15 @@ describe('addresses', () => {
     }
   });
 
-  it('are not there to release or list before the first one', () => {
+  it('can be released and listed before there is any', () => {
     store.release(network, pod('a'));
     expect(store.list(network)).toEqual([]);
     expect(readdirSync(dataDir)).toEqual([]);
   });
 
-  it('cannot be taken where the directory cannot be written, and the error says so', () => {
+  it('cannot be allocated when the directory cannot be written, and the error says so', () => {
     writeFileSync(join(dataDir, network), 'a file');
-    expect(() => ours('a')).toThrow(/^cannot take an address in .*cbr0: E(EXIST|NOTDIR)/);
+    expect(() => ours('a')).toThrow(/^cannot allocate an address in .*cbr0: E(EXIST|NOTDIR)/);
     expect(() => store.release(network, pod('a'))).toThrow(
       /^cannot release the addresses of container a in /,
     );
@@ -253,7 +254,7 @@ describe.skipIf(missing)(`beside host-local${missing ? ` (skipped: ${missing})` 
     },
   );
 
-  it('sees that an address has another owner now, although its file has the same name', async () => {
+  it('notices that an address has another owner, although its file has the same name', async () => {
     const block = '10.42.1.0/30';
     ours('a', [block]);
     expect(owners()).toEqual({ '10.42.1.2': 'a' });
@@ -266,7 +267,7 @@ describe.skipIf(missing)(`beside host-local${missing ? ` (skipped: ${missing})` 
     expect(owners()).toEqual({});
   });
 
-  it('gives no address twice while both allocate and release at once', async () => {
+  it('allocates no address twice while both allocate and release at once', async () => {
     const block = '10.42.1.0/27';
     /** Addresses by pod. */
     const held = new Map<string, string>();

@@ -26,55 +26,55 @@ import {
 import type { AttachmentId } from './plugin.ts';
 import { CniCode, CniError, ifnamePattern, namePattern } from './spec.ts';
 
-/** Where host-local keeps its leases when it is not told. */
-export const defaultDataDir = '/var/lib/cni/networks';
+/** host-local's default directory for leases. */
+const defaultDataDir = '/var/lib/cni/networks';
 
-/** Which address belongs to whom. */
+/** An address and the attachment that has it. */
 export interface Lease extends AttachmentId {
   readonly ip: string;
 }
 
-/** A lease's file, as it was when it was read. */
+/** A lease's file as of the last read. */
 interface LeaseFile {
-  /** Tells a file that was replaced or completed from the one before. */
+  /** Differs when the file was replaced or completed. */
   readonly stamp: string;
-  /** What is in it: `<containerId>\r\n<ifname>`, or the container ID alone if an old host-local wrote it. */
+  /** Its content: `<containerId>\r\n<ifname>`, or only the container ID if an old host-local wrote it. */
   readonly owner: string;
 }
 
 /**
- * The pods' addresses, kept where host-local keeps them and as it does: `<dataDir>/<network>/<ip>` holds the name of
- * the address's owner, `last_reserved_ip.<n>` the address that was handed out last from the n-th block. host-local is
- * the plugin that flannel uses, so a node can change over, in either direction, while pods run. It is not executed:
- * its process alone would take half of an ADD's time.
+ * The pods' address leases, in the directory and format of the plugin host-local: the file `<dataDir>/<network>/<ip>`
+ * has the owner of the address, `last_reserved_ip.<n>` the last address that was allocated from the n-th block. flannel
+ * uses host-local, so a node can change from one to the other, in either direction, while pods run. The plugin itself
+ * is not executed, since starting its process would take half of the time of an ADD.
  *
- * host-local holds flock(2) on the file `lock` while it works, which Node cannot take. Nobody needs it for an address
- * to have one owner: both create a lease with O_EXCL, and who comes second goes on to the next address. The lock
- * guards two things beyond that. One is `last_reserved_ip.<n>`, which is only a hint where to begin: a lost update
- * makes an address come round sooner. The other is a release, which reads a file before it removes it: between the
- * two, a host-local that releases the same container could have freed the address, and another one have taken it. That
- * takes a second DEL of one container and an ADD, within microseconds, in a pool in which that address is next;
- * runtimes call DEL once at a time.
+ * host-local holds flock(2) on the file `lock` while it works; Node has no flock(2). An address has only one owner
+ * without the lock, too: both programs create leases with O_EXCL, and the second one tries the next address. The lock
+ * protects two more things. One is `last_reserved_ip.<n>`, which is only a hint where to start: after a lost update, an
+ * address is reused sooner. The other is a release, which reads a file before it removes it. In between, a host-local
+ * that releases the same container could free the address, and another ADD could take it. For that, a second DEL of the
+ * container and an ADD would have to come within microseconds, and that address would have to be next; runtimes do not
+ * repeat a DEL while one runs.
  *
- * All calls are synchronous: the files are tiny, and no other call of this agent comes between. What the files hold is
- * kept in memory; each call looks at their stamps, and reads those that changed.
+ * All calls are synchronous, since the files are tiny: so the agent's calls do not interleave. The content of the files
+ * is kept in memory; each call compares their stamps, and reads the files that changed.
  */
 export class HostLocalStore {
   readonly dataDir: string;
   /** By network and address. */
   readonly #known = new Map<string, ReadonlyMap<string, LeaseFile>>();
 
-  /** @param dataDir host-local's directory; flannel's leases are in its default. */
+  /** @param dataDir host-local's directory. Default: that of flannel's leases. */
   constructor(dataDir: string = defaultDataDir) {
     this.dataDir = dataDir;
   }
 
   /**
-   * Take an address of each block, or of none.
-   * @param podCidrs e.g. `10.42.1.0/24` and `fd00:42:0:1::/64`, IPv4 first as flannel has them, for the hints are
-   * numbered. The first address of each is the gateway and never handed out.
+   * Allocate an address from each block, or from none.
+   * @param podCidrs such as `10.42.1.0/24` and `fd00:42:0:1::/64`; IPv4 first, as with flannel, since hints are
+   * numbered. The first address of each is the gateway, which is never allocated.
    * @returns the addresses, in the order of the blocks.
-   * @throws CniError when a block is exhausted, or the attachment has an address of one already.
+   * @throws CniError when a block is exhausted, or the attachment already has an address of one.
    */
   allocate(network: string, podCidrs: readonly string[], id: AttachmentId): string[] {
     const dir = join(this.dataDir, network);
@@ -82,7 +82,7 @@ export class HostLocalStore {
     const allocated: string[] = [];
     try {
       mkdirSync(dir, { recursive: true, mode: 0o755 });
-      const taken = this.#look(network);
+      const taken = this.#read(network);
       refuseDuplicate(taken, blocks, id);
       for (const [n, block] of blocks.entries()) {
         const hint = join(dir, `last_reserved_ip.${n}`);
@@ -96,17 +96,15 @@ export class HostLocalStore {
       return allocated;
     } catch (thrown) {
       for (const ip of allocated) rmSync(join(dir, ip), { force: true });
-      throw asCniError(thrown, `cannot take an address in ${dir}`);
+      throw asCniError(thrown, `cannot allocate an address in ${dir}`);
     }
   }
 
-  /**
-   * Give all addresses back; an attachment that has none is no error. @throws CniError when the file system refuses.
-   */
+  /** Release all addresses of an attachment, which may have none. @throws CniError when the file system refuses. */
   release(network: string, id: AttachmentId): void {
     const dir = join(this.dataDir, network);
     try {
-      const taken = this.#look(network);
+      const taken = this.#read(network);
       const owned = addressesOf(taken, ownerOf(id));
       for (const ip of owned.length > 0 ? owned : addressesOf(taken, id.containerId)) {
         rmSync(join(dir, ip), { force: true });
@@ -116,19 +114,21 @@ export class HostLocalStore {
     }
   }
 
-  /** The network's leases. Files without a container and an interface are left out: they are none of ours. */
+  /**
+   * The leases of a network. Files that do not name a container and an interface are left out, since they are not ours.
+   */
   list(network: string): Lease[] {
-    return [...this.#look(network)].flatMap(([ip, { owner }]) => {
+    return [...this.#read(network)].flatMap(([ip, { owner }]) => {
       const [containerId = '', ifname = ''] = owner.split(/\r?\n/);
       return namePattern.test(containerId) && ifnamePattern.test(ifname) ? [{ ip, containerId, ifname }] : [];
     });
   }
 
   /**
-   * All files that are named by an address. The stamp of each is compared, and not the directory's alone: the kernel's
-   * clock for files stands still for some milliseconds, in which the directory may change twice.
+   * All files that are named by an address. The stamp of each file is compared. The directory's alone would not
+   * suffice: file times advance in steps of some milliseconds, in which the directory may change twice.
    */
-  #look(network: string): ReadonlyMap<string, LeaseFile> {
+  #read(network: string): ReadonlyMap<string, LeaseFile> {
     const dir = join(this.dataDir, network);
     const before = this.#known.get(network);
     const files = new Map<string, LeaseFile>();
@@ -161,17 +161,17 @@ function namesIn(dir: string): string[] {
   }
 }
 
-/** @returns `known` where the file has not changed, undefined when it has gone. */
+/** @returns `known` when the file has not changed, undefined when it is gone. */
 function readLease(path: string, known: LeaseFile | undefined): LeaseFile | undefined {
   const stats = statSync(path, { throwIfNoEntry: false });
   if (!stats) return undefined;
-  // host-local fills a file after it has created it, so the size belongs to the stamp.
+  // host-local writes the content after it created the file, so the size is part of the stamp.
   const stamp = `${stats.ino} ${stats.mtimeMs} ${stats.size}`;
   if (known?.stamp === stamp) return known;
   try {
     return { stamp, owner: stats.isFile() ? readFileSync(path, 'utf8').trim() : '' };
   } catch {
-    // Released just now, or unreadable: nobody's, until the next call reads it again.
+    // Released at this moment, or unreadable: without an owner until the next call reads it again.
     return { stamp: '', owner: '' };
   }
 }
@@ -205,9 +205,7 @@ function lastReserved(hint: string): string | undefined {
   }
 }
 
-/**
- * Overwrites in place: emptied first, ext4 writes the file to the disk at once, which takes longer than all the rest.
- */
+/** Overwrite in place. If the file were truncated first, ext4 would flush it to the disk on close, which is slow. */
 function writeHint(hint: string, ip: string): void {
   const file = openSync(hint, constants.O_WRONLY | constants.O_CREAT, 0o644);
   try {
@@ -219,7 +217,7 @@ function writeHint(hint: string, ip: string): void {
 }
 
 /**
- * The addresses that pods may have of a block, beginning after `last`: all but its base, the gateway, and the broadcast
+ * The addresses of a block that pods may have, starting after `last`: all but the base, the gateway, and the broadcast
  * address of IPv4.
  */
 function* roundRobin(block: Cidr, last: string | undefined): Generator<string> {
@@ -249,7 +247,7 @@ function refuseDuplicate(
   const owned = [ownerOf({ containerId, ifname }), containerId].flatMap((owner) => addressesOf(taken, owner));
   const ip = owned.find((address) => blocks.some((block) => cidrContains(block, address)));
   if (ip === undefined) return;
-  const what = `container ${containerId} has the address ${ip} for ${ifname} already`;
+  const what = `container ${containerId} already has the address ${ip} for ${ifname}`;
   throw new CniError(CniCode.ipam, `${what}; the runtime must call DEL before another ADD`);
 }
 
@@ -257,7 +255,7 @@ function exhausted(podCidr: string, dir: string): CniError {
   return new CniError(
     CniCode.ipam,
     `all addresses of ${podCidr} are taken; ` +
-      `delete pods on this node, or see whether ${dir} holds leases of pods that are gone`,
+      `delete pods on this node, or see whether ${dir} has leases of pods that are gone`,
   );
 }
 
