@@ -40,10 +40,12 @@ export async function previousRelease(note: (line: string) => void): Promise<Rel
   const context = await sourcesOf(commit);
   const name = `ripstop:${version}-previous`;
   // It is built once for each Dockerfile, since several stories use it.
-  const text = readFileSync(join(ROOT, 'deploy/Dockerfile'), 'utf8').replace(
-    ' nftables ',
-    ` nftables ${packages} `,
-  );
+  const text = readFileSync(join(ROOT, 'deploy/Dockerfile'), 'utf8')
+    .replace(' nftables ', ` nftables ${packages} `)
+    .replace(
+      'RUN rm -r /opt',
+      'RUN find /usr/lib/cni -type f ! -name host-local -delete && rm -r /usr/lib/*/tc/q_atm.so /opt',
+    );
   const recipe = createHash('sha256').update(text).digest('hex');
   const archive = join(
     cacheDir('kubernetes/images'),
@@ -53,6 +55,7 @@ export async function previousRelease(note: (line: string) => void): Promise<Rel
     mkdirSync(dirname(archive), { recursive: true });
     const dockerfile = `${archive}.Dockerfile`;
     writeFileSync(dockerfile, text);
+    copyFileSync(join(ROOT, 'deploy/Dockerfile.dockerignore'), `${dockerfile}.dockerignore`);
     const built = await buildImage({ context, dockerfile, name: `docker.io/library/${name}`, note });
     copyFileSync(built, `${archive}.tmp`);
     renameSync(`${archive}.tmp`, archive);
