@@ -134,7 +134,7 @@ async function startWith(next: typeof settings, hook: 'xdp' | 'tc', why: string)
 async function startRefused(code: string): Promise<void> {
   settings = { ingress: 'xdp' };
   for (const { problems, attached } of await onBoth(pass)) {
-    const said = problems.every((problem) => problem.includes('native XDP') && problem.includes(code));
+    const said = problems.every((problem) => problem.includes('refuses XDP') && problem.includes(code));
     expectThat(problems.length > 0 && said, `problems: ${problems.join(' · ')}`);
     const keys = Object.keys(attached);
     expectThat(!keys.some((key) => key.startsWith('xdp')), `attached: ${keys.join(', ')}`);
