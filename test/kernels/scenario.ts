@@ -128,7 +128,7 @@ async function onNode({ netns, ...spec }: Node, command: 'pass' | 'strip'): Prom
     [program, command, JSON.stringify({ ...spec, uplink } satisfies NodeSpec)],
     {
       netns,
-      timeoutMs: 60_000,
+      timeoutMs: 180_000,
     },
   );
   expectThat(code === 0, `${command} on ${spec.name} ended with ${code}: ${errorText(stderr.slice(-2000))}`);
