@@ -2,6 +2,7 @@
 import { describe, expect, it } from 'vitest';
 import { parseCidr } from '../net/ip.ts';
 import type { Link } from './links.ts';
+import { link } from './links.support.ts';
 import { findPodBridge, idlePodBridges } from './pod-bridge.ts';
 import { planAdoption } from './takeover.ts';
 
@@ -35,27 +36,14 @@ describe("the bridge of flannel's pods", () => {
       const scope = ip.startsWith('fe80') ? 'link' : 'global';
       return { family, ip, length: Number(length), scope, primary: true };
     });
-  const link = (name: string, more: Partial<Link>): Link => ({
-    name,
-    ifindex: 1,
-    mac: undefined,
-    mtu: 1450,
-    up: true,
-    running: true,
-    kind: 'bridge',
-    loopback: false,
-    master: undefined,
-    peer: undefined,
-    vxlan: undefined,
-    addresses: [],
-    ...more,
-  });
-  const cni0 = link('cni0', { addresses: addressed('10.42.1.1/24', 'fd00:42:0:1::1/64', 'fe80::1/64') });
+  const bridge = (name: string, addresses: Link['addresses']): Link =>
+    link(name, { kind: 'bridge', addresses });
+  const cni0 = bridge('cni0', addressed('10.42.1.1/24', 'fd00:42:0:1::1/64', 'fe80::1/64'));
   const port = link('veth1', { kind: 'veth', master: 'cni0' });
   const among = (...links: Link[]): Map<string, Link> => new Map(links.map((one) => [one.name, one]));
 
   it('is the one that has the gateway, whatever its name', () => {
-    const other = link('docker0', { addresses: addressed('172.17.0.1/16') });
+    const other = bridge('docker0', addressed('172.17.0.1/16'));
     // As on every host veth of ours.
     const veth = link('veth2', { kind: 'veth', addresses: addressed('10.42.1.1/32') });
     expect(findPodBridge(v4, among(veth, other, cni0))?.name).toBe('cni0');
@@ -66,7 +54,7 @@ describe("the bridge of flannel's pods", () => {
   it('is idle when it has no ports and no other addresses', () => {
     expect(idlePodBridges([v4, v6], among(cni0, link('veth1', { kind: 'veth' })))).toEqual(['cni0']);
     expect(idlePodBridges([v4, v6], among(cni0, port))).toEqual([]);
-    const shared = link('cni0', { addresses: addressed('10.42.1.1/24', '192.168.5.1/24') });
+    const shared = bridge('cni0', addressed('10.42.1.1/24', '192.168.5.1/24'));
     expect(idlePodBridges([v4], among(shared))).toEqual([]);
     expect(idlePodBridges([v4], among())).toEqual([]);
   });

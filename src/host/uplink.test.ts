@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { describe, expect, it } from 'vitest';
 import type { Link, LinkAddress } from './links.ts';
+import { link } from './links.support.ts';
 import { chooseUplink, type UplinkFacts, type UplinkRequest } from './uplink.ts';
 
 function address(text: string, more: Partial<LinkAddress> = {}): LinkAddress {
@@ -15,32 +16,18 @@ function address(text: string, more: Partial<LinkAddress> = {}): LinkAddress {
   };
 }
 
-function link(name: string, ifindex: number, addresses: LinkAddress[], more: Partial<Link> = {}): Link {
-  return {
-    name,
-    ifindex,
-    mac: `02:00:00:00:00:0${ifindex}`,
-    mtu: 1500,
-    up: true,
-    running: true,
-    kind: undefined,
-    loopback: false,
-    master: undefined,
-    peer: undefined,
-    vxlan: undefined,
-    addresses,
-    ...more,
-  };
+function device(name: string, ifindex: number, addresses: LinkAddress[], more: Partial<Link> = {}): Link {
+  return link(name, { ifindex, addresses, ...more });
 }
 
 const LINKS = [
-  link('lo', 1, [address('127.0.0.1/8', { scope: 'host' }), address('10.255.0.1/32')], { loopback: true }),
-  link('eth0', 2, [
+  device('lo', 1, [address('127.0.0.1/8', { scope: 'host' }), address('10.255.0.1/32')], { loopback: true }),
+  device('eth0', 2, [
     address('10.0.0.100/24', { primary: false }),
     address('10.0.0.5/24'),
     address('10.0.0.6/32'),
   ]),
-  link(
+  device(
     'eth1',
     3,
     [address('192.168.7.5/24'), address('fe80::1/64', { scope: 'link' }), address('fd07::5/64')],
@@ -48,8 +35,8 @@ const LINKS = [
       mtu: 9000,
     },
   ),
-  link('docker0', 4, [address('172.17.0.1/16')]),
-  link('bare0', 5, []),
+  device('docker0', 4, [address('172.17.0.1/16')]),
+  device('bare0', 5, []),
 ];
 const FACTS: UplinkFacts = {
   links: new Map(LINKS.map((one) => [one.name, one])),
@@ -198,7 +185,7 @@ describe('the uplink of a dual-stack node', () => {
     ipv6Mtus: new Map(),
     links: new Map(
       [
-        link('eth0', 2, [
+        device('eth0', 2, [
           address('10.0.0.5/24'),
           // As the kernel lists them: the newest first.
           address('2001:db8::f00/64', temporary),
@@ -206,8 +193,8 @@ describe('the uplink of a dual-stack node', () => {
           address('2001:db8::5/64'),
           address('fe80::5/64', { scope: 'link' }),
         ]),
-        link('eth1', 3, [address('192.168.7.5/24'), address('fd07::5/64')]),
-        link('eth2', 4, [address('192.168.8.5/24'), address('2001:db8:8::8/64', temporary)]),
+        device('eth1', 3, [address('192.168.7.5/24'), address('fd07::5/64')]),
+        device('eth2', 4, [address('192.168.8.5/24'), address('2001:db8:8::8/64', temporary)]),
       ].map((one) => [one.name, one]),
     ),
     defaultRoutes: [{ dev: 'eth0' }, { dev: 'eth1', protocol: 'ra' }, { dev: 'eth0', protocol: 'static' }],

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { describe, expect, it } from 'vitest';
 import type { Link } from './links.ts';
+import { link } from './links.support.ts';
 import { acceptsZeroChecksum, newVtepLink, planVtep, type VtepDevice, type VtepPlan } from './vtep-device.ts';
 
 const DESIRED: VtepDevice = {
@@ -14,27 +15,10 @@ const DESIRED: VtepDevice = {
   address: '10.42.1.0/32',
 };
 
-function link(name: string, more: Partial<Link> = {}): Link {
-  return {
-    name,
-    ifindex: 2,
-    mac: '02:00:00:00:00:01',
-    mtu: 1500,
-    up: true,
-    running: true,
-    kind: undefined,
-    loopback: false,
-    master: undefined,
-    peer: undefined,
-    vxlan: undefined,
-    addresses: [],
-    ...more,
-  };
-}
-
 function vtep(more: Partial<Link['vxlan'] & object> = {}, name = 'flannel.1'): Link {
   return link(name, {
     kind: 'vxlan',
+    mac: DESIRED.mac,
     mtu: 1450,
     vxlan: {
       vni: 1,

@@ -3,6 +3,7 @@ import { describe, expect, it } from 'vitest';
 import type { Peer } from '../../cluster/index.ts';
 import type { Attachment } from '../../cni/attachments.ts';
 import type { Link } from '../../host/links.ts';
+import { link } from '../../host/links.support.ts';
 import { parseCidr } from '../../net/ip.ts';
 import type { Desired } from '../../reconcile/reconciled.ts';
 import type { NodeSnapshot } from '../snapshot.ts';
@@ -40,31 +41,13 @@ const OPTIONS: PlanOptions = {
   freshMac: { v4: '02:ff:00:00:00:04', v6: '02:ff:00:00:00:06' },
 };
 
-function link(name: string, ifindex: number, more: Partial<Link> = {}): Link {
-  return {
-    name,
-    ifindex,
-    mac: `02:00:00:00:01:${ifindex.toString(16).padStart(2, '0')}`,
-    mtu: 1500,
-    up: true,
-    running: true,
-    kind: undefined,
-    loopback: false,
-    master: undefined,
-    peer: undefined,
-    vxlan: undefined,
-    addresses: [],
-    ...more,
-  };
-}
-
 const address = (ip: string, length: number) =>
   ({ family: 4, ip, length, scope: 'global', primary: true }) as const;
 
-const eth0 = link('eth0', 2, { addresses: [address('192.0.2.1', 24)] });
-const flannel1 = link('flannel.1', 3, { kind: 'vxlan', mtu: 1450, mac: '02:00:00:00:00:01' });
-const cni0 = link('cni0', 4, { kind: 'bridge', addresses: [address('10.42.1.1', 24)] });
-const veth = link('veth00000001', 9, { kind: 'veth', mtu: 1450 });
+const eth0 = link('eth0', { ifindex: 2, addresses: [address('192.0.2.1', 24)] });
+const flannel1 = link('flannel.1', { ifindex: 3, kind: 'vxlan', mtu: 1450, mac: '02:00:00:00:00:01' });
+const cni0 = link('cni0', { ifindex: 4, kind: 'bridge', addresses: [address('10.42.1.1', 24)] });
+const veth = link('veth00000001', { ifindex: 9, kind: 'veth', mtu: 1450 });
 
 const pod: Attachment = {
   containerId: 'c1',
