@@ -118,8 +118,8 @@ export class Incarnation implements Disposable {
     this.#planOptions = { agent, backend, own, families, freshMac: { v4: randomMac(), v6: randomMac() } };
     this.#programs = new ProgramSet(pinPaths(agent.bpffs));
     const shared = { programs: this.#programs, xdp: this.#xdp, linkPins };
-    const wish = { families: used, ifaceCanReach: agent.ifaceCanReach };
-    this.#observer = new NodeObserver({ ...shared, wish, store });
+    const uplink = { families: used, ifaceCanReach: agent.ifaceCanReach };
+    this.#observer = new NodeObserver({ ...shared, uplink, store });
     this.#targets = createTargets({
       ...shared,
       podCidrs: families.map(({ podCidr }) => podCidr),

@@ -51,6 +51,9 @@ export function noteEvent(event: NodeEvent, observer: NodeObserver, targets: Tar
       break;
     case 'lost':
       staleAll(observer, targets);
+      break;
+    default:
+      event satisfies never;
   }
   return true;
 }
@@ -70,6 +73,7 @@ export function audit(observer: NodeObserver, targets: Targets, thorough: boolea
   observer.invalidate('links', 'routes', 'nextHops');
   invalidate(...Object.values(others), ...(thorough ? [rules, flannelRules] : []));
 }
+
 function invalidate(...targets: readonly { invalidate(): void }[]): void {
   for (const target of targets) target.invalidate();
 }

@@ -6,7 +6,7 @@ import { listLinks, readLinkIfThere } from '../host/links.ts';
 import type { NodeEvent } from '../host/monitor.ts';
 import { lookupNextHops, type NextHop } from '../host/neighbours.ts';
 import { readSysctl } from '../host/sysctl.ts';
-import { readUplinkFacts, type UplinkWish } from '../host/uplink.ts';
+import { readUplinkFacts, type UplinkRequest } from '../host/uplink.ts';
 import type { Peers } from './plan/index.ts';
 import { type LoadedIds, type NodeSnapshot, observed } from './snapshot.ts';
 
@@ -16,7 +16,7 @@ type PodLink = Omit<Extract<NodeEvent, { kind: 'pod-link' }>, 'kind'>;
 export type NodePart = 'links' | 'routes' | 'nextHops';
 
 export interface ObserverOptions {
-  readonly wish: Pick<UplinkWish, 'families' | 'ifaceCanReach'>;
+  readonly uplink: Pick<UplinkRequest, 'families' | 'ifaceCanReach'>;
   readonly store: AttachmentStore;
   readonly programs: ProgramSet;
   readonly xdp: XdpAnswers;
@@ -53,12 +53,12 @@ export class NodeObserver {
   /** Observe the whole node, with the next hops to these peers. */
   observe(peers: Peers): Promise<NodeSnapshot> {
     return this.#inTurn(async () => {
-      const { wish, store, programs, linkPins, xdp } = this.#options;
+      const { uplink, store, programs, linkPins, xdp } = this.#options;
       const before = this.#snapshot;
       const links = this.#take('links') ? observed(before.links, await listLinks()) : before.links;
       const isRerouted = this.#take('routes') || links !== before.links;
       const routes = isRerouted
-        ? observed(before.routes, await readUplinkFacts(wish, links.value))
+        ? observed(before.routes, await readUplinkFacts(uplink, links.value))
         : before.routes;
       const nextHops = observed(before.nextHops, await this.#nextHops(peers));
       await store.refresh();

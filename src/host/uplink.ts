@@ -39,9 +39,6 @@ export interface UplinkRequest {
   nodeIps?: PerFamily<string> | undefined;
 }
 
-/** The name that agent/observer.ts still uses. */
-export type UplinkWish = UplinkRequest;
-
 /** What the choice depends on. */
 export interface UplinkFacts {
   links: ReadonlyMap<string, Link>;
