@@ -47,8 +47,11 @@ export async function startDaemon({
     if (why === undefined) return;
     if (ended === undefined && performance.now() < deadline) continue;
     const lines = readFileSync(logFile, 'utf8').trimEnd().split('\n').slice(-LOG_LINES);
-    throw new RipstopError(`${name} is not ready: ${why}; its log ${logFile} ends: ${lines.at(-1)}`, {
-      details: lines.join('\n'),
-    });
+    throw new RipstopError(
+      `${name} is not ready: ${ended ?? why}; its log ${logFile} ends: ${lines.at(-1)}`,
+      {
+        details: lines.join('\n'),
+      },
+    );
   }
 }

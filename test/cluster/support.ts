@@ -5,8 +5,10 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, beforeAll, expect } from 'vitest';
 import { AttachmentStore } from '../../src/cni/attachments.ts';
+import { hostVethName } from '../../src/cni/pod-network.ts';
 import { readCounters } from '../../src/dataplane/counters.ts';
-import { openTables } from '../../src/dataplane/tables.ts';
+import { linkKey, listLinkKeys } from '../../src/dataplane/links.ts';
+import { openTables, pinPaths } from '../../src/dataplane/tables.ts';
 import { ipJson } from '../../src/lab/ip.ts';
 import { readForwardCounters } from '../../src/lab/rule-counters.ts';
 import { type RunOptions, run, tryRun } from '../../src/host/run.ts';
@@ -323,6 +325,19 @@ async function readCarried(lab: Lab, node: NodeState): Promise<Carried> {
   };
 }
 
+/** An ADD returns a moment before its pod's programs are attached. Some pods get none, so the wait is short. */
+async function programsOfPods(lab: Lab, nodes: readonly NodeState[]): Promise<void> {
+  const lacksPrograms = (node: NodeState): boolean => {
+    if (node.datapath !== 'ripstop') return false;
+    const keys = listLinkKeys(pinPaths(bpffsOf(lab, node)).links);
+    return node.pods.some(
+      ({ containerId }) => !keys.has(linkKey('from_pod', hostVethName({ containerId, ifname: 'eth0' }))),
+    );
+  };
+  for (const deadline = performance.now() + 500; performance.now() < deadline; await sleep(10))
+    if (!nodes.some(lacksPrograms)) return;
+}
+
 /** The packets that each node has carried during `work`. `by` has only counters that moved. */
 export async function carriedDuring(
   lab: Lab,
@@ -330,6 +345,7 @@ export async function carriedDuring(
   work: () => Promise<unknown>,
 ): Promise<Carried[]> {
   const read = () => Promise.all(nodes.map((node) => readCarried(lab, node)));
+  await programsOfPods(lab, nodes);
   const before = await read();
   await work();
   const after = await read();
