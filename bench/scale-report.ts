@@ -79,7 +79,7 @@ interface Target {
 }
 
 /** The figures to reach. */
-export const scaleTargets: readonly Target[] = [
+const scaleTargets: readonly Target[] = [
   {
     figure: 'from the list to everything in place',
     unit: 's',

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
  * Packets that leave the kernel path: tc egress of the host veths and of flannel.1. Nothing is redirected here.
- * Translated flows are remembered, so that their replies take the kernel path too; the sweep removes them once
+ * Translated flows are learned, so that their replies take the kernel path too; the sweep removes them once
  * conntrack has.
  */
 #include "flows.h"
@@ -223,7 +223,7 @@ static long reset_unused(void *map, __u32 *slot, struct endpoint_state *state, s
 	return 0;
 }
 
-/* Forget the flows that conntrack has forgotten. The agent runs this as a test run, in the node's network namespace. */
+/* Remove the flows that conntrack no longer has. The agent runs this as a test run, in the node's network namespace. */
 SEC("tc")
 int sweep_flows(struct __sk_buff *skb)
 {

@@ -32,8 +32,8 @@ static __always_inline int deliver(struct __sk_buff *skb, const struct endpoint 
 	if (new_ecn >= 0)
 		set_ecn(at.pos, v6, new_ecn);
 	/*
-	 * The NIC may have computed the sum of the whole IP packet. An IPv4 header always sums up to the same, an IPv6
-	 * header not.
+	 * The NIC may have computed the sum of the whole IP packet. Every IPv4 header has the same sum, since its
+	 * own checksum makes up for every change. An IPv6 header has no checksum, so its sum changes.
 	 */
 	if (v6)
 		bpf_csum_update(skb, sum16(at.pos, IPV6_BEFORE_ADDRESSES) + (__u16)~fold(before));

@@ -19,10 +19,10 @@ import {
   joinNode,
   killAgent,
   pingAll,
-  readWayCounters,
+  readPathCounters,
   showNodes,
   showPeers,
-  showWay,
+  showPaths,
   stream,
 } from './demo/sections.ts';
 import { heading, milliseconds, step } from './demo/show.ts';
@@ -47,7 +47,7 @@ async function demo(stage: Stage): Promise<void> {
   heading("node1's peers, read back from the BPF map that its agent filled");
   await showPeers(lab);
 
-  const before = await readWayCounters(lab);
+  const before = await readPathCounters(lab);
   heading('Every pod pings every pod');
   await pingAll(lab);
 
@@ -55,7 +55,7 @@ async function demo(stage: Stage): Promise<void> {
   await stream(lab, program);
 
   heading('Which way the packets went');
-  showWay(before, await readWayCounters(lab));
+  showPaths(before, await readPathCounters(lab));
 
   heading('An agent dies; the packets do not care');
   await killAgent(lab, stage);

@@ -29,7 +29,7 @@ function commandsOfReadme(): string[] {
   return commands;
 }
 
-/** What a run left out, but for what no set-up can bring. */
+/** The lines of skipped tests, except those that need a feature which this kernel lacks. */
 function forgotten(output: string): string[] {
   const skipped = [...output.matchAll(/^skipped: .*$/gm)].map(([line]) => line);
   return [...new Set(skipped.filter((line) => !line.includes('this kernel lacks')))];
@@ -44,7 +44,7 @@ function note(line: string): void {
 let running: ChildProcess | undefined;
 let stopped = false;
 
-/** Runs programs until we are stopped. @param show has their output shown as it comes. */
+/** Runs programs until this script is stopped. @param show print their output as it comes. */
 function executor(show: boolean): Execute {
   return async (program, args) => {
     if (stopped) throw new RipstopError('stopped');

@@ -23,3 +23,8 @@ export function errorText(thrown: unknown): string {
   const text = thrown instanceof Error ? thrown.message : String(thrown);
   return text.replaceAll(/\s*\n\s*/g, ' · ');
 }
+
+/** Text of others for an error or a log line: quoted, escaped, and cut to 80 characters. */
+export function quote(text: string): string {
+  return JSON.stringify(text.length > 80 ? `${text.slice(0, 80)}…` : text);
+}

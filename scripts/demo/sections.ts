@@ -111,13 +111,13 @@ export async function stream(lab: Lab, program: string): Promise<void> {
 }
 
 /** Packets on the fast path, and at two places on the kernel path, summed over the nodes. */
-export interface WayCounters {
+interface PathCounters {
   readonly fast: number;
   readonly vtepDevice: number;
   readonly forwardChain: number;
 }
 
-export async function readWayCounters(lab: Lab): Promise<WayCounters> {
+export async function readPathCounters(lab: Lab): Promise<PathCounters> {
   const nodes = await Promise.all(
     lab.state.nodes.map(async (node) => {
       const netns = netnsPath(node.netns);
@@ -144,7 +144,7 @@ interface LinkStats {
   readonly stats64: { readonly rx: { readonly packets: number }; readonly tx: { readonly packets: number } };
 }
 
-export function showWay(before: WayCounters, after: WayCounters): void {
+export function showPaths(before: PathCounters, after: PathCounters): void {
   const rows = [
     { what: 'BPF: fast verdicts', key: 'fast' },
     { what: 'kernel: flannel.1, in and out', key: 'vtepDevice' },

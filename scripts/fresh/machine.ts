@@ -42,7 +42,7 @@ export function onMachine(
   return runOnMachine(folder, ['sh', '-c', line], { ...ENVIRONMENT, ...variables }, { execute });
 }
 
-/** Give it this machine's way to names, Debian's mirror and npm's registry. */
+/** Copy this machine's settings for name resolution, apt and npm, so that the new one reaches the same servers. */
 async function connect(folder: string): Promise<void> {
   for (const name of ['resolv.conf', 'hosts'])
     await cp(join('/etc', name), join(folder, 'etc', name), { dereference: true });
@@ -56,7 +56,7 @@ async function connect(folder: string): Promise<void> {
     const path = (await run('npm', ['config', 'get', name])).trim();
     if (existsSync(path)) settings.push(...(await readFile(path, 'utf8')).split('\n'));
   }
-  // Those that say where to and how; certificates come by the environment.
+  // Only settings of registries, proxies, TLS and credentials. Certificates come through the environment.
   const connecting = /^((@[^:]+:)?registry|proxy|https-proxy|noproxy|strict-ssl|\/\/.*)\s*=/;
   const npmrc = settings.filter((line) => connecting.test(line)).join('\n');
   await writeFile(join(folder, 'root/.npmrc'), `${npmrc}\n`, { mode: 0o600 });

@@ -134,7 +134,7 @@ async function removePrograms({ bpffs }: UninstallOptions): Promise<string[]> {
   const { removePins } = await import('../dataplane/programs.ts');
   removePins(paths);
   await rm(root, { recursive: true, force: true });
-  return [`took all programs off their devices, and removed ${root}`];
+  return [`detached all programs, and removed ${root}`];
 }
 
 /** Carry out the DELs that came after the agent ended, so that their addresses are free for the next plugin. */

@@ -2,7 +2,7 @@
 /** flannel's leases in etcd: what their keys and values say, and which subnet a node may take. Pure. */
 import { randomInt } from 'node:crypto';
 import { z } from 'zod';
-import { errorText, RipstopError } from '../errors.ts';
+import { errorText, quote, RipstopError } from '../errors.ts';
 import {
   addressFamily,
   addressToBytes,
@@ -343,9 +343,4 @@ function toInt(address: string): bigint {
 function fromInt(value: bigint, family: Family): string {
   const bytes = family === 4 ? 4 : 16;
   return bytesToAddress(Buffer.from(value.toString(16).padStart(bytes * 2, '0'), 'hex'));
-}
-
-/** Foreign text for a log line: quoted, escaped and short. */
-function quote(text: string): string {
-  return JSON.stringify(text.length > 80 ? `${text.slice(0, 80)}…` : text);
 }

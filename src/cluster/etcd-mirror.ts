@@ -154,15 +154,14 @@ export class EtcdMirror<T> {
     const { client, prefix } = this.#options;
     const { progressMs, idleMs } = this.#timing;
     const silence = new AbortController();
-    let idle = setTimeout(() => silence.abort(), idleMs);
+    const idle = setTimeout(() => silence.abort(), idleMs);
     let asking: NodeJS.Timeout | undefined;
     try {
       await using stream = await client.stream(watch, AbortSignal.any([signal, silence.signal]));
       stream.send({ key: prefix, rangeEnd: prefixEnd(prefix), startRevision: this.#revision + 1 });
       asking = setInterval(() => stream.send('progress'), progressMs);
       for await (const response of stream.responses) {
-        clearTimeout(idle);
-        idle = setTimeout(() => silence.abort(), idleMs);
+        idle.refresh();
         if (!this.#take(response)) return 'list';
       }
       throw new EtcdError('etcd ended the watch', grpcStatus.unavailable);

@@ -175,7 +175,7 @@ export class Fields {
   network(key: string, family: Family, example: string): Cidr | undefined {
     const value = this.get(key);
     if (value === undefined)
-      return this.#mistake(key, `is missing; give the cluster's pod network, e.g. ${example}`, undefined);
+      return this.#mistake(key, `is missing; give the cluster network, e.g. ${example}`, undefined);
     try {
       const cidr = parseCidr(typeof value === 'string' ? value : JSON.stringify(value));
       if (cidr.family === family) return cidr;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import ipaddr from 'ipaddr.js';
 import { z } from 'zod';
-import { errorText, RipstopError } from '../errors.ts';
+import { errorText, quote, RipstopError } from '../errors.ts';
 import {
   addressFamily,
   canonicalAddress,
@@ -281,11 +281,6 @@ function looseIdentity(node: unknown): { name: string; uid: string } {
   const parsed = schema.safeParse(node);
   const { name, uid } = parsed.success ? parsed.data.metadata : { name: '', uid: '' };
   return { name: name.slice(0, 253) || '(unnamed)', uid: uid.slice(0, 128) };
-}
-
-/** Foreign text for a log line: quoted, escaped and short. */
-function quote(text: string): string {
-  return JSON.stringify(text.length > 80 ? `${text.slice(0, 80)}…` : text);
 }
 
 function zodText(error: z.ZodError): string {

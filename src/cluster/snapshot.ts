@@ -87,7 +87,6 @@ export class Snapshots {
     if (synced) this.#lastKnown = undefined;
     const { nodes, alarms } = this.#table.update(this.#lastKnown ?? all, { name: this.#nodeName, podCidrs });
     const last = this.#last;
-    const peers = nodes.flatMap(partsOf);
     const samePeers =
       nodes.length === last.nodes.length && nodes.every((node, i) => isSameNode(node, last.nodes[i]!));
     const same =
@@ -103,7 +102,7 @@ export class Snapshots {
       own,
       ...(samePeers
         ? { peersRevision: last.peersRevision, peers: last.peers, nodes: last.nodes }
-        : { peersRevision: last.peersRevision + 1, peers, nodes }),
+        : { peersRevision: last.peersRevision + 1, peers: nodes.flatMap(partsOf), nodes }),
     };
   }
 }

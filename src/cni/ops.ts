@@ -52,8 +52,8 @@ export interface CniContext {
 
 /**
  * The commands' work. An attachment is written to the store before anything that the agent derives from it (routes,
- * endpoints) is made, and leaves the store first: whenever the agent dies in between, its next start finds a store that
- * says what should be, and the runtime's DEL, which it sends after a failed ADD, takes away the rest.
+ * endpoints) is made, and is removed from the store first. So if the agent dies in between, the store is right when
+ * the next one starts. The runtime sends DEL after a failed ADD, and that removes the rest.
  * Only ADD needs to know this node's part of the network: all others work from an agent's first moment.
  */
 export function createCniOps(context: () => CniContext): CniOps {
@@ -74,7 +74,7 @@ export function createCniOps(context: () => CniContext): CniOps {
  * @returns those that were forgotten.
  */
 export async function forgetGone({ store, netns, addresses }: CniContext): Promise<Attachment[]> {
-  const links = await listLinks(netns === undefined ? {} : { netns });
+  const links = await listLinks({ netns });
   const gone: Attachment[] = [];
   for (const attachment of await store.list()) {
     if (links.has(attachment.hostIfname)) continue;
@@ -155,7 +155,7 @@ function podAddress({ podCidr, clusterNetwork, mtu }: CniFamily, ip: string, lin
 }
 
 async function refuseDuplicate(context: CniContext, call: AddCall): Promise<void> {
-  await refuseNodeNamespace(context, call.netns);
+  refuseNodeNamespace(context, call.netns);
   const link = await readLinkIfThere(call.ifname, { netns: call.netns }).catch((error: unknown) => {
     throw new CniError(CniCode.environment, `cannot enter CNI_NETNS ${call.netns}: ${errorText(error)}`);
   });
@@ -167,7 +167,7 @@ async function refuseDuplicate(context: CniContext, call: AddCall): Promise<void
 }
 
 /** A pod of the host's network has nothing to be attached to, and its ADD would rewrite the node's own routes. */
-async function refuseNodeNamespace(context: CniContext, netns: string): Promise<void> {
+function refuseNodeNamespace(context: CniContext, netns: string): void {
   const pod = statIfThere(netns);
   if (!pod) throw new CniError(CniCode.environment, `CNI_NETNS ${netns} does not exist`);
   if (isNodeNamespace(context, pod)) {
@@ -216,7 +216,7 @@ async function teardown(context: CniContext, call: DelCall): Promise<void> {
  */
 async function detachFlannels(context: CniContext, call: DelCall): Promise<void> {
   const pod = call.netns === undefined ? undefined : statIfThere(call.netns);
-  // The node's own devices are nobody's to delete; and a namespace that cannot be entered has none any more.
+  // The node's own devices must not be deleted; and when the pod's namespace is gone, so are its devices.
   if (!pod || isNodeNamespace(context, pod)) return;
   const link = await readLinkIfThere(call.ifname, { netns: call.netns! }).catch(() => undefined);
   if (link?.kind === 'veth') await deleteVeth(call.ifname, call.netns);

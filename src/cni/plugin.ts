@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import { z } from 'zod';
-import { errorText, RipstopError } from '../errors.ts';
+import { errorText, quote, RipstopError } from '../errors.ts';
 import { addressFamily, hostCidr } from '../net/ip.ts';
 import type { CniRequest, CniResponse } from './protocol.ts';
 import {
@@ -329,9 +329,4 @@ function json(value: object): string {
 function configVersion(config: unknown): string | undefined {
   if (typeof config !== 'object' || config === null || !('cniVersion' in config)) return undefined;
   return typeof config.cniVersion === 'string' ? config.cniVersion : undefined;
-}
-
-/** Text of others for a message: quoted, escaped and cut. */
-function quote(text: string): string {
-  return JSON.stringify(text.length > 80 ? `${text.slice(0, 80)}…` : text);
 }

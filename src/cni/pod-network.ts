@@ -67,7 +67,7 @@ export async function createVeth(
   // With explicit MAC addresses: udev changes those that the kernel generates (systemd's MACAddressPolicy), perhaps
   // only after the endpoint was written.
   const [hostMac, podMac] = [randomMac(), randomMac()];
-  using node = openNetlink(nodeOptions(namespaces));
+  using node = openNetlink({ netns: namespaces.node });
   const netns = openSync(namespaces.pod, 'r');
   try {
     const peer = { name: ifname, mtu: mtuBytes, mac: podMac, netns };
@@ -89,7 +89,7 @@ export async function configureVeth(
   addresses: readonly PodAddress[],
   namespaces: Namespaces,
 ): Promise<void> {
-  const node = nodeOptions(namespaces);
+  const node = { netns: namespaces.node };
   const pod = { netns: namespaces.pod };
   const ipv6 = addresses.some(({ ip }) => addressFamily(ip) === 6);
   await ensureSysctls(
@@ -222,7 +222,7 @@ export async function inspectVeth(
   namespaces: Namespaces,
 ): Promise<string[]> {
   const { hostIfname, hostIfindex, ifname, ips, podMac } = expected;
-  const node = nodeOptions(namespaces);
+  const node = { netns: namespaces.node };
   const host = await readLinkIfThere(hostIfname, node);
   const pod = await readLinkIfThere(ifname, { netns: namespaces.pod });
   using socket = openNetlink(node);
@@ -252,10 +252,6 @@ export async function inspectVeth(
 function isRouted(socket: NetlinkSocket, ip: string, ifindex: number): boolean {
   const family = addressFamily(ip) ?? 4;
   return listRoutes(socket, { family, ifindex, dst: hostCidr(ip) }).length > 0;
-}
-
-function nodeOptions({ node }: { node?: string | undefined }): { netns?: string } {
-  return node === undefined ? {} : { netns: node };
 }
 
 /** Without IPv6 (`ipv6.disable=1`) the kernel refuses to set `addrGenMode`. */

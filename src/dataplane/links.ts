@@ -155,10 +155,9 @@ export function listLinks(
 ): Map<string, LinkState> {
   const found = new Map<string, LinkState>();
   for (const pin of listPins(pinDir)) {
-    const isFilter = pin.startsWith(filterPin);
-    const key = isFilter ? pin.slice(filterPin.length) : pin;
+    const key = keyOf(pin);
     if (!keep(key)) continue;
-    if (isFilter) {
+    if (pin.startsWith(filterPin)) {
       const filter = findFilter(key);
       found.set(key, { ifindex: filter?.ifindex ?? 0, programId: filter?.programId() ?? 0 });
       continue;
@@ -174,9 +173,11 @@ export function listLinks(
 
 /** The keys of all pins, whether still attached or not. */
 export function listLinkKeys(pinDir: string): Set<string> {
-  return new Set(
-    listPins(pinDir).map((pin) => (pin.startsWith(filterPin) ? pin.slice(filterPin.length) : pin)),
-  );
+  return new Set(listPins(pinDir).map(keyOf));
+}
+
+function keyOf(pin: string): string {
+  return pin.startsWith(filterPin) ? pin.slice(filterPin.length) : pin;
 }
 
 function listPins(pinDir: string): string[] {

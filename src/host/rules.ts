@@ -232,8 +232,7 @@ export async function ensureRules(desired: DesiredRules, options: RunOptions = {
   // Without the elements of the sets: there may be 15,000, and the fingerprint does not contain them.
   const bare = await listTable(options, ['--terse']);
   const { fingerprint } = renderRules(desired, bare);
-  const isActual = (listing: readonly NftObject[]): boolean =>
-    readFingerprint(listing).join('\n') === fingerprint.join('\n');
+  const isActual = (listing: readonly NftObject[]): boolean => isSame(readFingerprint(listing), fingerprint);
   if (isActual(bare)) return false;
   const { text } = renderRules(desired, await listTable(options));
   await applyNft([text], options);

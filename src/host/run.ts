@@ -4,7 +4,7 @@ import { RipstopError } from '../errors.ts';
 
 export interface RunOptions {
   /** Path of the network namespace to run in, such as `/run/netns/x` or `/proc/1/ns/net`. Default: the caller's own. */
-  netns?: string;
+  netns?: string | undefined;
   /** Text for the program's standard input. */
   stdin?: string;
   /** Environment. Default: the caller's own. */

@@ -1,7 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-import ipaddr from 'ipaddr.js';
 import { RipstopError } from '../errors.ts';
-import { addressAt, addressFamily, formatCidr, parseCidr, type Cidr, type Family } from '../net/ip.ts';
+import {
+  addressAt,
+  addressFamily,
+  formatCidr,
+  maskAddress,
+  parseCidr,
+  type Cidr,
+  type Family,
+} from '../net/ip.ts';
 import { readIfThere } from './files.ts';
 import type { PodNetwork } from './pod-network.ts';
 
@@ -75,8 +82,7 @@ function withoutHostBits(text: string): string {
   const family = addressFamily(address);
   if (family === undefined || !/^\d+$/.test(length) || Number(length) > (family === 4 ? 32 : 128))
     return text;
-  const base = (family === 4 ? ipaddr.IPv4 : ipaddr.IPv6).networkAddressFromCIDR(text);
-  return `${base.toString()}/${length}`;
+  return `${maskAddress(address, Number(length))}${text.slice(address.length)}`;
 }
 
 /** The parsed file; undefined when it does not exist. @throws RipstopError when it is malformed or unreadable. */

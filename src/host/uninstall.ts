@@ -9,7 +9,7 @@ import { ifindexes, openNetlink } from './netlink.ts';
 import { listNft, NFT_TABLE } from './nft.ts';
 import { findPodBridge, podBridgeSysctls, proxyKey, proxyTarget } from './pod-bridge.ts';
 import { podRouteTarget } from './pod-routes.ts';
-import { removeRules } from './rules.ts';
+import { removeRules, RULES_KEY } from './rules.ts';
 import type { RunOptions } from './run.ts';
 import type { SubnetEnv } from './subnet-env.ts';
 import { ensureSysctls } from './sysctl.ts';
@@ -58,7 +58,7 @@ async function hasRules(options: RunOptions): Promise<boolean> {
 export async function removeOurRules(options: RunOptions = {}): Promise<string[]> {
   if (!(await hasRules(options))) return [];
   await removeRules(options);
-  return [`removed the nft table ${NFT_TABLE.join(' ')}`];
+  return [`removed the nft table ${RULES_KEY}`];
 }
 
 /** Write flannel's rules, and only then remove ours, so that there are rules for pods at any moment. */

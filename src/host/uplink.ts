@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-import { listRoutes, RTPROT } from '#netlink';
+import { listRoutes, type NetlinkSocket, RTPROT } from '#netlink';
 import { RipstopError } from '../errors.ts';
 import {
   addressFamily,
@@ -11,7 +11,7 @@ import {
 } from '../net/ip.ts';
 import { isPodVeth, type Link } from './links.ts';
 import { lookupNextHops, type NextHop } from './neighbours.ts';
-import { linkNames, openNetlink } from './netlink.ts';
+import { openNetlink } from './netlink.ts';
 import type { RunOptions } from './run.ts';
 import { readSysctl } from './sysctl.ts';
 
@@ -125,9 +125,11 @@ export async function readUplinkFacts(
     const advertised = Number(await readSysctl(`net/ipv6/conf/${name}/mtu`, options));
     if (advertised > 0) ipv6Mtus.set(name, advertised);
   }
+  using socket = openNetlink(options);
+  const names = new Map(links.values().map(({ ifindex, name }) => [ifindex, name]));
   return {
     links,
-    defaultRoutes: families.flatMap((family) => listDefaultRoutes(family, options)),
+    defaultRoutes: families.flatMap((family) => listDefaultRoutes(socket, names, family)),
     reach: target === undefined ? undefined : nextHops.get(target),
     ipv6Mtus,
   };
@@ -143,9 +145,11 @@ export async function findUplink(
 }
 
 /** The default routes of a family, best first; one with several next hops counts as several. */
-function listDefaultRoutes(family: Family, options: RunOptions): UplinkFacts['defaultRoutes'] {
-  using socket = openNetlink(options);
-  const names = linkNames(socket);
+function listDefaultRoutes(
+  socket: NetlinkSocket,
+  names: ReadonlyMap<number, string>,
+  family: Family,
+): UplinkFacts['defaultRoutes'] {
   return listRoutes(socket, { family, dst: family === 4 ? '0.0.0.0/0' : '::/0' })
     .sort((a, b) => a.metric - b.metric)
     .flatMap(({ ifindex, hops, protocol }) =>

@@ -5,7 +5,7 @@ import { NetlinkError } from './error.ts';
 
 interface Send {
   (socket: number, bytes: Uint8Array, size: number, flags: number): number;
-  /** On another thread; errno is not to be had. */
+  /** Runs on another thread; errno is not available afterwards. */
   async(
     socket: number,
     bytes: Uint8Array,
@@ -49,7 +49,7 @@ export function lastErrno(): number {
   return koffi.errno();
 }
 
-/** The door of calls that return −1 and set errno on failure. @throws NetlinkError naming the call. */
+/** Checks the status of a call that returns −1 and sets errno on failure. @throws NetlinkError naming the call. */
 export function check(call: string, status: number): number {
   if (status < 0) throw new NetlinkError(call, lastErrno());
   return status;

@@ -12,7 +12,7 @@ const NHMSG = 8;
 const NHA = { id: 1, group: 2, blackhole: 4, oif: 5, gateway: 6 } as const;
 const GROUP_ENTRY = 8;
 
-/** A way as an object of its own, which routes refer to by its number (ip-nexthop(8), Linux 5.3). */
+/** A next hop as an object of its own, to which routes refer by its number (ip-nexthop(8), Linux 5.3). */
 export interface Nexthop extends Hop {
   readonly id: number;
   readonly protocol: number;

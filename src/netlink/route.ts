@@ -3,7 +3,7 @@ import { addressToBytes, type Family } from '../net/ip.ts';
 import { type Scope, scopeOf, SCOPES } from './address.ts';
 import type { NetlinkError } from './error.ts';
 import { CREATE, type Message, type NetlinkSocket, type Request } from './socket.ts';
-import { AF, familyOf, readBlock, type Reader, Writer } from './wire.ts';
+import { AF, align, familyOf, readBlock, type Reader, Writer } from './wire.ts';
 
 /* linux/rtnetlink.h */
 export const RTM_NEWROUTE = 24;
@@ -47,7 +47,7 @@ export const RT_TABLE = { default: 253, main: 254, local: 255 } as const;
 /** Who made a route (RTPROT_), as far as the numbers have a fixed meaning. */
 export const RTPROT = { redirect: 1, kernel: 2, boot: 3, static: 4, ra: 9, dhcp: 16 } as const;
 
-/** One way out. */
+/** A next hop. */
 export interface Hop {
   /** Undefined: the destination is on the link. It may be of the other family (RFC 5549). */
   readonly gateway: string | undefined;
@@ -68,9 +68,9 @@ export interface Route extends Hop {
   /** 0 is the best, and what IPv4 routes have that were given none. */
   readonly metric: number;
   readonly source: string | undefined;
-  /** Several ways at once (ECMP), in place of the one. */
+  /** Several next hops (ECMP), in place of the one above. */
   readonly hops: readonly Hop[] | undefined;
-  /** The number of the nexthop object that holds its way, where one does. */
+  /** The number of its nexthop object, if it has one. */
   readonly nexthop: number | undefined;
   readonly mtu: number | undefined;
 }
@@ -124,7 +124,7 @@ export function listRoutes(socket: NetlinkSocket, filter: RouteFilter): Route[] 
     // Older kernels give all routes, whatever was asked for; and entries of the routing cache of IPv6.
     if (body.u8(0) !== AF[family] || (body.u32(8) & RTM_F_CLONED) !== 0) return undefined;
     if (protocol !== undefined && body.u8(5) !== protocol) return undefined;
-    // What nobody wants of a long list should not cost its decoding.
+    // The list may be long: skip unwanted routes before they are decoded.
     if (length !== undefined && body.u8(1) !== length) return undefined;
     if (gateway !== undefined && hasGateway(body) !== gateway) return undefined;
     const route = readRoute(message);
@@ -143,7 +143,7 @@ function leadsOut(route: Route, ifindex: number): boolean {
 }
 
 /**
- * What the kernel's own routing (rules, tables and metrics included) says of the way to each address, or why there is
+ * The route that the kernel selects for each address (by rules, tables and metrics), or why there is
  * none: ENETUNREACH, EHOSTUNREACH, …
  * @throws Error when one is no address.
  */
@@ -195,7 +195,7 @@ function readHops(multipath: Reader): Hop[] {
       ifindex: multipath.u32(at + 4),
       onlink: (multipath.u8(at + 2) & RTNH_F_ONLINK) !== 0,
     });
-    at += (length + 3) & ~3;
+    at += align(length);
   }
   return hops;
 }

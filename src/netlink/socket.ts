@@ -31,10 +31,9 @@ const NLM_F_DUMP_INTR = 0x10;
 const NLM_F_ACK_TLVS = 0x200;
 const NLMSGERR_ATTR_MSG = 1;
 const HEADER = 16;
-const EINTR = 4;
 
 /** Flags of a request that makes something. */
-export const CREATE = { add: 0x600, replace: 0x500, append: 0xc00 } as const;
+export const CREATE = { add: 0x600, replace: 0x500 } as const;
 
 /** The kernel fills at most 32 KiB at a time. */
 export const BUFFER_BYTES = 64 << 10;
@@ -107,7 +106,8 @@ export class NetlinkSocket implements Disposable {
 
   /**
    * The index of a link; undefined when there is none of this name. Not by netlink: this takes no RTNL lock, so it
-   * never waits for somebody who changes devices.
+   * never waits for somebody who changes devices. For a name that does not exist the kernel first tries to load a module
+   * of that name, so do not probe with it.
    */
   indexOf(name: string): number | undefined {
     return this.#interface(SIOCGIFINDEX, name)?.getInt32(IFNAMSIZ, true);
@@ -235,7 +235,7 @@ export class NetlinkSocket implements Disposable {
   #receive(take: (message: Received) => boolean): void {
     for (let done = false; !done;) {
       const size = libc().recv(this.#fd, this.#buffer, BUFFER_BYTES, 0);
-      if (size < 0 && lastErrno() === EINTR) continue;
+      if (size < 0 && lastErrno() === constants.errno.EINTR) continue;
       check('receive from netlink', size);
       done = readMessages(this.#buffer, size, take);
     }
@@ -330,8 +330,8 @@ function openSocket(protocol: Protocol, netns: string | undefined, flags = 0): n
       c.socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC | flags, PROTOCOLS[protocol]),
     ),
   );
-  // Short acknowledgements, with reasons in words; and filters of listings are heeded (Linux 4.20; who lacks that
-  // gets more than it asked for).
+  // Short acknowledgements, with reasons in words; and the kernel applies the filters of listings (Linux 4.20; older
+  // kernels list more than was asked for).
   for (const option of [NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK]) {
     c.setsockopt(fd, SOL_NETLINK, option, Uint32Array.of(1), 4);
   }

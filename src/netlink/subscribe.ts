@@ -150,7 +150,7 @@ function watch(
   const deliver = (events: readonly NetlinkEvent[]): void => {
     if (!open) return;
     if (events.some(({ kind }) => kind === 'lost')) {
-      // libuv watches no more what has had an error.
+      // libuv stops watching a socket that had an error.
       handle.close();
       listen();
     }

@@ -36,3 +36,9 @@ export interface Peers {
 export function always<V>(entries: ReadonlyMap<string, V>): Desired<V> {
   return { revision: '', entries: () => entries, complete: true };
 }
+
+/** A value that is computed at its first use, and shared by several targets of the plan. */
+export function lazily<T>(compute: () => T): () => T {
+  let value: { readonly is: T } | undefined;
+  return () => (value ??= { is: compute() }).is;
+}

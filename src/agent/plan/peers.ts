@@ -8,7 +8,7 @@ import { vtepDeviceName } from '../../host/vtep-device.ts';
 import { type Family, formatCidr } from '../../net/ip.ts';
 import type { Desired } from '../../reconcile/reconciled.ts';
 import type { NodeSnapshot } from '../snapshot.ts';
-import type { Peers } from './inputs.ts';
+import { lazily, type Peers } from './inputs.ts';
 import type { Outline } from './outline.ts';
 
 export interface PeerPlan {
@@ -55,12 +55,6 @@ export function planPeers(outline: Outline, all: Peers, node: NodeSnapshot): Pee
     peers: desired(() => indexed().peers, loaded),
     peers6: desired(() => indexed().peers6, loaded),
   };
-}
-
-/** A value that is computed at its first use, and shared by several targets of the plan. */
-function lazily<T>(compute: () => T): () => T {
-  let value: { readonly is: T } | undefined;
-  return () => (value ??= { is: compute() }).is;
 }
 
 /** The next hop to an address; undefined when the kernel does not send to it over the uplink. */

@@ -9,7 +9,7 @@ import type { PodRoute } from '../../host/pod-routes.ts';
 import { addressFamily, type Family, formatCidr, hostCidr } from '../../net/ip.ts';
 import type { Desired } from '../../reconcile/reconciled.ts';
 import type { NodeSnapshot } from '../snapshot.ts';
-import type { PlanOptions } from './inputs.ts';
+import { lazily, type PlanOptions } from './inputs.ts';
 import type { Outline } from './outline.ts';
 
 /** The observed pods. */
@@ -78,7 +78,7 @@ export function planPods(
   if (!programs.value) return kernelPath;
   const { ids } = programs.value;
   const loaded = `${programs.revision} ${outline.revision}`;
-  const endpoints = () => desiredEndpoints(outline.settings, pods.endpoints);
+  const endpoints = lazily(() => desiredEndpoints(outline.settings, pods.endpoints));
   return {
     ...kernelPath,
     endpoints: desired(() => endpoints().endpoints, loaded),
