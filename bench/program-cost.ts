@@ -8,7 +8,7 @@ import { run } from '../src/host/run.ts';
 import type { Arm } from './arms.ts';
 
 /** Run by the agent, not by packets. */
-const OFF_PATH = ['sweep_flows'];
+const OFF_PATH: readonly string[] = [];
 
 const SWITCH = '/proc/sys/kernel/bpf_stats_enabled';
 

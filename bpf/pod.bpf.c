@@ -1,13 +1,11 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Packets that pods send: tc ingress of each host veth. */
+/* The host veths: packets that pods send (tc ingress), and packets that the kernel path delivers to them (tc egress). */
 #include "flows.h"
+#include "learn.h"
 #include "lookup.h"
 #include "parse.h"
 #include "stats.h"
 #include "vxlan.h"
-
-#define AF_INET 2
-#define AF_INET6 10
 
 /*
  * Whether the packet is VXLAN to a node, which only nodes may send. A first fragment shows that as well as a whole
@@ -29,112 +27,128 @@ static __always_inline bool is_vxlan_to_node(const struct __sk_buff *skb, const 
 }
 
 /* To a pod on this node. The TTL stays, as it does across flannel's bridge. */
-static __always_inline int deliver(struct __sk_buff *skb, struct ether *ether, const struct ip *ip)
+static __always_inline enum reason deliver(struct __sk_buff *skb, const struct ip *ip, const struct learned *learned)
 {
-	struct endpoint *endpoint = find_endpoint(ip->dst, ip->v6);
+	const struct endpoint *endpoint = find_endpoint(learned_dst(learned, ip->v6), ip->v6);
 
 	if (!endpoint || endpoint->ifindex == skb->ifindex)
-		return to_kernel(skb, HOOK_FROM_POD, KERNEL_NO_ENDPOINT);
+		return KERNEL_NO_ENDPOINT;
 	if (endpoint->flags & ENDPOINT_KERNEL_PATH)
-		return to_kernel(skb, HOOK_FROM_POD, KERNEL_MARKED);
-	if (needs_kernel_path(ip->dst, ip))
-		return to_kernel(skb, HOOK_FROM_POD, KERNEL_TRANSLATED);
+		return KERNEL_MARKED;
 	if (!fits(skb, ip, endpoint->mtu))
-		return to_kernel(skb, HOOK_FROM_POD, KERNEL_TOO_BIG);
+		return KERNEL_TOO_BIG;
+	if (learned->translated && !rewrite(skb, sizeof(struct ether), ip->v6, learned))
+		return KERNEL_MALFORMED; /* impossible: its ports were read before */
 
+	struct cursor at = packet(skb, 0);
+	struct ether *ether = parse_ether(&at);
+
+	if (!ether)
+		return KERNEL_MALFORMED; /* impossible: it was there before */
 	ether->dst = endpoint->pod_mac;
 	ether->src = endpoint->host_mac;
-	count(skb->len, HOOK_FROM_POD, FAST_LOCAL);
-	return bpf_redirect_peer(endpoint->ifindex, 0);
+	bpf_redirect_peer(endpoint->ifindex, 0);
+	return FAST_LOCAL;
 }
 
 /*
  * The kernel refuses to encapsulate a super-packet that is marked as encapsulated. Decapsulation leaves these marks on
  * a packet, so the pod forwards what it has received: it may be a load balancer, or a VPN.
  */
-static __always_inline void remember_forwarder(__u32 slot)
+static __always_inline void note_forwarder(const void *address, bool v6)
 {
-	struct endpoint_state *state = bpf_map_lookup_elem(&endpoint_state, &slot);
+	struct endpoint_state *state = find_state(address, v6);
 
 	if (state)
 		state->forwards = 1;
 }
 
 /* To a pod on another node. */
-static __always_inline int send(struct __sk_buff *skb, const struct ip *ip)
+static __always_inline enum reason send(struct __sk_buff *skb, const struct ip *ip, const struct learned *learned)
 {
-	const struct peer_head *peer = find_peer(ip->dst, ip->v6);
-	struct bpf_redir_neigh next_hop = { .nh_family = ip->v6 ? AF_INET6 : AF_INET };
+	bool v6 = ip->v6;
+	const struct peer_head *peer = find_peer(learned_dst(learned, v6), v6);
+	struct bpf_redir_neigh next_hop = { .nh_family = v6 ? AF_INET6 : AF_INET };
+	__u32 ip_at = sizeof(struct ether);
 
 	if (!peer)
-		return to_kernel(skb, HOOK_FROM_POD, KERNEL_NO_PEER);
+		return KERNEL_NO_PEER;
 	if (peer->flags & PEER_KERNEL_PATH)
-		return to_kernel(skb, HOOK_FROM_POD, KERNEL_MARKED);
+		return KERNEL_MARKED;
 	if (ip->ttl <= 1)
-		return to_kernel(skb, HOOK_FROM_POD, KERNEL_TTL);
-	if (ip->v6)
+		return KERNEL_TTL;
+	if (!fits(skb, ip, learned->mtu))
+		return KERNEL_TOO_BIG;
+
+	bool is_direct = config.direct_routing && peer->flags & PEER_DIRECT;
+
+	if (is_direct) {
+		decrement_ttl(ip->header, v6);
+	} else {
+		struct address sender = to_address(ip->src, v6);
+
+		if (encapsulate(skb, peer, v6, ip->tos & ECN_MASK, source_port(skb, ip))) {
+			if (skb->gso_size)
+				note_forwarder(from_address(&sender, v6), v6);
+			return KERNEL_NO_ROOM;
+		}
+		ip_at = OUTER_LEN(v6);
+	}
+	if (learned->translated)
+		rewrite(skb, ip_at, v6, learned);
+	skb->mark = learned->mark;
+	skb->priority = learned->priority;
+	skb->cb[0] = FROM_FAST_PATH;
+	if (v6)
 		__builtin_memcpy(next_hop.ipv6_nh, &peer->next_hop, sizeof(next_hop.ipv6_nh));
 	else
 		next_hop.ipv4_nh = peer->next_hop.words[3];
-
-	if (config.direct_routing && peer->flags & PEER_DIRECT) {
-		if (!fits(skb, ip, config.uplink_mtu))
-			return to_kernel(skb, HOOK_FROM_POD, KERNEL_TOO_BIG);
-		decrement_ttl(ip->header, ip->v6);
-		count(skb->len, HOOK_FROM_POD, FAST_DIRECT);
-	} else {
-		if (!fits(skb, ip, ip->v6 ? config.pod_mtu6 : config.pod_mtu))
-			return to_kernel(skb, HOOK_FROM_POD, KERNEL_TOO_BIG);
-
-		__u32 slot = state_slot(ip->src, ip->v6);
-
-		if (encapsulate(skb, peer, ip->v6, ip->tos & ECN_MASK, source_port(skb, ip))) {
-			if (skb->gso_size)
-				remember_forwarder(slot);
-			return to_kernel(skb, HOOK_FROM_POD, KERNEL_NO_ROOM);
-		}
-	}
-	return bpf_redirect_neigh(config.uplink_ifindex, &next_hop, sizeof(next_hop), 0);
+	bpf_redirect_neigh(config.uplink_ifindex, &next_hop, sizeof(next_hop), 0);
+	return is_direct ? FAST_DIRECT : FAST_ENCAP;
 }
 
-static __always_inline int from_pod_ip(struct __sk_buff *skb, bool v6)
+/* A packet for the kernel path. What it does with the packet can be learned only if the arrival was noted. */
+static __always_inline enum reason leave_to_kernel(struct __sk_buff *skb, const struct ip *ip, const struct flow6 *flow,
+						   enum reason reason)
 {
-	struct cursor at = packet(skb, sizeof(struct ether) + IP_LEN(v6) + sizeof(struct tcp));
-	struct ether *ether = parse_ether(&at);
-	struct ip ip;
+	bool v6 = ip->v6;
 
-	if (!ether || !read_ip(&at, skb->len - sizeof(*ether), v6, &ip))
-		return to_kernel(skb, HOOK_FROM_POD, KERNEL_MALFORMED);
-	if (!in_network(ip.dst, v6)) {
-		/*
-		 * What leaves the cluster network belongs to the kernel path, unless it forges VXLAN, which only nodes
-		 * may send.
-		 */
-		if (is_vxlan_to_node(skb, &ip))
-			return drop(skb, HOOK_FROM_POD, DROP_VXLAN_FROM_POD);
-		return to_kernel(skb, HOOK_FROM_POD, KERNEL_OUTSIDE);
-	}
-	if (skb->pkt_type != PACKET_HOST)
-		return to_kernel(skb, HOOK_FROM_POD, KERNEL_OTHER_MAC);
-	if (!is_sound(&ip))
-		return to_kernel(skb, HOOK_FROM_POD, KERNEL_MALFORMED);
-	if (ip.options)
-		return to_kernel(skb, HOOK_FROM_POD, KERNEL_IP_OPTIONS);
-	if (ip.fragment)
-		return to_kernel(skb, HOOK_FROM_POD, KERNEL_FRAGMENT);
-	if (is_neighbour_discovery(&ip))
-		return to_kernel(skb, HOOK_FROM_POD, KERNEL_NEIGHBOUR);
+	if (is_vxlan_to_node(skb, ip))
+		return DROP_VXLAN_FROM_POD;
 
-	struct endpoint *sender = in_pod_cidr(ip.src, v6) ? find_endpoint(ip.src, v6) : NULL;
+	struct endpoint *sender = in_pod_cidr(ip->src, v6) ? find_endpoint(ip->src, v6) : NULL;
 
 	if (!sender || sender->ifindex != skb->ifindex)
-		return to_kernel(skb, HOOK_FROM_POD, KERNEL_OTHER_SOURCE);
+		return KERNEL_OTHER_SOURCE;
 	if (sender->flags & ENDPOINT_KERNEL_PATH)
-		return to_kernel(skb, HOOK_FROM_POD, KERNEL_MARKED);
-	if (needs_kernel_path(ip.src, &ip))
-		return to_kernel(skb, HOOK_FROM_POD, KERNEL_TRANSLATED);
+		return KERNEL_MARKED;
+	if (flow->protocol)
+		note_arrival(flow, ip, skb->ifindex);
+	return reason;
+}
 
-	return in_pod_cidr(ip.dst, v6) ? deliver(skb, ether, &ip) : send(skb, &ip);
+static __always_inline enum reason from_pod_ip(struct __sk_buff *skb, bool v6)
+{
+	struct cursor at = packet(skb, sizeof(struct ether) + IP_LEN(v6) + sizeof(struct tcp));
+	const struct learned *learned = NULL;
+	struct flow6 flow = {};
+	struct ip ip;
+
+	if (!parse_ether(&at) || !read_ip(&at, skb->len - sizeof(struct ether), v6, &ip))
+		return KERNEL_MALFORMED;
+
+	enum reason reason = skb->pkt_type == PACKET_HOST ? judge_flow(&ip, skb->ifindex, &flow, &learned) :
+							    KERNEL_OTHER_MAC;
+
+	if (reason == FAST_DECAP)
+		reason = in_pod_cidr(learned_dst(learned, v6), v6) ? deliver(skb, &ip, learned) : send(skb, &ip, learned);
+	if (verdict_of(reason) == FAST)
+		return reason;
+	/* The packet is unchanged, but pointers to it may have become invalid. */
+	at = packet(skb, sizeof(struct ether) + IP_LEN(v6));
+	if (!parse_ether(&at) || !read_ip(&at, skb->len - sizeof(struct ether), v6, &ip))
+		return KERNEL_MALFORMED;
+	return leave_to_kernel(skb, &ip, &flow, reason);
 }
 
 SEC("tc")
@@ -142,16 +156,48 @@ int from_pod(struct __sk_buff *skb)
 {
 	struct cursor at = packet(skb, sizeof(struct ether));
 	struct ether *ether = parse_ether(&at);
+	enum reason reason = KERNEL_NOT_IP;
 
 	if (!ether)
-		return to_kernel(skb, HOOK_FROM_POD, KERNEL_MALFORMED);
-	if (!is_untagged(skb))
-		return to_kernel(skb, HOOK_FROM_POD, KERNEL_NOT_IP);
-	if (ether->type == ETHERTYPE_IPV4)
-		return from_pod_ip(skb, false);
-	if (ether->type == ETHERTYPE_IPV6)
-		return from_pod_ip(skb, true);
-	return to_kernel(skb, HOOK_FROM_POD, KERNEL_NOT_IP);
+		reason = KERNEL_MALFORMED;
+	else if (!is_untagged(skb))
+		reason = KERNEL_NOT_IP;
+	else if (ether->type == ETHERTYPE_IPV4)
+		reason = from_pod_ip(skb, false);
+	else if (ether->type == ETHERTYPE_IPV6)
+		reason = from_pod_ip(skb, true);
+	return finish(skb, HOOK_FROM_POD, reason);
+}
+
+/* A packet that the kernel path delivers to a pod: learn its flow. */
+static __always_inline enum reason to_pod_ip(struct __sk_buff *skb, bool v6)
+{
+	struct cursor at = packet(skb, sizeof(struct ether) + IP_LEN(v6) + sizeof(struct tcp));
+	struct endpoint *endpoint;
+	struct ip ip;
+
+	if (!parse_ether(&at) || !read_ip(&at, skb->len - sizeof(struct ether), v6, &ip))
+		return KERNEL_MALFORMED;
+	endpoint = in_pod_cidr(ip.dst, v6) ? find_endpoint(ip.dst, v6) : NULL;
+	if (!endpoint || endpoint->ifindex != skb->ifindex)
+		return KERNEL_NO_ENDPOINT;
+	if (endpoint->flags & ENDPOINT_KERNEL_PATH)
+		return KERNEL_MARKED;
+	return learn(skb, &ip, endpoint->mtu);
+}
+
+SEC("tc")
+int to_pod(struct __sk_buff *skb)
+{
+	struct cursor at = packet(skb, sizeof(struct ether));
+	struct ether *ether = parse_ether(&at);
+	enum reason reason = KERNEL_NOT_IP;
+
+	if (ether && is_untagged(skb) && ether->type == ETHERTYPE_IPV4)
+		reason = to_pod_ip(skb, false);
+	else if (ether && is_untagged(skb) && ether->type == ETHERTYPE_IPV6)
+		reason = to_pod_ip(skb, true);
+	return finish(skb, HOOK_TO_POD, reason);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

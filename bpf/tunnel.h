@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * The verdict on a VXLAN packet from the wire, for tc and XDP alike: only the packet's bytes are needed. A verdict is
- * given as its reason; FAST_DECAP means that nothing speaks against the fast path.
+ * What tc and XDP think of a VXLAN packet from the wire: only the packet's bytes are needed. A verdict is given as its
+ * reason; FAST_DECAP means that nothing speaks against the fast path.
  */
 #pragma once
 
@@ -10,11 +10,12 @@
 #include "parse.h"
 #include "vxlan.h"
 
-struct arrival {
+struct tunnelled {
 	struct ip outer;
 	struct udp *udp;
 	struct ip inner;
-	struct endpoint *endpoint;
+	const struct learned *learned;
+	const struct endpoint *endpoint;
 };
 
 /* Whether it may be VXLAN for us, judged by the IP and UDP headers alone. */
@@ -57,25 +58,17 @@ static __always_inline enum reason judge_sender(const struct ip *outer, const st
 	return same_address(outer->src, inner->src, v6) ? KERNEL_OUTSIDE : DROP_SPOOFED_SOURCE;
 }
 
-/* Whether a packet for a local pod may be delivered past the kernel path. The caller checks its size. */
-static __always_inline enum reason judge_delivery(const struct ip *ip, struct endpoint **found)
+/* Whether a valid flow's packet may be delivered to the pod that the flow leads to. */
+static __always_inline enum reason judge_delivery(const struct ip *ip, const struct learned *learned,
+						  const struct endpoint **found)
 {
-	struct endpoint *endpoint = in_pod_cidr(ip->dst, ip->v6) ? find_endpoint(ip->dst, ip->v6) : NULL;
+	const void *dst = learned_dst(learned, ip->v6);
+	struct endpoint *endpoint = in_pod_cidr(dst, ip->v6) ? find_endpoint(dst, ip->v6) : NULL;
 
-	if (!is_sound(ip))
-		return KERNEL_MALFORMED;
-	if (ip->options)
-		return KERNEL_IP_OPTIONS;
-	if (ip->fragment)
-		return KERNEL_FRAGMENT;
-	if (is_neighbour_discovery(ip))
-		return KERNEL_NEIGHBOUR;
 	if (!endpoint)
 		return KERNEL_NO_ENDPOINT;
 	if (endpoint->flags & ENDPOINT_KERNEL_PATH)
 		return KERNEL_MARKED;
-	if (needs_kernel_path(ip->dst, ip))
-		return KERNEL_TRANSLATED;
 	if (ip->ttl <= 1)
 		return KERNEL_TTL;
 	*found = endpoint;
@@ -84,18 +77,19 @@ static __always_inline enum reason judge_delivery(const struct ip *ip, struct en
 
 /*
  * The whole verdict except for size, outer checksum and ECN. The cursor is at the start of a frame of `bytes` bytes
- * that judge_outer() takes for VXLAN.
+ * that judge_outer() takes for VXLAN. `flow` becomes the inner packet's: see judge_flow().
  */
-static __always_inline enum reason judge_arrival(struct cursor at, __u32 bytes, bool v6, struct arrival *arrival)
+static __always_inline enum reason judge_tunnelled(struct cursor at, __u32 bytes, bool v6, __u32 ifindex,
+						   struct tunnelled *packet, struct flow6 *flow)
 {
 	struct ether *ether = parse_ether(&at);
 
-	if (!ether || !read_ip(&at, bytes - sizeof(*ether), v6, &arrival->outer))
+	if (!ether || !read_ip(&at, bytes - sizeof(*ether), v6, &packet->outer))
 		return KERNEL_MALFORMED;
 
 	struct udp *udp = parse_udp(&at);
 
-	if (!udp || bpf_ntohs(udp->length) != bytes - sizeof(*ether) - IP_LEN(v6) || !is_sound(&arrival->outer))
+	if (!udp || bpf_ntohs(udp->length) != bytes - sizeof(*ether) - IP_LEN(v6) || !is_sound(&packet->outer))
 		return KERNEL_MALFORMED;
 
 	struct vxlan *vxlan = parse_vxlan(&at);
@@ -113,15 +107,17 @@ static __always_inline enum reason judge_arrival(struct cursor at, __u32 bytes, 
 		return KERNEL_OTHER_MAC;
 	if (inner_ether->type != (v6 ? ETHERTYPE_IPV6 : ETHERTYPE_IPV4))
 		return KERNEL_NOT_IP;
-	if (!read_ip(&at, bytes - OUTER_LEN(v6), v6, &arrival->inner))
+	if (!read_ip(&at, bytes - OUTER_LEN(v6), v6, &packet->inner))
 		return KERNEL_MALFORMED;
-	arrival->udp = udp;
+	packet->udp = udp;
 
-	enum reason reason = judge_sender(&arrival->outer, &arrival->inner);
+	enum reason reason = judge_sender(&packet->outer, &packet->inner);
 
-	if (reason != FAST_DECAP)
-		return reason;
-	return judge_delivery(&arrival->inner, &arrival->endpoint);
+	if (reason == FAST_DECAP)
+		reason = judge_flow(&packet->inner, ifindex, flow, &packet->learned);
+	if (reason == FAST_DECAP)
+		reason = judge_delivery(&packet->inner, packet->learned, &packet->endpoint);
+	return reason;
 }
 
 /*
@@ -139,11 +135,11 @@ static __always_inline __u32 pseudo_header_sum(const struct ip *ip, __u32 length
  * Documentation/networking/checksum-offloads.rst). If the outer checksum does not match, the kernel path verifies it in
  * full. If the inner checksum is wrong, the pod's kernel notices, as it does with the kernel's VXLAN device.
  */
-static __always_inline bool headers_verify(const struct arrival *arrival)
+static __always_inline bool headers_verify(const struct tunnelled *packet)
 {
-	const struct ip *outer = &arrival->outer, *inner = &arrival->inner;
+	const struct ip *outer = &packet->outer, *inner = &packet->inner;
 	const __u32 behind_outer = sizeof(struct udp) + sizeof(struct vxlan) + sizeof(struct ether);
-	__u32 udp_length = bpf_ntohs(arrival->udp->length);
+	__u32 udp_length = bpf_ntohs(packet->udp->length);
 	__u32 inner_length = udp_length - behind_outer - IP_LEN(inner->v6);
 	struct cursor payload = inner->payload;
 	__u32 inner_pseudo = 0;
@@ -161,7 +157,7 @@ static __always_inline bool headers_verify(const struct arrival *arrival)
 	if (inner->v6 || inner->protocol != PROTOCOL_ICMP) /* RFC 792's checksum has no pseudo header */
 		inner_pseudo = pseudo_header_sum(inner, inner_length);
 
-	__u32 sum = pseudo_header_sum(outer, udp_length) + sum16(arrival->udp, behind_outer + IP_LEN(inner->v6)) +
+	__u32 sum = pseudo_header_sum(outer, udp_length) + sum16(packet->udp, behind_outer + IP_LEN(inner->v6)) +
 		    (__u16)~fold(inner_pseudo);
 
 	return fold(sum) == 0xffff;

@@ -4,9 +4,18 @@
 
 #include "parse.h"
 #include "lookup.h"
-#include "stats.h"
 
 #define VXLAN_HAS_VNI bpf_htonl(0x08000000)
+
+#define AF_INET 2
+#define AF_INET6 10
+#define OUTER_TTL 64 /* as the kernel's VXLAN device sends it */
+
+/*
+ * In skb->cb[0] of packets that from_pod sends to the uplink, so that to_wire need not look at them. A packet of the
+ * kernel path that has it by chance is not learned from.
+ */
+#define FROM_FAST_PATH 0x72697073
 
 /* OUTER_LEN: all headers before the inner IP header. ENCAP_LEN: what encapsulation adds, one Ethernet header less. */
 #define OUTER_LEN(v6) ((v6) ? sizeof(struct outer_header6) : sizeof(struct outer_header))
@@ -74,8 +83,22 @@ static __always_inline void finish_ipv6(struct ipv6 *ip, __u32 length, __u8 ecn)
 }
 
 /*
+ * The next outer IP id. The packet may be fragmented on the underlay (DF is clear, as with flannel), so its id should
+ * not repeat soon, and each segment of a super-packet needs one.
+ */
+static __always_inline __u16 next_ip_id(const struct __sk_buff *skb)
+{
+	__u32 key = 0;
+	__u32 *id = bpf_map_lookup_elem(&ip_ids, &key);
+
+	if (!id)
+		return 0;
+	return bpf_htons((*id += skb->gso_segs ? skb->gso_segs : 1));
+}
+
+/*
  * Put the peer's outer header before the packet's IP header. On success the packet starts with the outer Ethernet
- * header and has been counted; on failure it is unchanged. `ecn` is the inner packet's.
+ * header; on failure it is unchanged. `ecn` is the inner packet's.
  */
 static __always_inline int encapsulate(struct __sk_buff *skb, const struct peer_head *peer, bool v6, __u8 ecn,
 				       __u16 source_port)
@@ -104,17 +127,10 @@ static __always_inline int encapsulate(struct __sk_buff *skb, const struct peer_
 	void *ip = data + sizeof(struct ether);
 	struct udp *udp = ip + IP_LEN(v6);
 	__u32 length = skb->len - sizeof(struct ether);
-	/*
-	 * The packet may be fragmented on the underlay (DF is clear, as with flannel), so its id should not repeat
-	 * soon. The id is the number of bytes that this CPU has sent, in units smaller than any packet, so that each
-	 * segment of a super-packet gets an id too.
-	 */
-	__u16 id = count(skb->len, HOOK_FROM_POD, FAST_ENCAP) >> 6;
-
 	if (v6)
 		finish_ipv6(ip, length, ecn);
 	else
-		finish_ipv4(ip, peer, length, ecn, id);
+		finish_ipv4(ip, peer, length, ecn, next_ip_id(skb));
 	udp->src_port = bpf_htons(source_port);
 	udp->length = bpf_htons(length - IP_LEN(v6));
 

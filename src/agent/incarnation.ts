@@ -18,7 +18,7 @@ import { type Job, reconcile } from '../reconcile/reconcile.ts';
 import type { Outcome, TargetStatus } from '../reconcile/reconciled.ts';
 import { linkJobs, nodeJobs, peerJobs, podJobs, podLinkJobs, programJobs } from './jobs.ts';
 import { Loop } from './loop.ts';
-import { audit, noteEvent } from './node-events.ts';
+import { audit, changesDecisions, noteEvent } from './node-events.ts';
 import { NodeObserver } from './observer.ts';
 import type { AgentOptions } from './options.ts';
 import {
@@ -39,8 +39,6 @@ import { createTargets, type Targets } from './targets.ts';
 import { Turn } from './turn.ts';
 
 const SETTLE_MS = 20;
-/** How often flows that conntrack has forgotten are swept. */
-const SWEEP_MS = 30_000;
 /** How often every target is compared with the actual state, whether or not an event has told of a change. */
 const AUDIT_MS = 25_000;
 /**
@@ -169,8 +167,6 @@ export class Incarnation implements Disposable {
   async run(signal: AbortSignal): Promise<void> {
     await using running = new AsyncDisposableStack();
     running.use(monitorNode((events) => this.#onEvents(events)));
-    const sweep = setInterval(() => this.#programs.loaded?.sweepFlows(), SWEEP_MS);
-    running.defer(() => clearInterval(sweep));
     await this.#loop.run(AbortSignal.any([signal, this.#moved.signal]));
   }
 
@@ -324,6 +320,7 @@ export class Incarnation implements Disposable {
   }
 
   #onEvents(events: readonly NodeEvent[]): void {
+    if (events.some(changesDecisions)) this.#programs.loaded?.moveEpoch();
     const noted = events.map((event) => noteEvent(event, this.#observer, this.#targets));
     if (noted.some(Boolean)) this.#loop.trigger();
   }

@@ -49,6 +49,8 @@ export function noteEvent(event: NodeEvent, observer: NodeObserver, targets: Tar
     case 'flannel-rules':
       targets.flannelRules.invalidate();
       break;
+    case 'policy':
+      return false;
     case 'lost':
       staleAll(observer, targets);
       break;
@@ -56,6 +58,14 @@ export function noteEvent(event: NodeEvent, observer: NodeObserver, targets: Tar
       event satisfies never;
   }
   return true;
+}
+
+/**
+ * Whether an event tells of something on which the kernel path's decisions may rest: rules, policies, routes, settings.
+ * Pods and peers come and go without it, since the programs look both up for each packet.
+ */
+export function changesDecisions({ kind }: NodeEvent): boolean {
+  return ['network', 'settings', 'rules', 'flannel-rules', 'policy', 'lost'].includes(kind);
 }
 
 /** Invalidate everything, since events were lost. */

@@ -147,7 +147,7 @@ function loadedIds({ loaded }: ProgramSet): LoadedIds | undefined {
       from_pod: programs.from_pod.info.id,
       to_pod: programs.to_pod.info.id,
       from_wire: programs.from_wire.info.id,
-      to_vtep: programs.to_vtep.info.id,
+      to_wire: programs.to_wire.info.id,
       xdp_from_wire: programs.xdp_from_wire.info.id,
     },
     pending: pending !== undefined,

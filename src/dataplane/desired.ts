@@ -40,6 +40,8 @@ export interface NodeSettings {
   readonly sourcePorts: { readonly min: number; readonly max: number };
   /** Peers on our own L2 are reached without encapsulation. */
   readonly directRouting?: boolean | undefined;
+  /** Room for flows, in each family. */
+  readonly flowTableSize: number;
 }
 
 export interface Tunnel {
@@ -72,6 +74,13 @@ export interface Endpoint {
   /** Whether its packets stay on the kernel path, for example because iptables rules of a policy must see them. */
   readonly kernelPath: boolean;
 }
+
+/**
+ * How long a learned flow is valid. Then one of its packets takes the kernel path, which renews conntrack's timeout and
+ * may decide anew; so this also bounds how long a change goes unnoticed that no event tells of, or while no agent runs.
+ * It is shorter than conntrack's shortest timeout (30 s, for UDP without replies and for ICMP).
+ */
+export const FLOW_LIFETIME_MS = 5000;
 
 /** Bytes that encapsulation adds in front of an IP packet: outer IP 20 or 40, UDP 8, VXLAN 8, inner Ethernet 14. */
 export const encapBytes = { 4: 50, 6: 70 } as const;
@@ -173,6 +182,7 @@ export function desiredConfig(settings: NodeSettings): Struct<'config'> {
     source_port_min: settings.sourcePorts.min,
     source_port_count: settings.sourcePorts.max - settings.sourcePorts.min + 1,
     direct_routing: settings.directRouting ? 1 : 0,
+    lifetime_ns: FLOW_LIFETIME_MS * 1e6,
   };
 }
 

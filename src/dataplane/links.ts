@@ -10,7 +10,7 @@ const places = {
   from_pod: 'ingress',
   from_wire: 'ingress',
   to_pod: 'egress',
-  to_vtep: 'egress',
+  to_wire: 'egress',
   xdp_from_wire: 'xdp',
 } as const;
 export type HookName = keyof typeof places;

@@ -38,12 +38,14 @@ export type NodeEvent =
   | { readonly kind: 'rules' }
   /** A flanneld has written its rules into nftables. */
   | { readonly kind: 'flannel-rules' }
+  /** Rules or sets of others in nftables, or an IPsec policy: the kernel path may decide in another way now. */
+  | { readonly kind: 'policy' }
   /** Events were lost, so anything may have changed. */
   | { readonly kind: 'lost' };
 
 /**
- * Subscribe to changes on the node. Two frequent kinds are left out: the neighbours on the underlay, which come and go
- * every minute, and other programs' changes to their own nft tables, such as kube-proxy's.
+ * Subscribe to changes on the node. One frequent kind is left out: the neighbours on the underlay, which come and go
+ * every minute.
  * @throws RipstopError when the kernel refuses, as it does without CAP_NET_ADMIN.
  */
 export function monitorNode(
@@ -64,7 +66,7 @@ export function monitorNode(
   };
   try {
     return subscribe(
-      ['link', 'address', 'route', 'nexthop', 'rule', 'neighbour', 'netconf', 'nft'],
+      ['link', 'address', 'route', 'nexthop', 'rule', 'neighbour', 'netconf', 'nft', 'policy'],
       classifyAll,
       where,
     );
@@ -110,6 +112,8 @@ export function classify(
       return { kind: 'settings', name: nameOf(event.ifindex) };
     case 'nft':
       return classifyNft(event);
+    case 'policy':
+      return { kind: 'policy' };
     case 'lost':
       return { kind: 'lost' };
     default:
@@ -118,10 +122,12 @@ export function classify(
 }
 
 function classifyNft({ object, family, table, name, deleted }: NftChange): NodeEvent | undefined {
-  if (object === 'element') return undefined;
-  if (family === NFT_TABLE[0] && table === NFT_TABLE[1]) return { kind: 'rules' };
+  // Our own rules change with peers and pods, in ways that the programs know.
+  if (family === NFT_TABLE[0] && table === NFT_TABLE[1])
+    return object === 'element' ? undefined : { kind: 'rules' };
+  if (object === 'element') return { kind: 'policy' };
   const isFlannels = OWN_TABLES.includes(`${family} ${table}`) || name.startsWith('FLANNEL-');
-  return isFlannels && !deleted ? { kind: 'flannel-rules' } : undefined;
+  return isFlannels && !deleted ? { kind: 'flannel-rules' } : { kind: 'policy' };
 }
 
 function classifyRoute(

@@ -36,15 +36,14 @@ export function planLinks(
   node: NodeSnapshot,
   { agent }: PlanOptions,
 ): LinkPlan {
-  const { uplink, vteps } = outline;
+  const { uplink } = outline;
   const wire = node.links.value.get(uplink.name);
   const ingress = chooseIngress(agent.ingress, wire, wire && node.xdpRefusals.get(xdpKey(wire)));
   const programs = node.programs.value;
   if (!programs || !mayAttach(node, peers)) return { ingress };
-  const hooked: HookedInterface[] = [...vteps.keys()].flatMap((name) => {
-    const device = node.links.value.get(name);
-    return device ? [{ hook: 'to_vtep', ifname: name, ifindex: device.ifindex }] : [];
-  });
+  const hooked: HookedInterface[] = wire
+    ? [{ hook: 'to_wire', ifname: uplink.name, ifindex: wire.ifindex }]
+    : [];
   // With empty maps from_wire would drop packets of all peers as those of strangers; the kernel path does not.
   const mayReceive =
     peers.synced || peers.peers.length > 0 || node.attached.has(linkKey('from_wire', uplink.name));

@@ -51,6 +51,7 @@ export function planOutline(node: NodeSnapshot, options: PlanOptions): Outline {
     uplink: { ifindex: uplink.ifindex, mtu, mac: links.get(uplink.name)?.mac ?? NO_MAC },
     sourcePorts: node.sourcePorts,
     directRouting: tunnel?.directRouting ?? true,
+    flowTableSize: agent.flowTableSize,
   };
   return { uplink, mtu, settings, revision: JSON.stringify(settings), vteps };
 }

@@ -111,9 +111,8 @@ function proxies({ endpoints, bridges }: Pods): Map<string, true> {
   );
 }
 
-/** to_pod comes first, on all interfaces: it counts translated flows, and from_pod reads the count. */
 function podHooks({ devices }: Pods): HookedInterface[] {
-  return (['to_pod', 'from_pod'] as const).flatMap((hook) =>
+  return (['from_pod', 'to_pod'] as const).flatMap((hook) =>
     [...devices].map(([ifname, ifindex]) => ({ hook, ifname, ifindex })),
   );
 }
