@@ -137,6 +137,8 @@ struct peer_head {
 	__u32 checksum_base; /* the one's complement sum of the template's IPv4 header, not folded */
 	struct address vtep_ip;
 	struct address next_hop; /* vtep_ip itself on the same L2, else the gateway */
+	__u32 mtu; /* of the route to it, as the kernel's VXLAN device heeds it */
+	__u32 unused;
 };
 
 /*

@@ -285,10 +285,10 @@ static __always_inline enum reason to_peer(struct __sk_buff *skb, bool v6)
 	if (peer->flags & PEER_KERNEL_PATH)
 		return KERNEL_MARKED;
 	if (!is_our_header(&outer, &inner, peer) ||
-	    !is_our_way(skb, ether, peer, outer.src, outer.dst, v6, &mtu) || mtu <= ENCAP_LEN(v6))
+	    !is_our_way(skb, ether, peer, outer.src, outer.dst, v6, &mtu))
 		return KERNEL_OTHER_WAY;
 
-	__u32 room = mtu - ENCAP_LEN(v6);
+	__u32 room = (mtu < peer->mtu ? mtu : peer->mtu) - ENCAP_LEN(v6);
 	__u32 most = v6 ? config.pod_mtu6 : config.pod_mtu;
 
 	return learn(skb, &inner, room < most ? room : most);
@@ -310,7 +310,7 @@ static __always_inline enum reason to_direct_peer(struct __sk_buff *skb, bool v6
 		return KERNEL_NO_PEER;
 	if (!is_our_way(skb, ether, peer, ip.src, ip.dst, v6, &mtu))
 		return KERNEL_OTHER_WAY;
-	return learn(skb, &ip, mtu < config.uplink_mtu ? mtu : config.uplink_mtu);
+	return learn(skb, &ip, mtu < peer->mtu ? mtu : peer->mtu);
 }
 
 static __always_inline enum reason to_wire_ip(struct __sk_buff *skb, bool v6)

@@ -7,6 +7,8 @@ import type { NodeEvent } from '../host/monitor.ts';
 import { lookupNextHops, type NextHop } from '../host/neighbours.ts';
 import { readSysctl } from '../host/sysctl.ts';
 import { readUplinkFacts, type UplinkRequest } from '../host/uplink.ts';
+import type { PerFamily } from '../net/ip.ts';
+import { isSame } from '../reconcile/target.ts';
 import type { Peers } from './plan/index.ts';
 import { type LoadedIds, type NodeSnapshot, observed } from './snapshot.ts';
 
@@ -30,6 +32,8 @@ export class NodeObserver {
   readonly #stale = new Set<NodePart>(['links', 'routes', 'nextHops']);
   /** The revision of the peers whose next hops are in the snapshot. */
   #hopsOf = -1;
+  /** The source addresses of packets to peers. */
+  #sources: PerFamily<string> = {};
   #turn: Promise<unknown> = Promise.resolve();
   #snapshot: NodeSnapshot = {
     links: { revision: 0, value: new Map() },
@@ -93,6 +97,17 @@ export class NodeObserver {
     });
   }
 
+  /**
+   * Ask for next hops as the VXLAN device does: by the addresses from which it sends, since rules may go by those.
+   * @returns whether they are others than before, so that the node must be observed again.
+   */
+  sendFrom(sources: PerFamily<string>): boolean {
+    if (isSame(sources, this.#sources)) return false;
+    this.#sources = sources;
+    this.invalidate('nextHops');
+    return true;
+  }
+
   /** Whether the snapshot has an interface of this name. */
   knows(name: string): boolean {
     return this.#snapshot.links.value.has(name);
@@ -128,7 +143,8 @@ export class NodeObserver {
     const isStale = this.#take('nextHops');
     if (!isStale && revision === this.#hopsOf) return known;
     const addresses = new Set(peers.map(({ vtepIp }) => vtepIp));
-    const asked = await lookupNextHops([...addresses].filter((address) => isStale || !known.has(address)));
+    const missing = [...addresses].filter((address) => isStale || !known.has(address));
+    const asked = await lookupNextHops(missing, this.#sources);
     this.#hopsOf = revision;
     const hops = new Map<string, NextHop>();
     for (const address of addresses) {

@@ -217,12 +217,14 @@ export interface PeerNextHop {
   readonly ip: string;
   /** Whether the peer is on our own L2 and gets packets without encapsulation. */
   readonly direct: boolean;
+  /** Of the route, in bytes. */
+  readonly mtu: number;
 }
 
 /** For peers that are reached without a tunnel. */
 const noTunnel: Tunnel = { vni: 0, port: 0 };
 
-function peerHead(peer: Peer, { ip, direct }: PeerNextHop): Struct<'peer_head'> {
+function peerHead(peer: Peer, { ip, direct, mtu }: PeerNextHop): Struct<'peer_head'> {
   const kernelPath = peer.podCidr.family === 6 && peer.zeroChecksum !== true && !direct;
   return {
     flags:
@@ -233,6 +235,7 @@ function peerHead(peer: Peer, { ip, direct }: PeerNextHop): Struct<'peer_head'> 
     checksum_base: 0,
     vtep_ip: peer.vtepIp,
     next_hop: ip,
+    mtu,
   };
 }
 

@@ -7,15 +7,16 @@
  * layouts of the maps; `since` is the version in which a map last changed.
  */
 export const layout = {
-  version: 1,
+  version: 2,
   structs: {
     peer_head: {
-      size: 40,
+      size: 48,
       fields: {
         flags: { offset: 0, kind: 'u32', enum: 'peer_flags' },
         checksum_base: { offset: 4, kind: 'u32' },
         vtep_ip: { offset: 8, kind: 'address' },
         next_hop: { offset: 24, kind: 'address' },
+        mtu: { offset: 40, kind: 'u32' },
       },
     },
     ether: {
@@ -65,10 +66,10 @@ export const layout = {
       },
     },
     peer: {
-      size: 104,
+      size: 112,
       fields: {
         head: { offset: 0, kind: { struct: 'peer_head' } },
-        header: { offset: 40, kind: { struct: 'outer_header' } },
+        header: { offset: 48, kind: { struct: 'outer_header' } },
       },
     },
     ipv6: {
@@ -93,10 +94,10 @@ export const layout = {
       },
     },
     peer6: {
-      size: 128,
+      size: 136,
       fields: {
         head: { offset: 0, kind: { struct: 'peer_head' } },
-        header: { offset: 40, kind: { struct: 'outer_header6' } },
+        header: { offset: 48, kind: { struct: 'outer_header6' } },
       },
     },
     vtep: {
@@ -323,7 +324,7 @@ export const layout = {
       value: { struct: 'peer' },
       maxEntries: 256,
       flags: 0,
-      since: 0,
+      since: 2,
     },
     peers6: {
       type: 'hash',
@@ -331,7 +332,7 @@ export const layout = {
       value: { struct: 'peer6' },
       maxEntries: 32768,
       flags: 1,
-      since: 0,
+      since: 2,
     },
     vteps: {
       type: 'hash',
