@@ -130,8 +130,9 @@ static __always_inline bool is_learnable(const struct nf_conn *connection, __u8 
 }
 
 /*
- * The flow as it came in, by the flow as it leaves. False when conntrack has no connection for it that may be learned.
- * The kernel has no such lookup for ICMP: an echo is learned when it left as it came in.
+ * The flow as it came in, by the flow as it leaves. False when it belongs to a connection that may not be learned (yet).
+ * Without a connection it left as it came in, or its arrival will not be found: so it is where nothing uses conntrack,
+ * for what rules exempt from it, and for ICMP, which the kernel's lookup does not know.
  */
 static __always_inline bool find_origin(struct __sk_buff *skb, const struct flow6 *out, bool v6, struct flow6 *in)
 {
@@ -139,13 +140,12 @@ static __always_inline bool find_origin(struct __sk_buff *skb, const struct flow
 	struct nf_conn *connection;
 	bool learnable;
 
-	if (out->protocol != PROTOCOL_TCP && out->protocol != PROTOCOL_UDP) {
-		*in = *out;
+	*in = *out;
+	if (out->protocol != PROTOCOL_TCP && out->protocol != PROTOCOL_UDP)
 		return true;
-	}
 	connection = find_connection(skb, out, v6, &opts);
 	if (!connection)
-		return false;
+		return true;
 	learnable = is_learnable(connection, out->protocol);
 	if (opts.dir == IP_CT_DIR_ORIGINAL)
 		*in = TUPLE_FLOW(connection, 1, v6);
@@ -190,7 +190,7 @@ static __always_inline enum reason learn(struct __sk_buff *skb, const struct ip 
 	if (reason != KERNEL_NEW_FLOW)
 		return reason;
 	if (!find_origin(skb, &out, v6, &in))
-		return KERNEL_NOT_TRACKED;
+		return KERNEL_NOT_ESTABLISHED;
 
 	const struct arrival *arrival = arrival_slot(&in);
 

@@ -295,7 +295,7 @@ enum hook {
 	X(KERNEL, LEARNED) /* leaves the kernel path, and its flow was learned */                                   \
 	X(KERNEL, OUTSIDE) /* the other end is no pod, but a node */                                            \
 	X(KERNEL, NOT_SEEN) /* leaves the kernel path, but its arrival was not seen, or it was changed since */     \
-	X(KERNEL, NOT_TRACKED) /* leaves the kernel path, and conntrack has no established connection for it */     \
+	X(KERNEL, NOT_ESTABLISHED) /* leaves the kernel path, and conntrack must see more of its connection */      \
 	X(KERNEL, NO_ENDPOINT) /* an address of this node's podCIDR that no pod has */                              \
 	X(KERNEL, NO_PEER) /* to or from an address of the cluster network that has no slot in peers */             \
 	X(KERNEL, MARKED) /* the endpoint or the peer is marked for the kernel path */                              \
