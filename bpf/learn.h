@@ -179,9 +179,9 @@ static __always_inline void store(const struct flow6 *in, const struct flow6 *ou
 
 /*
  * Learn the flow of a packet that has left the kernel path, in the direction of a local pod or of the wire. `mtu`: of
- * the way that it takes.
+ * the way that it takes. `source_port`: of the outer header, if there is one.
  */
-static __always_inline enum reason learn(struct __sk_buff *skb, const struct ip *ip, __u32 mtu)
+static __always_inline enum reason learn(struct __sk_buff *skb, const struct ip *ip, __u32 mtu, __be16 source_port)
 {
 	bool v6 = ip->v6;
 	struct flow6 in, out;
@@ -195,7 +195,7 @@ static __always_inline enum reason learn(struct __sk_buff *skb, const struct ip 
 	const struct arrival *arrival = arrival_slot(&in);
 
 	if (!arrival || !same_flow(&arrival->flow, &in) || arrival->dscp != ip->tos >> 2 ||
-	    (arrival->ttl != ip->ttl && arrival->ttl != ip->ttl + 1))
+	    (__u8)(arrival->ttl - ip->ttl) > 1)
 		return KERNEL_NOT_SEEN;
 
 	struct learned head = {
@@ -206,6 +206,8 @@ static __always_inline enum reason learn(struct __sk_buff *skb, const struct ip 
 		.mark = skb->mark,
 		.priority = skb->priority,
 		.translated = !same_flow(&in, &out),
+		.hops = arrival->ttl - ip->ttl,
+		.source_port = source_port,
 	};
 
 	store(&in, &out, v6, &head);

@@ -26,7 +26,7 @@ static __always_inline bool is_vxlan_to_node(const struct __sk_buff *skb, const 
 	       ports.dst == config.vxlan_port && find_vtep(ip->dst, ip->v6);
 }
 
-/* To a pod on this node. The TTL stays, as it does across flannel's bridge. */
+/* To a pod on this node. */
 static __always_inline enum reason deliver(struct __sk_buff *skb, const struct ip *ip, const struct learned *learned)
 {
 	const struct endpoint *endpoint = find_endpoint(learned_dst(learned, ip->v6), ip->v6);
@@ -35,6 +35,8 @@ static __always_inline enum reason deliver(struct __sk_buff *skb, const struct i
 		return KERNEL_NO_ENDPOINT;
 	if (endpoint->flags & ENDPOINT_KERNEL_PATH)
 		return KERNEL_MARKED;
+	if (learned->hops && ip->ttl <= 1)
+		return KERNEL_TTL;
 	if (!fits(skb, ip, endpoint->mtu))
 		return KERNEL_TOO_BIG;
 	if (learned->translated && !rewrite(skb, sizeof(struct ether), ip->v6, learned))
@@ -43,8 +45,10 @@ static __always_inline enum reason deliver(struct __sk_buff *skb, const struct i
 	struct cursor at = packet(skb, 0);
 	struct ether *ether = parse_ether(&at);
 
-	if (!ether)
-		return KERNEL_MALFORMED; /* impossible: it was there before */
+	if (!ether || at.pos + IP_LEN(ip->v6) > at.end)
+		return KERNEL_MALFORMED; /* impossible: both were there before */
+	if (learned->hops)
+		decrement_ttl(at.pos, ip->v6);
 	ether->dst = endpoint->pod_mac;
 	ether->src = endpoint->host_mac;
 	bpf_redirect_peer(endpoint->ifindex, 0);
@@ -87,7 +91,7 @@ static __always_inline enum reason send(struct __sk_buff *skb, const struct ip *
 	} else {
 		struct address sender = to_address(ip->src, v6);
 
-		if (encapsulate(skb, peer, v6, ip->tos & ECN_MASK, source_port(skb, ip))) {
+		if (encapsulate(skb, peer, v6, ecn_encapsulated(ip->tos & ECN_MASK), learned->source_port)) {
 			if (skb->gso_size)
 				note_forwarder(from_address(&sender, v6), v6);
 			return KERNEL_NO_ROOM;
@@ -183,7 +187,7 @@ static __always_inline enum reason to_pod_ip(struct __sk_buff *skb, bool v6)
 		return KERNEL_NO_ENDPOINT;
 	if (endpoint->flags & ENDPOINT_KERNEL_PATH)
 		return KERNEL_MARKED;
-	return learn(skb, &ip, endpoint->mtu);
+	return learn(skb, &ip, endpoint->mtu, 0);
 }
 
 SEC("tc")

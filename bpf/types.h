@@ -115,10 +115,7 @@ struct config {
 	__u32 uplink_mtu; /* like all MTUs here: bytes of the largest IP packet */
 	__u32 pod_mtu; /* the largest packet that fits the uplink once it is encapsulated */
 	__u32 pod_mtu6;
-	__u32 source_port_min; /* the range that outer source ports are hashed into */
-	__u32 source_port_count;
 	__u32 direct_routing; /* not zero when some peers are reached without encapsulation */
-	__u32 unused;
 	__u64 lifetime_ns; /* how long a flow is valid after it was learned; then one packet asks the kernel path again */
 };
 
@@ -220,7 +217,9 @@ struct learned {
 	__u32 mtu; /* the largest IP packet, before encapsulation, that its way carries */
 	__u32 mark; /* skb->mark and skb->priority with which it left for the wire */
 	__u32 priority;
-	__u32 translated; /* not zero when its packets leave with other addresses or ports */
+	__u8 translated; /* not zero when its packets leave with other addresses or ports */
+	__u8 hops; /* that the kernel path takes off the TTL: none across a bridge */
+	__be16 source_port; /* of the outer UDP header; a hash, so that the underlay routes all packets of a flow alike */
 };
 
 /* A flow's packets leave as `out`. */

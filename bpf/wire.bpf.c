@@ -253,7 +253,7 @@ static __always_inline bool is_our_header(const struct ip *outer, const struct i
 	bool v6 = outer->v6;
 
 	return same_address(outer->dst, from_address(&peer->vtep_ip, v6), v6) && outer->ttl == OUTER_TTL &&
-	       outer->tos == (inner->tos & ECN_MASK) && !outer->options && !outer->fragment &&
+	       outer->tos == ecn_encapsulated(inner->tos & ECN_MASK) && !outer->options && !outer->fragment &&
 	       (v6 || !(((struct ipv4 *)outer->header)->fragment));
 }
 
@@ -264,14 +264,16 @@ static __always_inline enum reason to_peer(struct __sk_buff *skb, bool v6)
 	struct ether *ether = parse_ether(&at), *inner_ether;
 	const struct peer_head *peer;
 	struct vxlan *vxlan;
+	struct udp *udp;
 	struct ip outer, inner;
 	__u32 mtu;
 
-	if (!ether || !read_ip(&at, skb->len - sizeof(*ether), v6, &outer) || !parse_udp(&at))
+	if (!ether || !read_ip(&at, skb->len - sizeof(*ether), v6, &outer))
 		return KERNEL_MALFORMED;
+	udp = parse_udp(&at);
 	vxlan = parse_vxlan(&at);
 	inner_ether = parse_ether(&at);
-	if (!vxlan || !inner_ether)
+	if (!udp || !vxlan || !inner_ether)
 		return KERNEL_MALFORMED;
 	if (vxlan->flags != VXLAN_HAS_VNI || vxlan->vni != bpf_htonl(config.vni << 8))
 		return KERNEL_OTHER_VNI;
@@ -291,7 +293,7 @@ static __always_inline enum reason to_peer(struct __sk_buff *skb, bool v6)
 	__u32 room = (mtu < peer->mtu ? mtu : peer->mtu) - ENCAP_LEN(v6);
 	__u32 most = v6 ? config.pod_mtu6 : config.pod_mtu;
 
-	return learn(skb, &inner, room < most ? room : most);
+	return learn(skb, &inner, room < most ? room : most, udp->src_port);
 }
 
 /* A packet for another node that the kernel path sends without encapsulation. */
@@ -310,7 +312,7 @@ static __always_inline enum reason to_direct_peer(struct __sk_buff *skb, bool v6
 		return KERNEL_NO_PEER;
 	if (!is_our_way(skb, ether, peer, ip.src, ip.dst, v6, &mtu))
 		return KERNEL_OTHER_WAY;
-	return learn(skb, &ip, mtu < peer->mtu ? mtu : peer->mtu);
+	return learn(skb, &ip, mtu < peer->mtu ? mtu : peer->mtu, 0);
 }
 
 static __always_inline enum reason to_wire_ip(struct __sk_buff *skb, bool v6)

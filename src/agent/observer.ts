@@ -5,7 +5,6 @@ import type { ProgramSet } from '../dataplane/programs.ts';
 import { listLinks, readLinkIfThere } from '../host/links.ts';
 import type { NodeEvent } from '../host/monitor.ts';
 import { lookupNextHops, type NextHop } from '../host/neighbours.ts';
-import { readSysctl } from '../host/sysctl.ts';
 import { readUplinkFacts, type UplinkRequest } from '../host/uplink.ts';
 import type { PerFamily } from '../net/ip.ts';
 import { isSame } from '../reconcile/target.ts';
@@ -39,7 +38,6 @@ export class NodeObserver {
     links: { revision: 0, value: new Map() },
     routes: { revision: 0, value: { defaultRoutes: [], ipv6Mtus: new Map() } },
     nextHops: { revision: 0, value: new Map() },
-    sourcePorts: { min: 0, max: 0 },
     pods: { revision: 0, value: [] },
     programs: { revision: 0, value: undefined },
     attached: new Set(),
@@ -70,7 +68,6 @@ export class NodeObserver {
         links,
         routes,
         nextHops,
-        sourcePorts: await localPortRange(),
         pods: observed(before.pods, await store.list()),
         programs: { revision: programs.revision, value: loadedIds(programs) },
         attached: listLinkKeys(linkPins),
@@ -168,13 +165,4 @@ function loadedIds({ loaded }: ProgramSet): LoadedIds | undefined {
     },
     pending: pending !== undefined,
   };
-}
-
-/** net.ipv4.ip_local_port_range, into which the kernel's own VXLAN hashes source ports (RFC 7348 section 4.1). */
-async function localPortRange(): Promise<{ min: number; max: number }> {
-  const [min = 32768, max = 60999] = ((await readSysctl('net/ipv4/ip_local_port_range')) ?? '')
-    .split(/\s+/)
-    .filter(Boolean)
-    .map(Number);
-  return { min, max };
 }

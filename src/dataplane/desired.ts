@@ -36,8 +36,6 @@ export interface NodeSettings {
   /** Undefined: there are no tunnels (host-gw, alloc), and only peers on our own L2 are reached. */
   readonly tunnel?: Tunnel | undefined;
   readonly uplink: { readonly ifindex: number; readonly mtu: number; readonly mac: string };
-  /** net.ipv4.ip_local_port_range, both ends included: the range of outer source ports, as in the kernel. */
-  readonly sourcePorts: { readonly min: number; readonly max: number };
   /** Peers on our own L2 are reached without encapsulation. */
   readonly directRouting?: boolean | undefined;
   /** Room for flows, in each family. */
@@ -179,8 +177,6 @@ export function desiredConfig(settings: NodeSettings): Struct<'config'> {
     uplink_mtu: settings.uplink.mtu,
     pod_mtu: podMtu(settings, 4),
     pod_mtu6: podMtu(settings, 6),
-    source_port_min: settings.sourcePorts.min,
-    source_port_count: settings.sourcePorts.max - settings.sourcePorts.min + 1,
     direct_routing: settings.directRouting ? 1 : 0,
     lifetime_ns: FLOW_LIFETIME_MS * 1e6,
   };

@@ -7,7 +7,7 @@
  * layouts of the maps; `since` is the version in which a map last changed.
  */
 export const layout = {
-  version: 2,
+  version: 3,
   structs: {
     peer_head: {
       size: 48,
@@ -137,7 +137,9 @@ export const layout = {
         mtu: { offset: 16, kind: 'u32' },
         mark: { offset: 20, kind: 'u32' },
         priority: { offset: 24, kind: 'u32' },
-        translated: { offset: 28, kind: 'u32' },
+        translated: { offset: 28, kind: 'u8' },
+        hops: { offset: 29, kind: 'u8' },
+        source_port: { offset: 30, kind: 'be16' },
       },
     },
     learned4: {
@@ -179,7 +181,7 @@ export const layout = {
       fields: { packets: { offset: 0, kind: 'u64' }, bytes: { offset: 8, kind: 'u64' } },
     },
     config: {
-      size: 176,
+      size: 160,
       fields: {
         network: { offset: 0, kind: 'be32' },
         network_mask: { offset: 4, kind: 'be32' },
@@ -202,10 +204,8 @@ export const layout = {
         uplink_mtu: { offset: 136, kind: 'u32' },
         pod_mtu: { offset: 140, kind: 'u32' },
         pod_mtu6: { offset: 144, kind: 'u32' },
-        source_port_min: { offset: 148, kind: 'u32' },
-        source_port_count: { offset: 152, kind: 'u32' },
-        direct_routing: { offset: 156, kind: 'u32' },
-        lifetime_ns: { offset: 168, kind: 'u64' },
+        direct_routing: { offset: 148, kind: 'u32' },
+        lifetime_ns: { offset: 152, kind: 'u64' },
       },
     },
   },
@@ -307,7 +307,7 @@ export const layout = {
       value: { struct: 'learned4' },
       maxEntries: 131072,
       flags: 0,
-      since: 1,
+      since: 3,
     },
     flows6: {
       type: 'lru_hash',
@@ -315,7 +315,7 @@ export const layout = {
       value: { struct: 'learned6' },
       maxEntries: 131072,
       flags: 0,
-      since: 1,
+      since: 3,
     },
     ip_ids: { type: 'percpu_array', key: 'u32', value: 'u32', maxEntries: 1, flags: 0, since: 1 },
     peers: {
