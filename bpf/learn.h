@@ -156,12 +156,6 @@ static __always_inline bool find_origin(struct __sk_buff *skb, const struct flow
 	return learnable;
 }
 
-static __always_inline bool same_flow(const struct flow6 *a, const struct flow6 *b)
-{
-	return same_address(&a->src, &b->src, true) && same_address(&a->dst, &b->dst, true) &&
-	       a->src_port == b->src_port && a->dst_port == b->dst_port && a->protocol == b->protocol;
-}
-
 /* Learn that packets of flow `in` leave as `out`. */
 static __always_inline void store(const struct flow6 *in, const struct flow6 *out, bool v6, const struct learned *head)
 {
@@ -189,6 +183,7 @@ static __always_inline enum reason learn(struct __sk_buff *skb, const struct ip 
 
 	if (reason != KERNEL_NEW_FLOW)
 		return reason;
+
 	if (!find_origin(skb, &out, v6, &in))
 		return KERNEL_NOT_ESTABLISHED;
 
@@ -205,7 +200,7 @@ static __always_inline enum reason learn(struct __sk_buff *skb, const struct ip 
 		.mtu = mtu,
 		.mark = skb->mark,
 		.priority = skb->priority,
-		.translated = !same_flow(&in, &out),
+		.is_translated = !same_flow(&in, &out),
 		.hops = arrival->ttl - ip->ttl,
 		.source_port = source_port,
 	};

@@ -39,7 +39,7 @@ static __always_inline enum reason deliver(struct __sk_buff *skb, const struct i
 		return KERNEL_TTL;
 	if (!fits(skb, ip, endpoint->mtu))
 		return KERNEL_TOO_BIG;
-	if (learned->translated && !rewrite(skb, sizeof(struct ether), ip->v6, learned))
+	if (learned->is_translated && !rewrite(skb, sizeof(struct ether), ip->v6, learned))
 		return KERNEL_MALFORMED; /* impossible: its ports were read before */
 
 	struct cursor at = packet(skb, 0);
@@ -98,7 +98,7 @@ static __always_inline enum reason send(struct __sk_buff *skb, const struct ip *
 		}
 		ip_at = OUTER_LEN(v6);
 	}
-	if (learned->translated)
+	if (learned->is_translated)
 		rewrite(skb, ip_at, v6, learned);
 	skb->mark = learned->mark;
 	skb->priority = learned->priority;
@@ -113,7 +113,7 @@ static __always_inline enum reason send(struct __sk_buff *skb, const struct ip *
 
 /* A packet for the kernel path. What it does with the packet can be learned only if the arrival was noted. */
 static __always_inline enum reason leave_to_kernel(struct __sk_buff *skb, const struct ip *ip, const struct flow6 *flow,
-						   enum reason reason)
+						   struct learned *learned, enum reason reason)
 {
 	bool v6 = ip->v6;
 
@@ -127,14 +127,14 @@ static __always_inline enum reason leave_to_kernel(struct __sk_buff *skb, const 
 	if (sender->flags & ENDPOINT_KERNEL_PATH)
 		return KERNEL_MARKED;
 	if (flow->protocol)
-		note_arrival(flow, ip, skb->ifindex);
+		note_arrival(skb, flow, ip, learned, reason);
 	return reason;
 }
 
 static __always_inline enum reason from_pod_ip(struct __sk_buff *skb, bool v6)
 {
 	struct cursor at = packet(skb, sizeof(struct ether) + IP_LEN(v6) + sizeof(struct tcp));
-	const struct learned *learned = NULL;
+	struct learned *learned = NULL;
 	struct flow6 flow = {};
 	struct ip ip;
 
@@ -152,7 +152,7 @@ static __always_inline enum reason from_pod_ip(struct __sk_buff *skb, bool v6)
 	at = packet(skb, sizeof(struct ether) + IP_LEN(v6));
 	if (!parse_ether(&at) || !read_ip(&at, skb->len - sizeof(struct ether), v6, &ip))
 		return KERNEL_MALFORMED;
-	return leave_to_kernel(skb, &ip, &flow, reason);
+	return leave_to_kernel(skb, &ip, &flow, learned, reason);
 }
 
 SEC("tc")

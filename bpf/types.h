@@ -217,8 +217,10 @@ struct learned {
 	__u32 mtu; /* the largest IP packet, before encapsulation, that its way carries */
 	__u32 mark; /* skb->mark and skb->priority with which it left for the wire */
 	__u32 priority;
-	__u8 translated; /* not zero when its packets leave with other addresses or ports */
+	__u8 is_translated; /* not zero when its packets leave with other addresses or ports */
+	__u8 is_settled; /* zero as long as earlier packets may still be under way on the kernel path */
 	__u8 hops; /* that the kernel path takes off the TTL: none across a bridge */
+	__u8 unused[3];
 	__be16 source_port; /* of the outer UDP header; a hash, so that the underlay routes all packets of a flow alike */
 };
 
@@ -238,11 +240,13 @@ struct learned6 {
  */
 struct arrival {
 	struct flow6 flow; /* of IPv4, too: see struct address */
+	__u64 noted_ns; /* CLOCK_MONOTONIC */
+	__u64 since_ns; /* since when packets of the flow have come without a gap */
 	__u32 epoch;
 	__u32 ifindex;
 	__u8 dscp; /* the upper six bits of TOS or traffic class */
 	__u8 ttl;
-	__u8 unused[2];
+	__u8 unused[6];
 };
 
 /*
@@ -290,6 +294,7 @@ enum hook {
 	X(KERNEL, NEW_FLOW) /* not in the flow table */                                                             \
 	X(KERNEL, OLD_EPOCH) /* in the flow table, but something has changed since */                               \
 	X(KERNEL, EXPIRED) /* in the flow table, but learned too long ago */                                        \
+	X(KERNEL, UNSETTLED) /* in the flow table, but earlier packets may be under way on the kernel path */       \
 	X(KERNEL, OTHER_WAY) /* in the flow table, but its packets came in elsewhere, or must go elsewhere */       \
 	X(KERNEL, LEARNED) /* leaves the kernel path, and its flow was learned */                                   \
 	X(KERNEL, OUTSIDE) /* the other end is no pod, but a node */                                            \

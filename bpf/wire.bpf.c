@@ -16,7 +16,7 @@
 static __always_inline enum reason deliver(struct __sk_buff *skb, const struct endpoint *endpoint,
 					   const struct learned *learned, bool v6, int new_ecn, enum reason reason)
 {
-	if (learned->translated && !rewrite(skb, sizeof(struct ether), v6, learned))
+	if (learned->is_translated && !rewrite(skb, sizeof(struct ether), v6, learned))
 		return KERNEL_MALFORMED; /* impossible: its ports were read before */
 
 	struct cursor at = packet(skb, 0);
@@ -67,7 +67,7 @@ static __always_inline enum reason from_direct_peer(struct __sk_buff *skb, bool 
 		ip->bytes = length;
 
 	const struct endpoint *endpoint;
-	const struct learned *learned;
+	struct learned *learned = NULL;
 	struct flow6 flow = {};
 	enum reason reason = judge_flow(ip, skb->ifindex, &flow, &learned);
 
@@ -78,7 +78,7 @@ static __always_inline enum reason from_direct_peer(struct __sk_buff *skb, bool 
 	if (reason == FAST_DECAP)
 		return deliver(skb, endpoint, learned, v6, -1, FAST_DIRECT);
 	if (flow.protocol)
-		note_arrival(&flow, ip, skb->ifindex);
+		note_arrival(skb, &flow, ip, learned, reason);
 	return reason;
 }
 
@@ -191,7 +191,7 @@ static __always_inline enum reason from_wire_ip(struct __sk_buff *skb, bool v6)
 	if (reason == FAST_DECAP)
 		reason = decapsulate(skb, v6, &inside);
 	if (verdict_of(reason) == KERNEL && flow.protocol)
-		note_arrival(&flow, &inside.inner, skb->ifindex);
+		note_arrival(skb, &flow, &inside.inner, inside.learned, reason);
 	return reason;
 }
 
