@@ -32,6 +32,7 @@ export function noteEvent(event: NodeEvent, observer: NodeObserver, targets: Tar
     case 'peers':
       invalidate(targets.neighbours, targets.fdb, targets.peerRoutes);
       break;
+    case 'link':
     case 'network':
       observer.invalidate('links', 'routes', 'nextHops');
       invalidate(
@@ -62,10 +63,12 @@ export function noteEvent(event: NodeEvent, observer: NodeObserver, targets: Tar
 
 /**
  * Whether an event tells of something on which the kernel path's decisions may rest: rules, policies, routes, settings.
- * Pods and peers come and go without it, since the programs look both up for each packet.
+ * Pods and peers come and go without it, since the programs look both up for each packet. Interfaces do, too: what of it
+ * matters changes routes; and a VTEP device that is gone is made again.
  */
-export function changesDecisions({ kind }: NodeEvent): boolean {
-  return ['network', 'settings', 'rules', 'flannel-rules', 'policy', 'lost'].includes(kind);
+export function changesDecisions(event: NodeEvent): boolean {
+  if (event.kind === 'settings') return event.name === undefined;
+  return ['network', 'rules', 'flannel-rules', 'policy', 'lost'].includes(event.kind);
 }
 
 /** Invalidate everything, since events were lost. */

@@ -42,9 +42,9 @@ describe('an event', () => {
   it.each([
     ['a host veth', link(9), { kind: 'pod-link', name: 'veth01234567', ifindex: 9, deleted: false }],
     ['a host veth that is gone', link(9, true), { kind: 'pod-link', ifindex: 9, deleted: true }],
-    ['the uplink', link(2), { kind: 'network' }],
-    ['a VTEP device', link(5), { kind: 'network' }],
-    ["somebody else's veth", link(10), { kind: 'network' }],
+    ['the uplink', link(2), { kind: 'link' }],
+    ['a VTEP device', link(5), { kind: 'link' }],
+    ["somebody else's veth", link(10), { kind: 'link' }],
     [
       'a route to a pod',
       route({ dst: '10.42.1.5/32', ifindex: 9, protocol: 82 }),
@@ -86,7 +86,7 @@ describe('an event', () => {
       { kind: 'flannel-rules' },
     ],
     ['an element of our set that goes', nft({ object: 'element' }), undefined],
-    ['a rule in another table that goes', nft({ table: 'kube-proxy' }), undefined],
+    ['a rule in another table that goes', nft({ table: 'kube-proxy' }), { kind: 'policy' }],
     ['events that were lost', { kind: 'lost' } as const, { kind: 'lost' }],
   ] as const)('about %s', (_, event, expected) => {
     const classified = classify(event, (ifindex) => names.get(ifindex));

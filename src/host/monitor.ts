@@ -32,7 +32,9 @@ export type NodeEvent =
   | { readonly kind: 'peers' }
   /** A network setting of an interface, or of all of them: then `name` is undefined. */
   | { readonly kind: 'settings'; readonly name: string | undefined }
-  /** Another interface, address, route or routing rule: the node may reach others in another way now. */
+  /** Another interface, or an address of a VTEP device. */
+  | { readonly kind: 'link' }
+  /** Another address, a route or a routing rule: the node may reach others in another way now. */
   | { readonly kind: 'network' }
   /** Our nft table has other chains, rules or sets than before, as after `nft flush ruleset`. */
   | { readonly kind: 'rules' }
@@ -54,14 +56,19 @@ export function monitorNode(
 ): Subscription {
   using socket = openNetlink(where);
   const names = linkNames(socket);
+  /** Deleted links, of which more may be told in this call and the next. */
+  let gone: number[] = [];
   const classifyAll = (raw: readonly NetlinkEvent[]): void => {
     const events: NodeEvent[] = [];
+    const forgotten = gone;
+    gone = [];
     for (const event of raw) {
       if (event.kind === 'link' && !event.deleted) names.set(event.link.ifindex, event.link.name);
       const classified = classify(event, (ifindex) => names.get(ifindex));
-      if (event.kind === 'link' && event.deleted) names.delete(event.link.ifindex);
+      if (event.kind === 'link' && event.deleted) gone.push(event.link.ifindex);
       if (classified) events.push(classified);
     }
+    for (const ifindex of forgotten) names.delete(ifindex);
     if (events.length > 0) onEvents(events);
   };
   try {
@@ -89,10 +96,13 @@ export function classify(
       const { name, ifindex, up, mtu } = event.link;
       return isPodVeth(name)
         ? { kind: 'pod-link', name, deleted: event.deleted, ifindex, up, mtu }
-        : { kind: 'network' };
+        : { kind: 'link' };
     }
-    case 'address':
-      return isPodVeth(nameOf(event.address.ifindex) ?? '') ? undefined : { kind: 'network' };
+    case 'address': {
+      const name = nameOf(event.address.ifindex) ?? '';
+      if (isPodVeth(name)) return undefined;
+      return { kind: isVtepName(name) ? 'link' : 'network' };
+    }
     case 'route':
       return classifyRoute(event, nameOf);
     case 'nexthop':
@@ -109,7 +119,8 @@ export function classify(
     case 'fdb':
       return isVtepName(nameOf(event.entry.ifindex) ?? '') ? { kind: 'peers' } : undefined;
     case 'netconf':
-      return { kind: 'settings', name: nameOf(event.ifindex) };
+      // A new interface has settings before the kernel tells of the interface itself.
+      return { kind: 'settings', name: event.ifindex < 0 ? undefined : (nameOf(event.ifindex) ?? '') };
     case 'nft':
       return classifyNft(event);
     case 'policy':
