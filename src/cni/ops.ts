@@ -93,7 +93,7 @@ async function add(context: CniContext, call: AddCall): Promise<Attached> {
   await refuseDuplicate(context, call);
   const podCidrs = context.families.map(({ podCidr }) => podCidr);
   // Until here nothing is ours to undo, nor is an address that is refused because the attachment has one already.
-  const ips = context.addresses.allocate(call.network, podCidrs, call);
+  const ips = context.addresses.allocate(call.network, podCidrs, call, call.ips);
   try {
     return await connect(context, call, ips);
   } catch (thrown) {
@@ -119,7 +119,7 @@ async function connect(context: CniContext, call: AddCall, ips: readonly string[
   const namespaces = { pod: netns, node: context.netns };
   const hostIfname = hostVethName(call);
   const mtu = linkMtu(context);
-  const veth = await createVeth(hostIfname, ifname, mtu, namespaces);
+  const veth = await createVeth(hostIfname, ifname, mtu, namespaces, call.mac);
   const addresses = context.families.map((family, i) => podAddress(family, ips[i]!, mtu));
   const attachment: Attachment = {
     containerId,

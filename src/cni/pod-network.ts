@@ -63,10 +63,11 @@ export async function createVeth(
   ifname: string,
   mtuBytes: number,
   namespaces: Namespaces,
+  podMac: string = randomMac(),
 ): Promise<Veth> {
   // With explicit MAC addresses: udev changes those that the kernel generates (systemd's MACAddressPolicy), perhaps
   // only after the endpoint was written.
-  const [hostMac, podMac] = [randomMac(), randomMac()];
+  const hostMac = randomMac();
   using node = openNetlink({ netns: namespaces.node });
   const netns = openSync(namespaces.pod, 'r');
   try {
