@@ -22,7 +22,7 @@ import {
 } from '../cluster/index.ts';
 import { AttachmentStore } from '../cni/attachments.ts';
 import { ConflistInstaller } from '../cni/conflist.ts';
-import { deferredDir } from '../cni/deferred.ts';
+import { deferredDir, listSetAside } from '../cni/deferred.ts';
 import { HostLocalStore } from '../cni/host-local.ts';
 import { type CniContext, forgetGone } from '../cni/ops.ts';
 import { createCniServer } from '../cni/server.ts';
@@ -123,7 +123,7 @@ class AgentProcess {
       api: () => subnets.health,
       peers: () => this.#report.cluster.nodes.length,
       endpoints: () => this.#incarnation?.podCount ?? 0,
-      alarms: () => this.#report.cluster.alarms,
+      alarms: () => this.#report.alarms,
       targets: () => this.#incarnation?.statuses ?? [],
       lastKnownAgeMs: () => this.#report.lastKnownAgeMs,
     });
@@ -258,6 +258,8 @@ class AgentProcess {
   /** After each pass: report, and publish our lease once this node forwards. */
   async #afterPass(own: OwnNode, cluster: ClusterSnapshot, durationMs: number): Promise<void> {
     this.#report.passed(cluster, durationMs);
+    const malformed = this.#store.malformed.map(({ why }) => why);
+    this.#report.noteMalformed([...malformed, ...(await listSetAside(deferredDir(this.#options.stateDir)))]);
     this.#metrics.observePass(durationMs);
     this.#garbage.passed(durationMs);
     if (cluster.synced) this.#subnets.report?.(cluster.alarms);

@@ -12,6 +12,17 @@ import { CniCode } from './spec.ts';
  */
 export const deferredDir = (stateDir: string): string => join(stateDir, 'deferred');
 
+/** Files that were set aside since they hold no valid DEL: what that means, and what to do. */
+export async function listSetAside(dir: string): Promise<string[]> {
+  const names = await readdir(join(dir, MALFORMED)).catch(() => []);
+  return names
+    .sort()
+    .map(
+      (name) =>
+        `${join(dir, MALFORMED, name)} held no valid DEL: its address stays leased until the runtime calls GC; remove it`,
+    );
+}
+
 /** A DEL that failed is retried after this time. */
 const RETRY_MS = 30_000;
 /** An older draft was left by a shim that was killed: a running shim gives up sooner. */

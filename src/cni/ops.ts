@@ -18,7 +18,14 @@ import type {
   GcCall,
   PodAddress,
 } from './plugin.ts';
-import { configureVeth, createVeth, deleteVeth, hostVethName, inspectVeth } from './pod-network.ts';
+import {
+  configureVeth,
+  createVeth,
+  deleteRenamedVeth,
+  deleteVeth,
+  hostVethName,
+  inspectVeth,
+} from './pod-network.ts';
 import { CniCode, CniError } from './spec.ts';
 
 /** One family of the pods' network. */
@@ -198,7 +205,8 @@ async function teardown(context: CniContext, call: DelCall): Promise<void> {
   const attachment = await step(context.store.get(call));
   await step(context.store.remove(call));
   if (attachment) await step(context.detach(attachment));
-  await step(deleteVeth(hostVethName(call), context.netns));
+  const isDeleted = await step(deleteVeth(hostVethName(call), context.netns));
+  if (isDeleted === false && attachment) await step(deleteRenamedVeth(attachment, context.netns));
   // A pod that came from flannel, and one of ours that `uninstall --restore-flannel` has told flannel's plugin of.
   await step(rm(join(flannelDataDir(context.addresses.dataDir), call.containerId), { force: true }));
   if (!attachment) await step(detachFlannels(context, call));
