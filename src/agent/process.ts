@@ -258,8 +258,7 @@ class AgentProcess {
   /** After each pass: report, and publish our lease once this node forwards. */
   async #afterPass(own: OwnNode, cluster: ClusterSnapshot, durationMs: number): Promise<void> {
     this.#report.passed(cluster, durationMs);
-    const malformed = this.#store.malformed.map(({ why }) => why);
-    this.#report.noteMalformed([...malformed, ...(await listSetAside(deferredDir(this.#options.stateDir)))]);
+    this.#report.noteMalformed(await this.#malformedFiles());
     this.#metrics.observePass(durationMs);
     this.#garbage.passed(durationMs);
     if (cluster.synced) this.#subnets.report?.(cluster.alarms);
@@ -274,6 +273,16 @@ class AgentProcess {
     const lease = leaseOf(standing, this.#options);
     this.#publisher.publish(now, lease);
     this.#lastKnownFile.noteCluster(now, lease, cluster);
+  }
+
+  /** What is wrong with files of ours: attachments, deferred DELs, leases of the networks that our pods are on. */
+  async #malformedFiles(): Promise<string[]> {
+    const networks = new Set((await this.#store.list()).map(({ network }) => network));
+    return [
+      ...this.#store.malformed.map(({ why }) => why),
+      ...(await listSetAside(deferredDir(this.#options.stateDir))),
+      ...[...networks].flatMap((network) => this.#addresses.malformed(network)),
+    ];
   }
 
   /** The cluster's address families, each with this node's part. */

@@ -7,6 +7,7 @@ import {
   readFileSync,
   rmSync,
   statSync,
+  utimesSync,
   writeFileSync,
 } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -148,6 +149,14 @@ describe('addresses', () => {
     writeFileSync(fileOf('10.42.1.3'), 'of another program\n');
     expect(ours('a')).toEqual(['10.42.1.5']);
     expect(owners()).toEqual({ '10.42.1.5': 'a' });
+    expect(store.malformed(network)).toEqual([]); // Somebody may be about to fill them.
+    for (const ip of ['10.42.1.2', '10.42.1.3', '10.42.1.4', '10.42.1.5']) utimesSync(fileOf(ip), 1, 1);
+    expect(store.malformed(network).map((why) => why.slice(dataDir.length))).toEqual(
+      [2, 3, 4].map(
+        (n) =>
+          `/cbr0/10.42.1.${n} names no container, so nobody can use 10.42.1.${n}; remove it if no pod has that address`,
+      ),
+    );
     store.release(network, pod('a'));
     expect(readdirSync(join(dataDir, network)).filter((name) => name.startsWith('10.'))).toEqual([
       '10.42.1.2',

@@ -40,7 +40,12 @@ interface LeaseFile {
   readonly stamp: string;
   /** Its content: `<containerId>\r\n<ifname>`, or only the container ID if an old host-local wrote it. */
   readonly owner: string;
+  /** When it was written, in ms since 1970. */
+  readonly atMs: number;
 }
+
+/** host-local fills a file right after it created it. */
+const JUST_CREATED_MS = 10_000;
 
 /**
  * The pods' address leases, in the directory and format of the plugin host-local: the file `<dataDir>/<network>/<ip>`
@@ -135,6 +140,21 @@ export class HostLocalStore {
     });
   }
 
+  /**
+   * What is wrong with files that are named by an address and name no container: nobody can use the address, and nobody
+   * releases it. One that host-local has only just created may be empty.
+   */
+  malformed(network: string): string[] {
+    const dir = join(this.dataDir, network);
+    return [...this.#read(network)].flatMap(([ip, { owner, atMs }]) => {
+      const [containerId = ''] = owner.split(/\r?\n/);
+      if (namePattern.test(containerId) || Date.now() - atMs < JUST_CREATED_MS) return [];
+      return [
+        `${join(dir, ip)} names no container, so nobody can use ${ip}; remove it if no pod has that address`,
+      ];
+    });
+  }
+
   #inUse(network: string, ip: string): CniError {
     const [owner = ''] = this.#read(network).get(ip)?.owner.split('\r\n') ?? [];
     const whose = owner === '' ? 'is in use' : `is that of container ${quote(owner)}`;
@@ -189,10 +209,10 @@ function readLease(path: string, known: LeaseFile | undefined): LeaseFile | unde
   const stamp = `${stats.ino} ${stats.mtimeMs} ${stats.size}`;
   if (known?.stamp === stamp) return known;
   try {
-    return { stamp, owner: stats.isFile() ? readFileSync(path, 'utf8').trim() : '' };
+    return { stamp, owner: stats.isFile() ? readFileSync(path, 'utf8').trim() : '', atMs: stats.mtimeMs };
   } catch {
     // Released at this moment, or unreadable: without an owner until the next call reads it again.
-    return { stamp: '', owner: '' };
+    return { stamp: '', owner: '', atMs: Date.now() };
   }
 }
 

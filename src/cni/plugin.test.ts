@@ -224,8 +224,14 @@ describe('the other commands', () => {
 
 describe('null', () => {
   const nothing = {
-    ...{ ipam: null, dns: null, args: null, capabilities: null, runtimeConfig: null, prevResult: null },
-    ...{ 'cni.dev/attachments': null, plugins: [null] },
+    ipam: null,
+    dns: null,
+    args: null,
+    capabilities: null,
+    runtimeConfig: null,
+    prevResult: null,
+    'cni.dev/attachments': null,
+    plugins: [null],
   };
   const inside = {
     ipam: { type: null, ranges: null },
