@@ -187,9 +187,12 @@ function encode(attachment: Attachment): string {
 
 async function readAttachment(dir: string, name: string): Promise<Attachment | undefined> {
   const file = `${dir}/${name}`;
-  const text = await readIfThere(file);
-  if (text === undefined) return undefined;
   try {
+    // Reading a pipe would wait for ever.
+    if (statSync(file, { throwIfNoEntry: false })?.isFile() === false)
+      throw new RipstopError('it is no file');
+    const text = await readIfThere(file);
+    if (text === undefined) return undefined;
     const { slow, kernelPath = slow, ...attachment } = AttachmentFile.parse(JSON.parse(text));
     if (fileName(attachment) !== name) throw new RipstopError(`it is that of ${fileName(attachment)}`);
     return { ...attachment, ...(kernelPath !== undefined && { kernelPath }) };

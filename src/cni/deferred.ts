@@ -16,10 +16,10 @@ export const deferredDir = (stateDir: string): string => join(stateDir, 'deferre
 export async function listSetAside(dir: string): Promise<string[]> {
   const names = await readdir(join(dir, MALFORMED)).catch(() => []);
   return names
-    .sort()
+    .toSorted((a, b) => (a < b ? -1 : 1))
     .map(
       (name) =>
-        `${join(dir, MALFORMED, name)} held no valid DEL: its address stays leased until the runtime calls GC; remove it`,
+        `${join(dir, MALFORMED, name)} holds no valid DEL; remove it, and its address stays leased until the runtime calls GC`,
     );
 }
 
@@ -123,6 +123,8 @@ export class DeferredDels {
     const file = join(this.#dir, name);
     let request: CniRequest;
     try {
+      // Reading a pipe would wait for ever.
+      if (!(await stat(file)).isFile()) throw new Error('it is no file');
       request = parseDel(await readFile(file));
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined;
