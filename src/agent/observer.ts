@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import type { AttachmentStore } from '../cni/attachments.ts';
+import { hostVethName } from '../cni/pod-network.ts';
 import { listLinkKeys, type XdpAnswers } from '../dataplane/links.ts';
 import type { ProgramSet } from '../dataplane/programs.ts';
 import { listLinks, readLinkIfThere } from '../host/links.ts';
@@ -39,6 +40,7 @@ export class NodeObserver {
     routes: { revision: 0, value: { defaultRoutes: [], ipv6Mtus: new Map() } },
     nextHops: { revision: 0, value: new Map() },
     pods: { revision: 0, value: [] },
+    lostPods: [],
     programs: { revision: 0, value: undefined },
     attached: new Set(),
     xdpRefusals: new Map(),
@@ -69,6 +71,7 @@ export class NodeObserver {
         routes,
         nextHops,
         pods: observed(before.pods, await store.list()),
+        lostPods: store.lost.map(hostVethName),
         programs: { revision: programs.revision, value: loadedIds(programs) },
         attached: listLinkKeys(linkPins),
         xdpRefusals: xdp.refusals,
@@ -89,7 +92,13 @@ export class NodeObserver {
       const found = await Promise.all(missing.map(({ hostIfname }) => readLinkIfThere(hostIfname)));
       const added = found.filter((link) => link !== undefined);
       const value = new Map([...links.value, ...added.map((link) => [link.name, link] as const)]);
-      this.#snapshot = { ...rest, pods, links: added.length === 0 ? links : observed(links, value) };
+      const lostPods = this.#options.store.lost.map(hostVethName);
+      this.#snapshot = {
+        ...rest,
+        pods,
+        lostPods,
+        links: added.length === 0 ? links : observed(links, value),
+      };
       return this.#snapshot;
     });
   }
@@ -119,7 +128,8 @@ export class NodeObserver {
     if (!known) return false;
     if (!deleted && known.ifindex === ifindex && known.up === up && known.mtu === mtu) return false;
     this.invalidate('links');
-    return this.#snapshot.pods.value.some(({ hostIfname }) => hostIfname === name);
+    const { pods, lostPods } = this.#snapshot;
+    return lostPods.includes(name) || pods.value.some(({ hostIfname }) => hostIfname === name);
   }
 
   /** One observation at a time: a slow one must not put back what a quick one has replaced. */

@@ -34,6 +34,8 @@ export interface NodeSnapshot {
   readonly nextHops: Observed<ReadonlyMap<string, NextHop>>;
   /** The CNI attachments. */
   readonly pods: Observed<readonly Attachment[]>;
+  /** The host veths of attachments whose files are malformed. */
+  readonly lostPods: readonly string[];
   /** Undefined before programs were loaded for the first time. */
   readonly programs: Observed<LoadedIds | undefined>;
   /** Keys of the links that are pinned. */

@@ -7,7 +7,7 @@ import { link } from '../../host/links.support.ts';
 import { parseCidr } from '../../net/ip.ts';
 import type { Desired } from '../../reconcile/reconciled.ts';
 import type { NodeSnapshot } from '../snapshot.ts';
-import { type Peers, plan, type PlanOptions } from './index.ts';
+import { type Peers, plan, type PlanOptions, renamedPods } from './index.ts';
 
 const POD_CIDR = parseCidr('10.42.1.0/24');
 
@@ -16,6 +16,7 @@ const OPTIONS: PlanOptions = {
     nodeName: 'node1',
     netConf: '',
     mode: 'cni',
+    flowTableSize: 1024,
     ingress: 'auto',
     setNodeNetworkUnavailable: false,
     bpffs: '/bpf',
@@ -76,6 +77,7 @@ const ids = { from_pod: 11, to_pod: 12, from_wire: 13, to_wire: 14, xdp_from_wir
 interface Given {
   readonly links?: readonly Link[];
   readonly pods?: readonly Attachment[];
+  readonly lostPods?: readonly string[];
   readonly programs?: 'none' | 'loaded' | 'pending';
   readonly attached?: readonly string[];
   readonly hops?: Readonly<Record<string, { dev: string; gateway?: string }>>;
@@ -94,6 +96,7 @@ function node(given: Given = {}): NodeSnapshot {
       value: new Map(Object.entries(hops).map(([ip, { dev, gateway }]) => [ip, { dev, gateway }])),
     },
     pods: { revision: 1, value: pods },
+    lostPods: given.lostPods ?? [],
     programs: {
       revision: 1,
       value: programs === 'none' ? undefined : { ids, pending: programs === 'pending' },
@@ -266,6 +269,23 @@ describe('pods', () => {
     expect(Object.keys(entries(planned.pods.podRoutes)!)).toEqual(['10.42.1.0/24']);
   });
 
+  it('are followed when their host veth is renamed, unless it is another device', () => {
+    const lan7 = { ...veth, name: 'lan7', mac: pod.hostMac };
+    const renamed = (...links: Link[]) => renamedPods(node({ pods: [pod], links: [eth0, ...links] }));
+    expect(renamed(lan7)).toEqual([{ ...pod, hostIfname: 'lan7' }]);
+    expect(renamed(lan7, { ...veth, ifindex: 10 })).toEqual([{ ...pod, hostIfname: 'lan7' }]);
+    for (const other of [{ ...lan7, mac: '02:00:00:00:09:09' }, { ...lan7, kind: 'dummy' }, veth])
+      expect(renamed(other)).toEqual([]);
+  });
+
+  it('keep what they have while the file of one that lives cannot be read', () => {
+    const planned = (hostIfname: string) => plan(peers(), node({ lostPods: [hostIfname] }), OPTIONS).pods;
+    for (const key of ['podRoutes', 'endpoints', 'podLinks'] as const) {
+      expect(planned('veth00000001')[key]!.complete, key).toBe(false);
+      expect(planned('veth99999999')[key]!.complete, key).toBe(true);
+    }
+  });
+
   it("get proxy neighbours on a bridge of flannel's pods, whose connected route then covers the podCIDR", () => {
     const planned = plan(peers(), node({ pods: [pod], links: [eth0, flannel1, veth, cni0] }), OPTIONS);
     expect(entries(planned.pods.proxies)).toEqual({ 'cni0 10.42.1.5': true });
@@ -288,7 +308,7 @@ describe('the programs on the uplink', () => {
   const nic = node();
 
   it('take packets in the driver where it has XDP, after from_wire', () => {
-    expect(hooks(peers(), nic)).toEqual(['to_vtep@flannel:1', 'from_wire@eth0', 'xdp_from_wire@eth0']);
+    expect(hooks(peers(), nic)).toEqual(['to_wire@eth0', 'from_wire@eth0', 'xdp_from_wire@eth0']);
     expect(plan(peers(), nic, OPTIONS).links.ingress).toEqual({
       hook: 'xdp',
       why: 'the driver of eth0 has XDP',
@@ -297,7 +317,7 @@ describe('the programs on the uplink', () => {
 
   it('take them in tc where the driver has refused XDP at this MTU', () => {
     const refusals = { 'eth0 2 1500': 'the driver of eth0 has no XDP' };
-    expect(hooks(peers(), node({ refusals }))).toEqual(['to_vtep@flannel:1', 'from_wire@eth0']);
+    expect(hooks(peers(), node({ refusals }))).toEqual(['to_wire@eth0', 'from_wire@eth0']);
     const larger = { ...eth0, mtu: 9000 };
     expect(hooks(peers(), node({ refusals, links: [larger, flannel1] }))).toContain('xdp_from_wire@eth0');
   });
@@ -308,7 +328,7 @@ describe('the programs on the uplink', () => {
   });
 
   it('wait for the first peers, whose packets from_wire would drop; an attached from_wire stays', () => {
-    expect(hooks(peers([], false), nic)).toEqual(['to_vtep@flannel:1']);
+    expect(hooks(peers([], false), nic)).toEqual(['to_wire@eth0']);
     expect(hooks(peers([], false), node({ attached: ['from_wire@eth0'] }))).toContain('from_wire@eth0');
     expect(hooks(peers([]), nic)).toContain('from_wire@eth0');
   });

@@ -47,6 +47,19 @@ export function podsOf({ links, pods }: NodeSnapshot, { families }: PlanOptions)
   };
 }
 
+/** The attachments whose host veth somebody has renamed, under its new name: the index and the MAC address stay. */
+export function renamedPods({ links, pods }: NodeSnapshot): Attachment[] {
+  const renamed = pods.value.filter(
+    ({ hostIfname, hostIfindex }) => links.value.get(hostIfname)?.ifindex !== hostIfindex,
+  );
+  if (renamed.length === 0) return [];
+  const byIndex = new Map(links.value.values().map((link) => [link.ifindex, link]));
+  return renamed.flatMap((pod) => {
+    const link = byIndex.get(pod.hostIfindex);
+    return link?.kind === 'veth' && link.mac === pod.hostMac ? [{ ...pod, hostIfname: link.name }] : [];
+  });
+}
+
 export interface PodPlan {
   readonly podRoutes: Desired<PodRoute>;
   readonly proxies: Desired<true>;
@@ -68,7 +81,8 @@ export function planPods(
   const desired = <V>(entries: () => ReadonlyMap<string, V>, suffix = ''): Desired<V> => ({
     revision: `${revision} ${suffix}`,
     entries,
-    complete: true,
+    // A pod of which nothing but its host veth is known keeps what it has.
+    complete: !node.lostPods.some((hostIfname) => node.links.value.has(hostIfname)),
   });
   const kernelPath = {
     podRoutes: desired(() => podRoutes(pods, options)),
