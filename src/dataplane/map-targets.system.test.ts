@@ -50,6 +50,7 @@ describe.skipIf(noKernel)(`programs on devices${noKernel ? ` (skipped: ${noKerne
     const done = (upserts: number, removals: number) => ({ target: 'links', upserts, removals, failures: 0 });
     expect(seen).toEqual({
       attached: { ...done(3, 0), listed: on(20, 'first'), pins, filters: filters(3) },
+      foreign: [[], [20]],
       again: { ...done(0, 0), listed: on(20, 'first'), pins, filters: filters(3) },
       restarted: { ...done(3, 0), listed: on(20, 'next'), pins, filters: filters(3) },
       deviceGone: { listed: on(0, 'next'), pins, filters: filters(1) },

@@ -25,6 +25,7 @@ const OPTIONS: PlanOptions = {
     metricsAddr: '',
     ipMasq: true,
     ipamDir: '',
+    flowTableSize: 1024,
   },
   backend: { type: 'vxlan', vni: 1, port: 8472, directRouting: false },
   own: {
@@ -76,6 +77,7 @@ const ids = { from_pod: 11, to_pod: 12, from_wire: 13, to_wire: 14, xdp_from_wir
 interface Given {
   readonly links?: readonly Link[];
   readonly pods?: readonly Attachment[];
+  readonly shaped?: readonly number[];
   readonly programs?: 'none' | 'loaded' | 'pending';
   readonly attached?: readonly string[];
   readonly hops?: Readonly<Record<string, { dev: string; gateway?: string }>>;
@@ -94,6 +96,7 @@ function node(given: Given = {}): NodeSnapshot {
       value: new Map(Object.entries(hops).map(([ip, { dev, gateway }]) => [ip, { dev, gateway }])),
     },
     pods: { revision: 1, value: pods },
+    shaped: { revision: 1, value: given.shaped ?? [] },
     programs: {
       revision: 1,
       value: programs === 'none' ? undefined : { ids, pending: programs === 'pending' },
@@ -257,6 +260,14 @@ describe('pods', () => {
     });
   });
 
+  it('that somebody shapes stay on the kernel path, with nothing to learn', () => {
+    const planned = plan(peers(), node({ pods: [pod], shaped: [9] }), OPTIONS).pods;
+    expect(entries(planned.endpoints)).toMatchObject({ '5': { ifindex: 9, flags: 1 } });
+    expect(entries(planned.podLinks)).toEqual({ 'from_pod@veth00000001': { ifindex: 9, programId: 11 } });
+    const others = plan(peers(), node({ pods: [pod], shaped: [8] }), OPTIONS).pods;
+    expect(entries(others.endpoints)).toMatchObject({ '5': { flags: 0 } });
+  });
+
   it.each([
     ['is down', { ...veth, up: false }],
     ['is another one under the same name', { ...veth, ifindex: 10 }],
@@ -288,7 +299,7 @@ describe('the programs on the uplink', () => {
   const nic = node();
 
   it('take packets in the driver where it has XDP, after from_wire', () => {
-    expect(hooks(peers(), nic)).toEqual(['to_vtep@flannel:1', 'from_wire@eth0', 'xdp_from_wire@eth0']);
+    expect(hooks(peers(), nic)).toEqual(['to_wire@eth0', 'from_wire@eth0', 'xdp_from_wire@eth0']);
     expect(plan(peers(), nic, OPTIONS).links.ingress).toEqual({
       hook: 'xdp',
       why: 'the driver of eth0 has XDP',
@@ -297,7 +308,7 @@ describe('the programs on the uplink', () => {
 
   it('take them in tc where the driver has refused XDP at this MTU', () => {
     const refusals = { 'eth0 2 1500': 'the driver of eth0 has no XDP' };
-    expect(hooks(peers(), node({ refusals }))).toEqual(['to_vtep@flannel:1', 'from_wire@eth0']);
+    expect(hooks(peers(), node({ refusals }))).toEqual(['to_wire@eth0', 'from_wire@eth0']);
     const larger = { ...eth0, mtu: 9000 };
     expect(hooks(peers(), node({ refusals, links: [larger, flannel1] }))).toContain('xdp_from_wire@eth0');
   });
@@ -308,7 +319,7 @@ describe('the programs on the uplink', () => {
   });
 
   it('wait for the first peers, whose packets from_wire would drop; an attached from_wire stays', () => {
-    expect(hooks(peers([], false), nic)).toEqual(['to_vtep@flannel:1']);
+    expect(hooks(peers([], false), nic)).toEqual(['to_wire@eth0']);
     expect(hooks(peers([], false), node({ attached: ['from_wire@eth0'] }))).toContain('from_wire@eth0');
     expect(hooks(peers([]), nic)).toContain('from_wire@eth0');
   });

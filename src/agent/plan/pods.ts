@@ -27,11 +27,11 @@ export interface Pods {
  * The pods whose host veth is the one that ADD created, and up: the kernel refuses routes over interfaces that are
  * down.
  */
-export function podsOf({ links, pods }: NodeSnapshot, { families }: PlanOptions): Pods {
+export function podsOf({ links, pods, shaped }: NodeSnapshot, { families }: PlanOptions): Pods {
   const endpoints = pods.value.flatMap((attachment) => {
     const link = links.value.get(attachment.hostIfname);
     if (link?.ifindex !== attachment.hostIfindex || !link.up) return [];
-    const { kernelPath = false } = attachment;
+    const kernelPath = attachment.kernelPath === true || shaped.value.includes(attachment.hostIfindex);
     return attachment.ips.map((ip) => ({ ...attachment, ip, mtu: link.mtu, kernelPath }));
   });
   const bridges = new Map<string, Family[]>();
@@ -43,7 +43,7 @@ export function podsOf({ links, pods }: NodeSnapshot, { families }: PlanOptions)
     endpoints,
     devices: new Map(endpoints.map(({ hostIfname, hostIfindex }) => [hostIfname, hostIfindex])),
     bridges,
-    revision: `${pods.revision}.${links.revision}`,
+    revision: `${pods.revision}.${links.revision}.${shaped.revision}`,
   };
 }
 
@@ -111,9 +111,18 @@ function proxies({ endpoints, bridges }: Pods): Map<string, true> {
   );
 }
 
-function podHooks({ devices }: Pods): HookedInterface[] {
+/**
+ * No flow to a marked endpoint is learned, so it needs no to_pod. Nor has its host veth always an egress hook: before
+ * tcx (Linux 6.6) there is none beside the ingress qdisc of the bandwidth plugin.
+ */
+function podHooks({ devices, endpoints }: Pods): HookedInterface[] {
+  const marked = new Set(
+    endpoints.filter(({ kernelPath }) => kernelPath).map(({ hostIfname }) => hostIfname),
+  );
   return (['from_pod', 'to_pod'] as const).flatMap((hook) =>
-    [...devices].map(([ifname, ifindex]) => ({ hook, ifname, ifindex })),
+    [...devices]
+      .filter(([ifname]) => hook === 'from_pod' || !marked.has(ifname))
+      .map(([ifname, ifindex]) => ({ hook, ifname, ifindex })),
   );
 }
 
