@@ -155,8 +155,14 @@ static __always_inline enum reason decapsulate(struct __sk_buff *skb, bool v6, c
 		return DROP_ECN;
 	if (skb->gso_size && !may_shrink(&packet->inner))
 		return KERNEL_NO_ROOM;
-	if (bpf_skb_adjust_room(skb, -(int)ENCAP_LEN(v6), BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO))
+	/*
+	 * As the kernel's tunnel devices do: of the checksums that a NIC or GRO has verified, the outermost one goes, and
+	 * the others stay verified. GRO lists (rx-gro-list) depend on it, for nobody can verify theirs again.
+	 */
+	if (bpf_skb_adjust_room(skb, -(int)ENCAP_LEN(v6), BPF_ADJ_ROOM_MAC,
+				BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET))
 		return KERNEL_NO_ROOM;
+	bpf_csum_level(skb, BPF_CSUM_LEVEL_DEC);
 	return deliver(skb, packet->endpoint, packet->learned, v6, new_ecn == ecn ? -1 : new_ecn, FAST_DECAP);
 }
 
