@@ -103,7 +103,7 @@ describe('an event', () => {
       { kind: 'flannel-rules' },
     ],
     ['an element of our set that goes', nft({ object: 'element' }), undefined],
-    ['a rule in another table that goes', nft({ table: 'kube-proxy' }), undefined],
+    ['a rule in another table that goes', nft({ table: 'kube-proxy' }), { kind: 'policy' }],
     ['events that were lost', { kind: 'lost' } as const, { kind: 'lost' }],
   ] as const)('about %s', (_, event, expected) => {
     const classified = classify(event, (ifindex) => names.get(ifindex));

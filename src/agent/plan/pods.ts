@@ -18,6 +18,8 @@ export interface Pods {
   readonly endpoints: readonly Endpoint[];
   /** Host veths: name → ifindex. */
   readonly devices: ReadonlyMap<string, number>;
+  /** Indexes of host veths whose packets somebody shapes: their endpoints are marked for the kernel path. */
+  readonly shaped: readonly number[];
   /** Bridges of pods that flannel's plugin attached, with their address families. */
   readonly bridges: ReadonlyMap<string, readonly Family[]>;
   readonly revision: string;
@@ -42,6 +44,7 @@ export function podsOf({ links, pods, shaped }: NodeSnapshot, { families }: Plan
   return {
     endpoints,
     devices: new Map(endpoints.map(({ hostIfname, hostIfindex }) => [hostIfname, hostIfindex])),
+    shaped: shaped.value,
     bridges,
     revision: `${pods.revision}.${links.revision}.${shaped.revision}`,
   };
@@ -112,16 +115,13 @@ function proxies({ endpoints, bridges }: Pods): Map<string, true> {
 }
 
 /**
- * No flow to a marked endpoint is learned, so it needs no to_pod. Nor has its host veth always an egress hook: before
- * tcx (Linux 6.6) there is none beside the ingress qdisc of the bandwidth plugin.
+ * A shaped endpoint has nothing to learn, so it needs no to_pod. Nor has its host veth always an egress hook: before tcx
+ * (Linux 6.6) there is none beside the ingress qdisc of the bandwidth plugin.
  */
-function podHooks({ devices, endpoints }: Pods): HookedInterface[] {
-  const marked = new Set(
-    endpoints.filter(({ kernelPath }) => kernelPath).map(({ hostIfname }) => hostIfname),
-  );
+function podHooks({ devices, shaped }: Pods): HookedInterface[] {
   return (['from_pod', 'to_pod'] as const).flatMap((hook) =>
     [...devices]
-      .filter(([ifname]) => hook === 'from_pod' || !marked.has(ifname))
+      .filter(([, ifindex]) => hook === 'from_pod' || !shaped.includes(ifindex))
       .map(([ifname, ifindex]) => ({ hook, ifname, ifindex })),
   );
 }
