@@ -220,7 +220,8 @@ struct learned {
 	__u8 is_translated; /* not zero when its packets leave with other addresses or ports */
 	__u8 is_settled; /* zero as long as earlier packets may still be under way on the kernel path */
 	__u8 hops; /* that the kernel path takes off the TTL: none across a bridge */
-	__u8 unused[3];
+	__u8 is_ending; /* not zero when conntrack has seen this direction's FIN */
+	__u8 unused[2];
 	__be16 source_port; /* of the outer UDP header; a hash, so that the underlay routes all packets of a flow alike */
 };
 
@@ -290,7 +291,7 @@ enum hook {
 	X(KERNEL, OTHER_MAC) /* the frame is not addressed to this node, or the inner one not to our VTEP */        \
 	X(KERNEL, OTHER_SOURCE) /* a pod sends from an address that is not its own */                               \
 	X(KERNEL, PROTOCOL) /* neither TCP, UDP nor an ICMP echo */                                                 \
-	X(KERNEL, HANDSHAKE) /* TCP with SYN, FIN or RST: conntrack must see beginnings and ends */                 \
+	X(KERNEL, HANDSHAKE) /* TCP with SYN, RST or the first FIN: conntrack must see beginnings and ends */               \
 	X(KERNEL, NEW_FLOW) /* not in the flow table */                                                             \
 	X(KERNEL, OLD_EPOCH) /* in the flow table, but something has changed since */                               \
 	X(KERNEL, EXPIRED) /* in the flow table, but learned too long ago */                                        \
