@@ -27,7 +27,7 @@ function packetOf(
   { src, dst, src_port, dst_port }: Ends,
   protocol: number,
   data: Uint8Array,
-  { ttl = 64, tos = 0, checksum = 'sealed' as Checksum } = {},
+  { ttl = 64, tos = 0, checksum = 'sealed' }: { ttl?: number; tos?: number; checksum?: Checksum } = {},
 ): Uint8Array {
   const port = { src: src_port, dst: dst_port };
   const payload = protocol === TCP ? tcp(port, data) : udp(port, data);

@@ -24,6 +24,7 @@ const OPTIONS: PlanOptions = {
     subnetFile: '/run/flannel/subnet.env',
     metricsAddr: '',
     ipMasq: true,
+    flowTableSize: 65536,
     ipamDir: '',
   },
   backend: { type: 'vxlan', vni: 1, port: 8472, directRouting: false },
@@ -289,7 +290,7 @@ describe('the programs on the uplink', () => {
   const nic = node();
 
   it('take packets in the driver where it has XDP, after from_wire', () => {
-    expect(hooks(peers(), nic)).toEqual(['to_vtep@flannel:1', 'from_wire@eth0', 'xdp_from_wire@eth0']);
+    expect(hooks(peers(), nic)).toEqual(['to_wire@eth0', 'from_wire@eth0', 'xdp_from_wire@eth0']);
     expect(plan(peers(), nic, OPTIONS).links.ingress).toEqual({
       hook: 'xdp',
       why: 'the driver of eth0 has XDP',
@@ -298,7 +299,7 @@ describe('the programs on the uplink', () => {
 
   it('take them in tc where the driver has refused XDP at this MTU', () => {
     const refusals = { 'eth0 2 1500': 'the driver of eth0 has no XDP' };
-    expect(hooks(peers(), node({ refusals }))).toEqual(['to_vtep@flannel:1', 'from_wire@eth0']);
+    expect(hooks(peers(), node({ refusals }))).toEqual(['to_wire@eth0', 'from_wire@eth0']);
     const larger = { ...eth0, mtu: 9000 };
     expect(hooks(peers(), node({ refusals, links: [larger, flannel1] }))).toContain('xdp_from_wire@eth0');
   });
@@ -309,7 +310,7 @@ describe('the programs on the uplink', () => {
   });
 
   it('wait for the first peers, whose packets from_wire would drop; an attached from_wire stays', () => {
-    expect(hooks(peers([], false), nic)).toEqual(['to_vtep@flannel:1']);
+    expect(hooks(peers([], false), nic)).toEqual(['to_wire@eth0']);
     expect(hooks(peers([], false), node({ attached: ['from_wire@eth0'] }))).toContain('from_wire@eth0');
     expect(hooks(peers([]), nic)).toContain('from_wire@eth0');
   });
