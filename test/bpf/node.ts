@@ -250,7 +250,8 @@ export function learnFlows(tables: Tables, learned: readonly LearnedFlow[]): voi
 export type NotedArrival = Partial<Struct<'arrival'>> & { readonly flow: Flow };
 
 /** The arrivals slot of a flow, as bpf/flows.h chooses it. */
-function arrivalSlot(flow: Flow, slots: number): number {
+function arrivalSlot(tables: Tables, flow: Flow): number {
+  const slots = tables.arrivals.map.info.maxEntries;
   const multiplier = 0x9e3779b97f4a7c15n;
   const bytes = encode({ struct: 'flow6' }, flow);
   const view = new DataView(bytes.buffer, bytes.byteOffset);
@@ -261,8 +262,20 @@ function arrivalSlot(flow: Flow, slots: number): number {
 
 /** Note on every CPU that a packet was left to the kernel path. */
 export function noteArrival(tables: Tables, noted: NotedArrival): void {
-  const slot = arrivalSlot(noted.flow, tables.arrivals.map.info.maxEntries);
+  const slot = arrivalSlot(tables, noted.flow);
   tables.arrivals.set(slot, { epoch: 0, ifindex: TEST_RUN_IFINDEX, dscp: 0, ttl: 64, ...noted });
+}
+
+/** Take such a note away from every CPU. */
+export function forgetArrival(tables: Tables, flow: Flow): void {
+  const nobody = { src: '::', dst: '::', src_port: 0, dst_port: 0, protocol: 0 };
+  tables.arrivals.set(arrivalSlot(tables, flow), { flow: nobody, epoch: 0, ifindex: 0, dscp: 0, ttl: 0 });
+}
+
+/** What some CPU has noted in the slot of a flow. */
+export function arrivalOf(tables: Tables, flow: Flow): Struct<'arrival'> | undefined {
+  const notes = tables.arrivals.getPerCpu(arrivalSlot(tables, flow)) ?? [];
+  return notes.find((noted) => noted.flow.protocol !== 0);
 }
 
 /** All packets that the programs have noted as left to the kernel path. */
