@@ -281,6 +281,12 @@ runFixtures(
         ),
       },
       {
+        says: 'leaves a TCP header that is cut off, and goes on in the padding, to the kernel',
+        packet: in4.onWire(in4.plain({}, segment.subarray(0, 19)), 46 - 39),
+        flows: [{ flow: wireFlow(v4Side, {}, segment) }],
+        verdict: 'kernel malformed',
+      },
+      {
         says: 'leaves packets that are too short for a transport header to the kernel',
         packet: in4.onWire(in4.plain(tinyFields, new Uint8Array(7)), 46 - 27),
         verdict: 'kernel malformed',
