@@ -214,7 +214,7 @@ const macs = (random: Random, { family }: Cast): EthernetFields => ({
 });
 
 function fromPod(random: Random, cast: Cast): Uint8Array {
-  const src = mostly(random, [often(random, cast.plain.sender, cast.senders)], cast.anyone);
+  const src = mostly(random, [mostly(random, cast.trusted, cast.senders)], cast.anyone);
   const receiver = often(random, cast.plain.receiver, cast.receivers);
   const pod = mostly(random, [receiver, ...cast.remotePods.slice(0, 5)], cast.anyone);
   const dst = one(random, 20) ? random.pick(cast.nodes) : pod;
@@ -245,7 +245,7 @@ function toWire(random: Random, cast: Cast, node: WorldName): Uint8Array {
 
 function toPod(random: Random, cast: Cast): Uint8Array {
   const src = mostly(random, [...cast.remotePods, ...cast.pods], cast.anyone);
-  const dst = mostly(random, cast.senders, cast.anyone);
+  const dst = mostly(random, [mostly(random, cast.trusted, cast.senders)], cast.anyone);
   return ethernet(macs(random, cast), ipPacket(random, cast, { src, dst }));
 }
 
