@@ -209,7 +209,7 @@ export class Model {
         return isForUs ? this.#xdpFromWire(arrival, ip, view) : kernel(...reasons);
       case 'to_pod':
         return this.#toPod(arrival, ip, view);
-      case 'to_wire':
+      default:
         return this.#toWire(arrival, ip, view);
     }
   }
