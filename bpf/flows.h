@@ -8,6 +8,8 @@
 #include "lookup.h"
 #include "parse.h"
 
+#define GAP_NS 100000
+#define WITHOUT_GAP_NS 10000000
 #define TCP_ENDS 0x07 /* FIN, SYN, RST: RFC 9293 section 3.1 */
 
 /*
@@ -70,7 +72,7 @@ static __always_inline struct flow4 to_flow4(const struct flow6 *flow)
 }
 
 /* What was learned of a flow: a `struct learned4` or `struct learned6`, by its first member. */
-static __always_inline const struct learned *find_learned(const struct flow6 *flow, bool v6)
+static __always_inline struct learned *find_learned(const struct flow6 *flow, bool v6)
 {
 	if (v6)
 		return bpf_map_lookup_elem(&flows6, flow);
@@ -88,6 +90,71 @@ static __always_inline __u32 current_epoch(void)
 	return now ? *(volatile __u32 *)now : 0;
 }
 
+/* ---- Arrivals: what was left to the kernel path, as it came in ---- */
+
+static __always_inline struct arrival *arrival_slot(const struct flow6 *flow)
+{
+	__u64 mix = flow->src.halves[1] * 0x9e3779b97f4a7c15 ^ flow->dst.halves[1];
+
+	mix = (mix ^ flow->src_port ^ (__u32)flow->dst_port << 16) * 0x9e3779b97f4a7c15; /* 2^64 / golden ratio */
+
+	__u32 slot = (mix >> 32) & (ARRIVALS - 1);
+
+	return bpf_map_lookup_elem(&arrivals, &slot);
+}
+
+static __always_inline bool same_flow(const struct flow6 *a, const struct flow6 *b)
+{
+	return same_address(&a->src, &b->src, true) && same_address(&a->dst, &b->dst, true) &&
+	       a->src_port == b->src_port && a->dst_port == b->dst_port && a->protocol == b->protocol;
+}
+
+/*
+ * A packet is left to the kernel path. `learned`: what is known of its flow; NULL when nothing is. Where that is valid,
+ * but this packet does not suit the fast path (`reason`), those that follow had better not overtake it.
+ */
+static __always_inline void note_arrival(const struct __sk_buff *skb, const struct flow6 *flow, const struct ip *ip,
+					 struct learned *learned, enum reason reason)
+{
+	struct arrival *arrival = arrival_slot(flow);
+	__u64 now = bpf_ktime_get_ns();
+	__u64 since = now;
+	bool may_suit = reason == KERNEL_NEW_FLOW || reason == KERNEL_OLD_EPOCH || reason == KERNEL_EXPIRED ||
+			reason == KERNEL_UNSETTLED;
+
+	if (learned)
+		learned->is_settled = 0;
+	if (!arrival)
+		return;
+	if (may_suit && same_flow(&arrival->flow, flow) && now - arrival->noted_ns < GAP_NS)
+		since = arrival->since_ns;
+	*arrival = (struct arrival){
+		.flow = *flow,
+		.noted_ns = now,
+		.since_ns = since,
+		.epoch = current_epoch(),
+		.ifindex = skb->ifindex,
+		.dscp = ip->tos >> 2,
+		.ttl = ip->ttl,
+	};
+}
+
+/*
+ * Whether a flow that has just been learned may change to the fast path. Its last packets may still wait in one of the
+ * kernel path's queues (of a pod's veth, of a tunnel), and the next one would overtake them. So the change is made in a
+ * gap; without one after a while in any case, since a busy flow may have none.
+ */
+static __always_inline bool is_settled(const struct flow6 *flow)
+{
+	const struct arrival *arrival = arrival_slot(flow);
+	__u64 now = bpf_ktime_get_ns();
+
+	return !arrival || !same_flow(&arrival->flow, flow) || now - arrival->noted_ns >= GAP_NS ||
+	       now - arrival->since_ns >= WITHOUT_GAP_NS;
+}
+
+/* ---- The verdict ---- */
+
 /* The next connection with the same ports may be translated in another way. */
 static __always_inline void forget_flow(const struct flow6 *flow, bool v6)
 {
@@ -104,7 +171,7 @@ static __always_inline void forget_flow(const struct flow6 *flow, bool v6)
  * to do with it. Else the reason for the kernel path; `flow` has a protocol when the flow may be learned.
  */
 static __always_inline enum reason judge_flow(const struct ip *ip, __u32 ifindex, struct flow6 *flow,
-					      const struct learned **learned)
+					      struct learned **learned)
 {
 	enum reason reason = is_sound(ip) ? read_flow(ip, flow) : KERNEL_MALFORMED;
 
@@ -123,6 +190,11 @@ static __always_inline enum reason judge_flow(const struct ip *ip, __u32 ifindex
 		return KERNEL_OLD_EPOCH;
 	if (bpf_ktime_get_coarse_ns() - (*learned)->learned_ns > config.lifetime_ns)
 		return KERNEL_EXPIRED;
+	if (!(*learned)->is_settled) {
+		if (!is_settled(flow))
+			return KERNEL_UNSETTLED;
+		(*learned)->is_settled = 1;
+	}
 	return FAST_DECAP;
 }
 
@@ -132,33 +204,6 @@ static __always_inline const void *learned_dst(const struct learned *learned, bo
 	if (v6)
 		return &((const struct learned6 *)learned)->out.dst;
 	return &((const struct learned4 *)learned)->out.dst;
-}
-
-/* ---- Arrivals: what was left to the kernel path, as it came in ---- */
-
-static __always_inline struct arrival *arrival_slot(const struct flow6 *flow)
-{
-	__u64 mix = flow->src.halves[1] * 0x9e3779b97f4a7c15 ^ flow->dst.halves[1];
-
-	mix = (mix ^ flow->src_port ^ (__u32)flow->dst_port << 16) * 0x9e3779b97f4a7c15; /* 2^64 / golden ratio */
-
-	__u32 slot = (mix >> 32) & (ARRIVALS - 1);
-
-	return bpf_map_lookup_elem(&arrivals, &slot);
-}
-
-static __always_inline void note_arrival(const struct flow6 *flow, const struct ip *ip, __u32 ifindex)
-{
-	struct arrival *arrival = arrival_slot(flow);
-
-	if (arrival)
-		*arrival = (struct arrival){
-			.flow = *flow,
-			.epoch = current_epoch(),
-			.ifindex = ifindex,
-			.dscp = ip->tos >> 2,
-			.ttl = ip->ttl,
-		};
 }
 
 /* ---- Rewriting ---- */

@@ -130,8 +130,9 @@ static __always_inline bool is_learnable(const struct nf_conn *connection, __u8 
 }
 
 /*
- * The flow as it came in, by the flow as it leaves. False when conntrack has no connection for it that may be learned.
- * The kernel has no such lookup for ICMP: an echo is learned when it left as it came in.
+ * The flow as it came in, by the flow as it leaves. False when it belongs to a connection that may not be learned (yet).
+ * Without a connection it left as it came in, or its arrival will not be found: so it is where nothing uses conntrack,
+ * for what rules exempt from it, and for ICMP, which the kernel's lookup does not know.
  */
 static __always_inline bool find_origin(struct __sk_buff *skb, const struct flow6 *out, bool v6, struct flow6 *in)
 {
@@ -139,13 +140,12 @@ static __always_inline bool find_origin(struct __sk_buff *skb, const struct flow
 	struct nf_conn *connection;
 	bool learnable;
 
-	if (out->protocol != PROTOCOL_TCP && out->protocol != PROTOCOL_UDP) {
-		*in = *out;
+	*in = *out;
+	if (out->protocol != PROTOCOL_TCP && out->protocol != PROTOCOL_UDP)
 		return true;
-	}
 	connection = find_connection(skb, out, v6, &opts);
 	if (!connection)
-		return false;
+		return true;
 	learnable = is_learnable(connection, out->protocol);
 	if (opts.dir == IP_CT_DIR_ORIGINAL)
 		*in = TUPLE_FLOW(connection, 1, v6);
@@ -154,12 +154,6 @@ static __always_inline bool find_origin(struct __sk_buff *skb, const struct flow
 	bpf_ct_release(connection);
 	in->protocol = out->protocol;
 	return learnable;
-}
-
-static __always_inline bool same_flow(const struct flow6 *a, const struct flow6 *b)
-{
-	return same_address(&a->src, &b->src, true) && same_address(&a->dst, &b->dst, true) &&
-	       a->src_port == b->src_port && a->dst_port == b->dst_port && a->protocol == b->protocol;
 }
 
 /* Learn that packets of flow `in` leave as `out`. */
@@ -179,9 +173,9 @@ static __always_inline void store(const struct flow6 *in, const struct flow6 *ou
 
 /*
  * Learn the flow of a packet that has left the kernel path, in the direction of a local pod or of the wire. `mtu`: of
- * the way that it takes.
+ * the way that it takes. `source_port`: of the outer header, if there is one.
  */
-static __always_inline enum reason learn(struct __sk_buff *skb, const struct ip *ip, __u32 mtu)
+static __always_inline enum reason learn(struct __sk_buff *skb, const struct ip *ip, __u32 mtu, __be16 source_port)
 {
 	bool v6 = ip->v6;
 	struct flow6 in, out;
@@ -189,13 +183,14 @@ static __always_inline enum reason learn(struct __sk_buff *skb, const struct ip 
 
 	if (reason != KERNEL_NEW_FLOW)
 		return reason;
+
 	if (!find_origin(skb, &out, v6, &in))
-		return KERNEL_NOT_TRACKED;
+		return KERNEL_NOT_ESTABLISHED;
 
 	const struct arrival *arrival = arrival_slot(&in);
 
 	if (!arrival || !same_flow(&arrival->flow, &in) || arrival->dscp != ip->tos >> 2 ||
-	    (arrival->ttl != ip->ttl && arrival->ttl != ip->ttl + 1))
+	    (__u8)(arrival->ttl - ip->ttl) > 1)
 		return KERNEL_NOT_SEEN;
 
 	struct learned head = {
@@ -205,7 +200,9 @@ static __always_inline enum reason learn(struct __sk_buff *skb, const struct ip 
 		.mtu = mtu,
 		.mark = skb->mark,
 		.priority = skb->priority,
-		.translated = !same_flow(&in, &out),
+		.is_translated = !same_flow(&in, &out),
+		.hops = arrival->ttl - ip->ttl,
+		.source_port = source_port,
 	};
 
 	store(&in, &out, v6, &head);

@@ -26,7 +26,7 @@ static __always_inline bool is_vxlan_to_node(const struct __sk_buff *skb, const 
 	       ports.dst == config.vxlan_port && find_vtep(ip->dst, ip->v6);
 }
 
-/* To a pod on this node. The TTL stays, as it does across flannel's bridge. */
+/* To a pod on this node. */
 static __always_inline enum reason deliver(struct __sk_buff *skb, const struct ip *ip, const struct learned *learned)
 {
 	const struct endpoint *endpoint = find_endpoint(learned_dst(learned, ip->v6), ip->v6);
@@ -35,16 +35,20 @@ static __always_inline enum reason deliver(struct __sk_buff *skb, const struct i
 		return KERNEL_NO_ENDPOINT;
 	if (endpoint->flags & ENDPOINT_KERNEL_PATH)
 		return KERNEL_MARKED;
+	if (learned->hops && ip->ttl <= 1)
+		return KERNEL_TTL;
 	if (!fits(skb, ip, endpoint->mtu))
 		return KERNEL_TOO_BIG;
-	if (learned->translated && !rewrite(skb, sizeof(struct ether), ip->v6, learned))
+	if (learned->is_translated && !rewrite(skb, sizeof(struct ether), ip->v6, learned))
 		return KERNEL_MALFORMED; /* impossible: its ports were read before */
 
 	struct cursor at = packet(skb, 0);
 	struct ether *ether = parse_ether(&at);
 
-	if (!ether)
-		return KERNEL_MALFORMED; /* impossible: it was there before */
+	if (!ether || at.pos + IP_LEN(ip->v6) > at.end)
+		return KERNEL_MALFORMED; /* impossible: both were there before */
+	if (learned->hops)
+		decrement_ttl(at.pos, ip->v6);
 	ether->dst = endpoint->pod_mac;
 	ether->src = endpoint->host_mac;
 	bpf_redirect_peer(endpoint->ifindex, 0);
@@ -87,14 +91,14 @@ static __always_inline enum reason send(struct __sk_buff *skb, const struct ip *
 	} else {
 		struct address sender = to_address(ip->src, v6);
 
-		if (encapsulate(skb, peer, v6, ip->tos & ECN_MASK, source_port(skb, ip))) {
+		if (encapsulate(skb, peer, v6, ecn_encapsulated(ip->tos & ECN_MASK), learned->source_port)) {
 			if (skb->gso_size)
 				note_forwarder(from_address(&sender, v6), v6);
 			return KERNEL_NO_ROOM;
 		}
 		ip_at = OUTER_LEN(v6);
 	}
-	if (learned->translated)
+	if (learned->is_translated)
 		rewrite(skb, ip_at, v6, learned);
 	skb->mark = learned->mark;
 	skb->priority = learned->priority;
@@ -109,7 +113,7 @@ static __always_inline enum reason send(struct __sk_buff *skb, const struct ip *
 
 /* A packet for the kernel path. What it does with the packet can be learned only if the arrival was noted. */
 static __always_inline enum reason leave_to_kernel(struct __sk_buff *skb, const struct ip *ip, const struct flow6 *flow,
-						   enum reason reason)
+						   struct learned *learned, enum reason reason)
 {
 	bool v6 = ip->v6;
 
@@ -123,14 +127,14 @@ static __always_inline enum reason leave_to_kernel(struct __sk_buff *skb, const 
 	if (sender->flags & ENDPOINT_KERNEL_PATH)
 		return KERNEL_MARKED;
 	if (flow->protocol)
-		note_arrival(flow, ip, skb->ifindex);
+		note_arrival(skb, flow, ip, learned, reason);
 	return reason;
 }
 
 static __always_inline enum reason from_pod_ip(struct __sk_buff *skb, bool v6)
 {
 	struct cursor at = packet(skb, sizeof(struct ether) + IP_LEN(v6) + sizeof(struct tcp));
-	const struct learned *learned = NULL;
+	struct learned *learned = NULL;
 	struct flow6 flow = {};
 	struct ip ip;
 
@@ -148,7 +152,7 @@ static __always_inline enum reason from_pod_ip(struct __sk_buff *skb, bool v6)
 	at = packet(skb, sizeof(struct ether) + IP_LEN(v6));
 	if (!parse_ether(&at) || !read_ip(&at, skb->len - sizeof(struct ether), v6, &ip))
 		return KERNEL_MALFORMED;
-	return leave_to_kernel(skb, &ip, &flow, reason);
+	return leave_to_kernel(skb, &ip, &flow, learned, reason);
 }
 
 SEC("tc")
@@ -183,7 +187,7 @@ static __always_inline enum reason to_pod_ip(struct __sk_buff *skb, bool v6)
 		return KERNEL_NO_ENDPOINT;
 	if (endpoint->flags & ENDPOINT_KERNEL_PATH)
 		return KERNEL_MARKED;
-	return learn(skb, &ip, endpoint->mtu);
+	return learn(skb, &ip, endpoint->mtu, 0);
 }
 
 SEC("tc")

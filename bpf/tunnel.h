@@ -14,7 +14,7 @@ struct tunnelled {
 	struct ip outer;
 	struct udp *udp;
 	struct ip inner;
-	const struct learned *learned;
+	struct learned *learned;
 	const struct endpoint *endpoint;
 };
 

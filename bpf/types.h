@@ -115,10 +115,7 @@ struct config {
 	__u32 uplink_mtu; /* like all MTUs here: bytes of the largest IP packet */
 	__u32 pod_mtu; /* the largest packet that fits the uplink once it is encapsulated */
 	__u32 pod_mtu6;
-	__u32 source_port_min; /* the range that outer source ports are hashed into */
-	__u32 source_port_count;
 	__u32 direct_routing; /* not zero when some peers are reached without encapsulation */
-	__u32 unused;
 	__u64 lifetime_ns; /* how long a flow is valid after it was learned; then one packet asks the kernel path again */
 };
 
@@ -137,6 +134,8 @@ struct peer_head {
 	__u32 checksum_base; /* the one's complement sum of the template's IPv4 header, not folded */
 	struct address vtep_ip;
 	struct address next_hop; /* vtep_ip itself on the same L2, else the gateway */
+	__u32 mtu; /* of the route to it, as the kernel's VXLAN device heeds it */
+	__u32 unused;
 };
 
 /*
@@ -218,7 +217,11 @@ struct learned {
 	__u32 mtu; /* the largest IP packet, before encapsulation, that its way carries */
 	__u32 mark; /* skb->mark and skb->priority with which it left for the wire */
 	__u32 priority;
-	__u32 translated; /* not zero when its packets leave with other addresses or ports */
+	__u8 is_translated; /* not zero when its packets leave with other addresses or ports */
+	__u8 is_settled; /* zero as long as earlier packets may still be under way on the kernel path */
+	__u8 hops; /* that the kernel path takes off the TTL: none across a bridge */
+	__u8 unused[3];
+	__be16 source_port; /* of the outer UDP header; a hash, so that the underlay routes all packets of a flow alike */
 };
 
 /* A flow's packets leave as `out`. */
@@ -237,11 +240,13 @@ struct learned6 {
  */
 struct arrival {
 	struct flow6 flow; /* of IPv4, too: see struct address */
+	__u64 noted_ns; /* CLOCK_MONOTONIC */
+	__u64 since_ns; /* since when packets of the flow have come without a gap */
 	__u32 epoch;
 	__u32 ifindex;
 	__u8 dscp; /* the upper six bits of TOS or traffic class */
 	__u8 ttl;
-	__u8 unused[2];
+	__u8 unused[6];
 };
 
 /*
@@ -289,11 +294,12 @@ enum hook {
 	X(KERNEL, NEW_FLOW) /* not in the flow table */                                                             \
 	X(KERNEL, OLD_EPOCH) /* in the flow table, but something has changed since */                               \
 	X(KERNEL, EXPIRED) /* in the flow table, but learned too long ago */                                        \
+	X(KERNEL, UNSETTLED) /* in the flow table, but earlier packets may be under way on the kernel path */       \
 	X(KERNEL, OTHER_WAY) /* in the flow table, but its packets came in elsewhere, or must go elsewhere */       \
 	X(KERNEL, LEARNED) /* leaves the kernel path, and its flow was learned */                                   \
 	X(KERNEL, OUTSIDE) /* the other end is no pod, but a node */                                            \
 	X(KERNEL, NOT_SEEN) /* leaves the kernel path, but its arrival was not seen, or it was changed since */     \
-	X(KERNEL, NOT_TRACKED) /* leaves the kernel path, and conntrack has no established connection for it */     \
+	X(KERNEL, NOT_ESTABLISHED) /* leaves the kernel path, and conntrack must see more of its connection */      \
 	X(KERNEL, NO_ENDPOINT) /* an address of this node's podCIDR that no pod has */                              \
 	X(KERNEL, NO_PEER) /* to or from an address of the cluster network that has no slot in peers */             \
 	X(KERNEL, MARKED) /* the endpoint or the peer is marked for the kernel path */                              \

@@ -16,7 +16,7 @@
 static __always_inline enum reason deliver(struct __sk_buff *skb, const struct endpoint *endpoint,
 					   const struct learned *learned, bool v6, int new_ecn, enum reason reason)
 {
-	if (learned->translated && !rewrite(skb, sizeof(struct ether), v6, learned))
+	if (learned->is_translated && !rewrite(skb, sizeof(struct ether), v6, learned))
 		return KERNEL_MALFORMED; /* impossible: its ports were read before */
 
 	struct cursor at = packet(skb, 0);
@@ -68,7 +68,7 @@ static __always_inline enum reason from_direct_peer(struct __sk_buff *skb, bool 
 		ip->bytes = length;
 
 	const struct endpoint *endpoint;
-	const struct learned *learned;
+	struct learned *learned = NULL;
 	struct flow6 flow = {};
 	enum reason reason = judge_flow(ip, skb->ifindex, &flow, &learned);
 
@@ -79,7 +79,7 @@ static __always_inline enum reason from_direct_peer(struct __sk_buff *skb, bool 
 	if (reason == FAST_DECAP)
 		return deliver(skb, endpoint, learned, v6, -1, FAST_DIRECT);
 	if (flow.protocol)
-		note_arrival(&flow, ip, skb->ifindex);
+		note_arrival(skb, &flow, ip, learned, reason);
 	return reason;
 }
 
@@ -192,7 +192,7 @@ static __always_inline enum reason from_wire_ip(struct __sk_buff *skb, bool v6)
 	if (reason == FAST_DECAP)
 		reason = decapsulate(skb, v6, &inside);
 	if (verdict_of(reason) == KERNEL && flow.protocol)
-		note_arrival(&flow, &inside.inner, skb->ifindex);
+		note_arrival(skb, &flow, &inside.inner, inside.learned, reason);
 	return reason;
 }
 
@@ -254,7 +254,7 @@ static __always_inline bool is_our_header(const struct ip *outer, const struct i
 	bool v6 = outer->v6;
 
 	return same_address(outer->dst, from_address(&peer->vtep_ip, v6), v6) && outer->ttl == OUTER_TTL &&
-	       outer->tos == (inner->tos & ECN_MASK) && !outer->options && !outer->fragment &&
+	       outer->tos == ecn_encapsulated(inner->tos & ECN_MASK) && !outer->options && !outer->fragment &&
 	       (v6 || !(((struct ipv4 *)outer->header)->fragment));
 }
 
@@ -265,14 +265,16 @@ static __always_inline enum reason to_peer(struct __sk_buff *skb, bool v6)
 	struct ether *ether = parse_ether(&at), *inner_ether;
 	const struct peer_head *peer;
 	struct vxlan *vxlan;
+	struct udp *udp;
 	struct ip outer, inner;
 	__u32 mtu;
 
-	if (!ether || !read_ip(&at, skb->len - sizeof(*ether), v6, &outer) || !parse_udp(&at))
+	if (!ether || !read_ip(&at, skb->len - sizeof(*ether), v6, &outer))
 		return KERNEL_MALFORMED;
+	udp = parse_udp(&at);
 	vxlan = parse_vxlan(&at);
 	inner_ether = parse_ether(&at);
-	if (!vxlan || !inner_ether)
+	if (!udp || !vxlan || !inner_ether)
 		return KERNEL_MALFORMED;
 	if (vxlan->flags != VXLAN_HAS_VNI || vxlan->vni != bpf_htonl(config.vni << 8))
 		return KERNEL_OTHER_VNI;
@@ -286,13 +288,13 @@ static __always_inline enum reason to_peer(struct __sk_buff *skb, bool v6)
 	if (peer->flags & PEER_KERNEL_PATH)
 		return KERNEL_MARKED;
 	if (!is_our_header(&outer, &inner, peer) ||
-	    !is_our_way(skb, ether, peer, outer.src, outer.dst, v6, &mtu) || mtu <= ENCAP_LEN(v6))
+	    !is_our_way(skb, ether, peer, outer.src, outer.dst, v6, &mtu))
 		return KERNEL_OTHER_WAY;
 
-	__u32 room = mtu - ENCAP_LEN(v6);
+	__u32 room = (mtu < peer->mtu ? mtu : peer->mtu) - ENCAP_LEN(v6);
 	__u32 most = v6 ? config.pod_mtu6 : config.pod_mtu;
 
-	return learn(skb, &inner, room < most ? room : most);
+	return learn(skb, &inner, room < most ? room : most, udp->src_port);
 }
 
 /* A packet for another node that the kernel path sends without encapsulation. */
@@ -311,7 +313,7 @@ static __always_inline enum reason to_direct_peer(struct __sk_buff *skb, bool v6
 		return KERNEL_NO_PEER;
 	if (!is_our_way(skb, ether, peer, ip.src, ip.dst, v6, &mtu))
 		return KERNEL_OTHER_WAY;
-	return learn(skb, &ip, mtu < config.uplink_mtu ? mtu : config.uplink_mtu);
+	return learn(skb, &ip, mtu < peer->mtu ? mtu : peer->mtu, 0);
 }
 
 static __always_inline enum reason to_wire_ip(struct __sk_buff *skb, bool v6)

@@ -264,6 +264,7 @@ export class Incarnation implements Disposable {
     for (let round = 1; ; round++) {
       const node = await this.#observer.observe(this.#peers);
       const planned = this.#planOf(node);
+      if (this.#observer.sendFrom(planned.outline.uplink.ips) && round < ROUNDS_MAX) continue;
       const done = await reconcile(nodeJobs(this.#targets, planned.node));
       const why = this.#standing.kind === 'starting' ? this.#failureOfNode() : undefined;
       this.#standing =

@@ -5,8 +5,9 @@ import type { ProgramSet } from '../dataplane/programs.ts';
 import { listLinks, readLinkIfThere } from '../host/links.ts';
 import type { NodeEvent } from '../host/monitor.ts';
 import { lookupNextHops, type NextHop } from '../host/neighbours.ts';
-import { readSysctl } from '../host/sysctl.ts';
 import { readUplinkFacts, type UplinkRequest } from '../host/uplink.ts';
+import type { PerFamily } from '../net/ip.ts';
+import { isSame } from '../reconcile/target.ts';
 import type { Peers } from './plan/index.ts';
 import { type LoadedIds, type NodeSnapshot, observed } from './snapshot.ts';
 
@@ -30,12 +31,13 @@ export class NodeObserver {
   readonly #stale = new Set<NodePart>(['links', 'routes', 'nextHops']);
   /** The revision of the peers whose next hops are in the snapshot. */
   #hopsOf = -1;
+  /** The source addresses of packets to peers. */
+  #sources: PerFamily<string> = {};
   #turn: Promise<unknown> = Promise.resolve();
   #snapshot: NodeSnapshot = {
     links: { revision: 0, value: new Map() },
     routes: { revision: 0, value: { defaultRoutes: [], ipv6Mtus: new Map() } },
     nextHops: { revision: 0, value: new Map() },
-    sourcePorts: { min: 0, max: 0 },
     pods: { revision: 0, value: [] },
     programs: { revision: 0, value: undefined },
     attached: new Set(),
@@ -66,7 +68,6 @@ export class NodeObserver {
         links,
         routes,
         nextHops,
-        sourcePorts: await localPortRange(),
         pods: observed(before.pods, await store.list()),
         programs: { revision: programs.revision, value: loadedIds(programs) },
         attached: listLinkKeys(linkPins),
@@ -91,6 +92,17 @@ export class NodeObserver {
       this.#snapshot = { ...rest, pods, links: added.length === 0 ? links : observed(links, value) };
       return this.#snapshot;
     });
+  }
+
+  /**
+   * Ask for next hops as the VXLAN device does: by the addresses from which it sends, since rules may go by those.
+   * @returns whether they are others than before, so that the node must be observed again.
+   */
+  sendFrom(sources: PerFamily<string>): boolean {
+    if (isSame(sources, this.#sources)) return false;
+    this.#sources = sources;
+    this.invalidate('nextHops');
+    return true;
   }
 
   /** Whether the snapshot has an interface of this name. */
@@ -128,7 +140,8 @@ export class NodeObserver {
     const isStale = this.#take('nextHops');
     if (!isStale && revision === this.#hopsOf) return known;
     const addresses = new Set(peers.map(({ vtepIp }) => vtepIp));
-    const asked = await lookupNextHops([...addresses].filter((address) => isStale || !known.has(address)));
+    const missing = [...addresses].filter((address) => isStale || !known.has(address));
+    const asked = await lookupNextHops(missing, this.#sources);
     this.#hopsOf = revision;
     const hops = new Map<string, NextHop>();
     for (const address of addresses) {
@@ -152,13 +165,4 @@ function loadedIds({ loaded }: ProgramSet): LoadedIds | undefined {
     },
     pending: pending !== undefined,
   };
-}
-
-/** net.ipv4.ip_local_port_range, into which the kernel's own VXLAN hashes source ports (RFC 7348 section 4.1). */
-async function localPortRange(): Promise<{ min: number; max: number }> {
-  const [min = 32768, max = 60999] = ((await readSysctl('net/ipv4/ip_local_port_range')) ?? '')
-    .split(/\s+/)
-    .filter(Boolean)
-    .map(Number);
-  return { min, max };
 }

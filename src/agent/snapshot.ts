@@ -32,8 +32,6 @@ export interface NodeSnapshot {
   readonly routes: Observed<Omit<UplinkFacts, 'links'>>;
   /** The kernel's next hop to each underlay address of a peer; an address without a route is missing. */
   readonly nextHops: Observed<ReadonlyMap<string, NextHop>>;
-  /** net.ipv4.ip_local_port_range, both ends included. */
-  readonly sourcePorts: { readonly min: number; readonly max: number };
   /** The CNI attachments. */
   readonly pods: Observed<readonly Attachment[]>;
   /** Undefined before programs were loaded for the first time. */

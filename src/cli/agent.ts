@@ -28,7 +28,10 @@ export function addAgentCommand(program: Command): void {
       flag('--ingress <hook>', 'where to decapsulate').choices(['auto', 'tc', 'xdp']).default('auto'),
     )
     .addOption(
-      flag('--flow-table-size <n>', 'room for flows, in each address family; more are carried by the kernel path')
+      flag(
+        '--flow-table-size <n>',
+        'room for flows, in each address family; more are carried by the kernel path',
+      )
         .argParser(flowTableSize)
         .default(131_072),
     );

@@ -145,7 +145,12 @@ export const flowColumns: Column<FlowRow>[] = [
   { title: 'STATE', value: (row) => row.state },
 ];
 
-function leavesAs({ source, destination, translatedSource, translatedDestination }: FlowRow): string | undefined {
+function leavesAs({
+  source,
+  destination,
+  translatedSource,
+  translatedDestination,
+}: FlowRow): string | undefined {
   if (translatedSource === undefined && translatedDestination === undefined) return undefined;
   return `${translatedSource ?? source} → ${translatedDestination ?? destination}`;
 }

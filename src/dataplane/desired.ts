@@ -36,8 +36,6 @@ export interface NodeSettings {
   /** Undefined: there are no tunnels (host-gw, alloc), and only peers on our own L2 are reached. */
   readonly tunnel?: Tunnel | undefined;
   readonly uplink: { readonly ifindex: number; readonly mtu: number; readonly mac: string };
-  /** net.ipv4.ip_local_port_range, both ends included: the range of outer source ports, as in the kernel. */
-  readonly sourcePorts: { readonly min: number; readonly max: number };
   /** Peers on our own L2 are reached without encapsulation. */
   readonly directRouting?: boolean | undefined;
   /** Room for flows, in each family. */
@@ -179,8 +177,6 @@ export function desiredConfig(settings: NodeSettings): Struct<'config'> {
     uplink_mtu: settings.uplink.mtu,
     pod_mtu: podMtu(settings, 4),
     pod_mtu6: podMtu(settings, 6),
-    source_port_min: settings.sourcePorts.min,
-    source_port_count: settings.sourcePorts.max - settings.sourcePorts.min + 1,
     direct_routing: settings.directRouting ? 1 : 0,
     lifetime_ns: FLOW_LIFETIME_MS * 1e6,
   };
@@ -217,12 +213,14 @@ export interface PeerNextHop {
   readonly ip: string;
   /** Whether the peer is on our own L2 and gets packets without encapsulation. */
   readonly direct: boolean;
+  /** Of the route, in bytes. */
+  readonly mtu: number;
 }
 
 /** For peers that are reached without a tunnel. */
 const noTunnel: Tunnel = { vni: 0, port: 0 };
 
-function peerHead(peer: Peer, { ip, direct }: PeerNextHop): Struct<'peer_head'> {
+function peerHead(peer: Peer, { ip, direct, mtu }: PeerNextHop): Struct<'peer_head'> {
   const kernelPath = peer.podCidr.family === 6 && peer.zeroChecksum !== true && !direct;
   return {
     flags:
@@ -233,6 +231,7 @@ function peerHead(peer: Peer, { ip, direct }: PeerNextHop): Struct<'peer_head'> 
     checksum_base: 0,
     vtep_ip: peer.vtepIp,
     next_hop: ip,
+    mtu,
   };
 }
 

@@ -7,15 +7,16 @@
  * layouts of the maps; `since` is the version in which a map last changed.
  */
 export const layout = {
-  version: 1,
+  version: 5,
   structs: {
     peer_head: {
-      size: 40,
+      size: 48,
       fields: {
         flags: { offset: 0, kind: 'u32', enum: 'peer_flags' },
         checksum_base: { offset: 4, kind: 'u32' },
         vtep_ip: { offset: 8, kind: 'address' },
         next_hop: { offset: 24, kind: 'address' },
+        mtu: { offset: 40, kind: 'u32' },
       },
     },
     ether: {
@@ -65,10 +66,10 @@ export const layout = {
       },
     },
     peer: {
-      size: 104,
+      size: 112,
       fields: {
         head: { offset: 0, kind: { struct: 'peer_head' } },
-        header: { offset: 40, kind: { struct: 'outer_header' } },
+        header: { offset: 48, kind: { struct: 'outer_header' } },
       },
     },
     ipv6: {
@@ -93,10 +94,10 @@ export const layout = {
       },
     },
     peer6: {
-      size: 128,
+      size: 136,
       fields: {
         head: { offset: 0, kind: { struct: 'peer_head' } },
-        header: { offset: 40, kind: { struct: 'outer_header6' } },
+        header: { offset: 48, kind: { struct: 'outer_header6' } },
       },
     },
     vtep: {
@@ -128,7 +129,7 @@ export const layout = {
       },
     },
     learned: {
-      size: 32,
+      size: 40,
       fields: {
         learned_ns: { offset: 0, kind: 'u64' },
         epoch: { offset: 8, kind: 'u32' },
@@ -136,14 +137,17 @@ export const layout = {
         mtu: { offset: 16, kind: 'u32' },
         mark: { offset: 20, kind: 'u32' },
         priority: { offset: 24, kind: 'u32' },
-        translated: { offset: 28, kind: 'u32' },
+        is_translated: { offset: 28, kind: 'u8' },
+        is_settled: { offset: 29, kind: 'u8' },
+        hops: { offset: 30, kind: 'u8' },
+        source_port: { offset: 34, kind: 'be16' },
       },
     },
     learned4: {
-      size: 48,
+      size: 56,
       fields: {
         head: { offset: 0, kind: { struct: 'learned' } },
-        out: { offset: 32, kind: { struct: 'flow4' } },
+        out: { offset: 40, kind: { struct: 'flow4' } },
       },
     },
     flow6: {
@@ -157,20 +161,22 @@ export const layout = {
       },
     },
     learned6: {
-      size: 72,
+      size: 80,
       fields: {
         head: { offset: 0, kind: { struct: 'learned' } },
-        out: { offset: 32, kind: { struct: 'flow6' } },
+        out: { offset: 40, kind: { struct: 'flow6' } },
       },
     },
     arrival: {
-      size: 56,
+      size: 72,
       fields: {
         flow: { offset: 0, kind: { struct: 'flow6' } },
-        epoch: { offset: 40, kind: 'u32' },
-        ifindex: { offset: 44, kind: 'u32' },
-        dscp: { offset: 48, kind: 'u8' },
-        ttl: { offset: 49, kind: 'u8' },
+        noted_ns: { offset: 40, kind: 'u64' },
+        since_ns: { offset: 48, kind: 'u64' },
+        epoch: { offset: 56, kind: 'u32' },
+        ifindex: { offset: 60, kind: 'u32' },
+        dscp: { offset: 64, kind: 'u8' },
+        ttl: { offset: 65, kind: 'u8' },
       },
     },
     counter: {
@@ -178,7 +184,7 @@ export const layout = {
       fields: { packets: { offset: 0, kind: 'u64' }, bytes: { offset: 8, kind: 'u64' } },
     },
     config: {
-      size: 176,
+      size: 160,
       fields: {
         network: { offset: 0, kind: 'be32' },
         network_mask: { offset: 4, kind: 'be32' },
@@ -201,10 +207,8 @@ export const layout = {
         uplink_mtu: { offset: 136, kind: 'u32' },
         pod_mtu: { offset: 140, kind: 'u32' },
         pod_mtu6: { offset: 144, kind: 'u32' },
-        source_port_min: { offset: 148, kind: 'u32' },
-        source_port_count: { offset: 152, kind: 'u32' },
-        direct_routing: { offset: 156, kind: 'u32' },
-        lifetime_ns: { offset: 168, kind: 'u64' },
+        direct_routing: { offset: 148, kind: 'u32' },
+        lifetime_ns: { offset: 152, kind: 'u64' },
       },
     },
   },
@@ -239,23 +243,24 @@ export const layout = {
       KERNEL_NEW_FLOW: 15,
       KERNEL_OLD_EPOCH: 16,
       KERNEL_EXPIRED: 17,
-      KERNEL_OTHER_WAY: 18,
-      KERNEL_LEARNED: 19,
-      KERNEL_OUTSIDE: 20,
-      KERNEL_NOT_SEEN: 21,
-      KERNEL_NOT_TRACKED: 22,
-      KERNEL_NO_ENDPOINT: 23,
-      KERNEL_NO_PEER: 24,
-      KERNEL_MARKED: 25,
-      KERNEL_TTL: 26,
-      KERNEL_TOO_BIG: 27,
-      KERNEL_NO_ROOM: 28,
-      DROP_UNKNOWN_PEER: 29,
-      DROP_SPOOFED_SOURCE: 30,
-      DROP_VXLAN_FROM_POD: 31,
-      DROP_ECN: 32,
-      DROP_OTHER_VLAN: 33,
-      REASONS: 34,
+      KERNEL_UNSETTLED: 18,
+      KERNEL_OTHER_WAY: 19,
+      KERNEL_LEARNED: 20,
+      KERNEL_OUTSIDE: 21,
+      KERNEL_NOT_SEEN: 22,
+      KERNEL_NOT_ESTABLISHED: 23,
+      KERNEL_NO_ENDPOINT: 24,
+      KERNEL_NO_PEER: 25,
+      KERNEL_MARKED: 26,
+      KERNEL_TTL: 27,
+      KERNEL_TOO_BIG: 28,
+      KERNEL_NO_ROOM: 29,
+      DROP_UNKNOWN_PEER: 30,
+      DROP_SPOOFED_SOURCE: 31,
+      DROP_VXLAN_FROM_POD: 32,
+      DROP_ECN: 33,
+      DROP_OTHER_VLAN: 34,
+      REASONS: 35,
     },
   },
   maps: {
@@ -265,15 +270,15 @@ export const layout = {
       value: { struct: 'arrival' },
       maxEntries: 1024,
       flags: 0,
-      since: 1,
+      since: 5,
     },
     counters: {
       type: 'percpu_array',
       key: 'u32',
       value: { struct: 'counter' },
-      maxEntries: 170,
+      maxEntries: 175,
       flags: 0,
-      since: 1,
+      since: 4,
     },
     endpoint_state: {
       type: 'array',
@@ -306,7 +311,7 @@ export const layout = {
       value: { struct: 'learned4' },
       maxEntries: 131072,
       flags: 0,
-      since: 1,
+      since: 4,
     },
     flows6: {
       type: 'lru_hash',
@@ -314,7 +319,7 @@ export const layout = {
       value: { struct: 'learned6' },
       maxEntries: 131072,
       flags: 0,
-      since: 1,
+      since: 4,
     },
     ip_ids: { type: 'percpu_array', key: 'u32', value: 'u32', maxEntries: 1, flags: 0, since: 1 },
     peers: {
@@ -323,7 +328,7 @@ export const layout = {
       value: { struct: 'peer' },
       maxEntries: 256,
       flags: 0,
-      since: 0,
+      since: 2,
     },
     peers6: {
       type: 'hash',
@@ -331,7 +336,7 @@ export const layout = {
       value: { struct: 'peer6' },
       maxEntries: 32768,
       flags: 1,
-      since: 0,
+      since: 2,
     },
     vteps: {
       type: 'hash',

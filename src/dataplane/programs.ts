@@ -8,6 +8,7 @@
 import { existsSync, readdirSync, renameSync, rmSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { BpfMap, BpfObject, type BpfProgram } from '#libbpf-ts';
+import { filterDestroyed } from '#netlink';
 import { RipstopError } from '../errors.ts';
 import { encode } from './codec.ts';
 import { desiredConfig, endpointCapacity, type NodeSettings, peerCapacity } from './desired.ts';
@@ -28,6 +29,7 @@ const objects = {
   pod: ['from_pod', 'to_pod'],
   wire: ['from_wire', 'to_wire'],
   xdp: ['xdp_from_wire'],
+  conntrack: ['connection_deleted'],
 } as const;
 
 export type ProgramName = (typeof objects)[keyof typeof objects][number];
@@ -180,7 +182,9 @@ function sharePin(name: MapName, from: Generation, to: Generation): void {
 /** The loaded programs of this node, which change when they are loaded again. */
 export class ProgramSet implements Disposable {
   readonly #paths: PinPaths;
-  #loaded: { readonly settings: NodeSettings; readonly programs: LoadedPrograms } | undefined;
+  #loaded:
+    | { readonly settings: NodeSettings; readonly programs: LoadedPrograms; readonly filter: Disposable }
+    | undefined;
   #revision = 0;
 
   constructor(paths: PinPaths) {
@@ -217,8 +221,9 @@ export class ProgramSet implements Disposable {
       upsert: async (entries) => {
         for (const settings of entries.values()) {
           const programs = loadPrograms(settings, this.#paths);
+          const filter = filterDestroyed(programs.programs.connection_deleted.fd);
           this[Symbol.dispose]();
-          this.#loaded = { settings, programs };
+          this.#loaded = { settings, programs, filter };
           this.#revision++;
           if (programs.pending) onPending(programs.pending);
         }
@@ -248,6 +253,7 @@ export class ProgramSet implements Disposable {
   }
 
   [Symbol.dispose](): void {
+    this.#loaded?.filter[Symbol.dispose]();
     this.#loaded?.programs[Symbol.dispose]();
   }
 }

@@ -232,7 +232,7 @@ describe(title('flannel-v6.1 between two nodes'), { skip: skip !== undefined }, 
     const { one, two } = cluster;
     const direct = async (from: TestPath, to: TestPath): Promise<string | undefined> => {
       const { vtepIp } = to.asPeer;
-      const hops = await lookupNextHops([vtepIp], from.node.options);
+      const hops = await lookupNextHops([vtepIp], {}, from.node.options);
       const hop = hops.get(vtepIp);
       return hop && hop.gateway === undefined ? 'eth0' : undefined;
     };

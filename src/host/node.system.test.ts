@@ -126,6 +126,7 @@ describe(title('the next hop to a peer'), { skip: skip !== undefined }, () => {
     await node.ip('route add unreachable 10.99.0.0/16');
     const hops = await lookupNextHops(
       ['192.168.9.2', '8.8.8.8', '10.99.1.1', '192.168.9.1', 'fd09:0::2', '2001:db8::1'],
+      {},
       node.options,
     );
     expect(Object.fromEntries(hops)).toEqual({

@@ -118,7 +118,7 @@ export async function readUplinkFacts(
   options: RunOptions = {},
 ): Promise<UplinkFacts> {
   const canAsk = target !== undefined && addressFamily(target) !== undefined;
-  const nextHops = await lookupNextHops(canAsk ? [target] : [], options);
+  const nextHops = await lookupNextHops(canAsk ? [target] : [], {}, options);
   const ipv6Mtus = new Map<string, number>();
   for (const { name, loopback, vxlan } of families.includes(6) ? links.values() : []) {
     if (loopback || vxlan || isPodVeth(name)) continue;

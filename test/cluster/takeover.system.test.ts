@@ -234,7 +234,7 @@ describe.skipIf(missingHere('ip6tables-restore'))('a flannel node whose pods go 
       [old(1), fresh],
       [fresh, far()],
     ]);
-    expect(printed).toMatch(/took all programs off/);
+    expect(printed).toMatch(/detached all programs/);
     expect(await vtep(node())).toEqual(before);
     expect(await flannelRules(node())).toEqual(['FLANNEL-FWD', 'FLANNEL-POSTRTG']);
     expect(await hasOurTable(node())).toBe(false);

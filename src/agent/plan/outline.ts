@@ -49,7 +49,6 @@ export function planOutline(node: NodeSnapshot, options: PlanOptions): Outline {
     ...parts,
     ...(tunnel && { tunnel: { vni: tunnel.vni, port: tunnel.port } }),
     uplink: { ifindex: uplink.ifindex, mtu, mac: links.get(uplink.name)?.mac ?? NO_MAC },
-    sourcePorts: node.sourcePorts,
     directRouting: tunnel?.directRouting ?? true,
     flowTableSize: agent.flowTableSize,
   };

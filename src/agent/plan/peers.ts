@@ -65,8 +65,8 @@ function nextHops(
   return (address) => {
     const hop = nextHops.value.get(address);
     if (hop?.dev !== uplink.name) return undefined;
-    const { gateway } = hop;
-    return { ip: gateway ?? address, direct: settings.directRouting === true && gateway === undefined };
+    const { gateway, mtu = uplink.mtu } = hop;
+    return { ip: gateway ?? address, direct: settings.directRouting === true && gateway === undefined, mtu };
   };
 }
 

@@ -94,7 +94,6 @@ function node(given: Given = {}): NodeSnapshot {
       revision: 1,
       value: new Map(Object.entries(hops).map(([ip, { dev, gateway }]) => [ip, { dev, gateway }])),
     },
-    sourcePorts: { min: 32768, max: 60999 },
     pods: { revision: 1, value: pods },
     programs: {
       revision: 1,
