@@ -164,9 +164,10 @@ function say(
   const { head, out } = entry;
   const age = Number(process.hrtime.bigint()) - head.learned_ns;
   const isFresh = age > -1e9 && age < 1e9 && head.ifindex === 1 && head.epoch === on.tables.epoch.get(0);
-  const translated = head.translated ? 'translated' : 'plain';
+  const translated = head.is_translated ? 'translated' : 'plain';
   log.push(`${what}: ${steps.join('; ')}`, `  ${translated}, leaves ${textOf(out)}, MTU ${head.mtu}`);
   if (!isFresh) log.push(`but with ${JSON.stringify(head)}`);
+  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1); // a gap in the flow
   const program = comes.src === far ? 'from_wire' : 'from_pod';
   log.push(`  then ${on.run(program, next).counted}`);
 }
@@ -233,8 +234,11 @@ sends('with a TTL of two less', { ...(await fresh(41001)), change: { ttl: 62 } }
 sends('without its arrival', { ...(await fresh(41002)), unseen: true });
 sends('with a helper', await fresh(41003, 8021));
 const unknown = ends(sender.ip, 41004, far, 8080);
-sends('without a connection', { comes: unknown, leaves: unknown });
-sends('as a packet of another connection', { ...(await fresh(41005)), comes: unknown });
+sends('that conntrack does not know', { comes: unknown, leaves: unknown });
+sends('as a packet of another connection', {
+  ...(await fresh(41005)),
+  comes: ends(sender.ip, 41007, far, 8080),
+});
 
 const ending = ends(sender.ip, 41006, far, 8080);
 const socket = await connectTcp(ending);

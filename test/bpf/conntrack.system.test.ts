@@ -50,10 +50,12 @@ describe.skipIf(missing)(`beside conntrack${missing ? ` (skipped: ${missing})` :
       `with another DSCP: ${sent} kernel not_seen`,
       `with a TTL of two less: ${sent} kernel not_seen`,
       'without its arrival: to_wire: kernel not_seen',
-      `with a helper: ${sent} kernel not_tracked`,
-      `without a connection: ${sent} kernel not_tracked`,
+      `with a helper: ${sent} kernel not_established`,
+      `that conntrack does not know: ${sent} kernel learned`,
+      `  plain, leaves pod:41004 → far:8080, MTU ${mtu}`,
+      fastOut,
       `as a packet of another connection: ${sent} kernel not_seen`,
-      `after its end: ${sent} kernel not_tracked`,
+      `after its end: ${sent} kernel not_established`,
       `to another MAC address: ${sent} kernel other_way`,
       `with another outer TTL: ${sent} kernel other_way`,
       `with an outer DSCP: ${sent} kernel other_way`,
@@ -65,7 +67,7 @@ describe.skipIf(missing)(`beside conntrack${missing ? ` (skipped: ${missing})` :
       `without a tunnel to a peer on our L2: ${sent} kernel learned`,
       '  plain, leaves pod:40000 → far:8080, MTU 1500',
       '  then from_pod: fast direct',
-      `before its handshake is complete: ${sent} kernel not_tracked`,
+      `before its handshake is complete: ${sent} kernel not_established`,
     ]);
   });
 });

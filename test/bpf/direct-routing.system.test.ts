@@ -151,7 +151,7 @@ for (const side of sides) {
               side,
               peers.behindNat,
               ip({ src: sender.ip, dst: podOf(9, 7), protocol: TCP, ttl: 63 }, segment),
-              chosenOf(side, packet),
+              chosenOf(packet),
             ),
         },
         leavesFor(

@@ -147,6 +147,8 @@ describeOnNode('the flow table, packet by packet', (node) => {
         expect(node().run(hook, packet).verdict).toBe('kernel');
         expect(notesOf(flow)).toEqual([
           {
+            noted_ns: expect.any(Number) as number,
+            since_ns: expect.any(Number) as number,
             flow,
             epoch: 0,
             ifindex: TEST_RUN_IFINDEX,

@@ -15,7 +15,7 @@ import {
   vxlan,
   type VxlanFields,
 } from '../support/packets.ts';
-import { type Flow, type Side, TEST_RUN_MAC, tunnel } from './node.ts';
+import { type Flow, type Side, SOURCE_PORT, TEST_RUN_MAC, tunnel } from './node.ts';
 
 export type IpFields = Partial<Ipv4Fields & Ipv6Fields>;
 
@@ -116,16 +116,16 @@ export function encapsulated(
   side: Side,
   to: Peer,
   inner: Uint8Array,
-  chosen: { ecn?: number; id: number; sourcePort: number },
+  { ecn = 0, id, sourcePort = SOURCE_PORT }: { ecn?: number; id: number; sourcePort?: number },
 ): Uint8Array {
   const noMac = '00:00:00:00:00:00'; // filled in later from the kernel's neighbour table
   const { vtepMac, vtepIp } = side.settings;
   return ethernet(
     { dst: noMac, src: noMac },
     ip(
-      { src: vtepIp, dst: to.vtepIp, ttl: 64, tos: chosen.ecn ?? 0, id: chosen.id },
+      { src: vtepIp, dst: to.vtepIp, ttl: 64, tos: ecn, id },
       udp(
-        { src: chosen.sourcePort, dst: tunnel.port },
+        { src: sourcePort, dst: tunnel.port },
         vxlan({ vni: tunnel.vni }, ethernet({ dst: to.vtepMac, src: vtepMac }, inner)),
       ),
     ),
@@ -137,8 +137,7 @@ export function delivered(to: Endpoint, inner: Uint8Array): Uint8Array {
   return ethernet({ dst: to.podMac, src: to.hostMac }, inner);
 }
 
-/** The id (of IPv4 only) and the source port of an encapsulated packet. */
-export function chosenOf({ family }: Side, packet: Uint8Array): { id: number; sourcePort: number } {
-  const view = new DataView(packet.buffer, packet.byteOffset);
-  return { id: view.getUint16(18), sourcePort: view.getUint16(14 + ipBytes[family]) };
+/** What the programs choose of an encapsulated packet: the id, of IPv4 only. */
+export function chosenOf(packet: Uint8Array): { id: number } {
+  return { id: new DataView(packet.buffer, packet.byteOffset).getUint16(18) };
 }

@@ -173,7 +173,6 @@ export const settings: NodeSettings = {
   v6: v6.settings,
   tunnel,
   uplink: { ifindex: 2, mtu: 1500, mac: TEST_RUN_MAC },
-  sourcePorts: { min: 32768, max: 60999 },
   flowTableSize: 4096,
 };
 
@@ -184,8 +183,9 @@ const l2 = [parseCidr('192.168.0.0/24'), parseCidr('fd00:31::/64')];
 
 /** The next hop for an underlay address. */
 export function nextHopTo(address: string, direct = false): PeerNextHop {
-  if (l2.some((block) => cidrContains(block, address))) return { ip: address, direct };
-  return { ip: address.includes(':') ? vtepOf6(254) : vtepOf4(254), direct: false };
+  const { mtu } = settings.uplink;
+  if (l2.some((block) => cidrContains(block, address))) return { ip: address, direct, mtu };
+  return { ip: address.includes(':') ? vtepOf6(254) : vtepOf4(254), direct: false, mtu };
 }
 
 /** Fill the maps as the agent would: peers and local pods. */
@@ -207,10 +207,11 @@ export function fillTables(
 /** A flow of either family. */
 export type Flow = Struct<'flow6'>;
 
+/** The outer source port of flows that the fixtures have learned. */
+export const SOURCE_PORT = 45678;
+
 /** An entry of the flow table. By default it is valid for the packets of test runs, which leave as they came. */
-export interface LearnedFlow extends Partial<
-  Pick<Struct<'learned'>, 'epoch' | 'ifindex' | 'mtu' | 'mark' | 'priority'>
-> {
+export interface LearnedFlow extends Partial<Omit<Struct<'learned'>, 'learned_ns' | 'is_translated'>> {
   readonly flow: Flow;
   /** What is translated. */
   readonly out?: Partial<Flow>;
@@ -230,7 +231,10 @@ function learnedValue({ flow, out, ageMs = 1000, ...head }: LearnedFlow): Struct
       mtu: podMtu(settings, addressFamily(flow.src) ?? 4),
       mark: 0,
       priority: 0,
-      translated: out ? 1 : 0,
+      is_translated: out ? 1 : 0,
+      is_settled: 1,
+      hops: 0,
+      source_port: SOURCE_PORT,
       ...head,
     },
     out: { ...flow, ...out },
@@ -263,13 +267,15 @@ function arrivalSlot(tables: Tables, flow: Flow): number {
 /** Note on every CPU that a packet was left to the kernel path. */
 export function noteArrival(tables: Tables, noted: NotedArrival): void {
   const slot = arrivalSlot(tables, noted.flow);
-  tables.arrivals.set(slot, { epoch: 0, ifindex: TEST_RUN_IFINDEX, dscp: 0, ttl: 64, ...noted });
+  const at = { noted_ns: nowNs(), since_ns: nowNs() };
+  tables.arrivals.set(slot, { epoch: 0, ifindex: TEST_RUN_IFINDEX, dscp: 0, ttl: 64, ...at, ...noted });
 }
 
 /** Take such a note away from every CPU. */
 export function forgetArrival(tables: Tables, flow: Flow): void {
   const nobody = { src: '::', dst: '::', src_port: 0, dst_port: 0, protocol: 0 };
-  tables.arrivals.set(arrivalSlot(tables, flow), { flow: nobody, epoch: 0, ifindex: 0, dscp: 0, ttl: 0 });
+  const nothing = { flow: nobody, noted_ns: 0, since_ns: 0, epoch: 0, ifindex: 0, dscp: 0, ttl: 0 };
+  tables.arrivals.set(arrivalSlot(tables, flow), nothing);
 }
 
 /** What some CPU has noted in the slot of a flow. */

@@ -150,7 +150,7 @@ for (const side of sides) {
       verdict: 'fast encap',
       out: (packet) =>
         encapsulated(side, one, packetOf(each.leaves, protocol, data, { ...kind, ttl: 63, tos: 2 }), {
-          ...chosenOf(side, packet),
+          ...chosenOf(packet),
           ecn: 2,
         }),
     })),
