@@ -5,6 +5,7 @@
  */
 import { isDeepStrictEqual } from 'node:util';
 import { describe, expect, it } from 'vitest';
+import { readCounters } from '../../src/dataplane/counters.ts';
 import { FLOW_LIFETIME_MS } from '../../src/dataplane/desired.ts';
 import { ethernet, icmp, ip, protocols, tcp, udp } from '../support/packets.ts';
 import { describeOnNode, type Fixture, runFixtures } from './support.ts';
@@ -13,16 +14,25 @@ import {
   directSettings,
   type Flow,
   type LearnedFlow,
+  learnFlows,
+  noteArrival,
+  type NotedArrival,
   type Side,
   sides,
+  tableOf,
   TEST_RUN_IFINDEX,
   TEST_RUN_MAC,
   type TestNode,
+  testRun,
 } from './node.ts';
 
 const { udp: UDP } = protocols;
 const hooks = ['from_pod', 'from_wire', 'xdp_from_wire'] as const;
 type Hook = (typeof hooks)[number];
+
+/** As in bpf/flows.h. */
+const GAP_NS = 100_000;
+const WITHOUT_GAP_NS = 10_000_000;
 
 const ports = { src: 40000, dst: 80 };
 const segment = tcp(ports);
@@ -137,6 +147,60 @@ describeOnNode('the flow table, packet by packet', (node) => {
       });
     },
   );
+
+  describe.each(
+    sides.flatMap((side) =>
+      (['from_pod', 'from_wire'] as const).map((hook) => ({ side, hook, family: side.family })),
+    ),
+  )('$hook, a flow that was just learned, IPv$family', ({ side, hook }) => {
+    const { packet, flow } = arrivalAt(side, hook, tcp({ src: 40002, dst: 80 }));
+    const isSettled = () => tableOf(node().tables, flow).get(flow)?.head.is_settled;
+    const unsettled = (): number =>
+      readCounters(node().tables)
+        .filter((counter) => counter.hook === hook && counter.reason === 'unsettled')
+        .reduce((sum, { packets }) => sum + packets, 0);
+
+    /** Run a packet so long after the last one was noted, and after its predecessors began to come without a gap. */
+    const runAfter = (noted: Partial<NotedArrival>, gapNs: number, sinceNs: number, of = packet) => {
+      using _ = node().learn([{ flow, is_settled: 0 }]);
+      for (let left = 1000; left > 0; left--) {
+        const now = Number(process.hrtime.bigint());
+        tableOf(node().tables, flow).delete(flow);
+        learnFlows(node().tables, [{ flow, is_settled: 0 }]);
+        noteArrival(node().tables, { flow, noted_ns: now - gapNs, since_ns: now - sinceNs, ...noted });
+        const { verdict } = testRun(node().programs[hook], of);
+        // Otherwise something else held this process up, and it was another gap.
+        if (Number(process.hrtime.bigint()) - now < GAP_NS) return { verdict, isSettled: isSettled() };
+      }
+      throw new Error('no run was fast enough');
+    };
+
+    it('stays on the kernel path while its last packet may still be under way there', () => {
+      const before = unsettled();
+      expect(runAfter({}, 0, 0)).toEqual({ verdict: 'kernel', isSettled: 0 });
+      expect(unsettled()).toBeGreaterThan(before);
+    });
+
+    it('changes to the fast path in a gap, and stays there', () => {
+      expect(runAfter({}, GAP_NS, GAP_NS)).toEqual({ verdict: 'fast', isSettled: 1 });
+    });
+
+    it('changes without a gap when there is none for long', () => {
+      expect(runAfter({}, 0, WITHOUT_GAP_NS)).toEqual({ verdict: 'fast', isSettled: 1 });
+    });
+
+    it('does not wait for packets of other flows', () => {
+      expect(runAfter({ flow: { ...flow, protocol: UDP } }, 0, 0)).toEqual({ verdict: 'fast', isSettled: 1 });
+    });
+
+    it('leaves the fast path for a while after a packet that does not suit it', () => {
+      const [endless, lastHop] = [arrivalAt(side, hook), arrivalAt(side, hook, undefined, { ttl: 1 })];
+      using _ = node().learn([{ flow: endless.flow }]);
+      expect(node().run(hook, lastHop.packet).counted).toBe(`${hook}: kernel ttl`);
+      expect(tableOf(node().tables, endless.flow).get(endless.flow)?.head.is_settled).toBe(0);
+      expect(node().run(hook, endless.packet).verdict).toBe('fast'); // reading all counters was a gap
+    });
+  });
 
   describe.each(sides)('notes of what is left to the kernel path, IPv$family', (side) => {
     const noted = (hook: Exclude<Hook, 'xdp_from_wire'>, says: string, ...learned: LearnedFlow[]) =>

@@ -331,7 +331,7 @@ const GSO_SIZE_OFFSET = 176;
 export function testRun(
   program: BpfProgram,
   packet: Uint8Array,
-  { gsoSize = 0, note = 0, isXdp = false }: RunOptions & { readonly isXdp?: boolean },
+  { gsoSize = 0, note = 0, isXdp = false }: RunOptions & { readonly isXdp?: boolean } = {},
 ): Pick<Outcome, 'verdict' | 'packet' | 'beside'> {
   const context = new Uint32Array(SK_BUFF_BYTES / 4);
   context[GSO_SIZE_OFFSET / 4] = gsoSize;
