@@ -3,6 +3,7 @@
  * The dual-stack node that the fixtures of this folder run on: the programs as the agent loads them, with maps as the
  * agent fills them, and packets handed in by BPF_PROG_TEST_RUN. It has no network and needs none.
  */
+import { isDeepStrictEqual } from 'node:util';
 import type { BpfProgram } from '#libbpf-ts';
 import { encode, type Struct } from '../../src/dataplane/codec.ts';
 import { readCounters } from '../../src/dataplane/counters.ts';
@@ -278,10 +279,10 @@ export function forgetArrival(tables: Tables, flow: Flow): void {
   tables.arrivals.set(arrivalSlot(tables, flow), nothing);
 }
 
-/** What some CPU has noted in the slot of a flow. */
-export function arrivalOf(tables: Tables, flow: Flow): Struct<'arrival'> | undefined {
+/** What each CPU has noted of a flow. */
+export function arrivalsOfFlow(tables: Tables, flow: Flow): Struct<'arrival'>[] {
   const notes = tables.arrivals.getPerCpu(arrivalSlot(tables, flow)) ?? [];
-  return notes.find((noted) => noted.flow.protocol !== 0);
+  return notes.filter((noted) => isDeepStrictEqual(noted.flow, flow));
 }
 
 /** All packets that the programs have noted as left to the kernel path. */

@@ -437,17 +437,18 @@ function met(
   cast: Cast,
   hook: Hook,
   packet: Uint8Array,
-): Pick<Arrival, 'table' | 'flow' | 'noted'> {
+): Pick<Arrival, 'table' | 'flow' | 'noted' | 'isBehind'> {
   const flow = flowIn(hook, packet, cast);
   if (!flow) return { table: [] };
   if (hook === 'to_pod' || hook === 'to_wire')
     return { flow, table: [], ...(!one(random, 6) && { noted: noteOf(random, flow, packet, cast) }) };
   const entry = entryOf(random, cast, hook, flow);
+  const isBehind = one(random, entry?.is_settled === 0 ? 2 : 20);
   const table = [
     ...(entry && !one(random, 10) ? [entry] : []),
     ...(entry && one(random, 4) ? [{ ...entry, flow: beside(random, flow) }] : []),
   ];
-  return { flow, table };
+  return { flow, table, ...(isBehind && { isBehind }) };
 }
 
 /** Another flow: the opposite direction, another port, another protocol. */
@@ -474,6 +475,9 @@ function entryOf(random: Random, cast: Cast, hook: Hook, flow: Flow): Entry | un
     ifindex: TEST_RUN_IFINDEX,
     ageMs: 500,
     mtu: random.pick(mtus),
+    is_settled: one(random, 4) ? 0 : 1,
+    hops: one(random, 4) ? 1 : 0,
+    source_port: random.below(65536),
     ...(out && { out }),
     ...(one(random, 8) && spoilt),
   };

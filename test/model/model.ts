@@ -47,7 +47,8 @@ export type Hook = 'from_pod' | 'from_wire' | 'to_pod' | 'to_wire' | 'xdp_from_w
 export const EPOCH = 5;
 
 /** An entry of the flow table, with all that a verdict depends on. */
-export type Entry = LearnedFlow & Required<Pick<LearnedFlow, 'epoch' | 'ifindex' | 'ageMs' | 'mtu'>>;
+export type Entry = LearnedFlow &
+  Required<Pick<LearnedFlow, 'epoch' | 'ifindex' | 'ageMs' | 'mtu' | 'is_settled' | 'hops' | 'source_port'>>;
 
 export interface Arrival {
   /** The node that it arrives at. */
@@ -62,8 +63,10 @@ export interface Arrival {
   readonly flow?: Flow;
   /** The flow table when it arrives. */
   readonly table: readonly Entry[];
-  /** What was noted when a packet of this flow came in, if it leaves the kernel path now. */
+  /** What was noted when it came in, if it leaves the kernel path now. */
   readonly noted?: NotedArrival;
+  /** It comes directly behind another packet of its flow, which was left to the kernel path. */
+  readonly isBehind?: boolean;
 }
 
 export interface Decision {
@@ -79,12 +82,20 @@ export interface Decision {
   /** What is noted of a packet that is left to the kernel path. */
   readonly notes?: NotedArrival;
   /** The entry that the flow table gets. */
-  readonly learns?: LearnedFlow;
+  readonly learns?: Entry;
+  /** Whether the flow's entry has become one whose earlier packets are no longer under way on the kernel path. */
+  readonly settles?: boolean;
 }
 
 type Decided = Omit<Decision, 'out'> & Partial<Decision>;
 const kernel = (...reasons: string[]): Decided => ({ verdict: 'kernel', reasons });
 const drop = (reason: string): Decided => ({ verdict: 'drop', reasons: [reason] });
+const fast = (reason: string, out: Uint8Array, { settles }: Effects): Decided => ({
+  verdict: 'fast',
+  reasons: [reason],
+  out,
+  ...(settles && { settles }),
+});
 
 /** A decapsulated packet that a local pod may get, before its TTL is decremented. */
 interface Detunnelled {
@@ -96,7 +107,7 @@ interface Detunnelled {
 }
 
 /** What a packet does to the flow table and to the notes, unless it takes the fast path. */
-type Effects = Pick<Decided, 'forgets' | 'notes'>;
+type Effects = Pick<Decided, 'forgets' | 'notes' | 'settles'>;
 
 /** A packet's flow in the table: why it does not take the fast path, or the entry. */
 interface Lookup {
@@ -230,7 +241,9 @@ export class Model {
     if (entry.ifindex !== ifindex) reasons.push('other_way');
     if (entry.epoch !== EPOCH) reasons.push('old_epoch');
     if (entry.ageMs > FLOW_LIFETIME_MS) reasons.push('expired');
-    return { reasons, entry, effects };
+    const settles = isCertain && reasons.length === 0 && (entry.is_settled !== 0 || !arrival.isBehind);
+    if (entry.is_settled === 0 && arrival.isBehind) reasons.push('unsettled');
+    return { reasons, entry, effects: { ...effects, ...(settles && { settles }) } };
   }
 
   #fromPod(arrival: Arrival, ip: IpPacket, view: FamilyView, otherMac: readonly string[]): Decided {
@@ -240,8 +253,9 @@ export class Model {
     const reasons = [...lookup.reasons];
     const sender = view.endpoints.get(ip.src);
     const mayBeLearned = sender?.hostIfindex === ifindex && !sender.kernelPath;
-    const { forgets, notes } = lookup.effects;
-    const effects = { ...(forgets && { forgets }), ...(notes && mayBeLearned && { notes }) };
+    const { notes, ...others } = lookup.effects;
+    const effects = { ...others, ...(notes && mayBeLearned && { notes }) };
+    const goes = (reason: string, out: Uint8Array): Decided => fast(reason, out, lookup.effects);
     const stays = (...more: string[]): Decided => ({ ...kernel(...reasons, ...more), ...effects });
     if (sender?.hostIfindex !== ifindex) reasons.push('other_source');
     else if (sender.kernelPath) reasons.push('marked');
@@ -255,8 +269,10 @@ export class Model {
       if (!receiver || receiver.hostIfindex === ifindex) return stays('no_endpoint');
       if (receiver.kernelPath) reasons.push('marked');
       if (isTooBig(arrival, ip, receiver.mtu)) reasons.push('too_big');
+      if (lookup.entry.hops > 0 && ip.ttl <= 1) reasons.push('ttl');
       if (reasons.length > 0) return stays();
-      return { verdict: 'fast', reasons: ['local'], out: delivered(out.subarray(ETHER), receiver) };
+      if (lookup.entry.hops > 0) decrementTtl(out.subarray(ETHER), view.family);
+      return goes('local', delivered(out.subarray(ETHER), receiver));
     }
 
     const peer = view.peerOf(to);
@@ -267,10 +283,17 @@ export class Model {
     if (isTooBig(arrival, ip, lookup.entry.mtu)) reasons.push('too_big');
     if (reasons.length > 0) return stays();
     decrementTtl(out.subarray(ETHER), view.family);
-    if (direct) return { verdict: 'fast', reasons: ['direct'], out };
+    if (direct) return goes('direct', out);
     if (gsoSize > 0) return stays('no_room'); // a test run's GSO packets have no type, so none may grow
-    const encapsulated = this.#encapsulated(out.subarray(ETHER), ip.tos & 3, peer, view);
-    return { verdict: 'fast', reasons: ['encap'], out: encapsulated };
+    const ecn = ip.tos & 3;
+    const encapsulated = this.#encapsulated(
+      out.subarray(ETHER),
+      ecn === CE ? ECT0 : ecn, // as the kernel's VXLAN device does
+      peer,
+      lookup.entry.source_port,
+      view,
+    );
+    return goes('encap', encapsulated);
   }
 
   /**
@@ -295,7 +318,7 @@ export class Model {
     if ('verdict' in found) return found;
     if (arrival.gsoSize > 0) return { ...kernel('no_room'), ...found.effects }; // as above: nor shrink
     decrementTtl(found.translated, view.family);
-    return { verdict: 'fast', reasons: ['decap'], out: delivered(found.translated, found.receiver) };
+    return fast('decap', delivered(found.translated, found.receiver), found.effects);
   }
 
   /**
@@ -304,10 +327,10 @@ export class Model {
    */
   #xdpFromWire(arrival: Arrival, ip: IpPacket, view: FamilyView): Decided {
     const found = this.#detunnel(arrival, ip, view);
-    if ('verdict' in found) return found.verdict === 'drop' ? kernel() : found;
+    if ('verdict' in found) return found.verdict === 'drop' ? { ...found, ...kernel() } : found;
     const mark = new Uint8Array(Uint32Array.of(0x72697073, tunnel.vni).buffer);
     const out = Uint8Array.from([...mark, ...arrival.packet.subarray(0, ETHER), ...found.inner]);
-    return { verdict: 'fast', reasons: ['decap'], out };
+    return fast('decap', out, found.effects);
   }
 
   /** The inner packet of a VXLAN packet for a local pod, if all of it is valid. */
@@ -358,7 +381,7 @@ export class Model {
     if (receiver && gsoSize === 0 && bytes > receiver.mtu) reasons.push('too_big');
     if (!receiver || reasons.length > 0) return stays(...reasons);
     const ecn = ecnOut(inner.tos & 3, outer.tos & 3);
-    if (ecn === undefined) return drop('ecn');
+    if (ecn === undefined) return { ...drop('ecn'), ...(effects.settles && { settles: true }) };
     const out = datagram.slice(innerAt);
     setEcn(out, family, ecn);
     const translated = out.slice();
@@ -384,10 +407,13 @@ export class Model {
     const out = frame.slice();
     if (entry.out) translate(out, unpadded, leaving(entry));
     decrementTtl(out, view.family);
-    return { verdict: 'fast', reasons: ['direct'], out: delivered(out, receiver) };
+    return fast('direct', delivered(out, receiver), effects);
   }
 
-  /** A packet for a pod that the kernel path has let through. Conntrack knows none of them, so only echoes are learned. */
+  /**
+   * A packet for a pod that the kernel path has let through. Conntrack knows none of them: they are learned if they leave as
+   * they came in.
+   */
   #toPod({ packet, ifindex, noted }: Arrival, ip: IpPacket, view: FamilyView): Decided {
     const receiver = view.endpoints.get(ip.dst);
     if (receiver?.hostIfindex !== ifindex) return kernel(...ip.faults, 'no_endpoint');
@@ -396,11 +422,11 @@ export class Model {
     // The kernel has let the packet through, so the length that its header tells does not matter.
     const isReadable = reasons.every((reason) => reason === 'malformed');
     const reading = readFlow(readIp(packet.subarray(ETHER), view.family)!);
-    const learned = isReadable ? learnedEcho(reading, ip, receiver, noted) : undefined;
+    const learned = isReadable ? learnedEntry(reading, ip, receiver, noted) : undefined;
     if (learned) return { ...kernel('learned'), learns: learned };
     if (!reading.flow) return kernel(...reasons, reading.why);
     if (reading.isEnd) return kernel(...reasons, 'handshake');
-    return kernel(...reasons, isIcmp(ip) ? 'not_seen' : 'not_tracked');
+    return kernel(...reasons, 'not_seen');
   }
 
   /** A packet for the wire that the kernel path has let through. This kernel knows no way to a peer. */
@@ -434,7 +460,13 @@ export class Model {
   }
 
   /** Encapsulate an IP packet (RFC 7348). MAC addresses come later, from the kernel's neighbour table. */
-  #encapsulated(inner: Uint8Array, ecn: number, peer: Peer, { family, own }: FamilyView): Uint8Array {
+  #encapsulated(
+    inner: Uint8Array,
+    ecn: number,
+    peer: Peer,
+    sourcePort: number,
+    { family, own }: FamilyView,
+  ): Uint8Array {
     const { port, vni } = tunnel;
     const length = encapBytes[family] + inner.length;
     const out = new Uint8Array(ETHER + length);
@@ -450,6 +482,7 @@ export class Model {
       setU16(out, ETHER + 4, length - 40);
     }
     const udp = ETHER + headerLength[family];
+    setU16(out, udp, sourcePort);
     setU16(out, udp + 2, port);
     setU16(out, udp + 4, length - headerLength[family]);
     out.set([8, 0, 0, 0, vni >>> 16, (vni >>> 8) & 255, vni & 255, 0], udp + 8);
@@ -485,17 +518,18 @@ const againstDelivery = (ip: IpPacket, receiver: Endpoint | undefined): string[]
   ...(ip.ttl <= 1 ? ['ttl'] : []),
 ];
 
-/** The entry for an echo that leaves as it came in, at most one hop further. */
-function learnedEcho(
+/** The entry for a packet that leaves as it came in, at most one hop further. */
+function learnedEntry(
   reading: FlowReading,
   ip: IpPacket,
   { mtu }: Endpoint,
   noted: NotedArrival | undefined,
-): LearnedFlow | undefined {
-  if (!reading.flow || !noted || !isIcmp(ip) || !isSame(reading.flow, noted.flow)) return undefined;
-  const hops = noted.ttl! - ip.ttl;
-  if (noted.dscp !== ip.tos >> 2 || hops < 0 || hops > 1) return undefined;
-  return { flow: noted.flow, epoch: noted.epoch!, ifindex: noted.ifindex!, mtu };
+): Entry | undefined {
+  if (!reading.flow || reading.isEnd || !noted || !isSame(reading.flow, noted.flow)) return undefined;
+  const hops = (noted.ttl! - ip.ttl) & 255;
+  if (noted.dscp !== ip.tos >> 2 || hops > 1) return undefined;
+  const { flow, epoch, ifindex } = noted;
+  return { flow, epoch: epoch!, ifindex: ifindex!, ageMs: 0, mtu, is_settled: 0, hops, source_port: 0 };
 }
 
 const starts = (bytes: Uint8Array, at: number, expected: ArrayLike<number>): boolean =>
@@ -551,20 +585,15 @@ function delivered(ipPacket: Uint8Array, { podMac, hostMac }: Endpoint): Uint8Ar
 }
 
 /**
- * An encapsulated packet, with the fields that the sender may choose set to zero: the outer IPv4 id, if its checksum is
- * right, and the outer source port, if it is in its range. Otherwise they are left as they are, and so differ.
+ * An encapsulated packet, with the field that the sender may choose set to zero: the outer IPv4 id, if its checksum is
+ * right. Otherwise it is left as it is, and so differs.
  */
-export function withoutChoices(packet: Uint8Array, { settings }: World): Uint8Array {
+export function withoutChoices(packet: Uint8Array): Uint8Array {
   const out = packet.slice();
-  const family = familyOf(u16(out, 12))!;
-  if (family === 4 && checksum(out.subarray(14, 34)) === 0) {
+  if (familyOf(u16(out, 12)) === 4 && checksum(out.subarray(14, 34)) === 0) {
     setU16(out, 18, 0);
     setU16(out, 24, 0);
     setU16(out, 24, checksum(out.subarray(14, 34)));
   }
-  const { min, max } = settings.sourcePorts;
-  const udp = ETHER + headerLength[family];
-  const port = u16(out, udp);
-  if (port >= min && port <= max) setU16(out, udp, 0);
   return out;
 }
