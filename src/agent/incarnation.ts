@@ -31,6 +31,7 @@ import {
   type PlanOptions,
   podKeys,
   type PodPlan,
+  renamedPods,
   replanLinks,
   replanPods,
 } from './plan/index.ts';
@@ -262,7 +263,7 @@ export class Incarnation implements Disposable {
   async #reconcileNode(): Promise<{ planned: Plan; outcomes: Outcome[] }> {
     const outcomes: Outcome[] = [];
     for (let round = 1; ; round++) {
-      const node = await this.#observer.observe(this.#peers);
+      const node = await this.#observeNode();
       const planned = this.#planOf(node);
       if (this.#observer.sendFrom(planned.outline.uplink.ips) && round < ROUNDS_MAX) continue;
       const done = await reconcile(nodeJobs(this.#targets, planned.node));
@@ -280,6 +281,22 @@ export class Incarnation implements Disposable {
       this.#targets.endpoints.invalidate();
       this.#targets.endpoints6.invalidate();
     }
+  }
+
+  /** Observe the node. Attachments follow host veths that somebody has renamed; all else is derived from them. */
+  async #observeNode(): Promise<NodeSnapshot> {
+    const node = await this.#observer.observe(this.#peers);
+    const renamed = renamedPods(node);
+    if (renamed.length === 0) return node;
+    for (const attachment of renamed) {
+      this.#options.store.update(attachment);
+      const { containerId, podName, hostIfname } = attachment;
+      this.#options.log.warn(
+        { containerId, podName, hostIfname },
+        "a pod's host veth was renamed: following it",
+      );
+    }
+    return this.#observer.observe(this.#peers);
   }
 
   /** A plan for what was observed. @throws RipstopError when there can be none. */

@@ -166,12 +166,22 @@ describe('hostile and broken Nodes', () => {
     expect((parsed as { reason: string }).reason.length).toBeLessThan(400);
   });
 
+  it('podCIDRs with host bits are the blocks that flannel makes of them', () => {
+    const parsed = parseNode(
+      flannelNode(7, {}, { podCIDRs: ['10.42.7.1/24', 'fd00:42:0:7::1/64'] }),
+      dualStack,
+    );
+    expect(parsed).toMatchObject({
+      kind: 'peer',
+      peer: { v4: { podCidr: { base: '10.42.7.0' } }, v6: { podCidr: { base: 'fd00:42:0:7::' } } },
+    });
+  });
+
   it.each([
     [['10.99.7.0/24'], 'podCIDR 10.99.7.0/24 is outside Network 10.42.0.0/16'],
     [['10.0.0.0/8'], 'outside Network'],
     [['0.0.0.0/0'], 'outside Network'],
     [['10.42.7.0/24', 'fd00:99::/64'], 'outside Network fd00:42::/56'],
-    [['10.42.7.1/24'], 'has host bits set'],
     [['10.42.7.0'], 'not a CIDR'],
     [['10.42.7.0/24', '10.42.8.0/24'], 'two podCIDRs of one family'],
     [['x'.repeat(5000)], 'not a CIDR'],

@@ -11,7 +11,7 @@ import {
   type Family,
   familyKey,
   formatCidr,
-  parseCidr,
+  parseMaskedCidr,
 } from '../net/ip.ts';
 import { macToBytes, NO_MAC, normalizeMac } from '../net/mac.ts';
 import { type AnnotationKeys, annotationKeys, type FamilyKeys } from './annotations.ts';
@@ -170,13 +170,13 @@ export function podCidrsText(spec: NodeObject['spec']): string {
 
 /**
  * podCIDRs joined with commas, at most one for each family.
- * @throws RipstopError when one is no canonical CIDR block, or a family has two.
+ * @throws RipstopError when one is no CIDR block, or a family has two.
  */
 export function readPodCidrs(text: string): Cidr[] {
   if (text === '') return [];
   const cidrs = text.split(',').map((cidr) => {
     if (cidr.length > 64) throw new RipstopError(`podCIDR ${quote(cidr)} is not a CIDR block`);
-    return parseCidr(cidr);
+    return parseMaskedCidr(cidr);
   });
   if (cidrs.length > 2 || (cidrs.length === 2 && cidrs[0]!.family === cidrs[1]!.family)) {
     throw new RipstopError(`two podCIDRs of one family: ${text.split(',').map(quote).join(', ')}`);

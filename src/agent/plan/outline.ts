@@ -31,6 +31,7 @@ export function planOutline(node: NodeSnapshot, options: PlanOptions): Outline {
     // The annotations are for this node, the flags for all nodes: so the annotations take precedence.
     publicIps: { ...agent.publicIp, ...own.nodePublicIp },
     nodeIps: own.internalIp,
+    podCidrs: families.map(({ podCidr }) => podCidr),
   };
   const links = node.links.value;
   const uplink = chooseUplink(request, { ...node.routes.value, links });

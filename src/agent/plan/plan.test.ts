@@ -7,7 +7,7 @@ import { link } from '../../host/links.support.ts';
 import { parseCidr } from '../../net/ip.ts';
 import type { Desired } from '../../reconcile/reconciled.ts';
 import type { NodeSnapshot } from '../snapshot.ts';
-import { type Peers, plan, type PlanOptions } from './index.ts';
+import { type Peers, plan, type PlanOptions, renamedPods } from './index.ts';
 
 const POD_CIDR = parseCidr('10.42.1.0/24');
 
@@ -16,6 +16,7 @@ const OPTIONS: PlanOptions = {
     nodeName: 'node1',
     netConf: '',
     mode: 'cni',
+    flowTableSize: 1024,
     ingress: 'auto',
     setNodeNetworkUnavailable: false,
     bpffs: '/bpf',
@@ -26,6 +27,7 @@ const OPTIONS: PlanOptions = {
     ipMasq: true,
     flowTableSize: 65536,
     ipamDir: '',
+    flowTableSize: 1024,
   },
   backend: { type: 'vxlan', vni: 1, port: 8472, directRouting: false },
   own: {
@@ -77,6 +79,8 @@ const ids = { from_pod: 11, to_pod: 12, from_wire: 13, to_wire: 14, xdp_from_wir
 interface Given {
   readonly links?: readonly Link[];
   readonly pods?: readonly Attachment[];
+  readonly lostPods?: readonly string[];
+  readonly shaped?: readonly number[];
   readonly programs?: 'none' | 'loaded' | 'pending';
   readonly attached?: readonly string[];
   readonly hops?: Readonly<Record<string, { dev: string; gateway?: string }>>;
@@ -95,6 +99,8 @@ function node(given: Given = {}): NodeSnapshot {
       value: new Map(Object.entries(hops).map(([ip, { dev, gateway }]) => [ip, { dev, gateway }])),
     },
     pods: { revision: 1, value: pods },
+    lostPods: given.lostPods ?? [],
+    shaped: { revision: 1, value: given.shaped ?? [] },
     programs: {
       revision: 1,
       value: programs === 'none' ? undefined : { ids, pending: programs === 'pending' },
@@ -258,6 +264,14 @@ describe('pods', () => {
     });
   });
 
+  it('that somebody shapes stay on the kernel path, with nothing to learn', () => {
+    const planned = plan(peers(), node({ pods: [pod], shaped: [9] }), OPTIONS).pods;
+    expect(entries(planned.endpoints)).toMatchObject({ '5': { ifindex: 9, flags: 1 } });
+    expect(entries(planned.podLinks)).toEqual({ 'from_pod@veth00000001': { ifindex: 9, programId: 11 } });
+    const others = plan(peers(), node({ pods: [pod], shaped: [8] }), OPTIONS).pods;
+    expect(entries(others.endpoints)).toMatchObject({ '5': { flags: 0 } });
+  });
+
   it.each([
     ['is down', { ...veth, up: false }],
     ['is another one under the same name', { ...veth, ifindex: 10 }],
@@ -265,6 +279,23 @@ describe('pods', () => {
     const planned = plan(peers(), node({ pods: [pod], links: [eth0, flannel1, given] }), OPTIONS);
     expect(planned.podCount).toBe(0);
     expect(Object.keys(entries(planned.pods.podRoutes)!)).toEqual(['10.42.1.0/24']);
+  });
+
+  it('are followed when their host veth is renamed, unless it is another device', () => {
+    const lan7 = { ...veth, name: 'lan7', mac: pod.hostMac };
+    const renamed = (...links: Link[]) => renamedPods(node({ pods: [pod], links: [eth0, ...links] }));
+    expect(renamed(lan7)).toEqual([{ ...pod, hostIfname: 'lan7' }]);
+    expect(renamed(lan7, { ...veth, ifindex: 10 })).toEqual([{ ...pod, hostIfname: 'lan7' }]);
+    for (const other of [{ ...lan7, mac: '02:00:00:00:09:09' }, { ...lan7, kind: 'dummy' }, veth])
+      expect(renamed(other)).toEqual([]);
+  });
+
+  it('keep what they have while the file of one that lives cannot be read', () => {
+    const planned = (hostIfname: string) => plan(peers(), node({ lostPods: [hostIfname] }), OPTIONS).pods;
+    for (const key of ['podRoutes', 'endpoints', 'podLinks'] as const) {
+      expect(planned('veth00000001')[key]!.complete, key).toBe(false);
+      expect(planned('veth99999999')[key]!.complete, key).toBe(true);
+    }
   });
 
   it("get proxy neighbours on a bridge of flannel's pods, whose connected route then covers the podCIDR", () => {
