@@ -25,9 +25,7 @@ const OPTIONS: PlanOptions = {
     subnetFile: '/run/flannel/subnet.env',
     metricsAddr: '',
     ipMasq: true,
-    flowTableSize: 65536,
     ipamDir: '',
-    flowTableSize: 1024,
   },
   backend: { type: 'vxlan', vni: 1, port: 8472, directRouting: false },
   own: {
