@@ -69,7 +69,7 @@ describe('status', () => {
 
   it('says first that no agent runs, and then shows the maps', () => {
     const { agent: _, fastPercent: __, ...rest } = status;
-    expect(lines(renderStatus({ ...rest, packets: { fast: 0, kernel: 0, drop: 0 } }))slice(0, 5)).toEqual([
+    expect(lines(renderStatus({ ...rest, packets: { fast: 0, kernel: 0, drop: 0 } })).slice(0, 5)).toEqual([
       'agent      not running (the pinned programs forward without it)',
       'peers      1',
       'endpoints  2',

@@ -44,7 +44,7 @@ export type AlarmKind =
   | 'podcidr_outside'
   /** The podCIDR overlaps an older node's. */
   | 'podcidr_conflict'
-  /** Another node has the same VTEP address or MAC. */
+  /** An older node has the same VTEP address or MAC. */
   | 'vtep_shared'
   /** Another node has our own subnet now; etcd only. */
   | 'subnet_lost';
