@@ -72,7 +72,7 @@ const peer = (n: number, more: Partial<Peer> = {}): Peer => ({
   ...more,
 });
 
-const ids = { from_pod: 11, to_pod: 12, from_wire: 13, to_wire: 14, xdp_from_wire: 15 };
+const ids = { from_pod: 11, to_pod: 12, from_wire: 13, to_wire: 14, xdp_from_wire: 15, from_vtep: 16 };
 
 interface Given {
   readonly links?: readonly Link[];

@@ -6,7 +6,7 @@ import { desiredLinks, type HookedInterface, type LinkState } from '../../datapl
 import type { Struct } from '../../dataplane/codec.ts';
 import { findPodBridge, proxyKey } from '../../host/pod-bridge.ts';
 import type { PodRoute } from '../../host/pod-routes.ts';
-import { addressFamily, type Family, formatCidr, hostCidr } from '../../net/ip.ts';
+import { addressFamily, cidrContains, type Family, formatCidr, hostCidr } from '../../net/ip.ts';
 import type { Desired } from '../../reconcile/reconciled.ts';
 import type { NodeSnapshot } from '../snapshot.ts';
 import { lazily, type PlanOptions } from './inputs.ts';
@@ -98,7 +98,7 @@ export function planPods(
     endpoints: desired(() => endpoints().endpoints, loaded),
     endpoints6: desired(() => endpoints().endpoints6, loaded),
     ...(attaches && {
-      podLinks: desired(() => desiredLinks(ids, podHooks(pods)), String(programs.revision)),
+      podLinks: desired(() => desiredLinks(ids, podHooks(pods, options)), String(programs.revision)),
     }),
   };
 }
@@ -125,9 +125,20 @@ function proxies({ endpoints, bridges }: Pods): Map<string, true> {
   );
 }
 
-function podHooks({ devices }: Pods): HookedInterface[] {
+/**
+ * A pod with an address outside our podCIDRs, of a previous podCIDR for example, gets no from_pod: it drops what comes
+ * from addresses that the maps do not have.
+ */
+function podHooks({ devices, endpoints }: Pods, { families }: PlanOptions): HookedInterface[] {
+  const foreign = new Set(
+    endpoints
+      .filter(({ ip }) => !families.some(({ podCidr }) => cidrContains(podCidr, ip)))
+      .map(({ hostIfname }) => hostIfname),
+  );
   return (['from_pod', 'to_pod'] as const).flatMap((hook) =>
-    [...devices].map(([ifname, ifindex]) => ({ hook, ifname, ifindex })),
+    [...devices]
+      .filter(([ifname]) => hook === 'to_pod' || !foreign.has(ifname))
+      .map(([ifname, ifindex]) => ({ hook, ifname, ifindex })),
   );
 }
 
