@@ -28,6 +28,7 @@ const common = {
   tunnel: { vni: 1, port: 8472 },
   uplink: { ifindex: 2, mtu: 1500, mac: '02:00:00:00:00:03' },
   sourcePorts: { min: 32768, max: 60999 },
+  flowTableSize: 65536,
 } as const;
 
 function half4(network: string, podCidr: string): FamilySettings {
@@ -116,6 +117,7 @@ describe('the configuration', () => {
       source_port_min: 32768,
       source_port_count: 28232, // both ends of the range belong to it
       direct_routing: 0,
+      lifetime_ns: 5e9,
     });
   });
 

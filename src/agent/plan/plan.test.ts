@@ -25,6 +25,7 @@ const OPTIONS: PlanOptions = {
     subnetFile: '/run/flannel/subnet.env',
     metricsAddr: '',
     ipMasq: true,
+    flowTableSize: 65536,
     ipamDir: '',
   },
   backend: { type: 'vxlan', vni: 1, port: 8472, directRouting: false },
