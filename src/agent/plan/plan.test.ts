@@ -261,6 +261,12 @@ describe('pods', () => {
     });
   });
 
+  it('with an address of another podCIDR get no from_pod, which would drop all that they send', () => {
+    const moved = { ...pod, ips: ['10.42.77.5'] };
+    const planned = plan(peers(), node({ pods: [moved] }), OPTIONS);
+    expect(Object.keys(entries(planned.pods.podLinks)!)).toEqual(['to_pod@veth00000001']);
+  });
+
   it.each([
     ['is down', { ...veth, up: false }],
     ['is another one under the same name', { ...veth, ifindex: 10 }],
@@ -309,7 +315,12 @@ describe('the programs on the uplink', () => {
   const nic = node();
 
   it('take packets in the driver where it has XDP, after from_wire', () => {
-    expect(hooks(peers(), nic)).toEqual(['to_wire@eth0', 'from_wire@eth0', 'xdp_from_wire@eth0']);
+    expect(hooks(peers(), nic)).toEqual([
+      'to_wire@eth0',
+      'from_vtep@flannel:1',
+      'from_wire@eth0',
+      'xdp_from_wire@eth0',
+    ]);
     expect(plan(peers(), nic, OPTIONS).links.ingress).toEqual({
       hook: 'xdp',
       why: 'the driver of eth0 has XDP',
@@ -318,7 +329,7 @@ describe('the programs on the uplink', () => {
 
   it('take them in tc where the driver has refused XDP at this MTU', () => {
     const refusals = { 'eth0 2 1500': 'the driver of eth0 has no XDP' };
-    expect(hooks(peers(), node({ refusals }))).toEqual(['to_wire@eth0', 'from_wire@eth0']);
+    expect(hooks(peers(), node({ refusals }))).not.toContain('xdp_from_wire@eth0');
     const larger = { ...eth0, mtu: 9000 };
     expect(hooks(peers(), node({ refusals, links: [larger, flannel1] }))).toContain('xdp_from_wire@eth0');
   });
@@ -332,6 +343,11 @@ describe('the programs on the uplink', () => {
     expect(hooks(peers([], false), nic)).toEqual(['to_wire@eth0']);
     expect(hooks(peers([], false), node({ attached: ['from_wire@eth0'] }))).toContain('from_wire@eth0');
     expect(hooks(peers([]), nic)).toContain('from_wire@eth0');
+  });
+
+  it('judge what the VTEP device decapsulates, once there is one', () => {
+    expect(hooks(peers(), nic)).toContain('from_vtep@flannel:1');
+    expect(hooks(peers(), node({ links: [eth0] }))).not.toContain('from_vtep@flannel:1');
   });
 
   it('stay as they are while new maps are empty', () => {
