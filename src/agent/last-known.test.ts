@@ -82,8 +82,8 @@ describe('the last-known state', () => {
     for (const [from, to, why] of [
       ['"format":2', '"format":1', 'it is not of format 2'],
       ['"format":2', '"version":2', 'it is not of format 2'],
-      ['"vtepIp":"192.168.1.1"', '"vtepIp":"192.168.1"', 'is no address'],
-      ['"vtepMac":"0a:00:00:00:04:01"', '"vtepMac":"$(reboot)"', 'is no MAC address'],
+      ['"vtepIp":"192.168.1.2"', '"vtepIp":"192.168.1"', 'is no address'],
+      ['"vtepMac":"0a:00:00:04:00:02"', '"vtepMac":"$(reboot)"', 'is no MAC address'],
       ['"podCidr":"10.64.2.0/24"', '"podCidr":"10.64.2.1/24"', 'peers.0.v4.podCidr'],
       ['"behindNat":false', '"behindNat":0', 'behindNat'],
     ] as const) {
