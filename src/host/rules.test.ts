@@ -100,6 +100,14 @@ describe('what keeps pods and peers to what is theirs', () => {
     ]);
   });
 
+  it('takes no uplink for a pod, whatever its name', () => {
+    const { text } = renderRules({ networks: [V4], masquerade: true, ...VXLAN, uplink: 'veth0' });
+    expect(rulesOf(text, 'input')[0]).toBe('iifname "veth*" iifname != "veth0" udp dport 8472 counter drop');
+    expect(text.match(/iifname "veth\*"/g)).toEqual(
+      text.match(/iifname "veth\*" (?=iifname != "veth0")/g)!.map((rule) => rule.trim()),
+    );
+  });
+
   it('accepts VXLAN at the VTEP address alone, not from pods, and not through a Service', () => {
     const { text } = renderRules({ networks: [V4], masquerade: true, ...VXLAN, bridges: ['cni0'] });
     expect(rulesOf(text, 'input')).toEqual([

@@ -125,15 +125,21 @@ function renderTable(
   return [...lines, '}', ''].join('\n');
 }
 
-/** The host veths of pods: ripstop's CNI plugin names them so, and chooses no such device as the uplink. */
-const POD_VETHS = 'veth*';
+/** Matches what comes from a host veth of a pod: ripstop's CNI plugin names them so. An uplink may be called so, too. */
+function fromPods(uplink: string): string {
+  return uplink.startsWith('veth') ? `iifname "veth*" iifname != "${uplink}"` : 'iifname "veth*"';
+}
+
+function from(device: string): string {
+  return `iifname "${device}"`;
+}
 
 /**
  * A pod's source address must be one to which this node's routes lead through the pod's own host veth. from_pod drops all
  * others; this is for what it does not see: packets before it is attached, or with several tags. Only addresses of the
  * cluster network are judged, so that veths of others stay as they are.
  */
-function preroutingChain({ networks }: DesiredRules): Chain {
+function preroutingChain({ networks, uplink }: DesiredRules): Chain {
   const why = 'a pod sends from an address that is not its own';
   const verdict = 'counter drop';
   return {
@@ -145,7 +151,7 @@ function preroutingChain({ networks }: DesiredRules): Chain {
       // A link-local source, as in neighbour discovery, has no route where the host veth has no such address.
       const others = ip === 'ip6' ? 'ip6 saddr != fe80::/10 ' : '';
       return [`${ip} saddr ${cluster}`, `${others}${ip} daddr ${cluster}`].map((match) => ({
-        match: `iifname "${POD_VETHS}" ${match} fib saddr . iif oif missing`,
+        match: `${fromPods(uplink)} ${match} fib saddr . iif oif missing`,
         verdict,
         why,
       }));
@@ -159,7 +165,11 @@ function preroutingChain({ networks }: DesiredRules): Chain {
  * host on the underlay whose packets from_wire leaves to the kernel path. Only nodes send VXLAN, and only to our VTEP
  * address; which of them sent it, from_vtep learns from the priority.
  */
-function inputChain({ networks, bridges }: DesiredRules, tunnel: Tunnel, found: readonly NftObject[]): Chain {
+function inputChain(
+  { networks, uplink, bridges }: DesiredRules,
+  tunnel: Tunnel,
+  found: readonly NftObject[],
+): Chain {
   const comments = found.map(({ rule }) => rule?.comment);
   const verdict = 'counter drop';
   const vteps = networks.map(({ network }) => vtepDeviceName(network.family, tunnel.vni));
@@ -169,8 +179,8 @@ function inputChain({ networks, bridges }: DesiredRules, tunnel: Tunnel, found: 
     hook: 'input',
     priority: 0,
     rules: [
-      ...[POD_VETHS, ...bridges, ...vteps].map((device) => ({
-        match: `iifname "${device}" udp dport ${tunnel.port}`,
+      ...[fromPods(uplink), ...[...bridges, ...vteps].map(from)].map((pods) => ({
+        match: `${pods} udp dport ${tunnel.port}`,
         verdict,
         why: 'a pod talks VXLAN',
       })),
@@ -253,15 +263,15 @@ function tunnelGuards(desired: DesiredNetwork, tunnel: Tunnel, { uplink, bridges
   const vtep = vtepDeviceName(family, tunnel.vni);
   const verdict = 'counter drop';
   return [
-    ...[POD_VETHS, ...bridges].flatMap((device) =>
+    ...[fromPods(uplink), ...bridges.map(from)].flatMap((pod) =>
       [`@${VTEP_SETS[family].name}`, `!= ${cluster}`].map((to) => ({
-        match: `iifname "${device}" ${TRACKED} ${vxlanOf(tunnel)} ${ip} daddr ${to}`,
+        match: `${pod} ${TRACKED} ${vxlanOf(tunnel)} ${ip} daddr ${to}`,
         verdict,
         why: 'a pod talks VXLAN',
       })),
     ),
     ...[vtep, uplink].map((device) => ({
-      match: `iifname "${vtep}" oifname "${device}" ct direction original ct original ${ip} daddr != ${pods}`,
+      match: `${from(vtep)} oifname "${device}" ct direction original ct original ${ip} daddr != ${pods}`,
       verdict,
       why: 'from a tunnel back to the wire',
     })),
