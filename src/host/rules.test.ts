@@ -126,6 +126,7 @@ describe('what keeps pods and peers to what is theirs', () => {
     expect(rulesOf(text, 'forward').slice(0, -2)).toEqual([
       `iifname "veth*" ${STATES} udp dport 8472 @th,96,24 1 ip6 daddr @vteps6 counter drop`,
       `iifname "veth*" ${STATES} udp dport 8472 @th,96,24 1 ip6 daddr != fd00::/48 counter drop`,
+      'udp dport 8472 @th,96,24 1 ct status dnat ip6 daddr @vteps6 counter drop',
       `iifname "flannel-v6.1" oifname "flannel-v6.1" ${back}`,
       `iifname "flannel-v6.1" oifname "eth0" ${back}`,
     ]);

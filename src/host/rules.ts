@@ -270,6 +270,11 @@ function tunnelGuards(desired: DesiredNetwork, tunnel: Tunnel, { uplink, bridges
         why: 'a pod talks VXLAN',
       })),
     ),
+    {
+      match: `${vxlanOf(tunnel)} ct status dnat ${ip} daddr @${VTEP_SETS[family].name}`,
+      verdict,
+      why: 'VXLAN through a Service',
+    },
     ...[vtep, uplink].map((device) => ({
       match: `${from(vtep)} oifname "${device}" ct direction original ct original ${ip} daddr != ${pods}`,
       verdict,

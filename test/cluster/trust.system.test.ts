@@ -318,6 +318,34 @@ describe.skipIf(missing)('VXLAN that from_wire leaves to the kernel path', () =>
     expect(drops).toEqual([['from_vtep drop_spoofed_source', 2 * 3 * ALL.length]]);
   });
 
+  it('is not relayed back to the wire, to another node or to the world', async () => {
+    const thief = cluster.nodes[2]!;
+    const relayed = async (): Promise<number[]> => {
+      const rules = await readRuleCounters(inNetns(near()));
+      return rules
+        .filter(({ why }) => why === 'from a tunnel back to the wire')
+        .map(({ packets }) => packets);
+    };
+    const before = await relayed();
+    for (const family of families)
+      for (const dst of [
+        addressOf(podOf(cluster.nodes[1]), family),
+        family === 4 ? '192.0.2.9' : '2001:db8::9',
+      ]) {
+        const inner = ip({ src: addressOf(podOf(thief), family), dst }, udp({ src: 666, dst: 6666 }));
+        const datagram = udp(
+          { src: 40_000, dst: 8472 },
+          vxlan({}, ethernet({ dst: vtepMacs.get(family)!, src: '02:00:00:00:00:66' }, inner)),
+        );
+        const outer = ip({ src: addressOf(thief, family), dst: addressOf(near(), family) }, datagram);
+        expect(wire.send(frame(uplinkMac, outer))).toBeUndefined();
+      }
+    // Of each family one to the VTEP device, and one to the uplink.
+    await expect
+      .poll(async () => (await relayed()).map((packets, i) => packets - before[i]!))
+      .toEqual([1, 1, 1, 1]);
+  });
+
   it('reaches no pod when the inner frame hides its source behind a tag', async () => {
     for (const family of families)
       expect(await reached(family, addressOf(cluster.nodes[2]!, family), { tag: true })).toEqual([]);
