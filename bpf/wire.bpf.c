@@ -65,8 +65,9 @@ static __always_inline enum reason from_direct_peer(struct __sk_buff *skb, bool 
 	/* A short packet may have been padded. The receiving kernel cuts the padding off, in the pod as on the node. */
 	__u32 length = ip_length(ip);
 
-	if (ip->bytes == ETHERNET_SHORTEST_PAYLOAD && length < ip->bytes &&
-	    length >= IP_LEN(ip->v6) + sizeof(struct udp))
+	__u32 transport = ip->protocol == PROTOCOL_TCP ? sizeof(struct tcp) : sizeof(struct udp);
+
+	if (ip->bytes == ETHERNET_SHORTEST_PAYLOAD && length < ip->bytes && length >= IP_LEN(ip->v6) + transport)
 		ip->bytes = length;
 
 	const struct endpoint *endpoint;

@@ -27,7 +27,6 @@ import {
 const common = {
   tunnel: { vni: 1, port: 8472 },
   uplink: { ifindex: 2, mtu: 1500, mac: '02:00:00:00:00:03' },
-  sourcePorts: { min: 32768, max: 60999 },
   flowTableSize: 65536,
 } as const;
 
@@ -49,8 +48,8 @@ const dual: NodeSettings = { ...common, v4: own4, v6: own6 };
 const only6: NodeSettings = { ...common, v6: own6 };
 const direct: NodeSettings = { ...dual, directRouting: true };
 
-const by = (ip: string): PeerNextHop => ({ ip, direct: false });
-const onLink = (ip: string): PeerNextHop => ({ ip, direct: true });
+const by = (ip: string): PeerNextHop => ({ ip, direct: false, mtu: 1500 });
+const onLink = (ip: string): PeerNextHop => ({ ip, direct: true, mtu: 1500 });
 
 function peer(n: number, over: Partial<Peer> = {}): Peer {
   return {
@@ -114,8 +113,6 @@ describe('the configuration', () => {
       uplink_mtu: 1500,
       pod_mtu: 1450, // 50 less than the uplink's
       pod_mtu6: 1430, // and 70
-      source_port_min: 32768,
-      source_port_count: 28232, // both ends of the range belong to it
       direct_routing: 0,
       lifetime_ns: 5e9,
     });
@@ -239,7 +236,7 @@ describe('a peer', () => {
         .join('')
         .replaceAll(' ', ''),
     );
-    expect(head).toMatchObject({ flags: 1, vtep_ip: '192.168.0.1', next_hop: '192.168.0.254' });
+    expect(head).toMatchObject({ flags: 1, vtep_ip: '192.168.0.1', next_hop: '192.168.0.254', mtu: 1500 });
   });
 
   it('has its outer IPv6 header ready to copy, byte by byte', () => {
@@ -256,7 +253,13 @@ describe('a peer', () => {
         .join('')
         .replaceAll(' ', ''),
     );
-    expect(head).toEqual({ flags: 1, checksum_base: 0, vtep_ip: 'fd00:31::1', next_hop: 'fd00:31::fe' });
+    expect(head).toEqual({
+      flags: 1,
+      checksum_base: 0,
+      vtep_ip: 'fd00:31::1',
+      next_hop: 'fd00:31::fe',
+      mtu: 1500,
+    });
   });
 
   it('carries the largest VNI and another port too', () => {

@@ -24,14 +24,14 @@ describe.skipIf(missing)(`a table${missing ? ` (skipped: ${missing})` : ''}`, ()
   });
 
   it.each([
-    ['peers', 'array', 4, 72, 'its values have 72 bytes, the codec 104'],
+    ['peers', 'array', 4, 72, 'its values have 72 bytes, the codec 112'],
     ['vteps', 'hash', 4, 4, 'its keys have 4 bytes, the codec 16'],
     [
       'flows6',
       'hash',
       16,
       48,
-      'its keys have 16 bytes, the codec 40; its values have 48 bytes, the codec 72',
+      'its keys have 16 bytes, the codec 40; its values have 48 bytes, the codec 80',
     ],
   ] as const)(
     '%s refuses a %s of another layout before a byte is read',

@@ -16,7 +16,6 @@ const OPTIONS: PlanOptions = {
     nodeName: 'node1',
     netConf: '',
     mode: 'cni',
-    flowTableSize: 1024,
     ingress: 'auto',
     setNodeNetworkUnavailable: false,
     bpffs: '/bpf',
