@@ -24,7 +24,7 @@ const agent: AgentStatus = {
   api: { connected: true, synced: true, lastEventAgeMs: 1400 },
   peers: [{ name: 'node2', podCidr: '10.42.1.0/24', vtepIp: '172.31.0.2' }],
   alarms: [],
-  passes: { count: 6, errors: 0, lastDurationMs: 31 },
+  passes: { count: 6, errors: 0, lastDurationMs: 31, lastErrors: [] },
   targets: [],
 };
 
@@ -129,7 +129,7 @@ describe('status', () => {
         api: { connected: true, synced: false },
         peers: [],
         alarms: [],
-        passes: { count: 0, errors: 0, lastDurationMs: 0 },
+        passes: { count: 0, errors: 0, lastDurationMs: 0, lastErrors: [] },
         targets: [],
       },
     });

@@ -126,7 +126,10 @@ const golden: { readonly [S in StructName]: Golden<S> } = {
     value: { head: peerHead.value, header: outerHeader6.value },
     bytes: `${peerHead.bytes} ${outerHeader6.bytes} 00000000`,
   },
-  vtep: { value: { flags: 2 }, bytes: '02000000' },
+  vtep: {
+    value: { flags: 2, vtep_ip: '192.168.0.1' },
+    bytes: '02000000 00000000 00000000000000000000ffffc0a80001',
+  },
   endpoint: {
     value: {
       ifindex: 0x01020304,
@@ -248,9 +251,9 @@ describe('the codec of', () => {
 
   it('a struct stays within its bytes, also amid a larger buffer', () => {
     const buffer = new Uint8Array(8).fill(0xee);
-    kindCodec({ struct: 'vtep' }).encode({ flags: 0x01020304 }, buffer.subarray(2, 6));
+    kindCodec({ struct: 'endpoint_state' }).encode({ forwards: 0x01020304 }, buffer.subarray(2, 6));
     expect(hexOf(buffer)).toBe('eeee04030201eeee');
-    expect(decode({ struct: 'vtep' }, buffer.subarray(2, 6))).toEqual({ flags: 0x01020304 });
+    expect(decode({ struct: 'endpoint_state' }, buffer.subarray(2, 6))).toEqual({ forwards: 0x01020304 });
   });
 
   it.each([

@@ -383,24 +383,32 @@ describe('the vteps map', () => {
     ];
     expect(vtepsOf(dual, peers)).toEqual(
       new Map([
-        ['192.168.0.1', { flags: 2 }],
-        ['192.168.0.2', { flags: 2 | 4 }],
-        ['fd00:31::1', { flags: 2 }],
-        ['fd00:31::2', { flags: 2 | 4 }],
-        ['192.168.0.3', { flags: 1 }],
-        ['fd00:31::3', { flags: 1 }],
+        ['192.168.0.1', { flags: 2, vtep_ip: '192.168.0.1' }],
+        ['192.168.0.2', { flags: 2 | 4, vtep_ip: '192.168.0.2' }],
+        ['fd00:31::1', { flags: 2, vtep_ip: 'fd00:31::1' }],
+        ['fd00:31::2', { flags: 2 | 4, vtep_ip: 'fd00:31::2' }],
+        // For from_vtep, which knows no more of an IPv6 sender.
+        ['::1', { flags: 2, vtep_ip: 'fd00:31::1' }],
+        ['::2', { flags: 2 | 4, vtep_ip: 'fd00:31::2' }],
+        ['192.168.0.3', { flags: 1, vtep_ip: '192.168.0.3' }],
+        ['fd00:31::3', { flags: 1, vtep_ip: 'fd00:31::3' }],
       ]),
     );
   });
 
   it('keeps our own address ours when a peer claims it', () => {
     const claims = [peer(1, { vtepIp: '192.168.0.3' }), peer6(1, { vtepIp: 'fd00:31::3' })];
-    expect(vtepsOf(dual, claims)).toEqual(
-      new Map([
-        ['192.168.0.3', { flags: 1 }],
-        ['fd00:31::3', { flags: 1 }],
-      ]),
-    );
+    const vteps = vtepsOf(dual, claims);
+    expect(vteps.get('192.168.0.3')).toEqual({ flags: 1, vtep_ip: '192.168.0.3' });
+    expect(vteps.get('fd00:31::3')).toEqual({ flags: 1, vtep_ip: 'fd00:31::3' });
+  });
+
+  it("has a node's other addresses, unless another node publishes them", () => {
+    const greedy = peer(1, { otherIps: ['192.168.0.2', '192.168.0.99'] });
+    const vteps = vtepsOf(dual, [greedy, peer(2), peer6(2, { otherIps: ['fd00:31::99'] })]);
+    expect(vteps.get('192.168.0.2')?.vtep_ip).toBe('192.168.0.2');
+    expect(vteps.get('192.168.0.99')?.vtep_ip).toBe('192.168.0.1');
+    expect(vteps.get('::99')?.vtep_ip).toBe('fd00:31::2');
   });
 
   it('has the flags of both nodes for an address that two nodes share', () => {
@@ -410,7 +418,7 @@ describe('the vteps map', () => {
       [peer(1, shared), peer(2, odd)],
       [peer(2, odd), peer(1, shared)],
     ])
-      expect(vtepsOf(k3s, peers).get('203.0.113.1')).toEqual({ flags: 2 | 4 });
+      expect(vtepsOf(k3s, peers).get('203.0.113.1')?.flags).toBe(2 | 4);
   });
 });
 

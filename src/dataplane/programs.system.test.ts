@@ -47,7 +47,7 @@ describe.skipIf(noKernel)(`maps of a node${noKernel ? ` (skipped: ${noKernel})` 
   it('are adopted with their content', () => {
     const first = load();
     expect(first.pending).toBeUndefined();
-    first.tables.vteps.set('192.168.0.1', { flags: 2 });
+    first.tables.vteps.set('192.168.0.1', { flags: 2, vtep_ip: '192.168.0.1' });
     const second = load();
     expect(second.pending).toBeUndefined();
     expect(ids(second)).toEqual(ids(first));
@@ -56,7 +56,7 @@ describe.skipIf(noKernel)(`maps of a node${noKernel ? ` (skipped: ${noKernel})` 
 
   it('of another capacity are created beside those in use, which readers see until the takeover', () => {
     const before = load();
-    before.tables.vteps.set('192.168.0.1', { flags: 2 });
+    before.tables.vteps.set('192.168.0.1', { flags: 2, vtep_ip: '192.168.0.1' });
     const after = load(wider);
     expect(after.pending).toEqual({ kept: mapNames.filter((name) => name !== 'peers') });
     const { peers: old, ...kept } = ids(before);

@@ -253,12 +253,22 @@ function fixturesOf(side: Side): Record<string, readonly Fixture[]> {
     ],
 
     'from whom it does not trust': [
-      first('lets no pod use another pod’s address (row 62)', 'kernel other_source', { src: near.ip }),
-      first('lets no pod use an address that no pod has (row 62)', 'kernel other_source', {
+      first('lets no pod use another pod’s address (rows 62, 85)', 'drop other_source', { src: near.ip }),
+      first('lets no pod use an address that no pod has (rows 62, 85)', 'drop other_source', {
         src: podOf(3, 99),
       }),
-      first('lets no pod use another node’s address (row 62)', 'kernel other_source', { src: podOf(1, 10) }),
-      first('lets no pod use the world’s addresses (row 62)', 'kernel other_source', { src: side.world }),
+      first('lets no pod use another node’s address (rows 62, 85)', 'drop other_source', {
+        src: podOf(1, 10),
+      }),
+      first('lets no pod use the world’s addresses (rows 62, 85)', 'drop other_source', { src: side.world }),
+      first('lets a pod that has no address yet send from none (row 85)', 'kernel link_local', {
+        src: side.family === 4 ? '0.0.0.0' : '::',
+      }),
+      first(
+        'lets a pod send from a link-local IPv6 address, as for neighbour discovery (row 85)',
+        side.family === 4 ? 'drop other_source' : 'kernel link_local',
+        { src: side.family === 4 ? '169.254.0.9' : 'fe80::9' },
+      ),
       first('keeps a marked sender on the kernel path to other nodes', 'kernel marked', {
         src: markedSender.ip,
       }),

@@ -350,7 +350,10 @@ function fixturesOf(side: Side, hook: Hook): Record<string, readonly Fixture[]> 
       is('drops a node’s packet with an inner source of another node (row 49)', 'drop spoofed_source', {
         outer: { src: peers.two.vtepIp },
       }),
-      is('drops a node’s packet with an inner source of no node (row 49)', 'drop spoofed_source', {
+      is('drops a node’s packet with another node’s own address as inner source', 'drop spoofed_source', {
+        inner: { src: peers.two.vtepIp },
+      }),
+      is('leaves a node’s packet with an inner source of no node to the kernel (row 80)', 'kernel outside', {
         inner: { src: podOf(77, 7) },
       }),
       is('drops a node’s packet with an inner source of a local pod (row 49)', 'drop spoofed_source', {
@@ -359,15 +362,19 @@ function fixturesOf(side: Side, hook: Hook): Record<string, readonly Fixture[]> 
       is('leaves a packet with the node’s own address as inner source to the kernel', 'kernel outside', {
         inner: { src: peers.one.vtepIp },
       }),
-      is('drops a node’s packet with an inner source of the world (row 49)', 'drop spoofed_source', {
-        inner: { src: side.world },
-      }),
       is(
-        'drops a node’s packet in the name of an outsider with a number like its pods’ (row 49)',
-        'drop spoofed_source',
+        'leaves a node’s packet with an inner source of the world to the kernel (row 80)',
+        'kernel outside',
+        {
+          inner: { src: side.world },
+        },
+      ),
+      is(
+        'leaves a node’s packet in the name of an outsider with a number like its pods’ to the kernel',
+        'kernel outside',
         { inner: { src: side.serviceLikePod } },
       ),
-      is('drops a node’s packet from a multicast address (rows 49, 60)', 'drop spoofed_source', {
+      is('leaves a node’s packet from a multicast address to the kernel (row 60)', 'kernel outside', {
         inner: { src: side.multicast },
       }),
       is('drops a spoofed source also when the destination is no local pod (row 49)', 'drop spoofed_source', {

@@ -298,6 +298,8 @@ export interface RunOptions {
   readonly gsoSize?: number;
   /** skb->cb[0]. */
   readonly note?: number;
+  /** skb->priority. */
+  readonly priority?: number;
 }
 
 export interface Outcome {
@@ -332,11 +334,12 @@ const GSO_SIZE_OFFSET = 176;
 export function testRun(
   program: BpfProgram,
   packet: Uint8Array,
-  { gsoSize = 0, note = 0, isXdp = false }: RunOptions & { readonly isXdp?: boolean } = {},
+  { gsoSize = 0, note = 0, priority = 0, isXdp = false }: RunOptions & { readonly isXdp?: boolean } = {},
 ): Pick<Outcome, 'verdict' | 'packet' | 'beside'> {
   const context = new Uint32Array(SK_BUFF_BYTES / 4);
   context[GSO_SIZE_OFFSET / 4] = gsoSize;
   context[CB_OFFSET / 4] = note;
+  context[PRIORITY_OFFSET / 4] = priority;
   const ofTc = { context: new Uint8Array(context.buffer), contextOut: SK_BUFF_BYTES };
   const { returnValue, data, context: after } = program.testRun({ data: packet, ...(!isXdp && ofTc) });
   const verdict = (isXdp ? xdpVerdicts : tcVerdicts)[returnValue];

@@ -22,11 +22,11 @@ for (const [own, other] of [
     {
       [`IPv${other.family}`]: [
         others(
-          'of two pods of this node is the kernel’s',
-          'kernel other_source',
+          'of two pods of this node is dropped, for pods have no addresses there',
+          'drop other_source',
           podFrame(other, { dst: other.pods.near.ip }),
         ),
-        others('to another node takes the kernel path', 'kernel other_source', podFrame(other)),
+        others('to another node is dropped, too', 'drop other_source', podFrame(other)),
         others(
           'to a node’s VXLAN is an attack all the same',
           'drop vxlan_from_pod',

@@ -150,13 +150,18 @@ function openNode(world: World) {
     arrival: Arrival,
     onRepeat: () => void,
   ): ReturnType<typeof testRun> & { readonly state: string[] } => {
-    const { hook, packet, gsoSize, table, noted, flow, isBehind } = arrival;
+    const { hook, packet, gsoSize, table, noted, flow, isBehind, sender } = arrival;
+    const priority = sender && new DataView(sender.buffer).getUint32(0, true);
     learnFlows(tables, table);
     if (flow) forgetArrival(tables, flow);
     if (noted) noteArrival(tables, noted);
     const now = Number(process.hrtime.bigint());
     if (flow && isBehind) noteArrival(tables, { ...BEHIND, flow, noted_ns: now, since_ns: now });
-    const result = testRun(programs[hook], packet, { gsoSize, isXdp: hook === 'xdp_from_wire' });
+    const result = testRun(programs[hook], packet, {
+      gsoSize,
+      isXdp: hook === 'xdp_from_wire',
+      ...(priority !== undefined && { priority }),
+    });
     const isLate = isBehind && Number(process.hrtime.bigint()) - now >= GAP_NS;
     const state = stateAfter(arrival);
     for (const each of knownFlows(arrival).values()) tableOf(tables, each).delete(each);

@@ -4,7 +4,7 @@
  * the same with something wrong. Every kind is frequent enough that ten thousand packets meet every reason.
  */
 import type { Peer } from '../../src/dataplane/desired.ts';
-import { addressAt, cidrContains, type Family } from '../../src/net/ip.ts';
+import { addressAt, addressToBytes, cidrContains, type Family } from '../../src/net/ip.ts';
 import {
   type Flow,
   type NotedArrival,
@@ -32,7 +32,7 @@ import {
 } from '../support/packets.ts';
 import { Random, seedOf } from '../support/random.ts';
 import { type Arrival, type Entry, EPOCH, type Hook } from './model.ts';
-import { familyOf, headerLength, readFlow, readIp, u16 } from './read.ts';
+import { familyOf, headerLength, membership, readFlow, readIp, u16 } from './read.ts';
 import { ports, type WorldName, worlds } from './world.ts';
 
 /** The shortest frame of a test run: an Ethernet header, and an IP header of the ethertype's family. */
@@ -78,7 +78,8 @@ function castOf({ family, settings, icmp, podOf, vtepOf, ...side }: Side): Cast 
   ];
   const nodes = [...peers.map(({ vtepIp }) => vtepIp), settings.vtepIp];
   const lost = [podOf(77, 7), podOf(3, 99), podOf(3, 0), ownEdge];
-  const strangers = [...lost, side.world, side.service, side.multicast];
+  const nobody = family === 4 ? ['0.0.0.0'] : ['::', 'fe80::7'];
+  const strangers = [...lost, side.world, side.service, side.multicast, ...nobody];
   const isSender = (hostIfindex: number): boolean => hostIfindex === TEST_RUN_IFINDEX;
   return {
     family,
@@ -243,6 +244,14 @@ function toWire(random: Random, cast: Cast, node: WorldName): Uint8Array {
   return ethernet(macs(random, cast), packet);
 }
 
+/** What the kernel path has decapsulated. */
+function fromVtep(random: Random, cast: Cast): Uint8Array {
+  const src = mostly(random, [addressAt(random.pick(cast.peers).podCidr, 7)], cast.anyone);
+  const frame = ethernet(macs(random, cast), ipPacket(random, cast, { src, dst: cast.plain.receiver }));
+  if (!one(random, 20)) return frame;
+  return Uint8Array.from([...frame.subarray(0, 12), 0x81, 0, 0, 0, ...frame.subarray(12)]);
+}
+
 function toPod(random: Random, cast: Cast): Uint8Array {
   const src = mostly(random, [...cast.remotePods, ...cast.pods], cast.anyone);
   const dst = mostly(random, [mostly(random, cast.trusted, cast.senders)], cast.anyone);
@@ -301,6 +310,7 @@ function fromWire(random: Random, cast: Cast, node: WorldName): Uint8Array {
 
 const packets: Readonly<Record<Hook, (random: Random, cast: Cast, node: WorldName) => Uint8Array>> = {
   from_pod: fromPod,
+  from_vtep: fromVtep,
   from_wire: fromWire,
   to_pod: toPod,
   to_wire: toWire,
@@ -437,7 +447,8 @@ function met(
   cast: Cast,
   hook: Hook,
   packet: Uint8Array,
-): Pick<Arrival, 'table' | 'flow' | 'noted' | 'isBehind'> {
+): Pick<Arrival, 'table' | 'flow' | 'noted' | 'isBehind' | 'sender'> {
+  if (hook === 'from_vtep') return { table: [], sender: senderOf(random, cast, packet) };
   const flow = flowIn(hook, packet, cast);
   if (!flow) return { table: [] };
   if (hook === 'to_pod' || hook === 'to_wire')
@@ -449,6 +460,15 @@ function met(
     ...(entry && one(random, 4) ? [{ ...entry, flow: beside(random, flow) }] : []),
   ];
   return { flow, table, ...(isBehind && { isBehind }) };
+}
+
+/** The end of an outer source address: mostly of the node that the packet's source belongs to. */
+function senderOf(random: Random, cast: Cast, packet: Uint8Array): Uint8Array {
+  if (one(random, 30)) return new Uint8Array(4);
+  const { src } = readIp(packet.subarray(14), cast.family) ?? { src: 0n };
+  const owner = cast.peers.find(({ podCidr }) => membership(podCidr)(src));
+  const node = owner && !one(random, 4) ? owner.vtepIp : random.pick([...cast.nodes, cast.noNode]);
+  return addressToBytes(node).slice(-4);
 }
 
 /** Another flow: the opposite direction, another port, another protocol. */
@@ -509,7 +529,7 @@ function noteOf(random: Random, flow: Flow, packet: Uint8Array, { family }: Cast
 /** Packet `number` of the series of `seed`. It is always the same. */
 export function generate(seed: number, number: number): Arrival {
   const random = new Random(seedOf(seed, number));
-  const hook: Hook = mostly(random, usualHooks, ['to_pod', 'to_wire']);
+  const hook: Hook = mostly(random, usualHooks, ['to_pod', 'to_wire', 'from_vtep']);
   const node: WorldName = one(random, 3) ? 'direct' : 'tunnelled';
   const cast = random.pick(casts);
   if ((hook === 'from_pod' || hook === 'from_wire') && one(random, 50))
@@ -519,7 +539,7 @@ export function generate(seed: number, number: number): Arrival {
   const packet = kind === 0 ? noise(random) : kind < 6 ? mutated(random, whole, cast) : whole;
   const frame = longEnough(packet);
   const meets = met(random, cast, hook, whole);
-  const flow = flowIn(hook, frame, cast) ?? meets.flow;
+  const flow = meets.sender ? undefined : (flowIn(hook, frame, cast) ?? meets.flow);
   return {
     node,
     hook,

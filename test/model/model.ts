@@ -41,7 +41,7 @@ import {
 } from './read.ts';
 import type { World, WorldName } from './world.ts';
 
-export type Hook = 'from_pod' | 'from_wire' | 'to_pod' | 'to_wire' | 'xdp_from_wire';
+export type Hook = 'from_pod' | 'from_vtep' | 'from_wire' | 'to_pod' | 'to_wire' | 'xdp_from_wire';
 
 /** The epoch of the nodes. */
 export const EPOCH = 5;
@@ -65,6 +65,8 @@ export interface Arrival {
   readonly table: readonly Entry[];
   /** What was noted when it came in, if it leaves the kernel path now. */
   readonly noted?: NotedArrival;
+  /** At from_vtep: the last four bytes of the outer source address. */
+  readonly sender?: Uint8Array;
   /** It comes directly behind another packet of its flow, which was left to the kernel path. */
   readonly isBehind?: boolean;
 }
@@ -204,6 +206,7 @@ export class Model {
 
   #byHook(arrival: Arrival): Decided {
     const { hook, packet } = arrival;
+    if (hook === 'from_vtep') return this.#fromVtep(arrival);
     const isForUs = starts(packet, 0, this.#hostMac) || hook === 'to_pod' || hook === 'to_wire';
     const reasons = isForUs ? [] : ['other_mac'];
     const family = familyOf(u16(packet, 12));
@@ -257,8 +260,9 @@ export class Model {
     const effects = { ...others, ...(notes && mayBeLearned && { notes }) };
     const goes = (reason: string, out: Uint8Array): Decided => fast(reason, out, lookup.effects);
     const stays = (...more: string[]): Decided => ({ ...kernel(...reasons, ...more), ...effects });
-    if (sender?.hostIfindex !== ifindex) reasons.push('other_source');
-    else if (sender.kernelPath) reasons.push('marked');
+    if (sender?.hostIfindex !== ifindex)
+      return isNobodys(ip) ? stays('link_local') : { ...drop('other_source'), ...effects };
+    if (sender.kernelPath) reasons.push('marked');
     if (!lookup.entry) return stays();
 
     const out = packet.slice();
@@ -360,11 +364,7 @@ export class Model {
 
     const speaker = view.isInNetwork(inner.src) ? view.peerOf(inner.src) : undefined;
     if (!speaker || !(speaker.behindNat || addressNumber(speaker.vtepIp) === outer.src)) {
-      const node = nodes.get(outer.src);
-      if (!node) return drop('unknown_peer');
-      // A node may send for itself: without masquerading that is how its processes answer pods.
-      if (view.isIndexed(node)) return inner.src === outer.src ? kernel('outside') : drop('spoofed_source');
-      reasons.push('no_peer'); // the podCIDR of a node without an entry is unknown
+      return claimed(nodes.get(outer.src), speaker, inner.src, view);
     } else if (view.isForKernelPath(speaker)) reasons.push('marked');
 
     const { entry, effects, ...lookup } = this.#lookup(arrival, inner, reasons);
@@ -387,6 +387,22 @@ export class Model {
     const translated = out.slice();
     if (entry.out) translate(translated, inner, leaving(entry));
     return { receiver, inner: out, translated, effects };
+  }
+
+  /** A packet that the kernel path has decapsulated: only its sender is judged. */
+  #fromVtep({ packet, sender = new Uint8Array(4) }: Arrival): Decided {
+    if (sender.every((byte) => byte === 0)) return kernel('not_seen');
+    const ethertype = u16(packet, 12);
+    if (TAGS.includes(ethertype)) return drop('spoofed_source');
+    const family = familyOf(ethertype);
+    if (!family) return kernel('not_ip');
+    const ip = readIp(packet.subarray(ETHER), family);
+    if (!ip) return kernel('malformed');
+    const view = this.#views[family];
+    const isFrom = ({ vtepIp }: Peer): boolean => starts(addressToBytes(vtepIp).slice(-4), 0, sender);
+    const speaker = view.isInNetwork(ip.src) ? view.peerOf(ip.src) : undefined;
+    if (speaker && (speaker.behindNat || isFrom(speaker))) return kernel('from_peer');
+    return claimed(view.nodes.values().find(isFrom), speaker, ip.src, view);
   }
 
   /** A plain packet for a local pod. It is fast only from peers that we, too, reach without encapsulation. */
@@ -491,6 +507,24 @@ export class Model {
     out.set(inner, udp + 30);
     return out;
   }
+}
+
+/** Ethertypes of VLAN tags: IEEE 802.1Q, 802.1ad. */
+const TAGS: readonly number[] = [0x8100, 0x88a8];
+
+/** Sources of packets that no router forwards: the unspecified address, and IPv6's link-local ones (RFC 4291). */
+const isNobodys = ({ family, src }: IpPacket): boolean =>
+  src === 0n || (family === 6 && src >> 118n === 0xfe80n >> 6n);
+
+/**
+ * A node sends for a source that is not in the podCIDR that it publishes. What belongs to a node, `owner` or one by its
+ * own address, only that node sends; what belongs to none may come through any.
+ */
+function claimed(sender: Peer | undefined, owner: Peer | undefined, src: bigint, view: FamilyView): Decided {
+  if (!sender) return drop('unknown_peer');
+  const isAnothers = src === view.vtepIp || (view.nodes.has(src) && view.nodes.get(src) !== sender);
+  if (owner || view.isOurs(src) || isAnothers) return drop('spoofed_source');
+  return kernel(view.isIndexed(sender) ? 'outside' : 'no_peer');
 }
 
 const REASONS_OF_TO_WIRE = [
