@@ -74,8 +74,8 @@ static __always_inline enum reason from_direct_peer(struct __sk_buff *skb, bool 
 
 	const struct endpoint *endpoint;
 	struct learned *learned = NULL;
-	struct flow6 flow = {};
-	enum reason reason = judge_flow(ip, skb->ifindex, &flow, &learned);
+	struct flow_packet known = {};
+	enum reason reason = judge_flow(ip, skb->ifindex, &known, &learned);
 
 	if (reason == FAST_DECAP)
 		reason = judge_delivery(ip, learned, &endpoint);
@@ -83,8 +83,8 @@ static __always_inline enum reason from_direct_peer(struct __sk_buff *skb, bool 
 		reason = KERNEL_TOO_BIG;
 	if (reason == FAST_DECAP)
 		return deliver(skb, endpoint, learned, v6, -1, FAST_DIRECT);
-	if (flow.protocol)
-		note_arrival(skb, &flow, ip, learned, reason);
+	if (known.flow.protocol)
+		note_arrival(skb, &known, ip, learned, reason);
 	return reason;
 }
 
@@ -104,12 +104,12 @@ static __always_inline enum reason from_xdp(struct __sk_buff *skb, const struct 
 {
 	const struct endpoint *endpoint;
 	const struct learned *learned;
-	struct flow6 flow;
-	enum reason reason = read_flow(ip, &flow);
+	struct flow_packet known;
+	enum reason reason = read_flow(ip, &known);
 
 	if (reason != KERNEL_NEW_FLOW)
 		return reason;
-	learned = find_learned(&flow, ip->v6);
+	learned = find_learned(&known.flow, ip->v6);
 	if (!learned)
 		return KERNEL_NEW_FLOW;
 	reason = judge_delivery(ip, learned, &endpoint);
@@ -210,14 +210,14 @@ static __always_inline enum reason from_wire_ip(struct __sk_buff *skb, bool v6)
 		return reason;
 
 	struct tunnelled inside = {};
-	struct flow6 flow = {}; /* apart, for the compiler does not see through what has its address taken */
+	struct flow_packet known = {}; /* apart, for the compiler does not see through what has its address taken */
 
 	at = packet(skb, OUTER_LEN(v6) + IP_LEN(v6) + sizeof(struct tcp));
-	reason = judge_tunnelled(at, skb->len, v6, skb->ifindex, &inside, &flow);
+	reason = judge_tunnelled(at, skb->len, v6, skb->ifindex, &inside, &known);
 	if (reason == FAST_DECAP)
 		reason = decapsulate(skb, v6, &inside);
-	if (verdict_of(reason) == KERNEL && flow.protocol)
-		note_arrival(skb, &flow, &inside.inner, inside.learned, reason);
+	if (verdict_of(reason) == KERNEL && known.flow.protocol)
+		note_arrival(skb, &known, &inside.inner, inside.learned, reason);
 	return reason;
 }
 
