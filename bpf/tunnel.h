@@ -36,7 +36,10 @@ static __always_inline enum reason judge_outer(const struct ip *outer)
 	return FAST_DECAP;
 }
 
-/* Whether `from` is an address of the node that publishes `vtep_ip`. Of an IPv6 one, the last 32 bits may be all we know. */
+/*
+ * Whether `from` is an address of the node that publishes `vtep_ip`. Of an IPv6 one, the last 32 bits may be all that is
+ * known.
+ */
 static __always_inline bool is_of_node(const struct address *from, const struct vtep *sender,
 				       const struct address *vtep_ip)
 {
@@ -49,8 +52,8 @@ static __always_inline bool is_of_node(const struct address *from, const struct 
  * Whether a node may send for an inner source, when it did not send from the address that the peer `owner` publishes,
  * or no peer's podCIDR contains the source. `from`: the outer source, or its last 32 bits alone.
  *
- * What belongs to a node, only that node sends: its podCIDR, and its own addresses. What belongs to none may come through
- * any: a LAN behind it, for example.
+ * What belongs to a node, only that node sends: its podCIDR, and its own addresses. What belongs to none may come
+ * through any: a LAN behind it, for example.
  */
 static __always_inline enum reason judge_claim(const struct peer_head *owner, const struct ip *inner,
 					       const struct address *from)

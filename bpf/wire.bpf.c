@@ -264,10 +264,10 @@ static __always_inline enum reason from_vtep_ip(struct __sk_buff *skb, bool v6, 
 }
 
 /*
- * A packet that the kernel path has decapsulated. Its sender is judged here, because here it has one shape, whatever the
- * outer packet's was: padded, with options, in fragments, on another interface than the uplink. Our nft rules have put
- * the outer source address into the packet's priority, of an IPv6 address the last 32 bits; the priority means nothing
- * on the way in.
+ * A packet that the kernel path has decapsulated. Its sender is judged here, because here it has one shape, whatever
+ * the outer packet's was: padded, with options, in fragments, on another interface than the uplink. Our nft rules have
+ * put the outer source address into the packet's priority, of an IPv6 address the last 32 bits; the priority means
+ * nothing on the way in.
  */
 SEC("tc")
 int from_vtep(struct __sk_buff *skb)

@@ -347,8 +347,8 @@ export function desiredVteps(
       for (const address of isOther ? otherIps : [vtepIp]) add(address, vtepIp, flags);
     }
   // Of the sender over IPv6, from_vtep knows the last 32 bits only.
-  for (const [address, { flags, vtep_ip }] of [...vteps])
-    if (addressFamily(address) === 6) add(shortened(address), vtep_ip, flags);
+  const found6 = vteps.entries().filter(([address]) => addressFamily(address) === 6);
+  for (const [address, { flags, vtep_ip }] of found6.toArray()) add(shortened(address), vtep_ip, flags);
   for (const own of [settings.v4, settings.v6])
     if (own) vteps.set(own.vtepIp, { flags: vtep_flags.VTEP_LOCAL, vtep_ip: own.vtepIp });
   return vteps;

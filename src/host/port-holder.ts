@@ -19,18 +19,18 @@ const TUNNELS = ['geneve', 'wireguard', 'bareudp', 'gtp', 'amt'];
  * Name the holders of a UDP port, and what to do about them.
  * @param name of the VTEP device that needs the port.
  */
-export async function describePortHolder(
+export function describePortHolder(
   port: number,
   name: string,
   links: ReadonlyMap<string, Link>,
   where: Where = {},
-): Promise<string> {
+): string {
   const device = [...links.values()].find(
     (link) => link.name !== name && link.up && link.vxlan?.port === port,
   );
   if (device)
     return `the VXLAN device ${device.name} has it; delete that with "ip link delete ${device.name}"`;
-  const sockets = await inNetns(where.netns, () => ['udp', 'udp6'].flatMap(readSockets));
+  const sockets = inNetns(where.netns, () => ['udp', 'udp6'].flatMap(readSockets));
   const inodes = sockets.filter((socket) => socket.port === port).map(({ inode }) => inode);
   const process = findProcess(new Set(inodes.filter((inode) => inode !== 0)));
   if (process) return `the process ${quote(process.command)} (PID ${process.pid}) has it; stop that`;

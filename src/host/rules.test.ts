@@ -94,9 +94,9 @@ describe('what keeps pods and peers to what is theirs', () => {
     const other = 'fib saddr . iif oif missing counter drop';
     expect(rulesOf(text, 'prerouting')).toEqual([
       `iifname "veth*" ip saddr 10.42.0.0/16 ${other}`,
-      `iifname "veth*" ip daddr 10.42.0.0/16 ${other}`,
+      `iifname "veth*" ip saddr != 10.42.0.0/16 ip daddr 10.42.0.0/16 ${other}`,
       `iifname "veth*" ip6 saddr fd00::/48 ${other}`,
-      `iifname "veth*" ip6 saddr != fe80::/10 ip6 daddr fd00::/48 ${other}`,
+      `iifname "veth*" ip6 saddr != { fd00::/48, fe80::/10 } ip6 daddr fd00::/48 ${other}`,
     ]);
   });
 

@@ -149,8 +149,8 @@ function preroutingChain({ networks, uplink }: DesiredRules): Chain {
     priority: -300,
     rules: networks.map(wordsOf).flatMap(({ ip, cluster }) => {
       // A link-local source, as in neighbour discovery, has no route where the host veth has no such address.
-      const others = ip === 'ip6' ? 'ip6 saddr != fe80::/10 ' : '';
-      return [`${ip} saddr ${cluster}`, `${others}${ip} daddr ${cluster}`].map((match) => ({
+      const others = ip === 'ip6' ? `{ ${cluster}, fe80::/10 }` : cluster;
+      return [`${ip} saddr ${cluster}`, `${ip} saddr != ${others} ${ip} daddr ${cluster}`].map((match) => ({
         match: `${fromPods(uplink)} ${match} fib saddr . iif oif missing`,
         verdict,
         why,

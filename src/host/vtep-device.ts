@@ -173,7 +173,7 @@ async function namingHolder(
     write();
   } catch (error) {
     if (!(error instanceof NetlinkError) || error.code !== 'EADDRINUSE') throw error;
-    const holder = await describePortHolder(port, name, await listLinks(options), options);
+    const holder = describePortHolder(port, name, await listLinks(options), options);
     throw new RipstopError(`${name} needs UDP port ${port}: ${holder}`, { cause: error });
   }
 }

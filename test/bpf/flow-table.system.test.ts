@@ -97,7 +97,7 @@ describeOnNode('the flow table, packet by packet', (node) => {
   describe.each(sides.flatMap((side) => hooks.map((hook) => ({ side, hook, family: side.family }))))(
     '$hook, IPv$family',
     ({ side, hook }) => {
-      it.each<Flag[][]>([[['SYN']], [['SYN', 'ACK']], [['FIN', 'ACK']], [['RST']], [['RST', 'ACK']]])(
+      it.each<Flag[][]>([[['SYN']], [['SYN', 'ACK']], [['RST']], [['RST', 'ACK']], [['FIN', 'RST']]])(
         'leaves %s to the kernel, and forgets the flow: the next one may be another',
         (flags) => {
           const { packet, flow } = arrivalAt(side, hook, flagged(flags));
@@ -108,6 +108,13 @@ describeOnNode('the flow table, packet by packet', (node) => {
           expect(node().run(hook, arrivalAt(side, hook).packet).counted).toBe(`${hook}: kernel new_flow`);
         },
       );
+
+      it('leaves FIN to the kernel, and keeps the flow: data may still come', () => {
+        const { packet, flow } = arrivalAt(side, hook, flagged(['FIN', 'ACK']));
+        using _ = node().learn([{ flow }]);
+        expect(node().run(hook, packet).counted).toBe(`${hook}: kernel handshake`);
+        expect(node().flows()).toEqual([flow]);
+      });
 
       it('takes every other combination of flags to the fast path', () => {
         for (let flags = 0; flags < 256; flags++) {
@@ -194,11 +201,21 @@ describeOnNode('the flow table, packet by packet', (node) => {
     });
 
     it('leaves the fast path for a while after a packet that does not suit it', () => {
-      const [endless, lastHop] = [arrivalAt(side, hook), arrivalAt(side, hook, undefined, { ttl: 1 })];
-      using _ = node().learn([{ flow: endless.flow }]);
-      expect(node().run(hook, lastHop.packet).counted).toBe(`${hook}: kernel ttl`);
-      expect(tableOf(node().tables, endless.flow).get(endless.flow)?.head.is_settled).toBe(0);
-      expect(node().run(hook, endless.packet).verdict).toBe('fast'); // reading all counters was a gap
+      const data = tcp({ src: 40002, dst: 80 }, new Uint8Array(5));
+      using _ = node().learn([{ flow }]);
+      expect(node().run(hook, arrivalAt(side, hook, data, { ttl: 1 }).packet).counted).toBe(
+        `${hook}: kernel ttl`,
+      );
+      expect(isSettled()).toBe(0);
+      expect(node().run(hook, packet).verdict).toBe('fast'); // reading all counters was a gap
+    });
+
+    it('does not wait for a bare ACK, which others may overtake', () => {
+      using _ = node().learn([{ flow }]);
+      expect(
+        node().run(hook, arrivalAt(side, hook, tcp({ src: 40002, dst: 80 }), { ttl: 1 }).packet).counted,
+      ).toBe(`${hook}: kernel ttl`);
+      expect(isSettled()).toBe(1);
     });
   });
 

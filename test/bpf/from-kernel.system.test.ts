@@ -23,7 +23,7 @@ import {
 const { tcp: TCP, udp: UDP } = protocols;
 const segment = tcp({ src: 80, dst: 40000 });
 const datagram = udp({ src: 53, dst: 40000 });
-const flagsOfEnds = { SYN: 0x02, 'SYN and ACK': 0x12, FIN: 0x11, RST: 0x04 } as const;
+const flagsOfEnds = { SYN: 0x02, 'SYN, ACK and FIN': 0x13, FIN: 0x11, RST: 0x04 } as const;
 
 /** A test run's device is the host veth of the pod that sends in other fixtures, and that receives here. */
 const toPodFields = ({ podOf, pods }: Side, fields: IpFields) => ({
@@ -100,6 +100,7 @@ function toPodFixtures(side: Side): Record<string, Fixture[]> {
 const kinds = (side: Side): { name: string; protocol: number; payload: Uint8Array }[] => [
   { name: 'a ping', protocol: side.icmp, payload: echoOf(side) },
   { name: 'TCP', protocol: TCP, payload: segment },
+  { name: 'the answer to a SYN', protocol: TCP, payload: tcp({ src: 80, dst: 40000, flags: 0x12 }) },
   { name: 'UDP', protocol: UDP, payload: datagram },
 ];
 

@@ -80,7 +80,7 @@ function knownFlows({ table, flow }: Arrival): Map<string, Flow> {
 }
 
 /** What the model leaves in the table, and in the notes of the packet's flow. */
-function predictedState(arrival: Arrival, { forgets, notes, learns, settles }: Decision): string[] {
+function predictedState(arrival: Arrival, { forgets, notes, learns, settles, isBare }: Decision): string[] {
   const { table, flow, isBehind } = arrival;
   const isOwn = (other: Flow | undefined): boolean =>
     flow !== undefined && other !== undefined && flowText(other) === flowText(flow);
@@ -88,7 +88,8 @@ function predictedState(arrival: Arrival, { forgets, notes, learns, settles }: D
     const before = table.find((entry) => flowText(entry.flow) === text);
     const entry = isOwn(learns?.flow) && isOwn(each) ? learns : before;
     if (!entry || (forgets && text === flowText(forgets))) return `${text}: not there`;
-    const is_settled = isOwn(each) ? (notes ? 0 : settles ? 1 : entry.is_settled) : entry.is_settled;
+    const own = notes && !isBare ? 0 : settles ? 1 : entry.is_settled;
+    const is_settled = isOwn(each) ? own : entry.is_settled;
     return `${text}: ${entryText({ ...entry, is_settled }, { ...entry.flow, ...entry.out })}`;
   });
   const noted = isOwn(notes?.flow) ? notes : isBehind ? BEHIND : undefined;

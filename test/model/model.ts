@@ -87,6 +87,8 @@ export interface Decision {
   readonly learns?: Entry;
   /** Whether the flow's entry has become one whose earlier packets are no longer under way on the kernel path. */
   readonly settles?: boolean;
+  /** Others may overtake it, so they need not wait for it. */
+  readonly isBare?: boolean;
 }
 
 type Decided = Omit<Decision, 'out'> & Partial<Decision>;
@@ -109,7 +111,7 @@ interface Detunnelled {
 }
 
 /** What a packet does to the flow table and to the notes, unless it takes the fast path. */
-type Effects = Pick<Decided, 'forgets' | 'notes' | 'settles'>;
+type Effects = Pick<Decided, 'forgets' | 'notes' | 'settles' | 'isBare'>;
 
 /** A packet's flow in the table: why it does not take the fast path, or the entry. */
 interface Lookup {
@@ -233,13 +235,17 @@ export class Model {
     const reasons = [...known, ...ip.faults, ...(ip.fragment === 'none' ? [] : ['fragment'])];
     const reading = readFlow(ip);
     if (!reading.flow) return { reasons: [...reasons, reading.why], effects: {} };
-    const { flow, isEnd } = reading;
+    const { flow, isEnd, isBreak, isAnswer, isBare } = reading;
     const isCertain = reasons.length === 0;
-    if (isEnd) return { reasons: [...reasons, 'handshake'], effects: isCertain ? { forgets: flow } : {} };
     const entry = arrival.table.find((entry) => isSame(entry.flow, flow));
     const { ifindex } = arrival;
     const notes = { flow, epoch: EPOCH, ifindex, dscp: ip.tos >> 2, ttl: ip.ttl };
-    const effects = isCertain && arrival.hook !== 'xdp_from_wire' ? { notes } : {};
+    const isNoted = isCertain && arrival.hook !== 'xdp_from_wire' && (!isEnd || isAnswer);
+    const effects = { ...(isNoted && { notes }), isBare };
+    if (isEnd) {
+      const forgets = isCertain && isBreak ? { forgets: flow } : {};
+      return { reasons: [...reasons, 'handshake'], effects: { ...effects, ...forgets } };
+    }
     if (!entry) return { reasons: [...reasons, 'new_flow'], effects };
     if (entry.ifindex !== ifindex) reasons.push('other_way');
     if (entry.epoch !== EPOCH) reasons.push('old_epoch');
@@ -441,7 +447,7 @@ export class Model {
     const learned = isReadable ? learnedEntry(reading, ip, receiver, noted) : undefined;
     if (learned) return { ...kernel('learned'), learns: learned };
     if (!reading.flow) return kernel(...reasons, reading.why);
-    if (reading.isEnd) return kernel(...reasons, 'handshake');
+    if (reading.isEnd && !reading.isAnswer) return kernel(...reasons, 'handshake');
     return kernel(...reasons, 'not_seen');
   }
 
@@ -559,7 +565,8 @@ function learnedEntry(
   { mtu }: Endpoint,
   noted: NotedArrival | undefined,
 ): Entry | undefined {
-  if (!reading.flow || reading.isEnd || !noted || !isSame(reading.flow, noted.flow)) return undefined;
+  if (!reading.flow || !noted || !isSame(reading.flow, noted.flow)) return undefined;
+  if (reading.isEnd && !reading.isAnswer) return undefined;
   const hops = (noted.ttl! - ip.ttl) & 255;
   if (noted.dscp !== ip.tos >> 2 || hops > 1) return undefined;
   const { flow, epoch, ifindex } = noted;

@@ -128,20 +128,30 @@ function readIpv6(bytes: Uint8Array): IpPacket | undefined {
 export const isIcmp = ({ family, protocol }: IpPacket): boolean =>
   protocol === (family === 4 ? protocols.icmp : protocols.icmpv6);
 
-/** RFC 9293: the flags of a connection's beginning and end. */
-const FIN_SYN_RST = 7;
+/** RFC 9293. */
+const [FIN, SYN, RST, ACK] = [1, 2, 4, 16];
 /** RFC 792 and 4443: replies and requests. */
 const echoTypes: Readonly<Record<Family, readonly number[]>> = { 4: [0, 8], 6: [128, 129] };
 
-/** What a packet says of its flow: the flow, and whether its connection begins or ends; or why it has none. */
+/** What a packet says of its flow: the flow, and what TCP says of its connection; or why it has none. */
 export type FlowReading =
-  | { readonly flow: Flow; readonly isEnd: boolean }
+  | {
+      readonly flow: Flow;
+      /** It belongs to a beginning or an end. */
+      readonly isEnd: boolean;
+      /** After it another connection may have this flow. */
+      readonly isBreak: boolean;
+      /** It is the answer to a SYN, the last packet of a handshake in its direction. */
+      readonly isAnswer: boolean;
+      /** It has no payload, so others may overtake it. */
+      readonly isBare: boolean;
+    }
   | { readonly flow?: undefined; readonly why: 'protocol' | 'malformed' };
 
 /** The flow of a packet that is whole. An echo has its identifier and its type for ports. */
 export function readFlow(ip: IpPacket): FlowReading {
   const { family, protocol, payload } = ip;
-  const of = (src_port: number, dst_port: number, isEnd = false): FlowReading => ({
+  const of = (src_port: number, dst_port: number, flags = 0, isBare = false): FlowReading => ({
     flow: {
       src: addressText(ip.src, family),
       dst: addressText(ip.dst, family),
@@ -149,7 +159,10 @@ export function readFlow(ip: IpPacket): FlowReading {
       dst_port,
       protocol,
     },
-    isEnd,
+    isEnd: (flags & (FIN | SYN | RST)) !== 0,
+    isBreak: (flags & (SYN | RST)) !== 0,
+    isAnswer: (flags & (FIN | SYN | RST | ACK)) === (SYN | ACK),
+    isBare,
   });
   if (isIcmp(ip)) {
     const isEcho = payload.length >= 8 && echoTypes[family].includes(payload[0]!);
@@ -158,7 +171,9 @@ export function readFlow(ip: IpPacket): FlowReading {
   if (protocol !== protocols.tcp && protocol !== protocols.udp) return { why: 'protocol' };
   const isTcp = protocol === protocols.tcp;
   if (payload.length < (isTcp ? 20 : 8)) return { why: 'malformed' };
-  return of(u16(payload, 0), u16(payload, 2), isTcp && (payload[13]! & FIN_SYN_RST) !== 0);
+  if (!isTcp) return of(u16(payload, 0), u16(payload, 2));
+  const isBare = payload.length === (payload[12]! >>> 4) * 4;
+  return of(u16(payload, 0), u16(payload, 2), payload[13], isBare);
 }
 
 /** The one's complement sum of the pseudo header for so many bytes of transport header and payload (RFC 768, 8200). */
