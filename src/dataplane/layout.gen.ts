@@ -7,7 +7,7 @@
  * layouts of the maps; `since` is the version in which a map last changed.
  */
 export const layout = {
-  version: 6,
+  version: 1,
   structs: {
     peer_head: {
       size: 48,
@@ -277,7 +277,7 @@ export const layout = {
       value: { struct: 'arrival' },
       maxEntries: 1024,
       flags: 0,
-      since: 5,
+      since: 1,
     },
     counters: {
       type: 'percpu_array',
@@ -285,7 +285,7 @@ export const layout = {
       value: { struct: 'counter' },
       maxEntries: 222,
       flags: 0,
-      since: 6,
+      since: 1,
     },
     endpoint_state: {
       type: 'array',
@@ -318,7 +318,7 @@ export const layout = {
       value: { struct: 'learned4' },
       maxEntries: 131072,
       flags: 0,
-      since: 6,
+      since: 1,
     },
     flows6: {
       type: 'lru_hash',
@@ -326,7 +326,7 @@ export const layout = {
       value: { struct: 'learned6' },
       maxEntries: 131072,
       flags: 0,
-      since: 6,
+      since: 1,
     },
     ip_ids: { type: 'percpu_array', key: 'u32', value: 'u32', maxEntries: 1, flags: 0, since: 1 },
     peers: {
@@ -335,7 +335,7 @@ export const layout = {
       value: { struct: 'peer' },
       maxEntries: 256,
       flags: 0,
-      since: 2,
+      since: 1,
     },
     peers6: {
       type: 'hash',
@@ -343,7 +343,7 @@ export const layout = {
       value: { struct: 'peer6' },
       maxEntries: 32768,
       flags: 1,
-      since: 2,
+      since: 1,
     },
     vteps: {
       type: 'hash',
@@ -351,7 +351,7 @@ export const layout = {
       value: { struct: 'vtep' },
       maxEntries: 65536,
       flags: 1,
-      since: 6,
+      since: 1,
     },
   },
   globals: {

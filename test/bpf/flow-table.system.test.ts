@@ -116,6 +116,14 @@ describeOnNode('the flow table, packet by packet', (node) => {
         expect(node().flows()).toEqual([flow]);
       });
 
+      it('takes the second FIN of a connection to the fast path: conntrack has seen the first', () => {
+        const { packet, flow } = arrivalAt(side, hook, flagged(['FIN', 'ACK']));
+        const { src, dst, src_port, dst_port } = flow;
+        const other = { ...flow, src: dst, dst: src, src_port: dst_port, dst_port: src_port };
+        using _ = node().learn([{ flow }, { flow: other, is_ending: 1 }]);
+        expect(node().run(hook, packet).counted).toMatch(/: fast (encap|decap)$/);
+      });
+
       it('takes every other combination of flags to the fast path', () => {
         for (let flags = 0; flags < 256; flags++) {
           const payload = tcp({ ...ports, flags });

@@ -235,6 +235,7 @@ function learnedValue({ flow, out, ageMs = 1000, ...head }: LearnedFlow): Struct
       is_translated: out ? 1 : 0,
       is_settled: 1,
       hops: 0,
+      is_ending: 0,
       source_port: SOURCE_PORT,
       ...head,
     },

@@ -66,10 +66,10 @@ const flowText = ({ src, src_port, dst, dst_port, protocol }: Flow): string =>
   `${src} ${src_port} → ${dst} ${dst_port} (${protocol})`;
 
 const entryText = (
-  { epoch, ifindex, mtu, is_settled, hops, source_port }: Omit<Entry, 'flow' | 'out' | 'ageMs'>,
+  { epoch, ifindex, mtu, is_settled, is_ending, hops, source_port }: Omit<Entry, 'flow' | 'out' | 'ageMs'>,
   out: Flow,
 ): string =>
-  `epoch ${epoch}, from ${ifindex}, MTU ${mtu}, settled ${is_settled}, hops ${hops}, port ${source_port}, as ${flowText(out)}`;
+  `epoch ${epoch}, from ${ifindex}, MTU ${mtu}, settled ${is_settled}, ending ${is_ending}, hops ${hops}, port ${source_port}, as ${flowText(out)}`;
 const noteText = ({ epoch, ifindex, dscp, ttl }: Omit<NotedArrival, 'flow'>): string =>
   `noted: epoch ${epoch}, from ${ifindex}, DSCP ${dscp}, TTL ${ttl}`;
 
@@ -80,7 +80,10 @@ function knownFlows({ table, flow }: Arrival): Map<string, Flow> {
 }
 
 /** What the model leaves in the table, and in the notes of the packet's flow. */
-function predictedState(arrival: Arrival, { forgets, notes, learns, settles, isBare }: Decision): string[] {
+function predictedState(
+  arrival: Arrival,
+  { forgets, notes, learns, settles, ends, isBare }: Decision,
+): string[] {
   const { table, flow, isBehind } = arrival;
   const isOwn = (other: Flow | undefined): boolean =>
     flow !== undefined && other !== undefined && flowText(other) === flowText(flow);
@@ -90,7 +93,8 @@ function predictedState(arrival: Arrival, { forgets, notes, learns, settles, isB
     if (!entry || (forgets && text === flowText(forgets))) return `${text}: not there`;
     const own = notes && !isBare ? 0 : settles ? 1 : entry.is_settled;
     const is_settled = isOwn(each) ? own : entry.is_settled;
-    return `${text}: ${entryText({ ...entry, is_settled }, { ...entry.flow, ...entry.out })}`;
+    const is_ending = isOwn(each) && ends ? 1 : entry.is_ending;
+    return `${text}: ${entryText({ ...entry, is_settled, is_ending }, { ...entry.flow, ...entry.out })}`;
   });
   const noted = isOwn(notes?.flow) ? notes : isBehind ? BEHIND : undefined;
   return noted ? [...lines, noteText(noted)] : lines;

@@ -457,7 +457,9 @@ function met(
   const isBehind = one(random, entry?.is_settled === 0 ? 2 : 20);
   const table = [
     ...(entry && !one(random, 10) ? [entry] : []),
-    ...(entry && one(random, 4) ? [{ ...entry, flow: beside(random, flow) }] : []),
+    ...(entry && one(random, 3)
+      ? [random.pick([opposite(entry), { ...entry, flow: beside(random, flow) }])]
+      : []),
   ];
   return { flow, table, ...(isBehind && { isBehind }) };
 }
@@ -469,6 +471,12 @@ function senderOf(random: Random, cast: Cast, packet: Uint8Array): Uint8Array {
   const owner = cast.peers.find(({ podCidr }) => membership(podCidr)(src));
   const node = owner && !one(random, 4) ? owner.vtepIp : random.pick([...cast.nodes, cast.noNode]);
   return addressToBytes(node).slice(-4);
+}
+
+/** The other direction of a connection, as it comes in. */
+function opposite({ flow, out, ...entry }: Entry): Entry {
+  const { src, dst, src_port, dst_port, protocol } = { ...flow, ...out };
+  return { ...entry, flow: { src: dst, dst: src, src_port: dst_port, dst_port: src_port, protocol } };
 }
 
 /** Another flow: the opposite direction, another port, another protocol. */
@@ -496,6 +504,7 @@ function entryOf(random: Random, cast: Cast, hook: Hook, flow: Flow): Entry | un
     ageMs: 500,
     mtu: random.pick(mtus),
     is_settled: one(random, 4) ? 0 : 1,
+    is_ending: one(random, 4) ? 1 : 0,
     hops: one(random, 4) ? 1 : 0,
     source_port: random.below(65536),
     ...(out && { out }),

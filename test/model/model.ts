@@ -48,7 +48,12 @@ export const EPOCH = 5;
 
 /** An entry of the flow table, with all that a verdict depends on. */
 export type Entry = LearnedFlow &
-  Required<Pick<LearnedFlow, 'epoch' | 'ifindex' | 'ageMs' | 'mtu' | 'is_settled' | 'hops' | 'source_port'>>;
+  Required<
+    Pick<
+      LearnedFlow,
+      'epoch' | 'ifindex' | 'ageMs' | 'mtu' | 'is_settled' | 'is_ending' | 'hops' | 'source_port'
+    >
+  >;
 
 export interface Arrival {
   /** The node that it arrives at. */
@@ -87,6 +92,8 @@ export interface Decision {
   readonly learns?: Entry;
   /** Whether the flow's entry has become one whose earlier packets are no longer under way on the kernel path. */
   readonly settles?: boolean;
+  /** Whether its entry now knows that conntrack has seen a FIN. */
+  readonly ends?: boolean;
   /** Others may overtake it, so they need not wait for it. */
   readonly isBare?: boolean;
 }
@@ -240,19 +247,31 @@ export class Model {
     const entry = arrival.table.find((entry) => isSame(entry.flow, flow));
     const { ifindex } = arrival;
     const notes = { flow, epoch: EPOCH, ifindex, dscp: ip.tos >> 2, ttl: ip.ttl };
-    const isNoted = isCertain && arrival.hook !== 'xdp_from_wire' && (!isEnd || isAnswer);
-    const effects = { ...(isNoted && { notes }), isBare };
-    if (isEnd) {
-      const forgets = isCertain && isBreak ? { forgets: flow } : {};
-      return { reasons: [...reasons, 'handshake'], effects: { ...effects, ...forgets } };
+    const mayNote = isCertain && arrival.hook !== 'xdp_from_wire';
+    const effects = { ...(mayNote && { notes }), isBare };
+    if (isBreak) {
+      const forgets = isCertain ? { forgets: flow } : {};
+      return {
+        reasons: [...reasons, 'handshake'],
+        effects: { ...(mayNote && isAnswer && { notes }), isBare, ...forgets },
+      };
     }
-    if (!entry) return { reasons: [...reasons, 'new_flow'], effects };
+    if (!entry)
+      return {
+        reasons: [...reasons, isEnd ? 'handshake' : 'new_flow'],
+        effects: isEnd ? { isBare } : effects,
+      };
     if (entry.ifindex !== ifindex) reasons.push('other_way');
     if (entry.epoch !== EPOCH) reasons.push('old_epoch');
     if (entry.ageMs > FLOW_LIFETIME_MS) reasons.push('expired');
     const settles = isCertain && reasons.length === 0 && (entry.is_settled !== 0 || !arrival.isBehind);
     if (entry.is_settled === 0 && arrival.isBehind) reasons.push('unsettled');
-    return { reasons, entry, effects: { ...effects, ...(settles && { settles }) } };
+    const isLastEnd = reasons.length === 0 && isOtherEnding(arrival.table, entry);
+    if (!isEnd || isLastEnd) return { reasons, entry, effects: { ...effects, ...(settles && { settles }) } };
+    return {
+      reasons: [...reasons, 'handshake'],
+      effects: { isBare, ...(settles && { settles }), ...(isCertain && { ends: true }) },
+    };
   }
 
   #fromPod(arrival: Arrival, ip: IpPacket, view: FamilyView, otherMac: readonly string[]): Decided {
@@ -550,6 +569,13 @@ const isSame = (a: Flow, b: Flow): boolean =>
   a.src === b.src &&
   a.dst === b.dst;
 
+/** Whether the other direction's FIN has been left to the kernel path. */
+const isOtherEnding = (table: readonly Entry[], entry: Entry): boolean => {
+  const { src, dst, src_port, dst_port, protocol } = leaving(entry);
+  const other = { src: dst, dst: src, src_port: dst_port, dst_port: src_port, protocol };
+  return table.some(({ flow, is_ending }) => isSame(flow, other) && is_ending !== 0);
+};
+
 const leaving = ({ flow, out }: Entry): Flow => ({ ...flow, ...out });
 
 /** Why a packet from the wire does not go to this pod, apart from its size. */
@@ -570,7 +596,17 @@ function learnedEntry(
   const hops = (noted.ttl! - ip.ttl) & 255;
   if (noted.dscp !== ip.tos >> 2 || hops > 1) return undefined;
   const { flow, epoch, ifindex } = noted;
-  return { flow, epoch: epoch!, ifindex: ifindex!, ageMs: 0, mtu, is_settled: 0, hops, source_port: 0 };
+  return {
+    flow,
+    epoch: epoch!,
+    ifindex: ifindex!,
+    ageMs: 0,
+    mtu,
+    is_settled: 0,
+    is_ending: 0,
+    hops,
+    source_port: 0,
+  };
 }
 
 const starts = (bytes: Uint8Array, at: number, expected: ArrayLike<number>): boolean =>
