@@ -3,6 +3,7 @@
  * Measures how long a pod waits for its network: CNI ADD and DEL of ripstop and of bridge with host-local, which
  * flannel's plugin calls, in one run, on two nodes of one lab. See README.md.
  */
+import { setTimeout as sleep } from 'node:timers/promises';
 import { parseArgs } from 'node:util';
 import { renderTable } from '../src/cli/table.ts';
 import {
@@ -33,6 +34,7 @@ const { values: flags } = parseArgs({
 const rounds = Number(flags.rounds);
 const batch = Number(flags.batch);
 const seed = Number(flags.seed);
+const SETTLE_MS = 10_000;
 const NAME = `cni-bench-${process.pid}`;
 
 /** The time for one pod, and for one pod of many at once, ms. */
@@ -96,7 +98,11 @@ try {
   const rows: Row[] = [];
   const model = await addPod(lab, one);
   for (const pods of flags.pods.split(',').map(Number)) {
-    if (pods > 1) await growEndpoints(lab, one, pods);
+    if (pods > 1) {
+      await growEndpoints(lab, one, pods);
+      // The kernel configures the IPv6 side of so many new interfaces for a while, and holds the RTNL lock.
+      await sleep(SETTLE_MS);
+    }
     say(`${pods} pods on the ripstop node: ${rounds} rounds`);
     const costs = await measure(
       lab,

@@ -126,7 +126,7 @@ static __always_inline bool is_nobodys(const void *src, bool v6)
 }
 
 /* A packet for the kernel path. What it does with the packet can be learned only if the arrival was noted. */
-static __always_inline enum reason leave_to_kernel(struct __sk_buff *skb, const struct ip *ip, const struct flow6 *flow,
+static __always_inline enum reason leave_to_kernel(struct __sk_buff *skb, const struct ip *ip, const struct flow_packet *packet,
 						   struct learned *learned, enum reason reason)
 {
 	bool v6 = ip->v6;
@@ -140,8 +140,8 @@ static __always_inline enum reason leave_to_kernel(struct __sk_buff *skb, const 
 		return is_nobodys(ip->src, v6) ? KERNEL_LINK_LOCAL : DROP_OTHER_SOURCE;
 	if (sender->flags & ENDPOINT_KERNEL_PATH)
 		return KERNEL_MARKED;
-	if (flow->protocol)
-		note_arrival(skb, flow, ip, learned, reason);
+	if (packet->flow.protocol)
+		note_arrival(skb, packet, ip, learned, reason);
 	return reason;
 }
 
@@ -149,13 +149,13 @@ static __always_inline enum reason from_pod_ip(struct __sk_buff *skb, bool v6)
 {
 	struct cursor at = packet(skb, sizeof(struct ether) + IP_LEN(v6) + sizeof(struct tcp));
 	struct learned *learned = NULL;
-	struct flow6 flow = {};
+	struct flow_packet known = {};
 	struct ip ip;
 
 	if (!parse_ether(&at) || !read_ip(&at, skb->len - sizeof(struct ether), v6, &ip))
 		return KERNEL_MALFORMED;
 
-	enum reason reason = skb->pkt_type == PACKET_HOST ? judge_flow(&ip, skb->ifindex, &flow, &learned) :
+	enum reason reason = skb->pkt_type == PACKET_HOST ? judge_flow(&ip, skb->ifindex, &known, &learned) :
 							    KERNEL_OTHER_MAC;
 
 	if (reason == FAST_DECAP)
@@ -166,7 +166,7 @@ static __always_inline enum reason from_pod_ip(struct __sk_buff *skb, bool v6)
 	at = packet(skb, sizeof(struct ether) + IP_LEN(v6));
 	if (!parse_ether(&at) || !read_ip(&at, skb->len - sizeof(struct ether), v6, &ip))
 		return KERNEL_MALFORMED;
-	return leave_to_kernel(skb, &ip, &flow, learned, reason);
+	return leave_to_kernel(skb, &ip, &known, learned, reason);
 }
 
 SEC("tc")

@@ -107,10 +107,10 @@ static __always_inline enum reason judge_delivery(const struct ip *ip, const str
 
 /*
  * The whole verdict except for size, outer checksum and ECN. The cursor is at the start of a frame of `bytes` bytes
- * that judge_outer() takes for VXLAN. `flow` becomes the inner packet's: see judge_flow().
+ * that judge_outer() takes for VXLAN. `known` becomes the inner packet's: see judge_flow().
  */
 static __always_inline enum reason judge_tunnelled(struct cursor at, __u32 bytes, bool v6, __u32 ifindex,
-						   struct tunnelled *packet, struct flow6 *flow)
+						   struct tunnelled *packet, struct flow_packet *known)
 {
 	struct ether *ether = parse_ether(&at);
 
@@ -144,7 +144,7 @@ static __always_inline enum reason judge_tunnelled(struct cursor at, __u32 bytes
 	enum reason reason = judge_sender(&packet->outer, &packet->inner);
 
 	if (reason == FAST_DECAP)
-		reason = judge_flow(&packet->inner, ifindex, flow, &packet->learned);
+		reason = judge_flow(&packet->inner, ifindex, known, &packet->learned);
 	if (reason == FAST_DECAP)
 		reason = judge_delivery(&packet->inner, packet->learned, &packet->endpoint);
 	return reason;

@@ -3,6 +3,8 @@
  * The uplink: packets from the underlay (tc ingress), and packets that the kernel path sends there (tc egress). The VTEP
  * devices: packets that the kernel path has decapsulated (tc ingress).
  */
+#include <bpf/bpf_core_read.h>
+
 #include "flows.h"
 #include "learn.h"
 #include "lookup.h"
@@ -72,8 +74,8 @@ static __always_inline enum reason from_direct_peer(struct __sk_buff *skb, bool 
 
 	const struct endpoint *endpoint;
 	struct learned *learned = NULL;
-	struct flow6 flow = {};
-	enum reason reason = judge_flow(ip, skb->ifindex, &flow, &learned);
+	struct flow_packet known = {};
+	enum reason reason = judge_flow(ip, skb->ifindex, &known, &learned);
 
 	if (reason == FAST_DECAP)
 		reason = judge_delivery(ip, learned, &endpoint);
@@ -81,8 +83,8 @@ static __always_inline enum reason from_direct_peer(struct __sk_buff *skb, bool 
 		reason = KERNEL_TOO_BIG;
 	if (reason == FAST_DECAP)
 		return deliver(skb, endpoint, learned, v6, -1, FAST_DIRECT);
-	if (flow.protocol)
-		note_arrival(skb, &flow, ip, learned, reason);
+	if (known.flow.protocol)
+		note_arrival(skb, &known, ip, learned, reason);
 	return reason;
 }
 
@@ -102,12 +104,12 @@ static __always_inline enum reason from_xdp(struct __sk_buff *skb, const struct 
 {
 	const struct endpoint *endpoint;
 	const struct learned *learned;
-	struct flow6 flow;
-	enum reason reason = read_flow(ip, &flow);
+	struct flow_packet known;
+	enum reason reason = read_flow(ip, &known);
 
 	if (reason != KERNEL_NEW_FLOW)
 		return reason;
-	learned = find_learned(&flow, ip->v6);
+	learned = find_learned(&known.flow, ip->v6);
 	if (!learned)
 		return KERNEL_NEW_FLOW;
 	reason = judge_delivery(ip, learned, &endpoint);
@@ -116,9 +118,21 @@ static __always_inline enum reason from_xdp(struct __sk_buff *skb, const struct 
 	return deliver(skb, endpoint, learned, ip->v6, -1, FAST_DECAP);
 }
 
+/* linux/bpf.h has it since 2026. The loader looks in the kernel's BTF whether it knows it, and which bit it is. */
+enum bpf_adj_room_flags___decap {
+	BPF_F_ADJ_ROOM_DECAP_L4_UDP___decap = 1 << 10,
+};
+
+/* The flag that makes shrinking remove a super-packet's mark as encapsulated; 0 on kernels without it. */
+static __always_inline __u64 unmark_flag(void)
+{
+	if (!bpf_core_enum_value_exists(enum bpf_adj_room_flags___decap, BPF_F_ADJ_ROOM_DECAP_L4_UDP___decap))
+		return 0;
+	return bpf_core_enum_value(enum bpf_adj_room_flags___decap, BPF_F_ADJ_ROOM_DECAP_L4_UDP___decap);
+}
+
 /*
- * Whether a super-packet can be decapsulated. Shrinking leaves it marked as encapsulated (at least up to Linux 6.18).
- * TCP is segmented rightly all the same. UDP is segmented as if it were still in the tunnel, and a receiver that did
+ * Whether a super-packet can be decapsulated. Without unmark_flag() shrinking leaves it marked as encapsulated. TCP is segmented rightly all the same. UDP is segmented as if it were still in the tunnel, and a receiver that did
  * not ask for super-packets (UDP_GRO) would get nothing. And if the pod forwards the packet, it cannot be encapsulated
  * at from_pod.
  */
@@ -126,6 +140,8 @@ static __always_inline bool may_shrink(const struct ip *inner)
 {
 	struct endpoint_state *state = find_state(inner->dst, inner->v6);
 
+	if (unmark_flag())
+		return true;
 	return inner->protocol == PROTOCOL_TCP && !(state && state->forwards);
 }
 
@@ -159,8 +175,14 @@ static __always_inline enum reason decapsulate(struct __sk_buff *skb, bool v6, c
 		return DROP_ECN;
 	if (skb->gso_size && !may_shrink(&packet->inner))
 		return KERNEL_NO_ROOM;
-	if (bpf_skb_adjust_room(skb, -(int)ENCAP_LEN(v6), BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO))
+	/*
+	 * As the kernel's tunnel devices do: of the checksums that a NIC or GRO has verified, the outermost one goes, and
+	 * the others stay verified. GRO lists (rx-gro-list) depend on it, for nobody can verify theirs again.
+	 */
+	if (bpf_skb_adjust_room(skb, -(int)ENCAP_LEN(v6), BPF_ADJ_ROOM_MAC,
+				BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET | unmark_flag()))
 		return KERNEL_NO_ROOM;
+	bpf_csum_level(skb, BPF_CSUM_LEVEL_DEC);
 	return deliver(skb, packet->endpoint, packet->learned, v6, new_ecn == ecn ? -1 : new_ecn, FAST_DECAP);
 }
 
@@ -188,14 +210,14 @@ static __always_inline enum reason from_wire_ip(struct __sk_buff *skb, bool v6)
 		return reason;
 
 	struct tunnelled inside = {};
-	struct flow6 flow = {}; /* apart, for the compiler does not see through what has its address taken */
+	struct flow_packet known = {}; /* apart, for the compiler does not see through what has its address taken */
 
 	at = packet(skb, OUTER_LEN(v6) + IP_LEN(v6) + sizeof(struct tcp));
-	reason = judge_tunnelled(at, skb->len, v6, skb->ifindex, &inside, &flow);
+	reason = judge_tunnelled(at, skb->len, v6, skb->ifindex, &inside, &known);
 	if (reason == FAST_DECAP)
 		reason = decapsulate(skb, v6, &inside);
-	if (verdict_of(reason) == KERNEL && flow.protocol)
-		note_arrival(skb, &flow, &inside.inner, inside.learned, reason);
+	if (verdict_of(reason) == KERNEL && known.flow.protocol)
+		note_arrival(skb, &known, &inside.inner, inside.learned, reason);
 	return reason;
 }
 

@@ -34,7 +34,7 @@ export function qemu(
 ): [string, ...string[]] {
   const args = [
     ['-no-user-config', '-nodefaults', '-display', 'none', '-no-reboot'],
-    ['-accel', 'tcg,thread=multi', '-cpu', 'max', '-smp', '2', '-m', '1G'],
+    ['-accel', 'tcg,thread=single', '-cpu', 'max', '-smp', '2', '-m', '1G'],
     ['-kernel', join(root, `boot/vmlinuz-${release}`), '-initrd', initramfs],
     // On a busy host the machine's timer is late, and Linux's check of it ends in a panic. So does, now and then,
     // the patching of sched_clock_tick() while both processors run, when Linux finds the clock unstable only later.

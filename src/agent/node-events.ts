@@ -2,7 +2,7 @@
 import { isPodVeth } from '../host/links.ts';
 import type { NodeEvent } from '../host/monitor.ts';
 import { proxyKey } from '../host/pod-bridge.ts';
-import type { NodeObserver } from './observer.ts';
+import { NODE_PARTS, type NodeObserver } from './observer.ts';
 import type { Targets } from './targets.ts';
 
 /**
@@ -50,6 +50,8 @@ export function noteEvent(event: NodeEvent, observer: NodeObserver, targets: Tar
     case 'flannel-rules':
       targets.flannelRules.invalidate();
       break;
+    case 'shaping':
+      return observer.noteShaping(event.ifindex);
     case 'policy':
       return false;
     case 'lost':
@@ -73,7 +75,7 @@ export function changesDecisions(event: NodeEvent): boolean {
 
 /** Invalidate everything, since events were lost. */
 export function staleAll(observer: NodeObserver, targets: Targets): void {
-  observer.invalidate('links', 'routes', 'nextHops');
+  observer.invalidate(...NODE_PARTS);
   invalidate(...Object.values(targets));
 }
 
@@ -83,7 +85,7 @@ export function staleAll(observer: NodeObserver, targets: Targets): void {
  */
 export function audit(observer: NodeObserver, targets: Targets, thorough: boolean): void {
   const { rules, flannelRules, ...others } = targets;
-  observer.invalidate('links', 'routes', 'nextHops');
+  observer.invalidate(...NODE_PARTS);
   invalidate(...Object.values(others), ...(thorough ? [rules, flannelRules] : []));
 }
 

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-import type { AttachmentStore } from '../cni/attachments.ts';
+import type { Attachment, AttachmentStore } from '../cni/attachments.ts';
 import { hostVethName } from '../cni/pod-network.ts';
 import { listLinkKeys, type XdpAnswers } from '../dataplane/links.ts';
 import type { ProgramSet } from '../dataplane/programs.ts';
 import { listLinks, readLinkIfThere } from '../host/links.ts';
 import type { NodeEvent } from '../host/monitor.ts';
 import { lookupNextHops, type NextHop } from '../host/neighbours.ts';
+import { findShaped } from '../host/shaping.ts';
 import { readUplinkFacts, type UplinkRequest } from '../host/uplink.ts';
 import type { PerFamily } from '../net/ip.ts';
 import { isSame } from '../reconcile/target.ts';
@@ -15,7 +16,8 @@ import { type LoadedIds, type NodeSnapshot, observed } from './snapshot.ts';
 type PodLink = Omit<Extract<NodeEvent, { kind: 'pod-link' }>, 'kind'>;
 
 /** What a change in the kernel makes stale. */
-export type NodePart = 'links' | 'routes' | 'nextHops';
+export const NODE_PARTS = ['links', 'routes', 'nextHops', 'shaped'] as const;
+export type NodePart = (typeof NODE_PARTS)[number];
 
 export interface ObserverOptions {
   readonly uplink: Pick<UplinkRequest, 'families' | 'ifaceCanReach'>;
@@ -29,7 +31,7 @@ export interface ObserverOptions {
 /** Makes snapshots of this node. It looks again only at parts that events made stale, and changes nothing. */
 export class NodeObserver {
   readonly #options: ObserverOptions;
-  readonly #stale = new Set<NodePart>(['links', 'routes', 'nextHops']);
+  readonly #stale = new Set<NodePart>(NODE_PARTS);
   /** The revision of the peers whose next hops are in the snapshot. */
   #hopsOf = -1;
   /** The source addresses of packets to peers. */
@@ -41,6 +43,7 @@ export class NodeObserver {
     nextHops: { revision: 0, value: new Map() },
     pods: { revision: 0, value: [] },
     lostPods: [],
+    shaped: { revision: 0, value: [] },
     programs: { revision: 0, value: undefined },
     attached: new Set(),
     xdpRefusals: new Map(),
@@ -66,12 +69,14 @@ export class NodeObserver {
         : before.routes;
       const nextHops = observed(before.nextHops, await this.#nextHops(peers));
       await store.refresh();
+      const pods = observed(before.pods, await store.list());
       this.#snapshot = {
         links,
         routes,
         nextHops,
-        pods: observed(before.pods, await store.list()),
+        pods,
         lostPods: store.lost.map(hostVethName),
+        shaped: this.#shaped(pods.value),
         programs: { revision: programs.revision, value: loadedIds(programs) },
         attached: listLinkKeys(linkPins),
         xdpRefusals: xdp.refusals,
@@ -83,7 +88,7 @@ export class NodeObserver {
   /** Observe only which pods there are, and the host veths of those that are new. */
   observePods(): Promise<NodeSnapshot> {
     return this.#inTurn(async () => {
-      const { links, pods: before, ...rest } = this.#snapshot;
+      const { links, pods: before, shaped: _, ...rest } = this.#snapshot;
       const pods = observed(before, await this.#options.store.list());
       const missing = pods.value.filter(({ hostIfname, hostIfindex }) => {
         const known = links.value.get(hostIfname);
@@ -97,6 +102,7 @@ export class NodeObserver {
         ...rest,
         pods,
         lostPods,
+        shaped: this.#shaped(pods.value),
         links: added.length === 0 ? links : observed(links, value),
       };
       return this.#snapshot;
@@ -132,16 +138,34 @@ export class NodeObserver {
     return lostPods.includes(name) || pods.value.some(({ hostIfname }) => hostIfname === name);
   }
 
+  /**
+   * An event tells of somebody's qdisc or filter on an interface; undefined: on several.
+   * @returns whether it may concern a pod.
+   */
+  noteShaping(ifindex: number | undefined): boolean {
+    this.invalidate('shaped');
+    const { pods } = this.#snapshot;
+    return ifindex === undefined || pods.value.some(({ hostIfindex }) => hostIfindex === ifindex);
+  }
+
   /** One observation at a time: a slow one must not put back what a quick one has replaced. */
   #inTurn<T>(observe: () => Promise<T>): Promise<T> {
     const result = this.#turn.then(observe);
-    this.#turn = result.catch(() => this.invalidate('links', 'routes', 'nextHops'));
+    this.#turn = result.catch(() => this.invalidate(...NODE_PARTS));
     return result;
   }
 
   /** Whether the part is stale. From now on it is not: what changes while it is read makes it stale anew. */
   #take(part: NodePart): boolean {
     return this.#stale.delete(part);
+  }
+
+  /** Which host veths somebody shapes. Events tell of changes, also on those of new pods. */
+  #shaped(pods: readonly Attachment[]): NodeSnapshot['shaped'] {
+    const { shaped } = this.#snapshot;
+    if (!this.#take('shaped')) return shaped;
+    const hostVeths = pods.map(({ hostIfindex }) => hostIfindex);
+    return observed(shaped, findShaped(hostVeths, this.#options.linkPins));
   }
 
   /** The next hops to all peers; unless they are stale, only those to new peers are asked for. */

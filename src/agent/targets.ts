@@ -34,7 +34,10 @@ export type Targets = ReturnType<typeof createTargets>;
 /** Create all targets, in the order in which they are reconciled. */
 export function createTargets({ programs, xdp, linkPins, podCidrs, vtepNames, log }: TargetOptions) {
   const flannelRulesStay = new LogOnce(log, "some of flannel's rules stay");
-  const maps = mapTargets(() => programs.current.tables);
+  const maps = mapTargets(
+    () => programs.current.tables,
+    () => programs.current.moveEpoch(),
+  );
   const links = {
     pinDir: linkPins,
     program: (hook: keyof typeof programs.current.programs) => programs.current.programs[hook],

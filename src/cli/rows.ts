@@ -6,7 +6,8 @@ import { type Attachment, AttachmentStore } from '../cni/attachments.ts';
 import type { Struct } from '../dataplane/codec.ts';
 import { FLOW_LIFETIME_MS, stateSlot6 } from '../dataplane/desired.ts';
 import { layout } from '../dataplane/layout.gen.ts';
-import { openTables } from '../dataplane/tables.ts';
+import { openTables, pinPaths } from '../dataplane/tables.ts';
+import { findShaped } from '../host/shaping.ts';
 import { addressFamily } from '../net/ip.ts';
 import { flagNames } from './maps.ts';
 import type { Column } from './table.ts';
@@ -79,6 +80,8 @@ function podOf({ podName, podNamespace = 'default' }: Attachment): string | unde
 export async function readEndpoints(bpffs: string, runDir: string): Promise<EndpointRow[]> {
   using tables = openTables(bpffs);
   const attachments = await new AttachmentStore(runDir).list();
+  const hostVeths = attachments.map(({ hostIfindex }) => hostIfindex);
+  const shaped = new Set(findShaped(hostVeths, pinPaths(bpffs).links));
   const rows: EndpointRow[] = [];
   const add = (
     endpoint: Struct<'endpoint'>,
@@ -98,6 +101,7 @@ export async function readEndpoints(bpffs: string, runDir: string): Promise<Endp
       mtu: endpoint.mtu,
       flags: [
         ...flagNames(layout.enums.endpoint_flags, endpoint.flags),
+        ...(shaped.has(endpoint.ifindex) ? ['shaped'] : []),
         ...(state && state.forwards !== 0 ? ['forwards'] : []),
       ],
     });

@@ -2,7 +2,7 @@
 /** The programs on hooks as targets: tcx links, clsact filters before Linux 6.6, and XDP links. */
 import { existsSync, readdirSync, renameSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
-import { attachTc, BpfError, BpfLink, type BpfProgram, ifindexOf, TcFilter } from '#libbpf-ts';
+import { attachTc, BpfError, BpfLink, type BpfProgram, ifindexOf, TcFilter, tcxPrograms } from '#libbpf-ts';
 import { errorText } from '../errors.ts';
 import { type Failures, noFailures, type Target } from '../reconcile/target.ts';
 
@@ -103,7 +103,7 @@ export function xdpKey({ name, ifindex, mtu }: XdpInterface): string {
  */
 const filterPin = 'clsact:';
 /** Handle ("rips" in ASCII) and priority of our filters: they run before filters that were added without a priority. */
-const filterPlace = { handle: 0x72697073, priority: 100 };
+export const filterPlace = { handle: 0x72697073, priority: 100 };
 
 export interface LinkTargetOptions {
   readonly name: string;
@@ -176,6 +176,16 @@ export function listLinks(
 /** The keys of all pins, whether still attached or not. */
 export function listLinkKeys(pinDir: string): Set<string> {
   return new Set(listPins(pinDir).map(keyOf));
+}
+
+/** Those of the interfaces that have tcx programs of others. */
+export function withForeignTcx(pinDir: string, ifindexes: readonly number[]): number[] {
+  const ours = new Set([...listLinks(pinDir).values()].map(({ programId }) => programId));
+  return ifindexes.filter((ifindex) =>
+    (['ingress', 'egress'] as const).some((direction) =>
+      tcxPrograms(ifindex, direction).some((id) => !ours.has(id)),
+    ),
+  );
 }
 
 function keyOf(pin: string): string {

@@ -28,6 +28,13 @@ const neighbour = (of: Partial<Of<'neighbour'>['neighbour']>): NetlinkEvent =>
     deleted: false,
     neighbour: { address: '10.42.2.0', state: 'permanent', proxy: false, ...of },
   }) as Of<'neighbour'>;
+const qdisc = (kind: string, deleted = false): NetlinkEvent => ({
+  kind: 'qdisc',
+  deleted,
+  qdisc: { ifindex: 9, kind, handle: 0x10000, parent: 0xffffffff },
+});
+const filter = (of: Partial<Of<'filter'>['filter']>): NetlinkEvent =>
+  ({ kind: 'filter', deleted: false, filter: { ifindex: 9, kind: 'u32', handle: 0, ...of } }) as Of<'filter'>;
 const nft = (of: Partial<Of<'nft'>>): NetlinkEvent => ({
   kind: 'nft',
   deleted: true,
@@ -55,6 +62,16 @@ describe('an event', () => {
       route({ dst: 'fd00:42::/64', ifindex: 1, type: 'unreachable', protocol: 82 }, true),
       { kind: 'pod-route', dst: 'fd00:42::/64', dev: undefined, deleted: true },
     ],
+    ['a qdisc that shapes', qdisc('tbf'), { kind: 'shaping', ifindex: 9 }],
+    ['a hook for filters', qdisc('clsact'), undefined],
+    ['a hook that is gone, and its filters with it', qdisc('ingress', true), { kind: 'shaping', ifindex: 9 }],
+    ["somebody's filter", filter({}), { kind: 'shaping', ifindex: 9 }],
+    [
+      'a filter that several interfaces share',
+      filter({ ifindex: 0xffffffff }),
+      { kind: 'shaping', ifindex: undefined },
+    ],
+    ['a program of ours', filter({ kind: 'bpf', handle: 0x72697073, priority: 100 }), undefined],
     ["the kernel's own route to a host veth", route({ dst: '10.42.1.1/32', ifindex: 9 }), undefined],
     ['a route to a peer', route({ gateway: '10.42.2.0', ifindex: 5, protocol: 82 }), { kind: 'peers' }],
     [

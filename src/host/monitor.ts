@@ -6,6 +6,7 @@ import { isPodVeth } from './links.ts';
 import { linkNames, openNetlink, type Where } from './netlink.ts';
 import { NFT_TABLE } from './nft.ts';
 import { ROUTE_PROTOCOL } from './routes.ts';
+import { isHook, isOurFilter } from './shaping.ts';
 import { isVtepName } from './vtep-device.ts';
 
 /** A change on the node that concerns ripstop. */
@@ -40,6 +41,11 @@ export type NodeEvent =
   | { readonly kind: 'rules' }
   /** A flanneld has written its rules into nftables. */
   | { readonly kind: 'flannel-rules' }
+  /**
+   * A qdisc or a filter of others in tc. `ifindex` is of its interface; undefined when the filter is in a block that
+   * several interfaces share.
+   */
+  | { readonly kind: 'shaping'; readonly ifindex: number | undefined }
   /** Rules or sets of others in nftables, or an IPsec policy: the kernel path may decide in another way now. */
   | { readonly kind: 'policy' }
   /** Events were lost, so anything may have changed. */
@@ -73,7 +79,7 @@ export function monitorNode(
   };
   try {
     return subscribe(
-      ['link', 'address', 'route', 'nexthop', 'rule', 'neighbour', 'netconf', 'nft', 'policy'],
+      ['link', 'address', 'route', 'nexthop', 'rule', 'neighbour', 'netconf', 'nft', 'policy', 'tc'],
       classifyAll,
       where,
     );
@@ -85,6 +91,9 @@ export function monitorNode(
     );
   }
 }
+
+/** linux/rtnetlink.h TCM_IFINDEX_MAGIC_BLOCK */
+const SHARED_BLOCK = 0xffff_ffff;
 
 /** The change that a netlink event tells of; undefined when it does not concern ripstop. Pure. */
 export function classify(
@@ -123,6 +132,16 @@ export function classify(
       return { kind: 'settings', name: event.ifindex < 0 ? undefined : (nameOf(event.ifindex) ?? '') };
     case 'nft':
       return classifyNft(event);
+    case 'qdisc':
+      // A new hook has no filters yet.
+      return isHook(event.qdisc) && !event.deleted
+        ? undefined
+        : { kind: 'shaping', ifindex: event.qdisc.ifindex };
+    case 'filter': {
+      const { ifindex } = event.filter;
+      if (isOurFilter(event.filter)) return undefined;
+      return { kind: 'shaping', ifindex: ifindex === SHARED_BLOCK ? undefined : ifindex };
+    }
     case 'policy':
       return { kind: 'policy' };
     case 'lost':

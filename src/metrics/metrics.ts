@@ -30,7 +30,12 @@ export interface Metrics {
  */
 export function createMetrics(source: MetricsSource): Metrics {
   const registry = new Registry();
-  collectDefaultMetrics({ register: registry, prefix: 'ripstop_agent_' });
+  collectDefaultMetrics({
+    register: registry,
+    prefix: 'ripstop_agent_',
+    // The event loop's delay is measured by waking so often. The default of 10 ms costs an agent at rest 0.4 % of a core.
+    eventLoopMonitoringPrecision: 250,
+  });
   const { duration, errors, entries } = reconcileMetrics(source);
   const all = [
     ...trafficMetrics(source),

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 import { describe, expect, it } from 'vitest';
+import { run } from '../../src/host/run.ts';
 import {
   addressesOf,
   carriedDuring,
   holdFrom,
+  inNetns,
   missingHere,
   ping,
   podOf,
@@ -19,7 +21,7 @@ import {
 /** Handshakes, the first packet of each flow, and ends: of a ping, a connection and two UDP conversations per family. */
 const MOST_ON_KERNEL_PATH = 60;
 
-describe.skipIf(missingHere())('of two ripstop nodes beside a flannel node, the fast path', () => {
+describe.skipIf(missingHere('nstat'))('of two ripstop nodes beside a flannel node, the fast path', () => {
   const cluster = useLab('fast', { datapath: 'ripstop,ripstop,flannel', pods: 2, wire: 'mtu', ipv6: true });
   const ripstopNodes = () => cluster.nodes.slice(0, 2);
   const pod = (node: number, i = 0) => podOf(cluster.nodes[node - 1], i);
@@ -80,6 +82,22 @@ describe.skipIf(missingHere())('of two ripstop nodes beside a flannel node, the 
     expect(carried!.by['to_wire kernel_marked']).toBeGreaterThan(30);
     expect(carried!.by['from_wire kernel_marked']).toBeGreaterThan(40);
     expect(carried!.vtep).toBeGreaterThan(80);
+  });
+
+  it('carries super-packets that are lists of packets (rx-gro-list), which no receiver can verify again', async () => {
+    const node = inNetns(cluster.nodes[1]!);
+    await run('ethtool', ['-K', 'eth0', 'gro', 'on', 'rx-gro-list', 'on'], node);
+    try {
+      const [, carried] = await carriedDuring(cluster.lab, ripstopNodes(), () => stream(pod(2), 10 << 20));
+      expect(carried!.by['from_wire fast_decap']).toBeGreaterThan(200);
+      expect(carried!.vtep).toBeLessThan(MOST_ON_KERNEL_PATH);
+      const counters = await run('nstat', ['-a', '-z', '-j'], inNetns(pod(2)));
+      expect(JSON.parse(counters)).toMatchObject({
+        kernel: { TcpInCsumErrors: 0, UdpInCsumErrors: 0, Udp6InCsumErrors: 0 },
+      });
+    } finally {
+      await run('ethtool', ['-K', 'eth0', 'rx-gro-list', 'off'], node);
+    }
   });
 
   describe('leaves a pod that is marked for the kernel path', () => {

@@ -158,7 +158,7 @@ describe.skipIf(missingHere())(
         expect(one!).not.toHaveProperty(['xdp_from_wire fast_decap']);
 
         await unboost(cluster.lab, node(2));
-        expect(await xdpOf(node(2))).toBeUndefined();
+        await expect.poll(() => xdpOf(node(2))).toBeUndefined();
         for (const { from, to } of ways()) await ping(from, to, 20);
       });
       expect(lost).toEqual([0, 0]);

@@ -15,6 +15,7 @@ import {
   isNode,
   isPod,
   isWide,
+  type NodeName,
   nodeNames,
   nodeOf,
   NODES,
@@ -77,6 +78,13 @@ const UNREACHABLE_6 = /^1 /;
 const TOO_BIG_6 = '2 0';
 const REASSEMBLY_TIMEOUT_6 = '3 1';
 const PARAMETER_PROBLEM_6 = /^4 /;
+
+/** An IPv4 address in hexadecimal. */
+const hexOf = (ip: string): string =>
+  ip
+    .split('.')
+    .map((byte) => Number(byte).toString(16).padStart(2, '0'))
+    .join('');
 
 /** The destination of a case's packets, if both it and the sender are pods of one node. */
 function neighbour({ case: { from }, sent }: Context): PodName | undefined {
@@ -614,6 +622,21 @@ export const rules: readonly Rule[] = [
           /ip (options|checksum)$/.test(field)) ||
         ((fields['icmp type'] ?? fields['inner icmp type']) === '14' && field.endsWith('icmp payload')),
     ),
+  },
+  {
+    name: 'recorded address',
+    rare: true,
+    why: 'a node that records its route enters the address towards its pods: the bridge’s, or without one the VTEP device’s',
+    explains: differs(({ field, flannel, ripstop }) => {
+      if (!/^(inner |quoted )?ip options$/.test(field)) return false;
+      const isOneOf = (of: Readonly<Record<NodeName, string>>, address: string): boolean =>
+        nodeNames.some((node) => hexOf(of[node]) === address);
+      const bytes = [String(flannel), String(ripstop)].map((text) => text.match(/../g) ?? []);
+      const at = bytes[0]!.findIndex((byte, i) => byte !== bytes[1]![i]);
+      // The addresses differ in their last byte.
+      const [bridge, vtep] = bytes.map((all) => all.slice(at - 3, at + 1).join(''));
+      return isOneOf(GATEWAYS[4], bridge!) && isOneOf(VTEPS[4], vtep!);
+    }),
   },
   {
     name: 'sum over the super-packet',

@@ -24,8 +24,8 @@ const OPTIONS: PlanOptions = {
     subnetFile: '/run/flannel/subnet.env',
     metricsAddr: '',
     ipMasq: true,
-    flowTableSize: 65536,
     ipamDir: '',
+    flowTableSize: 1024,
   },
   backend: { type: 'vxlan', vni: 1, port: 8472, directRouting: false },
   own: {
@@ -78,6 +78,7 @@ interface Given {
   readonly links?: readonly Link[];
   readonly pods?: readonly Attachment[];
   readonly lostPods?: readonly string[];
+  readonly shaped?: readonly number[];
   readonly programs?: 'none' | 'loaded' | 'pending';
   readonly attached?: readonly string[];
   readonly hops?: Readonly<Record<string, { dev: string; gateway?: string }>>;
@@ -97,6 +98,7 @@ function node(given: Given = {}): NodeSnapshot {
     },
     pods: { revision: 1, value: pods },
     lostPods: given.lostPods ?? [],
+    shaped: { revision: 1, value: given.shaped ?? [] },
     programs: {
       revision: 1,
       value: programs === 'none' ? undefined : { ids, pending: programs === 'pending' },
@@ -264,6 +266,14 @@ describe('pods', () => {
     const moved = { ...pod, ips: ['10.42.77.5'] };
     const planned = plan(peers(), node({ pods: [moved] }), OPTIONS);
     expect(Object.keys(entries(planned.pods.podLinks)!)).toEqual(['to_pod@veth00000001']);
+  });
+
+  it('that somebody shapes stay on the kernel path, with nothing to learn', () => {
+    const planned = plan(peers(), node({ pods: [pod], shaped: [9] }), OPTIONS).pods;
+    expect(entries(planned.endpoints)).toMatchObject({ '5': { ifindex: 9, flags: 1 } });
+    expect(entries(planned.podLinks)).toEqual({ 'from_pod@veth00000001': { ifindex: 9, programId: 11 } });
+    const others = plan(peers(), node({ pods: [pod], shaped: [8] }), OPTIONS).pods;
+    expect(entries(others.endpoints)).toMatchObject({ '5': { flags: 0 } });
   });
 
   it.each([

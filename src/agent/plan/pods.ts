@@ -18,6 +18,8 @@ export interface Pods {
   readonly endpoints: readonly Endpoint[];
   /** Host veths: name → ifindex. */
   readonly devices: ReadonlyMap<string, number>;
+  /** Indexes of host veths whose packets somebody shapes: their endpoints are marked for the kernel path. */
+  readonly shaped: readonly number[];
   /** Bridges of pods that flannel's plugin attached, with their address families. */
   readonly bridges: ReadonlyMap<string, readonly Family[]>;
   readonly revision: string;
@@ -27,11 +29,11 @@ export interface Pods {
  * The pods whose host veth is the one that ADD created, and up: the kernel refuses routes over interfaces that are
  * down.
  */
-export function podsOf({ links, pods }: NodeSnapshot, { families }: PlanOptions): Pods {
+export function podsOf({ links, pods, shaped }: NodeSnapshot, { families }: PlanOptions): Pods {
   const endpoints = pods.value.flatMap((attachment) => {
     const link = links.value.get(attachment.hostIfname);
     if (link?.ifindex !== attachment.hostIfindex || !link.up) return [];
-    const { kernelPath = false } = attachment;
+    const kernelPath = attachment.kernelPath === true || shaped.value.includes(attachment.hostIfindex);
     return attachment.ips.map((ip) => ({ ...attachment, ip, mtu: link.mtu, kernelPath }));
   });
   const bridges = new Map<string, Family[]>();
@@ -42,8 +44,9 @@ export function podsOf({ links, pods }: NodeSnapshot, { families }: PlanOptions)
   return {
     endpoints,
     devices: new Map(endpoints.map(({ hostIfname, hostIfindex }) => [hostIfname, hostIfindex])),
+    shaped: shaped.value,
     bridges,
-    revision: `${pods.revision}.${links.revision}`,
+    revision: `${pods.revision}.${links.revision}.${shaped.revision}`,
   };
 }
 
@@ -127,9 +130,10 @@ function proxies({ endpoints, bridges }: Pods): Map<string, true> {
 
 /**
  * A pod with an address outside our podCIDRs, of a previous podCIDR for example, gets no from_pod: it drops what comes
- * from addresses that the maps do not have.
+ * from addresses that the maps do not have. A shaped endpoint has nothing to learn, so it needs no to_pod. Nor has its
+ * host veth always an egress hook: before tcx (Linux 6.6) there is none beside the ingress qdisc of the bandwidth plugin.
  */
-function podHooks({ devices, endpoints }: Pods, { families }: PlanOptions): HookedInterface[] {
+function podHooks({ devices, endpoints, shaped }: Pods, { families }: PlanOptions): HookedInterface[] {
   const foreign = new Set(
     endpoints
       .filter(({ ip }) => !families.some(({ podCidr }) => cidrContains(podCidr, ip)))
@@ -137,7 +141,7 @@ function podHooks({ devices, endpoints }: Pods, { families }: PlanOptions): Hook
   );
   return (['from_pod', 'to_pod'] as const).flatMap((hook) =>
     [...devices]
-      .filter(([ifname]) => hook === 'to_pod' || !foreign.has(ifname))
+      .filter(([ifname, ifindex]) => !(hook === 'from_pod' ? foreign.has(ifname) : shaped.includes(ifindex)))
       .map(([ifname, ifindex]) => ({ hook, ifname, ifindex })),
   );
 }
