@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { readPeers } from '../../src/cli/rows.ts';
 import { ipBatch, ipJson } from '../../src/lab/ip.ts';
 import { readRuleCounters } from '../../src/lab/rule-counters.ts';
 import { run } from '../../src/host/run.ts';
@@ -28,6 +29,7 @@ import { RawSocket } from '../support/raw-socket.ts';
 import {
   addressesOf,
   addressOf,
+  bpffsOf,
   carriedDuring,
   inNetns,
   missingHere,
@@ -457,6 +459,9 @@ describe.skipIf(missing)('VXLAN that from_wire leaves to the kernel path', () =>
     await expect
       .poll(why)
       .toEqual(['VXLAN from strangers is left to from_vtep: a peer is behind NAT', 'a stranger talks VXLAN']);
+    // The rules are written before the maps.
+    const slots = () => readPeers(bpffsOf(cluster.lab, near()), undefined).map(({ key }) => key);
+    await expect.poll(slots).toContain('99');
     expect(await reached(4, STRANGER.ip, { from: '10.42.99.9' })).toEqual(ALL);
     expect(await reached(4, STRANGER.ip)).toEqual([]);
     expect(await reached(4, STRANGER.ip, { from: '192.0.2.9' })).toEqual([]);
