@@ -32,7 +32,7 @@ type Hook = (typeof hooks)[number];
 
 /** As in bpf/flows.h. */
 const GAP_NS = 100_000;
-const WITHOUT_GAP_NS = 10_000_000;
+const WITHOUT_GAP_NS = 20_000_000;
 
 const ports = { src: 40000, dst: 80 };
 const segment = tcp(ports);

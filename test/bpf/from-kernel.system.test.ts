@@ -249,6 +249,7 @@ describeOnNode('to_pod and to_wire, packet by packet', (node) => {
         priority: 0,
         is_translated: 0,
         is_settled: 0,
+        is_ending: 0,
         hops,
         source_port: 0,
         out: flow,
