@@ -477,7 +477,7 @@ describe('an annotation of podCIDRs', () => {
   );
 
   it.each([
-    ['an address', '10.42.20.1/24'],
+    ['no length behind the slash', '10.42.20.0/'],
     ['two of one family', '10.42.20.0/24,10.42.21.0/24'],
     ['no prefix length', '10.42.20.0'],
     ['10,000 characters', 'x'.repeat(10_000)],

@@ -97,7 +97,7 @@ describe.skipIf(noKernel)(`the maps${noKernel ? ` (skipped: ${noKernel})` : ''}`
     expect(await pass(everyPeer, everyPod)).toEqual([
       ['peers', 4, 0],
       ['peers6', 4, 0],
-      ['vteps', 12, 0],
+      ['vteps', 17, 0],
       ['endpoints', 5, 0],
       ['endpoints6', 5, 0],
     ]);
@@ -108,7 +108,7 @@ describe.skipIf(noKernel)(`the maps${noKernel ? ` (skipped: ${noKernel})` : ''}`
     expect(await pass([], [])).toEqual([
       ['peers', 0, 4],
       ['peers6', 0, 4],
-      ['vteps', 0, 10], // our own two stay
+      ['vteps', 0, 15], // our own two stay
       ['endpoints', 0, 5],
       ['endpoints6', 0, 5],
     ]);
