@@ -160,6 +160,7 @@ export const rules: readonly Rule[] = [
   },
   {
     name: 'outer source port',
+    rare: true,
     why: 'it is a hash of the flow over the local port range, and each lab has its own seed',
     explains: differs(
       ({ field, seen, ...values }) =>
