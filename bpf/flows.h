@@ -215,7 +215,7 @@ static __always_inline enum reason judge_flow(const struct ip *ip, __u32 ifindex
 	*learned = find_learned(flow, ip->v6);
 	if (!*learned)
 		return KERNEL_NEW_FLOW;
-	if ((*learned)->ifindex != ifindex)
+	if ((*learned)->ifindex != ifindex || (*learned)->ttl != ip->ttl || (*learned)->dscp != ip->tos >> 2)
 		return KERNEL_OTHER_WAY;
 	if ((*learned)->epoch != current_epoch())
 		return KERNEL_OLD_EPOCH;

@@ -211,6 +211,8 @@ static __always_inline enum reason learn(struct __sk_buff *skb, const struct ip 
 		.priority = skb->priority,
 		.is_translated = !same_flow(&in, out),
 		.hops = arrival->ttl - ip->ttl,
+		.ttl = arrival->ttl,
+		.dscp = arrival->dscp,
 		.source_port = source_port,
 	};
 

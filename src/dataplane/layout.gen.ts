@@ -7,7 +7,7 @@
  * layouts of the maps; `since` is the version in which a map last changed.
  */
 export const layout = {
-  version: 5,
+  version: 6,
   structs: {
     peer_head: {
       size: 48,
@@ -140,6 +140,8 @@ export const layout = {
         is_translated: { offset: 28, kind: 'u8' },
         is_settled: { offset: 29, kind: 'u8' },
         hops: { offset: 30, kind: 'u8' },
+        ttl: { offset: 31, kind: 'u8' },
+        dscp: { offset: 32, kind: 'u8' },
         source_port: { offset: 34, kind: 'be16' },
       },
     },
@@ -311,7 +313,7 @@ export const layout = {
       value: { struct: 'learned4' },
       maxEntries: 131072,
       flags: 0,
-      since: 4,
+      since: 6,
     },
     flows6: {
       type: 'lru_hash',
@@ -319,7 +321,7 @@ export const layout = {
       value: { struct: 'learned6' },
       maxEntries: 131072,
       flags: 0,
-      since: 4,
+      since: 6,
     },
     ip_ids: { type: 'percpu_array', key: 'u32', value: 'u32', maxEntries: 1, flags: 0, since: 1 },
     peers: {
