@@ -9,7 +9,7 @@
 #include "parse.h"
 
 #define GAP_NS 100000
-#define WITHOUT_GAP_NS 10000000
+#define WITHOUT_GAP_NS 20000000
 
 /* Flags of TCP: RFC 9293 section 3.1. */
 #define TCP_FIN 0x01
@@ -195,38 +195,91 @@ static __always_inline void forget_flow(const struct flow6 *flow, bool v6)
 		bpf_map_delete_elem(&flows4, &key);
 }
 
+/* Whether what was learned of a flow still holds: FAST_DECAP when it does. */
+static __always_inline enum reason judge_learned(struct learned *learned, const struct flow6 *flow, const struct ip *ip,
+						 __u32 ifindex)
+{
+	if (learned->ifindex != ifindex || learned->ttl != ip->ttl || learned->dscp != ip->tos >> 2)
+		return KERNEL_OTHER_WAY;
+	if (learned->epoch != current_epoch())
+		return KERNEL_OLD_EPOCH;
+	if (bpf_ktime_get_coarse_ns() - learned->learned_ns > config.lifetime_ns)
+		return KERNEL_EXPIRED;
+	if (!learned->is_settled) {
+		if (!is_settled(flow))
+			return KERNEL_UNSETTLED;
+		learned->is_settled = 1;
+	}
+	return FAST_DECAP;
+}
+
+/*
+ * Whether conntrack has seen the other direction's FIN. Then it counts down, and need not see this one's. The other
+ * direction's packets come in as those of this direction leave, the other way round.
+ */
+static __always_inline bool is_other_ending(const struct learned *learned, bool v6)
+{
+	const struct learned *other;
+
+	if (v6) {
+		const struct flow6 *out = &((const struct learned6 *)learned)->out;
+		struct flow6 key = {
+			.src = out->dst,
+			.dst = out->src,
+			.src_port = out->dst_port,
+			.dst_port = out->src_port,
+			.protocol = out->protocol,
+		};
+
+		other = bpf_map_lookup_elem(&flows6, &key);
+	} else {
+		const struct flow4 *out = &((const struct learned4 *)learned)->out;
+		struct flow4 key = {
+			.src = out->dst,
+			.dst = out->src,
+			.src_port = out->dst_port,
+			.dst_port = out->src_port,
+			.protocol = out->protocol,
+		};
+
+		other = bpf_map_lookup_elem(&flows4, &key);
+	}
+	return other && other->is_ending;
+}
+
 /*
  * Whether a packet that comes in at this interface belongs to a flow that is valid: FAST_DECAP, and `learned` tells what
  * to do with it. Else the reason for the kernel path; the packet's flow has a protocol when it may be learned.
  */
 static __always_inline enum reason judge_flow(const struct ip *ip, __u32 ifindex, struct flow_packet *packet,
-					      struct learned **learned)
+					      struct learned **found)
 {
 	struct flow6 *flow = &packet->flow;
 	enum reason reason = is_sound(ip) ? read_flow(ip, packet) : KERNEL_MALFORMED;
+	bool is_handshake = reason == KERNEL_HANDSHAKE;
+	struct learned *learned;
 
-	if (reason == KERNEL_HANDSHAKE && packet->tcp_flags & (TCP_SYN | TCP_RST))
+	if (is_handshake && packet->tcp_flags & (TCP_SYN | TCP_RST)) {
 		forget_flow(flow, ip->v6);
-	if (reason != KERNEL_NEW_FLOW) {
-		if (reason != KERNEL_HANDSHAKE || !is_syn_ack(packet->tcp_flags))
+		if (!is_syn_ack(packet->tcp_flags))
 			flow->protocol = 0;
 		return reason;
 	}
-	*learned = find_learned(flow, ip->v6);
-	if (!*learned)
-		return KERNEL_NEW_FLOW;
-	if ((*learned)->ifindex != ifindex || (*learned)->ttl != ip->ttl || (*learned)->dscp != ip->tos >> 2)
-		return KERNEL_OTHER_WAY;
-	if ((*learned)->epoch != current_epoch())
-		return KERNEL_OLD_EPOCH;
-	if (bpf_ktime_get_coarse_ns() - (*learned)->learned_ns > config.lifetime_ns)
-		return KERNEL_EXPIRED;
-	if (!(*learned)->is_settled) {
-		if (!is_settled(flow))
-			return KERNEL_UNSETTLED;
-		(*learned)->is_settled = 1;
+	if (reason != KERNEL_NEW_FLOW && !is_handshake) {
+		flow->protocol = 0;
+		return reason;
 	}
-	return FAST_DECAP;
+	learned = find_learned(flow, ip->v6);
+	if (learned)
+		reason = judge_learned(learned, flow, ip, ifindex);
+	*found = learned;
+	if (!is_handshake || (reason == FAST_DECAP && is_other_ending(learned, ip->v6)))
+		return reason;
+	/* A first FIN. */
+	if (learned)
+		learned->is_ending = 1;
+	flow->protocol = 0;
+	return KERNEL_HANDSHAKE;
 }
 
 /* The address that the flow's packets leave for, as packets have it. */
