@@ -137,23 +137,24 @@ static __always_inline bool is_learnable(const struct nf_conn *connection, const
 
 /*
  * The flow as it came in, by the flow as it leaves. False when it belongs to a connection that may not be learned (yet).
- * Without a connection it left as it came in, or its arrival will not be found: so it is where nothing uses conntrack,
- * for what rules exempt from it, and for ICMP, which the kernel's lookup does not know.
+ * There is no connection where nothing uses conntrack, where rules exempt the packet from it, and for ICMP, which the
+ * kernel's lookup does not know. Then the packet left as it came in, or it was made to look like another flow's. So the
+ * packet that came in last must be of this flow.
  */
 static __always_inline bool find_origin(struct __sk_buff *skb, const struct flow_packet *packet, bool v6,
 					struct flow6 *in)
 {
 	const struct flow6 *out = &packet->flow;
 	struct bpf_ct_opts opts = { .netns_id = -1 /* the device's own */, .l4proto = out->protocol };
-	struct nf_conn *connection;
+	struct nf_conn *connection = NULL;
+	const __u32 *last = last_slot();
 	bool learnable;
 
 	*in = *out;
-	if (out->protocol != PROTOCOL_TCP && out->protocol != PROTOCOL_UDP)
-		return true;
-	connection = find_connection(skb, out, v6, &opts);
+	if (out->protocol == PROTOCOL_TCP || out->protocol == PROTOCOL_UDP)
+		connection = find_connection(skb, out, v6, &opts);
 	if (!connection)
-		return true;
+		return last && *last == slot_of(in);
 	learnable = is_learnable(connection, packet);
 	if (opts.dir == IP_CT_DIR_ORIGINAL)
 		*in = TUPLE_FLOW(connection, 1, v6);
@@ -196,7 +197,7 @@ static __always_inline enum reason learn(struct __sk_buff *skb, const struct ip 
 	if (!find_origin(skb, &packet, v6, &in))
 		return KERNEL_NOT_ESTABLISHED;
 
-	const struct arrival *arrival = arrival_slot(&in);
+	const struct arrival *arrival = find_arrival(&in);
 
 	if (!arrival || !same_flow(&arrival->flow, &in) || arrival->dscp != ip->tos >> 2 ||
 	    (__u8)(arrival->ttl - ip->ttl) > 1)

@@ -7,7 +7,7 @@
  * layouts of the maps; `since` is the version in which a map last changed.
  */
 export const layout = {
-  version: 2,
+  version: 3,
   structs: {
     peer_head: {
       size: 48,
@@ -331,6 +331,7 @@ export const layout = {
       since: 2,
     },
     ip_ids: { type: 'percpu_array', key: 'u32', value: 'u32', maxEntries: 1, flags: 0, since: 1 },
+    last_arrival: { type: 'percpu_array', key: 'u32', value: 'u32', maxEntries: 1, flags: 0, since: 3 },
     peers: {
       type: 'array',
       key: 'u32',
