@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { readFlows } from '../../src/cli/rows.ts';
 import { hostVethName } from '../../src/cni/pod-network.ts';
 import { run, tryRun } from '../../src/host/run.ts';
 import { type NodeState, startAgent, stopAgent, withPort } from '../../src/lab/index.ts';
-import { type Background, startIn } from '../../src/lab/lab.support.ts';
+import type { Background } from '../../src/lab/lab.support.ts';
 import type { Family } from '../../src/net/ip.ts';
 import { captureDuring } from '../support/capture.ts';
-import { type Arrivals, monotonicMs } from './numbers.ts';
+import { KINDS, Receiver, sendTo } from './arrivals.ts';
+import { monotonicMs } from './numbers.ts';
 import {
   addressesOf,
   addressOf,
@@ -25,14 +25,10 @@ import {
   useLab,
 } from './support.ts';
 
-const NUMBERS = join(import.meta.dirname, 'numbers.ts');
 const NUMBERS_PORT = PORT + 2;
 /** A port, and an address, that only rewriting rules lead to a pod. */
 const OTHER_PORT = PORT + 3;
 const OTHER_IP = '192.0.2.9';
-const KINDS = ['held', 'fresh'].flatMap((kind) =>
-  ['udp4', 'udp6', 'tcp4', 'tcp6'].map((flow) => `${kind} ${flow}`),
-);
 /** How long a rule may go unnoticed of which the kernel tells a running agent. It takes a few ms. */
 const TOLD_MS = 700;
 /** And any other: a flow's lifetime, and a margin for a busy machine. */
@@ -165,36 +161,23 @@ describe.skipIf(missingHere('nft', 'iptables', 'tcpdump'))('on nodes with rules 
   }
 
   describe('what is dropped by', () => {
-    const receivers: Partial<Record<Target, Background>> = {};
+    const receivers: Partial<Record<Target, Receiver>> = {};
     let sender: Background | undefined;
 
     beforeAll(async () => {
-      for (const target of PAIR) {
-        const { netns } = pods[target]();
-        receivers[target] = startIn(netns, process.execPath, NUMBERS, 'receive', String(NUMBERS_PORT));
-        await receivers[target].prints(/receiving/);
-      }
-      const addresses = PAIR.flatMap((target) => addressesOf(pods[target]()));
-      sender = startIn(client().netns, process.execPath, NUMBERS, 'send', String(NUMBERS_PORT), ...addresses);
+      for (const target of PAIR) receivers[target] = await Receiver.start(pods[target](), NUMBERS_PORT);
+      sender = sendTo(
+        client(),
+        NUMBERS_PORT,
+        PAIR.flatMap((target) => addressesOf(pods[target]())),
+      );
     });
     afterAll(async () => {
       await Promise.all([sender, ...Object.values(receivers)].map((one) => one?.stop()));
     });
 
-    function arrivals(target: Target): Arrivals {
-      const lines = receivers[target]!.output().split('\n');
-      return JSON.parse(lines.at(-2)!) as Arrivals;
-    }
-    /** The kinds of flows of which a message has come since. */
-    const arrivedSince = (target: Target, ms: number): string[] =>
-      KINDS.filter((kind) => (arrivals(target)[kind] ?? 0) > ms);
-
-    /** TCP comes back with its next retransmission. */
     async function arriveAgain(targets: readonly Target[], sinceMs: number, kinds = KINDS): Promise<void> {
-      for (const target of targets)
-        await expect
-          .poll(() => arrivedSince(target, sinceMs), { timeout: 5000 })
-          .toEqual(expect.arrayContaining(kinds));
+      for (const target of targets) await receivers[target]!.takes(kinds, sinceMs);
     }
 
     /** The targets to which the node's flow table has valid flows. */
@@ -208,10 +191,6 @@ describe.skipIf(missingHere('nft', 'iptables', 'tcpdump'))('on nodes with rules 
       );
     }
 
-    /** How long after a moment the last message of any flow came, in ms. */
-    const lastAfter = (target: Target, ms: number): number =>
-      Math.round(Math.max(...Object.values(arrivals(target))) - ms);
-
     it.each(DROPS)(
       '$says stops at once, on the way or not begun yet, and goes on afterwards',
       async ({ says, on, targets, prepare, add, remove }) => {
@@ -223,7 +202,7 @@ describe.skipIf(missingHere('nft', 'iptables', 'tcpdump'))('on nodes with rules 
         try {
           const addedMs = monotonicMs();
           await sleep(TOLD_MS + 100);
-          const last = targets.map((target) => lastAfter(target, addedMs));
+          const last = targets.map((target) => receivers[target]!.lastAfter(addedMs));
           console.log(`${says}: the last message came ${last.join(', ')} ms after the rule`);
           for (const ms of last) expect(ms).toBeLessThan(TOLD_MS);
           const still = await learned(on);
@@ -249,7 +228,7 @@ describe.skipIf(missingHere('nft', 'iptables', 'tcpdump'))('on nodes with rules 
       const addedMs = monotonicMs();
       await sleep(UNTOLD_MS + 100);
       const targets = (await hasLegacy()) ? PAIR : (['near'] as const);
-      const last = targets.map((target) => lastAfter(target, addedMs));
+      const last = targets.map((target) => receivers[target]!.lastAfter(addedMs));
       console.log(`the last message came ${last.join(', ')} ms after the rule`);
       for (const ms of last) expect(ms).toBeLessThan(UNTOLD_MS);
       const removedMs = monotonicMs();
