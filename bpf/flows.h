@@ -8,8 +8,12 @@
 #include "lookup.h"
 #include "parse.h"
 
-#define GAP_NS 100000
-#define WITHOUT_GAP_NS 20000000
+/*
+ * How long no packet of a flow must come before it changes to the fast path; and after how long it changes without such a
+ * gap. TCP bears it well when packets overtake each other.
+ */
+#define GAP_NS 2000000
+#define WITHOUT_GAP_NS(protocol) ((protocol) == PROTOCOL_TCP ? 20000000 : 50000000)
 
 /* Flags of TCP: RFC 9293 section 3.1. */
 #define TCP_FIN 0x01
@@ -193,7 +197,7 @@ static __always_inline bool is_settled(const struct flow6 *flow)
 	__u64 now = bpf_ktime_get_ns();
 
 	return !arrival || !same_flow(&arrival->flow, flow) || now - arrival->noted_ns >= GAP_NS ||
-	       now - arrival->since_ns >= WITHOUT_GAP_NS;
+	       now - arrival->since_ns >= WITHOUT_GAP_NS(flow->protocol);
 }
 
 /* ---- The verdict ---- */

@@ -125,6 +125,27 @@ static __always_inline bool is_nobodys(const void *src, bool v6)
 	       !(address->halves[0] | address->halves[1]);
 }
 
+/*
+ * A source address that is not the pod's own. It may be nobody's; and a pod may be a router: who gives the node a route
+ * through the pod allows it to send from there.
+ */
+static __always_inline enum reason judge_other_source(struct __sk_buff *skb, const struct ip *ip)
+{
+	struct bpf_fib_lookup way = { .family = ip->v6 ? AF_INET6 : AF_INET, .ifindex = skb->ifindex };
+	long result;
+
+	if (is_nobodys(ip->src, ip->v6))
+		return KERNEL_LINK_LOCAL;
+	if (ip->v6)
+		__builtin_memcpy(way.ipv6_dst, ip->src, sizeof(way.ipv6_dst));
+	else
+		way.ipv4_dst = *(const __be32 *)ip->src;
+	result = bpf_fib_lookup(skb, &way, sizeof(way), BPF_FIB_LOOKUP_OUTPUT);
+	if ((result == BPF_FIB_LKUP_RET_SUCCESS || result == BPF_FIB_LKUP_RET_NO_NEIGH) && way.ifindex == skb->ifindex)
+		return KERNEL_ROUTED_SOURCE;
+	return DROP_OTHER_SOURCE;
+}
+
 /* A packet for the kernel path. What it does with the packet can be learned only if the arrival was noted. */
 static __always_inline enum reason leave_to_kernel(struct __sk_buff *skb, const struct ip *ip, const struct flow_packet *packet,
 						   struct learned *learned, enum reason reason)
@@ -137,7 +158,7 @@ static __always_inline enum reason leave_to_kernel(struct __sk_buff *skb, const 
 	struct endpoint *sender = in_pod_cidr(ip->src, v6) ? find_endpoint(ip->src, v6) : NULL;
 
 	if (!sender || sender->ifindex != skb->ifindex)
-		return is_nobodys(ip->src, v6) ? KERNEL_LINK_LOCAL : DROP_OTHER_SOURCE;
+		return judge_other_source(skb, ip);
 	if (sender->flags & ENDPOINT_KERNEL_PATH)
 		return KERNEL_MARKED;
 	if (packet->flow.protocol)

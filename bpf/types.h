@@ -293,6 +293,7 @@ enum hook {
 	X(KERNEL, OUTER_CHECKSUM) /* an outer UDP checksum that could not be verified */                            \
 	X(KERNEL, OTHER_VNI) /* or unknown VXLAN flags */                                                           \
 	X(KERNEL, OTHER_MAC) /* the frame is not addressed to this node, or the inner one not to our VTEP */        \
+	X(KERNEL, ROUTED_SOURCE) /* a pod sends for an address that the node has a route to through it */          \
 	X(KERNEL, LINK_LOCAL) /* a pod sends from a link-local address, or has no address yet */                    \
 	X(KERNEL, PROTOCOL) /* neither TCP, UDP nor an ICMP echo */                                                 \
 	X(KERNEL, HANDSHAKE) /* TCP with SYN, RST or the first FIN: conntrack must see beginnings and ends */               \

@@ -573,8 +573,8 @@ describeOnNode('from_wire, packet by packet', (node) => {
           seal: sealed,
           udp: { src: random.below(65536) },
         });
-        using _ = node().learn([{ flow: wireFlow(side, fields, payload) }]);
         for (const hook of hooks) {
+          using _ = node().learn([{ flow: wireFlow(side, fields, payload) }]);
           const { counted } = node().run(hook, frame);
           expect({ round, counted }).toEqual({ round, counted: `${hook}: fast decap` });
           // A bit of the headers that are summed up: addresses, ports, VXLAN, inner IP.
