@@ -119,15 +119,27 @@ static __always_inline __u32 current_epoch(void)
 
 /* ---- Arrivals: what was left to the kernel path, as it came in ---- */
 
-static __always_inline struct arrival *arrival_slot(const struct flow6 *flow)
+static __always_inline __u32 slot_of(const struct flow6 *flow)
 {
 	__u64 mix = flow->src.halves[1] * 0x9e3779b97f4a7c15 ^ flow->dst.halves[1];
 
 	mix = (mix ^ flow->src_port ^ (__u32)flow->dst_port << 16) * 0x9e3779b97f4a7c15; /* 2^64 / golden ratio */
+	return (mix >> 32) & (ARRIVALS - 1);
+}
 
-	__u32 slot = (mix >> 32) & (ARRIVALS - 1);
+static __always_inline struct arrival *find_arrival(const struct flow6 *flow)
+{
+	__u32 slot = slot_of(flow);
 
 	return bpf_map_lookup_elem(&arrivals, &slot);
+}
+
+/* The slot of the last packet that this CPU has left to the kernel path. */
+static __always_inline __u32 *last_slot(void)
+{
+	__u32 key = 0;
+
+	return bpf_map_lookup_elem(&last_arrival, &key);
 }
 
 static __always_inline bool same_flow(const struct flow6 *a, const struct flow6 *b)
@@ -144,14 +156,16 @@ static __always_inline void note_arrival(const struct __sk_buff *skb, const stru
 					 const struct ip *ip, struct learned *learned, enum reason reason)
 {
 	const struct flow6 *flow = &packet->flow;
-	struct arrival *arrival = arrival_slot(flow);
+	struct arrival *arrival = find_arrival(flow);
+	__u32 *last = last_slot();
 	__u64 now = bpf_ktime_get_ns();
 	__u64 noted = now, since = now;
 	bool may_suit = reason == KERNEL_NEW_FLOW || reason == KERNEL_OLD_EPOCH || reason == KERNEL_EXPIRED ||
 			reason == KERNEL_UNSETTLED;
 
-	if (!arrival)
+	if (!arrival || !last)
 		return;
+	*last = slot_of(flow);
 
 	bool is_known = same_flow(&arrival->flow, flow);
 
@@ -179,7 +193,7 @@ static __always_inline void note_arrival(const struct __sk_buff *skb, const stru
  */
 static __always_inline bool is_settled(const struct flow6 *flow)
 {
-	const struct arrival *arrival = arrival_slot(flow);
+	const struct arrival *arrival = find_arrival(flow);
 	__u64 now = bpf_ktime_get_ns();
 
 	return !arrival || !same_flow(&arrival->flow, flow) || now - arrival->noted_ns >= GAP_NS ||
@@ -200,9 +214,10 @@ static __always_inline void forget_flow(const struct flow6 *flow, bool v6)
 }
 
 /* Whether what was learned of a flow still holds: FAST_DECAP when it does. */
-static __always_inline enum reason judge_learned(struct learned *learned, const struct flow6 *flow, __u32 ifindex)
+static __always_inline enum reason judge_learned(struct learned *learned, const struct flow6 *flow, const struct ip *ip,
+						 __u32 ifindex)
 {
-	if (learned->ifindex != ifindex)
+	if (learned->ifindex != ifindex || learned->ttl != ip->ttl || learned->dscp != ip->tos >> 2)
 		return KERNEL_OTHER_WAY;
 	if (learned->epoch != current_epoch())
 		return KERNEL_OLD_EPOCH;
@@ -274,7 +289,7 @@ static __always_inline enum reason judge_flow(const struct ip *ip, __u32 ifindex
 	}
 	learned = find_learned(flow, ip->v6);
 	if (learned)
-		reason = judge_learned(learned, flow, ifindex);
+		reason = judge_learned(learned, flow, ip, ifindex);
 	*found = learned;
 	if (!is_handshake || (reason == FAST_DECAP && is_other_ending(learned, ip->v6)))
 		return reason;

@@ -136,24 +136,25 @@ static __always_inline bool is_learnable(const struct nf_conn *connection, const
 }
 
 /*
- * The flow as it came in, by the flow as it leaves. False when it belongs to a connection that may not be learned (yet).
- * Without a connection it left as it came in, or its arrival will not be found: so it is where nothing uses conntrack,
- * for what rules exempt from it, and for ICMP, which the kernel's lookup does not know.
+ * The flow as it came in, by the flow as it leaves. KERNEL_LEARNED when it may be learned; else the reason why not.
+ * There is no connection where nothing uses conntrack, where rules exempt the packet from it, and for ICMP, which the
+ * kernel's lookup does not know. Then the packet left as it came in, or it was made to look like another flow's. So the
+ * packet that came in last must be of this flow.
  */
-static __always_inline bool find_origin(struct __sk_buff *skb, const struct flow_packet *packet, bool v6,
-					struct flow6 *in)
+static __always_inline enum reason find_origin(struct __sk_buff *skb, const struct flow_packet *packet, bool v6,
+					       struct flow6 *in)
 {
 	const struct flow6 *out = &packet->flow;
 	struct bpf_ct_opts opts = { .netns_id = -1 /* the device's own */, .l4proto = out->protocol };
-	struct nf_conn *connection;
+	struct nf_conn *connection = NULL;
+	const __u32 *last = last_slot();
 	bool learnable;
 
 	*in = *out;
-	if (out->protocol != PROTOCOL_TCP && out->protocol != PROTOCOL_UDP)
-		return true;
-	connection = find_connection(skb, out, v6, &opts);
+	if (out->protocol == PROTOCOL_TCP || out->protocol == PROTOCOL_UDP)
+		connection = find_connection(skb, out, v6, &opts);
 	if (!connection)
-		return true;
+		return last && *last == slot_of(in) ? KERNEL_LEARNED : KERNEL_NOT_SEEN;
 	learnable = is_learnable(connection, packet);
 	if (opts.dir == IP_CT_DIR_ORIGINAL)
 		*in = TUPLE_FLOW(connection, 1, v6);
@@ -161,7 +162,7 @@ static __always_inline bool find_origin(struct __sk_buff *skb, const struct flow
 		*in = TUPLE_FLOW(connection, 0, v6);
 	bpf_ct_release(connection);
 	in->protocol = out->protocol;
-	return learnable;
+	return learnable ? KERNEL_LEARNED : KERNEL_NOT_ESTABLISHED;
 }
 
 /* Learn that packets of flow `in` leave as `out`. */
@@ -193,10 +194,11 @@ static __always_inline enum reason learn(struct __sk_buff *skb, const struct ip 
 
 	if (reason != KERNEL_NEW_FLOW && !(reason == KERNEL_HANDSHAKE && is_syn_ack(packet.tcp_flags)))
 		return reason;
-	if (!find_origin(skb, &packet, v6, &in))
-		return KERNEL_NOT_ESTABLISHED;
+	reason = find_origin(skb, &packet, v6, &in);
+	if (reason != KERNEL_LEARNED)
+		return reason;
 
-	const struct arrival *arrival = arrival_slot(&in);
+	const struct arrival *arrival = find_arrival(&in);
 
 	if (!arrival || !same_flow(&arrival->flow, &in) || arrival->dscp != ip->tos >> 2 ||
 	    (__u8)(arrival->ttl - ip->ttl) > 1)
@@ -211,6 +213,8 @@ static __always_inline enum reason learn(struct __sk_buff *skb, const struct ip 
 		.priority = skb->priority,
 		.is_translated = !same_flow(&in, out),
 		.hops = arrival->ttl - ip->ttl,
+		.ttl = arrival->ttl,
+		.dscp = arrival->dscp,
 		.source_port = source_port,
 	};
 

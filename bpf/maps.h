@@ -112,6 +112,14 @@ struct {
 	__type(value, struct arrival);
 } arrivals SEC(".maps");
 
+/* The slot of the latest one. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} last_arrival SEC(".maps");
+
 /* The last IP id of an outer header that this CPU has made. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

@@ -222,8 +222,9 @@ struct learned {
 	__u8 is_translated; /* not zero when its packets leave with other addresses or ports */
 	__u8 is_settled; /* zero as long as earlier packets may still be under way on the kernel path */
 	__u8 hops; /* that the kernel path takes off the TTL: none across a bridge */
+	__u8 ttl; /* with which the learned packet came in, and its DSCP: rules and routes may go by them, or set them */
+	__u8 dscp;
 	__u8 is_ending; /* not zero when conntrack has seen this direction's FIN */
-	__u8 unused[2];
 	__be16 source_port; /* of the outer UDP header; a hash, so that the underlay routes all packets of a flow alike */
 };
 
@@ -300,7 +301,7 @@ enum hook {
 	X(KERNEL, OLD_EPOCH) /* in the flow table, but something has changed since */                               \
 	X(KERNEL, EXPIRED) /* in the flow table, but learned too long ago */                                        \
 	X(KERNEL, UNSETTLED) /* in the flow table, but earlier packets may be under way on the kernel path */       \
-	X(KERNEL, OTHER_WAY) /* in the flow table, but its packets came in elsewhere, or must go elsewhere */       \
+	X(KERNEL, OTHER_WAY) /* its flow came in elsewhere or with another TTL or DSCP, or must go elsewhere */     \
 	X(KERNEL, LEARNED) /* leaves the kernel path, and its flow was learned */                                   \
 	X(KERNEL, OUTSIDE) /* the other end is no pod, but a node or somebody behind it */                          \
 	X(KERNEL, FROM_PEER) /* decapsulated by the kernel path; its sender may send for its source */              \

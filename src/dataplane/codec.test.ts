@@ -103,10 +103,12 @@ const learned: Golden<'learned'> = {
     is_translated: 1,
     is_settled: 1,
     hops: 1,
+    ttl: 63,
+    dscp: 46,
     is_ending: 1,
     source_port: 45678,
   },
-  bytes: '0706050403020100 07000000 04030201 aa050000 00400000 06000000 01 01 01 01 0000 b26e 00000000',
+  bytes: '0706050403020100 07000000 04030201 aa050000 00400000 06000000 01 01 01 3f 2e 01 b26e 00000000',
 };
 
 const golden: { readonly [S in StructName]: Golden<S> } = {

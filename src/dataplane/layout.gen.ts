@@ -7,7 +7,7 @@
  * layouts of the maps; `since` is the version in which a map last changed.
  */
 export const layout = {
-  version: 1,
+  version: 3,
   structs: {
     peer_head: {
       size: 48,
@@ -143,7 +143,9 @@ export const layout = {
         is_translated: { offset: 28, kind: 'u8' },
         is_settled: { offset: 29, kind: 'u8' },
         hops: { offset: 30, kind: 'u8' },
-        is_ending: { offset: 31, kind: 'u8' },
+        ttl: { offset: 31, kind: 'u8' },
+        dscp: { offset: 32, kind: 'u8' },
+        is_ending: { offset: 33, kind: 'u8' },
         source_port: { offset: 34, kind: 'be16' },
       },
     },
@@ -319,7 +321,7 @@ export const layout = {
       value: { struct: 'learned4' },
       maxEntries: 131072,
       flags: 0,
-      since: 1,
+      since: 2,
     },
     flows6: {
       type: 'lru_hash',
@@ -327,9 +329,10 @@ export const layout = {
       value: { struct: 'learned6' },
       maxEntries: 131072,
       flags: 0,
-      since: 1,
+      since: 2,
     },
     ip_ids: { type: 'percpu_array', key: 'u32', value: 'u32', maxEntries: 1, flags: 0, since: 1 },
+    last_arrival: { type: 'percpu_array', key: 'u32', value: 'u32', maxEntries: 1, flags: 0, since: 3 },
     peers: {
       type: 'array',
       key: 'u32',

@@ -15,6 +15,7 @@ import {
   directSettings,
   type Flow,
   type LearnedFlow,
+  headOf,
   learnFlows,
   noteArrival,
   type NotedArrival,
@@ -59,6 +60,8 @@ function fixturesOf(side: Side, hook: Hook): Record<string, readonly Fixture[]> 
   return {
     'of a flow in the table': [
       kernel('asks the kernel when it comes in elsewhere', 'kernel other_way', { flow, ifindex: 7 }),
+      kernel('asks the kernel when it has another TTL', 'kernel other_way', { flow, ttl: 9, dscp: 0 }),
+      kernel('asks the kernel when it has another DSCP', 'kernel other_way', { flow, ttl: 64, dscp: 46 }),
       kernel('asks the kernel when something has changed since', 'kernel old_epoch', { flow, epoch: 1 }),
       kernel('asks the kernel once it was learned too long ago', 'kernel expired', {
         flow,
@@ -182,7 +185,7 @@ describeOnNode('the flow table, packet by packet', (node) => {
       for (let left = 1000; left > 0; left--) {
         const now = Number(process.hrtime.bigint());
         tableOf(node().tables, flow).delete(flow);
-        learnFlows(node().tables, [{ flow, is_settled: 0 }]);
+        learnFlows(node().tables, [{ flow, ...headOf(of), is_settled: 0 }]);
         noteArrival(node().tables, { flow, noted_ns: now - gapNs, since_ns: now - sinceNs, ...noted });
         const { verdict } = testRun(node().programs[hook], of);
         // Otherwise something else held this process up, and it was another gap.

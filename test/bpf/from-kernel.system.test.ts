@@ -250,6 +250,8 @@ describeOnNode('to_pod and to_wire, packet by packet', (node) => {
         is_translated: 0,
         is_settled: 0,
         is_ending: 0,
+        ttl: 62 + hops,
+        dscp: 46,
         hops,
         source_port: 0,
         out: flow,

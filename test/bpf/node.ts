@@ -235,6 +235,8 @@ function learnedValue({ flow, out, ageMs = 1000, ...head }: LearnedFlow): Struct
       is_translated: out ? 1 : 0,
       is_settled: 1,
       hops: 0,
+      ttl: 64,
+      dscp: 0,
       is_ending: 0,
       source_port: SOURCE_PORT,
       ...head,
@@ -250,6 +252,23 @@ export const tableOf = (tables: Tables, { src }: Flow): Tables['flows6'] =>
 /** Put flows into the flow table, as if the programs had learned them. */
 export function learnFlows(tables: Tables, learned: readonly LearnedFlow[]): void {
   for (const entry of learned) tableOf(tables, entry.flow).set(entry.flow, learnedValue(entry));
+}
+
+const ETHER_BYTES = 14;
+/** UDP's and VXLAN's header. */
+const VXLAN_BYTES = 8 + 8;
+
+/** TTL and DSCP of a packet whose flow is looked up: of the inner one if it is VXLAN. */
+export function headOf(packet: Uint8Array): Pick<Struct<'learned'>, 'ttl' | 'dscp'> {
+  const view = new DataView(packet.buffer, packet.byteOffset, packet.byteLength);
+  const isV6At = (at: number): boolean => (packet[at] ?? 0) >> 4 === 6;
+  const end = ETHER_BYTES + (isV6At(ETHER_BYTES) ? 40 : 20);
+  const inner = end + VXLAN_BYTES + ETHER_BYTES;
+  const isTunnelled = packet.length > inner + 20 && view.getUint16(end + 2) === settings.tunnel?.port;
+  const at = isTunnelled ? inner : ETHER_BYTES;
+  return isV6At(at)
+    ? { ttl: packet[at + 7]!, dscp: (view.getUint16(at) >> 6) & 0x3f }
+    : { ttl: packet[at + 8]!, dscp: packet[at + 1]! >> 2 };
 }
 
 /** A packet that was left to the kernel path. By default it came in as a valid packet of the fixtures does. */
@@ -271,6 +290,7 @@ export function noteArrival(tables: Tables, noted: NotedArrival): void {
   const slot = arrivalSlot(tables, noted.flow);
   const at = { noted_ns: nowNs(), since_ns: nowNs() };
   tables.arrivals.set(slot, { epoch: 0, ifindex: TEST_RUN_IFINDEX, dscp: 0, ttl: 64, ...at, ...noted });
+  tables.last_arrival.set(0, slot);
 }
 
 /** Take such a note away from every CPU. */
@@ -380,10 +400,16 @@ export function openNode(nodeSettings: NodeSettings = settings): TestNode {
   );
 
   const resources = started.move();
+  /** Flows that were learned of a packet with the same TTL and DSCP as the next one. */
+  let alike: LearnedFlow[] = [];
   return {
     tables,
     programs,
     run(program, packet, options) {
+      for (const { flow } of alike) {
+        const entry = tableOf(tables, flow).get(flow);
+        if (entry) tableOf(tables, flow).set(flow, { ...entry, head: { ...entry.head, ...headOf(packet) } });
+      }
       const before = readCounters(tables);
       const called = typeof program === 'string' ? programs[program] : program;
       const result = testRun(called, packet, { ...options, isXdp: program === 'xdp_from_wire' });
@@ -407,8 +433,10 @@ export function openNode(nodeSettings: NodeSettings = settings): TestNode {
     },
     learn(learned) {
       learnFlows(tables, learned);
+      alike = learned.filter(({ ttl, dscp }) => ttl === undefined && dscp === undefined);
       return {
         [Symbol.dispose]() {
+          alike = [];
           for (const table of [tables.flows4, tables.flows6]) table.deleteMany([...table.keys()]);
         },
       };

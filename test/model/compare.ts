@@ -66,10 +66,20 @@ const flowText = ({ src, src_port, dst, dst_port, protocol }: Flow): string =>
   `${src} ${src_port} → ${dst} ${dst_port} (${protocol})`;
 
 const entryText = (
-  { epoch, ifindex, mtu, is_settled, is_ending, hops, source_port }: Omit<Entry, 'flow' | 'out' | 'ageMs'>,
+  {
+    epoch,
+    ifindex,
+    mtu,
+    is_settled,
+    is_ending,
+    hops,
+    ttl,
+    dscp,
+    source_port,
+  }: Omit<Entry, 'flow' | 'out' | 'ageMs'>,
   out: Flow,
 ): string =>
-  `epoch ${epoch}, from ${ifindex}, MTU ${mtu}, settled ${is_settled}, ending ${is_ending}, hops ${hops}, port ${source_port}, as ${flowText(out)}`;
+  `epoch ${epoch}, from ${ifindex}, MTU ${mtu}, settled ${is_settled}, ending ${is_ending}, hops ${hops}, TTL ${ttl}, DSCP ${dscp}, port ${source_port}, as ${flowText(out)}`;
 const noteText = ({ epoch, ifindex, dscp, ttl }: Omit<NotedArrival, 'flow'>): string =>
   `noted: epoch ${epoch}, from ${ifindex}, DSCP ${dscp}, TTL ${ttl}`;
 

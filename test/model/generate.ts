@@ -32,7 +32,7 @@ import {
 } from '../support/packets.ts';
 import { Random, seedOf } from '../support/random.ts';
 import { type Arrival, type Entry, EPOCH, type Hook } from './model.ts';
-import { familyOf, headerLength, membership, readFlow, readIp, u16 } from './read.ts';
+import { type IpPacket, familyOf, headerLength, membership, readFlow, readIp, u16 } from './read.ts';
 import { ports, type WorldName, worlds } from './world.ts';
 
 /** The shortest frame of a test run: an Ethernet header, and an IP header of the ethertype's family. */
@@ -431,13 +431,17 @@ function superPacket(random: Random, cast: Cast, hook: 'from_pod' | 'from_wire',
   return { node, hook, packet: frame, ifindex: TEST_RUN_IFINDEX, gsoSize, ...met(random, cast, hook, frame) };
 }
 
-/** The flow of a packet at this hook, inside its tunnel if it has one. */
-function flowIn(hook: Hook, packet: Uint8Array, { family }: Cast): Flow | undefined {
+/** The IP packet whose flow is looked up at this hook: the one inside the tunnel, if there is one. */
+function ipIn(hook: Hook, packet: Uint8Array, { family }: Cast): IpPacket | undefined {
   if (familyOf(u16(packet, 12)) !== family) return undefined;
   const inner = packet.subarray(14 + headerLength[family] + 8 + 8 + 14);
   const places =
     hook === 'from_pod' || hook === 'to_pod' ? [packet.subarray(14)] : [inner, packet.subarray(14)];
-  const found = places.map((place) => readIp(place, family)).find((read) => read !== undefined);
+  return places.map((place) => readIp(place, family)).find((read) => read !== undefined);
+}
+
+function flowIn(hook: Hook, packet: Uint8Array, cast: Cast): Flow | undefined {
+  const found = ipIn(hook, packet, cast);
   return found && readFlow(found).flow;
 }
 
@@ -449,11 +453,12 @@ function met(
   packet: Uint8Array,
 ): Pick<Arrival, 'table' | 'flow' | 'noted' | 'isBehind' | 'sender'> {
   if (hook === 'from_vtep') return { table: [], sender: senderOf(random, cast, packet) };
-  const flow = flowIn(hook, packet, cast);
+  const ip = ipIn(hook, packet, cast);
+  const flow = ip && readFlow(ip).flow;
   if (!flow) return { table: [] };
   if (hook === 'to_pod' || hook === 'to_wire')
     return { flow, table: [], ...(!one(random, 6) && { noted: noteOf(random, flow, packet, cast) }) };
-  const entry = entryOf(random, cast, hook, flow);
+  const entry = entryOf(random, cast, hook, flow, ip);
   const isBehind = one(random, entry?.is_settled === 0 ? 2 : 20);
   const table = [
     ...(entry && !one(random, 10) ? [entry] : []),
@@ -490,13 +495,26 @@ function beside(random: Random, flow: Flow): Flow {
 }
 
 /** An entry that the programs could have learned of this flow; undefined when they could not. */
-function entryOf(random: Random, cast: Cast, hook: Hook, flow: Flow): Entry | undefined {
+function entryOf(
+  random: Random,
+  cast: Cast,
+  hook: Hook,
+  flow: Flow,
+  { ttl, tos }: IpPacket,
+): Entry | undefined {
   const isOut = hook === 'from_pod';
   if (isOut && (!cast.trusted.includes(flow.src) || cast.nodes.includes(flow.dst))) return undefined;
   const hasPorts = flow.protocol === protocols.tcp || flow.protocol === protocols.udp;
   const out = hasPorts && one(random, 3) ? translationOf(random, cast, isOut) : undefined;
   if (!cast.isInNetwork(out?.dst ?? flow.dst)) return undefined;
-  const spoilt = random.pick([{ ageMs: 60_000 }, { epoch: EPOCH - 1 }, { epoch: EPOCH + 1 }, { ifindex: 7 }]);
+  const spoilt = random.pick([
+    { ageMs: 60_000 },
+    { epoch: EPOCH - 1 },
+    { epoch: EPOCH + 1 },
+    { ifindex: 7 },
+    { ttl: ttl ^ 1 },
+    { dscp: (tos >> 2) ^ 1 },
+  ]);
   return {
     flow,
     epoch: EPOCH,
@@ -506,6 +524,8 @@ function entryOf(random: Random, cast: Cast, hook: Hook, flow: Flow): Entry | un
     is_settled: one(random, 4) ? 0 : 1,
     is_ending: one(random, 4) ? 1 : 0,
     hops: one(random, 4) ? 1 : 0,
+    ttl,
+    dscp: tos >> 2,
     source_port: random.below(65536),
     ...(out && { out }),
     ...(one(random, 8) && spoilt),

@@ -51,7 +51,16 @@ export type Entry = LearnedFlow &
   Required<
     Pick<
       LearnedFlow,
-      'epoch' | 'ifindex' | 'ageMs' | 'mtu' | 'is_settled' | 'is_ending' | 'hops' | 'source_port'
+      | 'epoch'
+      | 'ifindex'
+      | 'ageMs'
+      | 'mtu'
+      | 'is_settled'
+      | 'is_ending'
+      | 'hops'
+      | 'ttl'
+      | 'dscp'
+      | 'source_port'
     >
   >;
 
@@ -261,7 +270,8 @@ export class Model {
         reasons: [...reasons, isEnd ? 'handshake' : 'new_flow'],
         effects: isEnd ? { isBare } : effects,
       };
-    if (entry.ifindex !== ifindex) reasons.push('other_way');
+    if (entry.ifindex !== ifindex || entry.ttl !== ip.ttl || entry.dscp !== ip.tos >> 2)
+      reasons.push('other_way');
     if (entry.epoch !== EPOCH) reasons.push('old_epoch');
     if (entry.ageMs > FLOW_LIFETIME_MS) reasons.push('expired');
     const settles = isCertain && reasons.length === 0 && (entry.is_settled !== 0 || !arrival.isBehind);
@@ -605,6 +615,8 @@ function learnedEntry(
     is_settled: 0,
     is_ending: 0,
     hops,
+    ttl: noted.ttl!,
+    dscp: noted.dscp,
     source_port: 0,
   };
 }
