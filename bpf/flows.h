@@ -171,10 +171,12 @@ static __always_inline void note_arrival(const struct __sk_buff *skb, const stru
 
 	if (is_known && may_suit && now - arrival->noted_ns < GAP_NS)
 		since = arrival->since_ns;
-	if (packet->is_bare_ack)
+	if (packet->is_bare_ack) {
 		noted = is_known ? arrival->noted_ns : 0;
-	else if (learned)
+	} else if (learned) {
 		learned->is_settled = 0;
+		learned->noted_ns = now;
+	}
 	*arrival = (struct arrival){
 		.flow = *flow,
 		.noted_ns = noted,
@@ -187,15 +189,50 @@ static __always_inline void note_arrival(const struct __sk_buff *skb, const stru
 }
 
 /*
- * Whether a flow that has just been learned may change to the fast path. Its last packets may still wait in one of the
- * kernel path's queues (of a pod's veth, of a tunnel), and the next one would overtake them. So the change is made in a
- * gap; without one after a while in any case, since a busy flow may have none.
+ * What was learned of the other direction of a conversation; NULL when nothing was. Its packets come in as those of this
+ * direction leave, the other way round.
  */
-static __always_inline bool is_settled(const struct flow6 *flow)
+static __always_inline struct learned *find_other(const struct learned *learned, bool v6)
+{
+	const struct flow4 *out4 = &((const struct learned4 *)learned)->out;
+	const struct flow6 *out6 = &((const struct learned6 *)learned)->out;
+
+	if (v6) {
+		struct flow6 key = {
+			.src = out6->dst,
+			.dst = out6->src,
+			.src_port = out6->dst_port,
+			.dst_port = out6->src_port,
+			.protocol = out6->protocol,
+		};
+
+		return bpf_map_lookup_elem(&flows6, &key);
+	}
+
+	struct flow4 key = {
+		.src = out4->dst,
+		.dst = out4->src,
+		.src_port = out4->dst_port,
+		.dst_port = out4->src_port,
+		.protocol = out4->protocol,
+	};
+
+	return bpf_map_lookup_elem(&flows4, &key);
+}
+
+/*
+ * Whether a flow that has just been learned may change to the fast path. Its last packets may still wait in one of the
+ * kernel path's queues (of a pod's veth, of a tunnel), and the next one would overtake them. So the change is made once
+ * the other side has answered, or in a gap; and after a while in any case, since a busy flow may have none.
+ */
+static __always_inline bool is_settled(const struct learned *learned, const struct flow6 *flow, bool v6)
 {
 	const struct arrival *arrival = find_arrival(flow);
+	const struct learned *other = find_other(learned, v6);
 	__u64 now = bpf_ktime_get_ns();
 
+	if (other && other->noted_ns > learned->noted_ns)
+		return true;
 	return !arrival || !same_flow(&arrival->flow, flow) || now - arrival->noted_ns >= GAP_NS ||
 	       now - arrival->since_ns >= WITHOUT_GAP_NS(flow->protocol);
 }
@@ -224,44 +261,19 @@ static __always_inline enum reason judge_learned(struct learned *learned, const 
 	if (bpf_ktime_get_coarse_ns() - learned->learned_ns > config.lifetime_ns)
 		return KERNEL_EXPIRED;
 	if (!learned->is_settled) {
-		if (!is_settled(flow))
+		if (!is_settled(learned, flow, ip->v6))
 			return KERNEL_UNSETTLED;
 		learned->is_settled = 1;
+		learned->noted_ns = bpf_ktime_get_ns();
 	}
 	return FAST_DECAP;
 }
 
-/*
- * Whether conntrack has seen the other direction's FIN. Then it counts down, and need not see this one's. The other
- * direction's packets come in as those of this direction leave, the other way round.
- */
+/* Whether conntrack has seen the other direction's FIN. Then it counts down, and need not see this one's. */
 static __always_inline bool is_other_ending(const struct learned *learned, bool v6)
 {
-	const struct learned *other;
+	const struct learned *other = find_other(learned, v6);
 
-	if (v6) {
-		const struct flow6 *out = &((const struct learned6 *)learned)->out;
-		struct flow6 key = {
-			.src = out->dst,
-			.dst = out->src,
-			.src_port = out->dst_port,
-			.dst_port = out->src_port,
-			.protocol = out->protocol,
-		};
-
-		other = bpf_map_lookup_elem(&flows6, &key);
-	} else {
-		const struct flow4 *out = &((const struct learned4 *)learned)->out;
-		struct flow4 key = {
-			.src = out->dst,
-			.dst = out->src,
-			.src_port = out->dst_port,
-			.dst_port = out->src_port,
-			.protocol = out->protocol,
-		};
-
-		other = bpf_map_lookup_elem(&flows4, &key);
-	}
 	return other && other->is_ending;
 }
 

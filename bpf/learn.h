@@ -206,6 +206,7 @@ static __always_inline enum reason learn(struct __sk_buff *skb, const struct ip 
 
 	struct learned head = {
 		.learned_ns = bpf_ktime_get_coarse_ns(),
+		.noted_ns = arrival->noted_ns,
 		.epoch = arrival->epoch,
 		.ifindex = arrival->ifindex,
 		.mtu = mtu,

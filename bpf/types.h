@@ -213,7 +213,8 @@ struct flow6 {
 
 /* What the kernel path was seen to do with a flow: the part that both families have. */
 struct learned {
-	__u64 learned_ns; /* CLOCK_MONOTONIC */
+	__u64 learned_ns; /* CLOCK_MONOTONIC, as the next one */
+	__u64 noted_ns; /* when its last packet came in that took the kernel path, or the first that did not */
 	__u32 epoch; /* when its packet came in; another epoch invalidates the flow */
 	__u32 ifindex; /* where its packets come in: a host veth, or the uplink */
 	__u32 mtu; /* the largest IP packet, before encapsulation, that its way carries */

@@ -95,6 +95,7 @@ const flow6: Golden<'flow6'> = {
 const learned: Golden<'learned'> = {
   value: {
     learned_ns: 0x0001_0203_0405_0607,
+    noted_ns: 0x0001_0203_0405_0608,
     epoch: 7,
     ifindex: 0x01020304,
     mtu: 1450,
@@ -108,7 +109,8 @@ const learned: Golden<'learned'> = {
     is_ending: 1,
     source_port: 45678,
   },
-  bytes: '0706050403020100 07000000 04030201 aa050000 00400000 06000000 01 01 01 3f 2e 01 b26e 00000000',
+  bytes:
+    '0706050403020100 0806050403020100 07000000 04030201 aa050000 00400000 06000000 01 01 01 3f 2e 01 b26e 00000000',
 };
 
 const golden: { readonly [S in StructName]: Golden<S> } = {

@@ -7,7 +7,7 @@
  * layouts of the maps; `since` is the version in which a map last changed.
  */
 export const layout = {
-  version: 3,
+  version: 1,
   structs: {
     peer_head: {
       size: 48,
@@ -132,28 +132,29 @@ export const layout = {
       },
     },
     learned: {
-      size: 40,
+      size: 48,
       fields: {
         learned_ns: { offset: 0, kind: 'u64' },
-        epoch: { offset: 8, kind: 'u32' },
-        ifindex: { offset: 12, kind: 'u32' },
-        mtu: { offset: 16, kind: 'u32' },
-        mark: { offset: 20, kind: 'u32' },
-        priority: { offset: 24, kind: 'u32' },
-        is_translated: { offset: 28, kind: 'u8' },
-        is_settled: { offset: 29, kind: 'u8' },
-        hops: { offset: 30, kind: 'u8' },
-        ttl: { offset: 31, kind: 'u8' },
-        dscp: { offset: 32, kind: 'u8' },
-        is_ending: { offset: 33, kind: 'u8' },
-        source_port: { offset: 34, kind: 'be16' },
+        noted_ns: { offset: 8, kind: 'u64' },
+        epoch: { offset: 16, kind: 'u32' },
+        ifindex: { offset: 20, kind: 'u32' },
+        mtu: { offset: 24, kind: 'u32' },
+        mark: { offset: 28, kind: 'u32' },
+        priority: { offset: 32, kind: 'u32' },
+        is_translated: { offset: 36, kind: 'u8' },
+        is_settled: { offset: 37, kind: 'u8' },
+        hops: { offset: 38, kind: 'u8' },
+        ttl: { offset: 39, kind: 'u8' },
+        dscp: { offset: 40, kind: 'u8' },
+        is_ending: { offset: 41, kind: 'u8' },
+        source_port: { offset: 42, kind: 'be16' },
       },
     },
     learned4: {
-      size: 56,
+      size: 64,
       fields: {
         head: { offset: 0, kind: { struct: 'learned' } },
-        out: { offset: 40, kind: { struct: 'flow4' } },
+        out: { offset: 48, kind: { struct: 'flow4' } },
       },
     },
     flow6: {
@@ -167,10 +168,10 @@ export const layout = {
       },
     },
     learned6: {
-      size: 80,
+      size: 88,
       fields: {
         head: { offset: 0, kind: { struct: 'learned' } },
-        out: { offset: 40, kind: { struct: 'flow6' } },
+        out: { offset: 48, kind: { struct: 'flow6' } },
       },
     },
     arrival: {
@@ -321,7 +322,7 @@ export const layout = {
       value: { struct: 'learned4' },
       maxEntries: 131072,
       flags: 0,
-      since: 2,
+      since: 1,
     },
     flows6: {
       type: 'lru_hash',
@@ -329,10 +330,10 @@ export const layout = {
       value: { struct: 'learned6' },
       maxEntries: 131072,
       flags: 0,
-      since: 2,
+      since: 1,
     },
     ip_ids: { type: 'percpu_array', key: 'u32', value: 'u32', maxEntries: 1, flags: 0, since: 1 },
-    last_arrival: { type: 'percpu_array', key: 'u32', value: 'u32', maxEntries: 1, flags: 0, since: 3 },
+    last_arrival: { type: 'percpu_array', key: 'u32', value: 'u32', maxEntries: 1, flags: 0, since: 1 },
     peers: {
       type: 'array',
       key: 'u32',

@@ -240,7 +240,8 @@ describeOnNode('to_pod and to_wire, packet by packet', (node) => {
       expect(packet).toEqual(toPodFrame(side, fields, payload));
       const { head, out } = tableOf(node().tables, flow).get(flow)!;
       expect(Math.abs(head.learned_ns - before)).toBeLessThan(1e9);
-      expect({ ...head, learned_ns: 'now', out }).toEqual({
+      expect({ ...head, learned_ns: 'now', noted_ns: 'then', out }).toEqual({
+        noted_ns: 'then',
         learned_ns: 'now',
         epoch: 3,
         ifindex: 9,

@@ -165,7 +165,7 @@ describe.skipIf(missingHere('clang-19'))('a ripstop whose maps differ', () => {
     const said = agentLog(cluster.lab, node()).slice(logged);
     for (const difference of [
       'endpoints: value size is 28, the object wants 24',
-      'flows4: value size is 64, the object wants 56',
+      'flows4: value size is 72, the object wants 64',
       'vteps: does not exist',
       'underlay: is unknown to this version',
       'ripstop uninstall',
