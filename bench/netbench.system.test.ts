@@ -157,7 +157,13 @@ describe('netbench', () => {
   });
 
   it('udp-flows sends each request from another source port', async () => {
-    const result = await test('udp-flows', { rate: 1000, first: 64_500, warmup: 0, seconds: 0.3, timeout: 20 });
+    const result = await test('udp-flows', {
+      rate: 1000,
+      first: 64_500,
+      warmup: 0,
+      seconds: 0.3,
+      timeout: 20,
+    });
     expect(result.flows).toBeGreaterThan(250);
     expect(result.answered).toBe(result.flows);
     expect(result.server.requests).toBe(result.flows);
