@@ -97,7 +97,7 @@ export const buildDir = join(import.meta.dirname, '../build');
 
 /** Raise a lab of two nodes for a data plane. Its name has the process id, so that parallel runs do not collide. */
 export async function raiseArm(datapath: Datapath, options: ArmOptions): Promise<Arm> {
-  const { name = datapath, program, services, serverCpu, size, wire = 'gso' } = options;
+  const { name = datapath, program, services, size, wire = 'gso' } = options;
   const labName = `bench${process.pid}-${name}`;
   await using stack = new AsyncDisposableStack();
   stack.defer(async () => void (await labDown(labName)));
@@ -106,28 +106,9 @@ export async function raiseArm(datapath: Datapath, options: ArmOptions): Promise
   await labUp(parseLabOptions({ name: labName, nodes: 2, pods, datapath, wire, kubeProxy }));
   const lab = openLab(labName);
   const [first, second] = lab.state.nodes as [NodeState, NodeState];
-  const backend = second.pods[0] ?? second;
-  const ports = [...servicePorts(backend.ip, serverCpu), ...idleServices(services)].slice(0, services);
-  for (const node of [first, second]) {
-    // Available in every namespace. The machine's default may be paced by timers (BBR), which streams would measure.
-    for (const { netns } of [node, ...node.pods])
-      await setSysctls(netns, { 'ipv4.tcp_congestion_control': 'reno' });
-    if (services > 0) await setServices(lab, node, ports);
-    if (options.kernelPath) await markForKernelPath(lab, node);
-  }
+  for (const node of [first, second]) await prepare(lab, node, options);
   if (size) await growTo(lab, size);
-  const clients = {
-    'across nodes': first.pods[0] ?? first,
-    'through a ClusterIP': first.pods[0] ?? first,
-    'one node': first.pods[0] ?? first,
-    'host network': first,
-  };
-  const targets = {
-    'across nodes': second.pods[0] ?? second,
-    'through a ClusterIP': second.pods[0] ?? second,
-    'one node': first.pods[1] ?? first,
-    'host network': second,
-  };
+  const { clients, targets } = placesOf(first, second);
   const bpffs = datapath === 'ripstop' ? [first, second].map((node) => join(nodeDir(lab, node), 'bpf')) : [];
   const servers = new Map<string, NetbenchServer>();
   const held = stack.move();
@@ -164,6 +145,41 @@ export async function raiseArm(datapath: Datapath, options: ArmOptions): Promise
     },
     [Symbol.asyncDispose]: () => held.disposeAsync(),
   };
+}
+
+/** Where clients run, and where their servers do. */
+function placesOf(first: NodeState, second: NodeState): Record<'clients' | 'targets', Record<Place, End>> {
+  const [client, far] = [first.pods[0] ?? first, second.pods[0] ?? second];
+  return {
+    clients: {
+      'across nodes': client,
+      'through a ClusterIP': client,
+      'one node': client,
+      'host network': first,
+    },
+    targets: {
+      'across nodes': far,
+      'through a ClusterIP': far,
+      'one node': first.pods[1] ?? first,
+      'host network': second,
+    },
+  };
+}
+
+type End = Pick<NodeState, 'ip' | 'netns'>;
+
+/** Give a node what the arm is to have, and its pods. */
+async function prepare(lab: Lab, node: NodeState, options: ArmOptions): Promise<void> {
+  const { services, serverCpu, kernelPath } = options;
+  // Available in every namespace. The machine's default may be paced by timers (BBR), which streams would measure.
+  for (const { netns } of [node, ...node.pods])
+    await setSysctls(netns, { 'ipv4.tcp_congestion_control': 'reno' });
+  if (services > 0) {
+    const second = lab.state.nodes[1]!;
+    const own = servicePorts((second.pods[0] ?? second).ip, serverCpu);
+    await setServices(lab, node, [...own, ...idleServices(services)].slice(0, services));
+  }
+  if (kernelPath) await markForKernelPath(lab, node);
 }
 
 /** The benchmark's Service, for TCP and UDP. */

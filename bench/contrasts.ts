@@ -62,7 +62,6 @@ export const contrasts: readonly Contrast[] = [
       [...established, typical('TCP connect-request-response')],
       'TCP RR ×1',
       'TCP connect-request-response',
-      'UDP RR ×32',
       'TCP stream ×1',
     ),
     pairs: [
@@ -75,7 +74,7 @@ export const contrasts: readonly Contrast[] = [
     id: 'flows',
     title: 'Does the path grow slower with the number of flows?',
     text: 'One flow, while the flow tables of both nodes hold others: valid ones, which carry nothing meanwhile. So this is the cost of looking up one flow among many, not of many flows’ memory in the caches.',
-    works: ofQuick([roundTrip, typical('UDP 64 B'), stream], 'TCP RR ×1', 'TCP stream ×1'),
+    works: ofQuick([roundTrip, typical('UDP 64 B'), stream], 'TCP RR ×1'),
     pairs: [
       pair(sizeNames[1]!, sizeNames[0]!),
       pair(sizeNames[2]!, sizeNames[0]!),

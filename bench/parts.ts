@@ -24,6 +24,7 @@ export function axis(
   const titles = sizes
     .map((size) => [nameOf(size), title(size)] as const)
     .filter(([name]) => all.arms.includes(name));
+  if (titles.length < 2) return nothing;
   return {
     arms: titles.map(([, arm]) => arm),
     measured: all.measured.map((one) => ({

@@ -29,7 +29,7 @@ import {
   warningsOf,
 } from './report.ts';
 import { judge } from './targets.ts';
-import { labelOf, works } from './works.ts';
+import { labelOf, type Work, works } from './works.ts';
 
 const { values: flags } = parseArgs({
   options: {
@@ -61,11 +61,11 @@ function say(text: string): void {
 /** The CPU that client and server of a pinned work share. */
 const PINNED_CPU = 1;
 
-/** The axes of the scale, from their common end. A quick run has only their ends. */
+/** The axes of the scale, from their common end. A quick run has only the most peers. */
 const smallest: ClusterSize = { peers: 10, endpoints: 1 };
 const larger = {
   peers: { all: [100, 1000, 10_000], end: [10_000] },
-  endpoints: { all: [10, 50, 250], end: [250] },
+  endpoints: { all: [10, 50, 250], end: [] },
 };
 
 async function main(): Promise<void> {
@@ -108,6 +108,38 @@ async function main(): Promise<void> {
     () => partCosts(buildDir, compiler),
     [],
   );
+  const planes = await measurePlanes(bench, chosen, contrasted);
+  const steps = flags.quick ? 'end' : 'all';
+  const onPeers = [smallest, ...larger.peers[steps].map((peers) => ({ ...smallest, peers }))];
+  const onEndpoints = [smallest, ...larger.endpoints[steps].map((endpoints) => ({ ...smallest, endpoints }))];
+  const sizes = [...onPeers, ...onEndpoints.slice(1)];
+  const scale = only ? nothing : await bench.part('scale', () => bench.sizes(sizes), nothing);
+
+  report({
+    meta: { ...machine(), date: begun.toISOString(), rounds, seconds, services, seed },
+    control,
+    planes,
+    bystanders,
+    peers: axis(scale, onPeers, ({ peers }) => `${peers.toLocaleString('en')} peers`),
+    endpoints: axis(scale, onEndpoints, ({ endpoints }) => `${endpoints} pod${endpoints === 1 ? '' : 's'}`),
+    contrasts: bench.contrasts,
+    programs: bench.programs,
+    countingNs: counting?.ns,
+    parts,
+    failures: bench.failures,
+  });
+}
+
+function machine(): Pick<RunResult['meta'], 'kernel' | 'cpu' | 'cpus'> {
+  return { kernel: release(), cpu: cpus()[0]?.model ?? 'unknown CPU', cpus: cpus().length };
+}
+
+/** Compare the data planes on each wire, and with the labs of one of them the contrasts. */
+async function measurePlanes(
+  bench: Bench,
+  chosen: readonly Work[],
+  contrasted: readonly Contrast[],
+): Promise<Comparison> {
   const planes: Comparison[] = [];
   for (const wire of ['gso', 'mtu'] satisfies Wire[]) {
     const own = chosen.filter((work) => work.wire === wire);
@@ -123,34 +155,7 @@ async function main(): Promise<void> {
   }
   const bareHost = contrasted.find(({ id }) => id === 'bare-host');
   if (bareHost) await bench.part('a host without rules', () => bench.bareHost(bareHost), undefined);
-  const steps = flags.quick ? 'end' : 'all';
-  const onPeers = [smallest, ...larger.peers[steps].map((peers) => ({ ...smallest, peers }))];
-  const onEndpoints = [smallest, ...larger.endpoints[steps].map((endpoints) => ({ ...smallest, endpoints }))];
-  const sizes = [...onPeers, ...onEndpoints.slice(1)];
-  const scale = only ? nothing : await bench.part('scale', () => bench.sizes(sizes), nothing);
-
-  report({
-    meta: {
-      date: begun.toISOString(),
-      kernel: release(),
-      cpu: cpus()[0]?.model ?? 'unknown CPU',
-      cpus: cpus().length,
-      rounds,
-      seconds,
-      services,
-      seed,
-    },
-    control,
-    planes: { arms: armSpecs.map(({ name }) => name), measured: planes.flatMap(({ measured }) => measured) },
-    bystanders,
-    peers: axis(scale, onPeers, ({ peers }) => `${peers.toLocaleString('en')} peers`),
-    endpoints: axis(scale, onEndpoints, ({ endpoints }) => `${endpoints} pod${endpoints === 1 ? '' : 's'}`),
-    contrasts: bench.contrasts,
-    programs: bench.programs,
-    countingNs: counting?.ns,
-    parts,
-    failures: bench.failures,
-  });
+  return { arms: armSpecs.map(({ name }) => name), measured: planes.flatMap(({ measured }) => measured) };
 }
 
 /** The contrasts with the works that the flags leave. Without kube-proxy there is no ClusterIP. */

@@ -303,88 +303,85 @@ export function boundsOf(
 
 /** All targets in order, whether they were measured or not. */
 export function judge(run: Judged): Judgement[] {
-  const make = (figure: string, of: string, bound: Bound, value: Judgement['value']): Judgement => {
-    return { figure, of, bound, value, verdict: verdictOn(value, bound) };
-  };
-  const { planes, bystanders, peers } = run;
-  const { seed } = run.meta;
-  const compared = targets.flatMap((target) => {
-    const samples = planes.measured.find(
-      ({ question, name, where, detail }) =>
-        question === target.question &&
-        name === target.name &&
-        where === target.where &&
-        detail === target.detail,
-    );
-    return (['host', 'flannel'] as const).flatMap((base) => {
-      const bound = base === 'host' && run.meta.services === 0 ? undefined : target[base];
-      const ratio = samples && ratioOf(samples, base, 'ripstop', seed);
-      return bound ? [make(target.figure, `ripstop ÷ ${base}`, bound, ratio)] : [];
-    });
+  return [
+    ...targets.flatMap((target) => judgePlanes(run, target)),
+    ...contrastTargets.map((target) => judgeContrast(run, target)),
+    judgeWorst(run),
+    ...['TCP RR ×1', 'UDP RR ×1'].map((name) => judgeBystanders(run, name)),
+    ...judgeScale(run),
+    ...programBounds.map((target) => judgeProgram(run, target)),
+  ];
+}
+
+function judgement(figure: string, of: string, bound: Bound, value: Judgement['value']): Judgement {
+  return { figure, of, bound, value, verdict: verdictOn(value, bound) };
+}
+
+function judgePlanes({ planes, meta }: Judged, target: Target): Judgement[] {
+  const samples = planes.measured.find(
+    ({ question, name, where, detail }) =>
+      question === target.question &&
+      name === target.name &&
+      where === target.where &&
+      detail === target.detail,
+  );
+  return (['host', 'flannel'] as const).flatMap((base) => {
+    const bound = base === 'host' && meta.services === 0 ? undefined : target[base];
+    const ratio = samples && ratioOf(samples, base, 'ripstop', meta.seed);
+    return bound ? [judgement(target.figure, `ripstop ÷ ${base}`, bound, ratio)] : [];
   });
+}
+
+function judgeContrast(run: Judged, target: ContrastTarget): Judgement {
+  const { figure, candidate, baseline, bound } = target;
+  const of = `${candidate} ${isCount(target) ? '−' : '÷'} ${baseline}`;
+  return judgement(figure, of, bound, contrastValue(run, target));
+}
+
+function judgeWorst({ planes, meta }: Judged): Judgement {
   const cells = planes.measured.flatMap((samples) => {
-    const ratio = ratioOf(samples, 'flannel', 'ripstop', seed);
+    const ratio = ratioOf(samples, 'flannel', 'ripstop', meta.seed);
     if (!ratio || unjudged.includes(samples.question)) return [];
     const better = questionOf(samples.question).better === 'more' ? ratio : inverse(ratio);
     return [{ ...better, label: titleOf(samples) }];
   });
   const worst = cells.toSorted((a, b) => a.median - b.median)[0];
-  const attached = (name: string): Judgement['value'] => {
-    const samples = bystanders.measured.find((one) => one.question === 'round-trip' && one.name === name);
-    return samples && ratioOf(samples, bystanders.arms[0]!, bystanders.arms[1]!, seed);
-  };
+  const figure = `no cell below flannel's; worst of ${cells.length}: ${worst?.label ?? 'none'}`;
+  return judgement(figure, 'times better than flannel', { atLeast: 1 }, worst);
+}
+
+function judgeBystanders({ bystanders, meta }: Judged, name: string): Judgement {
+  const samples = bystanders.measured.find((one) => one.question === 'round-trip' && one.name === name);
+  const [without, attached] = bystanders.arms;
+  return judgement(
+    `bystanders: ${name} of the host network`,
+    'attached ÷ not attached',
+    bystanderBound,
+    samples && ratioOf(samples, without!, attached!, meta.seed),
+  );
+}
+
+function judgeScale({ peers, meta }: Judged): Judgement[] {
   const [few, many] = [peers.arms[0], peers.arms.at(-1)];
   const scale = peers.measured
     .filter(({ question }) => ['round-trip', 'datagrams', 'stream'].includes(question))
     .map((samples) =>
-      make(
+      judgement(
         `${samples.name}, as the cluster grows`,
         `${many} ÷ ${few}`,
         scaleBound,
-        ratioOf(samples, few!, many!, seed),
+        ratioOf(samples, few!, many!, meta.seed),
       ),
     );
-  const programs = programBounds.map(({ figure, program, bound }) => {
-    const cost = run.programs.find((one) => one.program === program && one.load === JUDGED_LOAD);
-    const ns = cost && run.countingNs !== undefined ? cost.nsPerRun - run.countingNs : undefined;
-    return make(
-      figure,
-      'ns, counting deducted',
-      bound,
-      ns === undefined ? undefined : { median: ns, low: ns, high: ns },
-    );
-  });
-  const contrasted = contrastTargets.map((target) => {
-    const { figure, candidate, baseline, bound } = target;
-    const of = `${candidate} ${isCount(target) ? '−' : '÷'} ${baseline}`;
-    return make(figure, of, bound, contrastValue(run, target));
-  });
-  return [
-    ...compared,
-    ...contrasted,
-    make(
-      `no cell below flannel's; worst of ${cells.length}: ${worst?.label ?? 'none'}`,
-      'times better than flannel',
-      { atLeast: 1 },
-      worst,
-    ),
-    make(
-      'bystanders: TCP RR of the host network',
-      'attached ÷ not attached',
-      bystanderBound,
-      attached('TCP RR ×1'),
-    ),
-    make(
-      'bystanders: UDP RR of the host network',
-      'attached ÷ not attached',
-      bystanderBound,
-      attached('UDP RR ×1'),
-    ),
-    ...(scale.length > 0
-      ? scale
-      : [make('as the cluster grows', '10,000 peers ÷ 10 peers', scaleBound, undefined)]),
-    ...programs,
-  ];
+  if (scale.length > 0) return scale;
+  return [judgement('as the cluster grows', '10,000 peers ÷ 10 peers', scaleBound, undefined)];
+}
+
+function judgeProgram(run: Judged, { figure, program, bound }: (typeof programBounds)[number]): Judgement {
+  const cost = run.programs.find((one) => one.program === program && one.load === JUDGED_LOAD);
+  const ns = cost && run.countingNs !== undefined ? cost.nsPerRun - run.countingNs : undefined;
+  const value = ns === undefined ? undefined : { median: ns, low: ns, high: ns };
+  return judgement(figure, 'ns, counting deducted', bound, value);
 }
 
 /** Whether arms differ by a number of events, which is often zero, so that there is no ratio. */
