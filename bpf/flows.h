@@ -9,15 +9,34 @@
 #include "parse.h"
 
 #define GAP_NS 100000
-#define WITHOUT_GAP_NS 10000000
-#define TCP_ENDS 0x07 /* FIN, SYN, RST: RFC 9293 section 3.1 */
+#define WITHOUT_GAP_NS 20000000
+
+/* Flags of TCP: RFC 9293 section 3.1. */
+#define TCP_FIN 0x01
+#define TCP_SYN 0x02
+#define TCP_RST 0x04
+#define TCP_ACK 0x10
+
+/* What the flow table needs to know of a packet. */
+struct flow_packet {
+	struct flow6 flow;
+	__u8 tcp_flags;
+	bool is_bare_ack; /* TCP without payload: no harm if others overtake it */
+};
+
+/* Whether it answers a SYN. */
+static __always_inline bool is_syn_ack(__u8 tcp_flags)
+{
+	return (tcp_flags & (TCP_SYN | TCP_ACK | TCP_FIN | TCP_RST)) == (TCP_SYN | TCP_ACK);
+}
 
 /*
  * The flow that a packet belongs to. KERNEL_NEW_FLOW when it may be in the flow table; else the reason why the packet
  * belongs to the kernel path.
  */
-static __always_inline enum reason read_flow(const struct ip *ip, struct flow6 *flow)
+static __always_inline enum reason read_flow(const struct ip *ip, struct flow_packet *packet)
 {
+	struct flow6 *flow = &packet->flow;
 	struct cursor payload = ip->payload;
 	enum reason reason = KERNEL_NEW_FLOW;
 
@@ -25,10 +44,12 @@ static __always_inline enum reason read_flow(const struct ip *ip, struct flow6 *
 		return KERNEL_IP_OPTIONS;
 	if (ip->fragment)
 		return KERNEL_FRAGMENT;
-	*flow = (struct flow6){
-		.src = to_address(ip->src, ip->v6),
-		.dst = to_address(ip->dst, ip->v6),
-		.protocol = ip->protocol,
+	*packet = (struct flow_packet){
+		.flow = {
+			.src = to_address(ip->src, ip->v6),
+			.dst = to_address(ip->dst, ip->v6),
+			.protocol = ip->protocol,
+		},
 	};
 	if (is_icmp(ip)) {
 		struct icmp_echo *echo = parse_icmp_echo(&payload);
@@ -42,8 +63,10 @@ static __always_inline enum reason read_flow(const struct ip *ip, struct flow6 *
 
 		if (!tcp)
 			return KERNEL_MALFORMED;
-		if (tcp->flags & TCP_ENDS)
+		if (tcp->flags & (TCP_FIN | TCP_SYN | TCP_RST))
 			reason = KERNEL_HANDSHAKE;
+		packet->tcp_flags = tcp->flags;
+		packet->is_bare_ack = ip->bytes == IP_LEN(ip->v6) + (tcp->offset >> 4) * 4;
 		flow->src_port = tcp->ports.src;
 		flow->dst_port = tcp->ports.dst;
 	} else if (ip->protocol == PROTOCOL_UDP) {
@@ -113,24 +136,30 @@ static __always_inline bool same_flow(const struct flow6 *a, const struct flow6 
  * A packet is left to the kernel path. `learned`: what is known of its flow; NULL when nothing is. Where that is valid,
  * but this packet does not suit the fast path (`reason`), those that follow had better not overtake it.
  */
-static __always_inline void note_arrival(const struct __sk_buff *skb, const struct flow6 *flow, const struct ip *ip,
-					 struct learned *learned, enum reason reason)
+static __always_inline void note_arrival(const struct __sk_buff *skb, const struct flow_packet *packet,
+					 const struct ip *ip, struct learned *learned, enum reason reason)
 {
+	const struct flow6 *flow = &packet->flow;
 	struct arrival *arrival = arrival_slot(flow);
 	__u64 now = bpf_ktime_get_ns();
-	__u64 since = now;
+	__u64 noted = now, since = now;
 	bool may_suit = reason == KERNEL_NEW_FLOW || reason == KERNEL_OLD_EPOCH || reason == KERNEL_EXPIRED ||
 			reason == KERNEL_UNSETTLED;
 
-	if (learned)
-		learned->is_settled = 0;
 	if (!arrival)
 		return;
-	if (may_suit && same_flow(&arrival->flow, flow) && now - arrival->noted_ns < GAP_NS)
+
+	bool is_known = same_flow(&arrival->flow, flow);
+
+	if (is_known && may_suit && now - arrival->noted_ns < GAP_NS)
 		since = arrival->since_ns;
+	if (packet->is_bare_ack)
+		noted = is_known ? arrival->noted_ns : 0;
+	else if (learned)
+		learned->is_settled = 0;
 	*arrival = (struct arrival){
 		.flow = *flow,
-		.noted_ns = now,
+		.noted_ns = noted,
 		.since_ns = since,
 		.epoch = current_epoch(),
 		.ifindex = skb->ifindex,
@@ -166,36 +195,90 @@ static __always_inline void forget_flow(const struct flow6 *flow, bool v6)
 		bpf_map_delete_elem(&flows4, &key);
 }
 
+/* Whether what was learned of a flow still holds: FAST_DECAP when it does. */
+static __always_inline enum reason judge_learned(struct learned *learned, const struct flow6 *flow, __u32 ifindex)
+{
+	if (learned->ifindex != ifindex)
+		return KERNEL_OTHER_WAY;
+	if (learned->epoch != current_epoch())
+		return KERNEL_OLD_EPOCH;
+	if (bpf_ktime_get_coarse_ns() - learned->learned_ns > config.lifetime_ns)
+		return KERNEL_EXPIRED;
+	if (!learned->is_settled) {
+		if (!is_settled(flow))
+			return KERNEL_UNSETTLED;
+		learned->is_settled = 1;
+	}
+	return FAST_DECAP;
+}
+
+/*
+ * Whether conntrack has seen the other direction's FIN. Then it counts down, and need not see this one's. The other
+ * direction's packets come in as those of this direction leave, the other way round.
+ */
+static __always_inline bool is_other_ending(const struct learned *learned, bool v6)
+{
+	const struct learned *other;
+
+	if (v6) {
+		const struct flow6 *out = &((const struct learned6 *)learned)->out;
+		struct flow6 key = {
+			.src = out->dst,
+			.dst = out->src,
+			.src_port = out->dst_port,
+			.dst_port = out->src_port,
+			.protocol = out->protocol,
+		};
+
+		other = bpf_map_lookup_elem(&flows6, &key);
+	} else {
+		const struct flow4 *out = &((const struct learned4 *)learned)->out;
+		struct flow4 key = {
+			.src = out->dst,
+			.dst = out->src,
+			.src_port = out->dst_port,
+			.dst_port = out->src_port,
+			.protocol = out->protocol,
+		};
+
+		other = bpf_map_lookup_elem(&flows4, &key);
+	}
+	return other && other->is_ending;
+}
+
 /*
  * Whether a packet that comes in at this interface belongs to a flow that is valid: FAST_DECAP, and `learned` tells what
- * to do with it. Else the reason for the kernel path; `flow` has a protocol when the flow may be learned.
+ * to do with it. Else the reason for the kernel path; the packet's flow has a protocol when it may be learned.
  */
-static __always_inline enum reason judge_flow(const struct ip *ip, __u32 ifindex, struct flow6 *flow,
-					      struct learned **learned)
+static __always_inline enum reason judge_flow(const struct ip *ip, __u32 ifindex, struct flow_packet *packet,
+					      struct learned **found)
 {
-	enum reason reason = is_sound(ip) ? read_flow(ip, flow) : KERNEL_MALFORMED;
+	struct flow6 *flow = &packet->flow;
+	enum reason reason = is_sound(ip) ? read_flow(ip, packet) : KERNEL_MALFORMED;
+	bool is_handshake = reason == KERNEL_HANDSHAKE;
+	struct learned *learned;
 
-	if (reason == KERNEL_HANDSHAKE)
+	if (is_handshake && packet->tcp_flags & (TCP_SYN | TCP_RST)) {
 		forget_flow(flow, ip->v6);
-	if (reason != KERNEL_NEW_FLOW) {
+		if (!is_syn_ack(packet->tcp_flags))
+			flow->protocol = 0;
+		return reason;
+	}
+	if (reason != KERNEL_NEW_FLOW && !is_handshake) {
 		flow->protocol = 0;
 		return reason;
 	}
-	*learned = find_learned(flow, ip->v6);
-	if (!*learned)
-		return KERNEL_NEW_FLOW;
-	if ((*learned)->ifindex != ifindex)
-		return KERNEL_OTHER_WAY;
-	if ((*learned)->epoch != current_epoch())
-		return KERNEL_OLD_EPOCH;
-	if (bpf_ktime_get_coarse_ns() - (*learned)->learned_ns > config.lifetime_ns)
-		return KERNEL_EXPIRED;
-	if (!(*learned)->is_settled) {
-		if (!is_settled(flow))
-			return KERNEL_UNSETTLED;
-		(*learned)->is_settled = 1;
-	}
-	return FAST_DECAP;
+	learned = find_learned(flow, ip->v6);
+	if (learned)
+		reason = judge_learned(learned, flow, ifindex);
+	*found = learned;
+	if (!is_handshake || (reason == FAST_DECAP && is_other_ending(learned, ip->v6)))
+		return reason;
+	/* A first FIN. */
+	if (learned)
+		learned->is_ending = 1;
+	flow->protocol = 0;
+	return KERNEL_HANDSHAKE;
 }
 
 /* The address that the flow's packets leave for, as packets have it. */

@@ -18,7 +18,8 @@
 #define IPS_DYING (1 << 9)
 #define IPS_HELPER (1 << 13)
 #define IP_CT_DIR_ORIGINAL 0
-/* linux/netfilter/nf_conntrack_tcp.h: the states in which data flows in one direction at least. */
+/* linux/netfilter/nf_conntrack_tcp.h: from ESTABLISHED to CLOSE_WAIT data flows in one direction at least. */
+#define TCP_CONNTRACK_SYN_RECV 2
 #define TCP_CONNTRACK_ESTABLISHED 3
 #define TCP_CONNTRACK_CLOSE_WAIT 5
 
@@ -116,17 +117,22 @@ static __always_inline struct address tuple_address(const union nf_inet_addr *ad
 
 /*
  * Whether this connection's packets may bypass conntrack: it is confirmed and lives; it needs no helper, and no adjusted
- * sequence numbers; and TCP is past its handshake.
+ * sequence numbers; and TCP is past its handshake, of which the SYN-ACK is the last packet in its direction.
  */
-static __always_inline bool is_learnable(const struct nf_conn *connection, __u8 protocol)
+static __always_inline bool is_learnable(const struct nf_conn *connection, const struct flow_packet *out)
 {
 	unsigned long status = connection->status;
 	__u8 state = connection->proto.tcp.state;
 
 	if ((status & (IPS_CONFIRMED | IPS_DYING | IPS_SEQ_ADJUST | IPS_HELPER)) != IPS_CONFIRMED)
 		return false;
-	return protocol != PROTOCOL_TCP || (status & IPS_SEEN_REPLY && state >= TCP_CONNTRACK_ESTABLISHED &&
-					    state <= TCP_CONNTRACK_CLOSE_WAIT);
+	if (out->flow.protocol != PROTOCOL_TCP)
+		return true;
+	if (!(status & IPS_SEEN_REPLY))
+		return false;
+	if (is_syn_ack(out->tcp_flags))
+		return state == TCP_CONNTRACK_SYN_RECV;
+	return state >= TCP_CONNTRACK_ESTABLISHED && state <= TCP_CONNTRACK_CLOSE_WAIT;
 }
 
 /*
@@ -134,8 +140,10 @@ static __always_inline bool is_learnable(const struct nf_conn *connection, __u8 
  * Without a connection it left as it came in, or its arrival will not be found: so it is where nothing uses conntrack,
  * for what rules exempt from it, and for ICMP, which the kernel's lookup does not know.
  */
-static __always_inline bool find_origin(struct __sk_buff *skb, const struct flow6 *out, bool v6, struct flow6 *in)
+static __always_inline bool find_origin(struct __sk_buff *skb, const struct flow_packet *packet, bool v6,
+					struct flow6 *in)
 {
+	const struct flow6 *out = &packet->flow;
 	struct bpf_ct_opts opts = { .netns_id = -1 /* the device's own */, .l4proto = out->protocol };
 	struct nf_conn *connection;
 	bool learnable;
@@ -146,7 +154,7 @@ static __always_inline bool find_origin(struct __sk_buff *skb, const struct flow
 	connection = find_connection(skb, out, v6, &opts);
 	if (!connection)
 		return true;
-	learnable = is_learnable(connection, out->protocol);
+	learnable = is_learnable(connection, packet);
 	if (opts.dir == IP_CT_DIR_ORIGINAL)
 		*in = TUPLE_FLOW(connection, 1, v6);
 	else
@@ -178,13 +186,14 @@ static __always_inline void store(const struct flow6 *in, const struct flow6 *ou
 static __always_inline enum reason learn(struct __sk_buff *skb, const struct ip *ip, __u32 mtu, __be16 source_port)
 {
 	bool v6 = ip->v6;
-	struct flow6 in, out;
-	enum reason reason = read_flow(ip, &out);
+	struct flow_packet packet = {};
+	const struct flow6 *out = &packet.flow;
+	struct flow6 in;
+	enum reason reason = read_flow(ip, &packet);
 
-	if (reason != KERNEL_NEW_FLOW)
+	if (reason != KERNEL_NEW_FLOW && !(reason == KERNEL_HANDSHAKE && is_syn_ack(packet.tcp_flags)))
 		return reason;
-
-	if (!find_origin(skb, &out, v6, &in))
+	if (!find_origin(skb, &packet, v6, &in))
 		return KERNEL_NOT_ESTABLISHED;
 
 	const struct arrival *arrival = arrival_slot(&in);
@@ -200,11 +209,11 @@ static __always_inline enum reason learn(struct __sk_buff *skb, const struct ip 
 		.mtu = mtu,
 		.mark = skb->mark,
 		.priority = skb->priority,
-		.is_translated = !same_flow(&in, &out),
+		.is_translated = !same_flow(&in, out),
 		.hops = arrival->ttl - ip->ttl,
 		.source_port = source_port,
 	};
 
-	store(&in, &out, v6, &head);
+	store(&in, out, v6, &head);
 	return KERNEL_LEARNED;
 }

@@ -32,7 +32,10 @@ struct {
 	__type(value, struct peer6);
 } peers6 SEC(".maps");
 
-/* Underlay addresses of all nodes, ours included. Looked up only before a drop. */
+/*
+ * Underlay addresses of all nodes, ours included, and of IPv6 ones also the last 32 bits alone (see from_vtep). Looked
+ * up only when the sender does not have the address that the inner source's peer publishes.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 65536);

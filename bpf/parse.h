@@ -130,6 +130,24 @@ static __always_inline bool is_untagged(const struct __sk_buff *skb)
 	return !skb->vlan_present;
 }
 
+#define VLAN_ID 0x0fff /* of a tag, IEEE 802.1Q */
+
+/* Whether another tag follows the one that the kernel has taken off: IEEE 802.1Q, 802.1ad. */
+static __always_inline bool is_tag(__be16 ethertype)
+{
+	return ethertype == bpf_htons(0x8100) || ethertype == bpf_htons(0x88a8);
+}
+
+/*
+ * A tag of VLAN 0 gives a priority only, and the frame belongs to the device itself. Take it off, as the kernel will.
+ * All pointers into the packet are invalid afterwards.
+ */
+static __always_inline void remove_priority_tag(struct __sk_buff *skb)
+{
+	if (skb->vlan_present && !(skb->vlan_tci & VLAN_ID))
+		bpf_skb_vlan_pop(skb);
+}
+
 /*
  * What the programs read of an IP packet of either family. `v6` is a constant wherever this is used, since all
  * functions are inlined: each family gets its own code. The pointers to addresses are to a `__be32` or a `struct

@@ -111,8 +111,22 @@ static __always_inline enum reason send(struct __sk_buff *skb, const struct ip *
 	return is_direct ? FAST_DIRECT : FAST_ENCAP;
 }
 
+/*
+ * Whether a packet's source is none that could be somebody's: the unspecified address, as in DHCP and in duplicate
+ * address detection, or a link-local IPv6 one, as in neighbour discovery. The kernel forwards no such packets.
+ */
+static __always_inline bool is_nobodys(const void *src, bool v6)
+{
+	const struct address *address = src;
+
+	if (!v6)
+		return *(const __be32 *)src == 0;
+	return (address->words[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000) ||
+	       !(address->halves[0] | address->halves[1]);
+}
+
 /* A packet for the kernel path. What it does with the packet can be learned only if the arrival was noted. */
-static __always_inline enum reason leave_to_kernel(struct __sk_buff *skb, const struct ip *ip, const struct flow6 *flow,
+static __always_inline enum reason leave_to_kernel(struct __sk_buff *skb, const struct ip *ip, const struct flow_packet *packet,
 						   struct learned *learned, enum reason reason)
 {
 	bool v6 = ip->v6;
@@ -123,11 +137,11 @@ static __always_inline enum reason leave_to_kernel(struct __sk_buff *skb, const 
 	struct endpoint *sender = in_pod_cidr(ip->src, v6) ? find_endpoint(ip->src, v6) : NULL;
 
 	if (!sender || sender->ifindex != skb->ifindex)
-		return KERNEL_OTHER_SOURCE;
+		return is_nobodys(ip->src, v6) ? KERNEL_LINK_LOCAL : DROP_OTHER_SOURCE;
 	if (sender->flags & ENDPOINT_KERNEL_PATH)
 		return KERNEL_MARKED;
-	if (flow->protocol)
-		note_arrival(skb, flow, ip, learned, reason);
+	if (packet->flow.protocol)
+		note_arrival(skb, packet, ip, learned, reason);
 	return reason;
 }
 
@@ -135,13 +149,13 @@ static __always_inline enum reason from_pod_ip(struct __sk_buff *skb, bool v6)
 {
 	struct cursor at = packet(skb, sizeof(struct ether) + IP_LEN(v6) + sizeof(struct tcp));
 	struct learned *learned = NULL;
-	struct flow6 flow = {};
+	struct flow_packet known = {};
 	struct ip ip;
 
 	if (!parse_ether(&at) || !read_ip(&at, skb->len - sizeof(struct ether), v6, &ip))
 		return KERNEL_MALFORMED;
 
-	enum reason reason = skb->pkt_type == PACKET_HOST ? judge_flow(&ip, skb->ifindex, &flow, &learned) :
+	enum reason reason = skb->pkt_type == PACKET_HOST ? judge_flow(&ip, skb->ifindex, &known, &learned) :
 							    KERNEL_OTHER_MAC;
 
 	if (reason == FAST_DECAP)
@@ -152,12 +166,14 @@ static __always_inline enum reason from_pod_ip(struct __sk_buff *skb, bool v6)
 	at = packet(skb, sizeof(struct ether) + IP_LEN(v6));
 	if (!parse_ether(&at) || !read_ip(&at, skb->len - sizeof(struct ether), v6, &ip))
 		return KERNEL_MALFORMED;
-	return leave_to_kernel(skb, &ip, &flow, learned, reason);
+	return leave_to_kernel(skb, &ip, &known, learned, reason);
 }
 
 SEC("tc")
 int from_pod(struct __sk_buff *skb)
 {
+	remove_priority_tag(skb);
+
 	struct cursor at = packet(skb, sizeof(struct ether));
 	struct ether *ether = parse_ether(&at);
 	enum reason reason = KERNEL_NOT_IP;

@@ -37,25 +37,55 @@ static __always_inline enum reason judge_outer(const struct ip *outer)
 }
 
 /*
+ * Whether `from` is an address of the node that publishes `vtep_ip`. Of an IPv6 one, the last 32 bits may be all that is
+ * known.
+ */
+static __always_inline bool is_of_node(const struct address *from, const struct vtep *sender,
+				       const struct address *vtep_ip)
+{
+	bool is_short = !(from->halves[0] | from->words[2]);
+
+	return same_address(&sender->vtep_ip, vtep_ip, true) || (is_short && from->words[3] == vtep_ip->words[3]);
+}
+
+/*
+ * Whether a node may send for an inner source, when it did not send from the address that the peer `owner` publishes,
+ * or no peer's podCIDR contains the source. `from`: the outer source, or its last 32 bits alone.
+ *
+ * What belongs to a node, only that node sends: its podCIDR, and its own addresses. What belongs to none may come
+ * through any: a LAN behind it, for example.
+ */
+static __always_inline enum reason judge_claim(const struct peer_head *owner, const struct ip *inner,
+					       const struct address *from)
+{
+	const struct vtep *sender = bpf_map_lookup_elem(&vteps, from), *node;
+
+	if (!sender || !(sender->flags & VTEP_REMOTE))
+		return DROP_UNKNOWN_PEER;
+	if (owner)
+		return is_of_node(from, sender, &owner->vtep_ip) ? FAST_DECAP : DROP_SPOOFED_SOURCE;
+	node = find_vtep(inner->src, inner->v6);
+	if (in_pod_cidr(inner->src, inner->v6) || (node && !is_of_node(from, sender, &node->vtep_ip)))
+		return DROP_SPOOFED_SOURCE;
+	return sender->flags & VTEP_UNINDEXED ? KERNEL_NO_PEER : KERNEL_OUTSIDE;
+}
+
+/*
  * Whether the node that sent this may send for the inner source. FAST_DECAP if it may; a reason for the kernel path
- * when the peers maps do not know the node, or when it is marked; else the reason to drop.
+ * when the source is no pod's, when the peers maps do not know the node, or when it is marked; else the reason to drop.
  */
 static __always_inline enum reason judge_sender(const struct ip *outer, const struct ip *inner)
 {
 	bool v6 = outer->v6;
 	const struct peer_head *peer = in_network(inner->src, v6) ? find_peer(inner->src, v6) : NULL;
+	enum reason reason = FAST_DECAP;
 
-	if (peer && (peer->flags & PEER_BEHIND_NAT || same_address(outer->src, from_address(&peer->vtep_ip, v6), v6)))
-		return peer->flags & PEER_KERNEL_PATH ? KERNEL_MARKED : FAST_DECAP;
+	if (!peer || !(peer->flags & PEER_BEHIND_NAT || same_address(outer->src, from_address(&peer->vtep_ip, v6), v6))) {
+		struct address from = to_address(outer->src, v6);
 
-	struct vtep *sender = find_vtep(outer->src, v6);
-
-	if (!sender || !(sender->flags & VTEP_REMOTE))
-		return DROP_UNKNOWN_PEER;
-	if (sender->flags & VTEP_UNINDEXED)
-		return KERNEL_NO_PEER;
-	/* A node may send for itself: without masquerading, that is how its processes answer our pods. */
-	return same_address(outer->src, inner->src, v6) ? KERNEL_OUTSIDE : DROP_SPOOFED_SOURCE;
+		reason = judge_claim(peer, inner, &from);
+	}
+	return reason == FAST_DECAP && peer && peer->flags & PEER_KERNEL_PATH ? KERNEL_MARKED : reason;
 }
 
 /* Whether a valid flow's packet may be delivered to the pod that the flow leads to. */
@@ -77,10 +107,10 @@ static __always_inline enum reason judge_delivery(const struct ip *ip, const str
 
 /*
  * The whole verdict except for size, outer checksum and ECN. The cursor is at the start of a frame of `bytes` bytes
- * that judge_outer() takes for VXLAN. `flow` becomes the inner packet's: see judge_flow().
+ * that judge_outer() takes for VXLAN. `known` becomes the inner packet's: see judge_flow().
  */
 static __always_inline enum reason judge_tunnelled(struct cursor at, __u32 bytes, bool v6, __u32 ifindex,
-						   struct tunnelled *packet, struct flow6 *flow)
+						   struct tunnelled *packet, struct flow_packet *known)
 {
 	struct ether *ether = parse_ether(&at);
 
@@ -114,7 +144,7 @@ static __always_inline enum reason judge_tunnelled(struct cursor at, __u32 bytes
 	enum reason reason = judge_sender(&packet->outer, &packet->inner);
 
 	if (reason == FAST_DECAP)
-		reason = judge_flow(&packet->inner, ifindex, flow, &packet->learned);
+		reason = judge_flow(&packet->inner, ifindex, known, &packet->learned);
 	if (reason == FAST_DECAP)
 		reason = judge_delivery(&packet->inner, packet->learned, &packet->endpoint);
 	return reason;

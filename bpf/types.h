@@ -162,6 +162,8 @@ enum vtep_flags {
 
 struct vtep {
 	enum vtep_flags flags;
+	__u32 unused;
+	struct address vtep_ip; /* that of the node's VTEP: a node may send from another address than it publishes */
 };
 
 enum endpoint_flags {
@@ -220,7 +222,8 @@ struct learned {
 	__u8 is_translated; /* not zero when its packets leave with other addresses or ports */
 	__u8 is_settled; /* zero as long as earlier packets may still be under way on the kernel path */
 	__u8 hops; /* that the kernel path takes off the TTL: none across a bridge */
-	__u8 unused[3];
+	__u8 is_ending; /* not zero when conntrack has seen this direction's FIN */
+	__u8 unused[2];
 	__be16 source_port; /* of the outer UDP header; a hash, so that the underlay routes all packets of a flow alike */
 };
 
@@ -268,6 +271,7 @@ enum hook {
 	HOOK_TO_POD,
 	HOOK_TO_WIRE,
 	HOOK_XDP_FROM_WIRE,
+	HOOK_FROM_VTEP,
 	HOOKS,
 };
 
@@ -288,16 +292,17 @@ enum hook {
 	X(KERNEL, OUTER_CHECKSUM) /* an outer UDP checksum that could not be verified */                            \
 	X(KERNEL, OTHER_VNI) /* or unknown VXLAN flags */                                                           \
 	X(KERNEL, OTHER_MAC) /* the frame is not addressed to this node, or the inner one not to our VTEP */        \
-	X(KERNEL, OTHER_SOURCE) /* a pod sends from an address that is not its own */                               \
+	X(KERNEL, LINK_LOCAL) /* a pod sends from a link-local address, or has no address yet */                    \
 	X(KERNEL, PROTOCOL) /* neither TCP, UDP nor an ICMP echo */                                                 \
-	X(KERNEL, HANDSHAKE) /* TCP with SYN, FIN or RST: conntrack must see beginnings and ends */                 \
+	X(KERNEL, HANDSHAKE) /* TCP with SYN, RST or the first FIN: conntrack must see beginnings and ends */               \
 	X(KERNEL, NEW_FLOW) /* not in the flow table */                                                             \
 	X(KERNEL, OLD_EPOCH) /* in the flow table, but something has changed since */                               \
 	X(KERNEL, EXPIRED) /* in the flow table, but learned too long ago */                                        \
 	X(KERNEL, UNSETTLED) /* in the flow table, but earlier packets may be under way on the kernel path */       \
 	X(KERNEL, OTHER_WAY) /* in the flow table, but its packets came in elsewhere, or must go elsewhere */       \
 	X(KERNEL, LEARNED) /* leaves the kernel path, and its flow was learned */                                   \
-	X(KERNEL, OUTSIDE) /* the other end is no pod, but a node */                                            \
+	X(KERNEL, OUTSIDE) /* the other end is no pod, but a node or somebody behind it */                          \
+	X(KERNEL, FROM_PEER) /* decapsulated by the kernel path; its sender may send for its source */              \
 	X(KERNEL, NOT_SEEN) /* leaves the kernel path, but its arrival was not seen, or it was changed since */     \
 	X(KERNEL, NOT_ESTABLISHED) /* leaves the kernel path, and conntrack must see more of its connection */      \
 	X(KERNEL, NO_ENDPOINT) /* an address of this node's podCIDR that no pod has */                              \
@@ -307,7 +312,8 @@ enum hook {
 	X(KERNEL, TOO_BIG) /* over the path's MTU: the kernel answers or fragments */                               \
 	X(KERNEL, NO_ROOM) /* the kernel refuses to grow or shrink the packet, or would do it wrongly */            \
 	X(DROP, UNKNOWN_PEER) /* VXLAN for us from an address that no node has */                                   \
-	X(DROP, SPOOFED_SOURCE) /* the inner source is not in the podCIDR of the node that sent it */               \
+	X(DROP, SPOOFED_SOURCE) /* the inner source belongs to another node than the one that sent it */            \
+	X(DROP, OTHER_SOURCE) /* a pod sends from an address that is not its own */                                 \
 	X(DROP, VXLAN_FROM_POD) /* a pod sends VXLAN to a node */                                                   \
 	X(DROP, ECN) /* congestion is marked on a packet whose sender cannot react to it, RFC 6040 section 4.2 */   \
 	X(DROP, OTHER_VLAN) /* XDP decapsulated it, but could not see that the frame belongs to a VLAN */

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* The uplink: packets from the underlay (tc ingress), and packets that the kernel path sends there (tc egress). */
+/*
+ * The uplink: packets from the underlay (tc ingress), and packets that the kernel path sends there (tc egress). The VTEP
+ * devices: packets that the kernel path has decapsulated (tc ingress).
+ */
 #include <bpf/bpf_core_read.h>
 
 #include "flows.h"
@@ -64,14 +67,15 @@ static __always_inline enum reason from_direct_peer(struct __sk_buff *skb, bool 
 	/* A short packet may have been padded. The receiving kernel cuts the padding off, in the pod as on the node. */
 	__u32 length = ip_length(ip);
 
-	if (ip->bytes == ETHERNET_SHORTEST_PAYLOAD && length < ip->bytes &&
-	    length >= IP_LEN(ip->v6) + sizeof(struct udp))
+	__u32 transport = ip->protocol == PROTOCOL_TCP ? sizeof(struct tcp) : sizeof(struct udp);
+
+	if (ip->bytes == ETHERNET_SHORTEST_PAYLOAD && length < ip->bytes && length >= IP_LEN(ip->v6) + transport)
 		ip->bytes = length;
 
 	const struct endpoint *endpoint;
 	struct learned *learned = NULL;
-	struct flow6 flow = {};
-	enum reason reason = judge_flow(ip, skb->ifindex, &flow, &learned);
+	struct flow_packet known = {};
+	enum reason reason = judge_flow(ip, skb->ifindex, &known, &learned);
 
 	if (reason == FAST_DECAP)
 		reason = judge_delivery(ip, learned, &endpoint);
@@ -79,8 +83,8 @@ static __always_inline enum reason from_direct_peer(struct __sk_buff *skb, bool 
 		reason = KERNEL_TOO_BIG;
 	if (reason == FAST_DECAP)
 		return deliver(skb, endpoint, learned, v6, -1, FAST_DIRECT);
-	if (flow.protocol)
-		note_arrival(skb, &flow, ip, learned, reason);
+	if (known.flow.protocol)
+		note_arrival(skb, &known, ip, learned, reason);
 	return reason;
 }
 
@@ -100,12 +104,12 @@ static __always_inline enum reason from_xdp(struct __sk_buff *skb, const struct 
 {
 	const struct endpoint *endpoint;
 	const struct learned *learned;
-	struct flow6 flow;
-	enum reason reason = read_flow(ip, &flow);
+	struct flow_packet known;
+	enum reason reason = read_flow(ip, &known);
 
 	if (reason != KERNEL_NEW_FLOW)
 		return reason;
-	learned = find_learned(&flow, ip->v6);
+	learned = find_learned(&known.flow, ip->v6);
 	if (!learned)
 		return KERNEL_NEW_FLOW;
 	reason = judge_delivery(ip, learned, &endpoint);
@@ -206,20 +210,22 @@ static __always_inline enum reason from_wire_ip(struct __sk_buff *skb, bool v6)
 		return reason;
 
 	struct tunnelled inside = {};
-	struct flow6 flow = {}; /* apart, for the compiler does not see through what has its address taken */
+	struct flow_packet known = {}; /* apart, for the compiler does not see through what has its address taken */
 
 	at = packet(skb, OUTER_LEN(v6) + IP_LEN(v6) + sizeof(struct tcp));
-	reason = judge_tunnelled(at, skb->len, v6, skb->ifindex, &inside, &flow);
+	reason = judge_tunnelled(at, skb->len, v6, skb->ifindex, &inside, &known);
 	if (reason == FAST_DECAP)
 		reason = decapsulate(skb, v6, &inside);
-	if (verdict_of(reason) == KERNEL && flow.protocol)
-		note_arrival(skb, &flow, &inside.inner, inside.learned, reason);
+	if (verdict_of(reason) == KERNEL && known.flow.protocol)
+		note_arrival(skb, &known, &inside.inner, inside.learned, reason);
 	return reason;
 }
 
 SEC("tc")
 int from_wire(struct __sk_buff *skb)
 {
+	remove_priority_tag(skb);
+
 	struct cursor at = packet(skb, sizeof(struct ether));
 	struct ether *ether = parse_ether(&at);
 	enum reason reason = KERNEL_NOT_IP;
@@ -235,6 +241,57 @@ int from_wire(struct __sk_buff *skb)
 	else if (ether->type == ETHERTYPE_IPV6)
 		reason = from_wire_ip(skb, true);
 	return finish(skb, HOOK_FROM_WIRE, reason);
+}
+
+/* ---- From the VTEP device ---- */
+
+static __always_inline enum reason from_vtep_ip(struct __sk_buff *skb, bool v6, __be32 sender)
+{
+	struct cursor at = packet(skb, sizeof(struct ether) + IP_LEN(v6));
+	struct address from = { .words = { 0, 0, v6 ? 0 : IPV4_MAPPED, sender } };
+	const struct peer_head *peer;
+	struct ip ip;
+
+	if (!parse_ether(&at) || !read_ip(&at, skb->len - sizeof(struct ether), v6, &ip))
+		return KERNEL_MALFORMED;
+	peer = in_network(ip.src, v6) ? find_peer(ip.src, v6) : NULL;
+	if (peer && (peer->flags & PEER_BEHIND_NAT || peer->vtep_ip.words[3] == sender))
+		return KERNEL_FROM_PEER;
+
+	enum reason reason = judge_claim(peer, &ip, &from);
+
+	return reason == FAST_DECAP ? KERNEL_FROM_PEER : reason;
+}
+
+/*
+ * A packet that the kernel path has decapsulated. Its sender is judged here, because here it has one shape, whatever
+ * the outer packet's was: padded, with options, in fragments, on another interface than the uplink. Our nft rules have
+ * put the outer source address into the packet's priority, of an IPv6 address the last 32 bits; the priority means
+ * nothing on the way in.
+ */
+SEC("tc")
+int from_vtep(struct __sk_buff *skb)
+{
+	__be32 sender = skb->priority;
+
+	if (!sender) /* somebody has removed our nft rules; the agent restores them */
+		return finish(skb, HOOK_FROM_VTEP, KERNEL_NOT_SEEN);
+	skb->priority = 0;
+	remove_priority_tag(skb);
+
+	struct cursor at = packet(skb, sizeof(struct ether));
+	struct ether *ether = parse_ether(&at);
+	enum reason reason = KERNEL_NOT_IP;
+
+	if (!ether)
+		reason = KERNEL_MALFORMED;
+	else if (!is_untagged(skb) || is_tag(ether->type))
+		reason = DROP_SPOOFED_SOURCE; /* or as good as spoofed: no node sends tagged inner frames */
+	else if (ether->type == ETHERTYPE_IPV4)
+		reason = from_vtep_ip(skb, false, sender);
+	else if (ether->type == ETHERTYPE_IPV6)
+		reason = from_vtep_ip(skb, true, sender);
+	return finish(skb, HOOK_FROM_VTEP, reason);
 }
 
 /* ---- To the wire ---- */

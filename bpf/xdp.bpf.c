@@ -28,7 +28,7 @@ static __always_inline int xdp_from_wire_ip(struct xdp_md *ctx, bool v6)
 	__u32 length = start.end - start.pos;
 	struct ether *ether = parse_ether(&at);
 	struct tunnelled inside = {};
-	struct flow6 flow = {};
+	struct flow_packet known = {};
 
 	if (!ether || !read_ip(&at, length - sizeof(*ether), v6, &inside.outer))
 		return pass(length, KERNEL_MALFORMED);
@@ -36,7 +36,7 @@ static __always_inline int xdp_from_wire_ip(struct xdp_md *ctx, bool v6)
 	enum reason reason = judge_outer(&inside.outer);
 
 	if (reason == FAST_DECAP)
-		reason = judge_tunnelled(start, length, v6, ctx->ingress_ifindex, &inside, &flow);
+		reason = judge_tunnelled(start, length, v6, ctx->ingress_ifindex, &inside, &known);
 	if (reason != FAST_DECAP)
 		return pass(length, reason);
 	if (length - OUTER_LEN(v6) > inside.endpoint->mtu)

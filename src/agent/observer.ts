@@ -195,6 +195,7 @@ function loadedIds({ loaded }: ProgramSet): LoadedIds | undefined {
       to_pod: programs.to_pod.info.id,
       from_wire: programs.from_wire.info.id,
       to_wire: programs.to_wire.info.id,
+      from_vtep: programs.from_vtep.info.id,
       xdp_from_wire: programs.xdp_from_wire.info.id,
     },
     pending: pending !== undefined,

@@ -123,6 +123,9 @@ export class Report {
         count: this.#passes,
         errors: this.#errors,
         lastDurationMs: Math.round(this.#lastDurationMs),
+        lastErrors: statuses.flatMap(({ name, failures }) =>
+          failures.map(({ key, why }) => `${name} ${key}: ${why}`),
+        ),
       },
     };
   }

@@ -78,7 +78,12 @@ export function createTargets({ programs, xdp, linkPins, podCidrs, vtepNames, lo
       remembers: true,
     }),
     nodeLinks: new Reconciled(
-      linksTarget({ ...links, name: 'node-links', hooks: ['to_wire', 'from_wire', 'xdp_from_wire'], xdp }),
+      linksTarget({
+        ...links,
+        name: 'node-links',
+        hooks: ['to_wire', 'from_vtep', 'from_wire', 'xdp_from_wire'],
+        xdp,
+      }),
     ),
     maps: new Reconciled(programs.mapsTarget()),
   };

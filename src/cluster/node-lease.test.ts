@@ -52,6 +52,20 @@ describe("a flannel node's annotations", () => {
     expect(parseNode(node, ipv4Only)).not.toHaveProperty('peer.v6');
   });
 
+  it('are not all that the node may send from: its Node has other addresses, most of them of use', () => {
+    const addresses = [
+      ['InternalIP', '192.168.1.77'],
+      ['InternalIP', '192.168.1.7'],
+      ['ExternalIP', '2001:db8::77'],
+      ['InternalIP', '127.0.0.1'],
+      ['InternalIP', '10.42.7.9'],
+      ['Hostname', 'node-7'],
+    ].map(([type, address]) => ({ type, address }));
+    expect(parseNode({ ...flannelNode(7), status: { addresses } }, dualStack)).toMatchObject({
+      peer: { v4: { otherIps: ['192.168.1.77'] }, v6: { otherIps: ['2001:db8::77'] } },
+    });
+  });
+
   it('of an IPv4 node in a dual-stack cluster make a peer with one half', () => {
     const node = flannelNode(7, { 'backend-v6-data': null, 'public-ipv6': null });
     expect(parseNode(node, dualStack)).toMatchObject({ kind: 'peer', peer: { v4: {} } });

@@ -57,6 +57,8 @@ export interface Peer {
   readonly vtepMac: string;
   /** It publishes public-ip-overwrite: packets from it may have any outer source address. */
   readonly behindNat: boolean;
+  /** Addresses from which its packets may come, too. */
+  readonly otherIps?: readonly string[];
   /** IPv6: whether its VXLAN device accepts outer UDP checksums of zero. BPF programs can send no others. */
   readonly zeroChecksum?: boolean;
 }
@@ -330,17 +332,31 @@ export function desiredVteps(
   indexed: PeerMaps,
 ): Map<string, Struct<'vtep'>> {
   const vteps = new Map<string, Struct<'vtep'>>();
-  for (const { podCidr, vtepIp } of all) {
-    const missing =
-      podCidr.family === 4
-        ? !indexed.peers.has(String(peerSlot(settings, podCidr)))
-        : !indexed.peers6.has(String(peerKey(settings, podCidr)));
-    const flags = (vteps.get(vtepIp)?.flags ?? 0) | vtep_flags.VTEP_REMOTE;
-    vteps.set(vtepIp, { flags: missing ? flags | vtep_flags.VTEP_UNINDEXED : flags });
-  }
+  const add = (address: string, vtepIp: string, flags: number): void => {
+    const known = vteps.get(address);
+    vteps.set(address, { flags: (known?.flags ?? 0) | flags, vtep_ip: known?.vtep_ip ?? vtepIp });
+  };
+  // An address that a peer publishes is not another's: those come first.
+  for (const isOther of [false, true])
+    for (const { podCidr, vtepIp, otherIps = [] } of all) {
+      const missing =
+        podCidr.family === 4
+          ? !indexed.peers.has(String(peerSlot(settings, podCidr)))
+          : !indexed.peers6.has(String(peerKey(settings, podCidr)));
+      const flags = vtep_flags.VTEP_REMOTE | (missing ? vtep_flags.VTEP_UNINDEXED : 0);
+      for (const address of isOther ? otherIps : [vtepIp]) add(address, vtepIp, flags);
+    }
+  // Of the sender over IPv6, from_vtep knows the last 32 bits only.
+  const found6 = vteps.entries().filter(([address]) => addressFamily(address) === 6);
+  for (const [address, { flags, vtep_ip }] of found6.toArray()) add(shortened(address), vtep_ip, flags);
   for (const own of [settings.v4, settings.v6])
-    if (own) vteps.set(own.vtepIp, { flags: vtep_flags.VTEP_LOCAL });
+    if (own) vteps.set(own.vtepIp, { flags: vtep_flags.VTEP_LOCAL, vtep_ip: own.vtepIp });
   return vteps;
+}
+
+/** The last 32 bits of an IPv6 address, as an address. */
+function shortened(address: string): string {
+  return bytesToAddress(addressToBytes(address).fill(0, 0, 12));
 }
 
 /** The entries of the two endpoints maps, by their keys as text. */

@@ -9,6 +9,7 @@ import { type Failures, noFailures, type Target } from '../reconcile/target.ts';
 const places = {
   from_pod: 'ingress',
   from_wire: 'ingress',
+  from_vtep: 'ingress',
   to_pod: 'egress',
   to_wire: 'egress',
   xdp_from_wire: 'xdp',

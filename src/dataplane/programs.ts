@@ -27,7 +27,7 @@ import { noFailures, type Target } from '../reconcile/target.ts';
 /** Which object holds which programs. */
 const objects = {
   pod: ['from_pod', 'to_pod'],
-  wire: ['from_wire', 'to_wire'],
+  wire: ['from_wire', 'to_wire', 'from_vtep'],
   xdp: ['xdp_from_wire'],
   conntrack: ['connection_deleted'],
 } as const;

@@ -104,6 +104,18 @@ describe('an event', () => {
     ],
     ['an element of our set that goes', nft({ object: 'element' }), undefined],
     ['a rule in another table that goes', nft({ table: 'kube-proxy' }), { kind: 'policy' }],
+    ['a rule in another table that comes', nft({ table: 'kube-proxy', deleted: false }), { kind: 'policy' }],
+    ["an element of somebody's set", nft({ object: 'element', table: 'kube-proxy' }), { kind: 'policy' }],
+    [
+      "a chain of flannel's that goes",
+      nft({ family: 'ip', table: 'filter', name: 'FLANNEL-FWD' }),
+      { kind: 'policy' },
+    ],
+    [
+      'IPsec policies that go',
+      { kind: 'policy', deleted: true, policy: undefined } as const,
+      { kind: 'policy' },
+    ],
     ['events that were lost', { kind: 'lost' } as const, { kind: 'lost' }],
   ] as const)('about %s', (_, event, expected) => {
     const classified = classify(event, (ifindex) => names.get(ifindex));

@@ -16,7 +16,6 @@ const OPTIONS: PlanOptions = {
     nodeName: 'node1',
     netConf: '',
     mode: 'cni',
-    flowTableSize: 1024,
     ingress: 'auto',
     setNodeNetworkUnavailable: false,
     bpffs: '/bpf',
@@ -25,8 +24,8 @@ const OPTIONS: PlanOptions = {
     subnetFile: '/run/flannel/subnet.env',
     metricsAddr: '',
     ipMasq: true,
-    ipamDir: '',
     flowTableSize: 1024,
+    ipamDir: '',
   },
   backend: { type: 'vxlan', vni: 1, port: 8472, directRouting: false },
   own: {
@@ -73,7 +72,7 @@ const peer = (n: number, more: Partial<Peer> = {}): Peer => ({
   ...more,
 });
 
-const ids = { from_pod: 11, to_pod: 12, from_wire: 13, to_wire: 14, xdp_from_wire: 15 };
+const ids = { from_pod: 11, to_pod: 12, from_wire: 13, to_wire: 14, xdp_from_wire: 15, from_vtep: 16 };
 
 interface Given {
   readonly links?: readonly Link[];
@@ -271,6 +270,12 @@ describe('pods', () => {
     expect(entries(others.endpoints)).toMatchObject({ '5': { flags: 0 } });
   });
 
+  it('with an address of another podCIDR get no from_pod, which would drop all that they send', () => {
+    const moved = { ...pod, ips: ['10.42.77.5'] };
+    const planned = plan(peers(), node({ pods: [moved] }), OPTIONS);
+    expect(Object.keys(entries(planned.pods.podLinks)!)).toEqual(['to_pod@veth00000001']);
+  });
+
   it.each([
     ['is down', { ...veth, up: false }],
     ['is another one under the same name', { ...veth, ifindex: 10 }],
@@ -319,7 +324,12 @@ describe('the programs on the uplink', () => {
   const nic = node();
 
   it('take packets in the driver where it has XDP, after from_wire', () => {
-    expect(hooks(peers(), nic)).toEqual(['to_wire@eth0', 'from_wire@eth0', 'xdp_from_wire@eth0']);
+    expect(hooks(peers(), nic)).toEqual([
+      'to_wire@eth0',
+      'from_vtep@flannel:1',
+      'from_wire@eth0',
+      'xdp_from_wire@eth0',
+    ]);
     expect(plan(peers(), nic, OPTIONS).links.ingress).toEqual({
       hook: 'xdp',
       why: 'the driver of eth0 has XDP',
@@ -328,7 +338,7 @@ describe('the programs on the uplink', () => {
 
   it('take them in tc where the driver has refused XDP at this MTU', () => {
     const refusals = { 'eth0 2 1500': 'the driver of eth0 has no XDP' };
-    expect(hooks(peers(), node({ refusals }))).toEqual(['to_wire@eth0', 'from_wire@eth0']);
+    expect(hooks(peers(), node({ refusals }))).not.toContain('xdp_from_wire@eth0');
     const larger = { ...eth0, mtu: 9000 };
     expect(hooks(peers(), node({ refusals, links: [larger, flannel1] }))).toContain('xdp_from_wire@eth0');
   });
@@ -342,6 +352,11 @@ describe('the programs on the uplink', () => {
     expect(hooks(peers([], false), nic)).toEqual(['to_wire@eth0']);
     expect(hooks(peers([], false), node({ attached: ['from_wire@eth0'] }))).toContain('from_wire@eth0');
     expect(hooks(peers([]), nic)).toContain('from_wire@eth0');
+  });
+
+  it('judge what the VTEP device decapsulates, once there is one', () => {
+    expect(hooks(peers(), nic)).toContain('from_vtep@flannel:1');
+    expect(hooks(peers(), node({ links: [eth0] }))).not.toContain('from_vtep@flannel:1');
   });
 
   it('stay as they are while new maps are empty', () => {

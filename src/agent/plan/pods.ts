@@ -6,7 +6,7 @@ import { desiredLinks, type HookedInterface, type LinkState } from '../../datapl
 import type { Struct } from '../../dataplane/codec.ts';
 import { findPodBridge, proxyKey } from '../../host/pod-bridge.ts';
 import type { PodRoute } from '../../host/pod-routes.ts';
-import { addressFamily, type Family, formatCidr, hostCidr } from '../../net/ip.ts';
+import { addressFamily, cidrContains, type Family, formatCidr, hostCidr } from '../../net/ip.ts';
 import type { Desired } from '../../reconcile/reconciled.ts';
 import type { NodeSnapshot } from '../snapshot.ts';
 import { lazily, type PlanOptions } from './inputs.ts';
@@ -101,7 +101,7 @@ export function planPods(
     endpoints: desired(() => endpoints().endpoints, loaded),
     endpoints6: desired(() => endpoints().endpoints6, loaded),
     ...(attaches && {
-      podLinks: desired(() => desiredLinks(ids, podHooks(pods)), String(programs.revision)),
+      podLinks: desired(() => desiredLinks(ids, podHooks(pods, options)), String(programs.revision)),
     }),
   };
 }
@@ -129,13 +129,19 @@ function proxies({ endpoints, bridges }: Pods): Map<string, true> {
 }
 
 /**
- * A shaped endpoint has nothing to learn, so it needs no to_pod. Nor has its host veth always an egress hook: before tcx
- * (Linux 6.6) there is none beside the ingress qdisc of the bandwidth plugin.
+ * A pod with an address outside our podCIDRs, of a previous podCIDR for example, gets no from_pod: it drops what comes
+ * from addresses that the maps do not have. A shaped endpoint has nothing to learn, so it needs no to_pod. Nor has its
+ * host veth always an egress hook: before tcx (Linux 6.6) there is none beside the ingress qdisc of the bandwidth plugin.
  */
-function podHooks({ devices, shaped }: Pods): HookedInterface[] {
+function podHooks({ devices, shaped, endpoints }: Pods, { families }: PlanOptions): HookedInterface[] {
+  const foreign = new Set(
+    endpoints
+      .filter(({ ip }) => !families.some(({ podCidr }) => cidrContains(podCidr, ip)))
+      .map(({ hostIfname }) => hostIfname),
+  );
   return (['from_pod', 'to_pod'] as const).flatMap((hook) =>
     [...devices]
-      .filter(([, ifindex]) => hook === 'from_pod' || !shaped.includes(ifindex))
+      .filter(([ifname, ifindex]) => (hook === 'to_pod' ? !shaped.includes(ifindex) : !foreign.has(ifname)))
       .map(([ifname, ifindex]) => ({ hook, ifname, ifindex })),
   );
 }
