@@ -61,6 +61,7 @@ function* idleFlows({ epoch }: Pick<Tables, 'epoch'>, count: number): Generator<
     priority: 0,
     is_translated: 0,
     is_settled: 1,
+    is_ending: 0,
     hops: 1,
     source_port: 40_000,
   };
