@@ -197,6 +197,11 @@ describe('a warning', () => {
       'The fast path carried 90.0 % of the packets of ripstop-kernel',
     ],
     [
+      'a large cluster that is not on the fast path',
+      { peers: { arms: ['10,000 peers'], measured: [fastPath({ '10,000 peers': [60, 60, 60] })] } },
+      'The fast path carried 60.0 % of the packets of 10,000 peers in TCP stream ×1',
+    ],
+    [
       'a contrast on another path',
       {
         contrasts: {

@@ -200,20 +200,21 @@ const PARTLY_KERNEL_PATH = ['TCP connect-request-response'];
 /** The arms of ripstop that were not on the path that they are to show. */
 function pathWarnings(run: RunResult): string[] {
   const { 'new-flows': _partly, ...contrasts } = run.contrasts;
-  return [run.planes, ...Object.values(contrasts)].flatMap((comparison) =>
-    rowsOf(comparison, run.meta.seed)
-      .filter(({ question }) => question.id === 'fast-path')
-      .flatMap(({ samples, summaries, title }) =>
-        Object.entries(summaries).flatMap(([arm, summary]) => {
-          const expected = arm === 'ripstop-kernel' ? 0 : 100;
-          const isExpected = !summary || Math.abs(summary.median - expected) <= PATH_TOLERANCE;
-          if (isExpected || PARTLY_KERNEL_PATH.includes(samples.name)) return [];
-          const share = summary.median.toFixed(1);
-          return [
-            `The fast path carried ${share} % of the packets of ${arm} in ${title}, not ${expected} %.`,
-          ];
-        }),
-      ),
+  return [run.control, run.planes, run.peers, run.endpoints, ...Object.values(contrasts)].flatMap(
+    (comparison) =>
+      rowsOf(comparison, run.meta.seed)
+        .filter(({ question }) => question.id === 'fast-path')
+        .flatMap(({ samples, summaries, title }) =>
+          Object.entries(summaries).flatMap(([arm, summary]) => {
+            const expected = arm === 'ripstop-kernel' ? 0 : 100;
+            const isExpected = !summary || Math.abs(summary.median - expected) <= PATH_TOLERANCE;
+            if (isExpected || PARTLY_KERNEL_PATH.includes(samples.name)) return [];
+            const share = summary.median.toFixed(1);
+            return [
+              `The fast path carried ${share} % of the packets of ${arm} in ${title}, not ${expected} %.`,
+            ];
+          }),
+        ),
   );
 }
 
