@@ -60,9 +60,12 @@ function* idleFlows({ epoch }: Pick<Tables, 'epoch'>, count: number): Generator<
     mark: 0,
     priority: 0,
     is_translated: 0,
+    noted_ns: 0,
     is_settled: 1,
     is_ending: 0,
     hops: 1,
+    ttl: 64,
+    dscp: 0,
     source_port: 40_000,
   };
   for (let i = 0; i < count; i++) {
