@@ -173,7 +173,7 @@ describe.skipIf(missingHere('nft', 'iptables', 'tcpdump'))('on nodes with rules 
       );
     });
     afterAll(async () => {
-      await Promise.all([sender, ...Object.values(receivers)].map((one) => one?.stop()));
+      await Promise.all([sender, ...Object.values(receivers)].map(async (one) => one?.stop()));
     });
 
     async function arriveAgain(targets: readonly Target[], sinceMs: number, kinds = KINDS): Promise<void> {

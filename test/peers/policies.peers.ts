@@ -198,7 +198,7 @@ for (const engine of ENGINES) {
       await Promise.all([1, 2].map((i) => startEngine(node(i))));
     });
     afterAll(async () => {
-      await Promise.all([sender, ...Object.values(receivers)].map((one) => one?.stop()));
+      await Promise.all([sender, ...Object.values(receivers)].map(async (one) => one?.stop()));
       await labDown(labNameFor(purpose));
       expect(await tracesOf(labNameFor(purpose))).toEqual([]);
     });
