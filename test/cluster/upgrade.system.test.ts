@@ -124,7 +124,16 @@ describe.skipIf(missingHere('clang-19'))('a ripstop whose maps differ', () => {
       expect(verdicts().fast - fast.fast).toBeGreaterThan(100);
     });
     const { ids, directories } = maps();
-    const kept = ['arrivals', 'counters', 'endpoint_state', 'epoch', 'flows4', 'flows6', 'ip_ids'];
+    const kept = [
+      'arrivals',
+      'counters',
+      'endpoint_state',
+      'epoch',
+      'flows4',
+      'flows6',
+      'ip_ids',
+      'last_arrival',
+    ];
     expect(Object.keys(ids)).toEqual(expect.arrayContaining(['underlay', ...kept]));
     expect(Object.keys(ids)).toHaveLength(mapNames.length);
     const old = before.ids['endpoints'];
