@@ -580,6 +580,7 @@ export const rules: readonly Rule[] = [
   },
   {
     name: 'redirect',
+    rare: true,
     why: 'a node sends a redirect to a pod that sends itself something through the node',
     explains: only(
       'ripstop',
