@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 /** The data planes that are compared. Each has a lab of its own, so that they do not affect each other. */
+import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { readEndpoints } from '../src/cli/rows.ts';
 import { AttachmentStore } from '../src/cni/attachments.ts';
 import { readCounters } from '../src/dataplane/counters.ts';
-import { openTables } from '../src/dataplane/tables.ts';
+import { openTables, pinPaths } from '../src/dataplane/tables.ts';
+import { run } from '../src/host/run.ts';
 import {
   addPod,
   type Datapath,
@@ -36,7 +38,7 @@ import type { Place } from './works.ts';
 /** A running data plane, with a client on the first node (or in a pod there), and servers on both nodes. */
 export interface Arm extends AsyncDisposable {
   readonly name: string;
-  /** Run one test, by default between the nodes. A client with a `cpu` talks to the pinned server. */
+  /** Run one test, by default between the nodes. A client with a `cpu` talks to a server on the same CPU. */
   run<Command extends keyof Results>(
     command: Command,
     options?: Omit<ClientOptions, 'host' | 'port'>,
@@ -44,6 +46,8 @@ export interface Arm extends AsyncDisposable {
   ): Promise<Results[Command]>;
   /** The packets that ripstop's programs have counted on all nodes; undefined without programs. */
   packets(): Packets | undefined;
+  /** The TCP segments that client and server between the nodes have had to send again, so far. */
+  retransmitted(): Promise<number>;
   /** The nodes' bpffs mounts; empty when nothing is pinned. */
   readonly bpffs: readonly string[];
   /** Detach ripstop's programs on all nodes and stop its agents. The kernel path stays. */
@@ -61,7 +65,7 @@ export interface ArmOptions {
   /** Default: the datapath's. */
   readonly name?: string;
   readonly wire?: Wire;
-  /** The CPU of the server for pinned clients. */
+  /** The CPU of the pinned server behind the ClusterIP. Without it there is no Service for the benchmark. */
   readonly serverCpu?: number;
   /** Mark every pod for the kernel path, with all programs attached. */
   readonly kernelPath?: boolean;
@@ -93,7 +97,7 @@ export const buildDir = join(import.meta.dirname, '../build');
 
 /** Raise a lab of two nodes for a data plane. Its name has the process id, so that parallel runs do not collide. */
 export async function raiseArm(datapath: Datapath, options: ArmOptions): Promise<Arm> {
-  const { name = datapath, program, services, serverCpu, size, wire = 'gso' } = options;
+  const { name = datapath, program, services, size, wire = 'gso' } = options;
   const labName = `bench${process.pid}-${name}`;
   await using stack = new AsyncDisposableStack();
   stack.defer(async () => void (await labDown(labName)));
@@ -102,33 +106,19 @@ export async function raiseArm(datapath: Datapath, options: ArmOptions): Promise
   await labUp(parseLabOptions({ name: labName, nodes: 2, pods, datapath, wire, kubeProxy }));
   const lab = openLab(labName);
   const [first, second] = lab.state.nodes as [NodeState, NodeState];
-  for (const node of [first, second]) {
-    // Available in every namespace. The machine's default may be paced by timers (BBR), which streams would measure.
-    for (const { netns } of [node, ...node.pods])
-      await setSysctls(netns, { 'ipv4.tcp_congestion_control': 'reno' });
-    if (services > 0) await setServices(lab, node, idleServices(services));
-    if (options.kernelPath) await markForKernelPath(lab, node);
-  }
+  for (const node of [first, second]) await prepare(lab, node, options);
   if (size) await growTo(lab, size);
-  const clients = {
-    'across nodes': first.pods[0] ?? first,
-    'one node': first.pods[0] ?? first,
-    'host network': first,
-  };
-  const targets = {
-    'across nodes': second.pods[0] ?? second,
-    'one node': first.pods[1] ?? first,
-    'host network': second,
-  };
+  const { clients, targets } = placesOf(first, second);
   const bpffs = datapath === 'ripstop' ? [first, second].map((node) => join(nodeDir(lab, node), 'bpf')) : [];
   const servers = new Map<string, NetbenchServer>();
   const held = stack.move();
   /** Servers are started when they are first needed. */
   const serverFor = async (place: Place, cpu: number | undefined): Promise<NetbenchServer> => {
-    const key = `${place} ${cpu}`;
+    const { netns } = targets[place];
+    const key = `${netns} ${cpu}`;
     const known = servers.get(key);
     if (known) return known;
-    const where = { netns: netnsPath(targets[place].netns), ...(cpu !== undefined && { cpu }) };
+    const where = { netns: netnsPath(netns), port: portOf(cpu), ...(cpu !== undefined && { cpu }) };
     const server = held.use(await startNetbenchServer(program, where));
     servers.set(key, server);
     return server;
@@ -140,13 +130,77 @@ export async function raiseArm(datapath: Datapath, options: ArmOptions): Promise
       await Promise.all([first, second].map((node) => unboost(lab, node)));
     },
     run: async (command, more = {}, place = 'across nodes') => {
-      const { port } = await serverFor(place, more.cpu === undefined ? undefined : serverCpu);
+      const { port } = await serverFor(place, more.cpu);
+      const host = place === 'through a ClusterIP' ? CLUSTER_IP : targets[place].ip;
       const where = { netns: netnsPath(clients[place].netns) };
-      return netbench(program, command, { host: targets[place].ip, port, ...more }, where);
+      return netbench(program, command, { host, port, ...more }, where);
     },
-    packets: () => (bpffs.length === 0 ? undefined : bpffs.map(packetsOf).reduce(add)),
+    packets: () => {
+      const attached = bpffs.filter((path) => existsSync(pinPaths(path).programs));
+      return attached.length === 0 ? undefined : attached.map(packetsOf).reduce(add);
+    },
+    retransmitted: async () => {
+      const ends = [clients, targets].map((places) => retransmittedIn(places['across nodes'].netns));
+      return (await Promise.all(ends)).reduce((sum, segments) => sum + segments);
+    },
     [Symbol.asyncDispose]: () => held.disposeAsync(),
   };
+}
+
+/** Where clients run, and where their servers do. */
+function placesOf(first: NodeState, second: NodeState): Record<'clients' | 'targets', Record<Place, End>> {
+  const [client, far] = [first.pods[0] ?? first, second.pods[0] ?? second];
+  return {
+    clients: {
+      'across nodes': client,
+      'through a ClusterIP': client,
+      'one node': client,
+      'host network': first,
+    },
+    targets: {
+      'across nodes': far,
+      'through a ClusterIP': far,
+      'one node': first.pods[1] ?? first,
+      'host network': second,
+    },
+  };
+}
+
+type End = Pick<NodeState, 'ip' | 'netns'>;
+
+/** Give a node what the arm is to have, and its pods. */
+async function prepare(lab: Lab, node: NodeState, options: ArmOptions): Promise<void> {
+  const { services, serverCpu, kernelPath } = options;
+  // Available in every namespace. The machine's default may be paced by timers (BBR), which streams would measure.
+  for (const { netns } of [node, ...node.pods])
+    await setSysctls(netns, { 'ipv4.tcp_congestion_control': 'reno' });
+  if (services > 0) {
+    const second = lab.state.nodes[1]!;
+    const own = servicePorts((second.pods[0] ?? second).ip, serverCpu);
+    await setServices(lab, node, [...own, ...idleServices(services)].slice(0, services));
+  }
+  if (kernelPath) await markForKernelPath(lab, node);
+}
+
+/** The benchmark's Service, for TCP and UDP. */
+const CLUSTER_IP = '10.43.0.100';
+
+/** The port of a server that is pinned to a CPU, or of one that is not. */
+function portOf(cpu: number | undefined): number {
+  return 9000 + (cpu === undefined ? 0 : cpu + 1);
+}
+
+function servicePorts(ip: string, cpu: number | undefined): ServicePort[] {
+  if (cpu === undefined) return [];
+  const port = portOf(cpu);
+  return (['tcp', 'udp'] as const).map((protocol) => ({
+    service: 'default/netbench',
+    name: protocol,
+    protocol,
+    clusterIp: CLUSTER_IP,
+    port,
+    endpoints: [{ ip, port }],
+  }));
 }
 
 /** Services with two endpoints each, which no benchmark uses. */
@@ -158,6 +212,16 @@ function idleServices(count: number): ServicePort[] {
     port: 80,
     endpoints: [200, 201].map((node) => ({ ip: `10.42.${node}.${1 + (i % 250)}`, port: 8080 })),
   }));
+}
+
+/** Segments that TCP in a network namespace has sent again: `RetransSegs` of the SNMP MIB. */
+async function retransmittedIn(netns: string): Promise<number> {
+  const text = await run('cat', ['/proc/net/snmp'], { netns: netnsPath(netns) });
+  const [names, values] = text
+    .split('\n')
+    .filter((line) => line.startsWith('Tcp: '))
+    .map((line) => line.split(' '));
+  return Number(values![names!.indexOf('RetransSegs')]);
 }
 
 function packetsOf(bpffs: string): Packets {

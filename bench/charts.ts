@@ -113,7 +113,8 @@ function renderPanel(chart: Chart, panel: Panel, top: number): { marks: string[]
   const widest = Math.max(...bars.map(({ high }) => high));
   const scale = ticks(Math.max(longest, Math.min(widest, longest * 1.5)) || widest);
   const end = scale.at(-1)!;
-  const x = (value: number): number => LEFT + (Math.min(value, end) / end) * (WIDTH - LEFT - RIGHT);
+  const x = (value: number): number =>
+    LEFT + (Math.max(0, Math.min(value, end)) / end) * (WIDTH - LEFT - RIGHT);
   const marks: string[] = [];
   let y = top;
   for (const group of groups) {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 /** The measurement: runs works in all arms. */
 import { errorText, RipstopError } from '../src/errors.ts';
-import type { Arm } from './arms.ts';
+import type { Arm, Packets } from './arms.ts';
 import { formatNumber } from './charts.ts';
 import { interleave } from './stats.ts';
-import { figuresOf, labelOf, questionOf, type QuestionId, type Work } from './works.ts';
+import { type Figure, figuresOf, labelOf, questionOf, type QuestionId, type Work } from './works.ts';
 
 /** All samples of one number, by arm: one for each round, null if the measurement failed. */
 export interface Samples extends Pick<Work, 'name' | 'where'> {
@@ -86,19 +86,23 @@ export async function compare(
 }
 
 /** The numbers of one measurement; none when it failed. */
-async function figures(
-  arm: Arm,
-  work: Work,
-  round: number,
-  settings: Settings,
-): Promise<ReturnType<typeof figuresOf>> {
+async function figures(arm: Arm, work: Work, round: number, settings: Settings): Promise<Figure[]> {
   try {
     if (settings.signal.aborted) throw settings.signal.reason;
-    return figuresOf(await measure(arm, work, settings));
+    const before = work.place === 'host network' ? undefined : arm.packets();
+    const result = await measure(arm, work, settings);
+    return [...figuresOf(result), ...fastShare(before, before && arm.packets())];
   } catch (error) {
     if (settings.signal.aborted)
       throw new RipstopError('interrupted; there are no results', { cause: error });
     settings.fail(`${labelOf(work)}: ${arm.name}, round ${round + 1}: ${errorText(error)}`);
     return [];
   }
+}
+
+/** The share of the packets between two readings that the fast path has carried; none without ripstop's programs. */
+function fastShare(before: Packets | undefined, after: Packets | undefined): Figure[] {
+  if (!before || !after) return [];
+  const [fast, all] = [after.fast - before.fast, after.all - before.all];
+  return [{ question: 'fast-path', value: (100 * fast) / all }];
 }

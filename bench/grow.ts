@@ -10,6 +10,8 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { readEndpoints, readPeers } from '../src/cli/rows.ts';
 import { AttachmentStore } from '../src/cni/attachments.ts';
+import { linkKey, listLinkKeys } from '../src/dataplane/links.ts';
+import { pinPaths } from '../src/dataplane/tables.ts';
 import { RipstopError } from '../src/errors.ts';
 import { ipBatch, ipJson } from '../src/lab/ip.ts';
 import { type Lab, netnsPath, nodeDir, type NodeState, startAgent, unboost } from '../src/lab/index.ts';
@@ -21,6 +23,7 @@ const WIDE_NETWORK = '10.0.0.0/8';
 /** The number of concurrent POSTs. */
 const WRITERS = 8;
 const DEADLINE_MS = 120_000;
+const PODS_HOOKS = ['from_pod', 'to_pod'] as const;
 
 /**
  * Give every ripstop node this many peers, including the real one, in a cluster network with room for them: ripstop is
@@ -136,8 +139,12 @@ export async function growEndpoints(lab: Lab, node: NodeState, endpoints: number
     });
   }
   await nudgeAgent(node);
-  await untilMapped(lab, node, `its ${endpoints} endpoints`, async (...from) => {
-    return (await readEndpoints(...from)).length === endpoints;
+  await untilMapped(lab, node, `its ${endpoints} endpoints`, async (bpffs, runDir) => {
+    if ((await readEndpoints(bpffs, runDir)).length !== endpoints) return false;
+    // Their programs follow. Without both, a pod's flows are not learned.
+    const links = listLinkKeys(pinPaths(bpffs).links);
+    const veths = (await store.list()).map(({ hostIfname }) => hostIfname);
+    return veths.every((veth) => PODS_HOOKS.every((hook) => links.has(linkKey(hook, veth))));
   });
 }
 

@@ -10,6 +10,7 @@
  *   netbench tcp-stream … [--sndbuf B]        Gbit/s as the receiver counts
  *   netbench udp-rate   … [--batch N] [--sndbuf B]
  *   netbench fixed-load … --rate R [--proto tcp|udp]
+ *   netbench udp-flows  … --rate R [--first N]  each request is a flow of its own, from the N-th, N+1st, … source port
  *   netbench selftest
  *
  * Every command prints one JSON document on stdout; errors are one line on stderr. Exit code 0 done, 1 failed, 2 wrong
@@ -47,6 +48,8 @@ enum {
 	MAX_TCP_SIZE = 16384, /* fits any receive window, so a blocking send of one request always ends */
 	MAX_UDP_SIZE = 9216,  /* a jumbo frame */
 	MAX_BATCH = 1024,
+	LOWEST_PORT = 1024,
+	PORTS = 65536 - LOWEST_PORT,
 	STREAM_CHUNK = 128 << 10,
 	SERVER_BATCH = 64,
 	SERVER_RCVBUF = 8 << 20,
@@ -563,6 +566,7 @@ struct options {
 	uint32_t size;
 	uint64_t warmup_ns, run_ns, timeout_ms;
 	double rate;
+	uint64_t first;
 };
 
 static void run_server(const struct options *o)
@@ -1387,6 +1391,84 @@ static void run_fixed_load(const struct options *o)
 }
 
 /*
+ * ---- client: new flows ----------------------------------------------------------------------------------------------
+ */
+
+/* A UDP socket with the next source port that is free, from `*k` on, which is counted up. */
+static int open_flow(const struct options *o, uint64_t *k)
+{
+	for (unsigned tries = 0; tries < PORTS; tries++) {
+		struct sockaddr_storage local = {.ss_family = o->address.ss_family};
+		int fd = open_socket(o, SOCK_DGRAM);
+
+		/* sin_port and sin6_port lie at the same place. */
+		((struct sockaddr_in *)&local)->sin_port = htons((uint16_t)(LOWEST_PORT + (*k)++ % PORTS));
+		if (bind(fd, (struct sockaddr *)&local, o->address_length) == 0) {
+			if (connect(fd, (const struct sockaddr *)&o->address, o->address_length) < 0)
+				die("cannot connect to %s port %u: %s", o->host, o->port, strerror(errno));
+			return fd;
+		}
+		if (errno != EADDRINUSE)
+			die("cannot bind a source port: %s", strerror(errno));
+		close(fd);
+	}
+	die("no source port is free");
+}
+
+/* Count the answers of a flow, and end it. */
+static void end_flow(struct peer *p, struct result *r)
+{
+	struct datagram d;
+
+	if (p->fd <= 0)
+		return;
+	while (recv(p->fd, &d, sizeof(d), MSG_DONTWAIT) >= 0)
+		r->answered++;
+	close(p->fd);
+	p->fd = 0;
+}
+
+/*
+ * Open loop: a request is sent when it is due, from a source port of its own. A socket stays open until its place is
+ * needed again, 256 requests later, so the answer finds it there.
+ */
+static void run_udp_flows(const struct options *o)
+{
+	static struct result r;
+	struct interval i;
+	int control = dial_control(o);
+	uint64_t k = o->first;
+
+	prctl(PR_SET_TIMERSLACK, 1ul);
+	begin(&i, control);
+	uint64_t start = now_ns(), now;
+
+	while ((now = now_ns()) < start + o->warmup_ns + o->run_ns) {
+		uint64_t next = start + (uint64_t)((double)r.sent * 1e9 / o->rate);
+		struct peer *p = &peers[r.sent % MAX_CONNECTIONS];
+
+		if (next > now) {
+			sleep_ns(next - now);
+			continue;
+		}
+		end_flow(p, &r);
+		p->fd = open_flow(o, &k);
+		prepare_datagram(request, REQUEST, r.sent++);
+		/* A request that cannot be sent is one without an answer. */
+		(void)!send(p->fd, request, o->size, MSG_DONTWAIT);
+	}
+	r.elapsed_ns = now - start;
+	sleep_ns(o->timeout_ms * NS_PER_MS);
+	for (int c = 0; c < MAX_CONNECTIONS; c++)
+		end_flow(&peers[c], &r);
+	end(&i, control);
+	print_head(o, "udp-flows");
+	printf(",\"seconds\":%.6f,\"flows\":%llu,\"answered\":%llu,\"rate\":%.1f", (double)r.elapsed_ns / 1e9,
+	       (unsigned long long)r.sent, (unsigned long long)r.answered, (double)r.sent * 1e9 / (double)r.elapsed_ns);
+	print_tail(&i, "requests", i.server.v[UDP_REQUESTS]);
+}
+
+/*
  * ---- selftest
  * ---------------------------------------------------------------------------------------------------------
  */
@@ -1527,6 +1609,8 @@ static struct options parse(int argc, char **argv, bool server)
 			o.sndbuf = (int)number(name, value, 1024, 1 << 30);
 		else if (!strcmp(name, "rate"))
 			o.rate = number(name, value, 1, 1e7);
+		else if (!strcmp(name, "first"))
+			o.first = (uint64_t)number(name, value, 0, 1e15);
 		else if (!strcmp(name, "proto") && (!strcmp(value, "tcp") || !strcmp(value, "udp")))
 			o.proto = value;
 		else
@@ -1569,7 +1653,8 @@ int main(int argc, char **argv)
 	alarm((unsigned)((o.run_ns + o.warmup_ns) / NS_PER_S) + 2 * DRAIN_MS / 1000 + CONTROL_TIMEOUT_S);
 	if (!strcmp(command, "tcp-rr") || !strcmp(command, "tcp-crr"))
 		limit_size(&o, false, o.connections > 1 || command[4] == 'c' ? sizeof(struct hello) : 1);
-	else if (!strcmp(command, "udp-rr") || !strcmp(command, "udp-rate") || !strcmp(command, "fixed-load"))
+	else if (!strcmp(command, "udp-rr") || !strcmp(command, "udp-rate") || !strcmp(command, "udp-flows") ||
+		 !strcmp(command, "fixed-load"))
 		limit_size(&o, !(command[0] == 'f' && !strcmp(o.proto, "tcp")), command[0] == 'f' && !strcmp(o.proto, "tcp") ? 1 : 16);
 	if (!strcmp(command, "tcp-rr"))
 		run_rr(&o, command, false);
@@ -1583,9 +1668,12 @@ int main(int argc, char **argv)
 		run_udp_rate(&o);
 	else if (!strcmp(command, "fixed-load") && o.rate > 0)
 		run_fixed_load(&o);
-	else if (!strcmp(command, "fixed-load"))
+	else if (!strcmp(command, "udp-flows") && o.rate > 0)
+		run_udp_flows(&o);
+	else if (!strcmp(command, "fixed-load") || !strcmp(command, "udp-flows"))
 		misuse("--rate is missing");
 	else
-		misuse("unknown command '%s': server, tcp-rr, udp-rr, tcp-crr, tcp-stream, udp-rate, fixed-load or selftest", command);
+		misuse("unknown command '%s': server, tcp-rr, udp-rr, tcp-crr, tcp-stream, udp-rate, udp-flows, fixed-load or selftest",
+		       command);
 	return 0;
 }

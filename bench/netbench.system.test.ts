@@ -156,6 +156,20 @@ describe('netbench', () => {
     );
   });
 
+  it('udp-flows sends each request from another source port', async () => {
+    const result = await test('udp-flows', {
+      rate: 1000,
+      first: 64_500,
+      warmup: 0,
+      seconds: 0.3,
+      timeout: 20,
+    });
+    expect(result.flows).toBeGreaterThan(250);
+    expect(result.answered).toBe(result.flows);
+    expect(result.server.requests).toBe(result.flows);
+    expect(result.rate).toBeLessThan(1010);
+  });
+
   it('shows a stalled server: closed loop as one slow answer, open loop in every request that waited', async () => {
     const options = { seconds: 0.3, warmup: 0 };
     const [closed] = await Promise.all([test('tcp-rr', options), stallServer(100, 100)]);
@@ -237,6 +251,7 @@ describe('netbench', () => {
       [['udp-rr', '--host', '::1', '--port', '1', '--size', '8'], 2, /--size must be 16 to 9216/],
       [['udp-rr', '--host', '::1', '--port', '1', '--size', '1e'], 2, /--size takes a number/],
       [['fixed-load', '--host', '::1', '--port', '1'], 2, /--rate is missing/],
+      [['udp-flows', '--host', '::1', '--port', '1'], 2, /--rate is missing/],
       [['server', '--port', '0', '--cpu', '1023'], 1, /cannot run on CPU 1023/],
       [['server', '--port', String(server.port)], 1, /cannot bind port/],
       [['nothing', '--host', '::1', '--port', '1'], 2, /unknown command 'nothing'/],

@@ -39,6 +39,8 @@ interface Head {
   size: number;
   seconds: number;
   client: Side;
+  /** TCP segments that both sides had to send again, for each move of the epoch: added by the arms that move it. */
+  retransmittedPerMove?: number;
 }
 
 export interface RoundTrips extends Head {
@@ -90,6 +92,14 @@ export interface Results {
     sendLagUs: Latency;
     server: Side & { requests: number };
   };
+  /** Each request is a flow of its own, from another source port. The warm-up is part of it. */
+  'udp-flows': Head & {
+    flows: number;
+    answered: number;
+    /** Flows a second. */
+    rate: number;
+    server: Side & { requests: number };
+  };
 }
 
 /** Options of a client, with the defaults of netbench.c. Times are in seconds, `timeout` in ms. */
@@ -106,6 +116,8 @@ export interface ClientOptions {
   timeout?: number;
   rate?: number;
   proto?: 'tcp' | 'udp';
+  /** The number of the first flow. Numbers 64,512 apart have the same source port. */
+  first?: number;
 }
 
 const SOURCE = fileURLToPath(new URL('netbench.c', import.meta.url));

@@ -2,10 +2,12 @@
 /** The parts of a run. Each raises its labs, compares them, and takes them down. */
 import { errorText, RipstopError } from '../src/errors.ts';
 import type { Datapath, Wire } from '../src/lab/index.ts';
-import { type Arm, type ArmOptions, armSpecs, type ClusterSize, type Packets, raiseArm } from './arms.ts';
+import { type Arm, type ArmOptions, armSpecs, type ClusterSize, raiseArm } from './arms.ts';
 import { type Comparison, compare, measure, type Settings } from './compare.ts';
+import { type Contrast, type ContrastId, TABLE_SIZES } from './contrasts.ts';
 import { programCosts } from './program-cost.ts';
 import type { RunResult } from './report.ts';
+import { amongFlows, besideNewFlows, throughClusterIp, withEpochs } from './situations.ts';
 import { bystanderWorks, controlWorks, scaleWorks, type Work } from './works.ts';
 
 /** The name of a cluster size, which can be part of a lab's name. */
@@ -22,6 +24,7 @@ export function axis(
   const titles = sizes
     .map((size) => [nameOf(size), title(size)] as const)
     .filter(([name]) => all.arms.includes(name));
+  if (titles.length < 2) return nothing;
   return {
     arms: titles.map(([, arm]) => arm),
     measured: all.measured.map((one) => ({
@@ -31,18 +34,39 @@ export function axis(
   };
 }
 
-type ArmSpec = Pick<ArmOptions, 'kernelPath' | 'wire' | 'size'> & {
-  readonly name: string;
-  readonly datapath?: Datapath;
-};
+type ArmSpec = Pick<ArmOptions, 'kernelPath' | 'wire' | 'size'> &
+  Partial<Pick<ArmOptions, 'services'>> & {
+    readonly name: string;
+    readonly datapath?: Datapath;
+  };
 
 export const nothing: Comparison = { arms: [], measured: [] };
+
+type Planes = Readonly<Record<'host' | 'flannel' | 'ripstop', Arm>>;
+
+/** The arms of a contrast, in the labs of the data planes. `cpu` is the one of pinned works. */
+function situationsOf(id: ContrastId, { host, flannel, ripstop }: Planes, cpu: number): Arm[] {
+  switch (id) {
+    case 'services':
+      return [ripstop, throughClusterIp(ripstop), flannel, throughClusterIp(flannel)];
+    case 'flows':
+      return TABLE_SIZES.map((flows) => amongFlows(ripstop, flows));
+    case 'new-flows':
+      return [ripstop, flannel, host].flatMap((arm) => [arm, besideNewFlows(arm, cpu === 0 ? 1 : 0)]);
+    case 'epoch':
+      return (['still', 'moving'] as const).map((name) => withEpochs(ripstop, name));
+    case 'bare-host':
+      return []; // has labs of its own
+    default:
+      return id satisfies never;
+  }
+}
 
 /** A run in progress: the settings, what all labs share, and the results so far. */
 export class Bench {
   readonly failures: string[] = [];
   readonly programs: RunResult['programs'][number][] = [];
-  readonly #packets: Record<string, Packets> = {};
+  readonly contrasts: Partial<Record<ContrastId, Comparison>> = {};
   readonly #settings: Settings;
   readonly #shared: { program: string; services: number; serverCpu: number };
 
@@ -56,15 +80,6 @@ export class Bench {
       settings.say(what);
     };
     this.#settings = { ...settings, fail };
-  }
-
-  /** The share of the fast path in each of ripstop's arms. */
-  get fastShare(): Record<string, number> {
-    const shares = Object.entries(this.#packets).map(([arm, { fast, all }]) => [
-      arm,
-      all > 0 ? fast / all : 0,
-    ]);
-    return Object.fromEntries(shares) as Record<string, number>;
   }
 
   /** Run a part. If it fails, the others still run. @throws RipstopError when interrupted. */
@@ -95,21 +110,21 @@ export class Bench {
     return { control, bystanders: await compare(pair, bystanderWorks, this.#settings) };
   }
 
-  /** All data planes on one kind of wire. On the GSO wire ripstop's programs are timed afterwards, which slows them. */
-  async planes(wire: Wire, some: readonly Work[]): Promise<Comparison> {
+  /**
+   * All data planes on one kind of wire; then, with the same labs, the contrasts. On the GSO wire ripstop's programs are
+   * timed afterwards, which slows them.
+   */
+  async planes(wire: Wire, some: readonly Work[], others: readonly Contrast[]): Promise<Comparison> {
     await using stack = new AsyncDisposableStack();
     const arms = await this.#raise(
       stack,
       armSpecs.map((spec) => ({ ...spec, wire })),
     );
     const result = await compare(arms, some, this.#settings);
-    for (const arm of arms) {
-      const { fast, all } = this.#packets[arm.name] ?? { fast: 0, all: 0 };
-      const seen = arm.packets();
-      if (seen) this.#packets[arm.name] = { fast: fast + seen.fast, all: all + seen.all };
-    }
-    const ripstop = arms.find(({ name }) => name === 'ripstop')!;
-    if (wire === 'gso') await this.part('programs', () => this.#timePrograms(ripstop), undefined);
+    const byName = Object.fromEntries(arms.map((arm) => [arm.name, arm]));
+    for (const contrast of others)
+      await this.#contrast(contrast, situationsOf(contrast.id, byName as Planes, this.#settings.cpu));
+    if (wire === 'gso') await this.part('programs', () => this.#timePrograms(byName['ripstop']!), undefined);
     return result;
   }
 
@@ -119,6 +134,21 @@ export class Bench {
       const costs = await programCosts(ripstop, () => measure(ripstop, work, this.#settings));
       this.programs.push(...costs.map((cost) => ({ ...cost, load: work.name })));
     }
+  }
+
+  async #contrast(contrast: Contrast, arms: readonly Arm[]): Promise<void> {
+    const { id, title, works } = contrast;
+    this.contrasts[id] = await this.part(title, () => compare(arms, works, this.#settings), nothing);
+  }
+
+  /** The contrast that has labs of its own: host and ripstop, both without any rules of kube-proxy. */
+  async bareHost(contrast: Contrast): Promise<void> {
+    await using stack = new AsyncDisposableStack();
+    const arms = await this.#raise(
+      stack,
+      (['host', 'ripstop'] as const).map((datapath) => ({ name: `bare-${datapath}`, datapath, services: 0 })),
+    );
+    await this.#contrast(contrast, arms);
   }
 
   /** ripstop in clusters of several sizes. An arm is named for its size: see {@link nameOf}. */
@@ -137,7 +167,7 @@ export class Bench {
   /** Raise labs, which the stack takes down. If one cannot be raised, the others are still taken down. */
   async #raise(stack: AsyncDisposableStack, specs: readonly ArmSpec[]): Promise<Arm[]> {
     const raising = specs.map(({ datapath = 'ripstop', ...spec }) =>
-      raiseArm(datapath, { ...spec, ...this.#shared }),
+      raiseArm(datapath, { ...this.#shared, ...spec }),
     );
     const outcomes = await Promise.allSettled(raising);
     const arms = outcomes.flatMap((outcome) =>

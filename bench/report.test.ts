@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { describe, expect, it } from 'vitest';
 import type { Samples } from './compare.ts';
+import { contrastLabel, contrasts } from './contrasts.ts';
 import type { Results, Side } from './netbench.ts';
 import { costsBetween } from './program-cost.ts';
 import { chartsOf, renderReport, rowsOf, type RunResult, warningsOf } from './report.ts';
@@ -61,9 +62,28 @@ const run: RunResult = {
   endpoints: { arms: [], measured: [] },
   programs: [{ program: 'from_pod', load: 'UDP 64 B', runs: 1000, nsPerRun: 123.4 }],
   countingNs: 23.4,
-  fastShare: { ripstop: 0.999, 'ripstop-kernel': 0 },
+  contrasts: {
+    services: {
+      arms: ['ripstop', 'ripstop, ClusterIP', 'flannel, ClusterIP'],
+      measured: [
+        {
+          ...stream,
+          samples: {
+            ripstop: [10, 10, 10],
+            'ripstop, ClusterIP': [9.9, 9.9, 9.9],
+            'flannel, ClusterIP': [5, 5, 5],
+          },
+        },
+      ],
+    },
+  },
+  parts: [{ part: 'a lookup in the flow table', ns: 27.4 }],
   failures: [],
 };
+
+function fastPath(samples: Samples['samples']): Samples {
+  return { ...stream, question: 'fast-path', samples };
+}
 
 function side(cpu: number | null, softirqSeconds: number, busySeconds: number): Side {
   const machine = { softirqSeconds, busySeconds, totalSeconds: 1 };
@@ -101,9 +121,29 @@ describe('the report', () => {
     expect(report).toContain('| from_pod | UDP 64 B | 1000 | 123 | 100 |');
   });
 
+  it('shows what the parts of programs cost', () => {
+    expect(report).toContain('| a lookup in the flow table | 27 |');
+  });
+
+  it('has for every contrast the ratios of its pairs', () => {
+    const lines = report.split('\n');
+    const at = lines.findIndex((line) => /^\| work .*ClusterIP ÷/.test(line));
+    expect(lines[at]).toContain('ripstop, ClusterIP ÷ flannel, ClusterIP');
+    expect(lines[at + 2]).toContain('| 0.99 (0.99–0.99) | 1.98 (1.98–1.98) | - |');
+  });
+
   it('shows exactly the charts that exist', () => {
     const pictures = Array.from(report.matchAll(/\]\((.*)\.png\)/g), ([, name]) => name);
-    expect(pictures).toEqual(['targets', 'stream', 'loss', 'latency', 'bystanders', 'peers', 'programs']);
+    expect(pictures).toEqual([
+      'targets',
+      'stream',
+      'loss',
+      'latency',
+      'services',
+      'bystanders',
+      'peers',
+      'programs',
+    ]);
     expect(new Set(chartsOf(run).map(({ name }) => name))).toEqual(new Set(pictures));
   });
 
@@ -116,6 +156,16 @@ describe('the report', () => {
 describe('a warning', () => {
   it('is not given without a reason', () => {
     expect(warningsOf(run)).toEqual([]);
+  });
+
+  it('is not given of packets that the kernel path must see: of new connections, and of new flows', () => {
+    const connects = { ...fastPath({ ripstop: [20, 20, 20] }), name: 'TCP connect-request-response' };
+    const planes = { ...run.planes, measured: [connects] };
+    const beside = 'ripstop, beside new flows';
+    const contrasts = {
+      'new-flows': { arms: [beside], measured: [fastPath({ [beside]: [60, 60, 60] })] },
+    };
+    expect(warningsOf({ ...run, planes, contrasts })).toEqual([]);
   });
 
   it.each<[string, Partial<RunResult>, string]>([
@@ -136,11 +186,32 @@ describe('a warning', () => {
       },
       'Too noisy to tell, the interval of ripstop ÷ flannel being wider than ±10 %: TCP stream',
     ],
-    ['a fast path that was none', { fastShare: { ripstop: 0.5 } }, '50.0 % of the packets of ripstop:'],
+    [
+      'a fast path that was none',
+      { planes: { ...run.planes, measured: [fastPath({ ripstop: [50, 50, 50] })] } },
+      'The fast path carried 50.0 % of the packets of ripstop in TCP stream ×1',
+    ],
     [
       'a kernel path that was none',
-      { fastShare: { 'ripstop-kernel': 0.9 } },
-      '90.0 % of the packets of ripstop-kernel:',
+      { planes: { arms: ['ripstop-kernel'], measured: [fastPath({ 'ripstop-kernel': [90, 90, 90] })] } },
+      'The fast path carried 90.0 % of the packets of ripstop-kernel',
+    ],
+    [
+      'a large cluster that is not on the fast path',
+      { peers: { arms: ['10,000 peers'], measured: [fastPath({ '10,000 peers': [60, 60, 60] })] } },
+      'The fast path carried 60.0 % of the packets of 10,000 peers in TCP stream ×1',
+    ],
+    [
+      'a contrast on another path',
+      {
+        contrasts: {
+          services: {
+            arms: ['ripstop, ClusterIP'],
+            measured: [fastPath({ 'ripstop, ClusterIP': [2, 2, 2] })],
+          },
+        },
+      },
+      'of the packets of ripstop, ClusterIP in TCP stream',
     ],
     ['failures', { failures: ['it broke'] }, '1 measurements failed'],
   ])('is given of %s, in the report too', (_, change, words) => {
@@ -174,11 +245,11 @@ describe('CPU time', () => {
   it('of a program is the difference of two readings', () => {
     const start = new Map([
       ['from_pod', { runs: 10, ns: 5000 }],
-      ['to_vtep', { runs: 3, ns: 900 }],
+      ['to_wire', { runs: 3, ns: 900 }],
     ]);
     const end = new Map([
       ['from_pod', { runs: 30, ns: 7000 }],
-      ['to_vtep', { runs: 3, ns: 900 }],
+      ['to_wire', { runs: 3, ns: 900 }],
     ]);
     expect(costsBetween(start, end)).toEqual([{ program: 'from_pod', runs: 20, nsPerRun: 100 }]);
   });
@@ -187,12 +258,17 @@ describe('CPU time', () => {
 describe('the works', () => {
   it('have names of their own', () => {
     const labels = [...works, ...bystanderWorks].map(labelOf);
+    const contrasted = contrasts.flatMap((contrast) =>
+      contrast.works.map((work) => contrastLabel(contrast, work)),
+    );
     expect(new Set(labels).size).toBe(labels.length);
+    expect(new Set(contrasted).size).toBe(contrasted.length);
   });
 
   it('of the control and of the scale exist', () => {
     expect(scaleWorks).not.toContain(undefined);
     expect(controlWorks).not.toContain(undefined);
+    expect(contrasts.flatMap((contrast) => contrast.works)).not.toContain(undefined);
   });
 
   it('of a quick run answer all kinds of questions', () => {

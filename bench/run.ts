@@ -14,9 +14,10 @@ import type { Wire } from '../src/lab/index.ts';
 import { armSpecs, buildDir, type ClusterSize } from './arms.ts';
 import { renderSvg, writePng } from './charts.ts';
 import type { Comparison } from './compare.ts';
+import { type Contrast, contrastLabel, contrasts } from './contrasts.ts';
 import { buildNetbench, findClang } from './netbench.ts';
 import { axis, Bench, nothing } from './parts.ts';
-import { countingCost } from './program-cost.ts';
+import { type PartCost, partCosts } from './program-cost.ts';
 import {
   chartsOf,
   judgementColumns,
@@ -28,7 +29,7 @@ import {
   warningsOf,
 } from './report.ts';
 import { judge } from './targets.ts';
-import { labelOf, works } from './works.ts';
+import { labelOf, type Work, works } from './works.ts';
 
 const { values: flags } = parseArgs({
   options: {
@@ -60,11 +61,11 @@ function say(text: string): void {
 /** The CPU that client and server of a pinned work share. */
 const PINNED_CPU = 1;
 
-/** The axes of the scale, from their common end. A quick run has only their ends. */
+/** The axes of the scale, from their common end. A quick run has only the most peers. */
 const smallest: ClusterSize = { peers: 10, endpoints: 1 };
 const larger = {
   peers: { all: [100, 1000, 10_000], end: [10_000] },
-  endpoints: { all: [10, 50, 250], end: [250] },
+  endpoints: { all: [10, 50, 250], end: [] },
 };
 
 async function main(): Promise<void> {
@@ -82,7 +83,8 @@ async function main(): Promise<void> {
       (work.quick || !flags.quick) &&
       (flags.wire === 'both' || flags.wire === work.wire),
   );
-  if (chosen.length === 0 && !flags.scale)
+  const contrasted = flags.scale ? [] : chosenContrasts(only, services, flags.wire);
+  if (chosen.length === 0 && contrasted.length === 0 && !flags.scale)
     throw new RipstopError('no work is left to do; see --only, --wire and --quick');
   if (rounds < MIN_ROUNDS) say(`${rounds} rounds are too few for intervals; use at least ${MIN_ROUNDS}`);
 
@@ -101,19 +103,12 @@ async function main(): Promise<void> {
     control: nothing,
     bystanders: nothing,
   });
-  const countingNs = await bench.part<number | undefined>(
-    'what counting costs',
-    () => countingCost(buildDir, compiler),
-    undefined,
+  const [counting, ...parts] = await bench.part<PartCost[]>(
+    'what counting and the parts of programs cost',
+    () => partCosts(buildDir, compiler),
+    [],
   );
-  const planes: Comparison[] = [];
-  for (const wire of ['gso', 'mtu'] satisfies Wire[]) {
-    const own = chosen.filter((work) => work.wire === wire);
-    if (own.length === 0) continue;
-    planes.push(
-      await bench.part(`data planes, ${wire.toUpperCase()} wire`, () => bench.planes(wire, own), nothing),
-    );
-  }
+  const planes = await measurePlanes(bench, chosen, contrasted);
   const steps = flags.quick ? 'end' : 'all';
   const onPeers = [smallest, ...larger.peers[steps].map((peers) => ({ ...smallest, peers }))];
   const onEndpoints = [smallest, ...larger.endpoints[steps].map((endpoints) => ({ ...smallest, endpoints }))];
@@ -121,34 +116,68 @@ async function main(): Promise<void> {
   const scale = only ? nothing : await bench.part('scale', () => bench.sizes(sizes), nothing);
 
   report({
-    meta: {
-      date: begun.toISOString(),
-      kernel: release(),
-      cpu: cpus()[0]?.model ?? 'unknown CPU',
-      cpus: cpus().length,
-      rounds,
-      seconds,
-      services,
-      seed,
-    },
+    meta: { ...machine(), date: begun.toISOString(), rounds, seconds, services, seed },
     control,
-    planes: { arms: armSpecs.map(({ name }) => name), measured: planes.flatMap(({ measured }) => measured) },
+    planes,
     bystanders,
     peers: axis(scale, onPeers, ({ peers }) => `${peers.toLocaleString('en')} peers`),
     endpoints: axis(scale, onEndpoints, ({ endpoints }) => `${endpoints} pod${endpoints === 1 ? '' : 's'}`),
+    contrasts: bench.contrasts,
     programs: bench.programs,
-    countingNs,
-    fastShare: bench.fastShare,
+    countingNs: counting?.ns,
+    parts,
     failures: bench.failures,
   });
 }
 
+function machine(): Pick<RunResult['meta'], 'kernel' | 'cpu' | 'cpus'> {
+  return { kernel: release(), cpu: cpus()[0]?.model ?? 'unknown CPU', cpus: cpus().length };
+}
+
+/** Compare the data planes on each wire, and with the labs of one of them the contrasts. */
+async function measurePlanes(
+  bench: Bench,
+  chosen: readonly Work[],
+  contrasted: readonly Contrast[],
+): Promise<Comparison> {
+  const planes: Comparison[] = [];
+  for (const wire of ['gso', 'mtu'] satisfies Wire[]) {
+    const own = chosen.filter((work) => work.wire === wire);
+    const others = wire === 'gso' ? contrasted.filter(({ id }) => id !== 'bare-host') : [];
+    if (own.length + others.length === 0) continue;
+    planes.push(
+      await bench.part(
+        `data planes, ${wire.toUpperCase()} wire`,
+        () => bench.planes(wire, own, others),
+        nothing,
+      ),
+    );
+  }
+  const bareHost = contrasted.find(({ id }) => id === 'bare-host');
+  if (bareHost) await bench.part('a host without rules', () => bench.bareHost(bareHost), undefined);
+  return { arms: armSpecs.map(({ name }) => name), measured: planes.flatMap(({ measured }) => measured) };
+}
+
+/** The contrasts with the works that the flags leave. Without kube-proxy there is no ClusterIP. */
+function chosenContrasts(only: RegExp | undefined, services: number, wire: string): Contrast[] {
+  if (wire === 'mtu') return [];
+  return contrasts
+    .filter(({ id }) => services > 0 || id !== 'services')
+    .map((contrast) => ({
+      ...contrast,
+      works: contrast.works.filter(
+        (work) => (only?.test(contrastLabel(contrast, work)) ?? true) && (work.quick || !flags.quick),
+      ),
+    }))
+    .filter(({ works }) => works.length > 0);
+}
+
 /** Print tables on the terminal, and write everything into a directory. */
 function report(result: RunResult): void {
-  const { date, seed } = result.meta;
+  const { date, seed, services } = result.meta;
   const { planes } = result;
   const tables = [
-    renderTable(planeColumns(planes.arms, false), rowsOf(planes, seed)),
+    renderTable(planeColumns(planes.arms, services, false), rowsOf(planes, seed)),
     renderTable(judgementColumns, judge(result)),
   ];
   process.stdout.write(`\n${tables.join('\n')}\n`);

@@ -1,7 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 import { describe, expect, it } from 'vitest';
 import type { Comparison, Samples } from './compare.ts';
-import { boundsOf, formatBound, type Judged, judge, ratioOf, targets, verdictOn } from './targets.ts';
+import { contrastOf, contrasts } from './contrasts.ts';
+import {
+  boundsOf,
+  contrastTargets,
+  formatBound,
+  type Judged,
+  judge,
+  ratioOf,
+  targets,
+  verdictOn,
+} from './targets.ts';
 import { figuresOf, titleOf, works } from './works.ts';
 
 const work = { name: 'TCP stream ×1', where: 'across nodes, one core, GSO wire' };
@@ -16,8 +26,9 @@ function comparison(measured: readonly Samples[]): Comparison {
 
 const none = comparison([]);
 const blank: Judged = {
-  meta: { seed: 1 },
+  meta: { seed: 1, services: 100 },
   planes: none,
+  contrasts: {},
   bystanders: none,
   peers: none,
   programs: [],
@@ -73,6 +84,54 @@ describe('the targets', () => {
     expect(new Set(verdicts)).toEqual(new Set(['not measured']));
   });
 
+  it('of contrasts are for numbers that every run measures, also a quick one, and for pairs that it shows', () => {
+    for (const { figure, contrast, name, candidate, baseline } of contrastTargets) {
+      const { works: own, pairs } = contrastOf(contrast);
+      expect(
+        own.find((work) => work.name === name),
+        figure,
+      ).toBeDefined();
+      expect(pairs, figure).toContainEqual({ candidate, baseline });
+    }
+    for (const contrast of contrasts) expect(contrast.works.some(({ quick }) => quick)).toBe(true);
+  });
+
+  it('compare with the host only where both have kube-proxy’s rules: without, it is a contrast', () => {
+    const planes = comparison([stream({ host: [10, 10], flannel: [5, 5], ripstop: [9, 9] })]);
+    const bare = comparison([stream({ 'bare-host': [10, 10], 'bare-ripstop': [9.2, 9.2] })]);
+    const run = { ...blank, meta: { seed: 1, services: 0 }, planes, contrasts: { 'bare-host': bare } };
+    const found = judge(run).filter(({ verdict }) => verdict !== 'not measured');
+    expect(found.map(({ of, verdict }) => [of, verdict])).toEqual([
+      ['ripstop ÷ flannel', 'met'],
+      ['bare-ripstop ÷ bare-host', 'met'],
+      ['times better than flannel', 'met'],
+    ]);
+    expect(boundsOf(planes.measured[0]!, 0)).not.toHaveProperty('host');
+  });
+
+  it('compare a ClusterIP with the way without it, and with flannel’s', () => {
+    const services = comparison([
+      {
+        ...stream({}),
+        question: 'round-trip',
+        name: 'TCP RR ×1',
+        samples: { ripstop: [20, 20], 'ripstop, ClusterIP': [21, 21], 'flannel, ClusterIP': [42, 42] },
+      },
+    ]);
+    const found = judge({ ...blank, contrasts: { services } }).filter(({ value }) => value);
+    expect(found.map(({ of, verdict }) => [of, verdict])).toEqual([
+      ['ripstop, ClusterIP ÷ ripstop', 'not met'],
+      ['ripstop, ClusterIP ÷ flannel, ClusterIP', 'met'],
+    ]);
+  });
+
+  it('deduct from what is sent again what is sent again without moves; a rare burst counts', () => {
+    const again = { ...stream({}), question: 'retransmissions' } as const;
+    const epoch = comparison([{ ...again, samples: { still: [2, 0, 1], moving: [1, 0, 14] } }]);
+    const found = judge({ ...blank, contrasts: { epoch } }).find(({ value }) => value);
+    expect(found).toMatchObject({ of: 'moving − still', value: { median: 4 }, verdict: 'not met' });
+  });
+
   it('compare with both other data planes', () => {
     const planes = comparison([stream({ host: [10, 10], flannel: [5, 5], ripstop: [9, 9] })]);
     const found = judge({ ...blank, planes }).filter(({ figure }) => figure === 'TCP stream, GSO wire');
@@ -104,10 +163,10 @@ describe('the targets', () => {
   });
 
   it('subtract the cost of counting from the cost of a program', () => {
-    const cost = { program: 'from_pod', load: 'UDP 64 B', runs: 1000, nsPerRun: 180 };
+    const cost = { program: 'from_pod', load: 'UDP 64 B', runs: 1000, nsPerRun: 350 };
     const found = judge({ ...blank, programs: [cost], countingNs: 70 });
     expect(found.find(({ figure }) => figure.includes('from_pod'))).toMatchObject({
-      value: { median: 110 },
+      value: { median: 280 },
       verdict: 'met',
     });
   });
@@ -116,9 +175,9 @@ describe('the targets', () => {
 describe('a number without a target of its own', () => {
   it('must not be worse than flannel', () => {
     const other = { name: 'TCP stream ×8', where: 'anywhere' };
-    expect(boundsOf({ question: 'stream', ...other })).toEqual({ flannel: { atLeast: 1 } });
-    expect(boundsOf({ question: 'cpu-per-gb', ...other })).toEqual({ flannel: { atMost: 1 } });
-    expect(boundsOf({ question: 'loss', ...other })).toEqual({});
+    expect(boundsOf({ question: 'stream', ...other }, 100)).toEqual({ flannel: { atLeast: 1 } });
+    expect(boundsOf({ question: 'cpu-per-gb', ...other }, 100)).toEqual({ flannel: { atMost: 1 } });
+    expect(boundsOf({ question: 'loss', ...other }, 100)).toEqual({});
   });
 });
 
@@ -148,4 +207,19 @@ it('a round trip is measured where one request is pending at a time', () => {
     'transactions',
     'cpu-per-transaction',
   ]);
+});
+
+it('what is sent again is counted by the arms that move the epoch, beside the work’s own numbers', () => {
+  const side = { cpu: 1, machine: { softirqSeconds: 0, busySeconds: 1, totalSeconds: 1 } };
+  const result = {
+    gbitPerSecond: 16,
+    receivedBytes: 1e9,
+    client: side,
+    server: side,
+    retransmittedPerMove: 0.5,
+  };
+  expect(figuresOf(result as Parameters<typeof figuresOf>[0])).toContainEqual({
+    question: 'retransmissions',
+    value: 0.5,
+  });
 });

@@ -20,7 +20,9 @@ export type QuestionId =
   | 'latency'
   | 'softirq-per-gb'
   | 'cpu-per-gb'
-  | 'cpu-per-transaction';
+  | 'cpu-per-transaction'
+  | 'retransmissions'
+  | 'fast-path';
 
 export const questions: readonly Question[] = [
   { id: 'stream', title: 'How much does a TCP stream carry?', unit: 'Gbit/s', better: 'more' },
@@ -42,14 +44,29 @@ export const questions: readonly Question[] = [
     unit: 'CPU µs',
     better: 'less',
   },
+  {
+    id: 'retransmissions',
+    title: 'How much is sent again when the epoch moves?',
+    unit: 'segments a move',
+    better: 'less',
+  },
+  {
+    id: 'fast-path',
+    title: 'Which share of the packets took the fast path?',
+    unit: '% on the fast path',
+    better: 'more',
+  },
 ];
 
 export function questionOf(id: QuestionId): Question {
   return questions.find((question) => question.id === id)!;
 }
 
-/** The places of client and server: pods on two nodes, two pods on the first node, or processes of two nodes. */
-export type Place = 'across nodes' | 'one node' | 'host network';
+/**
+ * The places of client and server: pods on two nodes, the same two with the server behind a ClusterIP, two pods on the
+ * first node, or processes of two nodes.
+ */
+export type Place = 'across nodes' | 'through a ClusterIP' | 'one node' | 'host network';
 /**
  * Whether client and server share CPU 1, so that the cost of the path decides, or run where the scheduler puts them.
  */
@@ -160,7 +177,7 @@ export const works: readonly Work[] = [
 ];
 
 /** A work like those of {@link works}, across nodes, on one core and the GSO wire. */
-function typical(name: string): Work {
+export function typical(name: string): Work {
   return works.find((work) => work.name === name && work.where === oneCore)!;
 }
 
@@ -197,6 +214,16 @@ export function cpuSeconds(client: Side, server: Side): { softirq: number; busy:
 
 /** The answers in netbench's document. Without bytes or transactions there is no cost per byte or transaction. */
 export function figuresOf(result: Results[keyof Results]): Figure[] {
+  const { retransmittedPerMove } = result;
+  return [
+    ...figuresOfTest(result),
+    ...(retransmittedPerMove === undefined
+      ? []
+      : [{ question: 'retransmissions', value: retransmittedPerMove } as const]),
+  ];
+}
+
+function figuresOfTest(result: Results[keyof Results]): Figure[] {
   const cpu = cpuSeconds(result.client, result.server);
   if ('gbitPerSecond' in result) {
     const gigabytes = result.receivedBytes / 1e9;
@@ -212,6 +239,7 @@ export function figuresOf(result: Results[keyof Results]): Figure[] {
       { question: 'loss', value: result.loss * 100 },
     ];
   }
+  if ('flows' in result) return [{ question: 'transactions', value: result.rate / 1000 }];
   if ('targetRate' in result) {
     const { p50, p99, p999 } = result.latencyUs;
     return [

@@ -11,6 +11,8 @@
 
 #include "types.h"
 
+#define ARRIVALS 1024 /* a power of two */
+
 const volatile struct config config = {};
 
 /* Peers, indexed by podCIDR: a lookup is one load, however many peers there are. */
@@ -30,7 +32,10 @@ struct {
 	__type(value, struct peer6);
 } peers6 SEC(".maps");
 
-/* Underlay addresses of all nodes, ours included. Looked up only before a drop. */
+/*
+ * Underlay addresses of all nodes, ours included, and of IPv6 ones also the last 32 bits alone (see from_vtep). Looked
+ * up only when the sender does not have the address that the inner source's peer publishes.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 65536);
@@ -58,7 +63,7 @@ struct {
 
 /*
  * The lower slots have the indexes of endpoints. The upper slots are for IPv6, indexed by the lowest bits of the
- * address: endpoints that share a slot share its numbers, and so take the kernel path more often than they must.
+ * address: endpoints that share a slot share its state, and so take the kernel path more often than they must.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -68,15 +73,60 @@ struct {
 } endpoint_state SEC(".maps");
 
 /*
- * Flows whose packets conntrack must translate. Entries are swept when conntrack has forgotten them, and never evicted,
- * since an idle connection is still there. (The name is that of the pinned map in version 0.1.0.)
+ * The flow table: what the kernel path was seen to do with the packets of a flow, by the flow as it comes in. Losing an
+ * entry costs speed only. The agent sets max_entries.
  */
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 65536);
-	__type(key, struct flow);
-	__type(value, struct stack_flow);
-} stack_flows SEC(".maps");
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 131072);
+	__type(key, struct flow4);
+	__type(value, struct learned4);
+} flows4 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 131072);
+	__type(key, struct flow6);
+	__type(value, struct learned6);
+} flows6 SEC(".maps");
+
+/*
+ * The node-wide epoch. It moves when something changes on which the kernel path's decisions may rest: rules, routes,
+ * policies, settings.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} epoch SEC(".maps");
+
+/*
+ * Packets that this CPU has left to the kernel path lately, in a slot by the hash of their flow. The kernel path carries
+ * a packet through on one CPU; where it does not, the flow is not learned.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, ARRIVALS);
+	__type(key, __u32);
+	__type(value, struct arrival);
+} arrivals SEC(".maps");
+
+/* The slot of the latest one. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} last_arrival SEC(".maps");
+
+/* The last IP id of an outer header that this CPU has made. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} ip_ids SEC(".maps");
 
 /* Indexed by hook * REASONS + reason. */
 struct {

@@ -25,15 +25,11 @@
 #define PROTOCOL_UDP 17
 #define PROTOCOL_IPV6_FRAGMENT 44
 #define PROTOCOL_ICMPV6 58
-#define PROTOCOL_SCTP 132
 #define ECN_MASK 3 /* of a TOS byte or traffic class, RFC 3168 */
 #define ECN_NOT_ECT 0
 #define ECN_ECT_1 1
 #define ECN_ECT_0 2
 #define ECN_CE 3
-#define ICMPV6_FIRST_INFORMATIONAL 128 /* RFC 4443: lower types are errors */
-#define ICMPV6_ROUTER_SOLICITATION 133 /* RFC 4861: from here to redirect it is neighbour discovery */
-#define ICMPV6_REDIRECT 137
 #define IPV4_MAPPED bpf_htonl(0xffff) /* the third word of struct address */
 
 #define IP_LEN(v6) ((v6) ? sizeof(struct ipv6) : sizeof(struct ipv4)) /* without options */
@@ -100,10 +96,12 @@ struct tcp { /* RFC 9293 */
 	__be16 urgent;
 };
 
-struct icmp { /* RFC 792, RFC 4443 */
+struct icmp_echo { /* RFC 792, RFC 4443 section 4 */
 	__u8 type;
 	__u8 code;
 	__be16 checksum;
+	__be16 id;
+	__be16 sequence;
 };
 
 struct ipv6_fragment { /* RFC 8200 section 4.5 */
@@ -121,7 +119,7 @@ PARSER(udp)
 PARSER(vxlan)
 PARSER(ports)
 PARSER(tcp)
-PARSER(icmp)
+PARSER(icmp_echo)
 
 /*
  * Whether the frame belongs to this device itself, not to a VLAN. The kernel takes the tag off before tc, so the frame
@@ -130,6 +128,24 @@ PARSER(icmp)
 static __always_inline bool is_untagged(const struct __sk_buff *skb)
 {
 	return !skb->vlan_present;
+}
+
+#define VLAN_ID 0x0fff /* of a tag, IEEE 802.1Q */
+
+/* Whether another tag follows the one that the kernel has taken off: IEEE 802.1Q, 802.1ad. */
+static __always_inline bool is_tag(__be16 ethertype)
+{
+	return ethertype == bpf_htons(0x8100) || ethertype == bpf_htons(0x88a8);
+}
+
+/*
+ * A tag of VLAN 0 gives a priority only, and the frame belongs to the device itself. Take it off, as the kernel will.
+ * All pointers into the packet are invalid afterwards.
+ */
+static __always_inline void remove_priority_tag(struct __sk_buff *skb)
+{
+	if (skb->vlan_present && !(skb->vlan_tci & VLAN_ID))
+		bpf_skb_vlan_pop(skb);
 }
 
 /*
@@ -291,38 +307,17 @@ static __always_inline struct address to_address(const void *address, bool v6)
 	return (struct address){ .words = { 0, 0, IPV4_MAPPED, *(const __be32 *)address } };
 }
 
-static __always_inline bool is_ipv4_mapped(const struct address *address)
-{
-	return !address->halves[0] && address->words[2] == IPV4_MAPPED;
-}
-
-static __always_inline bool is_neighbour_discovery(const struct ip *ip)
-{
-	struct cursor payload = ip->payload;
-	struct icmp *icmp = ip->v6 && ip->protocol == PROTOCOL_ICMPV6 && !ip->fragment ? parse_icmp(&payload) : NULL;
-
-	return icmp && icmp->type >= ICMPV6_ROUTER_SOLICITATION && icmp->type <= ICMPV6_REDIRECT;
-}
-
 static __always_inline bool is_icmp(const struct ip *ip)
 {
 	return ip->protocol == (ip->v6 ? PROTOCOL_ICMPV6 : PROTOCOL_ICMP);
 }
 
-/* Whether it is an error about the packet that it quotes: RFC 792 and RFC 4443. */
-static __always_inline bool is_icmp_error(const struct icmp *icmp, bool v6)
+/* Whether it is an echo request or reply. */
+static __always_inline bool is_echo(const struct icmp_echo *echo, bool v6)
 {
 	if (v6)
-		return icmp->type < ICMPV6_FIRST_INFORMATIONAL;
-	switch (icmp->type) {
-	case 3: /* destination unreachable */
-	case 4: /* source quench */
-	case 5: /* redirect */
-	case 11: /* time exceeded */
-	case 12: /* parameter problem */
-		return true;
-	}
-	return false;
+		return echo->type == 128 || echo->type == 129;
+	return echo->type == 8 || echo->type == 0;
 }
 
 /* The header's length, options included: 20 to 60 bytes, or less when it is broken. */

@@ -1,13 +1,11 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Packets that pods send: tc ingress of each host veth. */
+/* The host veths: packets that pods send (tc ingress), and packets that the kernel path delivers to them (tc egress). */
 #include "flows.h"
+#include "learn.h"
 #include "lookup.h"
 #include "parse.h"
 #include "stats.h"
 #include "vxlan.h"
-
-#define AF_INET 2
-#define AF_INET6 10
 
 /*
  * Whether the packet is VXLAN to a node, which only nodes may send. A first fragment shows that as well as a whole
@@ -28,130 +26,219 @@ static __always_inline bool is_vxlan_to_node(const struct __sk_buff *skb, const 
 	       ports.dst == config.vxlan_port && find_vtep(ip->dst, ip->v6);
 }
 
-/* To a pod on this node. The TTL stays, as it does across flannel's bridge. */
-static __always_inline int deliver(struct __sk_buff *skb, struct ether *ether, const struct ip *ip)
+/* To a pod on this node. */
+static __always_inline enum reason deliver(struct __sk_buff *skb, const struct ip *ip, const struct learned *learned)
 {
-	struct endpoint *endpoint = find_endpoint(ip->dst, ip->v6);
+	const struct endpoint *endpoint = find_endpoint(learned_dst(learned, ip->v6), ip->v6);
 
 	if (!endpoint || endpoint->ifindex == skb->ifindex)
-		return to_kernel(skb, HOOK_FROM_POD, KERNEL_NO_ENDPOINT);
+		return KERNEL_NO_ENDPOINT;
 	if (endpoint->flags & ENDPOINT_KERNEL_PATH)
-		return to_kernel(skb, HOOK_FROM_POD, KERNEL_MARKED);
-	if (needs_kernel_path(ip->dst, ip))
-		return to_kernel(skb, HOOK_FROM_POD, KERNEL_TRANSLATED);
+		return KERNEL_MARKED;
+	if (learned->hops && ip->ttl <= 1)
+		return KERNEL_TTL;
 	if (!fits(skb, ip, endpoint->mtu))
-		return to_kernel(skb, HOOK_FROM_POD, KERNEL_TOO_BIG);
+		return KERNEL_TOO_BIG;
+	if (learned->is_translated && !rewrite(skb, sizeof(struct ether), ip->v6, learned))
+		return KERNEL_MALFORMED; /* impossible: its ports were read before */
 
+	struct cursor at = packet(skb, 0);
+	struct ether *ether = parse_ether(&at);
+
+	if (!ether || at.pos + IP_LEN(ip->v6) > at.end)
+		return KERNEL_MALFORMED; /* impossible: both were there before */
+	if (learned->hops)
+		decrement_ttl(at.pos, ip->v6);
 	ether->dst = endpoint->pod_mac;
 	ether->src = endpoint->host_mac;
-	count(skb->len, HOOK_FROM_POD, FAST_LOCAL);
-	return bpf_redirect_peer(endpoint->ifindex, 0);
+	bpf_redirect_peer(endpoint->ifindex, 0);
+	return FAST_LOCAL;
 }
 
 /*
  * The kernel refuses to encapsulate a super-packet that is marked as encapsulated. Decapsulation leaves these marks on
  * a packet, so the pod forwards what it has received: it may be a load balancer, or a VPN.
  */
-static __always_inline void remember_forwarder(__u32 slot)
+static __always_inline void note_forwarder(const void *address, bool v6)
 {
-	struct endpoint_state *state = bpf_map_lookup_elem(&endpoint_state, &slot);
+	struct endpoint_state *state = find_state(address, v6);
 
 	if (state)
 		state->forwards = 1;
 }
 
 /* To a pod on another node. */
-static __always_inline int send(struct __sk_buff *skb, const struct ip *ip)
+static __always_inline enum reason send(struct __sk_buff *skb, const struct ip *ip, const struct learned *learned)
 {
-	const struct peer_head *peer = find_peer(ip->dst, ip->v6);
-	struct bpf_redir_neigh next_hop = { .nh_family = ip->v6 ? AF_INET6 : AF_INET };
+	bool v6 = ip->v6;
+	const struct peer_head *peer = find_peer(learned_dst(learned, v6), v6);
+	struct bpf_redir_neigh next_hop = { .nh_family = v6 ? AF_INET6 : AF_INET };
+	__u32 ip_at = sizeof(struct ether);
 
 	if (!peer)
-		return to_kernel(skb, HOOK_FROM_POD, KERNEL_NO_PEER);
+		return KERNEL_NO_PEER;
 	if (peer->flags & PEER_KERNEL_PATH)
-		return to_kernel(skb, HOOK_FROM_POD, KERNEL_MARKED);
+		return KERNEL_MARKED;
 	if (ip->ttl <= 1)
-		return to_kernel(skb, HOOK_FROM_POD, KERNEL_TTL);
-	if (ip->v6)
+		return KERNEL_TTL;
+	if (!fits(skb, ip, learned->mtu))
+		return KERNEL_TOO_BIG;
+
+	bool is_direct = config.direct_routing && peer->flags & PEER_DIRECT;
+
+	if (is_direct) {
+		decrement_ttl(ip->header, v6);
+	} else {
+		struct address sender = to_address(ip->src, v6);
+
+		if (encapsulate(skb, peer, v6, ecn_encapsulated(ip->tos & ECN_MASK), learned->source_port)) {
+			if (skb->gso_size)
+				note_forwarder(from_address(&sender, v6), v6);
+			return KERNEL_NO_ROOM;
+		}
+		ip_at = OUTER_LEN(v6);
+	}
+	if (learned->is_translated)
+		rewrite(skb, ip_at, v6, learned);
+	skb->mark = learned->mark;
+	skb->priority = learned->priority;
+	skb->cb[0] = FROM_FAST_PATH;
+	if (v6)
 		__builtin_memcpy(next_hop.ipv6_nh, &peer->next_hop, sizeof(next_hop.ipv6_nh));
 	else
 		next_hop.ipv4_nh = peer->next_hop.words[3];
-
-	if (config.direct_routing && peer->flags & PEER_DIRECT) {
-		if (!fits(skb, ip, config.uplink_mtu))
-			return to_kernel(skb, HOOK_FROM_POD, KERNEL_TOO_BIG);
-		decrement_ttl(ip->header, ip->v6);
-		count(skb->len, HOOK_FROM_POD, FAST_DIRECT);
-	} else {
-		if (!fits(skb, ip, ip->v6 ? config.pod_mtu6 : config.pod_mtu))
-			return to_kernel(skb, HOOK_FROM_POD, KERNEL_TOO_BIG);
-
-		__u32 slot = state_slot(ip->src, ip->v6);
-
-		if (encapsulate(skb, peer, ip->v6, ip->tos & ECN_MASK, source_port(skb, ip))) {
-			if (skb->gso_size)
-				remember_forwarder(slot);
-			return to_kernel(skb, HOOK_FROM_POD, KERNEL_NO_ROOM);
-		}
-	}
-	return bpf_redirect_neigh(config.uplink_ifindex, &next_hop, sizeof(next_hop), 0);
+	bpf_redirect_neigh(config.uplink_ifindex, &next_hop, sizeof(next_hop), 0);
+	return is_direct ? FAST_DIRECT : FAST_ENCAP;
 }
 
-static __always_inline int from_pod_ip(struct __sk_buff *skb, bool v6)
+/*
+ * Whether a packet's source is none that could be somebody's: the unspecified address, as in DHCP and in duplicate
+ * address detection, or a link-local IPv6 one, as in neighbour discovery. The kernel forwards no such packets.
+ */
+static __always_inline bool is_nobodys(const void *src, bool v6)
 {
-	struct cursor at = packet(skb, sizeof(struct ether) + IP_LEN(v6) + sizeof(struct tcp));
-	struct ether *ether = parse_ether(&at);
-	struct ip ip;
+	const struct address *address = src;
 
-	if (!ether || !read_ip(&at, skb->len - sizeof(*ether), v6, &ip))
-		return to_kernel(skb, HOOK_FROM_POD, KERNEL_MALFORMED);
-	if (!in_network(ip.dst, v6)) {
-		/*
-		 * What leaves the cluster network belongs to the kernel path, unless it forges VXLAN, which only nodes
-		 * may send.
-		 */
-		if (is_vxlan_to_node(skb, &ip))
-			return drop(skb, HOOK_FROM_POD, DROP_VXLAN_FROM_POD);
-		return to_kernel(skb, HOOK_FROM_POD, KERNEL_OUTSIDE);
-	}
-	if (skb->pkt_type != PACKET_HOST)
-		return to_kernel(skb, HOOK_FROM_POD, KERNEL_OTHER_MAC);
-	if (!is_sound(&ip))
-		return to_kernel(skb, HOOK_FROM_POD, KERNEL_MALFORMED);
-	if (ip.options)
-		return to_kernel(skb, HOOK_FROM_POD, KERNEL_IP_OPTIONS);
-	if (ip.fragment)
-		return to_kernel(skb, HOOK_FROM_POD, KERNEL_FRAGMENT);
-	if (is_neighbour_discovery(&ip))
-		return to_kernel(skb, HOOK_FROM_POD, KERNEL_NEIGHBOUR);
+	if (!v6)
+		return *(const __be32 *)src == 0;
+	return (address->words[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000) ||
+	       !(address->halves[0] | address->halves[1]);
+}
 
-	struct endpoint *sender = in_pod_cidr(ip.src, v6) ? find_endpoint(ip.src, v6) : NULL;
+/*
+ * A source address that is not the pod's own. It may be nobody's; and a pod may be a router: who gives the node a route
+ * through the pod allows it to send from there.
+ */
+static __always_inline enum reason judge_other_source(struct __sk_buff *skb, const struct ip *ip)
+{
+	struct bpf_fib_lookup way = { .family = ip->v6 ? AF_INET6 : AF_INET, .ifindex = skb->ifindex };
+	long result;
+
+	if (is_nobodys(ip->src, ip->v6))
+		return KERNEL_LINK_LOCAL;
+	if (ip->v6)
+		__builtin_memcpy(way.ipv6_dst, ip->src, sizeof(way.ipv6_dst));
+	else
+		way.ipv4_dst = *(const __be32 *)ip->src;
+	result = bpf_fib_lookup(skb, &way, sizeof(way), BPF_FIB_LOOKUP_OUTPUT);
+	if ((result == BPF_FIB_LKUP_RET_SUCCESS || result == BPF_FIB_LKUP_RET_NO_NEIGH) && way.ifindex == skb->ifindex)
+		return KERNEL_ROUTED_SOURCE;
+	return DROP_OTHER_SOURCE;
+}
+
+/* A packet for the kernel path. What it does with the packet can be learned only if the arrival was noted. */
+static __always_inline enum reason leave_to_kernel(struct __sk_buff *skb, const struct ip *ip, const struct flow_packet *packet,
+						   struct learned *learned, enum reason reason)
+{
+	bool v6 = ip->v6;
+
+	if (is_vxlan_to_node(skb, ip))
+		return DROP_VXLAN_FROM_POD;
+
+	struct endpoint *sender = in_pod_cidr(ip->src, v6) ? find_endpoint(ip->src, v6) : NULL;
 
 	if (!sender || sender->ifindex != skb->ifindex)
-		return to_kernel(skb, HOOK_FROM_POD, KERNEL_OTHER_SOURCE);
+		return judge_other_source(skb, ip);
 	if (sender->flags & ENDPOINT_KERNEL_PATH)
-		return to_kernel(skb, HOOK_FROM_POD, KERNEL_MARKED);
-	if (needs_kernel_path(ip.src, &ip))
-		return to_kernel(skb, HOOK_FROM_POD, KERNEL_TRANSLATED);
+		return KERNEL_MARKED;
+	if (packet->flow.protocol)
+		note_arrival(skb, packet, ip, learned, reason);
+	return reason;
+}
 
-	return in_pod_cidr(ip.dst, v6) ? deliver(skb, ether, &ip) : send(skb, &ip);
+static __always_inline enum reason from_pod_ip(struct __sk_buff *skb, bool v6)
+{
+	struct cursor at = packet(skb, sizeof(struct ether) + IP_LEN(v6) + sizeof(struct tcp));
+	struct learned *learned = NULL;
+	struct flow_packet known = {};
+	struct ip ip;
+
+	if (!parse_ether(&at) || !read_ip(&at, skb->len - sizeof(struct ether), v6, &ip))
+		return KERNEL_MALFORMED;
+
+	enum reason reason = skb->pkt_type == PACKET_HOST ? judge_flow(&ip, skb->ifindex, &known, &learned) :
+							    KERNEL_OTHER_MAC;
+
+	if (reason == FAST_DECAP)
+		reason = in_pod_cidr(learned_dst(learned, v6), v6) ? deliver(skb, &ip, learned) : send(skb, &ip, learned);
+	if (verdict_of(reason) == FAST)
+		return reason;
+	/* The packet is unchanged, but pointers to it may have become invalid. */
+	at = packet(skb, sizeof(struct ether) + IP_LEN(v6));
+	if (!parse_ether(&at) || !read_ip(&at, skb->len - sizeof(struct ether), v6, &ip))
+		return KERNEL_MALFORMED;
+	return leave_to_kernel(skb, &ip, &known, learned, reason);
 }
 
 SEC("tc")
 int from_pod(struct __sk_buff *skb)
 {
+	remove_priority_tag(skb);
+
 	struct cursor at = packet(skb, sizeof(struct ether));
 	struct ether *ether = parse_ether(&at);
+	enum reason reason = KERNEL_NOT_IP;
 
 	if (!ether)
-		return to_kernel(skb, HOOK_FROM_POD, KERNEL_MALFORMED);
-	if (!is_untagged(skb))
-		return to_kernel(skb, HOOK_FROM_POD, KERNEL_NOT_IP);
-	if (ether->type == ETHERTYPE_IPV4)
-		return from_pod_ip(skb, false);
-	if (ether->type == ETHERTYPE_IPV6)
-		return from_pod_ip(skb, true);
-	return to_kernel(skb, HOOK_FROM_POD, KERNEL_NOT_IP);
+		reason = KERNEL_MALFORMED;
+	else if (!is_untagged(skb))
+		reason = KERNEL_NOT_IP;
+	else if (ether->type == ETHERTYPE_IPV4)
+		reason = from_pod_ip(skb, false);
+	else if (ether->type == ETHERTYPE_IPV6)
+		reason = from_pod_ip(skb, true);
+	return finish(skb, HOOK_FROM_POD, reason);
+}
+
+/* A packet that the kernel path delivers to a pod: learn its flow. */
+static __always_inline enum reason to_pod_ip(struct __sk_buff *skb, bool v6)
+{
+	struct cursor at = packet(skb, sizeof(struct ether) + IP_LEN(v6) + sizeof(struct tcp));
+	struct endpoint *endpoint;
+	struct ip ip;
+
+	if (!parse_ether(&at) || !read_ip(&at, skb->len - sizeof(struct ether), v6, &ip))
+		return KERNEL_MALFORMED;
+	endpoint = in_pod_cidr(ip.dst, v6) ? find_endpoint(ip.dst, v6) : NULL;
+	if (!endpoint || endpoint->ifindex != skb->ifindex)
+		return KERNEL_NO_ENDPOINT;
+	if (endpoint->flags & ENDPOINT_KERNEL_PATH)
+		return KERNEL_MARKED;
+	return learn(skb, &ip, endpoint->mtu, 0);
+}
+
+SEC("tc")
+int to_pod(struct __sk_buff *skb)
+{
+	struct cursor at = packet(skb, sizeof(struct ether));
+	struct ether *ether = parse_ether(&at);
+	enum reason reason = KERNEL_NOT_IP;
+
+	if (ether && is_untagged(skb) && ether->type == ETHERTYPE_IPV4)
+		reason = to_pod_ip(skb, false);
+	else if (ether && is_untagged(skb) && ether->type == ETHERTYPE_IPV6)
+		reason = to_pod_ip(skb, true);
+	return finish(skb, HOOK_TO_POD, reason);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -1,37 +1,45 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Every way out of a program passes here, so that every packet is counted under the reason for its verdict. */
+/* Every way out of a program passes here: one function turns the reason into the counter that it moves and the verdict. */
 #pragma once
 
 #include <linux/pkt_cls.h>
 
 #include "maps.h"
 
-/*
- * Go on to the next program on this hook, and then to the kernel path. TC_ACT_OK would skip all tcx programs and qdisc
- * filters that come after this one, such as those of the bandwidth plugin.
- */
-#define TO_KERNEL TC_ACT_UNSPEC
-
-/* Count a frame of `length` bytes. Returns how many bytes this CPU has counted under this reason. */
-static __always_inline __u64 count(__u32 length, enum hook hook, enum reason reason)
+/* Count a frame of `length` bytes. */
+static __always_inline void count(__u32 length, enum hook hook, enum reason reason)
 {
 	__u32 key = hook * REASONS + reason;
 	struct counter *counter = bpf_map_lookup_elem(&counters, &key);
 
 	if (!counter)
-		return 0;
+		return;
 	counter->packets++;
-	return counter->bytes += length;
+	counter->bytes += length;
 }
 
-static __always_inline int to_kernel(const struct __sk_buff *skb, enum hook hook, enum reason reason)
+/*
+ * The verdict that a reason's name begins with. KERNEL goes on to the next program on this hook, and then to the kernel
+ * path; TC_ACT_OK would skip all tcx programs and qdisc filters that come after this one, such as those of the bandwidth
+ * plugin. FAST needs a redirect, which the program has already asked for.
+ */
+enum verdict {
+	FAST = TC_ACT_REDIRECT,
+	KERNEL = TC_ACT_UNSPEC,
+	DROP = TC_ACT_SHOT,
+};
+
+#define VERDICT(verdict, why) [verdict##_##why] = verdict,
+static const __s8 verdicts[REASONS] = { ALL_REASONS(VERDICT) };
+#undef VERDICT
+
+static __always_inline enum verdict verdict_of(enum reason reason)
 {
-	count(skb->len, hook, reason);
-	return TO_KERNEL;
+	return reason < REASONS ? verdicts[reason] : KERNEL;
 }
 
-static __always_inline int drop(const struct __sk_buff *skb, enum hook hook, enum reason reason)
+static __always_inline int finish(const struct __sk_buff *skb, enum hook hook, enum reason reason)
 {
 	count(skb->len, hook, reason);
-	return TC_ACT_SHOT;
+	return verdict_of(reason);
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * The verdict on a VXLAN packet from the wire, for tc and XDP alike: only the packet's bytes are needed. A verdict is
- * given as its reason; FAST_DECAP means that nothing speaks against the fast path.
+ * What tc and XDP think of a VXLAN packet from the wire: only the packet's bytes are needed. A verdict is given as its
+ * reason; FAST_DECAP means that nothing speaks against the fast path.
  */
 #pragma once
 
@@ -10,11 +10,12 @@
 #include "parse.h"
 #include "vxlan.h"
 
-struct arrival {
+struct tunnelled {
 	struct ip outer;
 	struct udp *udp;
 	struct ip inner;
-	struct endpoint *endpoint;
+	struct learned *learned;
+	const struct endpoint *endpoint;
 };
 
 /* Whether it may be VXLAN for us, judged by the IP and UDP headers alone. */
@@ -36,46 +37,68 @@ static __always_inline enum reason judge_outer(const struct ip *outer)
 }
 
 /*
+ * Whether `from` is an address of the node that publishes `vtep_ip`. Of an IPv6 one, the last 32 bits may be all that is
+ * known.
+ */
+static __always_inline bool is_of_node(const struct address *from, const struct vtep *sender,
+				       const struct address *vtep_ip)
+{
+	bool is_short = !(from->halves[0] | from->words[2]);
+
+	return same_address(&sender->vtep_ip, vtep_ip, true) || (is_short && from->words[3] == vtep_ip->words[3]);
+}
+
+/*
+ * Whether a node may send for an inner source, when it did not send from the address that the peer `owner` publishes,
+ * or no peer's podCIDR contains the source. `from`: the outer source, or its last 32 bits alone.
+ *
+ * What belongs to a node, only that node sends: its podCIDR, and its own addresses. What belongs to none may come
+ * through any: a LAN behind it, for example.
+ */
+static __always_inline enum reason judge_claim(const struct peer_head *owner, const struct ip *inner,
+					       const struct address *from)
+{
+	const struct vtep *sender = bpf_map_lookup_elem(&vteps, from), *node;
+
+	if (!sender || !(sender->flags & VTEP_REMOTE))
+		return DROP_UNKNOWN_PEER;
+	if (owner)
+		return is_of_node(from, sender, &owner->vtep_ip) ? FAST_DECAP : DROP_SPOOFED_SOURCE;
+	node = find_vtep(inner->src, inner->v6);
+	if (in_pod_cidr(inner->src, inner->v6) || (node && !is_of_node(from, sender, &node->vtep_ip)))
+		return DROP_SPOOFED_SOURCE;
+	return sender->flags & VTEP_UNINDEXED ? KERNEL_NO_PEER : KERNEL_OUTSIDE;
+}
+
+/*
  * Whether the node that sent this may send for the inner source. FAST_DECAP if it may; a reason for the kernel path
- * when the peers maps do not know the node, or when it is marked; else the reason to drop.
+ * when the source is no pod's, when the peers maps do not know the node, or when it is marked; else the reason to drop.
  */
 static __always_inline enum reason judge_sender(const struct ip *outer, const struct ip *inner)
 {
 	bool v6 = outer->v6;
 	const struct peer_head *peer = in_network(inner->src, v6) ? find_peer(inner->src, v6) : NULL;
+	enum reason reason = FAST_DECAP;
 
-	if (peer && (peer->flags & PEER_BEHIND_NAT || same_address(outer->src, from_address(&peer->vtep_ip, v6), v6)))
-		return peer->flags & PEER_KERNEL_PATH ? KERNEL_MARKED : FAST_DECAP;
+	if (!peer || !(peer->flags & PEER_BEHIND_NAT || same_address(outer->src, from_address(&peer->vtep_ip, v6), v6))) {
+		struct address from = to_address(outer->src, v6);
 
-	struct vtep *sender = find_vtep(outer->src, v6);
-
-	if (!sender || !(sender->flags & VTEP_REMOTE))
-		return DROP_UNKNOWN_PEER;
-	if (sender->flags & VTEP_UNINDEXED)
-		return KERNEL_NO_PEER;
-	/* A node may send for itself: without masquerading, that is how its processes answer our pods. */
-	return same_address(outer->src, inner->src, v6) ? KERNEL_OUTSIDE : DROP_SPOOFED_SOURCE;
+		reason = judge_claim(peer, inner, &from);
+	}
+	return reason == FAST_DECAP && peer && peer->flags & PEER_KERNEL_PATH ? KERNEL_MARKED : reason;
 }
 
-/* Whether a packet for a local pod may be delivered past the kernel path. The caller checks its size. */
-static __always_inline enum reason judge_delivery(const struct ip *ip, struct endpoint **found)
+/* Whether a valid flow's packet may be delivered to the pod that the flow leads to. */
+static __always_inline enum reason judge_delivery(const struct ip *ip, const struct learned *learned,
+						  const struct endpoint **found)
 {
-	struct endpoint *endpoint = in_pod_cidr(ip->dst, ip->v6) ? find_endpoint(ip->dst, ip->v6) : NULL;
+	const void *dst = learned_dst(learned, ip->v6);
+	struct endpoint *endpoint = in_pod_cidr(dst, ip->v6) ? find_endpoint(dst, ip->v6) : NULL;
 
-	if (!is_sound(ip))
-		return KERNEL_MALFORMED;
-	if (ip->options)
-		return KERNEL_IP_OPTIONS;
-	if (ip->fragment)
-		return KERNEL_FRAGMENT;
-	if (is_neighbour_discovery(ip))
-		return KERNEL_NEIGHBOUR;
 	if (!endpoint)
 		return KERNEL_NO_ENDPOINT;
 	if (endpoint->flags & ENDPOINT_KERNEL_PATH)
 		return KERNEL_MARKED;
-	if (needs_kernel_path(ip->dst, ip))
-		return KERNEL_TRANSLATED;
 	if (ip->ttl <= 1)
 		return KERNEL_TTL;
 	*found = endpoint;
@@ -84,18 +107,19 @@ static __always_inline enum reason judge_delivery(const struct ip *ip, struct en
 
 /*
  * The whole verdict except for size, outer checksum and ECN. The cursor is at the start of a frame of `bytes` bytes
- * that judge_outer() takes for VXLAN.
+ * that judge_outer() takes for VXLAN. `known` becomes the inner packet's: see judge_flow().
  */
-static __always_inline enum reason judge_arrival(struct cursor at, __u32 bytes, bool v6, struct arrival *arrival)
+static __always_inline enum reason judge_tunnelled(struct cursor at, __u32 bytes, bool v6, __u32 ifindex,
+						   struct tunnelled *packet, struct flow_packet *known)
 {
 	struct ether *ether = parse_ether(&at);
 
-	if (!ether || !read_ip(&at, bytes - sizeof(*ether), v6, &arrival->outer))
+	if (!ether || !read_ip(&at, bytes - sizeof(*ether), v6, &packet->outer))
 		return KERNEL_MALFORMED;
 
 	struct udp *udp = parse_udp(&at);
 
-	if (!udp || bpf_ntohs(udp->length) != bytes - sizeof(*ether) - IP_LEN(v6) || !is_sound(&arrival->outer))
+	if (!udp || bpf_ntohs(udp->length) != bytes - sizeof(*ether) - IP_LEN(v6) || !is_sound(&packet->outer))
 		return KERNEL_MALFORMED;
 
 	struct vxlan *vxlan = parse_vxlan(&at);
@@ -113,15 +137,17 @@ static __always_inline enum reason judge_arrival(struct cursor at, __u32 bytes, 
 		return KERNEL_OTHER_MAC;
 	if (inner_ether->type != (v6 ? ETHERTYPE_IPV6 : ETHERTYPE_IPV4))
 		return KERNEL_NOT_IP;
-	if (!read_ip(&at, bytes - OUTER_LEN(v6), v6, &arrival->inner))
+	if (!read_ip(&at, bytes - OUTER_LEN(v6), v6, &packet->inner))
 		return KERNEL_MALFORMED;
-	arrival->udp = udp;
+	packet->udp = udp;
 
-	enum reason reason = judge_sender(&arrival->outer, &arrival->inner);
+	enum reason reason = judge_sender(&packet->outer, &packet->inner);
 
-	if (reason != FAST_DECAP)
-		return reason;
-	return judge_delivery(&arrival->inner, &arrival->endpoint);
+	if (reason == FAST_DECAP)
+		reason = judge_flow(&packet->inner, ifindex, known, &packet->learned);
+	if (reason == FAST_DECAP)
+		reason = judge_delivery(&packet->inner, packet->learned, &packet->endpoint);
+	return reason;
 }
 
 /*
@@ -139,11 +165,11 @@ static __always_inline __u32 pseudo_header_sum(const struct ip *ip, __u32 length
  * Documentation/networking/checksum-offloads.rst). If the outer checksum does not match, the kernel path verifies it in
  * full. If the inner checksum is wrong, the pod's kernel notices, as it does with the kernel's VXLAN device.
  */
-static __always_inline bool headers_verify(const struct arrival *arrival)
+static __always_inline bool headers_verify(const struct tunnelled *packet)
 {
-	const struct ip *outer = &arrival->outer, *inner = &arrival->inner;
+	const struct ip *outer = &packet->outer, *inner = &packet->inner;
 	const __u32 behind_outer = sizeof(struct udp) + sizeof(struct vxlan) + sizeof(struct ether);
-	__u32 udp_length = bpf_ntohs(arrival->udp->length);
+	__u32 udp_length = bpf_ntohs(packet->udp->length);
 	__u32 inner_length = udp_length - behind_outer - IP_LEN(inner->v6);
 	struct cursor payload = inner->payload;
 	__u32 inner_pseudo = 0;
@@ -161,7 +187,7 @@ static __always_inline bool headers_verify(const struct arrival *arrival)
 	if (inner->v6 || inner->protocol != PROTOCOL_ICMP) /* RFC 792's checksum has no pseudo header */
 		inner_pseudo = pseudo_header_sum(inner, inner_length);
 
-	__u32 sum = pseudo_header_sum(outer, udp_length) + sum16(arrival->udp, behind_outer + IP_LEN(inner->v6)) +
+	__u32 sum = pseudo_header_sum(outer, udp_length) + sum16(packet->udp, behind_outer + IP_LEN(inner->v6)) +
 		    (__u16)~fold(inner_pseudo);
 
 	return fold(sum) == 0xffff;

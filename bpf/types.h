@@ -115,9 +115,8 @@ struct config {
 	__u32 uplink_mtu; /* like all MTUs here: bytes of the largest IP packet */
 	__u32 pod_mtu; /* the largest packet that fits the uplink once it is encapsulated */
 	__u32 pod_mtu6;
-	__u32 source_port_min; /* the range that outer source ports are hashed into */
-	__u32 source_port_count;
 	__u32 direct_routing; /* not zero when some peers are reached without encapsulation */
+	__u64 lifetime_ns; /* how long a flow is valid after it was learned; then one packet asks the kernel path again */
 };
 
 /* ---- Map values ---- */
@@ -135,6 +134,8 @@ struct peer_head {
 	__u32 checksum_base; /* the one's complement sum of the template's IPv4 header, not folded */
 	struct address vtep_ip;
 	struct address next_hop; /* vtep_ip itself on the same L2, else the gateway */
+	__u32 mtu; /* of the route to it, as the kernel's VXLAN device heeds it */
+	__u32 unused;
 };
 
 /*
@@ -161,6 +162,8 @@ enum vtep_flags {
 
 struct vtep {
 	enum vtep_flags flags;
+	__u32 unused;
+	struct address vtep_ip; /* that of the node's VTEP: a node may send from another address than it publishes */
 };
 
 enum endpoint_flags {
@@ -179,18 +182,27 @@ struct endpoint {
 	__u32 mtu; /* of the pod's interface */
 };
 
-/*
- * What the programs themselves remember of an endpoint. It is apart from struct endpoint, which the agent overwrites as
- * a whole.
- */
+/* What the programs themselves keep of an endpoint, apart from what the agent writes. */
 struct endpoint_state {
-	__u32 stack_flows; /* number of its entries in stack_flows; never too low */
-	__u32 overflow; /* set when stack_flows was full: from then on all of its packets take the kernel path */
 	__u32 forwards; /* set when it forwarded a super-packet from a tunnel: from then on such take the kernel path */
 };
 
-/* The addresses, ports and protocol that a packet carries. */
-struct flow {
+/* ---- The flow table ---- */
+
+/*
+ * The addresses, ports and protocol of a packet. An ICMP echo has its identifier as source port, and its type as
+ * destination port.
+ */
+struct flow4 {
+	__be32 src;
+	__be32 dst;
+	__be16 src_port;
+	__be16 dst_port;
+	__u8 protocol;
+	__u8 unused[3];
+};
+
+struct flow6 {
 	struct address src;
 	struct address dst;
 	__be16 src_port;
@@ -199,9 +211,47 @@ struct flow {
 	__u8 unused[3];
 };
 
-/* A flow that conntrack must translate: its packets belong to the kernel path. */
-struct stack_flow {
-	__u64 created_ns; /* CLOCK_MONOTONIC */
+/* What the kernel path was seen to do with a flow: the part that both families have. */
+struct learned {
+	__u64 learned_ns; /* CLOCK_MONOTONIC, as the next one */
+	__u64 noted_ns; /* when its last packet came in that took the kernel path, or the first that did not */
+	__u32 epoch; /* when its packet came in; another epoch invalidates the flow */
+	__u32 ifindex; /* where its packets come in: a host veth, or the uplink */
+	__u32 mtu; /* the largest IP packet, before encapsulation, that its way carries */
+	__u32 mark; /* skb->mark and skb->priority with which it left for the wire */
+	__u32 priority;
+	__u8 is_translated; /* not zero when its packets leave with other addresses or ports */
+	__u8 is_settled; /* zero as long as earlier packets may still be under way on the kernel path */
+	__u8 hops; /* that the kernel path takes off the TTL: none across a bridge */
+	__u8 ttl; /* with which the learned packet came in, and its DSCP: rules and routes may go by them, or set them */
+	__u8 dscp;
+	__u8 is_ending; /* not zero when conntrack has seen this direction's FIN */
+	__be16 source_port; /* of the outer UDP header; a hash, so that the underlay routes all packets of a flow alike */
+};
+
+/* A flow's packets leave as `out`. */
+struct learned4 {
+	struct learned head;
+	struct flow4 out;
+};
+
+struct learned6 {
+	struct learned head;
+	struct flow6 out;
+};
+
+/*
+ * A packet that was left to the kernel path, as it came in. The program that sees it leave the kernel path compares.
+ */
+struct arrival {
+	struct flow6 flow; /* of IPv4, too: see struct address */
+	__u64 noted_ns; /* CLOCK_MONOTONIC */
+	__u64 since_ns; /* since when packets of the flow have come without a gap */
+	__u32 epoch;
+	__u32 ifindex;
+	__u8 dscp; /* the upper six bits of TOS or traffic class */
+	__u8 ttl;
+	__u8 unused[6];
 };
 
 /*
@@ -221,50 +271,62 @@ enum hook {
 	HOOK_FROM_POD,
 	HOOK_FROM_WIRE,
 	HOOK_TO_POD,
-	HOOK_TO_VTEP,
+	HOOK_TO_WIRE,
 	HOOK_XDP_FROM_WIRE,
+	HOOK_FROM_VTEP,
 	HOOKS,
 };
 
 /*
  * Why a packet took the path that it took. The first word is the verdict: FAST (redirected past the kernel path),
- * KERNEL (left to the kernel path, unmodified) or DROP. Add a reason at the end of its verdict's block; the counters
- * are then made anew.
+ * KERNEL (left to the kernel path, unmodified) or DROP.
  */
+#define ALL_REASONS(X)                                                                                              \
+	X(FAST, LOCAL) /* pod to pod on this node */                                                                \
+	X(FAST, ENCAP)                                                                                              \
+	X(FAST, DECAP)                                                                                              \
+	X(FAST, DIRECT) /* to or from a pod on another node, without encapsulation */                               \
+	X(KERNEL, NOT_IP) /* ARP, VLANs, ... */                                                                     \
+	X(KERNEL, NOT_VXLAN) /* from the wire, but not for our VXLAN port and address */                            \
+	X(KERNEL, MALFORMED) /* a header is cut short, lengths contradict each other, or a checksum is wrong */     \
+	X(KERNEL, IP_OPTIONS) /* or IPv6 extension headers */                                                       \
+	X(KERNEL, FRAGMENT) /* conntrack reassembles packets, so no fragment may bypass it */                       \
+	X(KERNEL, OUTER_CHECKSUM) /* an outer UDP checksum that could not be verified */                            \
+	X(KERNEL, OTHER_VNI) /* or unknown VXLAN flags */                                                           \
+	X(KERNEL, OTHER_MAC) /* the frame is not addressed to this node, or the inner one not to our VTEP */        \
+	X(KERNEL, ROUTED_SOURCE) /* a pod sends for an address that the node has a route to through it */          \
+	X(KERNEL, LINK_LOCAL) /* a pod sends from a link-local address, or has no address yet */                    \
+	X(KERNEL, PROTOCOL) /* neither TCP, UDP nor an ICMP echo */                                                 \
+	X(KERNEL, HANDSHAKE) /* TCP with SYN, RST or the first FIN: conntrack must see beginnings and ends */               \
+	X(KERNEL, NEW_FLOW) /* not in the flow table */                                                             \
+	X(KERNEL, OLD_EPOCH) /* in the flow table, but something has changed since */                               \
+	X(KERNEL, EXPIRED) /* in the flow table, but learned too long ago */                                        \
+	X(KERNEL, UNSETTLED) /* in the flow table, but earlier packets may be under way on the kernel path */       \
+	X(KERNEL, OTHER_WAY) /* its flow came in elsewhere or with another TTL or DSCP, or must go elsewhere */     \
+	X(KERNEL, LEARNED) /* leaves the kernel path, and its flow was learned */                                   \
+	X(KERNEL, OUTSIDE) /* the other end is no pod, but a node or somebody behind it */                          \
+	X(KERNEL, FROM_PEER) /* decapsulated by the kernel path; its sender may send for its source */              \
+	X(KERNEL, NOT_SEEN) /* leaves the kernel path, but its arrival was not seen, or it was changed since */     \
+	X(KERNEL, NOT_ESTABLISHED) /* leaves the kernel path, and conntrack must see more of its connection */      \
+	X(KERNEL, NO_ENDPOINT) /* an address of this node's podCIDR that no pod has */                              \
+	X(KERNEL, NO_PEER) /* to or from an address of the cluster network that has no slot in peers */             \
+	X(KERNEL, MARKED) /* the endpoint or the peer is marked for the kernel path */                              \
+	X(KERNEL, TTL) /* about to expire: the kernel answers */                                                    \
+	X(KERNEL, TOO_BIG) /* over the path's MTU: the kernel answers or fragments */                               \
+	X(KERNEL, NO_ROOM) /* the kernel refuses to grow or shrink the packet, or would do it wrongly */            \
+	X(DROP, UNKNOWN_PEER) /* VXLAN for us from an address that no node has */                                   \
+	X(DROP, SPOOFED_SOURCE) /* the inner source belongs to another node than the one that sent it */            \
+	X(DROP, OTHER_SOURCE) /* a pod sends from an address that is not its own */                                 \
+	X(DROP, VXLAN_FROM_POD) /* a pod sends VXLAN to a node */                                                   \
+	X(DROP, ECN) /* congestion is marked on a packet whose sender cannot react to it, RFC 6040 section 4.2 */   \
+	X(DROP, OTHER_VLAN) /* XDP decapsulated it, but could not see that the frame belongs to a VLAN */
+
+#define ENUMERATOR(verdict, why) verdict##_##why,
 enum reason {
-	FAST_LOCAL, /* pod to pod on this node */
-	FAST_ENCAP,
-	FAST_DECAP,
-	FAST_DIRECT, /* to or from a pod on another node, without encapsulation */
-
-	KERNEL_NOT_IP, /* ARP, VLANs, ... */
-	KERNEL_NEIGHBOUR, /* IPv6 neighbour discovery */
-	KERNEL_NOT_VXLAN, /* from the wire, but not for our VXLAN port and address */
-	KERNEL_MALFORMED, /* a header is cut short, lengths contradict each other, or a header's checksum is wrong */
-	KERNEL_IP_OPTIONS, /* or IPv6 extension headers */
-	KERNEL_FRAGMENT, /* conntrack reassembles packets, so no fragment may bypass it */
-	KERNEL_OUTER_CHECKSUM, /* an outer UDP checksum that could not be verified */
-	KERNEL_OTHER_VNI, /* or unknown VXLAN flags */
-	KERNEL_OTHER_MAC, /* the frame is not addressed to this node, or the inner one not to our VTEP */
-	KERNEL_OTHER_SOURCE, /* a pod sends from an address that is not its own */
-	KERNEL_OUTSIDE, /* the other end is not a pod: the world, a service, a node */
-	KERNEL_NO_ENDPOINT, /* an address of this node's podCIDR that no pod has */
-	KERNEL_NO_PEER, /* to or from an address of the cluster network that has no slot in peers */
-	KERNEL_MARKED, /* the endpoint or the peer is marked for the kernel path */
-	KERNEL_TRANSLATED, /* of a flow that conntrack translates, or may (an ICMP error, SCTP, after an overflow) */
-	KERNEL_UNTRANSLATED, /* left the kernel path as a plain flow */
-	KERNEL_TTL, /* about to expire: the kernel answers */
-	KERNEL_TOO_BIG, /* over the path's MTU: the kernel answers or fragments */
-	KERNEL_NO_ROOM, /* the kernel refuses to grow or shrink the packet, or would do it wrongly */
-
-	DROP_UNKNOWN_PEER, /* VXLAN for us from an address that no node has */
-	DROP_SPOOFED_SOURCE, /* the inner source is not in the podCIDR of the node that sent it */
-	DROP_VXLAN_FROM_POD, /* a pod sends VXLAN to a node */
-	DROP_ECN, /* congestion is marked on a packet whose sender cannot react to it, RFC 6040 section 4.2 */
-	DROP_OTHER_VLAN, /* XDP decapsulated it, but could not see that the frame belongs to a VLAN */
-
+	ALL_REASONS(ENUMERATOR)
 	REASONS,
 };
+#undef ENUMERATOR
 
 /* Per CPU. The empty arrays take no room: they tell BTF what the map is indexed by. */
 struct counter {

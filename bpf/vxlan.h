@@ -4,9 +4,18 @@
 
 #include "parse.h"
 #include "lookup.h"
-#include "stats.h"
 
 #define VXLAN_HAS_VNI bpf_htonl(0x08000000)
+
+#define AF_INET 2
+#define AF_INET6 10
+#define OUTER_TTL 64 /* as the kernel's VXLAN device sends it */
+
+/*
+ * In skb->cb[0] of packets that from_pod sends to the uplink, so that to_wire need not look at them. A packet of the
+ * kernel path that has it by chance is not learned from.
+ */
+#define FROM_FAST_PATH 0x72697073
 
 /* OUTER_LEN: all headers before the inner IP header. ENCAP_LEN: what encapsulation adds, one Ethernet header less. */
 #define OUTER_LEN(v6) ((v6) ? sizeof(struct outer_header6) : sizeof(struct outer_header))
@@ -31,33 +40,6 @@ static __always_inline bool fits(const struct __sk_buff *skb, const struct ip *i
 	return IP_LEN(ip->v6) + sizeof(struct udp) + gso_size <= mtu;
 }
 
-/*
- * The outer source port, as the kernel's udp_flow_src_port() chooses it: a hash in the local port range, so that the
- * underlay routes all packets of a flow alike. The sender's socket usually leaves a hash in the skb. Without one, the
- * addresses and ports are hashed, or the addresses alone where there are no ports.
- */
-static __always_inline __u16 source_port(const struct __sk_buff *skb, const struct ip *ip)
-{
-	__u32 hash = skb->hash;
-
-	if (!hash) {
-		struct ports *ports = ip_ports(ip);
-		__u64 mix;
-
-		if (ip->v6) {
-			const struct address *src = ip->src, *dst = ip->dst;
-			mix = src->halves[0] ^ src->halves[1] * 31 ^ dst->halves[0] ^ dst->halves[1];
-		} else {
-			mix = (__u64) * (const __be32 *)ip->src << 32 | *(const __be32 *)ip->dst;
-		}
-		mix *= 0x9e3779b97f4a7c15; /* 2^64 / golden ratio: Knuth's multiplicative hashing */
-		mix ^= (ports ? *(__u32 *)ports : 0) ^ (__u32)ip->protocol << 16;
-		mix *= 0x9e3779b97f4a7c15;
-		hash = mix >> 32;
-	}
-	return (((__u64)(hash ^ hash << 16) * config.source_port_count) >> 32) + config.source_port_min;
-}
-
 /* Fill in the fields that differ from packet to packet. `length` is the outer IP packet's. */
 static __always_inline void finish_ipv4(struct ipv4 *ip, const struct peer_head *peer, __u32 length, __u8 ecn, __u16 id)
 {
@@ -74,11 +56,25 @@ static __always_inline void finish_ipv6(struct ipv6 *ip, __u32 length, __u8 ecn)
 }
 
 /*
+ * The next outer IP id. The packet may be fragmented on the underlay (DF is clear, as with flannel), so its id should
+ * not repeat soon, and each segment of a super-packet needs one.
+ */
+static __always_inline __u16 next_ip_id(const struct __sk_buff *skb)
+{
+	__u32 key = 0;
+	__u32 *id = bpf_map_lookup_elem(&ip_ids, &key);
+
+	if (!id)
+		return 0;
+	return bpf_htons((*id += skb->gso_segs ? skb->gso_segs : 1));
+}
+
+/*
  * Put the peer's outer header before the packet's IP header. On success the packet starts with the outer Ethernet
- * header and has been counted; on failure it is unchanged. `ecn` is the inner packet's.
+ * header; on failure it is unchanged. `ecn` is the inner packet's.
  */
 static __always_inline int encapsulate(struct __sk_buff *skb, const struct peer_head *peer, bool v6, __u8 ecn,
-				       __u16 source_port)
+				       __be16 source_port)
 {
 	if (bpf_skb_adjust_room(skb, ENCAP_LEN(v6), BPF_ADJ_ROOM_MAC,
 				BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L4_UDP | BPF_F_ADJ_ROOM_ENCAP_L2_ETH |
@@ -104,22 +100,24 @@ static __always_inline int encapsulate(struct __sk_buff *skb, const struct peer_
 	void *ip = data + sizeof(struct ether);
 	struct udp *udp = ip + IP_LEN(v6);
 	__u32 length = skb->len - sizeof(struct ether);
-	/*
-	 * The packet may be fragmented on the underlay (DF is clear, as with flannel), so its id should not repeat
-	 * soon. The id is the number of bytes that this CPU has sent, in units smaller than any packet, so that each
-	 * segment of a super-packet gets an id too.
-	 */
-	__u16 id = count(skb->len, HOOK_FROM_POD, FAST_ENCAP) >> 6;
-
 	if (v6)
 		finish_ipv6(ip, length, ecn);
 	else
-		finish_ipv4(ip, peer, length, ecn, id);
-	udp->src_port = bpf_htons(source_port);
+		finish_ipv4(ip, peer, length, ecn, next_ip_id(skb));
+	udp->src_port = source_port;
 	udp->length = bpf_htons(length - IP_LEN(v6));
 
 	decrement_ttl(inner, v6);
 	return 0;
+}
+
+/*
+ * The ECN field of the outer header, as the kernel's VXLAN device makes it: the inner one, but ECT(0) in place of CE, so
+ * that congestion in the tunnel is told from congestion before it (INET_ECN_encapsulate() in net/inet_ecn.h).
+ */
+static __always_inline __u8 ecn_encapsulated(__u8 inner)
+{
+	return inner == ECN_CE ? ECN_ECT_0 : inner;
 }
 
 /* The ECN field of the decapsulated packet, or -1 when the packet must be dropped. RFC 6040 section 4.2, figure 4. */

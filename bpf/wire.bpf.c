@@ -1,9 +1,12 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * Packets from the underlay: tc ingress of the uplink. What is not certainly for a pod is left unchanged to the kernel
- * path.
+ * The uplink: packets from the underlay (tc ingress), and packets that the kernel path sends there (tc egress). The VTEP
+ * devices: packets that the kernel path has decapsulated (tc ingress).
  */
+#include <bpf/bpf_core_read.h>
+
 #include "flows.h"
+#include "learn.h"
 #include "lookup.h"
 #include "parse.h"
 #include "stats.h"
@@ -15,14 +18,17 @@
 /*
  * Deliver to the pod: its MAC addresses, and one hop less, as if the kernel routed it. `new_ecn` -1 leaves ECN alone.
  */
-static __always_inline int deliver(struct __sk_buff *skb, const struct endpoint *endpoint, bool v6, int new_ecn,
-				   enum reason reason)
+static __always_inline enum reason deliver(struct __sk_buff *skb, const struct endpoint *endpoint,
+					   const struct learned *learned, bool v6, int new_ecn, enum reason reason)
 {
+	if (learned->is_translated && !rewrite(skb, sizeof(struct ether), v6, learned))
+		return KERNEL_MALFORMED; /* impossible: its ports were read before */
+
 	struct cursor at = packet(skb, 0);
 	struct ether *ether = parse_ether(&at);
 
 	if (!ether || at.pos + IP_LEN(v6) > at.end)
-		return drop(skb, HOOK_FROM_WIRE, KERNEL_MALFORMED); /* impossible: both were there before */
+		return KERNEL_MALFORMED; /* impossible: both were there before */
 
 	__u32 before = v6 ? sum16(at.pos, IPV6_BEFORE_ADDRESSES) : 0;
 
@@ -37,39 +43,49 @@ static __always_inline int deliver(struct __sk_buff *skb, const struct endpoint 
 	 */
 	if (v6)
 		bpf_csum_update(skb, sum16(at.pos, IPV6_BEFORE_ADDRESSES) + (__u16)~fold(before));
-	count(skb->len, HOOK_FROM_WIRE, reason);
-	return bpf_redirect_peer(endpoint->ifindex, 0);
+	bpf_redirect_peer(endpoint->ifindex, 0);
+	return reason;
 }
 
-/* A plain packet for a local pod: fast if its sender is a peer that we, too, reach without encapsulation. */
-static __always_inline int from_direct_peer(struct __sk_buff *skb, bool v6)
+/*
+ * A plain packet for a pod of ours: fast if its sender is a peer that we, too, reach without encapsulation, and its flow
+ * is valid.
+ */
+static __always_inline enum reason from_direct_peer(struct __sk_buff *skb, bool v6)
 {
 	struct cursor at = packet(skb, sizeof(struct ether) + IP_LEN(v6) + sizeof(struct tcp));
 	struct ip packet_ip, *ip = &packet_ip;
 
 	if (!parse_ether(&at) || !read_ip(&at, skb->len - sizeof(struct ether), v6, ip))
-		return to_kernel(skb, HOOK_FROM_WIRE, KERNEL_MALFORMED);
+		return KERNEL_MALFORMED;
 
 	const struct peer_head *peer = in_network(ip->src, v6) ? find_peer(ip->src, v6) : NULL;
 
 	if (!peer || !(peer->flags & PEER_DIRECT))
-		return to_kernel(skb, HOOK_FROM_WIRE, KERNEL_NOT_VXLAN);
+		return KERNEL_NOT_VXLAN;
 
 	/* A short packet may have been padded. The receiving kernel cuts the padding off, in the pod as on the node. */
 	__u32 length = ip_length(ip);
 
-	if (ip->bytes == ETHERNET_SHORTEST_PAYLOAD && length < ip->bytes &&
-	    length >= IP_LEN(ip->v6) + sizeof(struct udp))
+	__u32 transport = ip->protocol == PROTOCOL_TCP ? sizeof(struct tcp) : sizeof(struct udp);
+
+	if (ip->bytes == ETHERNET_SHORTEST_PAYLOAD && length < ip->bytes && length >= IP_LEN(ip->v6) + transport)
 		ip->bytes = length;
 
-	struct endpoint *endpoint;
-	enum reason reason = judge_delivery(ip, &endpoint);
+	const struct endpoint *endpoint;
+	struct learned *learned = NULL;
+	struct flow_packet known = {};
+	enum reason reason = judge_flow(ip, skb->ifindex, &known, &learned);
 
-	if (reason != FAST_DECAP)
-		return to_kernel(skb, HOOK_FROM_WIRE, reason);
-	if (!fits(skb, ip, endpoint->mtu))
-		return to_kernel(skb, HOOK_FROM_WIRE, KERNEL_TOO_BIG);
-	return deliver(skb, endpoint, ip->v6, -1, FAST_DIRECT);
+	if (reason == FAST_DECAP)
+		reason = judge_delivery(ip, learned, &endpoint);
+	if (reason == FAST_DECAP && !fits(skb, ip, endpoint->mtu))
+		reason = KERNEL_TOO_BIG;
+	if (reason == FAST_DECAP)
+		return deliver(skb, endpoint, learned, v6, -1, FAST_DIRECT);
+	if (known.flow.protocol)
+		note_arrival(skb, &known, ip, learned, reason);
+	return reason;
 }
 
 /* Whether xdp_from_wire has decapsulated this frame. */
@@ -80,20 +96,43 @@ static __always_inline bool is_marked(const struct __sk_buff *skb, const struct 
 	return (void *)(mark + 1) <= (void *)frame && mark->magic == MARK_MAGIC && mark->vni == config.vni;
 }
 
-/* A frame that XDP has decapsulated. XDP found nothing against it, but the maps may have changed since. */
-static __always_inline int from_xdp(struct __sk_buff *skb, const struct ip *ip)
+/*
+ * A frame that XDP has decapsulated, for XDP found its flow valid. What has changed in the moment since does not matter:
+ * outside its tunnel, the kernel path would take the packet for another.
+ */
+static __always_inline enum reason from_xdp(struct __sk_buff *skb, const struct ip *ip)
 {
-	struct endpoint *endpoint;
-	enum reason reason = judge_delivery(ip, &endpoint);
+	const struct endpoint *endpoint;
+	const struct learned *learned;
+	struct flow_packet known;
+	enum reason reason = read_flow(ip, &known);
 
+	if (reason != KERNEL_NEW_FLOW)
+		return reason;
+	learned = find_learned(&known.flow, ip->v6);
+	if (!learned)
+		return KERNEL_NEW_FLOW;
+	reason = judge_delivery(ip, learned, &endpoint);
 	if (reason != FAST_DECAP)
-		return to_kernel(skb, HOOK_FROM_WIRE, reason);
-	return deliver(skb, endpoint, ip->v6, -1, FAST_DECAP);
+		return reason;
+	return deliver(skb, endpoint, learned, ip->v6, -1, FAST_DECAP);
+}
+
+/* linux/bpf.h has it since 2026. The loader looks in the kernel's BTF whether it knows it, and which bit it is. */
+enum bpf_adj_room_flags___decap {
+	BPF_F_ADJ_ROOM_DECAP_L4_UDP___decap = 1 << 10,
+};
+
+/* The flag that makes shrinking remove a super-packet's mark as encapsulated; 0 on kernels without it. */
+static __always_inline __u64 unmark_flag(void)
+{
+	if (!bpf_core_enum_value_exists(enum bpf_adj_room_flags___decap, BPF_F_ADJ_ROOM_DECAP_L4_UDP___decap))
+		return 0;
+	return bpf_core_enum_value(enum bpf_adj_room_flags___decap, BPF_F_ADJ_ROOM_DECAP_L4_UDP___decap);
 }
 
 /*
- * Whether a super-packet can be decapsulated. Shrinking leaves it marked as encapsulated (at least up to Linux 6.18).
- * TCP is segmented rightly all the same. UDP is segmented as if it were still in the tunnel, and a receiver that did
+ * Whether a super-packet can be decapsulated. Without unmark_flag() shrinking leaves it marked as encapsulated. TCP is segmented rightly all the same. UDP is segmented as if it were still in the tunnel, and a receiver that did
  * not ask for super-packets (UDP_GRO) would get nothing. And if the pod forwards the packet, it cannot be encapsulated
  * at from_pod.
  */
@@ -101,6 +140,8 @@ static __always_inline bool may_shrink(const struct ip *inner)
 {
 	struct endpoint_state *state = find_state(inner->dst, inner->v6);
 
+	if (unmark_flag())
+		return true;
 	return inner->protocol == PROTOCOL_TCP && !(state && state->forwards);
 }
 
@@ -109,21 +150,56 @@ static __always_inline bool may_shrink(const struct ip *inner)
  * sum. Then the packet comes from this machine, through a veth or from another VM. Shrinking clears the kernel's note
  * of that (Linux 6.2, and 6.1 since its first weeks), so the pod's kernel verifies the inner checksum.
  */
-static __always_inline bool is_unsummed(const struct arrival *arrival)
+static __always_inline bool is_unsummed(const struct tunnelled *packet)
 {
-	return arrival->udp->checksum == fold(pseudo_header_sum(&arrival->outer, bpf_ntohs(arrival->udp->length)));
+	return packet->udp->checksum == fold(pseudo_header_sum(&packet->outer, bpf_ntohs(packet->udp->length)));
 }
 
-static __always_inline int from_wire_ip(struct __sk_buff *skb, bool v6)
+/* A VXLAN packet of a valid flow, which leads to `packet->endpoint`. */
+static __always_inline enum reason decapsulate(struct __sk_buff *skb, bool v6, const struct tunnelled *packet)
+{
+	if (!skb->gso_size && skb->len - OUTER_LEN(v6) > packet->endpoint->mtu)
+		return KERNEL_TOO_BIG;
+	/*
+	 * GRO has verified every packet that it merged into a super-packet. Otherwise the NIC may have verified the
+	 * checksum, or the headers may prove it.
+	 */
+	if (packet->udp->checksum && !skb->gso_size && bpf_csum_level(skb, BPF_CSUM_LEVEL_QUERY) < 0 &&
+	    !is_unsummed(packet) && !headers_verify(packet))
+		return KERNEL_OUTER_CHECKSUM;
+
+	__u8 ecn = packet->inner.tos & ECN_MASK;
+	int new_ecn = ecn_decapsulated(ecn, packet->outer.tos & ECN_MASK);
+
+	if (new_ecn < 0)
+		return DROP_ECN;
+	if (skb->gso_size && !may_shrink(&packet->inner))
+		return KERNEL_NO_ROOM;
+	/*
+	 * As the kernel's tunnel devices do: of the checksums that a NIC or GRO has verified, the outermost one goes, and
+	 * the others stay verified. GRO lists (rx-gro-list) depend on it, for nobody can verify theirs again.
+	 */
+	if (bpf_skb_adjust_room(skb, -(int)ENCAP_LEN(v6), BPF_ADJ_ROOM_MAC,
+				BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET | unmark_flag()))
+		return KERNEL_NO_ROOM;
+	bpf_csum_level(skb, BPF_CSUM_LEVEL_DEC);
+	return deliver(skb, packet->endpoint, packet->learned, v6, new_ecn == ecn ? -1 : new_ecn, FAST_DECAP);
+}
+
+static __always_inline enum reason from_wire_ip(struct __sk_buff *skb, bool v6)
 {
 	struct cursor at = packet(skb, sizeof(struct ether) + IP_LEN(v6) + sizeof(struct udp));
 	struct ether *ether = parse_ether(&at);
 	struct ip outer;
 
 	if (!ether || !read_ip(&at, skb->len - sizeof(struct ether), v6, &outer))
-		return to_kernel(skb, HOOK_FROM_WIRE, KERNEL_MALFORMED);
-	if (is_marked(skb, ether))
+		return KERNEL_MALFORMED;
+	if (is_marked(skb, ether)) {
+		at = packet(skb, sizeof(struct ether) + IP_LEN(v6) + sizeof(struct tcp));
+		if (!parse_ether(&at) || !read_ip(&at, skb->len - sizeof(struct ether), v6, &outer))
+			return KERNEL_MALFORMED;
 		return from_xdp(skb, &outer);
+	}
 	if (config.direct_routing && in_pod_cidr(outer.dst, v6))
 		return from_direct_peer(skb, v6);
 
@@ -131,59 +207,225 @@ static __always_inline int from_wire_ip(struct __sk_buff *skb, bool v6)
 	enum reason reason = judge_outer(&outer);
 
 	if (reason != FAST_DECAP)
-		return to_kernel(skb, HOOK_FROM_WIRE, reason);
+		return reason;
 
-	struct arrival arrival;
+	struct tunnelled inside = {};
+	struct flow_packet known = {}; /* apart, for the compiler does not see through what has its address taken */
 
-	at = packet(skb, OUTER_LEN(v6) + IP_LEN(v6) + sizeof(struct udp));
-	reason = judge_arrival(at, skb->len, v6, &arrival);
-	if (reason >= DROP_UNKNOWN_PEER)
-		return drop(skb, HOOK_FROM_WIRE, reason);
-	if (reason != FAST_DECAP)
-		return to_kernel(skb, HOOK_FROM_WIRE, reason);
-
-	struct endpoint *endpoint = arrival.endpoint;
-
-	if (!skb->gso_size && skb->len - OUTER_LEN(v6) > endpoint->mtu)
-		return to_kernel(skb, HOOK_FROM_WIRE, KERNEL_TOO_BIG);
-	/*
-	 * GRO has verified every packet that it merged into a super-packet. Otherwise the NIC may have verified the
-	 * checksum, or the headers may prove it.
-	 */
-	if (arrival.udp->checksum && !skb->gso_size && bpf_csum_level(skb, BPF_CSUM_LEVEL_QUERY) < 0 &&
-	    !is_unsummed(&arrival) && !headers_verify(&arrival))
-		return to_kernel(skb, HOOK_FROM_WIRE, KERNEL_OUTER_CHECKSUM);
-
-	__u8 ecn = arrival.inner.tos & ECN_MASK;
-	int new_ecn = ecn_decapsulated(ecn, arrival.outer.tos & ECN_MASK);
-
-	if (new_ecn < 0)
-		return drop(skb, HOOK_FROM_WIRE, DROP_ECN);
-	if (skb->gso_size && !may_shrink(&arrival.inner))
-		return to_kernel(skb, HOOK_FROM_WIRE, KERNEL_NO_ROOM);
-	if (bpf_skb_adjust_room(skb, -(int)ENCAP_LEN(v6), BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO))
-		return to_kernel(skb, HOOK_FROM_WIRE, KERNEL_NO_ROOM);
-	return deliver(skb, endpoint, v6, new_ecn == ecn ? -1 : new_ecn, FAST_DECAP);
+	at = packet(skb, OUTER_LEN(v6) + IP_LEN(v6) + sizeof(struct tcp));
+	reason = judge_tunnelled(at, skb->len, v6, skb->ifindex, &inside, &known);
+	if (reason == FAST_DECAP)
+		reason = decapsulate(skb, v6, &inside);
+	if (verdict_of(reason) == KERNEL && known.flow.protocol)
+		note_arrival(skb, &known, &inside.inner, inside.learned, reason);
+	return reason;
 }
 
 SEC("tc")
 int from_wire(struct __sk_buff *skb)
 {
+	remove_priority_tag(skb);
+
 	struct cursor at = packet(skb, sizeof(struct ether));
 	struct ether *ether = parse_ether(&at);
+	enum reason reason = KERNEL_NOT_IP;
 
 	if (!ether)
-		return to_kernel(skb, HOOK_FROM_WIRE, KERNEL_MALFORMED);
-	if (!is_untagged(skb))
-		return is_marked(skb, ether) ? drop(skb, HOOK_FROM_WIRE, DROP_OTHER_VLAN) :
-					       to_kernel(skb, HOOK_FROM_WIRE, KERNEL_NOT_IP);
-	if (skb->pkt_type != PACKET_HOST)
-		return to_kernel(skb, HOOK_FROM_WIRE, KERNEL_OTHER_MAC);
-	if (ether->type == ETHERTYPE_IPV4)
-		return from_wire_ip(skb, false);
-	if (ether->type == ETHERTYPE_IPV6)
-		return from_wire_ip(skb, true);
-	return to_kernel(skb, HOOK_FROM_WIRE, KERNEL_NOT_IP);
+		reason = KERNEL_MALFORMED;
+	else if (!is_untagged(skb))
+		reason = is_marked(skb, ether) ? DROP_OTHER_VLAN : KERNEL_NOT_IP;
+	else if (skb->pkt_type != PACKET_HOST)
+		reason = KERNEL_OTHER_MAC;
+	else if (ether->type == ETHERTYPE_IPV4)
+		reason = from_wire_ip(skb, false);
+	else if (ether->type == ETHERTYPE_IPV6)
+		reason = from_wire_ip(skb, true);
+	return finish(skb, HOOK_FROM_WIRE, reason);
+}
+
+/* ---- From the VTEP device ---- */
+
+static __always_inline enum reason from_vtep_ip(struct __sk_buff *skb, bool v6, __be32 sender)
+{
+	struct cursor at = packet(skb, sizeof(struct ether) + IP_LEN(v6));
+	struct address from = { .words = { 0, 0, v6 ? 0 : IPV4_MAPPED, sender } };
+	const struct peer_head *peer;
+	struct ip ip;
+
+	if (!parse_ether(&at) || !read_ip(&at, skb->len - sizeof(struct ether), v6, &ip))
+		return KERNEL_MALFORMED;
+	peer = in_network(ip.src, v6) ? find_peer(ip.src, v6) : NULL;
+	if (peer && (peer->flags & PEER_BEHIND_NAT || peer->vtep_ip.words[3] == sender))
+		return KERNEL_FROM_PEER;
+
+	enum reason reason = judge_claim(peer, &ip, &from);
+
+	return reason == FAST_DECAP ? KERNEL_FROM_PEER : reason;
+}
+
+/*
+ * A packet that the kernel path has decapsulated. Its sender is judged here, because here it has one shape, whatever
+ * the outer packet's was: padded, with options, in fragments, on another interface than the uplink. Our nft rules have
+ * put the outer source address into the packet's priority, of an IPv6 address the last 32 bits; the priority means
+ * nothing on the way in.
+ */
+SEC("tc")
+int from_vtep(struct __sk_buff *skb)
+{
+	__be32 sender = skb->priority;
+
+	if (!sender) /* somebody has removed our nft rules; the agent restores them */
+		return finish(skb, HOOK_FROM_VTEP, KERNEL_NOT_SEEN);
+	skb->priority = 0;
+	remove_priority_tag(skb);
+
+	struct cursor at = packet(skb, sizeof(struct ether));
+	struct ether *ether = parse_ether(&at);
+	enum reason reason = KERNEL_NOT_IP;
+
+	if (!ether)
+		reason = KERNEL_MALFORMED;
+	else if (!is_untagged(skb) || is_tag(ether->type))
+		reason = DROP_SPOOFED_SOURCE; /* or as good as spoofed: no node sends tagged inner frames */
+	else if (ether->type == ETHERTYPE_IPV4)
+		reason = from_vtep_ip(skb, false, sender);
+	else if (ether->type == ETHERTYPE_IPV6)
+		reason = from_vtep_ip(skb, true, sender);
+	return finish(skb, HOOK_FROM_VTEP, reason);
+}
+
+/* ---- To the wire ---- */
+
+/*
+ * Whether the kernel path sends to the peer by the way that from_pod would take: the same next hop. `mtu` becomes the
+ * largest packet that this way carries; routes, and what was learned of the path, may allow less than the uplink.
+ */
+static __always_inline bool is_our_way(struct __sk_buff *skb, const struct ether *ether, const struct peer_head *peer,
+				       const void *src, const void *dst, bool v6, __u32 *mtu)
+{
+	struct bpf_fib_lookup way = {
+		.family = v6 ? AF_INET6 : AF_INET,
+		.l4_protocol = PROTOCOL_UDP,
+		.tot_len = 1, /* asks for the route's MTU */
+		.ifindex = config.uplink_ifindex,
+	};
+	const void *next_hop;
+
+	if (v6) {
+		__builtin_memcpy(way.ipv6_src, src, sizeof(way.ipv6_src));
+		__builtin_memcpy(way.ipv6_dst, dst, sizeof(way.ipv6_dst));
+	} else {
+		way.ipv4_src = *(const __be32 *)src;
+		way.ipv4_dst = *(const __be32 *)dst;
+	}
+	if (bpf_fib_lookup(skb, &way, sizeof(way), BPF_FIB_LOOKUP_OUTPUT) != BPF_FIB_LKUP_RET_SUCCESS)
+		return false;
+	*mtu = way.mtu_result;
+	next_hop = v6 ? (const void *)way.ipv6_dst : &way.ipv4_dst;
+	return way.ifindex == config.uplink_ifindex && mac_equal(&ether->dst, (const struct mac *)way.dmac) &&
+	       same_address(next_hop, from_address(&peer->next_hop, v6), v6);
+}
+
+/* Whether an outer header is the one that encapsulate() would make. */
+static __always_inline bool is_our_header(const struct ip *outer, const struct ip *inner, const struct peer_head *peer)
+{
+	bool v6 = outer->v6;
+
+	return same_address(outer->dst, from_address(&peer->vtep_ip, v6), v6) && outer->ttl == OUTER_TTL &&
+	       outer->tos == ecn_encapsulated(inner->tos & ECN_MASK) && !outer->options && !outer->fragment &&
+	       (v6 || !(((struct ipv4 *)outer->header)->fragment));
+}
+
+/* A packet that the kernel path has encapsulated. */
+static __always_inline enum reason to_peer(struct __sk_buff *skb, bool v6)
+{
+	struct cursor at = packet(skb, OUTER_LEN(v6) + IP_LEN(v6) + sizeof(struct tcp));
+	struct ether *ether = parse_ether(&at), *inner_ether;
+	const struct peer_head *peer;
+	struct vxlan *vxlan;
+	struct udp *udp;
+	struct ip outer, inner;
+	__u32 mtu;
+
+	if (!ether || !read_ip(&at, skb->len - sizeof(*ether), v6, &outer))
+		return KERNEL_MALFORMED;
+	udp = parse_udp(&at);
+	vxlan = parse_vxlan(&at);
+	inner_ether = parse_ether(&at);
+	if (!udp || !vxlan || !inner_ether)
+		return KERNEL_MALFORMED;
+	if (vxlan->flags != VXLAN_HAS_VNI || vxlan->vni != bpf_htonl(config.vni << 8))
+		return KERNEL_OTHER_VNI;
+	if (inner_ether->type != (v6 ? ETHERTYPE_IPV6 : ETHERTYPE_IPV4))
+		return KERNEL_NOT_IP;
+	if (!read_ip(&at, skb->len - OUTER_LEN(v6), v6, &inner))
+		return KERNEL_MALFORMED;
+	peer = in_network(inner.dst, v6) ? find_peer(inner.dst, v6) : NULL;
+	if (!peer)
+		return KERNEL_NO_PEER;
+	if (peer->flags & PEER_KERNEL_PATH)
+		return KERNEL_MARKED;
+	if (!is_our_header(&outer, &inner, peer) ||
+	    !is_our_way(skb, ether, peer, outer.src, outer.dst, v6, &mtu))
+		return KERNEL_OTHER_WAY;
+
+	__u32 room = (mtu < peer->mtu ? mtu : peer->mtu) - ENCAP_LEN(v6);
+	__u32 most = v6 ? config.pod_mtu6 : config.pod_mtu;
+
+	return learn(skb, &inner, room < most ? room : most, udp->src_port);
+}
+
+/* A packet for another node that the kernel path sends without encapsulation. */
+static __always_inline enum reason to_direct_peer(struct __sk_buff *skb, bool v6)
+{
+	struct cursor at = packet(skb, sizeof(struct ether) + IP_LEN(v6) + sizeof(struct tcp));
+	struct ether *ether = parse_ether(&at);
+	const struct peer_head *peer;
+	struct ip ip;
+	__u32 mtu;
+
+	if (!ether || !read_ip(&at, skb->len - sizeof(*ether), v6, &ip))
+		return KERNEL_MALFORMED;
+	peer = find_peer(ip.dst, v6);
+	if (!peer || !(peer->flags & PEER_DIRECT))
+		return KERNEL_NO_PEER;
+	if (!is_our_way(skb, ether, peer, ip.src, ip.dst, v6, &mtu))
+		return KERNEL_OTHER_WAY;
+	return learn(skb, &ip, mtu < peer->mtu ? mtu : peer->mtu, 0);
+}
+
+static __always_inline enum reason to_wire_ip(struct __sk_buff *skb, bool v6)
+{
+	struct cursor at = packet(skb, sizeof(struct ether) + IP_LEN(v6) + sizeof(struct udp));
+	struct udp *udp;
+	struct ip ip;
+
+	if (!parse_ether(&at) || !read_ip(&at, skb->len - sizeof(struct ether), v6, &ip))
+		return KERNEL_MALFORMED;
+	if (config.direct_routing && in_network(ip.dst, v6))
+		return to_direct_peer(skb, v6);
+	udp = ip.protocol == PROTOCOL_UDP ? parse_udp(&ip.payload) : NULL;
+	if (!udp || udp->dst_port != config.vxlan_port || !is_our_vtep(ip.src, v6))
+		return KERNEL_NOT_VXLAN;
+	return to_peer(skb, v6);
+}
+
+SEC("tc")
+int to_wire(struct __sk_buff *skb)
+{
+	/* Nothing is counted for packets that from_pod has counted already, nor for those that are none of our business. */
+	if (skb->cb[0] == FROM_FAST_PATH)
+		return KERNEL;
+
+	struct cursor at = packet(skb, sizeof(struct ether));
+	struct ether *ether = parse_ether(&at);
+	enum reason reason = KERNEL_NOT_IP;
+
+	if (ether && is_untagged(skb) && ether->type == ETHERTYPE_IPV4)
+		reason = to_wire_ip(skb, false);
+	else if (ether && is_untagged(skb) && ether->type == ETHERTYPE_IPV6)
+		reason = to_wire_ip(skb, true);
+	return finish(skb, HOOK_TO_WIRE, reason);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

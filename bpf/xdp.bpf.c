@@ -16,7 +16,7 @@
  */
 static __always_inline int pass(__u32 length, enum reason reason)
 {
-	if (reason < DROP_UNKNOWN_PEER)
+	if (verdict_of(reason) != DROP)
 		count(length, HOOK_XDP_FROM_WIRE, reason);
 	return XDP_PASS;
 }
@@ -27,24 +27,25 @@ static __always_inline int xdp_from_wire_ip(struct xdp_md *ctx, bool v6)
 	struct cursor at = start;
 	__u32 length = start.end - start.pos;
 	struct ether *ether = parse_ether(&at);
-	struct arrival arrival;
+	struct tunnelled inside = {};
+	struct flow_packet known = {};
 
-	if (!ether || !read_ip(&at, length - sizeof(*ether), v6, &arrival.outer))
+	if (!ether || !read_ip(&at, length - sizeof(*ether), v6, &inside.outer))
 		return pass(length, KERNEL_MALFORMED);
 
-	enum reason reason = judge_outer(&arrival.outer);
+	enum reason reason = judge_outer(&inside.outer);
 
 	if (reason == FAST_DECAP)
-		reason = judge_arrival(start, length, v6, &arrival);
+		reason = judge_tunnelled(start, length, v6, ctx->ingress_ifindex, &inside, &known);
 	if (reason != FAST_DECAP)
 		return pass(length, reason);
-	if (length - OUTER_LEN(v6) > arrival.endpoint->mtu)
+	if (length - OUTER_LEN(v6) > inside.endpoint->mtu)
 		return pass(length, KERNEL_TOO_BIG);
-	if (arrival.udp->checksum && !headers_verify(&arrival))
+	if (inside.udp->checksum && !headers_verify(&inside))
 		return pass(length, KERNEL_OUTER_CHECKSUM);
 
-	__u8 ecn = arrival.inner.tos & ECN_MASK;
-	int new_ecn = ecn_decapsulated(ecn, arrival.outer.tos & ECN_MASK);
+	__u8 ecn = inside.inner.tos & ECN_MASK;
+	int new_ecn = ecn_decapsulated(ecn, inside.outer.tos & ECN_MASK);
 
 	if (new_ecn < 0)
 		return pass(length, DROP_ECN);

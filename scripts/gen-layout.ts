@@ -50,6 +50,7 @@ class Collector {
     for (const { typeId, offset } of rodata?.variables ?? []) {
       const variable = btf.type(typeId);
       if (variable.kind !== 'var') continue;
+      if (btf.resolve(variable.typeId).kind !== 'struct') continue;
       const kind = this.#kind(btf, variable.typeId);
       if (kind && typeof kind.kind === 'object') {
         this.#agree(this.layout.globals, variable.name, { section: '.rodata', offset, ...kind.kind });

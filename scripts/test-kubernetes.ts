@@ -27,10 +27,11 @@ import {
 import { runSuite } from '../test/kubernetes/e2e/run.ts';
 import { type Suite, suites } from '../test/kubernetes/e2e/suites.ts';
 import { buildImages } from '../test/kubernetes/images.ts';
-import { fetchDebianPrograms, programsOfCluster, programsOfE2e } from '../test/kubernetes/programs.ts';
+import { debianOfCluster, programsOfCluster, programsOfE2e } from '../test/kubernetes/programs.ts';
 import { previousRelease } from '../test/kubernetes/previous.ts';
 import { type Cluster, type NodeImage, PROXY_MODES, type ProxyMode } from '../test/kubernetes/state.ts';
 import { installRipstop, installWorkload } from '../test/kubernetes/workload.ts';
+import { fetchDebianPrograms } from '../test/support/debian-programs.ts';
 import { buildPrograms, missingForPrograms, type Program } from '../test/support/go-programs.ts';
 import { buildImage } from './image.ts';
 
@@ -153,7 +154,7 @@ async function main(flags: Flags): Promise<number> {
   }
   await sweepClusters({ kept: flags.down === true });
   if (flags.down) return 0;
-  await fetchDebianPrograms(note);
+  await fetchDebianPrograms(debianOfCluster, note);
   await buildPrograms(programs, note);
   const ripstop = { archive: await buildImage({ note }), names: [`docker.io/library/ripstop:${version}`] };
   let passed = chosen.length === 0 || (await onCluster(chosen, ripstop, flags));

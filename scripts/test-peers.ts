@@ -1,9 +1,9 @@
 #!/usr/bin/env node
 // SPDX-License-Identifier: Apache-2.0
 /**
- * ripstop among real peers: builds kube-apiserver with etcd, kube-proxy, flanneld and flannel's CNI plugin from their
- * Go modules the first time (see test/peers/README.md), and runs the stories of test/peers. Needs root, and the first
- * time Go.
+ * ripstop among real peers: builds kube-apiserver with etcd, kube-proxy, flanneld, flannel's CNI plugin and two engines of
+ * NetworkPolicies from their Go modules the first time (see test/peers/README.md), and runs the stories of test/peers.
+ * Needs root, and the first time Go.
  *
  *   sudo npm run test:peers [-- exchanges | cluster | flannel ...]
  */
@@ -14,6 +14,7 @@ import { errorText, RipstopError } from '../src/errors.ts';
 import { labDir, labDown } from '../src/lab/index.ts';
 import { isAlive } from '../src/lab/netns.ts';
 import { missingForLab } from '../src/lab/lab.support.ts';
+import { fetchDebianPrograms } from '../test/support/debian-programs.ts';
 import { buildPrograms, missingForPrograms } from '../test/support/go-programs.ts';
 import { peersOfLab } from '../test/support/peer-programs.ts';
 
@@ -35,7 +36,9 @@ async function main(stories: readonly string[]): Promise<number> {
     return 0;
   }
   await sweep();
-  await buildPrograms(peersOfLab, (line) => console.log(`test-peers: ${line}`));
+  const note = (line: string): void => console.log(`test-peers: ${line}`);
+  await fetchDebianPrograms(['ipset'], note);
+  await buildPrograms(peersOfLab, note);
   const vitest = join(ROOT, 'node_modules/vitest/vitest.mjs');
   const files = stories.map((story) => `test/peers/${story}`);
   const argv = [vitest, 'run', '--config', join(ROOT, 'test/peers/vitest.config.ts'), ...files];

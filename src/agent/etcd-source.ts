@@ -5,6 +5,7 @@ import type { NetConf, SubnetManager } from '../cluster/index.ts';
 import { EtcdClient } from '../cluster/etcd-client.ts';
 import type { EtcdOptions } from '../cluster/etcd-options.ts';
 import { type EtcdPast, EtcdSubnetManager, waitForEtcdNetConf } from '../cluster/etcd-subnets.ts';
+import { errorText } from '../errors.ts';
 import { listLinks } from '../host/links.ts';
 import { readSubnetEnv } from '../host/subnet-env.ts';
 import { findUplink } from '../host/uplink.ts';
@@ -56,7 +57,7 @@ export async function openEtcd(
       const request = { families, iface, ifaceRegex, ifaceCanReach, publicIps: publicIp };
       return (await findUplink(request, await listLinks())).ips;
     },
-    past: () => pastOf(options, netConf, families),
+    past: () => pastOf(options, netConf, families, log),
   });
   return { netConf, subnets };
 }
@@ -66,9 +67,13 @@ async function pastOf(
   { subnetFile }: EtcdNodeOptions,
   { backend }: NetConf,
   families: readonly Family[],
+  log: Logger,
 ): Promise<EtcdPast> {
-  // A file that cannot be read is ignored; it is written again later.
-  const env = await readSubnetEnv(subnetFile).catch(() => undefined);
+  const env = await readSubnetEnv(subnetFile).catch((error: unknown) => {
+    const why = errorText(error);
+    log.warn({ file: subnetFile, why }, 'cannot read which podCIDR this node had; the file is written anew');
+    return undefined;
+  });
   const links = await listLinks();
   const macOf = (family: Family): string | undefined =>
     backend.type === 'vxlan' && families.includes(family)

@@ -18,7 +18,7 @@ import { type Job, reconcile } from '../reconcile/reconcile.ts';
 import type { Outcome, TargetStatus } from '../reconcile/reconciled.ts';
 import { linkJobs, nodeJobs, peerJobs, podJobs, podLinkJobs, programJobs } from './jobs.ts';
 import { Loop } from './loop.ts';
-import { audit, noteEvent } from './node-events.ts';
+import { audit, changesDecisions, noteEvent } from './node-events.ts';
 import { NodeObserver } from './observer.ts';
 import type { AgentOptions } from './options.ts';
 import {
@@ -31,6 +31,7 @@ import {
   type PlanOptions,
   podKeys,
   type PodPlan,
+  renamedPods,
   replanLinks,
   replanPods,
 } from './plan/index.ts';
@@ -39,8 +40,6 @@ import { createTargets, type Targets } from './targets.ts';
 import { Turn } from './turn.ts';
 
 const SETTLE_MS = 20;
-/** How often flows that conntrack has forgotten are swept. */
-const SWEEP_MS = 30_000;
 /** How often every target is compared with the actual state, whether or not an event has told of a change. */
 const AUDIT_MS = 25_000;
 /**
@@ -169,8 +168,6 @@ export class Incarnation implements Disposable {
   async run(signal: AbortSignal): Promise<void> {
     await using running = new AsyncDisposableStack();
     running.use(monitorNode((events) => this.#onEvents(events)));
-    const sweep = setInterval(() => this.#programs.loaded?.sweepFlows(), SWEEP_MS);
-    running.defer(() => clearInterval(sweep));
     await this.#loop.run(AbortSignal.any([signal, this.#moved.signal]));
   }
 
@@ -266,8 +263,9 @@ export class Incarnation implements Disposable {
   async #reconcileNode(): Promise<{ planned: Plan; outcomes: Outcome[] }> {
     const outcomes: Outcome[] = [];
     for (let round = 1; ; round++) {
-      const node = await this.#observer.observe(this.#peers);
+      const node = await this.#observeNode();
       const planned = this.#planOf(node);
+      if (this.#observer.sendFrom(planned.outline.uplink.ips) && round < ROUNDS_MAX) continue;
       const done = await reconcile(nodeJobs(this.#targets, planned.node));
       const why = this.#standing.kind === 'starting' ? this.#failureOfNode() : undefined;
       this.#standing =
@@ -283,6 +281,22 @@ export class Incarnation implements Disposable {
       this.#targets.endpoints.invalidate();
       this.#targets.endpoints6.invalidate();
     }
+  }
+
+  /** Observe the node. Attachments follow host veths that somebody has renamed; all else is derived from them. */
+  async #observeNode(): Promise<NodeSnapshot> {
+    const node = await this.#observer.observe(this.#peers);
+    const renamed = renamedPods(node);
+    if (renamed.length === 0) return node;
+    for (const attachment of renamed) {
+      this.#options.store.update(attachment);
+      const { containerId, podName, hostIfname } = attachment;
+      this.#options.log.warn(
+        { containerId, podName, hostIfname },
+        "a pod's host veth was renamed: following it",
+      );
+    }
+    return this.#observer.observe(this.#peers);
   }
 
   /** A plan for what was observed. @throws RipstopError when there can be none. */
@@ -324,6 +338,7 @@ export class Incarnation implements Disposable {
   }
 
   #onEvents(events: readonly NodeEvent[]): void {
+    if (events.some(changesDecisions)) this.#programs.loaded?.moveEpoch();
     const noted = events.map((event) => noteEvent(event, this.#observer, this.#targets));
     if (noted.some(Boolean)) this.#loop.trigger();
   }

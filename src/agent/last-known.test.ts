@@ -17,10 +17,24 @@ const scope = { nodeName: 'node-1', lease: dualStack };
 function known(nodes: number, changes: Record<string, string | null> = {}): LastKnown {
   const parsed = Array.from({ length: nodes }, (_, i) => {
     const n = i + 2;
-    const node = flannelNode(1, n === 2 ? changes : {}, {
-      uid: `uid-${n}`,
-      podCIDRs: [`10.${64 + (n >> 8)}.${n & 255}.0/24`, `fd00:42:0:${n.toString(16)}::/64`],
-    });
+    const hex = n
+      .toString(16)
+      .padStart(4, '0')
+      .replace(/..(?=.)/, '$&:');
+    const vtep = {
+      'public-ip': `192.168.${1 + (n >> 8)}.${n & 255}`,
+      'public-ipv6': `2001:db8::${n.toString(16)}`,
+      'backend-data': `{"VNI":1,"VtepMAC":"0a:00:00:04:${hex}"}`,
+      'backend-v6-data': `{"VNI":1,"VtepMAC":"0a:00:00:06:${hex}"}`,
+    };
+    const node = flannelNode(
+      1,
+      { ...vtep, ...(n === 2 && changes) },
+      {
+        uid: `uid-${n}`,
+        podCIDRs: [`10.${64 + (n >> 8)}.${n & 255}.0/24`, `fd00:42:0:${n.toString(16)}::/64`],
+      },
+    );
     node.metadata.name = `node-${n}`;
     return parseNode(node, {
       ...dualStack,
@@ -68,8 +82,8 @@ describe('the last-known state', () => {
     for (const [from, to, why] of [
       ['"format":2', '"format":1', 'it is not of format 2'],
       ['"format":2', '"version":2', 'it is not of format 2'],
-      ['"vtepIp":"192.168.1.1"', '"vtepIp":"192.168.1"', 'is no address'],
-      ['"vtepMac":"0a:00:00:00:04:01"', '"vtepMac":"$(reboot)"', 'is no MAC address'],
+      ['"vtepIp":"192.168.1.2"', '"vtepIp":"192.168.1"', 'is no address'],
+      ['"vtepMac":"0a:00:00:04:00:02"', '"vtepMac":"$(reboot)"', 'is no MAC address'],
       ['"podCidr":"10.64.2.0/24"', '"podCidr":"10.64.2.1/24"', 'peers.0.v4.podCidr'],
       ['"behindNat":false', '"behindNat":0', 'behindNat'],
     ] as const) {

@@ -49,6 +49,7 @@ const PeerFile = z.object({
   vtepIp: address,
   vtepMac: mac,
   behindNat: z.boolean(),
+  otherIps: z.array(address).exactOptional(),
   zeroChecksum: z.boolean(),
 }) satisfies z.ZodType<Omit<Peer, 'name'>>;
 

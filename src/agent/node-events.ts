@@ -2,7 +2,7 @@
 import { isPodVeth } from '../host/links.ts';
 import type { NodeEvent } from '../host/monitor.ts';
 import { proxyKey } from '../host/pod-bridge.ts';
-import type { NodeObserver } from './observer.ts';
+import { NODE_PARTS, type NodeObserver } from './observer.ts';
 import type { Targets } from './targets.ts';
 
 /**
@@ -32,6 +32,7 @@ export function noteEvent(event: NodeEvent, observer: NodeObserver, targets: Tar
     case 'peers':
       invalidate(targets.neighbours, targets.fdb, targets.peerRoutes);
       break;
+    case 'link':
     case 'network':
       observer.invalidate('links', 'routes', 'nextHops');
       invalidate(
@@ -49,6 +50,10 @@ export function noteEvent(event: NodeEvent, observer: NodeObserver, targets: Tar
     case 'flannel-rules':
       targets.flannelRules.invalidate();
       break;
+    case 'shaping':
+      return observer.noteShaping(event.ifindex);
+    case 'policy':
+      return false;
     case 'lost':
       staleAll(observer, targets);
       break;
@@ -58,9 +63,19 @@ export function noteEvent(event: NodeEvent, observer: NodeObserver, targets: Tar
   return true;
 }
 
+/**
+ * Whether an event tells of something on which the kernel path's decisions may rest: rules, policies, routes, settings.
+ * Pods and peers come and go without it, since the programs look both up for each packet. Interfaces do, too: what of it
+ * matters changes routes; and a VTEP device that is gone is made again.
+ */
+export function changesDecisions(event: NodeEvent): boolean {
+  if (event.kind === 'settings') return event.name === undefined;
+  return ['network', 'rules', 'flannel-rules', 'policy', 'lost'].includes(event.kind);
+}
+
 /** Invalidate everything, since events were lost. */
 export function staleAll(observer: NodeObserver, targets: Targets): void {
-  observer.invalidate('links', 'routes', 'nextHops');
+  observer.invalidate(...NODE_PARTS);
   invalidate(...Object.values(targets));
 }
 
@@ -70,7 +85,7 @@ export function staleAll(observer: NodeObserver, targets: Targets): void {
  */
 export function audit(observer: NodeObserver, targets: Targets, thorough: boolean): void {
   const { rules, flannelRules, ...others } = targets;
-  observer.invalidate('links', 'routes', 'nextHops');
+  observer.invalidate(...NODE_PARTS);
   invalidate(...Object.values(others), ...(thorough ? [rules, flannelRules] : []));
 }
 

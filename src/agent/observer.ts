@@ -1,19 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
-import type { AttachmentStore } from '../cni/attachments.ts';
+import type { Attachment, AttachmentStore } from '../cni/attachments.ts';
+import { hostVethName } from '../cni/pod-network.ts';
 import { listLinkKeys, type XdpAnswers } from '../dataplane/links.ts';
 import type { ProgramSet } from '../dataplane/programs.ts';
 import { listLinks, readLinkIfThere } from '../host/links.ts';
 import type { NodeEvent } from '../host/monitor.ts';
 import { lookupNextHops, type NextHop } from '../host/neighbours.ts';
-import { readSysctl } from '../host/sysctl.ts';
+import { findShaped } from '../host/shaping.ts';
 import { readUplinkFacts, type UplinkRequest } from '../host/uplink.ts';
+import type { PerFamily } from '../net/ip.ts';
+import { isSame } from '../reconcile/target.ts';
 import type { Peers } from './plan/index.ts';
 import { type LoadedIds, type NodeSnapshot, observed } from './snapshot.ts';
 
 type PodLink = Omit<Extract<NodeEvent, { kind: 'pod-link' }>, 'kind'>;
 
 /** What a change in the kernel makes stale. */
-export type NodePart = 'links' | 'routes' | 'nextHops';
+export const NODE_PARTS = ['links', 'routes', 'nextHops', 'shaped'] as const;
+export type NodePart = (typeof NODE_PARTS)[number];
 
 export interface ObserverOptions {
   readonly uplink: Pick<UplinkRequest, 'families' | 'ifaceCanReach'>;
@@ -27,16 +31,19 @@ export interface ObserverOptions {
 /** Makes snapshots of this node. It looks again only at parts that events made stale, and changes nothing. */
 export class NodeObserver {
   readonly #options: ObserverOptions;
-  readonly #stale = new Set<NodePart>(['links', 'routes', 'nextHops']);
+  readonly #stale = new Set<NodePart>(NODE_PARTS);
   /** The revision of the peers whose next hops are in the snapshot. */
   #hopsOf = -1;
+  /** The source addresses of packets to peers. */
+  #sources: PerFamily<string> = {};
   #turn: Promise<unknown> = Promise.resolve();
   #snapshot: NodeSnapshot = {
     links: { revision: 0, value: new Map() },
     routes: { revision: 0, value: { defaultRoutes: [], ipv6Mtus: new Map() } },
     nextHops: { revision: 0, value: new Map() },
-    sourcePorts: { min: 0, max: 0 },
     pods: { revision: 0, value: [] },
+    lostPods: [],
+    shaped: { revision: 0, value: [] },
     programs: { revision: 0, value: undefined },
     attached: new Set(),
     xdpRefusals: new Map(),
@@ -62,12 +69,14 @@ export class NodeObserver {
         : before.routes;
       const nextHops = observed(before.nextHops, await this.#nextHops(peers));
       await store.refresh();
+      const pods = observed(before.pods, await store.list());
       this.#snapshot = {
         links,
         routes,
         nextHops,
-        sourcePorts: await localPortRange(),
-        pods: observed(before.pods, await store.list()),
+        pods,
+        lostPods: store.lost.map(hostVethName),
+        shaped: this.#shaped(pods.value),
         programs: { revision: programs.revision, value: loadedIds(programs) },
         attached: listLinkKeys(linkPins),
         xdpRefusals: xdp.refusals,
@@ -79,7 +88,7 @@ export class NodeObserver {
   /** Observe only which pods there are, and the host veths of those that are new. */
   observePods(): Promise<NodeSnapshot> {
     return this.#inTurn(async () => {
-      const { links, pods: before, ...rest } = this.#snapshot;
+      const { links, pods: before, shaped: _, ...rest } = this.#snapshot;
       const pods = observed(before, await this.#options.store.list());
       const missing = pods.value.filter(({ hostIfname, hostIfindex }) => {
         const known = links.value.get(hostIfname);
@@ -88,9 +97,27 @@ export class NodeObserver {
       const found = await Promise.all(missing.map(({ hostIfname }) => readLinkIfThere(hostIfname)));
       const added = found.filter((link) => link !== undefined);
       const value = new Map([...links.value, ...added.map((link) => [link.name, link] as const)]);
-      this.#snapshot = { ...rest, pods, links: added.length === 0 ? links : observed(links, value) };
+      const lostPods = this.#options.store.lost.map(hostVethName);
+      this.#snapshot = {
+        ...rest,
+        pods,
+        lostPods,
+        shaped: this.#shaped(pods.value),
+        links: added.length === 0 ? links : observed(links, value),
+      };
       return this.#snapshot;
     });
+  }
+
+  /**
+   * Ask for next hops as the VXLAN device does: by the addresses from which it sends, since rules may go by those.
+   * @returns whether they are others than before, so that the node must be observed again.
+   */
+  sendFrom(sources: PerFamily<string>): boolean {
+    if (isSame(sources, this.#sources)) return false;
+    this.#sources = sources;
+    this.invalidate('nextHops');
+    return true;
   }
 
   /** Whether the snapshot has an interface of this name. */
@@ -107,13 +134,24 @@ export class NodeObserver {
     if (!known) return false;
     if (!deleted && known.ifindex === ifindex && known.up === up && known.mtu === mtu) return false;
     this.invalidate('links');
-    return this.#snapshot.pods.value.some(({ hostIfname }) => hostIfname === name);
+    const { pods, lostPods } = this.#snapshot;
+    return lostPods.includes(name) || pods.value.some(({ hostIfname }) => hostIfname === name);
+  }
+
+  /**
+   * An event tells of somebody's qdisc or filter on an interface; undefined: on several.
+   * @returns whether it may concern a pod.
+   */
+  noteShaping(ifindex: number | undefined): boolean {
+    this.invalidate('shaped');
+    const { pods } = this.#snapshot;
+    return ifindex === undefined || pods.value.some(({ hostIfindex }) => hostIfindex === ifindex);
   }
 
   /** One observation at a time: a slow one must not put back what a quick one has replaced. */
   #inTurn<T>(observe: () => Promise<T>): Promise<T> {
     const result = this.#turn.then(observe);
-    this.#turn = result.catch(() => this.invalidate('links', 'routes', 'nextHops'));
+    this.#turn = result.catch(() => this.invalidate(...NODE_PARTS));
     return result;
   }
 
@@ -122,13 +160,22 @@ export class NodeObserver {
     return this.#stale.delete(part);
   }
 
+  /** Which host veths somebody shapes. Events tell of changes, also on those of new pods. */
+  #shaped(pods: readonly Attachment[]): NodeSnapshot['shaped'] {
+    const { shaped } = this.#snapshot;
+    if (!this.#take('shaped')) return shaped;
+    const hostVeths = pods.map(({ hostIfindex }) => hostIfindex);
+    return observed(shaped, findShaped(hostVeths, this.#options.linkPins));
+  }
+
   /** The next hops to all peers; unless they are stale, only those to new peers are asked for. */
   async #nextHops({ revision, peers }: Peers): Promise<ReadonlyMap<string, NextHop>> {
     const known = this.#snapshot.nextHops.value;
     const isStale = this.#take('nextHops');
     if (!isStale && revision === this.#hopsOf) return known;
     const addresses = new Set(peers.map(({ vtepIp }) => vtepIp));
-    const asked = await lookupNextHops([...addresses].filter((address) => isStale || !known.has(address)));
+    const missing = [...addresses].filter((address) => isStale || !known.has(address));
+    const asked = await lookupNextHops(missing, this.#sources);
     this.#hopsOf = revision;
     const hops = new Map<string, NextHop>();
     for (const address of addresses) {
@@ -147,18 +194,10 @@ function loadedIds({ loaded }: ProgramSet): LoadedIds | undefined {
       from_pod: programs.from_pod.info.id,
       to_pod: programs.to_pod.info.id,
       from_wire: programs.from_wire.info.id,
-      to_vtep: programs.to_vtep.info.id,
+      to_wire: programs.to_wire.info.id,
+      from_vtep: programs.from_vtep.info.id,
       xdp_from_wire: programs.xdp_from_wire.info.id,
     },
     pending: pending !== undefined,
   };
-}
-
-/** net.ipv4.ip_local_port_range, into which the kernel's own VXLAN hashes source ports (RFC 7348 section 4.1). */
-async function localPortRange(): Promise<{ min: number; max: number }> {
-  const [min = 32768, max = 60999] = ((await readSysctl('net/ipv4/ip_local_port_range')) ?? '')
-    .split(/\s+/)
-    .filter(Boolean)
-    .map(Number);
-  return { min, max };
 }

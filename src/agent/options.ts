@@ -20,6 +20,8 @@ export interface AgentOptions {
   readonly annotationPrefix?: string;
   /** Whether to set the Node's condition NetworkUnavailable to false once the network works. */
   readonly setNodeNetworkUnavailable: boolean;
+  /** How many flows the flow table has room for, in each address family. */
+  readonly flowTableSize: number;
   readonly bpffs: string;
   readonly runDir: string;
   /** The directory for files that must survive a reboot. */

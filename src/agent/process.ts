@@ -22,7 +22,7 @@ import {
 } from '../cluster/index.ts';
 import { AttachmentStore } from '../cni/attachments.ts';
 import { ConflistInstaller } from '../cni/conflist.ts';
-import { deferredDir } from '../cni/deferred.ts';
+import { deferredDir, listSetAside } from '../cni/deferred.ts';
 import { HostLocalStore } from '../cni/host-local.ts';
 import { type CniContext, forgetGone } from '../cni/ops.ts';
 import { createCniServer } from '../cni/server.ts';
@@ -123,7 +123,7 @@ class AgentProcess {
       api: () => subnets.health,
       peers: () => this.#report.cluster.nodes.length,
       endpoints: () => this.#incarnation?.podCount ?? 0,
-      alarms: () => this.#report.cluster.alarms,
+      alarms: () => this.#report.alarms,
       targets: () => this.#incarnation?.statuses ?? [],
       lastKnownAgeMs: () => this.#report.lastKnownAgeMs,
     });
@@ -258,6 +258,7 @@ class AgentProcess {
   /** After each pass: report, and publish our lease once this node forwards. */
   async #afterPass(own: OwnNode, cluster: ClusterSnapshot, durationMs: number): Promise<void> {
     this.#report.passed(cluster, durationMs);
+    this.#report.noteMalformed(await this.#malformedFiles());
     this.#metrics.observePass(durationMs);
     this.#garbage.passed(durationMs);
     if (cluster.synced) this.#subnets.report?.(cluster.alarms);
@@ -272,6 +273,16 @@ class AgentProcess {
     const lease = leaseOf(standing, this.#options);
     this.#publisher.publish(now, lease);
     this.#lastKnownFile.noteCluster(now, lease, cluster);
+  }
+
+  /** What is wrong with files of ours: attachments, deferred DELs, leases of the networks that our pods are on. */
+  async #malformedFiles(): Promise<string[]> {
+    const networks = new Set((await this.#store.list()).map(({ network }) => network));
+    return [
+      ...this.#store.malformed.map(({ why }) => why),
+      ...(await listSetAside(deferredDir(this.#options.stateDir))),
+      ...[...networks].flatMap((network) => this.#addresses.malformed(network)),
+    ];
   }
 
   /** The cluster's address families, each with this node's part. */

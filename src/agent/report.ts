@@ -36,6 +36,8 @@ export class Report {
   cluster = NO_CLUSTER;
   /** When the last-known state was current (ms since 1970); undefined while the agent does not use it. */
   lastKnownAt: number | undefined;
+  /** What is wrong with files of ours, as of the last pass. */
+  #malformed: readonly string[] = [];
   #lastDurationMs = 0;
   #passes = 0;
   #errors = 0;
@@ -43,6 +45,12 @@ export class Report {
   constructor(nodeName: string, log: Logger) {
     this.#nodeName = nodeName;
     this.#log = log;
+  }
+
+  /** Those about nodes of the cluster, and those about files of this one. */
+  get alarms(): AgentStatus['alarms'] {
+    const files = this.#malformed.map((reason) => ({ node: this.#nodeName, kind: 'malformed_file', reason }));
+    return [...this.cluster.alarms, ...files];
   }
 
   get lastKnownAgeMs(): number | undefined {
@@ -82,6 +90,13 @@ export class Report {
     this.cluster = cluster;
   }
 
+  /** @param whys what is wrong with each malformed file of ours, and what to do. */
+  noteMalformed(whys: readonly string[]): void {
+    for (const why of whys)
+      if (!this.#malformed.includes(why)) this.#log.warn({ why }, 'a file is malformed');
+    this.#malformed = whys;
+  }
+
   toStatus({ notReady, health, standing, statuses }: StatusFacts): AgentStatus {
     const { lastKnownAgeMs, cluster } = this;
     return {
@@ -102,12 +117,15 @@ export class Report {
         podCidr: formatCidr(podCidr),
         vtepIp,
       })),
-      alarms: cluster.alarms,
+      alarms: this.alarms,
       targets: statuses,
       passes: {
         count: this.#passes,
         errors: this.#errors,
         lastDurationMs: Math.round(this.#lastDurationMs),
+        lastErrors: statuses.flatMap(({ name, failures }) =>
+          failures.map(({ key, why }) => `${name} ${key}: ${why}`),
+        ),
       },
     };
   }

@@ -32,10 +32,12 @@ export interface NodeSnapshot {
   readonly routes: Observed<Omit<UplinkFacts, 'links'>>;
   /** The kernel's next hop to each underlay address of a peer; an address without a route is missing. */
   readonly nextHops: Observed<ReadonlyMap<string, NextHop>>;
-  /** net.ipv4.ip_local_port_range, both ends included. */
-  readonly sourcePorts: { readonly min: number; readonly max: number };
   /** The CNI attachments. */
   readonly pods: Observed<readonly Attachment[]>;
+  /** The host veths of attachments whose files are malformed. */
+  readonly lostPods: readonly string[];
+  /** The indexes of the host veths whose packets somebody shapes or filters in tc. */
+  readonly shaped: Observed<readonly number[]>;
   /** Undefined before programs were loaded for the first time. */
   readonly programs: Observed<LoadedIds | undefined>;
   /** Keys of the links that are pinned. */

@@ -46,5 +46,7 @@ export interface AgentStatus {
     readonly count: number;
     readonly errors: number;
     readonly lastDurationMs: number;
+    /** What is not as it should be now, in words: `target key: why`. The same as the targets' failures. */
+    readonly lastErrors: readonly string[];
   };
 }

@@ -34,7 +34,10 @@ export type Targets = ReturnType<typeof createTargets>;
 /** Create all targets, in the order in which they are reconciled. */
 export function createTargets({ programs, xdp, linkPins, podCidrs, vtepNames, log }: TargetOptions) {
   const flannelRulesStay = new LogOnce(log, "some of flannel's rules stay");
-  const maps = mapTargets(() => programs.current.tables);
+  const maps = mapTargets(
+    () => programs.current.tables,
+    () => programs.current.moveEpoch(),
+  );
   const links = {
     pinDir: linkPins,
     program: (hook: keyof typeof programs.current.programs) => programs.current.programs[hook],
@@ -75,7 +78,12 @@ export function createTargets({ programs, xdp, linkPins, podCidrs, vtepNames, lo
       remembers: true,
     }),
     nodeLinks: new Reconciled(
-      linksTarget({ ...links, name: 'node-links', hooks: ['to_vtep', 'from_wire', 'xdp_from_wire'], xdp }),
+      linksTarget({
+        ...links,
+        name: 'node-links',
+        hooks: ['to_wire', 'from_vtep', 'from_wire', 'xdp_from_wire'],
+        xdp,
+      }),
     ),
     maps: new Reconciled(programs.mapsTarget()),
   };

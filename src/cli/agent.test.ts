@@ -114,6 +114,19 @@ describe('the uplink', () => {
   });
 });
 
+describe('the flow table', () => {
+  const sizeOf = async (...argv: string[]) => (await optionsOf(['--node-name=n', ...argv])).flowTableSize;
+
+  it('has room for as many flows as asked', async () => {
+    expect(await sizeOf()).toBe(131_072);
+    expect(await sizeOf('--flow-table-size=1024')).toBe(1024);
+  });
+
+  it.each(['0', '1023', '1.5e4x', '16777217', 'many'])('cannot have room for %s', async (size) => {
+    await expect(sizeOf(`--flow-table-size=${size}`)).rejects.toThrow(/Give a whole number from 1024/);
+  });
+});
+
 describe('subnets', () => {
   const etcdOf = async (argv: readonly string[], env: Record<string, string> = {}) =>
     (await optionsOf(['--node-name=n', ...argv], env)).etcd;

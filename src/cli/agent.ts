@@ -26,6 +26,14 @@ export function addAgentCommand(program: Command): void {
     )
     .addOption(
       flag('--ingress <hook>', 'where to decapsulate').choices(['auto', 'tc', 'xdp']).default('auto'),
+    )
+    .addOption(
+      flag(
+        '--flow-table-size <n>',
+        'room for flows, in each address family; more are carried by the kernel path',
+      )
+        .argParser(flowTableSize)
+        .default(131_072),
     );
   addUplinkFlags(agent)
     .addOption(
@@ -126,6 +134,14 @@ export function agentOptions(flags: AgentFlags): AgentOptions {
     annotationPrefix: kubeAnnotationPrefix,
     ...(cniConf !== undefined && { cniConf: { source: cniConf, dir: cniConfDir } }),
   };
+}
+
+/** The kernel rounds an LRU table of a few entries up, and refuses one of more than its memory. */
+function flowTableSize(text: string): number {
+  const size = Number(text);
+  if (!Number.isInteger(size) || size < 1024 || size > 2 ** 24)
+    throw new InvalidArgumentError('Give a whole number from 1024 to 16777216.');
+  return size;
 }
 
 function addressParser(family: Family): (text: string) => string {

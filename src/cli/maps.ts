@@ -55,8 +55,8 @@ export function listMaps(bpffs: string): MapRow[] {
 }
 
 /**
- * The entries of one map; array slots that are all zero are left out. Per-CPU values are summed when decoded, and one
- * after another when raw.
+ * The entries of one map; array slots that are all zero are left out. Of per-CPU maps counters are summed when decoded,
+ * and others are an entry for each CPU; raw values are one after another.
  * @throws RipstopError for a name that no map has.
  */
 export function dumpMap(bpffs: string, name: string, raw: boolean): MapEntry[] {
@@ -71,11 +71,21 @@ export function dumpMap(bpffs: string, name: string, raw: boolean): MapEntry[] {
       .filter(({ packets }) => packets > 0)
       .map(({ packets, bytes, ...key }) => ({ key, value: { packets, bytes } }));
   }
-  const { key: keyKind, value: valueKind } = layout.maps[map];
-  return usedEntries(tables, map).map(([key, value]) => ({
-    key: decode<Kind>(keyKind, key),
-    value: named(valueKind, decode<Kind>(valueKind, value)),
-  }));
+  const { type, key: keyKind, value: valueKind } = layout.maps[map];
+  const decoded = (value: Uint8Array): unknown => named(valueKind, decode<Kind>(valueKind, value));
+  const entries = usedEntries(tables, map).map(
+    ([key, value]) => [decode<Kind>(keyKind, key), value] as const,
+  );
+  if (type !== 'percpu_array') return entries.map(([key, value]) => ({ key, value: decoded(value) }));
+  const { valueSize } = tables[map].map.info;
+  return entries.flatMap(([slot, values]) =>
+    Array.from({ length: values.length / valueSize }, (_, cpu) => ({
+      key: { slot, cpu },
+      bytes: values.subarray(cpu * valueSize, (cpu + 1) * valueSize),
+    }))
+      .filter(({ bytes }) => bytes.some((byte) => byte !== 0))
+      .map(({ key, bytes }) => ({ key, value: decoded(bytes) })),
+  );
 }
 
 /** Keys and values as the kernel has them. Slots of an array always exist: those that are all zero are left out. */

@@ -62,7 +62,7 @@ describe('the exit code', () => {
     ['one argument too many', ['peers', 'node2'], /too many arguments/],
     ['no command to run in the lab', ['lab', 'exec', 'node1'], /missing required argument 'command'/],
     ['a wrong number of nodes', ['lab', 'up', '--nodes', 'many'], /--nodes cannot be "many"/],
-    ['an unknown map', ['maps', 'pears'], /there is no map "pears"; the maps are counters, /],
+    ['an unknown map', ['maps', 'pears'], /there is no map "pears"; the maps are arrivals, /],
   ])('is 2 for %s', async (_, argv, message) => {
     const { code, out, err } = await run(...argv);
     expect({ code, out }).toEqual({ code: 2, out: '' });

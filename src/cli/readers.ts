@@ -42,10 +42,12 @@ export function addReaderCommands(program: Command): void {
     list(options, await readEndpoints(options.bpffs, options.runDir), endpointColumns);
   });
 
-  reader('flows', 'the translated flows that take the kernel path').action(async (options: ReaderOptions) => {
-    const { flowColumns, readFlows } = await import('./rows.ts');
-    list(options, readFlows(options.bpffs), flowColumns);
-  });
+  reader('flows', 'the flow table: which flows take the fast path, and how their packets leave').action(
+    async (options: ReaderOptions) => {
+      const { flowColumns, readFlows } = await import('./rows.ts');
+      list(options, await readFlows(options.bpffs, options.runDir), flowColumns);
+    },
+  );
 
   reader('stats', 'packets and bytes by hook, verdict and reason').action(async (options: ReaderOptions) => {
     const { openTables } = await import('../dataplane/tables.ts');

@@ -2,11 +2,12 @@
 /** The rows of `peers`, `endpoints` and `flows`: the maps' entries, with the names that the agent knows. */
 import { hrtime } from 'node:process';
 import type { AgentStatus } from '../agent/status.ts';
-import { AttachmentStore } from '../cni/attachments.ts';
+import { type Attachment, AttachmentStore } from '../cni/attachments.ts';
 import type { Struct } from '../dataplane/codec.ts';
-import { stateSlot6 } from '../dataplane/desired.ts';
+import { FLOW_LIFETIME_MS, stateSlot6 } from '../dataplane/desired.ts';
 import { layout } from '../dataplane/layout.gen.ts';
-import { openTables } from '../dataplane/tables.ts';
+import { openTables, pinPaths } from '../dataplane/tables.ts';
+import { findShaped } from '../host/shaping.ts';
 import { addressFamily } from '../net/ip.ts';
 import { flagNames } from './maps.ts';
 import type { Column } from './table.ts';
@@ -59,7 +60,6 @@ export interface EndpointRow {
   readonly ifindex: number;
   readonly podMac: string;
   readonly mtu: number;
-  readonly translatedFlows: number;
   readonly flags: string[];
 }
 
@@ -69,13 +69,19 @@ export const endpointColumns: Column<EndpointRow>[] = [
   { title: 'DEVICE', value: (row) => row.device },
   { title: 'POD MAC', value: (row) => row.podMac },
   { title: 'MTU', align: 'right', value: (row) => row.mtu },
-  { title: 'TRANSLATED FLOWS', align: 'right', value: (row) => row.translatedFlows },
   { title: 'FLAGS', value: (row) => row.flags.join(',') },
 ];
+
+/** A pod as kubectl names it; undefined when the runtime did not tell. */
+function podOf({ podName, podNamespace = 'default' }: Attachment): string | undefined {
+  return podName === undefined ? undefined : `${podNamespace}/${podName}`;
+}
 
 export async function readEndpoints(bpffs: string, runDir: string): Promise<EndpointRow[]> {
   using tables = openTables(bpffs);
   const attachments = await new AttachmentStore(runDir).list();
+  const hostVeths = attachments.map(({ hostIfindex }) => hostIfindex);
+  const shaped = new Set(findShaped(hostVeths, pinPaths(bpffs).links));
   const rows: EndpointRow[] = [];
   const add = (
     endpoint: Struct<'endpoint'>,
@@ -83,19 +89,19 @@ export async function readEndpoints(bpffs: string, runDir: string): Promise<Endp
     stateSlot: (ip: string) => number,
   ): void => {
     const known = attachments.find(({ hostIfindex }) => hostIfindex === endpoint.ifindex);
+    const pod = known && podOf(known);
     const ip = known?.ips.find(ofFamily);
     const state = ip === undefined ? undefined : tables.endpoint_state.get(stateSlot(ip));
     rows.push({
       ...(ip !== undefined && { ip }),
       ...(known && { device: known.hostIfname }),
-      ...(known?.podName !== undefined && { pod: `${known.podNamespace ?? 'default'}/${known.podName}` }),
+      ...(pod !== undefined && { pod }),
       ifindex: endpoint.ifindex,
       podMac: endpoint.pod_mac,
       mtu: endpoint.mtu,
-      translatedFlows: state?.stack_flows ?? 0,
       flags: [
         ...flagNames(layout.enums.endpoint_flags, endpoint.flags),
-        ...(state && state.overflow !== 0 ? ['overflow'] : []),
+        ...(shaped.has(endpoint.ifindex) ? ['shaped'] : []),
         ...(state && state.forwards !== 0 ? ['forwards'] : []),
       ],
     });
@@ -119,29 +125,65 @@ export async function readEndpoints(bpffs: string, runDir: string): Promise<Endp
 
 export interface FlowRow {
   readonly protocol: string;
+  /** As its packets come in. */
   readonly source: string;
   readonly destination: string;
+  /** Where they come in: a pod (namespace/name, or its host veth), or `wire`. */
+  readonly from: string;
+  /** As they leave, if they are translated. */
+  readonly translatedSource?: string;
+  readonly translatedDestination?: string;
+  /** Since it was last learned. */
   readonly ageSeconds: number;
+  /** `valid`; else why the next packet takes the kernel path. */
+  readonly state: 'valid' | 'old epoch' | 'expired';
 }
 
 export const flowColumns: Column<FlowRow>[] = [
   { title: 'PROTOCOL', value: (row) => row.protocol },
   { title: 'SOURCE', value: (row) => row.source },
   { title: 'DESTINATION', value: (row) => row.destination },
+  { title: 'FROM', value: (row) => row.from },
+  { title: 'LEAVES AS', value: leavesAs },
   { title: 'AGE', align: 'right', value: (row) => `${row.ageSeconds}s` },
+  { title: 'STATE', value: (row) => row.state },
 ];
 
-const protocols: Readonly<Record<number, string>> = { 6: 'tcp', 17: 'udp' };
+function leavesAs({
+  source,
+  destination,
+  translatedSource,
+  translatedDestination,
+}: FlowRow): string | undefined {
+  if (translatedSource === undefined && translatedDestination === undefined) return undefined;
+  return `${translatedSource ?? source} → ${translatedDestination ?? destination}`;
+}
 
-export function readFlows(bpffs: string): FlowRow[] {
+const protocols: Readonly<Record<number, string>> = { 1: 'icmp', 6: 'tcp', 17: 'udp', 58: 'icmpv6' };
+
+export async function readFlows(bpffs: string, runDir: string): Promise<FlowRow[]> {
+  const attachments = await new AttachmentStore(runDir).list();
+  const pods = new Map(attachments.map((one) => [one.hostIfindex, podOf(one) ?? one.hostIfname]));
   using tables = openTables(bpffs);
-  const now = Number(hrtime.bigint());
-  return [...tables.stack_flows.entries()].map(([flow, { created_ns }]) => ({
-    protocol: protocols[flow.protocol] ?? String(flow.protocol),
-    source: withPort(flow.src, flow.src_port),
-    destination: withPort(flow.dst, flow.dst_port),
-    ageSeconds: Math.max(0, Math.round((now - created_ns) / 1e9)),
-  }));
+  const nowNs = Number(hrtime.bigint());
+  const epoch = tables.epoch.get(0);
+  return [...tables.flows4.entries(), ...tables.flows6.entries()].map(([flow, { head, out }]) => {
+    const source = withPort(flow.src, flow.src_port);
+    const destination = withPort(flow.dst, flow.dst_port);
+    const to = { source: withPort(out.src, out.src_port), destination: withPort(out.dst, out.dst_port) };
+    const ageMs = Math.max(0, nowNs - head.learned_ns) / 1e6;
+    const lifetime = ageMs > FLOW_LIFETIME_MS ? 'expired' : 'valid';
+    return {
+      protocol: protocols[flow.protocol] ?? String(flow.protocol),
+      source,
+      destination,
+      from: pods.get(head.ifindex) ?? 'wire',
+      ...(to.source !== source && { translatedSource: to.source }),
+      ...(to.destination !== destination && { translatedDestination: to.destination }),
+      ageSeconds: Math.round(ageMs / 1000),
+      state: head.epoch === epoch ? lifetime : 'old epoch',
+    };
+  });
 }
 
 function withPort(address: string, port: number): string {

@@ -24,7 +24,7 @@ const agent: AgentStatus = {
   api: { connected: true, synced: true, lastEventAgeMs: 1400 },
   peers: [{ name: 'node2', podCidr: '10.42.1.0/24', vtepIp: '172.31.0.2' }],
   alarms: [],
-  passes: { count: 6, errors: 0, lastDurationMs: 31 },
+  passes: { count: 6, errors: 0, lastDurationMs: 31, lastErrors: [] },
   targets: [],
 };
 
@@ -36,7 +36,7 @@ const status: Status = {
   ],
   peers: 1,
   endpoints: 2,
-  translatedFlows: 3,
+  flows: 3,
   packets: { fast: 999, kernel: 1, drop: 0 },
   fastPercent: 99.9,
 };
@@ -56,7 +56,8 @@ describe('status', () => {
       API watch  connected, last event 1 s ago
       passes     6, the last took 31 ms, 0 errors
       peers      1
-      endpoints  2, 3 translated flows
+      endpoints  2
+      flows      3
       packets    999 fast, 1 kernel path, 0 dropped (99.9 % fast)
 
       HOOK       DEVICE        PROGRAM  STATE
@@ -68,10 +69,11 @@ describe('status', () => {
 
   it('says first that no agent runs, and then shows the maps', () => {
     const { agent: _, fastPercent: __, ...rest } = status;
-    expect(lines(renderStatus({ ...rest, packets: { fast: 0, kernel: 0, drop: 0 } })).slice(0, 4)).toEqual([
+    expect(lines(renderStatus({ ...rest, packets: { fast: 0, kernel: 0, drop: 0 } })).slice(0, 5)).toEqual([
       'agent      not running (the pinned programs forward without it)',
       'peers      1',
-      'endpoints  2, 3 translated flows',
+      'endpoints  2',
+      'flows      3',
       'packets    0 fast, 0 kernel path, 0 dropped',
     ]);
   });
@@ -127,7 +129,7 @@ describe('status', () => {
         api: { connected: true, synced: false },
         peers: [],
         alarms: [],
-        passes: { count: 0, errors: 0, lastDurationMs: 0 },
+        passes: { count: 0, errors: 0, lastDurationMs: 0, lastErrors: [] },
         targets: [],
       },
     });

@@ -18,7 +18,7 @@ export interface Status {
   }[];
   readonly peers: number;
   readonly endpoints: number;
-  readonly translatedFlows: number;
+  readonly flows: number;
   /** Packets by verdict, of pod traffic only. */
   readonly packets: Readonly<Record<Verdict, number>>;
   /** The share of `fast`; undefined before the first packet. */
@@ -42,7 +42,7 @@ export async function readStatus(bpffs: string, runDir: string): Promise<Status>
       .sort((a, b) => a.hook.localeCompare(b.hook) || a.device.localeCompare(b.device)),
     peers: readPeers(bpffs, agent).length,
     endpoints: (await readEndpoints(bpffs, runDir)).length,
-    translatedFlows: [...tables.stack_flows.keys()].length,
+    flows: [...tables.flows4.keys()].length + [...tables.flows6.keys()].length,
     packets,
     ...(all > 0 && { fastPercent: Math.round((packets.fast / all) * 1000) / 10 }),
   };
@@ -98,7 +98,7 @@ export function renderStatus(status: Status): string {
     lines.push(['agent', 'not running (the pinned programs forward without it)']);
   }
   lines.push(['peers', String(status.peers)]);
-  lines.push(['endpoints', `${status.endpoints}, ${status.translatedFlows} translated flows`]);
+  lines.push(['endpoints', `${status.endpoints}`], ['flows', `${status.flows}`]);
   lines.push([
     'packets',
     `${packets.fast} fast, ${packets.kernel} kernel path, ${packets.drop} dropped` +

@@ -266,6 +266,21 @@ describe('plain flannel nodes', () => {
     expect(view().peers.split(' ')).toHaveLength(20);
   });
 
+  it('may send from the addresses of their Nodes, which are known whoever they say to be', async () => {
+    for (let n = 2; n <= 19; n++) add(n);
+    add(20, 'flannel');
+    const addresses = [{ type: 'InternalIP', address: '192.168.1.20' }];
+    const patch = { status: { addresses } };
+    server.store.patch('nodes', 'node-20', 'application/merge-patch+json', patch, { subresource: 'status' });
+    await synced();
+    const peer = () => seen().nodes.find(({ name }) => name === 'node-20')?.v4;
+    expect(peer()).toEqual(expect.not.objectContaining({ otherIps: expect.anything() }));
+    annotate(20, { 'flannel.alpha.coreos.com/public-ip': '192.168.1.220' });
+    await until(() => peer()?.vtepIp === '192.168.1.220', 'up to date');
+    expect(peer()?.otherIps).toEqual(['192.168.1.20']);
+    expect(gets()).toEqual(['GET node-20']);
+  });
+
   it('that are many are listed whole instead, once', async () => {
     for (let n = 2; n <= 50; n++) add(n, 'flannel');
     await synced();
@@ -462,7 +477,7 @@ describe('an annotation of podCIDRs', () => {
   );
 
   it.each([
-    ['an address', '10.42.20.1/24'],
+    ['no length behind the slash', '10.42.20.0/'],
     ['two of one family', '10.42.20.0/24,10.42.21.0/24'],
     ['no prefix length', '10.42.20.0'],
     ['10,000 characters', 'x'.repeat(10_000)],

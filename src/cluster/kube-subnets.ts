@@ -72,7 +72,7 @@ export class KubeSubnetManager implements SubnetManager {
       metadataOnly: true,
       listWhole: (page) => page.filter((record) => this.#lacks(record, NOBODY)).length > page.length * MANY,
       project: (object) => {
-        const record = recordOf(object, settings, (uid, podCidrs) => this.#fetcher.learn(uid, podCidrs));
+        const record = recordOf(object, settings, (...known) => this.#fetcher.learn(...known));
         // Parse between the pages of the first list: after the last page everybody waits.
         if (!this.#all.synced) this.#parse(record, NOBODY);
         return record;
@@ -201,7 +201,8 @@ export class KubeSubnetManager implements SubnetManager {
       this.#fetcher.known(uid) ??
       (hasNone || this.#fetcher.isEmpty(uid) ? '' : undefined) ??
       (doubtful.has(uid) ? undefined : published);
-    return record.parse(podCidrs, this.#fetcher.failure(uid), this.#settings);
+    const known = { podCidrs, addresses: this.#fetcher.addresses(uid) };
+    return record.parse(known, this.#fetcher.failure(uid), this.#settings);
   }
 }
 

@@ -48,6 +48,25 @@ describe('net-conf.json', () => {
     expect(conf.backend).not.toHaveProperty('mtu');
   });
 
+  it("takes what Go's parsers take: host bits, a port of 0, null, repeated keys", () => {
+    const conf = parseNetConf(`{
+      "Network": "10.42.7.1/16", "network": null,
+      "EnableIPv4": null, "EnableIPv6": false, "ENABLEIPV6": true, "IPv6Network": "fd00:42::7/48",
+      "EnableNFTables": null, "SubnetLen": null, "Unknown": [1],
+      "Backend": {"Type": "VXLAN", "VNI": null, "vni": 7, "Port": 0, "MTU": null, "GBP": null, "Learning": null}
+    }`);
+    expect(conf).toEqual({
+      enableIpv4: true,
+      enableIpv6: true,
+      network: { family: 4, base: '10.42.0.0', length: 16 },
+      ipv6Network: { family: 6, base: 'fd00:42::', length: 48 },
+      backend: { type: 'vxlan', vni: 7, port: 8472, directRouting: false },
+    });
+    expect(parse({ Network: '10.42.0.0/16', Backend: { Type: 'vxlan', VNI: 0 } }).backend).toMatchObject({
+      vni: 0,
+    });
+  });
+
   it('has an MTU that IPv6 can live with in the tunnel, where that is on', () => {
     const conf = (MTU: number): unknown => ({
       Network: '10.42.0.0/16',
@@ -61,16 +80,16 @@ describe('net-conf.json', () => {
 
   it('names every mistake by its key, all at once', () => {
     const text = JSON.stringify({
-      Network: '10.42.0.1/16',
+      Network: '10.42.0.1/33',
       EnableIPv6: 'yes',
       Backend: { Type: 'vxlan', VNI: 0x100_0000, Port: '8472', MTU: 100, DirectRouting: 1 },
     });
     expect(() => parseNetConf(text, '/etc/net-conf.json')).toThrow(
       '/etc/net-conf.json: EnableIPv6 "yes" is neither true nor false; ' +
-        'Network "10.42.0.1/16" has host bits set; did you mean 10.42.0.0/16?; ' +
+        'Network "10.42.0.1/33" is not a CIDR block such as 10.42.0.0/16; ' +
         'Backend.MTU 100 is too small for IPv4, which needs 576; leave it out to follow the uplink; ' +
-        'Backend.VNI 16777216 is no whole number from 1 to 16777215; ' +
-        'Backend.Port "8472" is no whole number from 1 to 65535; ' +
+        'Backend.VNI 16777216 is no whole number from 0 to 16777215; ' +
+        'Backend.Port "8472" is no whole number from 0 to 65535; ' +
         'Backend.DirectRouting 1 is neither true nor false',
     );
   });

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { readFile } from 'node:fs/promises';
 import { errorText, RipstopError } from '../errors.ts';
-import { type Cidr, type Family, parseCidr } from '../net/ip.ts';
+import { type Cidr, type Family, parseMaskedCidr } from '../net/ip.ts';
 
 /** How packets reach other nodes' pods, as net-conf.json sets it. */
 export type Backend = VxlanBackend | PlainBackend;
@@ -84,6 +84,9 @@ export function parseNetConf(text: string, source = 'net-conf.json'): NetConf {
 /** IPv4 hosts need not receive more than 576 bytes (RFC 791); IPv6 in a tunnel over IPv6 takes 1280 (RFC 8200) + 70. */
 const leastMtu = { ipv4: 576, ipv6: 1350 };
 
+/** The VXLAN port of the Linux kernel, from before IANA assigned one. */
+const DEFAULT_PORT = 8472;
+
 /** Why flannel's other backends are not supported. */
 const otherBackends: Readonly<Record<string, string>> = {
   udp: 'flannel itself keeps it for debugging only',
@@ -128,8 +131,9 @@ function parseBackend(json: unknown, enableIpv6: boolean, mistakes: string[]): B
   }
   return {
     type: 'vxlan',
-    vni: fields.integer('VNI', 1, 1, 0xff_ffff),
-    port: fields.integer('Port', 8472, 1, 65_535),
+    vni: fields.integer('VNI', 1, 0, 0xff_ffff),
+    // The kernel takes 0 for its default.
+    port: fields.integer('Port', 0, 0, 65_535) || DEFAULT_PORT,
     ...(mtu !== 0 && { mtu }),
     directRouting: fields.boolean('DirectRouting', false),
   };
@@ -148,12 +152,14 @@ export class Fields {
       mistakes.push(`${path === '' ? 'the file' : path.slice(0, -1)} is not a JSON object`);
       return;
     }
-    for (const [key, value] of Object.entries(json)) this.#values.set(key.toLowerCase(), value);
+    // As in Go, of a key that comes twice the last one counts, and null counts as left out.
+    for (const [key, value] of Object.entries(json))
+      if (value !== null) this.#values.set(key.toLowerCase(), value);
   }
 
-  /** A key's value; `null` counts as left out, as it does in Go. */
+  /** A key's value, or undefined. */
   get(key: string): unknown {
-    return this.#values.get(key.toLowerCase()) ?? undefined;
+    return this.#values.get(key.toLowerCase());
   }
 
   boolean(key: string, fallback: boolean): boolean {
@@ -177,7 +183,7 @@ export class Fields {
     if (value === undefined)
       return this.#mistake(key, `is missing; give the cluster network, e.g. ${example}`, undefined);
     try {
-      const cidr = parseCidr(typeof value === 'string' ? value : JSON.stringify(value));
+      const cidr = parseMaskedCidr(typeof value === 'string' ? value : JSON.stringify(value));
       if (cidr.family === family) return cidr;
       return this.#mistake(key, `${JSON.stringify(value)} is not an IPv${family} block`, undefined);
     } catch (error) {

@@ -52,6 +52,20 @@ describe("a flannel node's annotations", () => {
     expect(parseNode(node, ipv4Only)).not.toHaveProperty('peer.v6');
   });
 
+  it('are not all that the node may send from: its Node has other addresses, most of them of use', () => {
+    const addresses = [
+      ['InternalIP', '192.168.1.77'],
+      ['InternalIP', '192.168.1.7'],
+      ['ExternalIP', '2001:db8::77'],
+      ['InternalIP', '127.0.0.1'],
+      ['InternalIP', '10.42.7.9'],
+      ['Hostname', 'node-7'],
+    ].map(([type, address]) => ({ type, address }));
+    expect(parseNode({ ...flannelNode(7), status: { addresses } }, dualStack)).toMatchObject({
+      peer: { v4: { otherIps: ['192.168.1.77'] }, v6: { otherIps: ['2001:db8::77'] } },
+    });
+  });
+
   it('of an IPv4 node in a dual-stack cluster make a peer with one half', () => {
     const node = flannelNode(7, { 'backend-v6-data': null, 'public-ipv6': null });
     expect(parseNode(node, dualStack)).toMatchObject({ kind: 'peer', peer: { v4: {} } });
@@ -166,12 +180,22 @@ describe('hostile and broken Nodes', () => {
     expect((parsed as { reason: string }).reason.length).toBeLessThan(400);
   });
 
+  it('podCIDRs with host bits are the blocks that flannel makes of them', () => {
+    const parsed = parseNode(
+      flannelNode(7, {}, { podCIDRs: ['10.42.7.1/24', 'fd00:42:0:7::1/64'] }),
+      dualStack,
+    );
+    expect(parsed).toMatchObject({
+      kind: 'peer',
+      peer: { v4: { podCidr: { base: '10.42.7.0' } }, v6: { podCidr: { base: 'fd00:42:0:7::' } } },
+    });
+  });
+
   it.each([
     [['10.99.7.0/24'], 'podCIDR 10.99.7.0/24 is outside Network 10.42.0.0/16'],
     [['10.0.0.0/8'], 'outside Network'],
     [['0.0.0.0/0'], 'outside Network'],
     [['10.42.7.0/24', 'fd00:99::/64'], 'outside Network fd00:42::/56'],
-    [['10.42.7.1/24'], 'has host bits set'],
     [['10.42.7.0'], 'not a CIDR'],
     [['10.42.7.0/24', '10.42.8.0/24'], 'two podCIDRs of one family'],
     [['x'.repeat(5000)], 'not a CIDR'],

@@ -11,7 +11,7 @@ import {
   type Family,
   familyKey,
   formatCidr,
-  parseCidr,
+  parseMaskedCidr,
 } from '../net/ip.ts';
 import { macToBytes, NO_MAC, normalizeMac } from '../net/mac.ts';
 import { type AnnotationKeys, annotationKeys, type FamilyKeys } from './annotations.ts';
@@ -99,7 +99,14 @@ export function parseNode(node: unknown, settings: LeaseSettings): ParsedNode {
     };
   }
   const { name, uid, creationTimestamp, annotations } = parsed.data.metadata;
-  const facts = { name, uid, createdAt: Date.parse(creationTimestamp), annotations: annotations ?? {} };
+  const addresses = addressesText(parsed.data.status);
+  const facts = {
+    name,
+    uid,
+    createdAt: Date.parse(creationTimestamp),
+    annotations: annotations ?? {},
+    addresses,
+  };
   return readLease(facts, podCidrsText(parsed.data.spec), settings);
 }
 
@@ -110,6 +117,8 @@ export interface NodeFacts {
   readonly createdAt: number;
   /** Those of the lease, at least. */
   readonly annotations: Readonly<Record<string, string>>;
+  /** As {@link addressesText} gives them; undefined when they are not known. */
+  readonly addresses?: string | undefined;
 }
 
 /**
@@ -139,8 +148,8 @@ export function readLease(node: NodeFacts, podCidrs: string, settings: LeaseSett
   }
   try {
     const cidrs = readPodCidrs(podCidrs);
-    const v4 = parsePart(4, name, cidrs, annotations, settings);
-    const v6 = parsePart(6, name, cidrs, annotations, settings);
+    const v4 = parsePart(4, node, cidrs, settings);
+    const v6 = parsePart(6, node, cidrs, settings);
     if (!v4 && !v6) {
       const reason =
         podCidrs === ''
@@ -170,13 +179,13 @@ export function podCidrsText(spec: NodeObject['spec']): string {
 
 /**
  * podCIDRs joined with commas, at most one for each family.
- * @throws RipstopError when one is no canonical CIDR block, or a family has two.
+ * @throws RipstopError when one is no CIDR block, or a family has two.
  */
 export function readPodCidrs(text: string): Cidr[] {
   if (text === '') return [];
   const cidrs = text.split(',').map((cidr) => {
     if (cidr.length > 64) throw new RipstopError(`podCIDR ${quote(cidr)} is not a CIDR block`);
-    return parseCidr(cidr);
+    return parseMaskedCidr(cidr);
   });
   if (cidrs.length > 2 || (cidrs.length === 2 && cidrs[0]!.family === cidrs[1]!.family)) {
     throw new RipstopError(`two podCIDRs of one family: ${text.split(',').map(quote).join(', ')}`);
@@ -189,9 +198,8 @@ class OutsideError extends RipstopError {}
 /** One family's part, or undefined when the family is off here or the node takes no part in it. */
 function parsePart(
   family: Family,
-  name: string,
+  { name, annotations, addresses }: NodeFacts,
   podCidrs: readonly Cidr[],
-  annotations: Readonly<Record<string, string>>,
   settings: LeaseSettings,
 ): Peer | undefined {
   const network = family === 4 ? settings.network : settings.ipv6Network;
@@ -212,14 +220,36 @@ function parsePart(
   }
   const vtepMac =
     settings.vni === undefined ? NO_MAC : parseBackendData(keys.backendData, data, settings.vni);
+  const others = readAddresses(family, addresses).filter(
+    (one) => one !== vtepIp && !cidrContains(podCidr, one),
+  );
   return {
     name,
     podCidr,
     vtepIp,
     vtepMac,
     behindNat: overwriteOf(annotations, keys) !== undefined,
+    ...(others.length > 0 && { otherIps: others }),
     zeroChecksum: family === 6 && annotations[settings.keys.zeroChecksum] === 'true',
   };
+}
+
+/** How many of a Node's addresses are kept: kubelet writes one or two of each type. */
+const ADDRESSES_MAX = 8;
+
+/** A Node's addresses of any type, joined with commas; host names among them are skipped later. */
+export function addressesText(status: NodeObject['status']): string {
+  const addresses = status?.addresses ?? [];
+  return addresses
+    .slice(0, ADDRESSES_MAX)
+    .map(({ address }) => address.slice(0, 64))
+    .join(',');
+}
+
+/** Those of one family from which packets may come. */
+function readAddresses(family: Family, text = ''): string[] {
+  const usable = text.split(',').filter((one) => addressFamily(one) === family && !isUseless(family, one));
+  return [...new Set(usable.map(canonicalAddress))];
 }
 
 /** What the user asked to publish in place of the real address, if anything. */
@@ -239,13 +269,18 @@ export function parsePublicIp(family: Family, key: string, text: string | undefi
   if (text.length > 64 || addressFamily(text) !== family) {
     throw new RipstopError(`${key} ${quote(text)} is not an IPv${family} address`);
   }
-  const range = ipaddr.parse(text).range();
-  // A VTEP at a link-local IPv6 address would need a scope, which annotations cannot carry.
-  const useless: string[] = ['unspecified', 'loopback', 'multicast', 'broadcast', 'ipv4Mapped'];
-  if (useless.includes(range) || (family === 6 && range === 'linkLocal')) {
-    throw new RipstopError(`${key} ${text} is ${range}: no tunnel can end there`);
+  if (isUseless(family, text)) {
+    throw new RipstopError(`${key} ${text} is ${ipaddr.parse(text).range()}: no tunnel can end there`);
   }
   return canonicalAddress(text);
+}
+
+/** Whether no tunnel can end at this address. */
+function isUseless(family: Family, address: string): boolean {
+  const range = ipaddr.parse(address).range();
+  const useless: string[] = ['unspecified', 'loopback', 'multicast', 'broadcast', 'ipv4Mapped'];
+  // A VTEP at a link-local IPv6 address would need a scope, which annotations cannot carry.
+  return useless.includes(range) || (family === 6 && range === 'linkLocal');
 }
 
 /**

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { leaseAnnotations } from './annotations.ts';
 import {
+  addressesText,
   type LeaseSettings,
   nodeSchema,
   type ParsedNode,
@@ -27,9 +28,10 @@ export class NodeRecord {
   /** Whether it was read whole, and had no podCIDR. */
   readonly hasNone: boolean;
 
-  /** What it means, with the podCIDRs and the failure that this was found with. */
+  /** What it means, with the podCIDRs, the addresses and the failure that this was found with. */
   #parsed: ParsedNode | undefined;
   #podCidrs: string | undefined;
+  #addresses: string | undefined;
   #failure: string | undefined;
 
   constructor(metadata: NodeMetadata, hasNone: boolean, settings: LeaseSettings) {
@@ -46,28 +48,36 @@ export class NodeRecord {
 
   /**
    * What the Node means. It is parsed again only when other podCIDRs are believed, or for another failure.
-   * @param podCidrs that are believed, joined with commas; undefined: they are not known.
+   * @param known the podCIDRs that are believed, joined with commas, and the Node's addresses, likewise; undefined: they
+   * are not known.
    * @param failure why they are not known.
    */
-  parse(podCidrs: string | undefined, failure: string | undefined, settings: LeaseSettings): ParsedNode {
-    if (!this.#parsed || podCidrs !== this.#podCidrs || failure !== this.#failure) {
-      this.#parsed = this.#read(podCidrs, failure, settings);
+  parse(
+    { podCidrs, addresses }: { podCidrs: string | undefined; addresses: string | undefined },
+    failure: string | undefined,
+    settings: LeaseSettings,
+  ): ParsedNode {
+    const isSame = podCidrs === this.#podCidrs && addresses === this.#addresses && failure === this.#failure;
+    if (!this.#parsed || !isSame) {
       this.#podCidrs = podCidrs;
+      this.#addresses = addresses;
+      this.#parsed = this.#read(podCidrs, failure, settings);
       this.#failure = failure;
     }
     return this.#parsed;
   }
 
   #read(podCidrs: string | undefined, failure: string | undefined, settings: LeaseSettings): ParsedNode {
+    const { name, uid, createdAt, annotations } = this;
     if (podCidrs === undefined && this.isLease) {
-      const { name, uid } = this;
       if (failure === undefined) return { name, uid, kind: 'pending' };
       const reason = `its podCIDRs are not known: ${failure}`;
       return { name, uid, kind: 'malformed', reason, alarm: 'podcidr_unknown' };
     }
-    const parsed = readLease(this, podCidrs ?? '', settings);
+    const facts = { name, uid, createdAt, annotations, addresses: this.#addresses };
+    const parsed = readLease(facts, podCidrs ?? '', settings);
     const key = settings.keys.podCidrs;
-    const said = this.annotations[key];
+    const said = annotations[key];
     if (parsed.kind !== 'peer' || said === undefined || said === podCidrs) return parsed;
     const text = JSON.stringify(said.slice(0, 80));
     return { ...parsed, mistaken: `${key} is ${text}, but its spec says ${podCidrs}, which is believed` };
@@ -83,21 +93,21 @@ interface NodeMetadata {
 
 /**
  * Read a Node object, whole or its metadata.
- * @param learn told of the podCIDRs of a whole Node; an empty text when it has none.
+ * @param learn told of the podCIDRs and the addresses of a whole Node; an empty text when it has none.
  */
 export function recordOf(
   object: unknown,
   settings: LeaseSettings,
-  learn: (uid: string, podCidrs: string) => void,
+  learn: (uid: string, podCidrs: string, addresses: string) => void,
 ): NodeRecord | ParsedNode {
   const read = nodeSchema.safeParse(object);
   if (!read.success) return parseNode(object, settings);
-  const { metadata, spec } = read.data;
+  const { metadata, spec, status } = read.data;
   if ((object as { kind?: unknown }).kind === 'PartialObjectMetadata') {
     return new NodeRecord(metadata, false, settings);
   }
   const podCidrs = podCidrsText(spec);
-  learn(metadata.uid, podCidrs);
+  learn(metadata.uid, podCidrs, addressesText(status));
   return new NodeRecord(metadata, podCidrs === '', settings);
 }
 

@@ -273,11 +273,44 @@ describe('two nodes that claim the same addresses', () => {
   });
 });
 
-describe('peers that share a VTEP', () => {
-  it('stay, for one of them may be a leftover, but with an alarm', () => {
-    const cluster = new Cluster(flannelNode(1), flannelNode(2, { 'public-ip': '192.168.1.1' }));
-    expect(cluster.peers()).toHaveLength(2);
-    expect(cluster.alarms()).toEqual(['node-2: public IP 192.168.1.1 is also that of node-1']);
+describe('of two nodes with one VTEP', () => {
+  const mac = (n: number) => `{"VNI":1,"VtepMAC":"0a:00:00:00:04:0${n}"}`;
+  const thief = (changes: Record<string, string>) => flannelNode(2, changes, { createdAt: younger });
+
+  it.each([
+    ['address', { 'public-ip': '192.168.1.1' }, 'public IP 192.168.1.1'],
+    ['MAC', { 'backend-data': mac(1) }, 'IPv4 VTEP MAC 0a:00:00:00:04:01'],
+  ])('the older keeps the %s, and the younger loses that family', (_, changes, what) => {
+    const cluster = new Cluster(thief(changes), flannelNode(1));
+    const [first, second] = cluster.view().nodes;
+    expect([first!.name, first!.v4?.vtepIp]).toEqual(['node-1', '192.168.1.1']);
+    expect([second!.v4, second!.v6?.vtepIp]).toEqual([undefined, '2001:db8::2']);
+    expect(cluster.alarms()).toEqual([`node-2: refused: ${what} is that of node-1`]);
+    cluster.nodes.pop();
+    expect(cluster.view().nodes[0]!.v4).toBeDefined();
+    expect(cluster.alarms()).toEqual([]);
+  });
+
+  it('this node counts too: as the older it keeps its own, as the younger it has the alarm itself', () => {
+    const cluster = new Cluster(flannelNode(1), thief({ 'backend-data': mac(1) }));
+    cluster.own = { name: 'node-1', podCidrs: [parseCidr('10.42.1.0/24')] };
+    expect(cluster.view().nodes[0]!.v4).toBeUndefined();
+    expect(cluster.alarms()[0]).toMatch(/^node-2: refused: IPv4 VTEP MAC .* of node-1 \(this node\)$/);
+    cluster.own = { name: 'node-2', podCidrs: [parseCidr('10.42.2.0/24')] };
+    expect(cluster.peers()).toEqual(['node-1 10.42.1.0/24 @ 192.168.1.1']);
+    expect(cluster.alarms()[0]).toMatch(/^node-2: other nodes refuse it: IPv4 VTEP MAC .* of node-1$/);
+  });
+
+  it('one that is refused for its podCIDR keeps nothing from others', () => {
+    const refused = thief({ 'public-ip': '192.168.1.3' });
+    refused.spec.podCIDRs = ['10.42.1.0/24'];
+    expect(
+      new Cluster(
+        flannelNode(1),
+        refused,
+        flannelNode(3, {}, { createdAt: '2026-03-01T00:00:00Z' }),
+      ).peers()[1],
+    ).toBe('node-3 10.42.3.0/24 @ 192.168.1.3');
   });
 });
 

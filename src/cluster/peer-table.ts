@@ -2,7 +2,7 @@
 import { type Cidr, type Family, familyKey, formatCidr, maskAddress, partsOf, perFamily } from '../net/ip.ts';
 import { NO_MAC } from '../net/mac.ts';
 import type { ParsedNode } from './node-lease.ts';
-import type { AlarmKind, PeerAlarm, PeerNode } from './peer.ts';
+import type { AlarmKind, Peer, PeerAlarm, PeerNode } from './peer.ts';
 
 export interface PeerView {
   /** The nodes to forward to: no two of their podCIDRs overlap. */
@@ -63,7 +63,6 @@ export class PeerTable {
     const ourself = own && byName.get(own.name);
     if (own) byName.delete(own.name);
     const nodes = settleClaims([...byName.values()], own, ourself, alarms);
-    alarmAboutSharedVteps(nodes, alarms);
     return { nodes, alarms };
   }
 }
@@ -75,12 +74,12 @@ function quarantine(reason: string, good: PeerNode | undefined): string {
 }
 
 /**
- * Of two nodes that claim the same addresses the older gets them; the younger one loses that family's part. The
- * alarm is about the younger one, even when that is this node: so all nodes have the same alarms.
+ * Of two nodes that claim the same podCIDR, VTEP address or VTEP MAC the older keeps it; the younger one loses that
+ * family's part. The alarm is about the younger one, even when that is this node: so all nodes have the same alarms.
  * @param ourself this node as the others see it.
  */
 function settleClaims(
-  nodes: PeerNode[],
+  nodes: readonly PeerNode[],
   own: OwnSubnets | undefined,
   ourself: PeerNode | undefined,
   alarms: PeerAlarm[],
@@ -88,28 +87,46 @@ function settleClaims(
   const claims = new Claims(nodes, own?.podCidrs ?? []);
   const ourName = `${own?.name} (this node)`;
   for (const cidr of own?.podCidrs ?? []) claims.add(cidr, ourName);
-  nodes.sort(byAge);
-  /** The node without what it may not have; undefined when nothing is left. */
-  const settle = (node: PeerNode): PeerNode | undefined => {
-    const refused = new Set<Family>();
-    for (const { podCidr } of partsOf(node)) {
-      const holder = claims.add(podCidr, node.name);
-      if (holder === undefined) continue;
-      refused.add(podCidr.family);
-      const [theirs, held] = [formatCidr(podCidr), formatCidr(holder.cidr)];
-      const older = holder.node === ourName && ourself && byAge(node, ourself) < 0;
-      const { name, uid } = older ? ourself : node;
-      const reason = older
-        ? `other nodes refuse podCIDR ${held}: it overlaps ${theirs} of ${node.name}`
-        : `podCIDR ${theirs} refused: it overlaps ${held} of ${holder.node}`;
-      alarms.push({ node: name, uid, kind: 'podcidr_conflict', reason });
+  const vteps = new VtepClaims();
+  const alarm = ({ name, uid }: PeerNode, kind: AlarmKind, reason: string): void =>
+    void alarms.push({ node: name, uid, kind, reason });
+  /** Whether the node may have this podCIDR. */
+  const mayHave = (node: PeerNode, podCidr: Cidr): boolean => {
+    const holder = claims.add(podCidr, node.name);
+    if (holder === undefined) return true;
+    const [theirs, held] = [formatCidr(podCidr), formatCidr(holder.cidr)];
+    const older = holder.node === ourName && ourself && byAge(node, ourself) < 0;
+    if (older) {
+      alarm(
+        ourself,
+        'podcidr_conflict',
+        `other nodes refuse podCIDR ${held}: it overlaps ${theirs} of ${node.name}`,
+      );
+    } else {
+      alarm(node, 'podcidr_conflict', `podCIDR ${theirs} refused: it overlaps ${held} of ${holder.node}`);
     }
-    if (refused.size === 0) return node;
-    const parts = perFamily((family) => (refused.has(family) ? undefined : node[familyKey(family)]));
+    return false;
+  };
+  /** The node without what it may not have; undefined when nothing is left, and for ourself. */
+  const settle = (node: PeerNode): PeerNode | undefined => {
+    const parts = perFamily((family) => {
+      const part = node[familyKey(family)];
+      if (!part || (node !== ourself && !mayHave(node, part.podCidr))) return undefined;
+      const shared = vteps.add(part, node === ourself ? ourName : node.name);
+      if (shared === undefined) return part;
+      alarm(node, 'vtep_shared', `${node === ourself ? 'other nodes refuse it' : 'refused'}: ${shared}`);
+      return undefined;
+    });
+    if (node === ourself) return undefined;
+    if (parts.v4 === node.v4 && parts.v6 === node.v6) return node;
     const { name, uid, createdAt } = node;
     return parts.v4 || parts.v6 ? { name, uid, createdAt, ...parts } : undefined;
   };
-  return nodes.map(settle).filter((node) => node !== undefined);
+  const all = ourself ? [...nodes, ourself] : [...nodes];
+  return all
+    .sort(byAge)
+    .map(settle)
+    .filter((node) => node !== undefined);
 }
 
 function byAge(a: PeerNode, b: PeerNode): number {
@@ -117,23 +134,23 @@ function byAge(a: PeerNode, b: PeerNode): number {
 }
 
 /**
- * Two live peers with one address or one MAC break each other's tunnel. But a Node object may also outlive its machine
- * while another machine has the address already. To refuse the younger node would cut off a live machine, so only warn.
+ * Who has which VTEP address and MAC. Two nodes with one of either break each other's tunnel, and whoever may write a
+ * Node could claim another's to get its traffic. A Node that has outlived its machine keeps them too, until it is
+ * deleted.
  */
-function alarmAboutSharedVteps(nodes: readonly PeerNode[], alarms: PeerAlarm[]): void {
-  const holdersOf = (): Record<Family, Map<string, string>> => ({ 4: new Map(), 6: new Map() });
-  const [addresses, macs] = [holdersOf(), holdersOf()];
-  const check = (node: PeerNode, what: string, value: string, holders: Map<string, string>): void => {
-    const holder = holders.get(value);
-    if (holder === undefined) return void holders.set(value, node.name);
-    const reason = `${what} ${value} is also that of ${holder}`;
-    alarms.push({ node: node.name, uid: node.uid, kind: 'vtep_shared', reason });
-  };
-  for (const node of nodes) {
-    for (const { podCidr, vtepIp, vtepMac } of partsOf(node)) {
-      check(node, 'public IP', vtepIp, addresses[podCidr.family]);
-      if (vtepMac !== NO_MAC) check(node, 'VTEP MAC', vtepMac, macs[podCidr.family]);
-    }
+class VtepClaims {
+  readonly #holders = new Map<string, string>();
+
+  /** Claim a part's address and MAC, or get the reason why not. */
+  add({ podCidr: { family }, vtepIp, vtepMac }: Peer, node: string): string | undefined {
+    const claims = [
+      `public IP ${vtepIp}`,
+      ...(vtepMac === NO_MAC ? [] : [`IPv${family} VTEP MAC ${vtepMac}`]),
+    ];
+    const taken = claims.find((claim) => this.#holders.has(claim));
+    if (taken !== undefined) return `${taken} is that of ${this.#holders.get(taken)}`;
+    for (const claim of claims) this.#holders.set(claim, node);
+    return undefined;
   }
 }
 

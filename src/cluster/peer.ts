@@ -13,6 +13,11 @@ export interface Peer {
   /** The peer publishes `public-ip-overwrite`: it is behind NAT, so its outer source may differ from `vtepIp`. */
   readonly behindNat: boolean;
   /**
+   * The Node's other addresses, as far as they were read: a flannel node that publishes another address than its
+   * interface's sends from the latter. Absent when there are none.
+   */
+  readonly otherIps?: readonly string[];
+  /**
    * The peer accepts packets without an outer UDP checksum over IPv6, which the kernel refuses by default. Always
    * false for IPv4, where everybody accepts them.
    */
@@ -44,7 +49,7 @@ export type AlarmKind =
   | 'podcidr_outside'
   /** The podCIDR overlaps an older node's. */
   | 'podcidr_conflict'
-  /** Another node has the same VTEP address or MAC. */
+  /** An older node has the same VTEP address or MAC. */
   | 'vtep_shared'
   /** Another node has our own subnet now; etcd only. */
   | 'subnet_lost';

@@ -5,7 +5,7 @@ import { errorText } from '../errors.ts';
 import { LogOnce } from '../log-once.ts';
 import { type ApiClient, ApiError } from './api-client.ts';
 import { backoffMs, type BackoffTiming } from './backoff.ts';
-import { nodeSchema, podCidrsText } from './node-lease.ts';
+import { addressesText, nodeSchema, podCidrsText } from './node-lease.ts';
 
 /** A Node of which only the metadata is known. */
 export interface BareNode {
@@ -56,7 +56,7 @@ export class PodCidrFetcher {
   readonly #onChange: () => void;
   readonly #failure: LogOnce;
   readonly #timing: FetchTiming;
-  readonly #known = new Map<string, string>();
+  readonly #known = new Map<string, { readonly podCidrs: string; readonly addresses: string }>();
   /** Of those that are wanted. */
   #attempts = new Map<string, Attempt>();
   readonly #stopping = new AbortController();
@@ -83,12 +83,17 @@ export class PodCidrFetcher {
 
   /** As in the spec, joined with commas; undefined while unknown or none. */
   known(uid: string): string | undefined {
-    return this.#known.get(uid);
+    return this.#known.get(uid)?.podCidrs;
+  }
+
+  /** The Node's addresses when it was last read whole, joined with commas. */
+  addresses(uid: string): string | undefined {
+    return this.#known.get(uid)?.addresses;
   }
 
   /** Take note of what a whole Node says. */
-  learn(uid: string, podCidrs: string): void {
-    if (podCidrs !== '' && !this.#known.has(uid)) this.#known.set(uid, podCidrs);
+  learn(uid: string, podCidrs: string, addresses: string): void {
+    if (podCidrs !== '') this.#known.set(uid, { podCidrs: this.known(uid) ?? podCidrs, addresses });
   }
 
   /** Forget Nodes that no longer exist, now and then. */
@@ -217,9 +222,9 @@ export class PodCidrFetcher {
         note('refused', refusedMs, 'the API server answered with something that is no Node');
         return undefined;
       }
-      const { metadata, spec } = read.data;
+      const { metadata, spec, status } = read.data;
       const podCidrs = podCidrsText(spec);
-      this.learn(metadata.uid, podCidrs);
+      this.learn(metadata.uid, podCidrs, addressesText(status));
       // Another UID: the Node that we asked for is gone, as the watch will tell.
       if (metadata.uid !== uid) note('gone', recheckMs);
       else if (podCidrs === '') note('empty', recheckMs);

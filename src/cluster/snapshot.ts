@@ -126,6 +126,7 @@ function isSamePeer(a: Peer | undefined, b: Peer | undefined): boolean {
     a.vtepIp === b.vtepIp &&
     a.vtepMac === b.vtepMac &&
     a.behindNat === b.behindNat &&
+    a.otherIps?.join() === b.otherIps?.join() &&
     a.zeroChecksum === b.zeroChecksum
   );
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-import { mkdtemp, readdir, rm, stat, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, readdir, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
@@ -59,13 +59,57 @@ describe('the attachment store', () => {
     expect(await new AttachmentStore(runDir).list()).toHaveLength(2);
   });
 
-  it('ignores an unfinished write, and names a file that does not hold an attachment', async () => {
+  it('ignores an unfinished write', async () => {
     await new AttachmentStore(runDir).put(attachment('c0ffee', 'eth0'));
     await writeFile(join(dir, 'dead-eth0.json.tmp'), '{"contai');
     expect(await new AttachmentStore(runDir).list()).toHaveLength(1);
-    await writeFile(join(dir, 'bad-eth0.json'), '{}');
-    await expect(new AttachmentStore(runDir).list()).rejects.toThrow(
-      'bad-eth0.json does not hold an attachment',
-    );
+  });
+
+  const good = JSON.stringify(attachment('bad', 'eth-0'));
+  it.each([
+    ['cut off', '{"contai'],
+    ['empty', ''],
+    ['no object', 'null'],
+    ['of another attachment', JSON.stringify(attachment('c0ffee', 'eth0'))],
+    ['with an address that is none', good.replace('10.42.1.5', '10.42.1')],
+    ['with a MAC address that is none', good.replace('02:00:00:00:00:01', 'x')],
+    ['with an index that is none', good.replace(':7,', ':-1,')],
+    ['a directory', undefined],
+  ])('leaves a malformed file out, and names it: one that is %s', async (_, text) => {
+    const store = new AttachmentStore(runDir);
+    await store.put(attachment('c0ffee', 'eth0'));
+    const bad = join(dir, 'bad-eth%2d0.json');
+    await (text === undefined ? mkdir(bad) : writeFile(bad, text));
+    await store.refresh();
+    expect(await store.list()).toHaveLength(1);
+    const id = { containerId: 'bad', ifname: 'eth-0' };
+    expect(store.malformed).toMatchObject([{ id, why: expect.stringContaining(bad) }]);
+    expect(store.lost).toEqual([id]);
+    expect(await store.get(id)).toBeUndefined();
+    await store.remove(id);
+    expect([await readdir(dir), store.malformed]).toEqual([['c0ffee-eth0.json'], []]);
+  });
+
+  it('writes a malformed file anew when it knows what was in it, and says so once', async () => {
+    const store = new AttachmentStore(runDir);
+    await store.put(attachment('c0ffee', 'eth0'));
+    await writeFile(join(dir, 'c0ffee-eth0.json'), '{');
+    await store.refresh();
+    expect(store.malformed).toMatchObject([{ why: expect.stringContaining('was written anew') }]);
+    expect(store.lost).toEqual([]);
+    await store.refresh();
+    expect(store.malformed).toEqual([]);
+    expect(await new AttachmentStore(runDir).list()).toEqual([attachment('c0ffee', 'eth0')]);
+  });
+
+  it('changes an attachment that there is, and none that a DEL has removed', async () => {
+    const store = new AttachmentStore(runDir);
+    await store.put(attachment('c0ffee', 'eth0'));
+    store.update({ ...attachment('c0ffee', 'eth0'), hostIfname: 'lan0' });
+    expect(await new AttachmentStore(runDir).list()).toMatchObject([{ hostIfname: 'lan0' }]);
+    const removed = store.remove(attachment('c0ffee', 'eth0'));
+    store.update(attachment('c0ffee', 'eth0'));
+    await removed;
+    expect(await readdir(dir)).toEqual([]);
   });
 });

@@ -1,10 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-import { existsSync, readdirSync, statSync } from 'node:fs';
+import { existsSync, readdirSync, renameSync, statSync, writeFileSync } from 'node:fs';
 import { rm } from 'node:fs/promises';
 import { z } from 'zod';
 import { errorText, RipstopError } from '../errors.ts';
 import { readIfThere, writeAtomically } from '../host/files.ts';
+import { addressFamily } from '../net/ip.ts';
+import { normalizeMac } from '../net/mac.ts';
 import type { AttachmentId } from './plugin.ts';
+
+const mac = z.string().refine((text) => normalizeMac(text) !== undefined, 'is no MAC address');
+const address = z.string().refine((text) => addressFamily(text) !== undefined, 'is no address');
 
 const AttachmentFile = z.object({
   containerId: z.string(),
@@ -15,11 +20,11 @@ const AttachmentFile = z.object({
   /** The CNI network that it belongs to. */
   network: z.string(),
   hostIfname: z.string(),
-  hostIfindex: z.number(),
-  hostMac: z.string(),
-  podMac: z.string(),
+  hostIfindex: z.int().positive(),
+  hostMac: mac,
+  podMac: mac,
   /** The pod's addresses without prefix lengths, one for each family, IPv4 first. */
-  ips: z.array(z.string()).min(1).readonly(),
+  ips: z.array(address).min(1).readonly(),
   podNamespace: z.string().optional(),
   podName: z.string().optional(),
   /** Whether the pod stays on the kernel path, for example because a NetworkPolicy selects it. */
@@ -31,15 +36,28 @@ const AttachmentFile = z.object({
 /** A CNI attachment: one interface of a pod, and the data of its endpoints. */
 export type Attachment = Readonly<Omit<z.infer<typeof AttachmentFile>, 'slow'>>;
 
+/** A file that does not hold an attachment. */
+export interface MalformedFile {
+  /** The attachment that its name stands for. */
+  readonly id: AttachmentId;
+  readonly stamp: string;
+  /** What is wrong, and what to do. */
+  readonly why: string;
+}
+
 /**
  * The attachments of this node, one file for each: those that ADD created and DEL has not removed. They are files so
  * that the next agent and readers in other processes get them, and they are below /run so that a reboot, which ends all
  * pods, removes them. Only the agent writes them; it keeps their content in memory.
+ *
+ * A malformed file, which a full disk or a person may leave, harms no other attachment: it counts as if it had its last
+ * good content if this process knows that, and is written anew; else it is left out, and goes with its pod's DEL.
  */
 export class AttachmentStore {
   readonly #dir: string;
   /** By file name, with the stamp that the file had when it was read or written. */
   readonly #known = new Map<string, { readonly attachment: Attachment; readonly stamp: string }>();
+  readonly #malformed = new Map<string, MalformedFile>();
   #isRead = false;
 
   /** @param runDir the agent's directory, e.g. `/run/ripstop`; the files are in `endpoints` below it. */
@@ -50,18 +68,24 @@ export class AttachmentStore {
   /**
    * Read the files that are new or changed since the last time, and drop those that are gone: the previous agent may
    * have finished a call after our start.
-   * @throws RipstopError naming a file that does not hold an attachment.
    */
   async refresh(): Promise<void> {
     const names = existsSync(this.#dir) ? readdirSync(this.#dir) : [];
     // All other files are drafts of writes that are not finished; the next write of that attachment replaces its draft.
     const files = new Set(names.filter((name) => name.endsWith('.json')));
-    for (const name of this.#known.keys()) if (!files.has(name)) this.#known.delete(name);
+    for (const names of [this.#known, this.#malformed])
+      for (const name of names.keys()) if (!files.has(name)) names.delete(name);
     for (const name of files) {
       const stamp = this.#stampOf(name);
-      if (stamp === undefined || stamp === this.#known.get(name)?.stamp) continue;
-      const attachment = await readAttachment(`${this.#dir}/${name}`);
-      if (attachment) this.#known.set(name, { attachment, stamp });
+      if (stamp === undefined || stamp === this.#malformed.get(name)?.stamp) continue;
+      this.#malformed.delete(name);
+      if (stamp === this.#known.get(name)?.stamp) continue;
+      try {
+        const attachment = await readAttachment(this.#dir, name);
+        if (attachment) this.#known.set(name, { attachment, stamp });
+      } catch (error) {
+        this.#malformed.set(name, { id: idOf(name), stamp, why: this.#repair(name) ?? errorText(error) });
+      }
     }
     this.#isRead = true;
   }
@@ -72,30 +96,70 @@ export class AttachmentStore {
     return [...this.#known].sort(([a], [b]) => (a < b ? -1 : 1)).map(([, { attachment }]) => attachment);
   }
 
-  /** One attachment, or undefined. @throws RipstopError when its file does not hold an attachment. */
+  /** The malformed files, as of the last refresh. */
+  get malformed(): readonly MalformedFile[] {
+    return [...this.#malformed.values()];
+  }
+
+  /** Those of which this process does not know the last good content either. */
+  get lost(): readonly AttachmentId[] {
+    return [...this.#malformed].flatMap(([name, { id }]) => (this.#known.has(name) ? [] : [id]));
+  }
+
+  /** One attachment, or undefined, also when its file is malformed. */
   async get(id: AttachmentId): Promise<Attachment | undefined> {
     const name = fileName(id);
-    return this.#known.get(name)?.attachment ?? readAttachment(`${this.#dir}/${name}`);
+    return this.#known.get(name)?.attachment ?? readAttachment(this.#dir, name).catch(() => undefined);
   }
 
   /** Write one, atomically; its file is readable by root only. */
   async put(attachment: Attachment): Promise<void> {
     const name = fileName(attachment);
-    const text = `${JSON.stringify(attachment, undefined, 2)}\n`;
     // Not durable: a reboot ends the pods and empties /run.
-    await writeAtomically(`${this.#dir}/${name}`, text, {
+    await writeAtomically(`${this.#dir}/${name}`, encode(attachment), {
       mode: 0o600,
       directoryMode: 0o700,
       durable: false,
     });
-    this.#known.set(name, { attachment, stamp: this.#stampOf(name) ?? '' });
+    this.#noteWritten(name, attachment);
+  }
+
+  /**
+   * Change one that there is, and nothing when a DEL has removed it meanwhile: therefore in one go, without a moment in
+   * which a DEL could begin.
+   */
+  update(attachment: Attachment): void {
+    const name = fileName(attachment);
+    if (!this.#known.has(name)) return;
+    const draft = `${this.#dir}/${name}.tmp`;
+    writeFileSync(draft, encode(attachment), { mode: 0o600 });
+    renameSync(draft, `${this.#dir}/${name}`);
+    this.#noteWritten(name, attachment);
   }
 
   /** Remove one; it is no error if it does not exist. */
   async remove(id: AttachmentId): Promise<void> {
     const name = fileName(id);
-    await rm(`${this.#dir}/${name}`, { force: true });
     this.#known.delete(name);
+    await rm(`${this.#dir}/${name}`, { force: true, recursive: true });
+    this.#malformed.delete(name);
+  }
+
+  /** Write a malformed file anew. @returns what was done; undefined when nothing could be. */
+  #repair(name: string): string | undefined {
+    const known = this.#known.get(name);
+    if (!known) return undefined;
+    try {
+      this.update(known.attachment);
+      return `${this.#dir}/${name} did not hold its attachment any more, and was written anew`;
+    } catch {
+      return undefined;
+    }
+  }
+
+  #noteWritten(name: string, attachment: Attachment): void {
+    this.#known.set(name, { attachment, stamp: this.#stampOf(name) ?? '' });
+    this.#malformed.delete(name);
   }
 
   /** Differs between a file and its replacement. */
@@ -110,16 +174,35 @@ function fileName({ containerId, ifname }: AttachmentId): string {
   return `${containerId}-${ifname.replaceAll('-', '%2d')}.json`;
 }
 
-async function readAttachment(file: string): Promise<Attachment | undefined> {
-  const text = await readIfThere(file);
-  if (text === undefined) return undefined;
+/** The inverse of {@link fileName}; of a file that somebody else made, some name. */
+function idOf(name: string): AttachmentId {
+  const stem = name.slice(0, -'.json'.length);
+  const at = stem.lastIndexOf('-');
+  return { containerId: stem.slice(0, Math.max(at, 0)), ifname: stem.slice(at + 1).replaceAll('%2d', '-') };
+}
+
+function encode(attachment: Attachment): string {
+  return `${JSON.stringify(attachment, undefined, 2)}\n`;
+}
+
+async function readAttachment(dir: string, name: string): Promise<Attachment | undefined> {
+  const file = `${dir}/${name}`;
   try {
+    // Reading a pipe would wait for ever.
+    if (statSync(file, { throwIfNoEntry: false })?.isFile() === false)
+      throw new RipstopError('it is no file');
+    const text = await readIfThere(file);
+    if (text === undefined) return undefined;
     const { slow, kernelPath = slow, ...attachment } = AttachmentFile.parse(JSON.parse(text));
+    if (fileName(attachment) !== name) throw new RipstopError(`it is that of ${fileName(attachment)}`);
     return { ...attachment, ...(kernelPath !== undefined && { kernelPath }) };
   } catch (error) {
-    throw new RipstopError(`${file} does not hold an attachment; remove it and restart its pod`, {
-      cause: error,
-      details: errorText(error),
-    });
+    throw new RipstopError(
+      `${file} does not hold an attachment; restart its pod, or remove it if there is none`,
+      {
+        cause: error,
+        details: errorText(error),
+      },
+    );
   }
 }

@@ -253,6 +253,31 @@ describe.skipIf(missing)('the CNI plugin', () => {
       expect(attachment).toMatchObject({ containerId: 'a', podNamespace: 'default', podName: 'a', network });
     });
 
+    it('gives the pod the addresses that the runtime asks for, or refuses and leaves nothing behind', async () => {
+      for (const name of ['a', 'b']) await addNamespace(name);
+      const mac = '02:11:22:33:44:55';
+      const asked = { env: { CNI_ARGS: `IP=10.42.1.77;MAC=${mac};K8S_POD_NAME=Some_Sandbox 1` } };
+      const { output } = await cni('ADD', 'a', asked);
+      expect(output).toMatchObject({
+        interfaces: [{}, { name: 'eth0', mac }],
+        ips: [{ address: '10.42.1.77/32' }],
+      });
+      const eth0 = (await listLinks({ netns: `/run/netns/${prefix}-a` })).get('eth0')!;
+      expect(eth0).toMatchObject({
+        mac,
+        addresses: expect.arrayContaining([{ ...eth0.addresses[0], ip: '10.42.1.77' }]),
+      });
+      await ping('a', gateway);
+      const again = await cni('ADD', 'b', { config: { runtimeConfig: { ips: ['10.42.1.77/24'] } } });
+      expect(again).toMatchObject({
+        exitCode: 1,
+        output: { code: 102, msg: expect.stringContaining('container "a"') },
+      });
+      expect(await leases()).toEqual(['a']);
+      await del('a');
+      await expectClean();
+    });
+
     it('a second time is an error that harms nothing', async () => {
       await addPod('a');
       const { exitCode, output } = await cni('ADD', 'a');

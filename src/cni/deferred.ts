@@ -12,6 +12,17 @@ import { CniCode } from './spec.ts';
  */
 export const deferredDir = (stateDir: string): string => join(stateDir, 'deferred');
 
+/** Files that were set aside since they hold no valid DEL: what that means, and what to do. */
+export async function listSetAside(dir: string): Promise<string[]> {
+  const names = await readdir(join(dir, MALFORMED)).catch(() => []);
+  return names
+    .toSorted((a, b) => (a < b ? -1 : 1))
+    .map(
+      (name) =>
+        `${join(dir, MALFORMED, name)} holds no valid DEL; remove it, and its address stays leased until the runtime calls GC`,
+    );
+}
+
 /** A DEL that failed is retried after this time. */
 const RETRY_MS = 30_000;
 /** An older draft was left by a shim that was killed: a running shim gives up sooner. */
@@ -112,6 +123,8 @@ export class DeferredDels {
     const file = join(this.#dir, name);
     let request: CniRequest;
     try {
+      // Reading a pipe would wait for ever.
+      if (!(await stat(file)).isFile()) throw new Error('it is no file');
       request = parseDel(await readFile(file));
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined;

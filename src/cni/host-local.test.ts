@@ -7,6 +7,7 @@ import {
   readFileSync,
   rmSync,
   statSync,
+  utimesSync,
   writeFileSync,
 } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -105,6 +106,31 @@ describe('addresses', () => {
     expect(Object.values(owners())).not.toContain('d');
   });
 
+  it('that are asked for are given, the others are free ones', () => {
+    const add = (container: string, asked: readonly string[], blocks = [IPV4, IPV6]): string[] =>
+      store.allocate(network, blocks, pod(container), asked);
+    expect(add('a', ['10.42.1.77'])).toEqual(['10.42.1.77', 'fd00:42:0:1::2']);
+    expect(add('b', ['fd00:42:0:1::77', '10.42.1.9'])).toEqual(['10.42.1.9', 'fd00:42:0:1::77']);
+    expect(owners()).toMatchObject({ '10.42.1.77': 'a', '10.42.1.9': 'b', 'fd00:42:0:1::77': 'b' });
+    const before = owners();
+    expect(() => add('c', ['10.42.1.77'])).toThrow(
+      '10.42.1.77 that the runtime asks for is that of container "a"',
+    );
+    expect(() => add('c', ['10.42.1.5', 'fd00:42:0:1::77'])).toThrow('that of container "b"');
+    expect(() => add('c', ['10.42.2.5'])).toThrow(
+      `asks for the address 10.42.2.5, which is not in ${IPV4} or`,
+    );
+    expect(() => add('c', ['fd00:42:0:1::5'], [IPV4])).toThrow(`which is not in ${IPV4}`);
+    expect(() => add('c', ['10.42.1.5', '10.42.1.6'])).toThrow(`a pod has one address of ${IPV4}`);
+    for (const ip of ['10.42.1.0', '10.42.1.1', '10.42.1.255', 'fd00:42:0:1::', 'fd00:42:0:1::1'])
+      expect(() => add('c', [ip]), ip).toThrow(`asks for the address ${ip}, which no pod can have`);
+    writeFileSync(fileOf('10.42.1.6'), '');
+    expect(() => add('c', ['10.42.1.6'])).toThrow('asks for is in use; see ');
+    expect(owners()).toEqual(before);
+    store.release(network, pod('a'));
+    expect(add('c', ['10.42.1.77'], [IPV4])).toEqual(['10.42.1.77']);
+  });
+
   it('are refused to an interface that already has one of the block, but not to another of the container', () => {
     ours('a');
     expect(() => ours('a')).toThrow(
@@ -123,6 +149,14 @@ describe('addresses', () => {
     writeFileSync(fileOf('10.42.1.3'), 'of another program\n');
     expect(ours('a')).toEqual(['10.42.1.5']);
     expect(owners()).toEqual({ '10.42.1.5': 'a' });
+    expect(store.malformed(network)).toEqual([]); // Somebody may be about to fill them.
+    for (const ip of ['10.42.1.2', '10.42.1.3', '10.42.1.4', '10.42.1.5']) utimesSync(fileOf(ip), 1, 1);
+    expect(store.malformed(network).map((why) => why.slice(dataDir.length))).toEqual(
+      [2, 3, 4].map(
+        (n) =>
+          `/cbr0/10.42.1.${n} names no container, so nobody can use 10.42.1.${n}; remove it if no pod has that address`,
+      ),
+    );
     store.release(network, pod('a'));
     expect(readdirSync(join(dataDir, network)).filter((name) => name.startsWith('10.'))).toEqual([
       '10.42.1.2',
@@ -160,6 +194,9 @@ describe('addresses', () => {
       writeFileSync(fileOf('last_reserved_ip.0'), text);
       expect(ours(`p${n}`), text).toEqual([`10.42.1.${n + 2}`]);
     }
+    rmSync(fileOf('last_reserved_ip.0'));
+    mkdirSync(fileOf('last_reserved_ip.0'));
+    expect(ours('last')).toEqual(['10.42.1.8']);
   });
 
   it('can be released and listed before there is any', () => {

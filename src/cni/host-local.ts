@@ -13,7 +13,7 @@ import {
   writeSync,
 } from 'node:fs';
 import { join } from 'node:path';
-import { errorText } from '../errors.ts';
+import { errorText, quote } from '../errors.ts';
 import {
   addressFamily,
   addressToBytes,
@@ -40,7 +40,12 @@ interface LeaseFile {
   readonly stamp: string;
   /** Its content: `<containerId>\r\n<ifname>`, or only the container ID if an old host-local wrote it. */
   readonly owner: string;
+  /** When it was written, in ms since 1970. */
+  readonly atMs: number;
 }
+
+/** host-local fills a file right after it created it. */
+const JUST_CREATED_MS = 10_000;
 
 /**
  * The pods' address leases, in the directory and format of the plugin host-local: the file `<dataDir>/<network>/<ip>`
@@ -73,10 +78,17 @@ export class HostLocalStore {
    * Allocate an address from each block, or from none.
    * @param podCidrs such as `10.42.1.0/24` and `fd00:42:0:1::/64`; IPv4 first, as with flannel, since hints are
    * numbered. The first address of each is the gateway, which is never allocated.
+   * @param asked addresses that must be among them, in canonical form.
    * @returns the addresses, in the order of the blocks.
-   * @throws CniError when a block is exhausted, or the attachment already has an address of one.
+   * @throws CniError when a block is exhausted, an address that was asked for cannot be had, or the attachment already
+   * has an address of a block.
    */
-  allocate(network: string, podCidrs: readonly string[], id: AttachmentId): string[] {
+  allocate(
+    network: string,
+    podCidrs: readonly string[],
+    id: AttachmentId,
+    asked: readonly string[] = [],
+  ): string[] {
     const dir = join(this.dataDir, network);
     const blocks = podCidrs.map(parseCidr);
     const allocated: string[] = [];
@@ -84,11 +96,15 @@ export class HostLocalStore {
       mkdirSync(dir, { recursive: true, mode: 0o755 });
       const taken = this.#read(network);
       refuseDuplicate(taken, blocks, id);
+      const choices = blocks.map((block) => asked.filter((ip) => cidrContains(block, ip)));
+      refuseImpossible(asked, choices, podCidrs);
       for (const [n, block] of blocks.entries()) {
         const hint = join(dir, `last_reserved_ip.${n}`);
-        const ip = roundRobin(block, lastReserved(hint)).find(
+        const choice = choices[n]!.length > 0 ? choices[n]! : roundRobin(block, lastReserved(hint));
+        const ip = Iterator.from(choice).find(
           (candidate) => !taken.has(candidate) && createLease(join(dir, candidate), ownerOf(id)),
         );
+        if (ip === undefined && choice === choices[n]) throw this.#inUse(network, choice[0]!);
         if (ip === undefined) throw exhausted(podCidrs[n]!, dir);
         allocated.push(ip);
         writeHint(hint, ip);
@@ -122,6 +138,30 @@ export class HostLocalStore {
       const [containerId = '', ifname = ''] = owner.split(/\r?\n/);
       return namePattern.test(containerId) && ifnamePattern.test(ifname) ? [{ ip, containerId, ifname }] : [];
     });
+  }
+
+  /**
+   * What is wrong with files that are named by an address and name no container: nobody can use the address, and nobody
+   * releases it. One that host-local has only just created may be empty.
+   */
+  malformed(network: string): string[] {
+    const dir = join(this.dataDir, network);
+    return [...this.#read(network)].flatMap(([ip, { owner, atMs }]) => {
+      const [containerId = ''] = owner.split(/\r?\n/);
+      if (namePattern.test(containerId) || Date.now() - atMs < JUST_CREATED_MS) return [];
+      return [
+        `${join(dir, ip)} names no container, so nobody can use ${ip}; remove it if no pod has that address`,
+      ];
+    });
+  }
+
+  #inUse(network: string, ip: string): CniError {
+    const [owner = ''] = this.#read(network).get(ip)?.owner.split('\r\n') ?? [];
+    const whose = owner === '' ? 'is in use' : `is that of container ${quote(owner)}`;
+    return new CniError(
+      CniCode.ipam,
+      `the address ${ip} that the runtime asks for ${whose}; see ${join(this.dataDir, network, ip)}`,
+    );
   }
 
   /**
@@ -169,10 +209,10 @@ function readLease(path: string, known: LeaseFile | undefined): LeaseFile | unde
   const stamp = `${stats.ino} ${stats.mtimeMs} ${stats.size}`;
   if (known?.stamp === stamp) return known;
   try {
-    return { stamp, owner: stats.isFile() ? readFileSync(path, 'utf8').trim() : '' };
+    return { stamp, owner: stats.isFile() ? readFileSync(path, 'utf8').trim() : '', atMs: stats.mtimeMs };
   } catch {
     // Released at this moment, or unreadable: without an owner until the next call reads it again.
-    return { stamp: '', owner: '' };
+    return { stamp: '', owner: '', atMs: Date.now() };
   }
 }
 
@@ -196,17 +236,19 @@ function createLease(path: string, owner: string): boolean {
   return true;
 }
 
+/** Whatever keeps it from being read: without the hint, the search starts at the first address. */
 function lastReserved(hint: string): string | undefined {
   try {
-    return readFileSync(hint, 'utf8');
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined;
-    throw error;
+    return readFileSync(hint, 'utf8').trim();
+  } catch {
+    return undefined;
   }
 }
 
 /** Overwrite in place. If the file were truncated first, ext4 would flush it to the disk on close, which is slow. */
 function writeHint(hint: string, ip: string): void {
+  // A directory of that name, for example, costs the hint only.
+  if (statSync(hint, { throwIfNoEntry: false })?.isFile() === false) return;
   const file = openSync(hint, constants.O_WRONLY | constants.O_CREAT, 0o644);
   try {
     writeSync(file, ip, 0);
@@ -221,13 +263,16 @@ function writeHint(hint: string, ip: string): void {
  * address of IPv4.
  */
 function* roundRobin(block: Cidr, last: string | undefined): Generator<string> {
-  const base = toNumber(block.base);
-  const bits = block.family === 4 ? 32 : 128;
-  const first = base + 2n;
-  const count = (1n << BigInt(bits - block.length)) - (block.family === 4 ? 3n : 2n);
+  const { first, count } = podAddresses(block);
   const next = last !== undefined && cidrContains(block, last) ? toNumber(last) + 1n - first : 0n;
   const start = next < 0n || next > count ? 0n : next;
   for (let n = 0n; n < count; n++) yield toAddress(first + ((start + n) % count), block.family);
+}
+
+/** The first address that a pod may have, and how many there are. */
+function podAddresses({ family, base, length }: Cidr): { first: bigint; count: bigint } {
+  const size = 1n << BigInt((family === 4 ? 32 : 128) - length);
+  return { first: toNumber(base) + 2n, count: size - (family === 4 ? 3n : 2n) };
 }
 
 function toNumber(address: string): bigint {
@@ -249,6 +294,26 @@ function refuseDuplicate(
   if (ip === undefined) return;
   const what = `container ${containerId} already has the address ${ip} for ${ifname}`;
   throw new CniError(CniCode.ipam, `${what}; the runtime must call DEL before another ADD`);
+}
+
+/** @param choices those of `asked` that lie in each block. */
+function refuseImpossible(
+  asked: readonly string[],
+  choices: readonly (readonly string[])[],
+  podCidrs: readonly string[],
+): void {
+  const refuse = (what: string): never => {
+    throw new CniError(CniCode.ipam, `the runtime asks for ${what}`);
+  };
+  const foreign = asked.find((ip) => !choices.flat().includes(ip));
+  if (foreign !== undefined) refuse(`the address ${foreign}, which is not in ${podCidrs.join(' or ')}`);
+  for (const [n, ips] of choices.entries()) {
+    if (ips.length > 1) refuse(`${ips.join(' and ')}, but a pod has one address of ${podCidrs[n]}`);
+    const { first, count } = podAddresses(parseCidr(podCidrs[n]!));
+    const reserved = ips.find((ip) => toNumber(ip) < first || toNumber(ip) >= first + count);
+    if (reserved !== undefined)
+      refuse(`the address ${reserved}, which no pod can have: it is the base, gateway or broadcast address`);
+  }
 }
 
 function exhausted(podCidr: string, dir: string): CniError {

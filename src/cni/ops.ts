@@ -18,7 +18,14 @@ import type {
   GcCall,
   PodAddress,
 } from './plugin.ts';
-import { configureVeth, createVeth, deleteVeth, hostVethName, inspectVeth } from './pod-network.ts';
+import {
+  configureVeth,
+  createVeth,
+  deleteRenamedVeth,
+  deleteVeth,
+  hostVethName,
+  inspectVeth,
+} from './pod-network.ts';
 import { CniCode, CniError } from './spec.ts';
 
 /** One family of the pods' network. */
@@ -93,7 +100,7 @@ async function add(context: CniContext, call: AddCall): Promise<Attached> {
   await refuseDuplicate(context, call);
   const podCidrs = context.families.map(({ podCidr }) => podCidr);
   // Until here nothing is ours to undo, nor is an address that is refused because the attachment has one already.
-  const ips = context.addresses.allocate(call.network, podCidrs, call);
+  const ips = context.addresses.allocate(call.network, podCidrs, call, call.ips);
   try {
     return await connect(context, call, ips);
   } catch (thrown) {
@@ -119,7 +126,7 @@ async function connect(context: CniContext, call: AddCall, ips: readonly string[
   const namespaces = { pod: netns, node: context.netns };
   const hostIfname = hostVethName(call);
   const mtu = linkMtu(context);
-  const veth = await createVeth(hostIfname, ifname, mtu, namespaces);
+  const veth = await createVeth(hostIfname, ifname, mtu, namespaces, call.mac);
   const addresses = context.families.map((family, i) => podAddress(family, ips[i]!, mtu));
   const attachment: Attachment = {
     containerId,
@@ -198,7 +205,8 @@ async function teardown(context: CniContext, call: DelCall): Promise<void> {
   const attachment = await step(context.store.get(call));
   await step(context.store.remove(call));
   if (attachment) await step(context.detach(attachment));
-  await step(deleteVeth(hostVethName(call), context.netns));
+  const isDeleted = await step(deleteVeth(hostVethName(call), context.netns));
+  if (isDeleted === false && attachment) await step(deleteRenamedVeth(attachment, context.netns));
   // A pod that came from flannel, and one of ours that `uninstall --restore-flannel` has told flannel's plugin of.
   await step(rm(join(flannelDataDir(context.addresses.dataDir), call.containerId), { force: true }));
   if (!attachment) await step(detachFlannels(context, call));

@@ -124,6 +124,51 @@ describe('ADD', () => {
     ]);
   });
 
+  it.each([
+    ['create-PodSandbox_0001', 'create-PodSandbox_0001'],
+    ['a pod/with ünïcode', 'a pod/with ünïcode'],
+    ['../../etc/passwd', '../../etc/passwd'],
+    ['\x1b[2J\u202e', '\\u001b[2J\\u202e'],
+    ['x'.repeat(300), `${'x'.repeat(252)}…`],
+  ])('serves a sandbox of any name, fit to be shown: %j', async (name, shown) => {
+    const { ops, calls } = recorder();
+    await call({ CNI_ARGS: `K8S_POD_NAMESPACE=${name};K8S_POD_NAME=${name}` }, config, ops);
+    expect(calls).toMatchObject([{ add: { podNamespace: shown, podName: shown } }]);
+  });
+
+  it.each<[string, string, object, object]>([
+    [
+      'CNI_ARGS',
+      'IP=10.42.1.7/24;MAC=02-11-22-33-44-AA',
+      {},
+      { ips: ['10.42.1.7'], mac: '02:11:22:33:44:aa' },
+    ],
+    ['args.cni', '', { args: { cni: { ips: ['::ffff:10.42.1.7'] } } }, { ips: ['10.42.1.7'] }],
+    [
+      'capabilities',
+      '',
+      { runtimeConfig: { ips: ['10.42.1.7', 'FD00::7'], mac: '0211.2233.44aa' } },
+      { ips: ['10.42.1.7', 'fd00::7'], mac: '02:11:22:33:44:aa' },
+    ],
+    [
+      'all of them',
+      'IP=10.42.1.7;MAC=02:00:00:00:00:01',
+      { runtimeConfig: { ips: ['10.42.1.7'], mac: '02:00:00:00:00:02' } },
+      { ips: ['10.42.1.7'], mac: '02:00:00:00:00:02' },
+    ],
+  ])('hands over the addresses that are asked for by %s', async (_, args, fields, asked) => {
+    const { ops, calls } = recorder();
+    await call({ CNI_ARGS: args }, { ...config, ...fields }, ops);
+    expect(calls).toMatchObject([{ add: asked }]);
+  });
+
+  it('asks for nothing when nothing is asked for', async () => {
+    const { ops, calls } = recorder();
+    await call({ CNI_ARGS: 'IP=;MAC=' }, { ...config, runtimeConfig: { ips: [''], mac: '' } }, ops);
+    expect(calls).not.toContainEqual({ add: expect.objectContaining({ ips: expect.anything() }) });
+    expect(calls).not.toContainEqual({ add: expect.objectContaining({ mac: expect.anything() }) });
+  });
+
   it('leaves fields of others alone', async () => {
     const others = { capabilities: { portMappings: true }, runtimeConfig: {}, args: { x: 1 }, ipam: {} };
     expect((await call({}, { ...config, ...others })).exitCode).toBe(0);
@@ -131,6 +176,13 @@ describe('ADD', () => {
 });
 
 describe('the other commands', () => {
+  it('DEL does not look at what it does not need', async () => {
+    const strange = { prevResult: { ips: 'x' }, dns: 7, runtimeConfig: { ips: ['x'] }, args: [] };
+    expect((await call({ CNI_COMMAND: 'DEL', CNI_ARGS: 'IP=x;y' }, { ...config, ...strange })).exitCode).toBe(
+      0,
+    );
+  });
+
   it('DEL needs neither a namespace nor a prevResult, and prints nothing', async () => {
     const { ops, calls } = recorder();
     expect(
@@ -170,6 +222,61 @@ describe('the other commands', () => {
   });
 });
 
+describe('null', () => {
+  const nothing = {
+    ipam: null,
+    dns: null,
+    args: null,
+    capabilities: null,
+    runtimeConfig: null,
+    prevResult: null,
+    'cni.dev/attachments': null,
+    plugins: [null],
+  };
+  const inside = {
+    ipam: { type: null, ranges: null },
+    dns: { nameservers: null, domain: null, search: [null, 'svc'], options: null },
+    args: { cni: null },
+    runtimeConfig: { ips: null, mac: null, portMappings: null },
+    prevResult: { interfaces: null, ips: null, routes: null, dns: null },
+  };
+  const known = { cniVersion: '1.1.0', name: 'cbr0' };
+
+  it.each(['ADD', 'DEL', 'STATUS'])('is left out, anywhere, for %s', async (command) => {
+    for (const fields of [nothing, inside])
+      expect((await call({ CNI_COMMAND: command }, { ...known, ...fields })).exitCode).toBe(0);
+  });
+
+  it('is left out of what CHECK compares with', async () => {
+    const ips = [null, { address: '10.42.1.5/32', gateway: null, interface: null }];
+    const prevResult = { interfaces: [{ name: 'eth0', mac: null, sandbox: null }], ips };
+    const { ops, calls } = recorder();
+    await call({ CNI_COMMAND: 'CHECK' }, { ...known, prevResult }, ops);
+    expect(calls).toMatchObject([
+      { check: { prevResult: { interfaces: [{ name: 'eth0' }], ips: [{ address: '10.42.1.5/32' }] } } },
+    ]);
+    expect((await call({ CNI_COMMAND: 'CHECK' }, { ...known, prevResult: null })).output).toMatchObject({
+      code: CniCode.config,
+    });
+  });
+
+  it('as the list of valid attachments says that there are none, as libcni does', async () => {
+    const { ops, calls } = recorder();
+    const gc = (valid: unknown) =>
+      call({ CNI_COMMAND: 'GC' }, { ...known, 'cni.dev/valid-attachments': valid }, ops);
+    await gc(null);
+    await gc([null, { containerID: null, ifname: 'eth0' }, { containerID: 'of others/?', ifname: 'é' }]);
+    expect(calls).toMatchObject([
+      { gc: { validAttachments: [] } },
+      { gc: { validAttachments: [{ containerId: '' }, { containerId: 'of others/?' }] } },
+    ]);
+  });
+
+  it('is no configuration', async () => {
+    expect((await call({}, 'null')).output).toMatchObject({ code: CniCode.decode });
+  });
+});
+
 describe('errors', () => {
   const { incompatibleVersion, unsupportedField, environment: env, decode, config: wrong } = CniCode;
   it.each<[string, Record<string, string | undefined>, unknown, number, string]>([
@@ -195,9 +302,19 @@ describe('errors', () => {
     ],
     ['no namespace for ADD', { CNI_NETNS: undefined }, config, env, 'ADD needs CNI_NETNS'],
     ['a namespace that is no absolute path', { CNI_NETNS: 'pod' }, config, env, 'CNI_NETNS "pod"'],
-    ['a namespace that is a command', { CNI_NETNS: '/a b' }, config, env, 'CNI_NETNS "/a b"'],
+    ['a namespace of two lines', { CNI_NETNS: '/a\nb' }, config, env, 'CNI_NETNS "/a\\nb"'],
     ['malformed arguments', { CNI_ARGS: 'A=1;B' }, config, env, 'CNI_ARGS holds "B"'],
-    ['a pod name that is none', { CNI_ARGS: 'K8S_POD_NAME=a/b' }, config, env, 'K8S_POD_NAME="a/b"'],
+    ['an IP address that is none', { CNI_ARGS: 'IP=10.42.1' }, config, env, 'IP address "10.42.1"'],
+    ['a prefix that is too long', { CNI_ARGS: 'IP=10.42.1.5/33' }, config, env, 'IP address "10.42.1.5/33"'],
+    ['a MAC address that is none', { CNI_ARGS: 'MAC=02:00' }, config, env, 'MAC address "02:00"'],
+    ['a multicast MAC address', { CNI_ARGS: 'MAC=01:00:5e:00:00:01' }, config, env, 'must be a unicast one'],
+    [
+      'a capability that asks for nonsense',
+      {},
+      { ...config, runtimeConfig: { ips: ['x'] } },
+      wrong,
+      'runtimeConfig asks for the IP address "x"',
+    ],
     ['no configuration', {}, '', decode, 'not a JSON object'],
     ['half a configuration', {}, '{"cniVersion":"1.0.0"', decode, 'not a JSON object'],
     ['a configuration that is a list', {}, [], decode, 'not a JSON object'],

@@ -2,6 +2,7 @@
 import { z } from 'zod';
 import { errorText, quote, RipstopError } from '../errors.ts';
 import { addressFamily, hostCidr } from '../net/ip.ts';
+import { asAsked, AskedConfig } from './asked.ts';
 import type { CniRequest, CniResponse } from './protocol.ts';
 import {
   CniCode,
@@ -43,6 +44,10 @@ export interface AddCall extends DelCall {
   readonly netns: string;
   readonly podNamespace?: string;
   readonly podName?: string;
+  /** The addresses that the runtime asks for, at most one for each family; the others are any free ones. */
+  readonly ips?: readonly string[];
+  /** The MAC address that the runtime asks for the pod's interface. */
+  readonly mac?: string;
 }
 
 export interface CheckCall extends DelCall {
@@ -100,18 +105,24 @@ const PrevResult = z.object({
 });
 export type PrevResult = z.infer<typeof PrevResult>;
 
-const containerId = z.string().regex(namePattern);
-const ifname = z.string().regex(ifnamePattern);
-
-/** The fields of the network configuration that ripstop uses; runtimes and other plugins add more. */
+/** The fields of the network configuration that every command needs; runtimes and other plugins add more. */
 const NetworkConfig = z.object({
   name: z.string().regex(namePattern),
   ipam: z.object({ type: z.string().optional() }).optional(),
-  dns: Dns.optional(),
-  prevResult: PrevResult.optional(),
-  'cni.dev/valid-attachments': z.array(z.object({ containerID: containerId, ifname })).optional(),
 });
-type NetworkConfig = z.infer<typeof NetworkConfig>;
+
+const AddConfig = NetworkConfig.extend({ dns: Dns.optional(), ...AskedConfig });
+
+const CheckConfig = NetworkConfig.extend({ prevResult: PrevResult.optional() });
+
+const VALID_ATTACHMENTS = 'cni.dev/valid-attachments';
+
+/** What is no attachment of ours is valid for all we care, so the names in here may be any. */
+const GcConfig = NetworkConfig.extend({
+  [VALID_ATTACHMENTS]: z
+    .array(z.object({ containerID: z.string().default(''), ifname: z.string().default('') }))
+    .optional(),
+});
 
 /** The commands, with the version of the specification that introduced each. */
 const commandSince = {
@@ -153,28 +164,32 @@ async function execute(env: CniRequest['env'], input: unknown, ops: CniOps): Pro
   const id = command === 'STATUS' || command === 'GC' ? undefined : parseAttachmentId(env, command);
   const netns = command === 'ADD' || command === 'CHECK' ? parseNetns(env, command) : undefined;
   const version = parseVersion(input, command);
-  const config = parseConfig(input);
-  const network = { network: config.name };
 
   switch (command) {
     case 'ADD': {
-      const call = { ...network, ...id!, netns: netns!, ...parsePod(env['CNI_ARGS'] ?? '') };
-      return json(formatResult(await ops.add(call), call, version, config.dns ?? {}));
+      const { name, dns = {}, ...asked } = parseConfig(AddConfig, input);
+      const args = parseArgs(env['CNI_ARGS'] ?? '');
+      const call = { network: name, ...id!, netns: netns!, ...podOf(args), ...asAsked(args, asked) };
+      return json(formatResult(await ops.add(call), call, version, dns));
     }
     case 'DEL':
-      await ops.del({ ...network, ...id!, ...optionalNetns(env) });
+      await ops.del({ network: parseConfig(NetworkConfig, input).name, ...id!, ...optionalNetns(env) });
       break;
-    case 'CHECK':
-      await ops.check({ ...network, ...id!, netns: netns!, prevResult: required(config, 'prevResult') });
+    case 'CHECK': {
+      const config = parseConfig(CheckConfig, input);
+      const prevResult = required(config, 'prevResult');
+      await ops.check({ network: config.name, ...id!, netns: netns!, prevResult });
       break;
+    }
     case 'STATUS':
-      await ops.status(network);
+      await ops.status({ network: parseConfig(NetworkConfig, input).name });
       break;
     case 'GC': {
+      const config = parseConfig(GcConfig, input);
       // A missing list must not count as an empty one: that would remove every pod of the node.
-      const valid = required(config, 'cni.dev/valid-attachments');
+      const valid = required(config, VALID_ATTACHMENTS);
       const validAttachments = valid.map((a) => ({ containerId: a.containerID, ifname: a.ifname }));
-      await ops.gc({ ...network, validAttachments });
+      await ops.gc({ network: config.name, validAttachments });
     }
   }
   // Only ADD has a result.
@@ -213,8 +228,8 @@ function variable(env: CniRequest['env'], name: string, command: Command, patter
   return value;
 }
 
-/** The pod's name from CNI_ARGS: `KEY=VALUE` pairs, separated by `;`. Other keys are for other plugins. */
-function parsePod(args: string): { podNamespace?: string; podName?: string } {
+/** CNI_ARGS: `KEY=VALUE` pairs, separated by `;`. Of a key that comes twice the last one counts. */
+function parseArgs(args: string): ReadonlyMap<string, string> {
   const pairs = new Map<string, string>();
   for (const pair of args.split(';').filter((pair) => pair !== '')) {
     const at = pair.indexOf('=');
@@ -222,18 +237,26 @@ function parsePod(args: string): { podNamespace?: string; podName?: string } {
       throw new CniError(CniCode.environment, `CNI_ARGS holds ${quote(pair)}, which is not KEY=VALUE`);
     pairs.set(pair.slice(0, at), pair.slice(at + 1));
   }
-  const name = (key: string): string | undefined => {
-    const value = pairs.get(key);
-    // RFC 1123 subdomains, as the API server admits them; runtimes without Kubernetes leave the value empty.
-    if (value === undefined || value === '' || /^[a-z0-9][a-z0-9.-]{0,252}$/.test(value)) return value;
-    throw new CniError(
-      CniCode.environment,
-      `CNI_ARGS has ${key}=${quote(value)}, which is not a Kubernetes name`,
-    );
-  };
-  const podNamespace = name('K8S_POD_NAMESPACE');
-  const podName = name('K8S_POD_NAME');
+  return pairs;
+}
+
+/** The pod's name from CNI_ARGS; runtimes without Kubernetes leave it out, or the value empty. */
+function podOf(args: ReadonlyMap<string, string>): { podNamespace?: string; podName?: string } {
+  const podNamespace = forPeople(args.get('K8S_POD_NAMESPACE') ?? '');
+  const podName = forPeople(args.get('K8S_POD_NAME') ?? '');
   return { ...(podNamespace && { podNamespace }), ...(podName && { podName }) };
+}
+
+/**
+ * A name as it is shown. Only Kubernetes restricts the names of sandboxes, and nothing depends on them: they are
+ * neither keys nor parts of paths. What could garble a terminal or a log is escaped, and the length is bounded.
+ */
+function forPeople(name: string): string {
+  const escaped = name.replaceAll(
+    /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu,
+    (one) => `\\u${one.codePointAt(0)!.toString(16).padStart(4, '0')}`,
+  );
+  return escaped.length > 253 ? `${escaped.slice(0, 252)}…` : escaped;
 }
 
 function parseVersion(input: unknown, command: Command): CniVersion {
@@ -259,8 +282,8 @@ function parseVersion(input: unknown, command: Command): CniVersion {
   return version;
 }
 
-function parseConfig(input: unknown): NetworkConfig {
-  const parsed = NetworkConfig.safeParse(input);
+function parseConfig<T extends z.infer<typeof NetworkConfig>>(schema: z.ZodType<T>, input: unknown): T {
+  const parsed = schema.safeParse(input);
   if (!parsed.success) {
     const issues = parsed.error.issues.map((issue) => `${issue.path.join('.')}: ${issue.message}`);
     throw new CniError(CniCode.config, `the network configuration is wrong at ${issues.join('; ')}`);
@@ -277,10 +300,7 @@ function parseConfig(input: unknown): NetworkConfig {
   return parsed.data;
 }
 
-function required<K extends keyof NetworkConfig>(
-  config: NetworkConfig,
-  key: K,
-): NonNullable<NetworkConfig[K]> {
+function required<T, K extends string & keyof T>(config: T, key: K): NonNullable<T[K]> {
   const value = config[key];
   if (value) return value;
   throw new CniError(CniCode.config, `the network configuration has no ${key}; the runtime must add it`);
@@ -313,13 +333,24 @@ function formatResult(attached: Attached, call: AddCall, cniVersion: CniVersion,
   };
 }
 
-/** The JSON from stdin; undefined when it is not JSON. */
+/** The JSON from stdin, without its nulls; undefined when it is not JSON. */
 function decodeJson(bytes: Uint8Array): unknown {
   try {
-    return JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(bytes));
+    return JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(bytes), withoutNull);
   } catch {
     return undefined;
   }
+}
+
+/**
+ * A reviver that leaves null out. Runtimes and plugins are written in Go, which writes a list, a map or an object that
+ * was never set as null, and reads null as if nothing were there.
+ */
+function withoutNull(key: string, value: unknown): unknown {
+  // libcni's list of valid attachments when there are none. Without the key nobody has said that there are none.
+  if (value === null) return key === VALID_ATTACHMENTS ? [] : undefined;
+  // An element that is left out leaves a hole.
+  return Array.isArray(value) ? value.filter(() => true) : value;
 }
 
 function json(value: object): string {

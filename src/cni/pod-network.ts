@@ -63,10 +63,11 @@ export async function createVeth(
   ifname: string,
   mtuBytes: number,
   namespaces: Namespaces,
+  podMac: string = randomMac(),
 ): Promise<Veth> {
   // With explicit MAC addresses: udev changes those that the kernel generates (systemd's MACAddressPolicy), perhaps
   // only after the endpoint was written.
-  const [hostMac, podMac] = [randomMac(), randomMac()];
+  const hostMac = randomMac();
   using node = openNetlink({ netns: namespaces.node });
   const netns = openSync(namespaces.pod, 'r');
   try {
@@ -198,11 +199,21 @@ function podIpv6Sysctls(device: string): Sysctl[] {
 }
 
 /**
- * Delete the veth pair, and with it addresses and routes. It is no error if it does not exist.
+ * Delete the veth pair, and with it addresses and routes.
+ * @returns whether there was one.
  * @throws NetlinkError when the kernel refuses.
  */
-export async function deleteVeth(hostIfname: string, node?: string): Promise<void> {
-  await removeLink(hostIfname, node);
+export function deleteVeth(hostIfname: string, node?: string): Promise<boolean> {
+  return removeLink(hostIfname, node);
+}
+
+/** The same for one that somebody has renamed: it has its index and MAC address still. */
+export async function deleteRenamedVeth(
+  { hostIfindex, hostMac }: { hostIfindex: number; hostMac: string },
+  node?: string,
+): Promise<void> {
+  const link = await readLinkIfThere(hostIfindex, { netns: node });
+  if (link?.kind === 'veth' && link.mac === hostMac) await removeLink(hostIfindex, node);
 }
 
 /**

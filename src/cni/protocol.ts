@@ -148,7 +148,8 @@ function parseEnvironment(block: Buffer): Record<string, string> {
   const entries = new Map<string, string>();
   if (block.length > 0 && block.at(-1) !== 0)
     throw new ProtocolError('the environment does not end with a NUL');
-  for (const entry of decodeUtf8(block).split('\0').slice(0, -1)) {
+  // An environment may have any bytes; those that are not UTF-8 become U+FFFD, which is in no name that we accept.
+  for (const entry of block.toString().split('\0').slice(0, -1)) {
     const match = /^(CNI_[^=]*)=(.*)$/s.exec(entry);
     if (!match || entries.has(match[1]!)) {
       throw new ProtocolError(
@@ -158,12 +159,4 @@ function parseEnvironment(block: Buffer): Record<string, string> {
     entries.set(match[1]!, match[2]!);
   }
   return Object.fromEntries(entries);
-}
-
-function decodeUtf8(bytes: Buffer): string {
-  try {
-    return new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(bytes);
-  } catch {
-    throw new ProtocolError('the environment is not UTF-8');
-  }
 }

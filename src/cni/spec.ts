@@ -53,8 +53,8 @@ export const namePattern = /^[A-Za-z0-9][A-Za-z0-9_.-]{0,199}$/;
  */
 export const ifnamePattern = /^[A-Za-z0-9_][A-Za-z0-9_.@-]{0,14}$/;
 
-/** An absolute path of common characters. */
-export const netnsPattern = /^\/[A-Za-z0-9_./:@+-]{1,1024}$/;
+/** An absolute path, of what can be shown: runtimes name namespaces after sandboxes, whose names may be any. */
+export const netnsPattern = /^\/[^\p{Cc}\p{Cf}\p{Zl}\p{Zp}\uFFFD]{1,1024}$/u;
 
 /** The network's DNS settings, copied from the configuration to the result. */
 export interface CniDns {

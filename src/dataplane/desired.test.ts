@@ -27,7 +27,7 @@ import {
 const common = {
   tunnel: { vni: 1, port: 8472 },
   uplink: { ifindex: 2, mtu: 1500, mac: '02:00:00:00:00:03' },
-  sourcePorts: { min: 32768, max: 60999 },
+  flowTableSize: 65536,
 } as const;
 
 function half4(network: string, podCidr: string): FamilySettings {
@@ -48,8 +48,8 @@ const dual: NodeSettings = { ...common, v4: own4, v6: own6 };
 const only6: NodeSettings = { ...common, v6: own6 };
 const direct: NodeSettings = { ...dual, directRouting: true };
 
-const by = (ip: string): PeerNextHop => ({ ip, direct: false });
-const onLink = (ip: string): PeerNextHop => ({ ip, direct: true });
+const by = (ip: string): PeerNextHop => ({ ip, direct: false, mtu: 1500 });
+const onLink = (ip: string): PeerNextHop => ({ ip, direct: true, mtu: 1500 });
 
 function peer(n: number, over: Partial<Peer> = {}): Peer {
   return {
@@ -113,9 +113,8 @@ describe('the configuration', () => {
       uplink_mtu: 1500,
       pod_mtu: 1450, // 50 less than the uplink's
       pod_mtu6: 1430, // and 70
-      source_port_min: 32768,
-      source_port_count: 28232, // both ends of the range belong to it
       direct_routing: 0,
+      lifetime_ns: 5e9,
     });
   });
 
@@ -237,7 +236,7 @@ describe('a peer', () => {
         .join('')
         .replaceAll(' ', ''),
     );
-    expect(head).toMatchObject({ flags: 1, vtep_ip: '192.168.0.1', next_hop: '192.168.0.254' });
+    expect(head).toMatchObject({ flags: 1, vtep_ip: '192.168.0.1', next_hop: '192.168.0.254', mtu: 1500 });
   });
 
   it('has its outer IPv6 header ready to copy, byte by byte', () => {
@@ -254,7 +253,13 @@ describe('a peer', () => {
         .join('')
         .replaceAll(' ', ''),
     );
-    expect(head).toEqual({ flags: 1, checksum_base: 0, vtep_ip: 'fd00:31::1', next_hop: 'fd00:31::fe' });
+    expect(head).toEqual({
+      flags: 1,
+      checksum_base: 0,
+      vtep_ip: 'fd00:31::1',
+      next_hop: 'fd00:31::fe',
+      mtu: 1500,
+    });
   });
 
   it('carries the largest VNI and another port too', () => {
@@ -378,24 +383,32 @@ describe('the vteps map', () => {
     ];
     expect(vtepsOf(dual, peers)).toEqual(
       new Map([
-        ['192.168.0.1', { flags: 2 }],
-        ['192.168.0.2', { flags: 2 | 4 }],
-        ['fd00:31::1', { flags: 2 }],
-        ['fd00:31::2', { flags: 2 | 4 }],
-        ['192.168.0.3', { flags: 1 }],
-        ['fd00:31::3', { flags: 1 }],
+        ['192.168.0.1', { flags: 2, vtep_ip: '192.168.0.1' }],
+        ['192.168.0.2', { flags: 2 | 4, vtep_ip: '192.168.0.2' }],
+        ['fd00:31::1', { flags: 2, vtep_ip: 'fd00:31::1' }],
+        ['fd00:31::2', { flags: 2 | 4, vtep_ip: 'fd00:31::2' }],
+        // For from_vtep, which knows no more of an IPv6 sender.
+        ['::1', { flags: 2, vtep_ip: 'fd00:31::1' }],
+        ['::2', { flags: 2 | 4, vtep_ip: 'fd00:31::2' }],
+        ['192.168.0.3', { flags: 1, vtep_ip: '192.168.0.3' }],
+        ['fd00:31::3', { flags: 1, vtep_ip: 'fd00:31::3' }],
       ]),
     );
   });
 
   it('keeps our own address ours when a peer claims it', () => {
     const claims = [peer(1, { vtepIp: '192.168.0.3' }), peer6(1, { vtepIp: 'fd00:31::3' })];
-    expect(vtepsOf(dual, claims)).toEqual(
-      new Map([
-        ['192.168.0.3', { flags: 1 }],
-        ['fd00:31::3', { flags: 1 }],
-      ]),
-    );
+    const vteps = vtepsOf(dual, claims);
+    expect(vteps.get('192.168.0.3')).toEqual({ flags: 1, vtep_ip: '192.168.0.3' });
+    expect(vteps.get('fd00:31::3')).toEqual({ flags: 1, vtep_ip: 'fd00:31::3' });
+  });
+
+  it("has a node's other addresses, unless another node publishes them", () => {
+    const greedy = peer(1, { otherIps: ['192.168.0.2', '192.168.0.99'] });
+    const vteps = vtepsOf(dual, [greedy, peer(2), peer6(2, { otherIps: ['fd00:31::99'] })]);
+    expect(vteps.get('192.168.0.2')?.vtep_ip).toBe('192.168.0.2');
+    expect(vteps.get('192.168.0.99')?.vtep_ip).toBe('192.168.0.1');
+    expect(vteps.get('::99')?.vtep_ip).toBe('fd00:31::2');
   });
 
   it('has the flags of both nodes for an address that two nodes share', () => {
@@ -405,7 +418,7 @@ describe('the vteps map', () => {
       [peer(1, shared), peer(2, odd)],
       [peer(2, odd), peer(1, shared)],
     ])
-      expect(vtepsOf(k3s, peers).get('203.0.113.1')).toEqual({ flags: 2 | 4 });
+      expect(vtepsOf(k3s, peers).get('203.0.113.1')?.flags).toBe(2 | 4);
   });
 });
 

@@ -36,10 +36,10 @@ export interface NodeSettings {
   /** Undefined: there are no tunnels (host-gw, alloc), and only peers on our own L2 are reached. */
   readonly tunnel?: Tunnel | undefined;
   readonly uplink: { readonly ifindex: number; readonly mtu: number; readonly mac: string };
-  /** net.ipv4.ip_local_port_range, both ends included: the range of outer source ports, as in the kernel. */
-  readonly sourcePorts: { readonly min: number; readonly max: number };
   /** Peers on our own L2 are reached without encapsulation. */
   readonly directRouting?: boolean | undefined;
+  /** Room for flows, in each family. */
+  readonly flowTableSize: number;
 }
 
 export interface Tunnel {
@@ -57,6 +57,8 @@ export interface Peer {
   readonly vtepMac: string;
   /** It publishes public-ip-overwrite: packets from it may have any outer source address. */
   readonly behindNat: boolean;
+  /** Addresses from which its packets may come, too. */
+  readonly otherIps?: readonly string[];
   /** IPv6: whether its VXLAN device accepts outer UDP checksums of zero. BPF programs can send no others. */
   readonly zeroChecksum?: boolean;
 }
@@ -72,6 +74,13 @@ export interface Endpoint {
   /** Whether its packets stay on the kernel path, for example because iptables rules of a policy must see them. */
   readonly kernelPath: boolean;
 }
+
+/**
+ * How long a learned flow is valid. Then one of its packets takes the kernel path, which renews conntrack's timeout and
+ * may decide anew; so this also bounds how long a change goes unnoticed that no event tells of, or while no agent runs.
+ * It is shorter than conntrack's shortest timeout (30 s, for UDP without replies and for ICMP).
+ */
+export const FLOW_LIFETIME_MS = 5000;
 
 /** Bytes that encapsulation adds in front of an IP packet: outer IP 20 or 40, UDP 8, VXLAN 8, inner Ethernet 14. */
 export const encapBytes = { 4: 50, 6: 70 } as const;
@@ -170,9 +179,8 @@ export function desiredConfig(settings: NodeSettings): Struct<'config'> {
     uplink_mtu: settings.uplink.mtu,
     pod_mtu: podMtu(settings, 4),
     pod_mtu6: podMtu(settings, 6),
-    source_port_min: settings.sourcePorts.min,
-    source_port_count: settings.sourcePorts.max - settings.sourcePorts.min + 1,
     direct_routing: settings.directRouting ? 1 : 0,
+    lifetime_ns: FLOW_LIFETIME_MS * 1e6,
   };
 }
 
@@ -207,12 +215,14 @@ export interface PeerNextHop {
   readonly ip: string;
   /** Whether the peer is on our own L2 and gets packets without encapsulation. */
   readonly direct: boolean;
+  /** Of the route, in bytes. */
+  readonly mtu: number;
 }
 
 /** For peers that are reached without a tunnel. */
 const noTunnel: Tunnel = { vni: 0, port: 0 };
 
-function peerHead(peer: Peer, { ip, direct }: PeerNextHop): Struct<'peer_head'> {
+function peerHead(peer: Peer, { ip, direct, mtu }: PeerNextHop): Struct<'peer_head'> {
   const kernelPath = peer.podCidr.family === 6 && peer.zeroChecksum !== true && !direct;
   return {
     flags:
@@ -223,6 +233,7 @@ function peerHead(peer: Peer, { ip, direct }: PeerNextHop): Struct<'peer_head'> 
     checksum_base: 0,
     vtep_ip: peer.vtepIp,
     next_hop: ip,
+    mtu,
   };
 }
 
@@ -321,17 +332,31 @@ export function desiredVteps(
   indexed: PeerMaps,
 ): Map<string, Struct<'vtep'>> {
   const vteps = new Map<string, Struct<'vtep'>>();
-  for (const { podCidr, vtepIp } of all) {
-    const missing =
-      podCidr.family === 4
-        ? !indexed.peers.has(String(peerSlot(settings, podCidr)))
-        : !indexed.peers6.has(String(peerKey(settings, podCidr)));
-    const flags = (vteps.get(vtepIp)?.flags ?? 0) | vtep_flags.VTEP_REMOTE;
-    vteps.set(vtepIp, { flags: missing ? flags | vtep_flags.VTEP_UNINDEXED : flags });
-  }
+  const add = (address: string, vtepIp: string, flags: number): void => {
+    const known = vteps.get(address);
+    vteps.set(address, { flags: (known?.flags ?? 0) | flags, vtep_ip: known?.vtep_ip ?? vtepIp });
+  };
+  // An address that a peer publishes is not another's: those come first.
+  for (const isOther of [false, true])
+    for (const { podCidr, vtepIp, otherIps = [] } of all) {
+      const missing =
+        podCidr.family === 4
+          ? !indexed.peers.has(String(peerSlot(settings, podCidr)))
+          : !indexed.peers6.has(String(peerKey(settings, podCidr)));
+      const flags = vtep_flags.VTEP_REMOTE | (missing ? vtep_flags.VTEP_UNINDEXED : 0);
+      for (const address of isOther ? otherIps : [vtepIp]) add(address, vtepIp, flags);
+    }
+  // Of the sender over IPv6, from_vtep knows the last 32 bits only.
+  const found6 = vteps.entries().filter(([address]) => addressFamily(address) === 6);
+  for (const [address, { flags, vtep_ip }] of found6.toArray()) add(shortened(address), vtep_ip, flags);
   for (const own of [settings.v4, settings.v6])
-    if (own) vteps.set(own.vtepIp, { flags: vtep_flags.VTEP_LOCAL });
+    if (own) vteps.set(own.vtepIp, { flags: vtep_flags.VTEP_LOCAL, vtep_ip: own.vtepIp });
   return vteps;
+}
+
+/** The last 32 bits of an IPv6 address, as an address. */
+function shortened(address: string): string {
+  return bytesToAddress(addressToBytes(address).fill(0, 0, 12));
 }
 
 /** The entries of the two endpoints maps, by their keys as text. */

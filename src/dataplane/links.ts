@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 /** The programs on hooks as targets: tcx links, clsact filters before Linux 6.6, and XDP links. */
-import { existsSync, readdirSync, rmSync } from 'node:fs';
+import { existsSync, readdirSync, renameSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
-import { attachTc, BpfError, BpfLink, type BpfProgram, ifindexOf, TcFilter } from '#libbpf-ts';
+import { attachTc, BpfError, BpfLink, type BpfProgram, ifindexOf, TcFilter, tcxPrograms } from '#libbpf-ts';
 import { errorText } from '../errors.ts';
 import { type Failures, noFailures, type Target } from '../reconcile/target.ts';
 
 const places = {
   from_pod: 'ingress',
   from_wire: 'ingress',
+  from_vtep: 'ingress',
   to_pod: 'egress',
-  to_vtep: 'egress',
+  to_wire: 'egress',
   xdp_from_wire: 'xdp',
 } as const;
 export type HookName = keyof typeof places;
@@ -102,7 +103,7 @@ export function xdpKey({ name, ifindex, mtu }: XdpInterface): string {
  */
 const filterPin = 'clsact:';
 /** Handle ("rips" in ASCII) and priority of our filters: they run before filters that were added without a priority. */
-const filterPlace = { handle: 0x72697073, priority: 100 };
+export const filterPlace = { handle: 0x72697073, priority: 100 };
 
 export interface LinkTargetOptions {
   readonly name: string;
@@ -131,6 +132,7 @@ export function linksTarget(options: LinkTargetOptions): Target<LinkState> {
       for (const [key, { ifindex, mtu = 0 }] of entries) {
         const { hook, ifname } = parseLinkKey(key);
         try {
+          followRename(pinDir, key, ifindex);
           if (hook === 'xdp_from_wire')
             attachXdp(pinDir, key, program(hook), { name: ifname, ifindex, mtu }, xdp);
           else await attachOrReplace(pinDir, key, program(hook), ifindex, attach);
@@ -176,6 +178,16 @@ export function listLinkKeys(pinDir: string): Set<string> {
   return new Set(listPins(pinDir).map(keyOf));
 }
 
+/** Those of the interfaces that have tcx programs of others. */
+export function withForeignTcx(pinDir: string, ifindexes: readonly number[]): number[] {
+  const ours = new Set([...listLinks(pinDir).values()].map(({ programId }) => programId));
+  return ifindexes.filter((ifindex) =>
+    (['ingress', 'egress'] as const).some((direction) =>
+      tcxPrograms(ifindex, direction).some((id) => !ours.has(id)),
+    ),
+  );
+}
+
 function keyOf(pin: string): string {
   return pin.startsWith(filterPin) ? pin.slice(filterPin.length) : pin;
 }
@@ -188,6 +200,26 @@ function listPins(pinDir: string): string[] {
 export function removeLinks(pinDir: string): void {
   const isXdp = (key: string): number => (places[parseLinkKey(key).hook] === 'xdp' ? 0 : 1);
   for (const key of [...listLinkKeys(pinDir)].sort((a, b) => isXdp(a) - isXdp(b))) detach(pinDir, key);
+}
+
+/** An interface that was renamed keeps its links, which have its old name. The kernel attaches no program twice. */
+function followRename(pinDir: string, key: string, ifindex: number): void {
+  if (existsSync(join(pinDir, key))) return;
+  const { hook } = parseLinkKey(key);
+  for (const pin of listPins(pinDir)) {
+    const old = parseLinkKey(pin);
+    if (old.hook !== hook || isThere(old.ifname)) continue;
+    using link = BpfLink.openPinned(join(pinDir, pin));
+    if (link.info().ifindex === ifindex) return renameSync(join(pinDir, pin), join(pinDir, key));
+  }
+}
+
+function isThere(ifname: string): boolean {
+  try {
+    return ifindexOf(ifname) > 0;
+  } catch {
+    return false;
+  }
 }
 
 async function attachOrReplace(

@@ -50,6 +50,7 @@ describe.skipIf(noKernel)(`programs on devices${noKernel ? ` (skipped: ${noKerne
     const done = (upserts: number, removals: number) => ({ target: 'links', upserts, removals, failures: 0 });
     expect(seen).toEqual({
       attached: { ...done(3, 0), listed: on(20, 'first'), pins, filters: filters(3) },
+      foreign: [[], [20]],
       again: { ...done(0, 0), listed: on(20, 'first'), pins, filters: filters(3) },
       restarted: { ...done(3, 0), listed: on(20, 'next'), pins, filters: filters(3) },
       deviceGone: { listed: on(0, 'next'), pins, filters: filters(1) },
@@ -69,7 +70,11 @@ describe.skipIf(noKernel)(`the maps${noKernel ? ` (skipped: ${noKernel})` : ''}`
   it('are right after one pass, so that the next one writes nothing, and are emptied', async () => {
     using bpffs = new TemporaryBpffs();
     using loaded = loadPrograms(directSettings, pinPaths(bpffs.path));
-    const targets = mapTargets(() => loaded.tables);
+    let marked = 0;
+    const targets = mapTargets(
+      () => loaded.tables,
+      () => marked++,
+    );
     const everyPeer = sides.flatMap(({ peers }) => Object.values(peers));
     const everyPod = sides.flatMap(({ pods }) => Object.values(pods));
 
@@ -92,19 +97,21 @@ describe.skipIf(noKernel)(`the maps${noKernel ? ` (skipped: ${noKernel})` : ''}`
     expect(await pass(everyPeer, everyPod)).toEqual([
       ['peers', 4, 0],
       ['peers6', 4, 0],
-      ['vteps', 12, 0],
+      ['vteps', 17, 0],
       ['endpoints', 5, 0],
       ['endpoints6', 5, 0],
     ]);
+    expect(marked, 'times that marked endpoints were written, in both families').toBe(2);
     expect(await pass(everyPeer, everyPod)).toEqual(
       ['peers', 'peers6', 'vteps', 'endpoints', 'endpoints6'].map((target) => [target, 0, 0]),
     );
     expect(await pass([], [])).toEqual([
       ['peers', 0, 4],
       ['peers6', 0, 4],
-      ['vteps', 0, 10], // our own two stay
+      ['vteps', 0, 15], // our own two stay
       ['endpoints', 0, 5],
       ['endpoints6', 0, 5],
     ]);
+    expect(marked).toBe(2);
   });
 });

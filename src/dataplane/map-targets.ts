@@ -3,6 +3,7 @@
 import type { TypedMap } from '#libbpf-ts';
 import { type Difference, noFailures, type Target } from '../reconcile/target.ts';
 import { decode, kindSize, type Struct, type StructName } from './codec.ts';
+import { layout } from './layout.gen.ts';
 import type { Tables } from './tables.ts';
 
 /** The operations of a table that the targets use. */
@@ -67,13 +68,34 @@ function addressTarget<V>(name: string, table: () => Table<string, V>): Target<V
   };
 }
 
-/** The maps that the agent fills. */
-export function mapTargets(tables: () => Tables) {
+/**
+ * Call back once endpoints that are marked for the kernel path have been written. The programs look a sender up only on
+ * the kernel path, so a flow that was learned before the mark would go on.
+ */
+function tellingOfMarks(
+  target: Target<Struct<'endpoint'>>,
+  onMarked: () => void,
+): Target<Struct<'endpoint'>> {
+  return {
+    ...target,
+    upsert: async (entries) => {
+      const failures = await target.upsert(entries);
+      if (entries.values().some(({ flags }) => flags & layout.enums.endpoint_flags.ENDPOINT_KERNEL_PATH))
+        onMarked();
+      return failures;
+    },
+  };
+}
+
+/** The maps that the agent fills. @param onMarked is called when endpoints have been marked for the kernel path. */
+export function mapTargets(tables: () => Tables, onMarked: () => void = () => {}) {
+  const endpoints = slotTarget('endpoints', () => tables().endpoints, zero('endpoint'));
+  const endpoints6 = addressTarget('endpoints6', () => tables().endpoints6);
   return {
     vteps: addressTarget('vteps', () => tables().vteps),
     peers: slotTarget('peers', () => tables().peers, zero('peer')),
     peers6: addressTarget('peers6', () => tables().peers6),
-    endpoints: slotTarget('endpoints', () => tables().endpoints, zero('endpoint')),
-    endpoints6: addressTarget('endpoints6', () => tables().endpoints6),
+    endpoints: tellingOfMarks(endpoints, onMarked),
+    endpoints6: tellingOfMarks(endpoints6, onMarked),
   };
 }

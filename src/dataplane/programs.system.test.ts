@@ -47,7 +47,7 @@ describe.skipIf(noKernel)(`maps of a node${noKernel ? ` (skipped: ${noKernel})` 
   it('are adopted with their content', () => {
     const first = load();
     expect(first.pending).toBeUndefined();
-    first.tables.vteps.set('192.168.0.1', { flags: 2 });
+    first.tables.vteps.set('192.168.0.1', { flags: 2, vtep_ip: '192.168.0.1' });
     const second = load();
     expect(second.pending).toBeUndefined();
     expect(ids(second)).toEqual(ids(first));
@@ -56,9 +56,9 @@ describe.skipIf(noKernel)(`maps of a node${noKernel ? ` (skipped: ${noKernel})` 
 
   it('of another capacity are created beside those in use, which readers see until the takeover', () => {
     const before = load();
-    before.tables.vteps.set('192.168.0.1', { flags: 2 });
+    before.tables.vteps.set('192.168.0.1', { flags: 2, vtep_ip: '192.168.0.1' });
     const after = load(wider);
-    expect(after.pending).toEqual({ kept: mapNames.filter((name) => name !== 'peers'), kernelPath: 'none' });
+    expect(after.pending).toEqual({ kept: mapNames.filter((name) => name !== 'peers') });
     const { peers: old, ...kept } = ids(before);
     const { peers: fresh, ...same } = ids(after);
     expect(same).toEqual(kept);
@@ -92,36 +92,6 @@ describe.skipIf(noKernel)(`maps of a node${noKernel ? ` (skipped: ${noKernel})` 
     expect(ids(after)).toMatchObject(kept);
   });
 
-  it.each([
-    ['stack_flows', 'those with translated flows', [[20, 1]]],
-    ['endpoint_state', 'all', 512],
-  ] as const)(
-    'without the old %s keep pods that may have translated flows on the kernel path: %s',
-    (name, kernelPath, marked) => {
-      const before = load();
-      before.tables.endpoint_state.set(20, { stack_flows: 3, overflow: 0, forwards: 1 });
-      unlinkSync(join(paths.maps, name));
-      const after = load();
-      expect(after.pending?.kernelPath).toBe(kernelPath);
-      const overflowing = () =>
-        [...after.tables.endpoint_state]
-          .filter(([, { overflow }]) => overflow)
-          .map(([slot, { overflow }]) => [slot, overflow]);
-      if (typeof marked === 'number') expect(overflowing()).toHaveLength(marked);
-      else expect(overflowing()).toEqual(marked);
-      // Slot 20 has a pod. The others have none, and lose their marks.
-      after.tables.endpoints.set(20, {
-        ifindex: 7,
-        flags: 0,
-        pod_mac: '0a:00:00:00:00:01',
-        host_mac: '0a:00:00:00:00:02',
-        mtu: 1450,
-      });
-      after.takeOver();
-      expect(overflowing()).toEqual([[20, 1]]);
-    },
-  );
-
   it('of a later layout stay as they are, and the error names the differences', () => {
     load();
     const later = `maps:${layout.version + 1}:1`;
@@ -143,7 +113,7 @@ describe.skipIf(noKernel)(`maps of a node${noKernel ? ` (skipped: ${noKernel})` 
     const broken = mkdtempSync(join(tmpdir(), 'ripstop-objects-'));
     try {
       cpSync(objectDir, broken, { recursive: true });
-      writeFileSync(join(broken, 'kernel.bpf.o'), fixture('refused'));
+      writeFileSync(join(broken, 'pod.bpf.o'), fixture('refused'));
       expect(() => load(wider, broken)).toThrow();
       rmSync(join(broken, 'wire.bpf.o'));
       expect(() => load(wider, broken)).toThrow();

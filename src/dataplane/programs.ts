@@ -8,6 +8,7 @@
 import { existsSync, readdirSync, renameSync, rmSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { BpfMap, BpfObject, type BpfProgram } from '#libbpf-ts';
+import { filterDestroyed } from '#netlink';
 import { RipstopError } from '../errors.ts';
 import { encode } from './codec.ts';
 import { desiredConfig, endpointCapacity, type NodeSettings, peerCapacity } from './desired.ts';
@@ -25,10 +26,10 @@ import { noFailures, type Target } from '../reconcile/target.ts';
 
 /** Which object holds which programs. */
 const objects = {
-  pod: ['from_pod'],
-  wire: ['from_wire'],
+  pod: ['from_pod', 'to_pod'],
+  wire: ['from_wire', 'to_wire', 'from_vtep'],
   xdp: ['xdp_from_wire'],
-  kernel: ['to_pod', 'to_vtep', 'sweep_flows'],
+  conntrack: ['connection_deleted'],
 } as const;
 
 export type ProgramName = (typeof objects)[keyof typeof objects][number];
@@ -49,21 +50,29 @@ export interface LoadedPrograms extends Disposable {
    * programs.
    */
   takeOver(): void;
-  /** Remove translated flows whose conntrack entry is gone. @returns how many. */
-  sweepFlows(): number;
+  /** Invalidate all flows: something has changed on which the kernel path's decisions may rest. */
+  moveEpoch(): void;
 }
 
 export interface PendingMaps {
   /** The maps that stay, with their content. */
   readonly kept: readonly MapName[];
-  /** The pods that stay on the kernel path as long as they live, since their translated flows could not be kept. */
-  readonly kernelPath: 'none' | 'those with translated flows' | 'all';
 }
+
+/** Of the flow table of a family that the cluster does not have. */
+const UNUSED_TABLE_SIZE = 1024;
 
 /** The capacities that depend on the node; the others are in bpf/maps.h. */
 function mapCapacities(settings: NodeSettings): Partial<Record<MapName, number>> {
   const slots = endpointCapacity(settings);
-  return { peers: peerCapacity(settings), endpoints: slots, endpoint_state: 2 * slots };
+  const flowsOf = (part: unknown): number => (part ? settings.flowTableSize : UNUSED_TABLE_SIZE);
+  return {
+    peers: peerCapacity(settings),
+    endpoints: slots,
+    endpoint_state: 2 * slots,
+    flows4: flowsOf(settings.v4),
+    flows6: flowsOf(settings.v6),
+  };
 }
 
 /**
@@ -78,7 +87,7 @@ export function loadPrograms(settings: NodeSettings, paths: PinPaths, directory 
   const config = encode({ struct: 'config' }, desiredConfig(settings));
   const maxEntries = mapCapacities(settings);
   const current = currentGeneration(paths);
-  const kept = current ? keptMaps(current, objectFile(directory, 'kernel'), maxEntries) : [];
+  const kept = current ? keptMaps(current, objectFile(directory, 'pod'), maxEntries) : [];
   const adopts = current?.version === layout.version && kept.length === mapNames.length;
   const generation = adopts ? current : makeGeneration(paths, layout.version);
   const opened: BpfObject[] = [];
@@ -103,9 +112,8 @@ export function loadPrograms(settings: NodeSettings, paths: PinPaths, directory 
   const tables = Object.fromEntries(
     mapNames.map((name) => [name, typedTable(name, opened[0]!.map(name))]),
   ) as unknown as Tables;
-  const sweepFlows = (): number => loaded.sweep_flows.testRun({ data: new Uint8Array(64) }).returnValue;
   if (!current) useGeneration(paths, generation);
-  let pending = current && !adopts ? { kept, kernelPath: markFlows(tables, kept) } : undefined;
+  let pending = current && !adopts ? { kept } : undefined;
   return {
     programs: loaded,
     tables,
@@ -115,10 +123,10 @@ export function loadPrograms(settings: NodeSettings, paths: PinPaths, directory 
     takeOver() {
       useGeneration(paths, generation);
       pending = undefined;
-      // Slots without a pod need not keep their mark for the kernel path.
-      sweepFlows();
     },
-    sweepFlows,
+    moveEpoch() {
+      tables.epoch.set(0, ((tables.epoch.get(0) ?? 0) + 1) >>> 0);
+    },
     [Symbol.dispose]: () => opened.forEach((object) => object.close()),
   };
 }
@@ -171,24 +179,12 @@ function sharePin(name: MapName, from: Generation, to: Generation): void {
   map.pin(join(to.path, name));
 }
 
-/**
- * No reply of a translated flow may bypass conntrack, also when the map of flows, or that of their counts, could not be
- * kept. So pods that may have such flows are marked to stay on the kernel path.
- */
-function markFlows({ endpoint_state }: Tables, kept: readonly MapName[]): PendingMaps['kernelPath'] {
-  const hasCounts = kept.includes('endpoint_state');
-  if (hasCounts && kept.includes('stack_flows')) return 'none';
-  const marked = [...endpoint_state]
-    .filter(([, state]) => !hasCounts || state.stack_flows > 0)
-    .map(([slot, state]) => [slot, { ...state, overflow: 1 }] as const);
-  endpoint_state.setMany(marked);
-  return hasCounts ? 'those with translated flows' : 'all';
-}
-
 /** The loaded programs of this node, which change when they are loaded again. */
 export class ProgramSet implements Disposable {
   readonly #paths: PinPaths;
-  #loaded: { readonly settings: NodeSettings; readonly programs: LoadedPrograms } | undefined;
+  #loaded:
+    | { readonly settings: NodeSettings; readonly programs: LoadedPrograms; readonly filter: Disposable }
+    | undefined;
   #revision = 0;
 
   constructor(paths: PinPaths) {
@@ -225,8 +221,9 @@ export class ProgramSet implements Disposable {
       upsert: async (entries) => {
         for (const settings of entries.values()) {
           const programs = loadPrograms(settings, this.#paths);
+          const filter = filterDestroyed(programs.programs.connection_deleted.fd);
           this[Symbol.dispose]();
-          this.#loaded = { settings, programs };
+          this.#loaded = { settings, programs, filter };
           this.#revision++;
           if (programs.pending) onPending(programs.pending);
         }
@@ -256,6 +253,7 @@ export class ProgramSet implements Disposable {
   }
 
   [Symbol.dispose](): void {
+    this.#loaded?.filter[Symbol.dispose]();
     this.#loaded?.programs[Symbol.dispose]();
   }
 }

@@ -53,8 +53,9 @@ async function testPath(node: TestNetns, pod: TestNetns, n: 1 | 2): Promise<Test
     address: `${podCidr.base}/128`,
   };
   await ensureVxlan(device, await listLinks(options), options);
-  const networks = [{ network: NETWORK, podCidr, ...vxlanSenders([], false) }];
-  await ensureRules({ networks, masquerade: true, tunnel: device }, options);
+  const networks = [{ network: NETWORK, podCidr, vtepIp: device.localIp, ...vxlanSenders([], false) }];
+  const devices = { uplink: uplink.name, bridges: [] };
+  await ensureRules({ networks, masquerade: true, tunnel: device, ...devices }, options);
   await node.ip(
     `link add vethA type veth peer name eth0 netns ${pod.path}`,
     'link set vethA addrgenmode none',
@@ -232,7 +233,7 @@ describe(title('flannel-v6.1 between two nodes'), { skip: skip !== undefined }, 
     const { one, two } = cluster;
     const direct = async (from: TestPath, to: TestPath): Promise<string | undefined> => {
       const { vtepIp } = to.asPeer;
-      const hops = await lookupNextHops([vtepIp], from.node.options);
+      const hops = await lookupNextHops([vtepIp], {}, from.node.options);
       const hop = hops.get(vtepIp);
       return hop && hop.gateway === undefined ? 'eth0' : undefined;
     };
@@ -264,11 +265,7 @@ describe(title('flannel-v6.1 between two nodes'), { skip: skip !== undefined }, 
     await one.pod.run(process.execPath, '-e', send, 'fe80::1', '%eth0');
     await vi.waitFor(async () => {
       const listing = await one.node.run('nft', 'list', 'chain', 'inet', 'ripstop', 'input');
-      const dropped = [...listing.matchAll(/ip6 saddr (\S+) udp dport 8472 counter packets (\d+)/g)];
-      expect(dropped.map(([, from, packets]) => [from, packets])).toEqual([
-        ['fd00:42::/56', '1'],
-        ['fe80::/10', '1'],
-      ]);
+      expect(listing).toMatch(/iifname "veth\*" udp dport 8472 counter packets 2 /);
     }, 2000);
   });
 });

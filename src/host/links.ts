@@ -72,8 +72,8 @@ export async function listLinks(where: Where = {}): Promise<Map<string, Link>> {
   );
 }
 
-/** One link; undefined when it does not exist. */
-export async function readLinkIfThere(name: string, where: Where = {}): Promise<Link | undefined> {
+/** One link, by name or index; undefined when it does not exist. */
+export async function readLinkIfThere(name: string | number, where: Where = {}): Promise<Link | undefined> {
   using socket = openNetlink(where);
   const link = getLink(socket, name);
   if (!link) return undefined;

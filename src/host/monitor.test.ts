@@ -28,6 +28,13 @@ const neighbour = (of: Partial<Of<'neighbour'>['neighbour']>): NetlinkEvent =>
     deleted: false,
     neighbour: { address: '10.42.2.0', state: 'permanent', proxy: false, ...of },
   }) as Of<'neighbour'>;
+const qdisc = (kind: string, deleted = false): NetlinkEvent => ({
+  kind: 'qdisc',
+  deleted,
+  qdisc: { ifindex: 9, kind, handle: 0x10000, parent: 0xffffffff },
+});
+const filter = (of: Partial<Of<'filter'>['filter']>): NetlinkEvent =>
+  ({ kind: 'filter', deleted: false, filter: { ifindex: 9, kind: 'u32', handle: 0, ...of } }) as Of<'filter'>;
 const nft = (of: Partial<Of<'nft'>>): NetlinkEvent => ({
   kind: 'nft',
   deleted: true,
@@ -42,9 +49,9 @@ describe('an event', () => {
   it.each([
     ['a host veth', link(9), { kind: 'pod-link', name: 'veth01234567', ifindex: 9, deleted: false }],
     ['a host veth that is gone', link(9, true), { kind: 'pod-link', ifindex: 9, deleted: true }],
-    ['the uplink', link(2), { kind: 'network' }],
-    ['a VTEP device', link(5), { kind: 'network' }],
-    ["somebody else's veth", link(10), { kind: 'network' }],
+    ['the uplink', link(2), { kind: 'link' }],
+    ['a VTEP device', link(5), { kind: 'link' }],
+    ["somebody else's veth", link(10), { kind: 'link' }],
     [
       'a route to a pod',
       route({ dst: '10.42.1.5/32', ifindex: 9, protocol: 82 }),
@@ -55,6 +62,16 @@ describe('an event', () => {
       route({ dst: 'fd00:42::/64', ifindex: 1, type: 'unreachable', protocol: 82 }, true),
       { kind: 'pod-route', dst: 'fd00:42::/64', dev: undefined, deleted: true },
     ],
+    ['a qdisc that shapes', qdisc('tbf'), { kind: 'shaping', ifindex: 9 }],
+    ['a hook for filters', qdisc('clsact'), undefined],
+    ['a hook that is gone, and its filters with it', qdisc('ingress', true), { kind: 'shaping', ifindex: 9 }],
+    ["somebody's filter", filter({}), { kind: 'shaping', ifindex: 9 }],
+    [
+      'a filter that several interfaces share',
+      filter({ ifindex: 0xffffffff }),
+      { kind: 'shaping', ifindex: undefined },
+    ],
+    ['a program of ours', filter({ kind: 'bpf', handle: 0x72697073, priority: 100 }), undefined],
     ["the kernel's own route to a host veth", route({ dst: '10.42.1.1/32', ifindex: 9 }), undefined],
     ['a route to a peer', route({ gateway: '10.42.2.0', ifindex: 5, protocol: 82 }), { kind: 'peers' }],
     [
@@ -86,7 +103,19 @@ describe('an event', () => {
       { kind: 'flannel-rules' },
     ],
     ['an element of our set that goes', nft({ object: 'element' }), undefined],
-    ['a rule in another table that goes', nft({ table: 'kube-proxy' }), undefined],
+    ['a rule in another table that goes', nft({ table: 'kube-proxy' }), { kind: 'policy' }],
+    ['a rule in another table that comes', nft({ table: 'kube-proxy', deleted: false }), { kind: 'policy' }],
+    ["an element of somebody's set", nft({ object: 'element', table: 'kube-proxy' }), { kind: 'policy' }],
+    [
+      "a chain of flannel's that goes",
+      nft({ family: 'ip', table: 'filter', name: 'FLANNEL-FWD' }),
+      { kind: 'policy' },
+    ],
+    [
+      'IPsec policies that go',
+      { kind: 'policy', deleted: true, policy: undefined } as const,
+      { kind: 'policy' },
+    ],
     ['events that were lost', { kind: 'lost' } as const, { kind: 'lost' }],
   ] as const)('about %s', (_, event, expected) => {
     const classified = classify(event, (ifindex) => names.get(ifindex));

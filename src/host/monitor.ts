@@ -6,6 +6,7 @@ import { isPodVeth } from './links.ts';
 import { linkNames, openNetlink, type Where } from './netlink.ts';
 import { NFT_TABLE } from './nft.ts';
 import { ROUTE_PROTOCOL } from './routes.ts';
+import { isHook, isOurFilter } from './shaping.ts';
 import { isVtepName } from './vtep-device.ts';
 
 /** A change on the node that concerns ripstop. */
@@ -32,18 +33,27 @@ export type NodeEvent =
   | { readonly kind: 'peers' }
   /** A network setting of an interface, or of all of them: then `name` is undefined. */
   | { readonly kind: 'settings'; readonly name: string | undefined }
-  /** Another interface, address, route or routing rule: the node may reach others in another way now. */
+  /** Another interface, or an address of a VTEP device. */
+  | { readonly kind: 'link' }
+  /** Another address, a route or a routing rule: the node may reach others in another way now. */
   | { readonly kind: 'network' }
   /** Our nft table has other chains, rules or sets than before, as after `nft flush ruleset`. */
   | { readonly kind: 'rules' }
   /** A flanneld has written its rules into nftables. */
   | { readonly kind: 'flannel-rules' }
+  /**
+   * A qdisc or a filter of others in tc. `ifindex` is of its interface; undefined when the filter is in a block that
+   * several interfaces share.
+   */
+  | { readonly kind: 'shaping'; readonly ifindex: number | undefined }
+  /** Rules or sets of others in nftables, or an IPsec policy: the kernel path may decide in another way now. */
+  | { readonly kind: 'policy' }
   /** Events were lost, so anything may have changed. */
   | { readonly kind: 'lost' };
 
 /**
- * Subscribe to changes on the node. Two frequent kinds are left out: the neighbours on the underlay, which come and go
- * every minute, and other programs' changes to their own nft tables, such as kube-proxy's.
+ * Subscribe to changes on the node. One frequent kind is left out: the neighbours on the underlay, which come and go
+ * every minute.
  * @throws RipstopError when the kernel refuses, as it does without CAP_NET_ADMIN.
  */
 export function monitorNode(
@@ -52,19 +62,24 @@ export function monitorNode(
 ): Subscription {
   using socket = openNetlink(where);
   const names = linkNames(socket);
+  /** Deleted links, of which more may be told in this call and the next. */
+  let gone: number[] = [];
   const classifyAll = (raw: readonly NetlinkEvent[]): void => {
     const events: NodeEvent[] = [];
+    const forgotten = gone;
+    gone = [];
     for (const event of raw) {
       if (event.kind === 'link' && !event.deleted) names.set(event.link.ifindex, event.link.name);
       const classified = classify(event, (ifindex) => names.get(ifindex));
-      if (event.kind === 'link' && event.deleted) names.delete(event.link.ifindex);
+      if (event.kind === 'link' && event.deleted) gone.push(event.link.ifindex);
       if (classified) events.push(classified);
     }
+    for (const ifindex of forgotten) names.delete(ifindex);
     if (events.length > 0) onEvents(events);
   };
   try {
     return subscribe(
-      ['link', 'address', 'route', 'nexthop', 'rule', 'neighbour', 'netconf', 'nft'],
+      ['link', 'address', 'route', 'nexthop', 'rule', 'neighbour', 'netconf', 'nft', 'policy', 'tc'],
       classifyAll,
       where,
     );
@@ -77,6 +92,9 @@ export function monitorNode(
   }
 }
 
+/** linux/rtnetlink.h TCM_IFINDEX_MAGIC_BLOCK */
+const SHARED_BLOCK = 0xffff_ffff;
+
 /** The change that a netlink event tells of; undefined when it does not concern ripstop. Pure. */
 export function classify(
   event: NetlinkEvent,
@@ -87,10 +105,13 @@ export function classify(
       const { name, ifindex, up, mtu } = event.link;
       return isPodVeth(name)
         ? { kind: 'pod-link', name, deleted: event.deleted, ifindex, up, mtu }
-        : { kind: 'network' };
+        : { kind: 'link' };
     }
-    case 'address':
-      return isPodVeth(nameOf(event.address.ifindex) ?? '') ? undefined : { kind: 'network' };
+    case 'address': {
+      const name = nameOf(event.address.ifindex) ?? '';
+      if (isPodVeth(name)) return undefined;
+      return { kind: isVtepName(name) ? 'link' : 'network' };
+    }
     case 'route':
       return classifyRoute(event, nameOf);
     case 'nexthop':
@@ -107,9 +128,22 @@ export function classify(
     case 'fdb':
       return isVtepName(nameOf(event.entry.ifindex) ?? '') ? { kind: 'peers' } : undefined;
     case 'netconf':
-      return { kind: 'settings', name: nameOf(event.ifindex) };
+      // A new interface has settings before the kernel tells of the interface itself.
+      return { kind: 'settings', name: event.ifindex < 0 ? undefined : (nameOf(event.ifindex) ?? '') };
     case 'nft':
       return classifyNft(event);
+    case 'qdisc':
+      // A new hook has no filters yet.
+      return isHook(event.qdisc) && !event.deleted
+        ? undefined
+        : { kind: 'shaping', ifindex: event.qdisc.ifindex };
+    case 'filter': {
+      const { ifindex } = event.filter;
+      if (isOurFilter(event.filter)) return undefined;
+      return { kind: 'shaping', ifindex: ifindex === SHARED_BLOCK ? undefined : ifindex };
+    }
+    case 'policy':
+      return { kind: 'policy' };
     case 'lost':
       return { kind: 'lost' };
     default:
@@ -118,10 +152,12 @@ export function classify(
 }
 
 function classifyNft({ object, family, table, name, deleted }: NftChange): NodeEvent | undefined {
-  if (object === 'element') return undefined;
-  if (family === NFT_TABLE[0] && table === NFT_TABLE[1]) return { kind: 'rules' };
+  // Our own rules change with peers and pods, in ways that the programs know.
+  if (family === NFT_TABLE[0] && table === NFT_TABLE[1])
+    return object === 'element' ? undefined : { kind: 'rules' };
+  if (object === 'element') return { kind: 'policy' };
   const isFlannels = OWN_TABLES.includes(`${family} ${table}`) || name.startsWith('FLANNEL-');
-  return isFlannels && !deleted ? { kind: 'flannel-rules' } : undefined;
+  return isFlannels && !deleted ? { kind: 'flannel-rules' } : { kind: 'policy' };
 }
 
 function classifyRoute(

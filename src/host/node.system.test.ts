@@ -126,6 +126,7 @@ describe(title('the next hop to a peer'), { skip: skip !== undefined }, () => {
     await node.ip('route add unreachable 10.99.0.0/16');
     const hops = await lookupNextHops(
       ['192.168.9.2', '8.8.8.8', '10.99.1.1', '192.168.9.1', 'fd09:0::2', '2001:db8::1'],
+      {},
       node.options,
     );
     expect(Object.fromEntries(hops)).toEqual({
@@ -155,7 +156,7 @@ describe(title('the monitor'), { skip: skip !== undefined }, () => {
         await node.ip(command);
         await vi.waitFor(() => expect(kinds).toEqual(expect.arrayContaining(expected)), 1000);
       };
-      await provoke('link set eth0 mtu 1450', 'network');
+      await provoke('link set eth0 mtu 1450', 'link');
       await provoke('addr add 10.5.0.1/24 dev eth0', 'network');
       await provoke('route add 10.6.0.0/16 via 10.5.0.9', 'network');
       await provoke('rule add to 10.7.0.0/16 table 7', 'network');

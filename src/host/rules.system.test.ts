@@ -3,7 +3,7 @@ import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { describe, expect, it } from 'vitest';
 import { parseCidr } from '../net/ip.ts';
-import { ethernet, fragments, udp, vxlan } from '../../test/support/packets.ts';
+import { ethernet, fragments, ip, udp, vxlan } from '../../test/support/packets.ts';
 import { RawSocket } from '../../test/support/raw-socket.ts';
 import { ipJson } from '../lab/ip.ts';
 import { testNetns, whyNoNetns, type TestNetns } from './netns.support.ts';
@@ -22,11 +22,18 @@ const NOBODY = vxlanSenders([], true);
 
 const DESIRED: DesiredRules = {
   networks: [
-    { network: parseCidr('10.42.0.0/16'), podCidr: parseCidr('10.42.1.0/24'), ...NOBODY },
-    { network: parseCidr('fd00::/48'), podCidr: parseCidr('fd00:0:0:1::/64'), ...NOBODY },
+    {
+      network: parseCidr('10.42.0.0/16'),
+      podCidr: parseCidr('10.42.1.0/24'),
+      vtepIp: '192.168.9.1',
+      ...NOBODY,
+    },
+    { network: parseCidr('fd00::/48'), podCidr: parseCidr('fd00:0:0:1::/64'), vtepIp: 'fd09::1', ...NOBODY },
   ],
   masquerade: true,
   tunnel: { port: 8472, vni: 1 },
+  uplink: 'eth0',
+  bridges: [],
 };
 
 const POD = '10.42.1.5';
@@ -146,7 +153,10 @@ describe(title('the nft table'), { skip: skip !== undefined }, () => {
     ['a rule was deleted', 'flush chain inet ripstop postrouting'],
     ['a rule was added', 'insert rule inet ripstop forward drop'],
     ['a policy was changed', 'chain inet ripstop forward { policy drop; }'],
-    ['a set was deleted', 'flush chain inet ripstop input; delete set inet ripstop vteps6'],
+    [
+      'a set was deleted',
+      'flush chain inet ripstop input; flush chain inet ripstop forward; delete set inet ripstop vteps6',
+    ],
     [
       'a set is of another type',
       'delete table inet ripstop; add table inet ripstop; ' +
@@ -167,7 +177,7 @@ describe(title('the nft table'), { skip: skip !== undefined }, () => {
   it('follows a change of the podCIDR and of --ip-masq', async () => {
     await using node = await testNetns();
     await ensureRules(DESIRED, node.options);
-    const networks = [{ network: parseCidr('10.42.0.0/16'), podCidr: parseCidr('10.42.9.0/24'), ...NOBODY }];
+    const networks = [{ ...DESIRED.networks[0]!, podCidr: parseCidr('10.42.9.0/24') }];
     expect(await ensureRules({ ...DESIRED, networks }, node.options)).toBe(true);
     const moved = await node.run('nft', 'list', 'table', 'inet', 'ripstop');
     expect(moved).toContain('10.42.9.0/24');
@@ -241,6 +251,84 @@ describe(title('packets through the node'), { skip: skip !== undefined }, () => 
     await using _world = await mirror(net.world, WORLD);
     await ensureRules({ ...DESIRED, masquerade: false }, net.node.options);
     expect(await seenFrom(net.pod, WORLD)).toBe(POD);
+  });
+});
+
+describe(title('a pod that lies'), { skip: skip !== undefined }, () => {
+  /** What the rules have dropped, by their words. */
+  async function dropped(node: TestNetns): Promise<Record<string, number>> {
+    const counters = (await readRuleCounters(node.options)).filter(
+      ({ why, packets }) => packets > 0 && !why.endsWith('the cluster network'),
+    );
+    return Object.fromEntries(
+      [...Map.groupBy(counters, ({ why }) => why)].map(([why, rules]) => [
+        why,
+        rules.reduce((sum, { packets }) => sum + packets, 0),
+      ]),
+    );
+  }
+
+  it('about its source is caught, in both families and behind tags, also where rp_filter is loose', async () => {
+    await using net = await testNet();
+    const { node, pod, world } = net;
+    await using _world = await mirror(world, REMOTE_POD);
+    await node.run('sysctl', '-qw', 'net.ipv4.conf.all.rp_filter=2');
+    await ensureRules(DESIRED, node.options);
+    expect(await seenFrom(pod, REMOTE_POD)).toBe(POD);
+    expect(await dropped(node)).toEqual({});
+    const [link] = await ipJson<{ address: string }>(['link', 'show', 'vethA'], node.options);
+    using wire = new RawSocket(pod.path, 'eth0');
+    for (const [src, dst] of [
+      ['10.42.1.6', WORLD],
+      [REMOTE_POD, WORLD],
+      [WORLD, REMOTE_POD],
+      ['fd00:0:0:1::6', WORLD6],
+      [WORLD6, 'fd00:0:0:2::5'],
+    ] as const) {
+      const packet = ip({ src, dst }, udp({ src: 1, dst: 2 }));
+      const frame = ethernet({ dst: link!.address, src: '02:00:00:00:00:66' }, packet);
+      expect(wire.send(frame)).toBeUndefined();
+      // Two tags of VLAN 0, which the kernel takes off one by one.
+      const tags = [0x81, 0, 0, 0, 0x81, 0, 0, 0];
+      expect(wire.send(Uint8Array.of(...frame.slice(0, 12), ...tags, ...frame.slice(12)))).toBeUndefined();
+    }
+    await expect.poll(() => dropped(node)).toEqual({ 'a pod sends from an address that is not its own': 10 });
+  });
+
+  it('with VXLAN is caught at every address of a node, through a Service, and in fragments', async () => {
+    await using net = await testNet();
+    const { node, pod } = net;
+    await ensureRules({ ...DESIRED, masquerade: false }, node.options);
+    await vtepSetTarget(node.options).upsert(new Map([['10.42.2.9', true]]));
+    await node.run(
+      'nft',
+      'table ip kube { chain pre { type nat hook prerouting priority -100; ' +
+        'ip daddr 10.43.0.1 udp dport 53 dnat to 203.0.113.5:8472; ' +
+        'ip daddr 10.43.0.2 udp dport 53 dnat to 192.168.9.1:8472; }; }',
+    );
+    const [link] = await ipJson<{ address: string }>(['link', 'show', 'vethA'], node.options);
+    using wire = new RawSocket(pod.path, 'eth0');
+    const send = (dst: string, port: number, bytes: number, id: number): void => {
+      const datagram = udp({ src: 1, dst: port }, vxlan({}, new Uint8Array(60)));
+      const src = dst.includes(':') ? POD6 : POD;
+      for (const packet of fragments({ src, dst, id }, datagram, bytes))
+        expect(wire.send(ethernet({ dst: link!.address, src: '02:00:00:00:00:66' }, packet))).toBeUndefined();
+    };
+    // Our own addresses, a node in the cluster network, one in the world, and two Services.
+    const targets = ['192.168.9.1', '10.7.0.1', 'fd09::1', '10.42.2.9', WORLD, WORLD6];
+    for (const [i, dst] of targets.entries()) {
+      send(dst, 8472, 2000, i);
+      send(dst, 8472, 8, 100 + i);
+    }
+    send('10.43.0.1', 53, 2000, 7);
+    send('10.43.0.2', 53, 8, 8);
+    await expect.poll(() => dropped(node)).toEqual({ 'a pod talks VXLAN': 2 * targets.length + 2 });
+    // Other pods may be what it likes to tunnel to.
+    send(REMOTE_POD, 8472, 2000, 9);
+    await expect
+      .poll(async () => (await readForwardCounters(node.options))?.packets)
+      .toBeGreaterThanOrEqual(1);
+    expect(await dropped(node)).toEqual({ 'a pod talks VXLAN': 2 * targets.length + 2 });
   });
 });
 

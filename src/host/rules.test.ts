@@ -6,9 +6,22 @@ import { readFingerprint, renderRules, type DesiredRules } from './rules.ts';
 import { vxlanSenders } from './vtep-set.ts';
 
 const NOBODY_YET = vxlanSenders([], false);
-const V4 = { network: parseCidr('10.42.0.0/16'), podCidr: parseCidr('10.42.1.0/24'), ...NOBODY_YET };
-const V6 = { network: parseCidr('fd00::/48'), podCidr: parseCidr('fd00:0:0:1::/64'), ...NOBODY_YET };
-const VXLAN = { tunnel: { port: 8472, vni: 1 } };
+const V4 = {
+  network: parseCidr('10.42.0.0/16'),
+  podCidr: parseCidr('10.42.1.0/24'),
+  vtepIp: '172.31.0.9',
+  ...NOBODY_YET,
+};
+const V6 = {
+  network: parseCidr('fd00::/48'),
+  podCidr: parseCidr('fd00:0:0:1::/64'),
+  vtepIp: 'fd00:31::9',
+  ...NOBODY_YET,
+};
+const DEVICES = { uplink: 'eth0', bridges: [] };
+const VXLAN = { tunnel: { port: 8472, vni: 1 }, ...DEVICES };
+/** Matches any packet, and has connection tracking reassemble fragments. */
+const STATES = 'ct state invalid,established,related,new,untracked';
 
 /** The rules of a chain without their comments. */
 function rulesOf(text: string, chain: string): string[] {
@@ -22,8 +35,7 @@ function rulesOf(text: string, chain: string): string[] {
 describe('the rendered table', () => {
   it("has flannel's rules in flannel's order", () => {
     const { text } = renderRules({ networks: [V4], masquerade: true, ...VXLAN });
-    expect(rulesOf(text, 'input')).toEqual(['ip saddr 10.42.0.0/16 udp dport 8472 counter drop']);
-    expect(rulesOf(text, 'forward')).toEqual([
+    expect(rulesOf(text, 'forward').slice(-2)).toEqual([
       'ip saddr 10.42.0.0/16 counter accept',
       'ip daddr 10.42.0.0/16 counter accept',
     ]);
@@ -41,14 +53,9 @@ describe('the rendered table', () => {
     const { text } = renderRules({ networks: [V4, V6], masquerade: true, ...VXLAN });
     expect(rulesOf(text, 'postrouting')).toHaveLength(11);
     expect(text).toContain('ip6 saddr fd00::/48 ip6 daddr != ff00::/8 masquerade fully-random');
-    expect(rulesOf(text, 'forward').slice(2)).toEqual([
+    expect(rulesOf(text, 'forward').slice(-2)).toEqual([
       'ip6 saddr fd00::/48 counter accept',
       'ip6 daddr fd00::/48 counter accept',
-    ]);
-    expect(rulesOf(text, 'input')).toEqual([
-      'ip saddr 10.42.0.0/16 udp dport 8472 counter drop',
-      'ip6 saddr fd00::/48 udp dport 8472 counter drop',
-      'ip6 saddr fe80::/10 udp dport 8472 counter drop',
     ]);
   });
 
@@ -81,6 +88,57 @@ describe('the rendered table', () => {
   });
 });
 
+describe('what keeps pods and peers to what is theirs', () => {
+  it("drops a pod's packets unless its own host veth leads back to their source", () => {
+    const { text } = renderRules({ networks: [V4, V6], masquerade: true, ...DEVICES });
+    const other = 'fib saddr . iif oif missing counter drop';
+    expect(rulesOf(text, 'prerouting')).toEqual([
+      `iifname "veth*" ip saddr 10.42.0.0/16 ${other}`,
+      `iifname "veth*" ip saddr != 10.42.0.0/16 ip daddr 10.42.0.0/16 ${other}`,
+      `iifname "veth*" ip6 saddr fd00::/48 ${other}`,
+      `iifname "veth*" ip6 saddr != { fd00::/48, fe80::/10 } ip6 daddr fd00::/48 ${other}`,
+    ]);
+  });
+
+  it('takes no uplink for a pod, whatever its name', () => {
+    const { text } = renderRules({ networks: [V4], masquerade: true, ...VXLAN, uplink: 'veth0' });
+    expect(rulesOf(text, 'input')[0]).toBe('iifname "veth*" iifname != "veth0" udp dport 8472 counter drop');
+    expect(text.match(/iifname "veth\*"/g)).toEqual(
+      text.match(/iifname "veth\*" (?=iifname != "veth0")/g)!.map((rule) => rule.trim()),
+    );
+  });
+
+  it('accepts VXLAN at the VTEP address alone, not from pods, and not through a Service', () => {
+    const { text } = renderRules({ networks: [V4], masquerade: true, ...VXLAN, bridges: ['cni0'] });
+    expect(rulesOf(text, 'input')).toEqual([
+      'iifname "veth*" udp dport 8472 counter drop',
+      'iifname "cni0" udp dport 8472 counter drop',
+      'iifname "flannel.1" udp dport 8472 counter drop',
+      'udp dport 8472 @th,96,24 1 ct status dnat counter drop',
+      `udp dport 8472 @th,96,24 1 ${STATES} ip daddr != 172.31.0.9 counter drop`,
+      'meta nfproto ipv4 udp dport 8472 meta priority set @nh,96,32',
+    ]);
+  });
+
+  it('forwards no VXLAN of pods to nodes or the world, and nothing from a tunnel to the wire', () => {
+    const { text } = renderRules({ networks: [V6], masquerade: true, ...VXLAN });
+    const back = 'ct direction original ct original ip6 daddr != fd00:0:0:1::/64 counter drop';
+    expect(rulesOf(text, 'forward').slice(0, -2)).toEqual([
+      `iifname "veth*" ${STATES} udp dport 8472 @th,96,24 1 ip6 daddr @vteps6 counter drop`,
+      `iifname "veth*" ${STATES} udp dport 8472 @th,96,24 1 ip6 daddr != fd00::/48 counter drop`,
+      'udp dport 8472 @th,96,24 1 ct status dnat ip6 daddr @vteps6 counter drop',
+      `iifname "flannel-v6.1" oifname "flannel-v6.1" ${back}`,
+      `iifname "flannel-v6.1" oifname "eth0" ${back}`,
+    ]);
+  });
+
+  it('needs no rules about VXLAN without tunnels', () => {
+    const { text } = renderRules({ networks: [V4], masquerade: true, ...DEVICES });
+    expect(text).not.toContain('8472');
+    expect(rulesOf(text, 'forward')).toHaveLength(2);
+  });
+});
+
 describe('VXLAN from strangers', () => {
   const peer = (vtepIp: string, behindNat = false) => ({ vtepIp, behindNat });
   const peers4 = [peer('172.31.0.1'), peer('172.31.0.2')];
@@ -94,11 +152,10 @@ describe('VXLAN from strangers', () => {
     ...VXLAN,
   });
   const judged = ({ text }: { text: string }): string[] =>
-    rulesOf(text, 'input').filter((rule) => rule.includes('@vteps'));
-  const states = 'ct state invalid,established,related,new,untracked';
+    rulesOf(text, 'input').filter((rule) => rule.includes('saddr != @vteps'));
   const drops = [
     'udp dport 8472 @th,96,24 1 ip saddr != @vteps4 counter drop',
-    `udp dport 8472 @th,96,24 1 ${states} ip6 saddr != @vteps6 counter drop`,
+    `udp dport 8472 @th,96,24 1 ${STATES} ip6 saddr != @vteps6 counter drop`,
   ];
   /** The listing of a table as it was rendered, with these elements in its set. */
   const listing = (from: DesiredRules, ...elem: string[]): NftObject[] => [
@@ -113,6 +170,12 @@ describe('VXLAN from strangers', () => {
     expect(judged(renderRules(desired(peers4, peers6, true)))).toEqual(drops);
   });
 
+  it('is none when it comes from another address of a Node', () => {
+    const flannel = { vtepIp: '172.31.0.22', otherIps: ['172.31.0.2'], behindNat: false };
+    const { text } = renderRules(desired([flannel], [], true));
+    expect(text).toContain('elements = { 172.31.0.22, 172.31.0.2 }');
+  });
+
   it('has all known peers in the sets from the first moment on', () => {
     const { text } = renderRules(desired(peers4, peers6, true));
     expect(text).toContain(
@@ -122,16 +185,16 @@ describe('VXLAN from strangers', () => {
     expect(renderRules(desired([], [], true)).text).not.toContain('elements');
   });
 
-  it('is admitted and counted, in its family, when a peer is behind NAT', () => {
+  it('is counted and left to from_vtep, in its family, when a peer is behind NAT', () => {
     const behindNat = [...peers4, peer('203.0.113.7', true)];
     for (const synced of [false, true]) {
       const rules = renderRules(desired(behindNat, peers6, synced));
       expect(judged(rules)).toEqual([drops[0]!.replace(' drop', ''), ...(synced ? [drops[1]!] : [])]);
-      expect(rules.text).toContain('let in: a peer is behind NAT');
+      expect(rules.text).toContain('left to from_vtep: a peer is behind NAT');
     }
   });
 
-  it('is still dropped, or admitted, when the agent restarts and does not know the peers yet', () => {
+  it('is still dropped, or left to from_vtep, when the agent restarts and does not know the peers yet', () => {
     const behindNat = [peer('203.0.113.7', true)];
     for (const before of [
       desired(peers4, peers6, true),

@@ -7,6 +7,7 @@ import { isSame, noFailures, type Target } from '../reconcile/target.ts';
 import { applyNft, listNft, NFT_TABLE, type NftObject } from './nft.ts';
 import { type PodNetwork, wordsOf } from './pod-network.ts';
 import type { RunOptions } from './run.ts';
+import { vtepDeviceName } from './vtep-device.ts';
 import { declarationOf, listedVteps, VTEP_SETS, type VxlanSenders } from './vtep-set.ts';
 
 /*
@@ -24,11 +25,21 @@ export const RULES_KEY = NFT_TABLE.join(' ');
 /** What the rules depend on. */
 export interface DesiredRules {
   /** One entry per family, at most two. */
-  networks: readonly (PodNetwork & VxlanSenders)[];
+  networks: readonly DesiredNetwork[];
   /** Masquerade pods when they talk to addresses outside the cluster network (`--ip-masq`). */
   masquerade: boolean;
   /** The tunnels that only nodes may use; VXLAN of another VNI is admitted from any address. */
   tunnel?: Tunnel | undefined;
+  /** The device that carries the tunnels. */
+  uplink: string;
+  /** Bridges of pods that flannel's plugin attached. */
+  bridges: readonly string[];
+}
+
+/** One address family. */
+export interface DesiredNetwork extends PodNetwork, VxlanSenders {
+  /** This node's VTEP address, to which alone its peers send. */
+  vtepIp: string;
 }
 
 export interface Ruleset {
@@ -42,7 +53,7 @@ interface Chain {
   name: string;
   type: 'filter' | 'nat';
   hook: string;
-  /** Standard priorities of netfilter_ipv4.h: filter 0, srcnat 100. */
+  /** Standard priorities of netfilter_ipv4.h: raw -300, filter 0, srcnat 100. */
   priority: number;
   rules: Rule[];
 }
@@ -66,7 +77,8 @@ function commentOf({ match, verdict, why }: Rule): string {
  */
 export function renderRules(desired: DesiredRules, found: readonly NftObject[] = []): Ruleset {
   const chains = [
-    ...(desired.tunnel ? [inputChain(desired.networks, desired.tunnel, found)] : []),
+    preroutingChain(desired),
+    ...(desired.tunnel ? [inputChain(desired, desired.tunnel, found)] : []),
     forwardChain(desired),
     ...(desired.masquerade ? [postroutingChain(desired)] : []),
   ];
@@ -113,66 +125,162 @@ function renderTable(
   return [...lines, '}', ''].join('\n');
 }
 
+/** Matches what comes from a host veth of a pod: ripstop's CNI plugin names them so. An uplink may be called so, too. */
+function fromPods(uplink: string): string {
+  return uplink.startsWith('veth') ? `iifname "veth*" iifname != "${uplink}"` : 'iifname "veth*"';
+}
+
+function from(device: string): string {
+  return `iifname "${device}"`;
+}
+
+/**
+ * A pod's source address must be one to which this node's routes lead through the pod's own host veth. from_pod drops all
+ * others; this is for what it does not see: packets before it is attached, or with several tags. Only addresses of the
+ * cluster network are judged, so that veths of others stay as they are.
+ */
+function preroutingChain({ networks, uplink }: DesiredRules): Chain {
+  const why = 'a pod sends from an address that is not its own';
+  const verdict = 'counter drop';
+  return {
+    name: 'prerouting',
+    type: 'filter',
+    hook: 'prerouting',
+    priority: -300,
+    rules: networks.map(wordsOf).flatMap(({ ip, cluster }) => {
+      // A link-local source, as in neighbour discovery, has no route where the host veth has no such address.
+      const others = ip === 'ip6' ? `{ ${cluster}, fe80::/10 }` : cluster;
+      return [`${ip} saddr ${cluster}`, `${ip} saddr != ${others} ${ip} daddr ${cluster}`].map((match) => ({
+        match: `${fromPods(uplink)} ${match} fib saddr . iif oif missing`,
+        verdict,
+        why,
+      }));
+    }),
+  };
+}
+
 /**
  * The socket of the VXLAN device listens on every address of the node, those in the cluster network too, and accepts
  * packets from any sender. Without these rules a pod could send other pods packets with forged sources, and so could a
- * host on the underlay whose packets from_wire leaves to the kernel path. Only nodes send VXLAN, and only from underlay
- * addresses.
+ * host on the underlay whose packets from_wire leaves to the kernel path. Only nodes send VXLAN, and only to our VTEP
+ * address; which of them sent it, from_vtep learns from the priority.
  */
-function inputChain(networks: DesiredRules['networks'], tunnel: Tunnel, found: readonly NftObject[]): Chain {
+function inputChain(
+  { networks, uplink, bridges }: DesiredRules,
+  tunnel: Tunnel,
+  found: readonly NftObject[],
+): Chain {
+  const comments = found.map(({ rule }) => rule?.comment);
+  const verdict = 'counter drop';
+  const vteps = networks.map(({ network }) => vtepDeviceName(network.family, tunnel.vni));
   return {
     name: 'input',
     type: 'filter',
     hook: 'input',
     priority: 0,
     rules: [
-      ...networks.map(wordsOf).flatMap(({ ip, cluster }) =>
-        // Each pod also has a link-local IPv6 address; no node publishes such an address.
-        (ip === 'ip6' ? [cluster, 'fe80::/10'] : [cluster]).map((from) => ({
-          match: `${ip} saddr ${from} udp dport ${tunnel.port}`,
-          verdict: 'counter drop',
-          why: 'a pod talks VXLAN',
-        })),
-      ),
-      ...networks.flatMap(({ network: { family }, strangers }) => {
-        const rules = strangerRules(family, tunnel);
-        if (strangers !== 'as found') return [rules[strangers]];
-        const comments = found.map(({ rule }) => rule?.comment);
-        return Object.values(rules).filter((rule) => comments.includes(commentOf(rule)));
+      ...[fromPods(uplink), ...[...bridges, ...vteps].map(from)].map((pods) => ({
+        match: `${pods} udp dport ${tunnel.port}`,
+        verdict,
+        why: 'a pod talks VXLAN',
+      })),
+      { match: `${vxlanOf(tunnel)} ct status dnat`, verdict, why: 'VXLAN through a Service' },
+      ...networks.flatMap(({ network: { family }, vtepIp, strangers }) => {
+        const ip = family === 4 ? 'ip' : 'ip6';
+        const others = strangerRules(family, tunnel);
+        return [
+          {
+            match: `${vxlanOf(tunnel)} ${TRACKED} ${ip} daddr != ${vtepIp}`,
+            verdict,
+            why: 'VXLAN to another address than the VTEP',
+          },
+          ...(strangers === 'as found'
+            ? Object.values(others).filter((rule) => comments.includes(commentOf(rule)))
+            : [others[strangers]]),
+          {
+            match: `meta nfproto ipv${family} udp dport ${tunnel.port}`,
+            // The last 32 bits of the source address.
+            verdict: `meta priority set @nh,${family === 4 ? 96 : 160},32`,
+            why: 'tells from_vtep who sent it',
+          },
+        ];
       }),
     ],
   };
 }
 
-/** Matches any connection state. */
-const TRACKED = 'ct state invalid,established,related,new,untracked';
+/** The match of VXLAN in our VNI, which it finds behind the UDP header and VXLAN's flags. */
+function vxlanOf({ port, vni }: Tunnel): string {
+  return `udp dport ${port} @th,96,24 ${vni}`;
+}
 
 /**
- * The two rules for VXLAN from strangers: addresses that no node has. The match finds the VNI behind the UDP header and
- * VXLAN's flags. IPv4 reassembles fragments before this hook, but IPv6 only after it, where the rule would not see the
- * VXLAN header if that is in the second fragment. Connection tracking, however, reassembles IPv6 fragments before the
- * hook. So the IPv6 rule matches a connection state (any), which switches tracking on.
+ * Matches any connection state, which switches connection tracking on, and that reassembles fragments before all of our
+ * hooks. Otherwise IPv4 is reassembled only before the input hook, and IPv6 after it, and a rule would not see a VXLAN
+ * header that is in the second fragment.
  */
-function strangerRules(family: Family, { port, vni }: Tunnel): Record<'drop' | 'count', Rule> {
+const TRACKED = 'ct state invalid,established,related,new,untracked';
+
+/** The two rules for VXLAN from strangers: addresses that no node has. */
+function strangerRules(family: Family, tunnel: Tunnel): Record<'drop' | 'count', Rule> {
   const from = family === 4 ? 'ip saddr' : `${TRACKED} ip6 saddr`;
-  const match = `udp dport ${port} @th,96,24 ${vni} ${from} != @${VTEP_SETS[family].name}`;
+  const match = `${vxlanOf(tunnel)} ${from} != @${VTEP_SETS[family].name}`;
   return {
     drop: { match, verdict: 'counter drop', why: 'a stranger talks VXLAN' },
-    count: { match, verdict: 'counter', why: 'VXLAN from strangers is let in: a peer is behind NAT' },
+    count: {
+      match,
+      verdict: 'counter',
+      why: 'VXLAN from strangers is left to from_vtep: a peer is behind NAT',
+    },
   };
 }
 
-function forwardChain({ networks }: DesiredRules): Chain {
+function forwardChain(desired: DesiredRules): Chain {
+  const { networks, tunnel } = desired;
   return {
     name: 'forward',
     type: 'filter',
     hook: 'forward',
     priority: 0,
-    rules: networks.map(wordsOf).flatMap(({ ip, cluster }) => [
-      { match: `${ip} saddr ${cluster}`, verdict: 'counter accept', why: 'from the cluster network' },
-      { match: `${ip} daddr ${cluster}`, verdict: 'counter accept', why: 'to the cluster network' },
-    ]),
+    rules: [
+      ...(tunnel ? networks.flatMap((network) => tunnelGuards(network, tunnel, desired)) : []),
+      ...networks.map(wordsOf).flatMap(({ ip, cluster }) => [
+        { match: `${ip} saddr ${cluster}`, verdict: 'counter accept', why: 'from the cluster network' },
+        { match: `${ip} daddr ${cluster}`, verdict: 'counter accept', why: 'to the cluster network' },
+      ]),
+    ],
   };
+}
+
+/**
+ * What would leave this node in its name. A pod's VXLAN to another node: once it is masqueraded, it looks like this
+ * node's. Nobody knows all addresses that nodes have, so VXLAN of our VNI to the world is none of a pod's business. And
+ * what came through a tunnel for others than our pods: the peer that sent it can send it there itself.
+ */
+function tunnelGuards(desired: DesiredNetwork, tunnel: Tunnel, { uplink, bridges }: DesiredRules): Rule[] {
+  const { ip, cluster, pods } = wordsOf(desired);
+  const { family } = desired.network;
+  const vtep = vtepDeviceName(family, tunnel.vni);
+  const verdict = 'counter drop';
+  return [
+    ...[fromPods(uplink), ...bridges.map(from)].flatMap((pod) =>
+      [`@${VTEP_SETS[family].name}`, `!= ${cluster}`].map((to) => ({
+        match: `${pod} ${TRACKED} ${vxlanOf(tunnel)} ${ip} daddr ${to}`,
+        verdict,
+        why: 'a pod talks VXLAN',
+      })),
+    ),
+    {
+      match: `${vxlanOf(tunnel)} ct status dnat ${ip} daddr @${VTEP_SETS[family].name}`,
+      verdict,
+      why: 'VXLAN through a Service',
+    },
+    ...[vtep, uplink].map((device) => ({
+      match: `${from(vtep)} oifname "${device}" ct direction original ct original ${ip} daddr != ${pods}`,
+      verdict,
+      why: 'from a tunnel back to the wire',
+    })),
+  ];
 }
 
 function postroutingChain({ networks }: DesiredRules): Chain {

@@ -1,14 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import { RipstopError } from '../errors.ts';
-import {
-  addressAt,
-  addressFamily,
-  formatCidr,
-  maskAddress,
-  parseCidr,
-  type Cidr,
-  type Family,
-} from '../net/ip.ts';
+import { addressAt, type Cidr, type Family, formatCidr, parseMaskedCidr } from '../net/ip.ts';
 import { readIfThere } from './files.ts';
 import type { PodNetwork } from './pod-network.ts';
 
@@ -58,8 +50,8 @@ export function parseSubnetEnv(text: string): SubnetEnv {
     }
     return [
       {
-        network: ofFamily(parseCidr(network), family, `${prefix}NETWORK`),
-        podCidr: ofFamily(parseCidr(withoutHostBits(subnet)), family, `${prefix}SUBNET`),
+        network: ofFamily(parseMaskedCidr(network), family, `${prefix}NETWORK`),
+        podCidr: ofFamily(parseMaskedCidr(subnet), family, `${prefix}SUBNET`),
       },
     ];
   });
@@ -74,15 +66,6 @@ export function parseSubnetEnv(text: string): SubnetEnv {
 function ofFamily(cidr: Cidr, family: Family, key: string): Cidr {
   if (cidr.family === family) return cidr;
   throw new RipstopError(`subnet.env: ${key} is ${formatCidr(cidr)}, not IPv${family}`);
-}
-
-/** `10.42.1.1/24` → `10.42.1.0/24`; anything else unchanged, so that parseCidr refuses it. */
-function withoutHostBits(text: string): string {
-  const [address = '', length = ''] = text.split('/');
-  const family = addressFamily(address);
-  if (family === undefined || !/^\d+$/.test(length) || Number(length) > (family === 4 ? 32 : 128))
-    return text;
-  return `${maskAddress(address, Number(length))}${text.slice(address.length)}`;
 }
 
 /** The parsed file; undefined when it does not exist. @throws RipstopError when it is malformed or unreadable. */

@@ -2,6 +2,7 @@
 import { describe, expect, it } from 'vitest';
 import type { Link, LinkAddress } from './links.ts';
 import { link } from './links.support.ts';
+import { parseCidr } from '../net/ip.ts';
 import { chooseUplink, type UplinkFacts, type UplinkRequest } from './uplink.ts';
 
 function address(text: string, more: Partial<LinkAddress> = {}): LinkAddress {
@@ -79,6 +80,62 @@ describe('the uplink', () => {
     );
   });
 
+  it.each<[string, Partial<Link>]>([
+    ['lo', { loopback: true }],
+    ['anycast', { kind: 'dummy' }],
+    ['cni0', { kind: 'bridge' }],
+  ])('is that of the default route, as with flannel, when %s has the InternalIP', (name, more) => {
+    const nodeIps = { v4: '198.51.100.1' };
+    const holder = device(name, 9, [address('198.51.100.1/32')], more);
+    const links = new Map([holder, ...LINKS.slice(1)].map((one) => [one.name, one]));
+    expect(choose({ nodeIps }, { links }).explanation).toBe(
+      `eth0 (10.0.0.5): it carries the default route; ${name} has the Node's InternalIP 198.51.100.1`,
+    );
+    expect(() => choose({ nodeIps }, { links, defaultRoutes: [] })).toThrow(
+      `${name} carries no tunnel, although it has the Node's InternalIP 198.51.100.1, ` +
+        'and the node has no IPv4 default route to choose the interface by; choose with --iface among eth0 (10.0.0.5),',
+    );
+  });
+
+  it.each<[string, Partial<Link>?]>([
+    ['veth1a2b3c4d'],
+    ['lan7'],
+    ['cali0123456789a'],
+    ['cni0', { kind: 'bridge' }],
+    ['docker0', { kind: 'bridge' }],
+    ['br-0123456789ab', { kind: 'bridge' }],
+    ['mybridge', { kind: 'bridge' }],
+    ['flannel.7'],
+    ['vxlan.calico'],
+    ['dummy0', { kind: 'dummy' }],
+    ['nk0', { kind: 'netkit' }],
+  ])('is nothing that was made for pods, whatever --iface-regex says: %s', (name, more = {}) => {
+    const ip = name === 'lan7' ? '10.42.1.1' : '10.88.0.1';
+    const pods = device(name, 3, [address(`${ip}/32`)], more);
+    const port = device('vethport', 4, [], { kind: 'veth', master: 'mybridge' });
+    const vpn = device('wg0', 9, [address('10.88.0.5/24')]);
+    const links = new Map([pods, port, vpn].map((one) => [one.name, one]));
+    const request = { podCidrs: [parseCidr('10.42.1.0/24')] };
+    for (const pattern of [String.raw`^10\.`, '.*'])
+      expect(choose({ ...request, ifaceRegex: [pattern] }, { links }).name).toBe('wg0');
+    expect(() => choose({ ...request, ifaceRegex: [`^${name}$`] }, { links })).toThrow(
+      'among wg0 (10.88.0.5)',
+    );
+    // By name the operator may have anything.
+    expect(choose({ ...request, iface: [name] }, { links }).name).toBe(name);
+  });
+
+  it('may be a veth or a bridge, on a node that is a container, or whose bridge has a NIC', () => {
+    const veth0 = device('veth0', 2, [address('10.0.0.7/24')], { kind: 'veth' });
+    const br0 = device('br0', 3, [address('10.0.1.7/24')], { kind: 'bridge' });
+    const ens1 = device('ens1', 4, [], { master: 'br0' });
+    const tap = device('veth1', 5, [], { master: 'br0' });
+    const links = new Map([veth0, br0, ens1, tap].map((one) => [one.name, one]));
+    const defaultRoutes = [{ dev: 'veth0' }];
+    expect(choose({ ifaceRegex: ['^10'] }, { links, defaultRoutes }).name).toBe('veth0');
+    expect(choose({ ifaceRegex: ['^br'] }, { links, defaultRoutes }).name).toBe('br0');
+  });
+
   it('is --iface by name or by address, before all else', () => {
     expect(choose({ iface: ['eth1'], nodeIps: { v4: '10.0.0.5' } })).toMatchObject({
       name: 'eth1',
@@ -93,14 +150,14 @@ describe('the uplink', () => {
       name: 'eth1',
       ips: { v4: '192.168.7.5' },
     });
-    expect(choose({ ifaceRegex: ['^docker'] }).name).toBe('docker0');
+    expect(choose({ ifaceRegex: ['(?i)TH1$'] }).name).toBe('eth1');
   });
 
   it('is the first --iface that exists, else what --iface-regex matches, else what --iface-can-reach finds', () => {
     expect(choose({ iface: ['ens9', '10.9.9.9', 'eth1', 'eth0'] }).name).toBe('eth1');
     const reach = { dev: 'eth1', gateway: '192.168.7.1' };
     const rest = { iface: ['ens9'], ifaceCanReach: '1.1.1.1' };
-    expect(choose({ ...rest, ifaceRegex: ['^ens', '^docker'] }, { reach }).name).toBe('docker0');
+    expect(choose({ ...rest, ifaceRegex: ['^ens', '^eth0'] }, { reach }).name).toBe('eth0');
     expect(choose({ ...rest, ifaceRegex: ['^ens'] }, { reach }).name).toBe('eth1');
     expect(() => choose({ ...rest, ifaceRegex: ['^ens'] })).toThrow(
       'there is no interface ens9 of --iface, nothing matches --iface-regex ^ens, ' +
@@ -126,12 +183,10 @@ describe('the uplink', () => {
     [{ iface: ['bare0'] }, 'bare0 has no IPv4 address'],
     [{ ifaceRegex: ['^ens'] }, 'nothing matches --iface-regex ^ens'],
     [{ ifaceCanReach: '1.1.1.1' }, 'no route leads to 1.1.1.1'],
-    [{ nodeIps: { v4: '10.255.0.1' } }, 'lo is a loopback'],
+    [{ iface: ['lo'] }, 'lo is a loopback'],
   ])('names the candidates when %j cannot be met', (request, why) => {
     expect(() => choose(request)).toThrow(why);
-    expect(() => choose(request)).toThrow(
-      'choose with --iface among eth0 (10.0.0.5), eth1 (192.168.7.5), docker0 (172.17.0.1)',
-    );
+    expect(() => choose(request)).toThrow('choose with --iface among eth0 (10.0.0.5), eth1 (192.168.7.5)');
   });
 
   it('is the interface of the public IP, whatever the InternalIP says', () => {
@@ -158,7 +213,8 @@ describe('the uplink', () => {
       expect({ name, ips }).toEqual({ name: 'eth1', ips: publicIps });
       expect(explanation).toMatch(/^eth1 \(10\.255\.0\.1\): .*; the public IP 10\.255\.0\.1 is on lo$/);
     }
-    expect(() => choose({ publicIps })).toThrow('lo is a loopback');
+    // Without a choice of theirs it is that of the default route.
+    expect(choose({ publicIps })).toMatchObject({ name: 'eth0', ips: publicIps });
   });
 
   it('has the public IP, or the choice fails', () => {

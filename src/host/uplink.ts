@@ -4,6 +4,8 @@ import { RipstopError } from '../errors.ts';
 import {
   addressFamily,
   canonicalAddress,
+  type Cidr,
+  cidrContains,
   type Family,
   familyKey,
   partsOf,
@@ -37,6 +39,8 @@ export interface UplinkRequest {
   publicIps?: PerFamily<string> | undefined;
   /** The Node's InternalIPs. */
   nodeIps?: PerFamily<string> | undefined;
+  /** This node's podCIDRs: an interface with an address in them is one of the pods'. */
+  podCidrs?: readonly Cidr[] | undefined;
 }
 
 /** What the choice depends on. */
@@ -118,7 +122,7 @@ export async function readUplinkFacts(
   options: RunOptions = {},
 ): Promise<UplinkFacts> {
   const canAsk = target !== undefined && addressFamily(target) !== undefined;
-  const nextHops = await lookupNextHops(canAsk ? [target] : [], options);
+  const nextHops = await lookupNextHops(canAsk ? [target] : [], {}, options);
   const ipv6Mtus = new Map<string, number>();
   for (const { name, loopback, vxlan } of families.includes(6) ? links.values() : []) {
     if (loopback || vxlan || isPodVeth(name)) continue;
@@ -184,24 +188,63 @@ function decide(request: UplinkRequest, facts: UplinkFacts): Decision {
     reasons.push(found);
   }
   if (reasons.length > 0) throw refusal(request, facts, reasons.join(', '));
+  // Where a router announces a node's address, the node has it on an interface that leads nowhere: lo, or a dummy.
+  const unfit: string[] = [];
+  const byAddress = (ip: string | undefined, what: string): Decision | undefined => {
+    const holder = ip === undefined ? undefined : holderOf(ip, facts);
+    if (holder === undefined) return undefined;
+    const why = `it has the ${what} ${ip}`;
+    if (!leadsNowhere(facts.links.get(holder)!) && !isForPods(facts.links.get(holder)!, request, facts))
+      return { name: holder, why };
+    unfit.push(`${holder} carries no tunnel, although ${why}, and `);
+    return undefined;
+  };
   for (const family of families) {
-    const publicIp = publicIpOf(request, family, facts);
-    if (publicIp !== undefined)
-      return { name: holderOf(publicIp, facts)!, why: `it has the requested public IP ${publicIp}` };
+    const found = byAddress(publicIpOf(request, family, facts), 'requested public IP');
+    if (found) return found;
   }
   for (const family of families) {
-    const nodeIp = nodeIpOf(request, family);
-    const holder = nodeIp === undefined ? undefined : holderOf(nodeIp, facts);
-    if (nodeIp !== undefined && holder !== undefined) {
-      return { name: holder, why: `it has the Node's InternalIP ${nodeIp}` };
-    }
+    const found = byAddress(nodeIpOf(request, family), "Node's InternalIP");
+    if (found) return found;
   }
   const route = facts.defaultRoutes[0];
   if (!route) {
     const kinds = families.map((family) => `IPv${family}`).join(' or ');
-    throw refusal(request, facts, `the node has no ${kinds} default route to choose the interface by`);
+    const why = `${unfit.join('')}the node has no ${kinds} default route to choose the interface by`;
+    throw refusal(request, facts, why);
   }
   return { name: route.dev, why: 'it carries the default route' };
+}
+
+/** Interfaces of which nothing goes out to other nodes. */
+function leadsNowhere({ loopback, kind }: Link): boolean {
+  return loopback || kind === 'dummy' || kind === 'ifb' || kind === 'nlmon';
+}
+
+/** Names that network plugins and container engines give to their devices: pods' ends, bridges, tunnels. */
+const CONTAINER_DEVICES = new RegExp(
+  '^(' +
+    [
+      String.raw`veth|cali|lxc|tap_|vmnet|virbr|lxdbr|weave|antrea|cilium|ovn-k8s|ovs-system|kube-|nodelocaldns`,
+      String.raw`(cni|cbr|docker|podman|tunl|ip6tnl)\d|docker_gwbridge$|br-[0-9a-f]{12}$|nerdctl`,
+      String.raw`flannel|(vxlan|vxlan-v6)\.calico$|(wireguard|wg-v6)\.cali$`,
+    ].join('|') +
+    ')',
+);
+
+/**
+ * Whether an interface was made for pods or other containers, by ripstop or by somebody else. What carries a default
+ * route was not: a node may be a container itself.
+ */
+function isForPods(link: Link, request: UplinkRequest, facts: UplinkFacts): boolean {
+  const { podCidrs = [] } = request;
+  if (facts.defaultRoutes.some(({ dev }) => dev === link.name)) return false;
+  if (CONTAINER_DEVICES.test(link.name) || link.kind === 'netkit') return true;
+  if (link.addresses.some(({ ip }) => podCidrs.some((podCidr) => cidrContains(podCidr, ip)))) return true;
+  if (link.kind !== 'bridge') return false;
+  // A bridge that leads anywhere else has a port that is not a pod's.
+  const ports = [...facts.links.values()].filter(({ master }) => master === link.name);
+  return ports.length > 0 && ports.every((port) => isForPods(port, request, facts));
 }
 
 function byNameOrAddress(iface: string, facts: UplinkFacts): Finding {
@@ -217,7 +260,9 @@ function byNameOrAddress(iface: string, facts: UplinkFacts): Finding {
 function byRegex(ifaceRegex: string, request: UplinkRequest, facts: UplinkFacts): Finding {
   let pattern: RegExp;
   try {
-    pattern = new RegExp(ifaceRegex);
+    // Go's flags for the whole expression, such as (?i), are not in its text here.
+    const [, flags = '', text = ''] = /^(?:\(\?([ims]+)\))?(.*)$/s.exec(ifaceRegex) ?? [];
+    pattern = new RegExp(text, flags);
   } catch (error) {
     throw new RipstopError(`--iface-regex "${ifaceRegex}" is not a regular expression`, { cause: error });
   }
@@ -291,11 +336,17 @@ function addressKind(family: Family): string {
     : 'permanent IPv6 address (global, not temporary, not deprecated, no duplicate)';
 }
 
-/** Interfaces that could carry tunnels: they have an address of each family, and are neither loopback nor VXLAN. */
-function candidates({ families }: UplinkRequest, facts: UplinkFacts): Link[] {
+/**
+ * Interfaces that could carry tunnels: they have an address of each family, lead to other nodes, and are neither VXLAN
+ * nor made for pods.
+ */
+function candidates(request: UplinkRequest, facts: UplinkFacts): Link[] {
   return [...facts.links.values()].filter(
     (link) =>
-      !link.loopback && !link.vxlan && families.every((family) => addressesOf(link, family).length > 0),
+      !leadsNowhere(link) &&
+      !link.vxlan &&
+      !isForPods(link, request, facts) &&
+      request.families.every((family) => addressesOf(link, family).length > 0),
   );
 }
 

@@ -6,6 +6,7 @@ import {
   addLink,
   deleteAddress,
   deleteLink,
+  NetlinkError,
   type NewLink,
   type Request,
   setLink,
@@ -14,6 +15,7 @@ import { addressFamily, canonicalAddress, type Family } from '../net/ip.ts';
 import { listLinks, type Link } from './links.ts';
 import { ifindexes, openNetlink } from './netlink.ts';
 import { NO_MAC } from '../net/mac.ts';
+import { describePortHolder } from './port-holder.ts';
 import { noFailures, type Target } from '../reconcile/target.ts';
 import type { RunOptions } from './run.ts';
 import { ensureSysctls, vtepSysctls } from './sysctl.ts';
@@ -140,7 +142,7 @@ export async function ensureVxlan(
 ): Promise<{ links: ReadonlyMap<string, Link>; link: Link; changes: string[]; created: boolean }> {
   const plan = planVtep(desired, links);
   const { created, changes } = plan;
-  writeDevice(desired, plan, options);
+  await namingHolder(desired, options, () => writeDevice(desired, plan, options));
   // Before the address, since the node may disable IPv6 on new devices.
   const settings = vtepSysctls(desired.name, addressFamily(desired.localIp) ?? 4);
   const { changed } = await ensureSysctls(settings, options);
@@ -149,7 +151,7 @@ export async function ensureVxlan(
   for (const { path, before, after } of changed) {
     changes.push(`${path}: ${before} → ${after}`);
   }
-  writeAddresses(desired, plan, options);
+  await namingHolder(desired, options, () => writeAddresses(desired, plan, options));
   const after = isUnchanged ? links : await listLinks(options);
   const link = after.get(desired.name);
   const missed = link ? planVtep(desired, after).changes : [`${desired.name} does not exist`];
@@ -159,6 +161,21 @@ export async function ensureVxlan(
     );
   }
   return { links: after, link, changes, created };
+}
+
+/** Do this; when the device's UDP port is taken, say by whom. */
+async function namingHolder(
+  { name, port }: VtepDevice,
+  options: RunOptions,
+  write: () => void,
+): Promise<void> {
+  try {
+    write();
+  } catch (error) {
+    if (!(error instanceof NetlinkError) || error.code !== 'EADDRINUSE') throw error;
+    const holder = describePortHolder(port, name, await listLinks(options), options);
+    throw new RipstopError(`${name} needs UDP port ${port}: ${holder}`, { cause: error });
+  }
 }
 
 function writeDevice(desired: VtepDevice, { created, replaces, set }: VtepPlan, options: RunOptions): void {

@@ -31,26 +31,37 @@ export interface VxlanSenders {
   /** The peers' underlay addresses. */
   readonly vteps: () => ReadonlyMap<string, true>;
   /**
-   * What the rule does with VXLAN from other hosts: `drop` it, or only `count` it. `as found`, while peers may be
-   * unknown: the rule stays as it is in the kernel, if there is one.
+   * What the rule does with VXLAN from other hosts: `drop` it, or only `count` it, so that from_vtep judges it. `as
+   * found`, while peers may be unknown: the rule stays as it is in the kernel, if there is one.
    */
   readonly strangers: 'drop' | 'count' | 'as found';
+}
+
+/** What a peer sends from. */
+interface Sender {
+  readonly vtepIp: string;
+  readonly otherIps?: readonly string[];
+  readonly behindNat: boolean;
 }
 
 /**
  * @param peers the peers of one family.
  * @param synced whether these are all. If not, a stranger may be a peer.
  */
-export function vxlanSenders(
-  peers: readonly { readonly vtepIp: string; readonly behindNat: boolean }[],
-  synced: boolean,
-): VxlanSenders {
+export function vxlanSenders(peers: readonly Sender[], synced: boolean): VxlanSenders {
   // Packets of a peer behind NAT may have any source address.
   const isAnySource = peers.some(({ behindNat }) => behindNat);
   return {
-    vteps: () => new Map(peers.map(({ vtepIp }) => [vtepIp, true])),
+    vteps: () => sendersOf(peers),
     strangers: isAnySource ? 'count' : synced ? 'drop' : 'as found',
   };
+}
+
+/** The addresses from which the peers' packets may come. */
+export function sendersOf(peers: readonly Omit<Sender, 'behindNat'>[]): Map<string, true> {
+  return new Map(
+    peers.flatMap(({ vtepIp, otherIps = [] }) => [vtepIp, ...otherIps].map((one) => [one, true] as const)),
+  );
 }
 
 /** The elements of a family's set in a listing. */

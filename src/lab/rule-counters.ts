@@ -30,7 +30,9 @@ export async function readRuleCounters(options: RunOptions = {}): Promise<RuleCo
 export async function readForwardCounters(
   options: RunOptions = {},
 ): Promise<{ packets: number; bytes: number } | undefined> {
-  const counters = (await readRuleCounters(options)).filter(({ chain }) => chain === 'forward');
+  const counters = (await readRuleCounters(options)).filter(
+    ({ chain, why }) => chain === 'forward' && why.endsWith('the cluster network'),
+  );
   if (counters.length === 0) return undefined;
   return {
     packets: counters.reduce((sum, { packets }) => sum + packets, 0),

@@ -47,6 +47,12 @@ export const testRunOptions = options({
   repeat: 'int',
   duration: 'uint32_t',
 });
+export const progQueryOptions = options({
+  query_flags: 'uint32_t',
+  attach_flags: 'uint32_t',
+  prog_ids: 'void *',
+  prog_cnt: 'uint32_t',
+});
 export const tcHook = options({ ifindex: 'int', attach_point: 'int', parent: 'uint32_t' });
 export const tcOptions = options({
   prog_fd: 'int',
@@ -95,6 +101,7 @@ export interface Calls {
   bpf_obj_get_info_by_fd(fd: number, info: Bytes, length: Bytes): number;
   bpf_map_get_fd_by_id(id: number): number;
   bpf_prog_get_fd_by_id(id: number): number;
+  bpf_prog_query_opts(target: number, type: number, o: Options): number;
   bpf_prog_test_run_opts(fd: number, o: Options): number;
 
   bpf_object__open_mem(memory: Pointer, size: number, o: Options): Pointer | null;
@@ -172,6 +179,7 @@ export function bindCalls(bpf: LibraryHandle, libc: LibraryHandle): Calls {
     bpf_obj_get_info_by_fd: bpf.func('int bpf_obj_get_info_by_fd(int, void *, void *)'),
     bpf_map_get_fd_by_id: bpf.func('int bpf_map_get_fd_by_id(uint32_t)'),
     bpf_prog_get_fd_by_id: bpf.func('int bpf_prog_get_fd_by_id(uint32_t)'),
+    bpf_prog_query_opts: bpf.func('bpf_prog_query_opts', 'int', ['int', 'int', progQueryOptions.parameter]),
     bpf_prog_test_run_opts: bpf.func('bpf_prog_test_run_opts', 'int', ['int', testRunOptions.parameter]),
 
     bpf_object__open_mem: bpf.func('bpf_object__open_mem', 'void *', [

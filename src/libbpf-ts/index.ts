@@ -3,7 +3,7 @@ export { Btf, readBtf } from './btf.ts';
 export type { BtfMember, BtfType, MapDefinition } from './btf.ts';
 export { BatchError, BpfError, MapMismatchError, VerifierError } from './error.ts';
 export { ifindexOf, possibleCpus } from './host.ts';
-export { attachTc, BpfLink } from './link.ts';
+export { attachTc, BpfLink, tcxPrograms } from './link.ts';
 export type { LinkInfo, XdpMode } from './link.ts';
 export { setLogSink } from './log.ts';
 export type { LogLevel, LogSink } from './log.ts';

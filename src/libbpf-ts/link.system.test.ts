@@ -53,6 +53,7 @@ describe.skipIf(noKernel)(`attachments${noKernel ? ` (skipped: ${noKernel})` : '
     // Each array of three has how far the counters of tc, tc next and XDP moved for three datagrams.
     expect(seen).toMatchObject({
       'tcx info': { type: 'tcx', programId: ids.tc, ifindex: right, attachType: 'tcx_ingress' },
+      'tcx programs': [[ids.tc], [], []],
       'tcx counts': [3, 0, 0],
       'update with the wrong expectation': 'EPERM',
       'after update': [ids.tcNext, [0, 3, 0]],

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import { BpfError, checkStatus } from './error.ts';
-import { linkCreateOptions, linkUpdateOptions } from './calls.ts';
+import { linkCreateOptions, linkUpdateOptions, progQueryOptions } from './calls.ts';
 import { libbpf } from './ffi.ts';
 import { BpfHandle, openPinnedFd } from './handle.ts';
 import { Info } from './info.ts';
@@ -25,8 +25,9 @@ const XDP_FLAGS: Record<XdpMode, number> = { native: 1 << 2, generic: 1 << 1 };
 
 /** linux/bpf.h: replace only the given program. */
 const BPF_F_REPLACE = 1 << 2;
-const EINVAL = 22;
+const ENOENT = 2;
 const ENODEV = 19;
+const EINVAL = 22;
 
 /**
  * An attached program. It stays attached until {@link detach}, or until the link is neither open nor pinned anywhere.
@@ -107,6 +108,20 @@ export class BpfLink extends BpfHandle {
 }
 
 const TCX_TYPES = ['tcx_ingress', 'tcx_egress'] as const;
+
+/** The kernel's own limit of programs on one hook (BPF_MPROG_MAX). */
+const TCX_PROGRAMS_MAX = 64;
+
+/** The ids of the programs on a tcx hook, whoever attached them, in order. None on a kernel without tcx. */
+export function tcxPrograms(ifindex: number, direction: TcDirection): number[] {
+  const ids = new Uint32Array(TCX_PROGRAMS_MAX);
+  const options = progQueryOptions.of({ prog_ids: ids, prog_cnt: ids.length });
+  const status = libbpf().bpf_prog_query_opts(ifindex, ATTACH_TYPES[`tcx_${direction}`], options);
+  // The interface is gone, or nothing was ever attached to it; EINVAL: no tcx.
+  if (status === -ENODEV || status === -ENOENT || status === -EINVAL) return [];
+  checkStatus('bpf_prog_query_opts', status, `tcx ${direction} of interface ${ifindex}`);
+  return [...ids.subarray(0, Number(options.prog_cnt))];
+}
 
 /**
  * Attach a tc program to an interface: as a tcx link, or before Linux 6.6 as a clsact filter. Both have `update`,

@@ -142,7 +142,7 @@ function mapMetrics(source: MetricsSource): Metric[] {
       this.set({ map: 'peers' }, source.peers());
       this.set({ map: 'endpoints' }, source.endpoints());
       this.set({ map: 'vteps' }, [...tables.vteps.keys()].length);
-      this.set({ map: 'stack_flows' }, [...tables.stack_flows.keys()].length);
+      for (const map of ['flows4', 'flows6'] as const) this.set({ map }, [...tables[map].keys()].length);
     },
   });
   const maxEntries = new Gauge({

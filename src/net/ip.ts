@@ -118,18 +118,24 @@ export function canonicalAddress(text: string): string {
  * @throws RipstopError saying what is wrong with the text.
  */
 export function parseCidr(text: string): Cidr {
+  const cidr = parseMaskedCidr(text);
+  const address = canonicalAddress(text.slice(0, text.indexOf('/')));
+  if (cidr.base === address) return cidr;
+  throw new RipstopError(`"${text}" has host bits set; did you mean ${formatCidr(cidr)}?`);
+}
+
+/**
+ * Parse `10.42.1.7/24` as the block that the address lies in, as Go's net.ParseCIDR does: in what flannel reads too.
+ * @throws RipstopError when the text is no block.
+ */
+export function parseMaskedCidr(text: string): Cidr {
   const match = /^([0-9a-fA-F.:]+)\/(\d{1,3})$/.exec(text);
   const family = match ? addressFamily(match[1]!) : undefined;
   const length = Number(match?.[2]);
   if (!match || family === undefined || length > (family === 4 ? 32 : 128)) {
     throw new RipstopError(`"${text}" is not a CIDR block such as 10.42.0.0/16`);
   }
-  const address = canonicalAddress(match[1]!);
-  const base = maskAddress(address, length);
-  if (base !== address) {
-    throw new RipstopError(`"${text}" has host bits set; did you mean ${base}/${length}?`);
-  }
-  return { family, base, length };
+  return { family, base: maskAddress(canonicalAddress(match[1]!), length), length };
 }
 
 export function formatCidr(cidr: Cidr): string {

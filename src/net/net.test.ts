@@ -14,6 +14,7 @@ import {
   intToIpv4,
   ipv4ToInt,
   parseCidr,
+  parseMaskedCidr,
 } from './ip.ts';
 import { bytesToMac, macToBytes, normalizeMac, randomMac } from './mac.ts';
 
@@ -75,6 +76,12 @@ describe('CIDR blocks', () => {
 
   it('name the block that was meant when host bits are set', () => {
     expect(() => parseCidr('10.42.1.5/24')).toThrow('did you mean 10.42.1.0/24');
+  });
+
+  it('lose their host bits where Go reads them too', () => {
+    expect(formatCidr(parseMaskedCidr('10.42.1.5/24'))).toBe('10.42.1.0/24');
+    expect(formatCidr(parseMaskedCidr('fd00:42::7/48'))).toBe('fd00:42::/48');
+    expect(() => parseMaskedCidr('10.42.1.5')).toThrow('not a CIDR');
   });
 
   it.each(['10.42.0.0', '10.42.0.0/33', '10.42.0.0/-1', 'fd00::/129', 'x/8', '10.42.0.0/24 '])(

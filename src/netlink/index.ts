@@ -45,7 +45,7 @@ export { addRule, deleteRule, listRules } from './rule.ts';
 export type { NewRule, Rule } from './rule.ts';
 export { NetlinkSocket } from './socket.ts';
 export type { Message, Protocol, Request } from './socket.ts';
-export { subscribe } from './subscribe.ts';
+export { filterDestroyed, subscribe } from './subscribe.ts';
 export type { Group, NetconfChange, NetlinkEvent, SubscribeOptions, Subscription } from './subscribe.ts';
 export { addPolicy, deletePolicy, listPolicies } from './xfrm.ts';
 export type { NewPolicy, Policy } from './xfrm.ts';

@@ -15,6 +15,7 @@ export const RTNH_F_ONLINK = 4;
 const RTM_F_CLONED = 0x200;
 const RTA = {
   dst: 1,
+  src: 2,
   iif: 3,
   oif: 4,
   gateway: 5,
@@ -145,14 +146,23 @@ function leadsOut(route: Route, ifindex: number): boolean {
 /**
  * The route that the kernel selects for each address (by rules, tables and metrics), or why there is
  * none: ENETUNREACH, EHOSTUNREACH, …
+ * @param sources the packets' source addresses; undefined: the kernel's choice.
  * @throws Error when one is no address.
  */
-export function lookUpRoutes(socket: NetlinkSocket, addresses: readonly string[]): (Route | NetlinkError)[] {
+export function lookUpRoutes(
+  socket: NetlinkSocket,
+  addresses: readonly string[],
+  sources: { readonly v4?: string; readonly v6?: string } = {},
+): (Route | NetlinkError)[] {
   const requests = addresses.map((address): Request => {
     const bytes = addressToBytes(address);
-    const payload = header(bytes.length === 4 ? 4 : 6, { length: bytes.length * 8 })
-      .bytes(RTA.dst, bytes)
-      .done();
+    const family = bytes.length === 4 ? 4 : 6;
+    const source = family === 4 ? sources.v4 : sources.v6;
+    const from = source === undefined ? undefined : addressToBytes(source);
+    const writer = header(family, { length: bytes.length * 8, sourceLength: (from?.length ?? 0) * 8 });
+    writer.bytes(RTA.dst, bytes);
+    if (from) writer.bytes(RTA.src, from);
+    const payload = writer.done();
     return { type: RTM_GETROUTE, payload, what: () => `look up the route to ${address}` };
   });
   return socket.ask(requests, (message) => readRoute(message)!);
@@ -260,13 +270,20 @@ function usualScope(
 /** `struct rtmsg`. The table is an attribute, which has room for large numbers. */
 function header(
   family: Family,
-  given: { length?: number; protocol?: number; scope?: number; type?: number; flags?: number },
+  given: {
+    length?: number;
+    sourceLength?: number;
+    protocol?: number;
+    scope?: number;
+    type?: number;
+    flags?: number;
+  },
 ): Writer {
-  const { length = 0, protocol = 0, scope = 0, type = 0, flags = 0 } = given;
+  const { length = 0, sourceLength = 0, protocol = 0, scope = 0, type = 0, flags = 0 } = given;
   return new Writer().struct(
     [1, AF[family]],
     [1, length],
-    [1, 0],
+    [1, sourceLength],
     [1, 0],
     [1, 0],
     [1, protocol],

@@ -16,6 +16,7 @@ const SOCK_NONBLOCK = 0o4000;
 const SOCKADDR_NL = Uint8Array.of(AF_NETLINK, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
 const SOL_SOCKET = 1;
 const SO_RCVBUFFORCE = 33;
+const SO_ATTACH_BPF = 50;
 const SOL_NETLINK = 270;
 const NETLINK_ADD_MEMBERSHIP = 1;
 const NETLINK_CAP_ACK = 10;
@@ -350,15 +351,24 @@ export function openEventSocket(
     if (receiveBytes !== undefined) receiveBuffer(fd, receiveBytes);
     // The kernel tells nothing to a socket without an address; with this it gets one of the kernel's choice.
     check('bind of a netlink socket', libc().bind(fd, SOCKADDR_NL, SOCKADDR_NL.length));
-    for (const group of groups) {
-      const status = libc().setsockopt(fd, SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, Uint32Array.of(group), 4);
-      check(`join group ${group} of netlink ${protocol}`, status);
-    }
+    for (const group of groups) joinGroup(fd, group);
     return fd;
   } catch (error) {
     closeSync(fd);
     throw error;
   }
+}
+
+/** Hear what the kernel tells this multicast group. @throws NetlinkError */
+export function joinGroup(fd: number, group: number): void {
+  const status = libc().setsockopt(fd, SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, Uint32Array.of(group), 4);
+  check(`join netlink group ${group}`, status);
+}
+
+/** Have a BPF program look at each message before the socket gets it. @throws NetlinkError */
+export function attachFilter(fd: number, programFd: number): void {
+  const status = libc().setsockopt(fd, SOL_SOCKET, SO_ATTACH_BPF, Uint32Array.of(programFd), 4);
+  check('attach a BPF program to a netlink socket', status);
 }
 
 /** Beyond net.core.rmem_max, which takes CAP_NET_ADMIN; without it the socket keeps the usual size. */

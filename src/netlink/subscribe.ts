@@ -21,7 +21,15 @@ import {
 } from './qdisc.ts';
 import { readRoute, type Route, RTM_DELROUTE, RTM_NEWROUTE } from './route.ts';
 import { readRule, RTM_DELRULE, RTM_NEWRULE, type Rule } from './rule.ts';
-import { BUFFER_BYTES, type Message, readMessages, openEventSocket, type Protocol } from './socket.ts';
+import {
+  attachFilter,
+  BUFFER_BYTES,
+  joinGroup,
+  type Message,
+  openEventSocket,
+  type Protocol,
+  readMessages,
+} from './socket.ts';
 import { AF_UNSPEC, familyOf } from './wire.ts';
 import {
   type Policy,
@@ -129,6 +137,27 @@ export function subscribe(
     throw error;
   }
   return { close, [Symbol.dispose]: close };
+}
+
+/** NFNLGRP_CONNTRACK_DESTROY: the connections that conntrack has destroyed. */
+const CONNTRACK_DESTROY = 3;
+
+/**
+ * Have a BPF program of type socket filter look at each event of a connection that conntrack has destroyed, in the
+ * kernel, at once. What it returns is thrown away: nobody reads the socket.
+ * @param programFd the program; it stays loaded as long as the result is not disposed of.
+ * @throws Error with `code` when the kernel refuses.
+ */
+export function filterDestroyed(programFd: number): Disposable {
+  const fd = openEventSocket('netfilter', [], undefined);
+  try {
+    attachFilter(fd, programFd);
+    joinGroup(fd, CONNTRACK_DESTROY);
+  } catch (error) {
+    closeSync(fd);
+    throw error;
+  }
+  return { [Symbol.dispose]: () => closeSync(fd) };
 }
 
 /** @returns a function that ends it. */

@@ -1,120 +1,284 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * Runs in an empty network namespace with its own conntrack table: adds and removes flows there as kube-proxy would
- * create them, and runs the programs. Argument: the family, 4 or 6. Prints the verdicts, for
- * conntrack.system.test.ts to compare.
+ * Runs in an empty network namespace, on one CPU: makes real connections there, plain and translated by nftables, and
+ * runs the programs on their packets, as they come in and as they leave the kernel path. Argument: the family, 4 or 6.
+ * Prints what was counted and learned, for conntrack.system.test.ts to compare.
  */
 import { execFileSync } from 'node:child_process';
-import { stateSlot } from '../../src/dataplane/desired.ts';
+import { createSocket, type Socket as UdpSocket } from 'node:dgram';
+import { once } from 'node:events';
+import { connect, createServer, type Socket } from 'node:net';
+import { setTimeout } from 'node:timers/promises';
+import { macToBytes } from '../../src/net/mac.ts';
 import { ethernet, ip, protocols, tcp, udp } from '../support/packets.ts';
-import { wireFrame } from './frames.ts';
-import { openNode, settings, v4, v6 } from './node.ts';
+import { encapsulated, podFrame, tunnelled } from './frames.ts';
+import { directSettings, type Flow, openNode, settings, tableOf, TEST_RUN_MAC, v4, v6 } from './node.ts';
 
-const { tcp: TCP } = protocols;
+const { tcp: TCP, udp: UDP } = protocols;
 const side = process.argv[2] === '6' ? v6 : v4;
-const { near, sender } = side.pods;
+const { sender } = side.pods;
 const { service } = side;
 const far = side.podOf(1, 7);
-const log: string[] = [];
-using node = openNode();
+const gateway = side.podOf(3, 0);
+const PEER_MAC = '02:00:00:00:00:01';
 
-const conntrack = (...args: string[]): unknown => execFileSync('conntrack', args, { stdio: 'pipe' });
-const ofFamily = ['-f', `ipv${side.family}`];
-const say = (what: string, is: unknown): unknown => log.push(`${what}: ${String(is)}`);
-const slotOf = (pod: string): number => stateSlot(settings, pod)!;
-const endpointText = (address: string, port: number): string =>
+/* ---- The namespace: every address is on the loopback device, and the peers are on the uplink's L2. ---- */
+
+const run = (command: string): string =>
+  execFileSync('sh', ['-ec', command], { encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'] });
+const prefix = side.family === 4 ? 24 : 64;
+run(`
+  echo 1 > /proc/sys/net/ipv4/ip_forward
+  echo 1 > /proc/sys/net/ipv6/conf/all/forwarding
+  ip link set lo up
+  ip link add uplink type veth peer name underlay
+  ip link set uplink up
+  ip link set underlay up
+  ip addr add ${side.settings.vtepIp}/${prefix} dev uplink ${side.family === 6 ? 'nodad' : ''}
+  ip neigh add ${side.peers.one.vtepIp} lladdr ${PEER_MAC} dev uplink nud permanent
+  ip route add ${service} dev lo
+`);
+for (const address of [sender.ip, far, gateway]) run(`ip addr add ${address} dev lo`);
+const [uplink] = JSON.parse(run('ip -json link show uplink')) as { ifindex: number }[];
+
+const family = side.family === 4 ? 'ip' : 'ip6';
+const at = (address: string, port: number): string =>
   side.family === 6 ? `[${address}]:${port}` : `${address}:${port}`;
+run(`nft -f - <<'END'
+table ${family} nat {
+  ct helper ftp { type "ftp" protocol tcp; }
+  chain output {
+    type nat hook output priority -100;
+    meta l4proto { tcp, udp } ${family} daddr ${service} th dport 80 dnat to ${at(far, 8080)}
+  }
+  chain postrouting {
+    type nat hook postrouting priority 100;
+    meta l4proto { tcp, udp } th dport 8081 snat to ${at(gateway, 61000)}
+  }
+  chain helper {
+    type filter hook output priority 0;
+    tcp dport 8021 ct helper set "ftp"
+  }
+}
+END`);
 
-/**
- * A local pod's connection, as it is in conntrack after its first packet; optionally through the service to a backend.
- */
-function connect(from: string, sport: number, to: string, dport: number, backend?: [string, number]): void {
-  const nat = backend === undefined ? [] : ['--dst-nat', endpointText(...backend)];
-  const tuple = ['-p', 'tcp', '-s', from, '-d', to, '--sport', `${sport}`, '--dport', `${dport}`];
-  conntrack('-I', ...tuple, ...nat, '--state', 'SYN_SENT', '-t', '60');
+/* ---- Connections ---- */
+
+interface Ends {
+  readonly src: string;
+  readonly src_port: number;
+  readonly dst: string;
+  readonly dst_port: number;
+}
+const ends = (src: string, src_port: number, dst: string, dst_port: number): Ends => ({
+  src,
+  src_port,
+  dst,
+  dst_port,
+});
+const reversed = ({ src, src_port, dst, dst_port }: Ends): Ends => ends(dst, dst_port, src, src_port);
+
+using closing = new DisposableStack();
+
+async function listen(port: number): Promise<void> {
+  const server = createServer((socket) => socket.on('error', () => {})).listen(port, far);
+  closing.defer(() => server.close());
+  const socket = createSocket(side.family === 4 ? 'udp4' : 'udp6').bind(port, far);
+  closing.defer(() => socket.close());
+  socket.on('message', (message, from) => socket.send(message, from.port, from.address));
+  await Promise.all([once(server, 'listening'), once(socket, 'listening')]);
 }
 
-const frame = (src: string, sport: number, dst: string, dport: number): Uint8Array =>
-  ethernet(
-    { dst: near.podMac, src: near.hostMac },
-    ip({ src, dst, protocol: TCP }, tcp({ src: sport, dst: dport })),
-  );
-const names = new Map([
-  [far, 'far'],
-  [near.ip, 'near'],
-  [sender.ip, 'sender'],
-]);
-const remembered = (): string =>
-  [...node.tables.stack_flows]
-    .map(([flow]) => `${names.get(flow.src)}:${flow.src_port} → ${names.get(flow.dst)}:${flow.dst_port}`)
-    .join(', ') || 'nothing';
-const stateOf = (pod: string) => node.tables.endpoint_state.get(slotOf(pod));
+async function connectTcp({ src, src_port, dst, dst_port }: Ends): Promise<Socket> {
+  const socket = connect({ host: dst, port: dst_port, localAddress: src, localPort: src_port });
+  closing.defer(() => socket.destroy());
+  await once(socket, 'connect');
+  return socket;
+}
 
-connect(near.ip, 40000, far, 8080);
-say('a plain flow leaves', node.run('to_vtep', frame(near.ip, 40000, far, 8080)).counted);
-say('remembered', remembered());
+async function exchangeUdp({ src, src_port, dst, dst_port }: Ends): Promise<UdpSocket> {
+  const socket = createSocket(side.family === 4 ? 'udp4' : 'udp6').bind(src_port, src);
+  closing.defer(() => socket.close());
+  await once(socket, 'listening');
+  socket.send('ping', dst_port, dst);
+  await once(socket, 'message');
+  return socket;
+}
 
-connect(near.ip, 40001, service, 80, [far, 8080]);
-const leaving = frame(near.ip, 40001, far, 8080);
-say('a service flow leaves', node.run('to_vtep', leaving).counted);
-say('a service flow leaves again', node.run('to_vtep', leaving).counted);
-say('remembered', remembered());
-say('flows of the pod', stateOf(near.ip)?.stack_flows);
+/* ---- The programs ---- */
 
-const reply = wireFrame(side, {}, tcp({ src: 8080, dst: 40001 }));
-say('its reply', node.run('from_wire', reply).counted);
-const plainReply = wireFrame(side, {}, tcp({ src: 8080, dst: 40000 }));
-say('the reply of the plain flow', node.run('from_wire', plainReply).counted);
-const overUdp = ethernet(
-  { dst: near.podMac, src: near.hostMac },
-  ip({ src: near.ip, dst: far }, udp({ src: 40001, dst: 8080 })),
-);
-say('the same ports over UDP', node.run('to_vtep', overUdp).counted);
+const here = { uplink: { ...settings.uplink, ifindex: uplink!.ifindex } };
+using node = openNode({ ...settings, ...here });
+using directNode = openNode({ ...directSettings, ...here });
+const log: string[] = [];
 
-connect(sender.ip, 40002, service, 80, [near.ip, 8080]);
-say(
-  'a service flow comes to a pod of ours',
-  node.run('to_pod', frame(sender.ip, 40002, near.ip, 8080)).counted,
-);
-say('flows of the pod', stateOf(near.ip)?.stack_flows);
-say('flows of the other', stateOf(sender.ip)?.stack_flows);
+interface Change {
+  ttl?: number;
+  tos?: number;
+}
 
-say('swept while conntrack knows them', node.sweepFlows());
-conntrack('-D', ...ofFamily, '-p', 'tcp', '--orig-port-src', '40001');
-say('swept when one is gone', node.sweepFlows());
-say('remembered', remembered());
-say('flows of the pod', stateOf(near.ip)?.stack_flows);
-say('a reply of the one that is gone', node.run('from_wire', reply).counted);
-conntrack('-F', ...ofFamily);
-say('swept when all are gone', node.sweepFlows());
-say('flows of the pod', stateOf(near.ip)?.stack_flows);
+const packetOf = (flow: Ends, protocol: number, { ttl = 64, tos = 0 }: Change): Uint8Array => {
+  const ports = { src: flow.src_port, dst: flow.dst_port };
+  return ip({ src: flow.src, dst: flow.dst, protocol, ttl, tos }, protocol === TCP ? tcp(ports) : udp(ports));
+};
+const frame = (packet: Uint8Array): Uint8Array =>
+  Uint8Array.from([...podFrame(side).subarray(0, 14), ...packet]);
 
-// Fill the map with flows of a third pod, which conntrack does not know.
-const third = side.podOf(3, 99);
-const { maxEntries } = node.tables.stack_flows.map.info;
-node.tables.stack_flows.setMany(
-  Array.from({ length: maxEntries }, (_, i) => [
-    { src: side.podOf(1 + (i >> 15), 7), dst: third, src_port: i & 0x7fff, dst_port: 80, protocol: TCP },
-    { created_ns: 1 },
-  ]),
-);
-node.tables.endpoint_state.set(slotOf(third), { stack_flows: maxEntries, overflow: 0, forwards: 0 });
-connect(near.ip, 40003, service, 80, [far, 8080]);
-say(
-  'a service flow leaves and there is no room',
-  node.run('to_vtep', frame(near.ip, 40003, far, 8080)).counted,
-);
-say('anything to the pod', node.run('from_wire', wireFrame(side, {}, tcp({ src: 1, dst: 2 }))).counted);
-say('swept', node.sweepFlows() === maxEntries ? 'all' : 'not all');
-say('flows of the third pod', stateOf(third)?.stack_flows);
+/** A packet comes in and leaves the kernel path. */
+interface Passage {
+  readonly node?: typeof node;
+  readonly protocol?: number;
+  readonly comes: Ends;
+  readonly leaves: Ends;
+  readonly change?: Change;
+  /** It leaves without having been seen to come in. */
+  readonly unseen?: boolean;
+  /** What is wrong with the outer packet. */
+  readonly outer?: (frame: Uint8Array) => Uint8Array;
+}
 
-// Nobody knows which flows found no room, so the pod stays on the kernel path; the next pod with its address does not.
-say('the pod, with room again', stateOf(near.ip)?.overflow);
-if (side === v4) {
-  const slot = slotOf(near.ip);
-  node.tables.endpoints.set(slot, { ...node.tables.endpoints.get(slot)!, ifindex: 0 });
-} else node.tables.endpoints6.deleteMany([near.ip]);
-node.sweepFlows();
-say('the pod gone', stateOf(near.ip)?.overflow);
+const names: Readonly<Record<string, string>> = {
+  [sender.ip]: 'pod',
+  [far]: 'far',
+  [service]: 'service',
+  [gateway]: 'gateway',
+};
+const textOf = (flow: Ends): string =>
+  `${names[flow.src]}:${flow.src_port} → ${names[flow.dst]}:${flow.dst_port}`;
+
+/** What the flow table says of the flow; `taken` is what the next packet meets. */
+function say(
+  what: string,
+  on: typeof node,
+  protocol: number,
+  comes: Ends,
+  steps: string[],
+  next: Uint8Array,
+) {
+  const flow: Flow = { ...comes, protocol };
+  const entry = tableOf(on.tables, flow).get(flow);
+  if (!entry) {
+    log.push(`${what}: ${steps.join('; ')}`);
+    return;
+  }
+  const { head, out } = entry;
+  const age = Number(process.hrtime.bigint()) - head.learned_ns;
+  const isFresh = age > -1e9 && age < 1e9 && head.ifindex === 1 && head.epoch === on.tables.epoch.get(0);
+  const translated = head.is_translated ? 'translated' : 'plain';
+  log.push(`${what}: ${steps.join('; ')}`, `  ${translated}, leaves ${textOf(out)}, MTU ${head.mtu}`);
+  if (!isFresh) log.push(`but with ${JSON.stringify(head)}`);
+  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1); // a gap in the flow
+  const program = comes.src === far ? 'from_wire' : 'from_pod';
+  log.push(`  then ${on.run(program, next).counted}`);
+}
+
+/** From the pod to the other node. */
+function sends(what: string, passage: Passage): void {
+  const { node: on = node, protocol = TCP, comes, leaves, change = {}, unseen, outer } = passage;
+  const inner = packetOf(leaves, protocol, { ttl: 63, ...change });
+  const isDirect = on === directNode;
+  const wire = isDirect
+    ? ethernet({ dst: PEER_MAC, src: TEST_RUN_MAC }, inner)
+    : encapsulated(side, side.peers.one, inner, { ecn: (change.tos ?? 0) & 3, id: 0, sourcePort: 40000 });
+  wire.set(macToBytes(PEER_MAC));
+  const came = frame(packetOf(comes, protocol, {}));
+  const steps = [
+    ...(unseen ? [] : [on.run('from_pod', came).counted]),
+    on.run('to_wire', outer ? outer(wire) : wire).counted,
+  ];
+  say(what, on, protocol, comes, steps, came);
+}
+
+/** From the other node to the pod. */
+function gets(what: string, { protocol = TCP, comes, leaves, change = {} }: Passage): void {
+  const came = tunnelled(side, side.peers.one, packetOf(comes, protocol, { ttl: 63 }));
+  const left = frame(packetOf(leaves, protocol, { ttl: 62, ...change }));
+  const steps = [node.run('from_wire', came).counted, node.run('to_pod', left).counted];
+  say(what, node, protocol, comes, steps, came);
+}
+
+for (const port of [8080, 8081, 8021]) await listen(port);
+
+const plain = ends(sender.ip, 40000, far, 8080);
+await connectTcp(plain);
+sends('a plain connection', { comes: plain, leaves: plain });
+gets('its answers', { comes: reversed(plain), leaves: reversed(plain) });
+
+const toService = ends(sender.ip, 40001, service, 80);
+const dnat = ends(sender.ip, 40001, far, 8080);
+await connectTcp(toService);
+sends('a connection to a Service', { comes: toService, leaves: dnat });
+gets('its answers', { comes: reversed(dnat), leaves: reversed(toService) });
+
+const masqueraded = ends(sender.ip, 40002, far, 8081);
+const snat = ends(gateway, 61000, far, 8081);
+await connectTcp(masqueraded);
+sends('a masqueraded connection', { comes: masqueraded, leaves: snat });
+gets('its answers', { comes: reversed(snat), leaves: reversed(masqueraded) });
+
+const question = ends(sender.ip, 40003, service, 80);
+const asked = ends(sender.ip, 40003, far, 8080);
+await exchangeUdp(question);
+sends('UDP to a Service', { protocol: UDP, comes: question, leaves: asked });
+gets('its answers', { protocol: UDP, comes: reversed(asked), leaves: reversed(question) });
+
+/* ---- What is not certain is not learned. ---- */
+
+const fresh = async (port: number, dst_port = 8080): Promise<Passage> => {
+  const flow = ends(sender.ip, port, far, dst_port);
+  await connectTcp(flow);
+  return { comes: flow, leaves: flow };
+};
+sends('with another DSCP', { ...(await fresh(41000)), change: { tos: 0xb8 } });
+sends('with a TTL of two less', { ...(await fresh(41001)), change: { ttl: 62 } });
+sends('without its arrival', { ...(await fresh(41002)), unseen: true });
+sends('with a helper', await fresh(41003, 8021));
+const unknown = ends(sender.ip, 41004, far, 8080);
+sends('that conntrack does not know', { comes: unknown, leaves: unknown });
+sends('as a packet of another connection', {
+  ...(await fresh(41005)),
+  comes: ends(sender.ip, 41007, far, 8080),
+});
+
+const ending = ends(sender.ip, 41006, far, 8080);
+const socket = await connectTcp(ending);
+socket.resetAndDestroy();
+await once(socket, 'close');
+sends('after its end', { comes: ending, leaves: ending });
+
+const udpAt = 14 + (side.family === 4 ? 20 : 40);
+const ttlAt = side.family === 4 ? 22 : 21;
+sends('to another MAC address', { ...(await fresh(41010)), outer: (wire) => wire.with(5, 2) });
+sends('with another outer TTL', { ...(await fresh(41011)), outer: (wire) => wire.with(ttlAt, 63) });
+sends('with an outer DSCP', {
+  ...(await fresh(41012)),
+  outer: (wire) => (side.family === 4 ? wire.with(15, 0xb8) : wire.with(14, 0x6b)),
+});
+sends('in the tunnel to another node', {
+  ...(await fresh(41013)),
+  outer: (wire) => wire.with(udpAt - 1, 2),
+});
+
+run(`ip route add ${side.peers.one.vtepIp} dev uplink mtu lock 1400`);
+sends('over a way with a smaller MTU', await fresh(41020));
+run(`ip route replace ${side.peers.one.vtepIp} via ${side.vtepOf(2)} dev uplink`);
+run(`ip neigh add ${side.vtepOf(2)} lladdr ${PEER_MAC} dev uplink nud permanent`);
+sends('over another next hop', await fresh(41021));
+run(`ip route del ${side.peers.one.vtepIp}`);
+
+run(`ip addr del ${far} dev lo`);
+run(`ip route add ${far} via ${side.peers.one.vtepIp} dev uplink`);
+sends('without a tunnel to a peer on our L2', { node: directNode, comes: plain, leaves: plain });
+
+/** A connection whose SYN nobody answers. */
+const silent = ends(sender.ip, 42000, side.podOf(1, 8), 8080);
+run(`ip route add ${silent.dst} dev uplink`);
+run(`ip neigh add ${silent.dst} lladdr ${PEER_MAC} dev uplink nud permanent`);
+const waiting = connect({ host: silent.dst, port: 8080, localAddress: sender.ip, localPort: 42000 });
+closing.defer(() => waiting.destroy());
+waiting.on('error', () => {});
+await setTimeout(50);
+sends('before its handshake is complete', { comes: silent, leaves: silent });
 
 console.log(JSON.stringify(log));
+process.exit(0);

@@ -1,49 +1,73 @@
 // SPDX-License-Identifier: Apache-2.0
 import { execFileSync, spawnSync } from 'node:child_process';
+import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { missing as missingForNode } from './node.ts';
 
 const missing =
   missingForNode ??
-  ['unshare', 'conntrack']
+  ['unshare', 'taskset', 'nft']
     .map((program) => (spawnSync(program, ['--version']).error ? `needs ${program}` : undefined))
     .find((reason) => reason !== undefined);
 
+/** A CPU that we may use: what a packet's arrival is noted on. */
+const cpu = (): string => /^Cpus_allowed_list:\s*(\d+)/m.exec(readFileSync('/proc/self/status', 'utf8'))![1]!;
+
 describe.skipIf(missing)(`beside conntrack${missing ? ` (skipped: ${missing})` : ''}`, () => {
-  it.each([4, 6])(
-    'the IPv%i flows that it translates are remembered, kept off the fast path, and forgotten with it',
-    (family) => {
-      const child = join(import.meta.dirname, 'conntrack.child.ts');
-      const command = ['--net', process.execPath, child, `${family}`];
-      const output = execFileSync('unshare', command, { encoding: 'utf8' });
-      expect(JSON.parse(output)).toEqual([
-        'a plain flow leaves: to_vtep: kernel untranslated',
-        'remembered: nothing',
-        'a service flow leaves: to_vtep: kernel translated',
-        'a service flow leaves again: to_vtep: kernel translated',
-        'remembered: far:8080 → near:40001',
-        'flows of the pod: 1',
-        'its reply: from_wire: kernel translated',
-        'the reply of the plain flow: from_wire: fast decap',
-        'the same ports over UDP: to_vtep: kernel untranslated',
-        'a service flow comes to a pod of ours: to_pod: kernel translated',
-        'flows of the pod: 2',
-        'flows of the other: 0',
-        'swept while conntrack knows them: 0',
-        'swept when one is gone: 1',
-        'remembered: near:8080 → sender:40002',
-        'flows of the pod: 1',
-        'a reply of the one that is gone: from_wire: fast decap',
-        'swept when all are gone: 1',
-        'flows of the pod: 0',
-        'a service flow leaves and there is no room: to_vtep: kernel translated',
-        'anything to the pod: from_wire: kernel translated',
-        'swept: all',
-        'flows of the third pod: 0',
-        'the pod, with room again: 1',
-        'the pod gone: 0',
-      ]);
-    },
-  );
+  it.each([4, 6])('IPv%i connections are learned as conntrack has them, when all is certain', (family) => {
+    const child = join(import.meta.dirname, 'conntrack.child.ts');
+    const command = ['--net', 'taskset', '-c', cpu(), process.execPath, child, `${family}`];
+    const output = execFileSync('unshare', command, { encoding: 'utf8' });
+    const mtu = family === 4 ? 1450 : 1430;
+    const [sent, got] = ['from_pod: kernel new_flow; to_wire:', 'from_wire: kernel new_flow; to_pod:'];
+    const [fastOut, fastIn] = ['  then from_pod: fast encap', '  then from_wire: fast decap'];
+    expect(JSON.parse(output)).toEqual([
+      `a plain connection: ${sent} kernel learned`,
+      `  plain, leaves pod:40000 → far:8080, MTU ${mtu}`,
+      fastOut,
+      `its answers: ${got} kernel learned`,
+      '  plain, leaves far:8080 → pod:40000, MTU 1450',
+      fastIn,
+      `a connection to a Service: ${sent} kernel learned`,
+      `  translated, leaves pod:40001 → far:8080, MTU ${mtu}`,
+      fastOut,
+      `its answers: ${got} kernel learned`,
+      '  translated, leaves service:80 → pod:40001, MTU 1450',
+      fastIn,
+      `a masqueraded connection: ${sent} kernel learned`,
+      `  translated, leaves gateway:61000 → far:8081, MTU ${mtu}`,
+      fastOut,
+      `its answers: ${got} kernel learned`,
+      '  translated, leaves far:8081 → pod:40002, MTU 1450',
+      fastIn,
+      `UDP to a Service: ${sent} kernel learned`,
+      `  translated, leaves pod:40003 → far:8080, MTU ${mtu}`,
+      fastOut,
+      `its answers: ${got} kernel learned`,
+      '  translated, leaves service:80 → pod:40003, MTU 1450',
+      fastIn,
+      `with another DSCP: ${sent} kernel not_seen`,
+      `with a TTL of two less: ${sent} kernel not_seen`,
+      'without its arrival: to_wire: kernel not_seen',
+      `with a helper: ${sent} kernel not_established`,
+      `that conntrack does not know: ${sent} kernel learned`,
+      `  plain, leaves pod:41004 → far:8080, MTU ${mtu}`,
+      fastOut,
+      `as a packet of another connection: ${sent} kernel not_seen`,
+      `after its end: ${sent} kernel not_established`,
+      `to another MAC address: ${sent} kernel other_way`,
+      `with another outer TTL: ${sent} kernel other_way`,
+      `with an outer DSCP: ${sent} kernel other_way`,
+      `in the tunnel to another node: ${sent} kernel other_way`,
+      `over a way with a smaller MTU: ${sent} kernel learned`,
+      `  plain, leaves pod:41020 → far:8080, MTU ${mtu - 100}`,
+      fastOut,
+      `over another next hop: ${sent} kernel other_way`,
+      `without a tunnel to a peer on our L2: ${sent} kernel learned`,
+      '  plain, leaves pod:40000 → far:8080, MTU 1500',
+      '  then from_pod: fast direct',
+      `before its handshake is complete: ${sent} kernel not_established`,
+    ]);
+  });
 });

@@ -11,11 +11,22 @@ import {
   encapsulated,
   ipBytes,
   type IpFields,
+  podFlow,
   podFrame,
   tunnelled,
+  wireFlow,
   wireFrame,
 } from './frames.ts';
-import { directSettings, settings, type Side, sides, TEST_RUN_MAC, v6 } from './node.ts';
+import {
+  directSettings,
+  type Flow,
+  type LearnedFlow,
+  settings,
+  type Side,
+  sides,
+  TEST_RUN_MAC,
+  v6,
+} from './node.ts';
 
 const { tcp: TCP, udp: UDP } = protocols;
 const segment = tcp({ src: 80, dst: 40000 });
@@ -23,10 +34,12 @@ const segment = tcp({ src: 80, dst: 40000 });
 function wordsOf(side: Side) {
   const { sender, near } = side.pods;
   const far = side.podOf(1, 7);
+  const learned = (flow: Flow): LearnedFlow[] => [{ flow, mtu: settings.uplink.mtu }];
   /** A pod's packet to a pod on our L2: one hop less, the frame unchanged; the kernel writes its MAC addresses. */
   const leaves = (says: string, fields: IpFields = {}, payload = segment): Fixture => ({
     says,
     packet: podFrame(side, fields, payload),
+    flows: learned(podFlow(side, fields, payload)),
     verdict: 'fast direct',
     out: podFrame(side, { ...fields, ttl: (fields.ttl ?? 64) - 1 }, payload),
   });
@@ -41,15 +54,23 @@ function wordsOf(side: Side) {
     leaves,
     plain,
     onWire,
-    leavesFor: (says: string, verdict: Fixture['verdict'], fields: IpFields, payload = segment): Fixture => ({
+    leavesFor: (
+      says: string,
+      verdict: Fixture['verdict'],
+      fields: IpFields,
+      payload = segment,
+      mtu = settings.uplink.mtu,
+    ): Fixture => ({
       says,
       verdict,
       packet: podFrame(side, fields, payload),
+      flows: [{ flow: podFlow(side, fields, payload), mtu }],
     }),
     /** A plain packet from the wire, with one hop less. */
     arrives: (says: string, fields: IpFields = {}, payload = segment): Fixture => ({
       says,
       packet: onWire(plain(fields, payload)),
+      flows: learned(wireFlow(side, fields, payload)),
       verdict: 'fast direct',
       out: delivered(near, plain({ ...fields, ttl: (fields.ttl ?? 63) - 1 }, payload)),
     }),
@@ -57,6 +78,7 @@ function wordsOf(side: Side) {
       says,
       verdict,
       packet: onWire(plain(fields, payload)),
+      flows: learned(wireFlow(side, fields, payload)),
     }),
     /** A TCP segment in an IP packet of `bytes` bytes. */
     segmentOf: (bytes: number): Uint8Array =>
@@ -104,19 +126,32 @@ for (const side of sides) {
           gsoSize: gsoOf(uplink.mtu + 1),
         },
         leavesFor('leaves TTL 1 to the kernel (row 57)', 'kernel ttl', { ttl: 1 }),
-        leavesFor('keeps a marked sender on the kernel path', 'kernel marked', { src: pods.markedSender.ip }),
+        {
+          ...leavesFor('keeps a marked sender on the kernel path', 'kernel marked', {
+            src: pods.markedSender.ip,
+          }),
+          flows: [],
+        },
+        leavesFor(
+          'leaves what its way does not carry, less than the uplink, to the kernel',
+          'kernel too_big',
+          {},
+          segmentOf(1401),
+          1400,
+        ),
       ],
       'to a peer behind a router': [
         {
           says: 'encapsulates as usual',
           packet: podFrame(side, { dst: podOf(9, 7) }, segment),
+          flows: [{ flow: podFlow(side, { dst: podOf(9, 7) }, segment) }],
           verdict: 'fast encap',
           out: (packet) =>
             encapsulated(
               side,
               peers.behindNat,
               ip({ src: sender.ip, dst: podOf(9, 7), protocol: TCP, ttl: 63 }, segment),
-              chosenOf(side, packet),
+              chosenOf(packet),
             ),
         },
         leavesFor(
@@ -124,6 +159,7 @@ for (const side of sides) {
           'kernel too_big',
           { dst: podOf(9, 7) },
           segmentOf(uplink.mtu - encapBytes[side.family] + 1),
+          uplink.mtu - encapBytes[side.family],
         ),
       ],
     },
@@ -138,6 +174,12 @@ for (const side of sides) {
         arrives('delivers to the pod, one hop further'),
         arrives('delivers UDP', { protocol: UDP }, udp({ src: 1, dst: 2 })),
         arrives('delivers a ping', { protocol: side.icmp }, icmp(side.family === 4 ? 8 : 128)),
+        is(
+          'leaves other ICMP to the kernel',
+          'kernel protocol',
+          { protocol: side.icmp },
+          icmp(side.family === 4 ? 3 : 135, new Uint8Array(28)),
+        ),
         is(
           'leaves a fragment to the kernel (row 53)',
           'kernel fragment',
@@ -163,12 +205,7 @@ for (const side of sides) {
         },
         is('leaves TTL 1 to the kernel (row 57)', 'kernel ttl', { ttl: 1 }),
         is('leaves a marked receiver to the kernel', 'kernel marked', { dst: marked.ip }),
-        is(
-          'leaves SCTP to the kernel',
-          'kernel translated',
-          { protocol: protocols.sctp },
-          new Uint8Array(32),
-        ),
+        is('leaves SCTP to the kernel', 'kernel protocol', { protocol: protocols.sctp }, new Uint8Array(32)),
         is('leaves an address that no pod has to the kernel', 'kernel no_endpoint', { dst: podOf(3, 99) }),
         is('leaves what is too big for a narrow pod', 'kernel too_big', { dst: narrow.ip }, segmentOf(1281)),
         is('leaves a length beyond the frame to the kernel (row 46)', 'kernel malformed', { length: 61 }),
@@ -194,12 +231,14 @@ for (const side of sides) {
         {
           says: 'comes VXLAN of a peer on our L2 too',
           packet: wireFrame(side, {}, segment),
+          flows: [{ flow: wireFlow(side) }],
           verdict: 'fast decap',
           out: delivered(near, plain({ ttl: 62 })),
         },
         {
           says: 'comes VXLAN of a peer behind a router',
           packet: tunnelled(side, peers.behindNat, plain({ src: podOf(9, 7) })),
+          flows: [{ flow: wireFlow(side, { src: podOf(9, 7) }) }],
           verdict: 'fast decap',
           out: delivered(near, plain({ src: podOf(9, 7), ttl: 62 })),
         },
@@ -231,6 +270,7 @@ runFixtures(
       {
         says: 'delivers them with the padding, which the pod removes',
         packet: in4.onWire(in4.plain(tinyFields, tiny), 46 - tinyBytes),
+        flows: [{ flow: wireFlow(v4Side, tinyFields, tiny) }],
         verdict: 'fast direct',
         out: delivered(
           v4Side.pods.near,
@@ -239,6 +279,12 @@ runFixtures(
             ...new Uint8Array(46 - tinyBytes),
           ]),
         ),
+      },
+      {
+        says: 'leaves a TCP header that is cut off, and goes on in the padding, to the kernel',
+        packet: in4.onWire(in4.plain({}, segment.subarray(0, 19)), 46 - 39),
+        flows: [{ flow: wireFlow(v4Side, {}, segment) }],
+        verdict: 'kernel malformed',
       },
       {
         says: 'leaves packets that are too short for a transport header to the kernel',
@@ -257,19 +303,6 @@ runFixtures(
   {
     'a peer behind a router that wants outer checksums': [
       in6.leavesFor('takes the kernel path', 'kernel marked', { dst: v6.podOf(5, 7) }),
-    ],
-    'neighbour discovery': [
-      in6.leavesFor('takes the kernel path (row 50)', 'kernel neighbour', { protocol: v6.icmp }, icmp(135)),
-    ],
-  },
-  directSettings,
-);
-runFixtures(
-  'from_wire',
-  'what only IPv6 with DirectRouting has',
-  {
-    'neighbour discovery': [
-      in6.is('takes the kernel path (row 50)', 'kernel neighbour', { protocol: v6.icmp }, icmp(136)),
     ],
   },
   directSettings,

@@ -15,7 +15,7 @@ import {
   vxlan,
   type VxlanFields,
 } from '../support/packets.ts';
-import { tunnel, type Side, TEST_RUN_MAC } from './node.ts';
+import { type Flow, type Side, SOURCE_PORT, TEST_RUN_MAC, tunnel } from './node.ts';
 
 export type IpFields = Partial<Ipv4Fields & Ipv6Fields>;
 
@@ -34,6 +34,31 @@ export function withOptions(
   const { protocol = TCP } = fields;
   return [{ ...fields, protocol: protocols.destinationOptions }, ipv6Extension(protocol, payload)];
 }
+
+/** The flow that a packet with these fields belongs to, however little of its transport header there is. */
+export function flowOf(
+  { src, dst, protocol = TCP }: Pick<IpFields, 'protocol'> & { src: string; dst: string },
+  payload: Uint8Array,
+): Flow {
+  const word = (at: number): number => ((payload[at] ?? 0) << 8) | (payload[at + 1] ?? 0);
+  const isIcmp = protocol === protocols.icmp || protocol === protocols.icmpv6;
+  const ports = isIcmp ? [word(4), payload[0] ?? 0] : [word(0), word(2)];
+  return { src, dst, src_port: ports[0]!, dst_port: ports[1]!, protocol };
+}
+
+/** The flow of {@link podFrame}'s packet. */
+export const podFlow = (
+  { pods, podOf }: Side,
+  fields: IpFields = {},
+  payload: Uint8Array = tcp({ src: 40000, dst: 80 }),
+): Flow => flowOf({ src: pods.sender.ip, dst: podOf(1, 7), ...fields }, payload);
+
+/** The flow of the packet inside {@link wireFrame}. */
+export const wireFlow = (
+  { pods, podOf }: Side,
+  inner: IpFields = {},
+  payload: Uint8Array = tcp({ src: 80, dst: 40000 }),
+): Flow => flowOf({ src: podOf(1, 7), dst: pods.near.ip, ...inner }, payload);
 
 /** A frame from a pod: a TCP segment to a pod on node one. */
 export function podFrame(
@@ -91,16 +116,16 @@ export function encapsulated(
   side: Side,
   to: Peer,
   inner: Uint8Array,
-  chosen: { ecn?: number; id: number; sourcePort: number },
+  { ecn = 0, id, sourcePort = SOURCE_PORT }: { ecn?: number; id: number; sourcePort?: number },
 ): Uint8Array {
   const noMac = '00:00:00:00:00:00'; // filled in later from the kernel's neighbour table
   const { vtepMac, vtepIp } = side.settings;
   return ethernet(
     { dst: noMac, src: noMac },
     ip(
-      { src: vtepIp, dst: to.vtepIp, ttl: 64, tos: chosen.ecn ?? 0, id: chosen.id },
+      { src: vtepIp, dst: to.vtepIp, ttl: 64, tos: ecn, id },
       udp(
-        { src: chosen.sourcePort, dst: tunnel.port },
+        { src: sourcePort, dst: tunnel.port },
         vxlan({ vni: tunnel.vni }, ethernet({ dst: to.vtepMac, src: vtepMac }, inner)),
       ),
     ),
@@ -112,8 +137,7 @@ export function delivered(to: Endpoint, inner: Uint8Array): Uint8Array {
   return ethernet({ dst: to.podMac, src: to.hostMac }, inner);
 }
 
-/** The id (of IPv4 only) and the source port of an encapsulated packet. */
-export function chosenOf({ family }: Side, packet: Uint8Array): { id: number; sourcePort: number } {
-  const view = new DataView(packet.buffer, packet.byteOffset);
-  return { id: view.getUint16(18), sourcePort: view.getUint16(14 + ipBytes[family]) };
+/** What the programs choose of an encapsulated packet: the id, of IPv4 only. */
+export function chosenOf(packet: Uint8Array): { id: number } {
+  return { id: new DataView(packet.buffer, packet.byteOffset).getUint16(18) };
 }

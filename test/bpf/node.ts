@@ -3,8 +3,9 @@
  * The dual-stack node that the fixtures of this folder run on: the programs as the agent loads them, with maps as the
  * agent fills them, and packets handed in by BPF_PROG_TEST_RUN. It has no network and needs none.
  */
+import { isDeepStrictEqual } from 'node:util';
 import type { BpfProgram } from '#libbpf-ts';
-import type { Struct } from '../../src/dataplane/codec.ts';
+import { encode, type Struct } from '../../src/dataplane/codec.ts';
 import { readCounters } from '../../src/dataplane/counters.ts';
 import {
   desiredEndpoints,
@@ -15,13 +16,13 @@ import {
   type NodeSettings,
   type Peer,
   type PeerNextHop,
+  podMtu,
   type Tunnel,
-  stateSlot,
 } from '../../src/dataplane/desired.ts';
 import { type LoadedPrograms, loadPrograms, type ProgramName } from '../../src/dataplane/programs.ts';
 import { pinPaths, type Tables } from '../../src/dataplane/tables.ts';
 import { TemporaryBpffs } from '../../src/libbpf-ts/libbpf.support.ts';
-import { cidrContains, type Family, parseCidr } from '../../src/net/ip.ts';
+import { addressFamily, cidrContains, type Family, parseCidr } from '../../src/net/ip.ts';
 import { protocols } from '../support/packets.ts';
 
 /** Why the fixtures cannot run here; undefined when they can. */
@@ -31,6 +32,9 @@ export const missing = process.getuid?.() === 0 ? undefined : 'needs root to loa
 export const TEST_RUN_IFINDEX = 1;
 /** For the same reason this node's MAC address is the loopback device's. */
 export const TEST_RUN_MAC = '00:00:00:00:00:00';
+
+/** What from_pod notes in skb->cb[0] of packets that it sends to the uplink: bpf/vxlan.h. */
+export const FROM_FAST_PATH = 0x72697073;
 
 /** One family of the node and of the cluster around it. */
 export interface Side {
@@ -170,7 +174,7 @@ export const settings: NodeSettings = {
   v6: v6.settings,
   tunnel,
   uplink: { ifindex: 2, mtu: 1500, mac: TEST_RUN_MAC },
-  sourcePorts: { min: 32768, max: 60999 },
+  flowTableSize: 4096,
 };
 
 /** The same node with DirectRouting. */
@@ -180,8 +184,9 @@ const l2 = [parseCidr('192.168.0.0/24'), parseCidr('fd00:31::/64')];
 
 /** The next hop for an underlay address. */
 export function nextHopTo(address: string, direct = false): PeerNextHop {
-  if (l2.some((block) => cidrContains(block, address))) return { ip: address, direct };
-  return { ip: address.includes(':') ? vtepOf6(254) : vtepOf4(254), direct: false };
+  const { mtu } = settings.uplink;
+  if (l2.some((block) => cidrContains(block, address))) return { ip: address, direct, mtu };
+  return { ip: address.includes(':') ? vtepOf6(254) : vtepOf4(254), direct: false, mtu };
 }
 
 /** Fill the maps as the agent would: peers and local pods. */
@@ -200,16 +205,123 @@ export function fillTables(
   tables.vteps.setMany(desiredVteps(settings, peers, indexed));
 }
 
-/** What the programs remember of a local pod's flows. */
-export interface Remembered {
-  readonly pod: Endpoint;
-  readonly flows?: readonly Struct<'flow'>[];
-  readonly overflow?: boolean;
+/** A flow of either family. */
+export type Flow = Struct<'flow6'>;
+
+/** The outer source port of flows that the fixtures have learned. */
+export const SOURCE_PORT = 45678;
+
+/** An entry of the flow table. By default it is valid for the packets of test runs, which leave as they came. */
+export interface LearnedFlow extends Partial<Omit<Struct<'learned'>, 'learned_ns' | 'is_translated'>> {
+  readonly flow: Flow;
+  /** What is translated. */
+  readonly out?: Partial<Flow>;
+  /** How long ago it was learned. Not zero, since the programs' clock ticks only every few milliseconds. */
+  readonly ageMs?: number;
+}
+
+/** Monotonic, as the programs' clock. */
+const nowNs = (): number => Number(process.hrtime.bigint());
+
+function learnedValue({ flow, out, ageMs = 1000, ...head }: LearnedFlow): Struct<'learned6'> {
+  return {
+    head: {
+      learned_ns: nowNs() - ageMs * 1e6,
+      noted_ns: 0,
+      epoch: 0,
+      ifindex: TEST_RUN_IFINDEX,
+      mtu: podMtu(settings, addressFamily(flow.src) ?? 4),
+      mark: 0,
+      priority: 0,
+      is_translated: out ? 1 : 0,
+      is_settled: 1,
+      hops: 0,
+      ttl: 64,
+      dscp: 0,
+      is_ending: 0,
+      source_port: SOURCE_PORT,
+      ...head,
+    },
+    out: { ...flow, ...out },
+  };
+}
+
+/** The flow table of a flow's family. Flows of both families have the same members. */
+export const tableOf = (tables: Tables, { src }: Flow): Tables['flows6'] =>
+  addressFamily(src) === 6 ? tables.flows6 : tables.flows4;
+
+/** Put flows into the flow table, as if the programs had learned them. */
+export function learnFlows(tables: Tables, learned: readonly LearnedFlow[]): void {
+  for (const entry of learned) tableOf(tables, entry.flow).set(entry.flow, learnedValue(entry));
+}
+
+const ETHER_BYTES = 14;
+/** UDP's and VXLAN's header. */
+const VXLAN_BYTES = 8 + 8;
+
+/** TTL and DSCP of a packet whose flow is looked up: of the inner one if it is VXLAN. */
+export function headOf(packet: Uint8Array): Pick<Struct<'learned'>, 'ttl' | 'dscp'> {
+  const view = new DataView(packet.buffer, packet.byteOffset, packet.byteLength);
+  const isV6At = (at: number): boolean => (packet[at] ?? 0) >> 4 === 6;
+  const end = ETHER_BYTES + (isV6At(ETHER_BYTES) ? 40 : 20);
+  const inner = end + VXLAN_BYTES + ETHER_BYTES;
+  const isTunnelled = packet.length > inner + 20 && view.getUint16(end + 2) === settings.tunnel?.port;
+  const at = isTunnelled ? inner : ETHER_BYTES;
+  return isV6At(at)
+    ? { ttl: packet[at + 7]!, dscp: (view.getUint16(at) >> 6) & 0x3f }
+    : { ttl: packet[at + 8]!, dscp: packet[at + 1]! >> 2 };
+}
+
+/** A packet that was left to the kernel path. By default it came in as a valid packet of the fixtures does. */
+export type NotedArrival = Partial<Struct<'arrival'>> & { readonly flow: Flow };
+
+/** The arrivals slot of a flow, as bpf/flows.h chooses it. */
+function arrivalSlot(tables: Tables, flow: Flow): number {
+  const slots = tables.arrivals.map.info.maxEntries;
+  const multiplier = 0x9e3779b97f4a7c15n;
+  const bytes = encode({ struct: 'flow6' }, flow);
+  const view = new DataView(bytes.buffer, bytes.byteOffset);
+  const half = (at: number): bigint => view.getBigUint64(at, true);
+  const ends = BigInt.asUintN(64, half(8) * multiplier) ^ half(24) ^ BigInt(view.getUint32(32, true));
+  return Number((BigInt.asUintN(64, ends * multiplier) >> 32n) & BigInt(slots - 1));
+}
+
+/** Note on every CPU that a packet was left to the kernel path. */
+export function noteArrival(tables: Tables, noted: NotedArrival): void {
+  const slot = arrivalSlot(tables, noted.flow);
+  const at = { noted_ns: nowNs(), since_ns: nowNs() };
+  tables.arrivals.set(slot, { epoch: 0, ifindex: TEST_RUN_IFINDEX, dscp: 0, ttl: 64, ...at, ...noted });
+  tables.last_arrival.set(0, slot);
+}
+
+/** Take such a note away from every CPU. */
+export function forgetArrival(tables: Tables, flow: Flow): void {
+  const nobody = { src: '::', dst: '::', src_port: 0, dst_port: 0, protocol: 0 };
+  const nothing = { flow: nobody, noted_ns: 0, since_ns: 0, epoch: 0, ifindex: 0, dscp: 0, ttl: 0 };
+  tables.arrivals.set(arrivalSlot(tables, flow), nothing);
+}
+
+/** What each CPU has noted of a flow. */
+export function arrivalsOfFlow(tables: Tables, flow: Flow): Struct<'arrival'>[] {
+  const notes = tables.arrivals.getPerCpu(arrivalSlot(tables, flow)) ?? [];
+  return notes.filter((noted) => isDeepStrictEqual(noted.flow, flow));
+}
+
+/** All packets that the programs have noted as left to the kernel path. */
+export function arrivalsOf(tables: Tables): Struct<'arrival'>[] {
+  const slots = Array.from({ length: tables.arrivals.map.info.maxEntries }, (_, slot) => slot);
+  return slots
+    .flatMap((slot) => tables.arrivals.getPerCpu(slot) ?? [])
+    .filter(({ flow }) => flow.protocol !== 0);
 }
 
 export interface RunOptions {
   /** Payload bytes of each segment of a GSO super-packet; 0 for other packets. */
   readonly gsoSize?: number;
+  /** skb->cb[0]. */
+  readonly note?: number;
+  /** skb->priority. */
+  readonly priority?: number;
 }
 
 export interface Outcome {
@@ -221,6 +333,8 @@ export interface Outcome {
   readonly bytes: number;
   /** The packet, without metadata. */
   readonly packet: Uint8Array;
+  /** What the skb says beside the packet, after tc programs: skb->mark, priority and cb[0]. */
+  readonly beside: { readonly mark: number; readonly priority: number; readonly note: number };
 }
 
 /**
@@ -233,19 +347,30 @@ const xdpVerdicts: Readonly<Record<number, string>> = { 2: 'pass' };
 
 /** `struct __sk_buff` of linux/bpf.h; a test run accepts little more than these members. */
 const SK_BUFF_BYTES = 192;
+const MARK_OFFSET = 8;
+const PRIORITY_OFFSET = 32;
+const CB_OFFSET = 48;
 const GSO_SIZE_OFFSET = 176;
 
 /** Run a program on one packet. */
 export function testRun(
   program: BpfProgram,
   packet: Uint8Array,
-  { gsoSize = 0, isXdp = false }: RunOptions & { readonly isXdp?: boolean },
-): { verdict: string; packet: Uint8Array } {
-  const context = new Uint8Array(SK_BUFF_BYTES);
-  new Uint32Array(context.buffer)[GSO_SIZE_OFFSET / 4] = gsoSize;
-  const { returnValue, data } = program.testRun({ data: packet, ...(!isXdp && { context }) });
+  { gsoSize = 0, note = 0, priority = 0, isXdp = false }: RunOptions & { readonly isXdp?: boolean } = {},
+): Pick<Outcome, 'verdict' | 'packet' | 'beside'> {
+  const context = new Uint32Array(SK_BUFF_BYTES / 4);
+  context[GSO_SIZE_OFFSET / 4] = gsoSize;
+  context[CB_OFFSET / 4] = note;
+  context[PRIORITY_OFFSET / 4] = priority;
+  const ofTc = { context: new Uint8Array(context.buffer), contextOut: SK_BUFF_BYTES };
+  const { returnValue, data, context: after } = program.testRun({ data: packet, ...(!isXdp && ofTc) });
   const verdict = (isXdp ? xdpVerdicts : tcVerdicts)[returnValue];
-  return { verdict: verdict ?? `return value ${returnValue}`, packet: data };
+  const word = (offset: number): number => (after ? new DataView(after.buffer).getUint32(offset, true) : 0);
+  return {
+    verdict: verdict ?? `return value ${returnValue}`,
+    packet: data,
+    beside: { mark: word(MARK_OFFSET), priority: word(PRIORITY_OFFSET), note: word(CB_OFFSET) },
+  };
 }
 
 export interface TestNode extends Disposable {
@@ -253,10 +378,14 @@ export interface TestNode extends Disposable {
   readonly programs: LoadedPrograms['programs'];
   /** Run one of the programs by its name, or a test's own that calls them. */
   run(program: ProgramName | BpfProgram, packet: Uint8Array, options?: RunOptions): Outcome;
-  /** Sweep the flows that conntrack has forgotten. Returns how many there were. */
-  sweepFlows(): number;
-  /** Put flows into stack_flows, as to_pod and to_vtep do. Disposing of the result removes them. */
-  remember(remembered: Remembered): Disposable;
+  /** Put flows into the flow table. Disposing of the result empties it. */
+  learn(learned: readonly LearnedFlow[]): Disposable;
+  /** The flow table of both families: each flow as it comes in. */
+  flows(): Flow[];
+  /** The packets that were noted as left to the kernel path. */
+  arrivals(): Struct<'arrival'>[];
+  /** Invalidate all flows. */
+  moveEpoch(): void;
 }
 
 export function openNode(nodeSettings: NodeSettings = settings): TestNode {
@@ -272,10 +401,16 @@ export function openNode(nodeSettings: NodeSettings = settings): TestNode {
   );
 
   const resources = started.move();
+  /** Flows that were learned of a packet with the same TTL and DSCP as the next one. */
+  let alike: LearnedFlow[] = [];
   return {
     tables,
     programs,
     run(program, packet, options) {
+      for (const { flow } of alike) {
+        const entry = tableOf(tables, flow).get(flow);
+        if (entry) tableOf(tables, flow).set(flow, { ...entry, head: { ...entry.head, ...headOf(packet) } });
+      }
       const before = readCounters(tables);
       const called = typeof program === 'string' ? programs[program] : program;
       const result = testRun(called, packet, { ...options, isXdp: program === 'xdp_from_wire' });
@@ -297,18 +432,19 @@ export function openNode(nodeSettings: NodeSettings = settings): TestNode {
         bytes: moved.reduce((sum, counter) => sum + counter.bytes, 0),
       };
     },
-    sweepFlows: () => loaded.sweepFlows(),
-    remember({ pod, flows = [], overflow = false }) {
-      const slot = stateSlot(nodeSettings, pod.ip)!;
-      tables.stack_flows.setMany(flows.map((flow) => [flow, { created_ns: 1 }]));
-      tables.endpoint_state.set(slot, { stack_flows: flows.length, overflow: overflow ? 1 : 0, forwards: 0 });
+    learn(learned) {
+      learnFlows(tables, learned);
+      alike = learned.filter(({ ttl, dscp }) => ttl === undefined && dscp === undefined);
       return {
         [Symbol.dispose]() {
-          tables.stack_flows.deleteMany(flows);
-          tables.endpoint_state.set(slot, { stack_flows: 0, overflow: 0, forwards: 0 });
+          alike = [];
+          for (const table of [tables.flows4, tables.flows6]) table.deleteMany([...table.keys()]);
         },
       };
     },
+    flows: () => [...tables.flows4.keys(), ...tables.flows6.keys()],
+    arrivals: () => arrivalsOf(tables),
+    moveEpoch: () => loaded.moveEpoch(),
     [Symbol.dispose]: () => resources[Symbol.dispose](),
   };
 }

@@ -22,19 +22,11 @@ for (const [own, other] of [
     {
       [`IPv${other.family}`]: [
         others(
-          'of two pods of this node is the kernel’s',
-          'kernel outside',
+          'of two pods of this node is dropped, for pods have no addresses there',
+          'drop other_source',
           podFrame(other, { dst: other.pods.near.ip }),
         ),
-        others('to another node takes the kernel path', 'kernel outside', podFrame(other)),
-        // The other family's network of such a node contains only the highest address.
-        others(
-          'to the highest address is the kernel’s, too',
-          'kernel other_source',
-          podFrame(other, {
-            dst: other === v4 ? '255.255.255.255' : 'ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff',
-          }),
-        ),
+        others('to another node is dropped, too', 'drop other_source', podFrame(other)),
         others(
           'to a node’s VXLAN is an attack all the same',
           'drop vxlan_from_pod',
@@ -61,7 +53,7 @@ for (const [own, other] of [
       [`IPv${other.family}`]: [
         others(
           'is let go on',
-          'kernel outside',
+          'kernel no_endpoint',
           podFrame(other, { dst: other.pods.near.ip }, tcp({ src: 1, dst: 2 })),
         ),
       ],

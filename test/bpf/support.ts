@@ -6,7 +6,15 @@
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { NodeSettings } from '../../src/dataplane/desired.ts';
 import type { ProgramName } from '../../src/dataplane/programs.ts';
-import { missing, openNode, type Remembered, type RunOptions, type TestNode } from './node.ts';
+import {
+  type LearnedFlow,
+  missing,
+  noteArrival,
+  type NotedArrival,
+  openNode,
+  type RunOptions,
+  type TestNode,
+} from './node.ts';
 
 export interface Fixture extends RunOptions {
   /** What happens, as a sentence. `(row n)` is a row of the list of faults that the data plane must withstand. */
@@ -19,8 +27,10 @@ export interface Fixture extends RunOptions {
    * of it.
    */
   readonly out?: Uint8Array | ((packet: Uint8Array) => Uint8Array);
-  /** Translated flows that the programs remember. */
-  readonly remembered?: Remembered;
+  /** What is in the flow table. */
+  readonly flows?: readonly LearnedFlow[];
+  /** A packet that was left to the kernel path before. */
+  readonly noted?: NotedArrival;
 }
 
 /** Bytes as text, 16 on each line, so that a failed comparison shows where they differ. */
@@ -50,7 +60,8 @@ export function describeOnNode(
 }
 
 /**
- * Run each fixture as a test: exactly one counter moves, by one packet of the size that leaves (for XDP: that came).
+ * Run each fixture as a test: exactly one counter moves, by one packet of the size that leaves (for XDP: that came). The
+ * flow table stays as it is.
  */
 export function runFixtures(
   program: ProgramName,
@@ -63,17 +74,20 @@ export function runFixtures(
     for (const [group, fixtures] of Object.entries(groups)) {
       describe(group, () => {
         it.each(fixtures)('$says', (fixture) => {
-          using _ = fixture.remembered && node().remember(fixture.remembered);
-          const { packet, ...outcome } = node().run(program, fixture.packet, fixture);
+          const { flows = [] } = fixture;
+          using _ = node().learn(flows);
+          if (fixture.noted) noteArrival(node().tables, fixture.noted);
+          const { packet, beside: _beside, ...outcome } = node().run(program, fixture.packet, fixture);
           const expected = typeof fixture.out === 'function' ? fixture.out(packet) : fixture.out;
           const isCounted = fixture.verdict !== 'nothing';
           const counts = isXdp ? fixture.packet.length : packet.length;
           expect({ ...outcome, packet: hexDump(packet) }).toEqual({
-            verdict: isXdp ? 'pass' : fixture.verdict.split(' ')[0],
+            verdict: isXdp ? 'pass' : isCounted ? fixture.verdict.split(' ')[0] : 'kernel',
             counted: isCounted ? `${program}: ${fixture.verdict}` : '',
             bytes: isCounted ? counts : 0,
             packet: hexDump(expected ?? fixture.packet),
           });
+          expect(new Set(node().flows())).toEqual(new Set(flows.map(({ flow }) => flow)));
         });
       });
     }

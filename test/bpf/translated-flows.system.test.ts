@@ -1,231 +1,237 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * Packets of flows that conntrack translates must not bypass it: from_pod and from_wire with each entry of stack_flows.
+ * Flows that the kernel path was seen to translate, for a Service or by masquerading: the fast path writes the same
+ * addresses and ports, and keeps every checksum right.
  */
-import type { Struct } from '../../src/dataplane/codec.ts';
-import type { Endpoint } from '../../src/dataplane/desired.ts';
-import { icmp, ip, protocols, tcp, udp } from '../support/packets.ts';
-import { type Fixture, runFixtures } from './support.ts';
-import { chosenOf, delivered, encapsulated, podFrame, wireFrame } from './frames.ts';
-import { type Side, sides, v6 } from './node.ts';
+import { describe, expect, it } from 'vitest';
+import { ip, protocols, sealed, tcp, udp } from '../support/packets.ts';
+import { Random } from '../support/random.ts';
+import { describeOnNode, type Fixture, runFixtures } from './support.ts';
+import { chosenOf, delivered, encapsulated, ipBytes, podFrame, tunnelled } from './frames.ts';
+import { directSettings, type Flow, type Side, sides } from './node.ts';
 
 const { tcp: TCP, udp: UDP } = protocols;
-const payload = tcp({ src: 80, dst: 40000 });
 
-const flow = (src: string, dst: string, over: Partial<Struct<'flow'>> = {}): Struct<'flow'> => ({
-  src,
-  dst,
-  src_port: 80,
-  dst_port: 40000,
-  protocol: TCP,
-  ...over,
-});
+interface Ends {
+  readonly src: string;
+  readonly dst: string;
+  readonly src_port: number;
+  readonly dst_port: number;
+}
 
-/** Makes fixtures for one family. */
-function wordsOf(side: Side) {
-  const { sender, near } = side.pods;
-  const far = side.podOf(1, 7);
+/** How the checksum of a datagram begins: right, or none at all. */
+type Checksum = 'sealed' | 'none';
+
+/** An IP packet between these ends. */
+function packetOf(
+  { src, dst, src_port, dst_port }: Ends,
+  protocol: number,
+  data: Uint8Array,
+  { ttl = 64, tos = 0, checksum = 'sealed' }: { ttl?: number; tos?: number; checksum?: Checksum } = {},
+): Uint8Array {
+  const port = { src: src_port, dst: dst_port };
+  const payload = protocol === TCP ? tcp(port, data) : udp(port, data);
+  const packet = ip({ src, dst, protocol, ttl, tos, id: 77 }, payload);
+  return checksum === 'sealed' ? sealed(packet) : packet;
+}
+
+const odd = Uint8Array.of(1, 2, 3, 4, 5);
+
+/** A direction of a connection as it comes in, what it leaves as, and where it leads. */
+interface Case {
+  readonly says: string;
+  readonly comes: Ends;
+  readonly leaves: Ends;
+}
+
+function casesOf({ podOf, pods, service }: Side) {
+  const { sender, near } = pods;
+  const far = podOf(1, 7);
+  const client = { src_port: 40000, dst_port: 80 };
+  const answer = { src_port: 8080, dst_port: 40000 };
   return {
-    outgoing: (says: string, fixture: Partial<Fixture>): Fixture => ({
-      says,
-      packet: podFrame(side, { dst: far }, payload),
-      verdict: 'kernel translated',
-      remembered: { pod: sender, flows: [flow(sender.ip, far)] },
-      ...fixture,
-    }),
-    fastOut: {
-      verdict: 'fast encap',
-      out: (packet: Uint8Array) =>
-        encapsulated(
-          side,
-          side.peers.one,
-          ip({ src: sender.ip, dst: far, protocol: TCP, ttl: 63 }, payload),
-          chosenOf(side, packet),
-        ),
-    } as const,
-    local: (says: string, fixture: Partial<Fixture>): Fixture => ({
-      says,
-      packet: podFrame(side, { dst: near.ip }, payload),
-      verdict: 'kernel translated',
-      ...fixture,
-    }),
-    incoming: (says: string, fixture: Partial<Fixture>): Fixture => ({
-      says,
-      packet: wireFrame(side, {}, payload),
-      verdict: 'kernel translated',
-      remembered: { pod: near, flows: [flow(far, near.ip)] },
-      ...fixture,
-    }),
-    fastIn: {
-      verdict: 'fast decap',
-      out: delivered(near, ip({ src: far, dst: near.ip, protocol: TCP, ttl: 62 }, payload)),
-    } as const,
-    /** ICMP to another node and back, which takes the fast path in spite of translated flows. */
-    pingOut: (says: string, body: Uint8Array): Fixture => ({
-      says,
-      packet: podFrame(side, { dst: far, protocol: side.icmp }, body),
-      verdict: 'fast encap',
-      remembered: { pod: sender, flows: [flow(sender.ip, far)] },
-      out: (packet: Uint8Array) =>
-        encapsulated(
-          side,
-          side.peers.one,
-          ip({ src: sender.ip, dst: far, protocol: side.icmp, ttl: 63 }, body),
-          chosenOf(side, packet),
-        ),
-    }),
-    pingIn: (says: string, body: Uint8Array): Fixture => ({
-      says,
-      packet: wireFrame(side, { inner: { protocol: side.icmp } }, body),
-      verdict: 'fast decap',
-      remembered: { pod: near, flows: [flow(far, near.ip)] },
-      out: delivered(near, ip({ src: far, dst: near.ip, protocol: side.icmp, ttl: 62 }, body)),
-    }),
-    ping: icmp(side.family === 4 ? 8 : 128),
-    /** A destination unreachable that quotes a packet from `src` to `dst`. */
-    unreachable: (src: string, dst: string, body: Uint8Array, protocol: number = TCP): Uint8Array =>
-      icmp(side.family === 4 ? 3 : 1, Uint8Array.from([0, 0, 0, 0, ...ip({ src, dst, protocol }, body)])),
+    toFar: [
+      {
+        says: 'through a Service to another node',
+        comes: { src: sender.ip, dst: service, ...client },
+        leaves: { src: sender.ip, dst: far, src_port: 40000, dst_port: 8080 },
+      },
+      {
+        says: 'of an answer through a Service of the other node',
+        comes: { src: sender.ip, dst: far, ...answer },
+        leaves: { src: service, dst: far, src_port: 80, dst_port: 40000 },
+      },
+      {
+        says: 'of all four: addresses and ports',
+        comes: { src: sender.ip, dst: service, ...client },
+        leaves: { src: podOf(3, 0), dst: far, src_port: 61000, dst_port: 8080 },
+      },
+      {
+        says: 'of the port alone',
+        comes: { src: sender.ip, dst: far, ...client },
+        leaves: { src: sender.ip, dst: far, src_port: 40000, dst_port: 8080 },
+      },
+      {
+        says: 'of the address alone',
+        comes: { src: sender.ip, dst: service, ...client },
+        leaves: { src: sender.ip, dst: far, ...client },
+      },
+    ] satisfies Case[],
+    toNear: [
+      {
+        says: 'through a Service to a pod of this node',
+        comes: { src: sender.ip, dst: service, ...client },
+        leaves: { src: sender.ip, dst: near.ip, src_port: 40000, dst_port: 8080 },
+      },
+      {
+        says: 'of an answer of a pod of this node',
+        comes: { src: sender.ip, dst: podOf(3, 30), ...answer },
+        leaves: { src: service, dst: near.ip, src_port: 80, dst_port: 40000 },
+      },
+    ] satisfies Case[],
+    fromFar: [
+      {
+        says: 'of an answer through a Service',
+        comes: { src: far, dst: near.ip, ...answer },
+        leaves: { src: service, dst: near.ip, src_port: 80, dst_port: 40000 },
+      },
+      {
+        says: 'of an answer to what was masqueraded',
+        comes: { src: far, dst: podOf(3, 0), src_port: 80, dst_port: 61000 },
+        leaves: { src: far, dst: near.ip, src_port: 80, dst_port: 40000 },
+      },
+      {
+        says: 'through a Service of this node',
+        comes: { src: far, dst: service, ...client },
+        leaves: { src: far, dst: near.ip, src_port: 40000, dst_port: 8080 },
+      },
+    ] satisfies Case[],
   };
 }
 
+/** What the flow table says of a case. */
+const learnedOf = ({ comes, leaves }: Case, protocol: number) => {
+  const flow: Flow = { ...comes, protocol };
+  return [{ flow, out: leaves }];
+};
+
+interface Kind {
+  readonly says: string;
+  readonly protocol: number;
+  readonly checksum: Checksum;
+  readonly data: Uint8Array;
+}
+const kinds: readonly Kind[] = [
+  { says: 'TCP', protocol: TCP, checksum: 'sealed', data: odd },
+  { says: 'UDP', protocol: UDP, checksum: 'sealed', data: odd },
+  { says: 'UDP without a checksum, which stays without,', protocol: UDP, checksum: 'none', data: odd },
+];
+
+/** Each case with each kind of packet. */
+const each = (cases: readonly Case[], fixture: (one: Case, kind: Kind) => Omit<Fixture, 'says'>): Fixture[] =>
+  cases.flatMap((one) =>
+    kinds.map((kind) => ({ says: `rewrites ${kind.says} ${one.says}`, ...fixture(one, kind) })),
+  );
+
+const ipPart = (packet: Uint8Array): Uint8Array => packet.subarray(14);
+const frameFromPod = (side: Side, packet: Uint8Array): Uint8Array =>
+  Uint8Array.from([...podFrame(side).subarray(0, 14), ...packet]);
+
 for (const side of sides) {
-  const { sender, near } = side.pods;
-  const far = side.podOf(1, 7);
-  const { outgoing, fastOut, local, incoming, fastIn, pingOut, pingIn, ping, unreachable } = wordsOf(side);
-  /** The opposite direction of the remembered flows, whose packets their ICMP errors quote. */
-  const back = tcp({ src: 40000, dst: 80 });
-  const cutOff = back.subarray(0, 3);
+  const { toFar, toNear, fromFar } = casesOf(side);
+  const { near } = side.pods;
+  const { one } = side.peers;
+  const title = `IPv${side.family}, translation`;
 
-  runFixtures('from_pod', `IPv${side.family}`, {
-    'a translated flow to another node': [
-      outgoing('goes through the kernel path', {}),
-      outgoing('goes through the kernel path over UDP', {
-        packet: podFrame(side, { dst: far, protocol: UDP }, udp({ src: 80, dst: 40000 })),
-        remembered: { pod: sender, flows: [flow(sender.ip, far, { protocol: UDP })] },
-      }),
-      outgoing('leaves alone a flow from another port', {
-        remembered: { pod: sender, flows: [flow(sender.ip, far, { src_port: 81 })] },
-        ...fastOut,
-      }),
-      outgoing('leaves alone a flow to another port', {
-        remembered: { pod: sender, flows: [flow(sender.ip, far, { dst_port: 40001 })] },
-        ...fastOut,
-      }),
-      outgoing('leaves alone the same ports over UDP', {
-        remembered: { pod: sender, flows: [flow(sender.ip, far, { protocol: UDP })] },
-        ...fastOut,
-      }),
-      outgoing('leaves alone the same ports to another pod', {
-        remembered: { pod: sender, flows: [flow(sender.ip, side.podOf(1, 8))] },
-        ...fastOut,
-      }),
-      outgoing('is of one direction: the one of the packet’s own addresses and ports', {
-        remembered: { pod: sender, flows: [flow(far, sender.ip, { src_port: 40000, dst_port: 80 })] },
-        ...fastOut,
-      }),
-      outgoing('of another pod does not matter', {
-        remembered: { pod: near, flows: [flow(sender.ip, far)] },
-        ...fastOut,
-      }),
-      outgoing('has the ICMP errors that quote its opposite direction', {
-        packet: podFrame(side, { dst: far, protocol: side.icmp }, unreachable(far, sender.ip, back)),
-      }),
-      outgoing('has ICMP errors that may quote it', {
-        packet: podFrame(side, { dst: far, protocol: side.icmp }, unreachable(far, sender.ip, cutOff)),
-      }),
-      outgoing('has ICMP errors that quote too little', {
-        packet: podFrame(side, { dst: far, protocol: side.icmp }, icmp(1 + 2 * Number(side.family === 4))),
-      }),
-      pingOut(
-        'does not take an ICMP error along that quotes another flow',
-        unreachable(far, sender.ip, payload),
-      ),
-      pingOut(
-        'does not take an ICMP error along that quotes a ping',
-        unreachable(far, sender.ip, ping, side.icmp),
-      ),
-      pingOut('does not take a ping along, whose other direction is not taken either', ping),
-      outgoing('has packets whose ports are truncated', {
-        packet: podFrame(side, { dst: far }, new Uint8Array(3)),
-      }),
-    ],
-    'a translated flow on this node': [
-      local('of the sender goes through the kernel path', {
-        remembered: { pod: sender, flows: [flow(sender.ip, near.ip)] },
-      }),
-      local('of the receiver goes through the kernel path', {
-        remembered: { pod: near, flows: [flow(sender.ip, near.ip)] },
-      }),
-    ],
-    'an endpoint whose flows did not fit the map': [
-      outgoing('sends everything through the kernel path', { remembered: { pod: sender, overflow: true } }),
-      outgoing('sends what has no ports through the kernel path', {
-        packet: podFrame(side, { dst: far, protocol: side.icmp }, ping),
-        remembered: { pod: sender, overflow: true },
-      }),
-      local('gets everything of this node through the kernel path', {
-        remembered: { pod: near, overflow: true },
-      }),
-    ],
+  runFixtures('from_pod', title, {
+    'to another node': each(toFar, (each, { protocol, data, ...kind }) => ({
+      packet: frameFromPod(side, packetOf(each.comes, protocol, data, { ...kind, tos: 2 })),
+      flows: learnedOf(each, protocol),
+      verdict: 'fast encap',
+      out: (packet) =>
+        encapsulated(side, one, packetOf(each.leaves, protocol, data, { ...kind, ttl: 63, tos: 2 }), {
+          ...chosenOf(packet),
+          ecn: 2,
+        }),
+    })),
+    'on this node': each(toNear, (each, { protocol, data, ...kind }) => ({
+      packet: frameFromPod(side, packetOf(each.comes, protocol, data, kind)),
+      flows: learnedOf(each, protocol),
+      verdict: 'fast local',
+      out: delivered(near, packetOf(each.leaves, protocol, data, kind)),
+    })),
   });
 
-  runFixtures('from_wire', `IPv${side.family}`, {
-    'a translated flow from another node': [
-      incoming('goes through the kernel path', {}),
-      incoming('leaves alone other flows', {
-        remembered: { pod: near, flows: [flow(far, near.ip, { src_port: 81 })] },
-        ...fastIn,
-      }),
-      incoming('of another pod does not matter', {
-        remembered: { pod: sender, flows: [flow(far, near.ip)] },
-        ...fastIn,
-      }),
-      incoming('has packets without ports', {
-        packet: wireFrame(side, { inner: { protocol: protocols.gre } }, payload),
-      }),
-      incoming('has the ICMP errors that quote its opposite direction', {
-        packet: wireFrame(side, { inner: { protocol: side.icmp } }, unreachable(near.ip, far, back)),
-      }),
-      pingIn(
-        'does not take an ICMP error along that quotes another flow',
-        unreachable(near.ip, far, payload),
-      ),
-      pingIn(
-        'does not take an ICMP error along that quotes a ping',
-        unreachable(near.ip, far, ping, side.icmp),
-      ),
-      pingIn('does not take a ping along, whose other direction is not taken either', ping),
-    ],
-    'an endpoint whose flows did not fit the map': [
-      incoming('gets everything through the kernel path', { remembered: { pod: near, overflow: true } }),
-    ],
-  });
+  runFixtures(
+    'from_pod',
+    title,
+    {
+      'to a peer on our L2': each(toFar, (each, { protocol, data, ...kind }) => ({
+        packet: frameFromPod(side, packetOf(each.comes, protocol, data, kind)),
+        flows: learnedOf(each, protocol),
+        verdict: 'fast direct',
+        out: frameFromPod(side, packetOf(each.leaves, protocol, data, { ...kind, ttl: 63 })),
+      })),
+    },
+    directSettings,
+  );
 
-  runFixtures('xdp_from_wire', `IPv${side.family}`, {
-    'a translated flow from another node': [incoming('stays in its tunnel, for the kernel path', {})],
+  runFixtures('from_wire', title, {
+    'from another node': each(fromFar, (each, { protocol, data, ...kind }) => ({
+      packet: tunnelled(side, one, packetOf(each.comes, protocol, data, { ...kind, ttl: 63, tos: 2 }), {
+        outer: { tos: 3 },
+      }),
+      flows: learnedOf(each, protocol),
+      verdict: 'fast decap',
+      out: delivered(near, packetOf(each.leaves, protocol, data, { ...kind, ttl: 62, tos: 3 })),
+    })),
   });
 }
 
-// endpoint_state has too few slots for all IPv6 addresses, so some pods share one.
-const { outgoing, fastOut } = wordsOf(v6);
-const shares: Endpoint = { ...v6.pods.near, ip: 'fd00:42:0:3:1::5:10' };
-const sharesNot: Endpoint = { ...shares, ip: 'fd00:42:0:3:1::5:11' };
-runFixtures('from_pod', 'IPv6 addresses that end alike', {
-  'share the knowledge that there are translated flows': [
-    outgoing('and look up flows without a match', {
-      remembered: { pod: shares, flows: [flow(shares.ip, v6.podOf(1, 7))] },
-      ...fastOut,
-    }),
-    outgoing('and send what has no ports through the kernel path', {
-      packet: podFrame(v6, { protocol: protocols.gre }, payload),
-      remembered: { pod: shares, flows: [flow(shares.ip, v6.podOf(1, 7))] },
-    }),
-    outgoing('and both stay on the kernel path when they did not fit the map', {
-      remembered: { pod: shares, overflow: true },
-    }),
-    outgoing('but not with addresses that end differently', {
-      remembered: { pod: sharesNot, overflow: true },
-      ...fastOut,
-    }),
-  ],
+describeOnNode('translation, packet by packet', (node) => {
+  describe.each(sides)('IPv$family', (side) => {
+    const [example] = casesOf(side).toNear;
+    const rewrite = (protocol: number, data: Uint8Array): Uint8Array => {
+      const frame = frameFromPod(side, packetOf(example!.comes, protocol, data));
+      return ipPart(node().run('from_pod', frame).packet);
+    };
+    const checksumOf = (packet: Uint8Array): number => {
+      const at = ipBytes[side.family] + 6;
+      return (packet[at]! << 8) | packet[at + 1]!;
+    };
+
+    it('writes a UDP checksum that comes out as zero as all ones, and takes all ones for zero', () => {
+      using _ = node().learn(learnedOf(example!, UDP));
+      const found = { comes: 0, leaves: 0 };
+      for (let word = 0; word < 65536; word++) {
+        const data = Uint8Array.of(word >>> 8, word & 255);
+        const expected = packetOf(example!.leaves, UDP, data);
+        const isComing = checksumOf(packetOf(example!.comes, UDP, data)) === 0xffff;
+        const isLeaving = checksumOf(expected) === 0xffff;
+        if (!isComing && !isLeaving) continue;
+        expect(rewrite(UDP, data)).toEqual(expected);
+        found.comes += Number(isComing);
+        found.leaves += Number(isLeaving);
+      }
+      expect(found).toEqual({ comes: 1, leaves: 1 });
+    });
+
+    it('writes right checksums for random packets', () => {
+      const random = new Random(1071);
+      for (let round = 0; round < 300; round++) {
+        const protocol = random.pick([TCP, UDP]);
+        const comes = { ...example!.comes, src_port: random.below(65536), dst_port: random.below(65536) };
+        const leaves = { ...example!.leaves, src_port: random.below(65536), dst_port: random.below(65536) };
+        const data = Uint8Array.from({ length: random.below(64) }, () => random.below(256));
+        using _ = node().learn(learnedOf({ says: '', comes, leaves }, protocol));
+        const frame = frameFromPod(side, packetOf(comes, protocol, data));
+        const { verdict, packet } = node().run('from_pod', frame);
+        expect({ round, verdict, packet: ipPart(packet) }).toEqual({
+          round,
+          verdict: 'fast',
+          packet: packetOf(leaves, protocol, data),
+        });
+      }
+    });
+  });
 });

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 import { describe, expect, it } from 'vitest';
+import { run } from '../../src/host/run.ts';
 import {
   addressesOf,
   carriedDuring,
   holdFrom,
+  inNetns,
   missingHere,
   ping,
   podOf,
@@ -16,7 +18,10 @@ import {
   useLab,
 } from './support.ts';
 
-describe.skipIf(missingHere())('of two ripstop nodes beside a flannel node, the fast path', () => {
+/** Handshakes, the first packet of each flow, and ends: of a ping, a connection and two UDP conversations per family. */
+const MOST_ON_KERNEL_PATH = 60;
+
+describe.skipIf(missingHere('nstat'))('of two ripstop nodes beside a flannel node, the fast path', () => {
   const cluster = useLab('fast', { datapath: 'ripstop,ripstop,flannel', pods: 2, wire: 'mtu', ipv6: true });
   const ripstopNodes = () => cluster.nodes.slice(0, 2);
   const pod = (node: number, i = 0) => podOf(cluster.nodes[node - 1], i);
@@ -39,29 +44,29 @@ describe.skipIf(missingHere())('of two ripstop nodes beside a flannel node, the 
     }
   }
 
-  it('carries at least 99 % of the packets between pods of two nodes, and the kernel path carries none', async () => {
-    const carried = await carriedDuring(cluster.lab, ripstopNodes(), () => stream(pod(2), 10 << 20));
+  it('carries at least 99 % of the packets between pods of two nodes, and the kernel path the first of each flow', async () => {
+    const carried = await carriedDuring(cluster.lab, ripstopNodes(), () => stream(pod(2), 50 << 20));
     for (const { by, fast, vtep, forwarded } of carried) {
       expect(by['from_pod fast_encap']).toBeGreaterThan(200);
       expect(by['from_wire fast_decap']).toBeGreaterThan(200);
       expect(fast / (fast + vtep + forwarded)).toBeGreaterThanOrEqual(0.99);
-      expect(vtep).toBeLessThan(5);
-      expect(forwarded).toBeLessThan(5);
+      expect(vtep).toBeLessThan(MOST_ON_KERNEL_PATH);
+      expect(forwarded).toBeLessThan(MOST_ON_KERNEL_PATH);
     }
   });
 
   it('carries at least 99 % of the packets between pods of one node', async () => {
     const [carried, other] = await carriedDuring(cluster.lab, ripstopNodes(), () =>
-      stream(pod(1, 1), 10 << 20),
+      stream(pod(1, 1), 50 << 20),
     );
     expect(carried!.by['from_pod fast_local']).toBeGreaterThan(200);
-    expect(carried!.forwarded).toBeLessThan(5);
+    expect(carried!.forwarded).toBeLessThan(MOST_ON_KERNEL_PATH);
     expect(other!.fast).toBe(0);
   });
 
   it('carries at least 99 % of the packets to and from a flannel node, whose tunnel has checksums', async () => {
     const [carried] = await carriedDuring(cluster.lab, ripstopNodes(), () =>
-      stream(pod(3), 20 << 20, [pod(3).ip]),
+      stream(pod(3), 50 << 20, [pod(3).ip]),
     );
     const { by, fast, vtep, forwarded } = carried!;
     expect(by['from_pod fast_encap']).toBeGreaterThan(200);
@@ -74,9 +79,25 @@ describe.skipIf(missingHere())('of two ripstop nodes beside a flannel node, the 
       stream(pod(3), 1 << 20, [pod(3).ip6!]),
     );
     expect(carried!.fast).toBe(0);
-    expect(carried!.by['from_pod kernel_marked']).toBeGreaterThan(40);
+    expect(carried!.by['to_wire kernel_marked']).toBeGreaterThan(30);
     expect(carried!.by['from_wire kernel_marked']).toBeGreaterThan(40);
     expect(carried!.vtep).toBeGreaterThan(80);
+  });
+
+  it('carries super-packets that are lists of packets (rx-gro-list), which no receiver can verify again', async () => {
+    const node = inNetns(cluster.nodes[1]!);
+    await run('ethtool', ['-K', 'eth0', 'gro', 'on', 'rx-gro-list', 'on'], node);
+    try {
+      const [, carried] = await carriedDuring(cluster.lab, ripstopNodes(), () => stream(pod(2), 10 << 20));
+      expect(carried!.by['from_wire fast_decap']).toBeGreaterThan(200);
+      expect(carried!.vtep).toBeLessThan(MOST_ON_KERNEL_PATH);
+      const counters = await run('nstat', ['-a', '-z', '-j'], inNetns(pod(2)));
+      expect(JSON.parse(counters)).toMatchObject({
+        kernel: { TcpInCsumErrors: 0, UdpInCsumErrors: 0, Udp6InCsumErrors: 0 },
+      });
+    } finally {
+      await run('ethtool', ['-K', 'eth0', 'rx-gro-list', 'off'], node);
+    }
   });
 
   describe('leaves a pod that is marked for the kernel path', () => {
@@ -94,17 +115,17 @@ describe.skipIf(missingHere())('of two ripstop nodes beside a flannel node, the 
       const [here, there] = await carriedDuring(cluster.lab, ripstopNodes(), () => stream(pod(2), 1 << 20));
       expect(here!.fast).toBe(0);
       expect(here!.by['from_pod kernel_marked']).toBeGreaterThan(20);
-      expect(here!.by['from_wire kernel_marked']).toBeGreaterThan(20);
+      expect(here!.by['to_pod kernel_marked']).toBeGreaterThan(20);
       expect(here!.vtep).toBeGreaterThan(40);
       // The mark of the other end is that node's own matter.
       expect(there!.by['from_pod fast_encap']).toBeGreaterThan(20);
       expect(there!.by['from_wire fast_decap']).toBeGreaterThan(20);
-      expect(there!.vtep).toBeLessThan(5);
+      expect(there!.vtep).toBeLessThan(MOST_ON_KERNEL_PATH);
 
       await markForKernelPath(cluster.lab, one!, pod(1), false);
       const [again] = await carriedDuring(cluster.lab, ripstopNodes(), () => stream(pod(2), 1 << 20));
       expect(again!.by['from_pod fast_encap']).toBeGreaterThan(20);
-      expect(again!.vtep).toBeLessThan(5);
+      expect(again!.vtep).toBeLessThan(MOST_ON_KERNEL_PATH);
     });
 
     it('without breaking its connections, neither when it begins nor when it ends', async () => {

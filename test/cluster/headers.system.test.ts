@@ -4,17 +4,7 @@ import { run, tryRun } from '../../src/host/run.ts';
 import { ipJson } from '../../src/lab/ip.ts';
 import { type NodeState, underlayNetns } from '../../src/lab/index.ts';
 import { type Packet, type Tunnelled, captureDuring, tunnelled } from '../support/capture.ts';
-import {
-  addressesOf,
-  carriedDuring,
-  inNetns,
-  missingHere,
-  podOf,
-  serveIn,
-  talkTcp,
-  talkUdp,
-  useLab,
-} from './support.ts';
+import { addressesOf, inNetns, missingHere, podOf, serveIn, talkTcp, talkUdp, useLab } from './support.ts';
 
 const EXPEDITED = 46 << 2; // a DSCP (RFC 3246), which nothing may change
 const ECT_0 = 2;
@@ -70,9 +60,9 @@ describe.skipIf(missingHere('tcpdump', 'nft'))(
       return links.flatMap(({ addr_info }) => addr_info.map(({ local }) => local));
     }
 
-    it('count each node as one hop, and pods of one node as neighbours (row 57)', async () => {
+    it('count each node as one hop, also between its own pods (row 57)', async () => {
       for (const address of addressesOf(pod(1, 1)))
-        expect(await pinged(pod(1), address)).toContain('ttl=64 ');
+        expect(await pinged(pod(1), address, '-c', '3', '-i', '0.01')).toMatch(/(ttl=63 [^]*){3}/);
       for (const to of [pod(2), pod(3)]) {
         const { pod: received } = await seenAt(cluster.nodes[to === pod(2) ? 1 : 2]!, async () => {
           for (const address of addressesOf(to)) expect(await pinged(pod(1), address)).toContain('ttl=62 ');
@@ -112,7 +102,7 @@ describe.skipIf(missingHere('tcpdump', 'nft'))(
         });
         // The request and its answer, for each TOS in each family.
         expect(wire).toHaveLength(20);
-        for (const { family, src, vni, ttl, tos, df, dstPort, inner } of wire) {
+        for (const { family, vni, ttl, tos, df, dstPort, inner } of wire) {
           expect({ vni, ttl, dstPort, family: inner.family }).toEqual({
             vni: 1,
             ttl: 64,
@@ -121,9 +111,8 @@ describe.skipIf(missingHere('tcpdump', 'nft'))(
           });
           if (family === 4) expect(df).toBe(false);
           // For a packet with CE the kernel's outer header has only ECT(0) (RFC 3168).
-          const byKernel = node === 3 && (family === 6 || src === cluster.nodes[2]!.ip);
           const ecn = inner.tos & 3;
-          expect(tos).toBe(byKernel && ecn === CE ? ECT_0 : ecn);
+          expect(tos).toBe(ecn === CE ? ECT_0 : ecn);
           expect(inner.ttl).toBe(63);
         }
         const tosOf = (packets: Packet[]) => packets.map(({ tos }) => tos);
@@ -148,19 +137,19 @@ describe.skipIf(missingHere('tcpdump', 'nft'))(
       await run('nft', ['-f', '-'], { ...inNetns(underlay()), stdin: table });
       try {
         for (const from of [pod(1), pod(3)]) {
-          const onKernelPath = from === pod(3); // IPv6 with this node takes the kernel path, which has its own drops and counters.
-          const [carried] = await carriedDuring(cluster.lab, [two!], async () => {
-            const { pod: received } = await seenAt(two!, async () => {
-              for (const address of addressesOf(pod(2))) {
-                expect(await pinged(from, address, '-Q', String(EXPEDITED | ECT_0))).toContain('1 received');
-                expect(await pinged(from, address, '-Q', String(EXPEDITED | ECT_1))).toContain('1 received');
-                expect(await pinged(from, address, '-Q', String(EXPEDITED))).toContain('0 received');
-              }
-            });
-            const given = received.filter(({ src }) => addressesOf(from).includes(src));
-            expect(given.map(({ tos }) => tos)).toEqual(Array(4).fill(EXPEDITED | CE));
+          // The first of three takes the kernel path, the others the fast path.
+          const three = ['-c', '3', '-i', '0.01'];
+          const { pod: received } = await seenAt(two!, async () => {
+            for (const address of addressesOf(pod(2))) {
+              for (const ecn of [ECT_0, ECT_1])
+                expect(await pinged(from, address, '-Q', String(EXPEDITED | ecn), ...three)).toContain(
+                  '3 received',
+                );
+              expect(await pinged(from, address, '-Q', String(EXPEDITED), ...three)).toContain('0 received');
+            }
           });
-          expect(carried!.by['from_wire drop_ecn']).toBe(onKernelPath ? 1 : 2);
+          const given = received.filter(({ src }) => addressesOf(from).includes(src));
+          expect(given.map(({ tos }) => tos)).toEqual(Array(12).fill(EXPEDITED | CE));
         }
       } finally {
         await run('nft', ['delete', 'table', 'netdev', 'congestion'], inNetns(underlay()));
@@ -203,10 +192,10 @@ describe.skipIf(missingHere('tcpdump', 'nft'))(
       }
     });
 
-    it('leave out the outer checksum if and only if the receiver does not require it', async () => {
-      for (const [node, what] of [
-        [2, { 4: 'zero', 6: 'zero' }],
-        [3, { 4: 'zero', 6: 'checksum' }],
+    it('leave out the outer checksum on the fast path, and only if the receiver does not require it', async () => {
+      for (const [node, without] of [
+        [2, { 4: [0.5, 0.99], 6: [0.5, 0.99] }],
+        [3, { 4: [0.5, 0.99], 6: [0, 0] }],
       ] as const) {
         const to = pod(node);
         const { wire } = await seenAt(cluster.nodes[node - 1]!, async () => {
@@ -220,8 +209,9 @@ describe.skipIf(missingHere('tcpdump', 'nft'))(
         for (const family of [4, 6] as const) {
           const seen = ours.filter((packet) => packet.family === family);
           expect(seen.length).toBeGreaterThan(20);
-          const kinds = new Set(seen.map(({ udpChecksum }) => (udpChecksum === 0 ? 'zero' : 'checksum')));
-          expect([...kinds]).toEqual([what[family]]);
+          const share = seen.filter(({ udpChecksum }) => udpChecksum === 0).length / seen.length;
+          expect(share).toBeGreaterThanOrEqual(without[family][0]);
+          expect(share).toBeLessThanOrEqual(without[family][1]);
         }
       }
     });

@@ -141,8 +141,8 @@ describe.skipIf(missingHere('iptables-restore', 'nft')).each(PROXY_MODES)(
           }`;
           await run(process.execPath, ['-e', program], inNetns(client));
         });
-        expect(atNear!.by['to_pod kernel_translated'] ?? 0).toBeGreaterThan(0);
-        expect(atFar!.by['from_wire fast_decap'] ?? 0).toBeGreaterThan(0);
+        expect(atNear!.by['to_pod kernel_learned'] ?? 0).toBeGreaterThan(0);
+        expect(atFar!.by['to_pod kernel_learned'] ?? 0).toBeGreaterThan(0);
         const { stdout } = await tryRun(
           process.execPath,
           [

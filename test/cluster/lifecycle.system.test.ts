@@ -49,6 +49,9 @@ function pinned(lab: Lab, node: NodeState): object {
   };
 }
 
+/** The first packets and ends of flows, and one packet of each flow every few seconds. */
+const MOST_ON_KERNEL_PATH = 60;
+
 describe.skipIf(missingHere())('what is pinned on two ripstop nodes', () => {
   const cluster = useLab('life', { nodes: 2, pods: 2 });
   const pod = (node: number, i = 0) => podOf(cluster.nodes[node - 1], i);
@@ -110,7 +113,7 @@ describe.skipIf(missingHere())('what is pinned on two ripstop nodes', () => {
     await stopAgent(cluster.lab, node, 'SIGKILL');
     const [carried] = await carriedDuring(cluster.lab, [node], () => unharmed(() => sleep(300)));
     expect(carried!.fast).toBeGreaterThan(100);
-    expect(carried!.forwarded).toBeLessThan(5);
+    expect(carried!.forwarded).toBeLessThan(MOST_ON_KERNEL_PATH);
     const { agent } = await ripstopJson<{ agent?: object }>(cluster.lab, node, 'status');
     expect(agent).toBeUndefined();
     expect(await cniStatus(cluster.lab, node)).toMatch(/code 50/);
@@ -138,7 +141,7 @@ describe.skipIf(missingHere())('what is pinned on two ripstop nodes', () => {
       });
       expect(carried!.fast).toBeGreaterThan(100);
       // Connections that began on the fast path return to it.
-      expect(carried!.forwarded).toBeLessThan(5);
+      expect(carried!.forwarded).toBeLessThan(MOST_ON_KERNEL_PATH);
     });
   });
 

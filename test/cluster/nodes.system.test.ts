@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { afterEach, describe, expect, it } from 'vitest';
 import { readPeers } from '../../src/cli/rows.ts';
+import { run } from '../../src/host/run.ts';
 import { bridgeJson, ipJson } from '../../src/lab/ip.ts';
 import { addPod, type NodeState, removePod, syncFlannel } from '../../src/lab/index.ts';
 import { createKubeNode, deleteKubeNode, eventsOn, listNodes, patchNodeStatus } from '../../src/lab/kube.ts';
@@ -85,6 +86,11 @@ describe.skipIf(missingHere())('a Node', () => {
         .filter(({ mac, dst }) => mac.startsWith('02:00:00:00:09:') || dst?.startsWith('172.31.0.1'))
         .map(({ mac, dst }) => ({ mac, dst })),
     };
+  }
+
+  async function vtepMacOf(node: NodeState): Promise<string> {
+    const [link] = await ipJson<{ address: string }>(['link', 'show', 'flannel.1'], inNetns(node));
+    return link!.address;
   }
 
   const nothing = { bpf: [], routes: [], neighbours: [], fdb: [] };
@@ -234,6 +240,45 @@ describe.skipIf(missingHere())('a Node', () => {
       .poll(() => alarmsOf('thief'))
       .toContainEqual(expect.stringContaining('of node1 (this node)'));
     expect((await actualEntries(ours.podCIDR)).bpf).toEqual([]);
+  });
+
+  it('with the VTEP of an older one, or ours, is refused, with an alarm, and diverts nothing (row 88)', async () => {
+    const own = await vtepMacOf(cluster.nodes[0]!);
+    const elsewhere = { podCIDR: '10.42.10.0/24', ip: '172.31.0.116', mac: '02:00:00:00:09:09' };
+    await create('owner', WHERE);
+    await followed('a new Node', () => annotate('owner', lease(WHERE)), WHERE);
+    await new Promise((resolve) => setTimeout(resolve, 1100));
+    await create('thief', elsewhere);
+    for (const [what, loot, holder] of [
+      ['public IP', { ip: WHERE.ip }, 'owner'],
+      ['IPv4 VTEP MAC', { mac: WHERE.mac }, 'owner'],
+      ['public IP', { ip: cluster.nodes[0]!.ip }, 'node1 (this node)'],
+      ['IPv4 VTEP MAC', { mac: own }, 'node1 (this node)'],
+    ] as const) {
+      await annotate('thief', lease({ ...elsewhere, ...loot }));
+      const reason = `refused: ${what} ${Object.values(loot)[0]} is that of ${holder}`;
+      await expect.poll(() => alarmsOf('thief')).toEqual([reason]);
+      expect(await actualEntries(WHERE.podCIDR)).toEqual(expectedEntries(WHERE));
+      expect((await actualEntries(elsewhere.podCIDR)).routes).toEqual([]);
+    }
+    await annotate('thief', lease(elsewhere));
+    await expect.poll(() => alarmsOf('thief')).toEqual([]);
+  });
+
+  it('of flannel that publishes another address than it sends from talks all the same (row 89)', async () => {
+    const [near, flannel] = cluster.nodes;
+    const published = '172.31.0.122';
+    await run('ip', ['address', 'add', `${published}/16`, 'dev', 'eth0'], inNetns(flannel!));
+    await annotate(flannel!.name, { [`${PREFIX}/public-ip`]: published });
+    const peerRow = () => readPeers(bpffsOf(cluster.lab, near!), undefined).find((row) => row.key === '1');
+    await expect.poll(() => peerRow()?.vtepIp).toBe(published);
+    for (let i = 0; i < 2; i++) {
+      await ping(podOf(near), podOf(flannel).ip);
+      await ping(podOf(flannel), podOf(near).ip);
+    }
+    await annotate(flannel!.name, { [`${PREFIX}/public-ip`]: flannel!.ip });
+    await expect.poll(() => peerRow()?.vtepIp).toBe(flannel!.ip);
+    await run('ip', ['address', 'del', `${published}/16`, 'dev', 'eth0'], inNetns(flannel!));
   });
 
   it('that is our own may be deleted without harm, and is published again once it is back (row 27)', async () => {

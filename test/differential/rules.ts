@@ -52,7 +52,6 @@ export interface Rule {
 type Differs = Extract<Difference, { what: 'differs' }>;
 type Only = Extract<Difference, { what: 'only flannel' | 'only ripstop' }>;
 
-const SCTP = '132';
 const VXLAN_PORT = '8472';
 
 const isTunnel = (fields: Fields): boolean => 'vxlan vni' in fields;
@@ -124,14 +123,6 @@ const isForwardedOutside = (fields: Fields): boolean =>
 const hasFragmentHeader = (sent: Fields, layer = ''): boolean =>
   `${layer}ip label` in sent && `${layer}ip id` in sent;
 
-/** Whether IPv6 names an extension header (hop-by-hop, routing, fragment, destination options) that cannot be read to its end. */
-const isBrokenChain = (sent: Fields): boolean =>
-  'ip label' in sent && /^(0|43|44|60)$/.test(sent['ip protocol'] ?? '');
-
-/** Neighbour discovery is between neighbours, so the fast path never takes it. */
-const isNeighbourDiscovery = (sent: Fields): boolean =>
-  'ip label' in sent && /^13[3-7]$/.test(sent['icmp type'] ?? '');
-
 /** Size in bytes of the largest IP packet, or of a super-packet's segments. */
 function sizeOf({ largest, case: { frames } }: Context): number {
   const gso = frames[0]!.offload?.gso;
@@ -152,29 +143,8 @@ const isMasqueraded = (context: Context): boolean =>
     ? !inCluster(context.sent['ip dst']) || spoofs(context)
     : !inPodCidr(nodeOf(context.case.from), destination(context));
 
-/** Whether ripstop's kernel path, which is a router, takes what flannel's bridge carries between pods of one node. */
-function isRouted(context: Context): boolean {
-  const {
-    sent,
-    case: { from },
-  } = context;
-  const to = neighbour(context);
-  return (
-    to !== undefined &&
-    (isTooBig(context) ||
-      'ip options' in sent ||
-      isBrokenChain(sent) ||
-      'padding length' in sent ||
-      hasFragmentHeader(sent) ||
-      isNeighbourDiscovery(sent) ||
-      Number(sent['ip flags']) % 2 === 1 ||
-      Number(sent['ip offset']) > 0 ||
-      sent['ip protocol'] === SCTP ||
-      to === from ||
-      spoofs(context) ||
-      sent['vlan'] === '0')
-  );
-}
+/** Whether it is between pods of one node, which ripstop's kernel path routes, and its fast path too; flannel's bridge does not. */
+const isRouted = (context: Context): boolean => neighbour(context) !== undefined;
 
 /** Whether this is an ICMP error from this sender, in a tunnel or not: unreachable, time exceeded, parameter problem. */
 function isRefusal(fields: Fields, by: string): boolean {
@@ -190,6 +160,7 @@ export const rules: readonly Rule[] = [
   },
   {
     name: 'outer source port',
+    rare: true,
     why: 'it is a hash of the flow over the local port range, and each lab has its own seed',
     explains: differs(
       ({ field, seen, ...values }) =>
@@ -200,6 +171,7 @@ export const rules: readonly Rule[] = [
   },
   {
     name: 'no outer checksum',
+    rare: true,
     why: 'RFC 7348 recommends none; over IPv6 it may be left out where the peer accepts that (RFC 6935). The kernel computes one where the device has udpcsum',
     explains: differs(
       ({ field, seen, flannel, ripstop }) =>
@@ -208,6 +180,7 @@ export const rules: readonly Rule[] = [
   },
   {
     name: 'outer ECN',
+    rare: true,
     why: 'RFC 6040 copies CE to the outer header; the kernel follows RFC 3168 and writes ECT(0). The inner CE stays either way',
     explains: differs(
       ({ field, seen, flannel, ripstop }) =>
@@ -253,7 +226,7 @@ export const rules: readonly Rule[] = [
   },
   {
     name: 'one hop more',
-    why: 'packets between pods of one node that the fast path leaves to the kernel path are routed; flannel’s bridge forwards them without a hop',
+    why: 'packets between pods of one node are routed; flannel’s bridge forwards them without a hop',
     explains: differs(
       ({ field, flannel, ripstop }, context) =>
         isRouted(context) && /^(quoted )?ip ttl$/.test(field) && Number(flannel) - 1 === Number(ripstop),
@@ -357,6 +330,7 @@ export const rules: readonly Rule[] = [
   },
   {
     name: 'spoofed IPv6 source',
+    rare: true,
     why: 'the kernel path has no reverse path filter for IPv6: the node routes what a pod sends from another’s address, where flannel has a bridge',
     explains: (difference, context) => {
       const {
@@ -591,6 +565,7 @@ export const rules: readonly Rule[] = [
   },
   {
     name: 'reply in fragments',
+    rare: true,
     why: 'ripstop’s pods fragment IPv6 to what fits the tunnel, also on one node, and fragments take the kernel path, which is a hop',
     explains: differs(
       ({ field, flannel, ripstop, seen: { isAnswer, fields } }, context) =>
@@ -605,6 +580,7 @@ export const rules: readonly Rule[] = [
   },
   {
     name: 'redirect',
+    rare: true,
     why: 'a node sends a redirect to a pod that sends itself something through the node',
     explains: only(
       'ripstop',
@@ -621,6 +597,26 @@ export const rules: readonly Rule[] = [
         ((sent['ip options'] ?? sent['inner ip options'] ?? '').startsWith('44') &&
           /ip (options|checksum)$/.test(field)) ||
         ((fields['icmp type'] ?? fields['inner icmp type']) === '14' && field.endsWith('icmp payload')),
+    ),
+  },
+  {
+    name: 'VTEP address only',
+    why: 'a ripstop node takes VXLAN at its VTEP address only, not at a multicast or broadcast address, nor at another one of its own',
+    explains: only(
+      'flannel',
+      (_, { sent, case: { from } }) =>
+        !isPod(from) && isTunnel(sent) && sent['ip dst'] !== NODES[familyOf(sent['ip dst'])][nodeOf(from)],
+    ),
+  },
+  {
+    name: 'no relay',
+    why: 'a ripstop node does not forward what came through the tunnel to others than its pods',
+    explains: only(
+      'flannel',
+      (_, context) =>
+        isTunnel(context.sent) &&
+        !isPod(context.case.from) &&
+        !inPodCidr(nodeOf(context.case.from), destination(context)),
     ),
   },
   {
@@ -642,8 +638,7 @@ export const rules: readonly Rule[] = [
     name: 'sum over the super-packet',
     why: 'the capture of an encapsulated super-packet has an unfinished outer checksum',
     explains: differs(
-      ({ field, seen, ripstop }) =>
-        field === 'udp checksum' && isTunnel(seen.fields) && 'gso size' in seen.fields && ripstop === 'none',
+      ({ field, seen }) => field === 'udp checksum' && isTunnel(seen.fields) && 'gso size' in seen.fields,
     ),
   },
 ];

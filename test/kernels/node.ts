@@ -95,6 +95,7 @@ export async function pass(spec: NodeSpec): Promise<PassReport> {
       netConf: '',
       mode: 'cni',
       ingress: spec.ingress ?? 'auto',
+      flowTableSize: 4096,
       iface: [spec.uplink],
       bpffs,
       runDir,

@@ -14,10 +14,11 @@ import {
 import { dirname, join } from 'node:path';
 import { run } from '../../src/host/run.ts';
 import { ociArchive } from '../../scripts/image/oci.ts';
+import { debianProgram } from '../support/debian-programs.ts';
 import { cacheDir, fetchModule } from '../support/go-programs.ts';
 import { peerPath, type ProgramName, programs } from '../support/peer-programs.ts';
 import { images as upstream } from '../support/versions.ts';
-import { buildProbe, debianProgram } from './programs.ts';
+import { buildProbe } from './programs.ts';
 
 /** The images that a cluster needs beside ripstop's own, made from the programs; nothing is pulled from anywhere. */
 

@@ -14,10 +14,11 @@ import { join } from 'node:path';
 import { dump } from 'js-yaml';
 import { run, type RunResult, tryRun } from '../../src/host/run.ts';
 import { isAlive, netnsPath, processesIn, commandLine, signalProcess } from '../../src/lab/netns.ts';
+import { debianProgram } from '../support/debian-programs.ts';
 import { peerPath } from '../support/peer-programs.ts';
 import { images } from '../support/versions.ts';
 import { enterGroup, makeGroup, removeGroup } from './cgroups.ts';
-import { buildProbe, debianProgram } from './programs.ts';
+import { buildProbe } from './programs.ts';
 import {
   caFile,
   type Cluster,

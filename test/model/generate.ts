@@ -4,8 +4,16 @@
  * the same with something wrong. Every kind is frequent enough that ten thousand packets meet every reason.
  */
 import type { Peer } from '../../src/dataplane/desired.ts';
-import { addressAt, type Family } from '../../src/net/ip.ts';
-import { type Side, sides, TEST_RUN_IFINDEX, TEST_RUN_MAC, tunnel } from '../bpf/node.ts';
+import { addressAt, addressToBytes, cidrContains, type Family } from '../../src/net/ip.ts';
+import {
+  type Flow,
+  type NotedArrival,
+  type Side,
+  sides,
+  TEST_RUN_IFINDEX,
+  TEST_RUN_MAC,
+  tunnel,
+} from '../bpf/node.ts';
 import {
   checksum,
   ethernet,
@@ -23,8 +31,8 @@ import {
   unsummed,
 } from '../support/packets.ts';
 import { Random, seedOf } from '../support/random.ts';
-import type { Arrival, Hook } from './model.ts';
-import { headerLength } from './read.ts';
+import { type Arrival, type Entry, EPOCH, type Hook } from './model.ts';
+import { type IpPacket, familyOf, headerLength, membership, readFlow, readIp, u16 } from './read.ts';
 import { ports, type WorldName, worlds } from './world.ts';
 
 /** The shortest frame of a test run: an Ethernet header, and an IP header of the ethertype's family. */
@@ -44,6 +52,11 @@ interface Cast extends Pick<Side, 'family' | 'settings' | 'icmp'> {
   readonly anyone: readonly string[];
   readonly nodes: readonly string[];
   readonly noNode: string;
+  /** Addresses that were those of a pod, or of a node's, before it went. */
+  readonly lost: readonly string[];
+  /** The senders whose packets are not all left to the kernel path. */
+  readonly trusted: readonly string[];
+  readonly isInNetwork: (address: string) => boolean;
 }
 
 function castOf({ family, settings, icmp, podOf, vtepOf, ...side }: Side): Cast {
@@ -65,7 +78,8 @@ function castOf({ family, settings, icmp, podOf, vtepOf, ...side }: Side): Cast 
   ];
   const nodes = [...peers.map(({ vtepIp }) => vtepIp), settings.vtepIp];
   const lost = [podOf(77, 7), podOf(3, 99), podOf(3, 0), ownEdge];
-  const strangers = [...lost, side.world, side.service, side.multicast];
+  const nobody = family === 4 ? ['0.0.0.0'] : ['::', 'fe80::7'];
+  const strangers = [...lost, side.world, side.service, side.multicast, ...nobody];
   const isSender = (hostIfindex: number): boolean => hostIfindex === TEST_RUN_IFINDEX;
   return {
     family,
@@ -80,17 +94,22 @@ function castOf({ family, settings, icmp, podOf, vtepOf, ...side }: Side): Cast 
     nodes,
     anyone: [...pods, ...remotePods, ...strangers, ...nodes],
     noNode: vtepOf(77),
+    lost,
+    trusted: [side.pods.sender.ip],
+    isInNetwork: (address) => cidrContains(settings.network, address),
   };
 }
 const casts = sides.map(castOf);
 
 const smallSizes = [0, 1, 3, 4, 8, 20, 26, 100] as const;
+const mtus = [1280, 1430, 1450, 1500] as const;
 /** All MTUs, and one byte more. */
-const mtuEdges = [1280, 1430, 1450, 1500].flatMap((mtu) => [mtu, mtu + 1]);
+const mtuEdges = mtus.flatMap((mtu) => [mtu, mtu + 1]);
 const ttls = [64, 64, 63, 255, 2, 1, 0] as const;
 const fragments = [0, 0, 0, 0x4000, 0x2000, 0x00b9, 0x20b9, 0x8000] as const;
 /** ICMPv6: too big, echo, and the types from before neighbour discovery to after it. In IPv4 they mean nothing. */
 const icmpTypes = [0, 1, 2, 3, 5, 8, 11, 127, 128, 129, 132, 133, 134, 135, 136, 137, 138] as const;
+const echoTypes = { 4: [0, 8], 6: [128, 129] } as const;
 const extensions = [
   protocols.hopByHop,
   protocols.routing,
@@ -119,19 +138,7 @@ const odd = <T>(random: Random, usual: T, ...others: T[]): T =>
 
 const transportHeaders: Readonly<Record<number, number>> = { [protocols.tcp]: 20, [protocols.udp]: 8 };
 
-/** The packet that an ICMP error quotes: mostly one in the opposite direction. */
-function quotation(random: Random, cast: Cast, { src, dst }: Ends): Uint8Array {
-  const protocol = mostly(random, [protocols.tcp, protocols.udp], [cast.icmp, protocols.gre]);
-  const port = mostly(random, [{ src: 40000, dst: 80 }], [{ src: 80, dst: 40000 }]);
-  const about = protocol === protocols.tcp ? tcp(port) : udp(port);
-  const ends = mostly(random, [{ src: dst, dst: src }], [{ src, dst }]);
-  const fragment = odd(random, 0, ...fragments);
-  const packet = ip({ ...ends, protocol, fragment, version: odd(random, cast.family, 4, 6) }, about);
-  const quoted = one(random, 8) ? packet.subarray(0, random.below(packet.length)) : packet;
-  return Uint8Array.from([0, 0, 0, 0, ...quoted]);
-}
-
-function payloadOf(random: Random, cast: Cast, protocol: number, ends: Ends): Uint8Array {
+function payloadOf(random: Random, cast: Cast, protocol: number): Uint8Array {
   const { family } = cast;
   const byte = random.below(256);
   if (one(random, 10)) return new Uint8Array(random.pick(smallSizes)).fill(byte); // without a valid header
@@ -139,10 +146,14 @@ function payloadOf(random: Random, cast: Cast, protocol: number, ends: Ends): Ui
   const size = one(random, 4) ? random.pick(mtuEdges) - headers : random.pick(smallSizes);
   const data = new Uint8Array(size).fill(byte);
   const port = { src: random.pick(ports), dst: random.pick(ports) };
-  if (protocol === protocols.tcp) return tcp({ ...port, flags: random.below(64) }, data);
+  if (protocol === protocols.tcp)
+    return tcp({ ...port, flags: odd(random, 0x10, 0x02, 0x12, 0x11, 0x04, 0xf8) }, data);
   if (protocol === protocols.udp) return udp(one(random, 6) ? { ...port, dst: vxlanPort } : port, data);
   if (protocol === protocols.icmp || protocol === protocols.icmpv6)
-    return icmp(random.pick(icmpTypes), one(random, 2) ? data : quotation(random, cast, ends));
+    return icmp(
+      mostly(random, echoTypes[family], icmpTypes),
+      Uint8Array.from([0, random.below(3), 0, byte, ...data]),
+    );
   return data;
 }
 
@@ -167,7 +178,7 @@ function ipPacket(random: Random, cast: Cast, ends: Ends): Uint8Array {
     [protocols.tcp, protocols.udp, protocols.tcp, protocols.udp, cast.icmp],
     [protocols.icmp, protocols.icmpv6, protocols.sctp, protocols.gre, protocols.noNext, random.below(256)],
   );
-  const payload = payloadOf(random, cast, protocol, ends);
+  const payload = payloadOf(random, cast, protocol);
   const hasOptions = one(random, 20);
   const extended = hasOptions && family === 6 ? withExtension(random, protocol, payload) : undefined;
   const fields = {
@@ -204,22 +215,46 @@ const macs = (random: Random, { family }: Cast): EthernetFields => ({
 });
 
 function fromPod(random: Random, cast: Cast): Uint8Array {
-  const src = mostly(random, [often(random, cast.plain.sender, cast.senders)], cast.anyone);
+  const src = mostly(random, [mostly(random, cast.trusted, cast.senders)], cast.anyone);
   const receiver = often(random, cast.plain.receiver, cast.receivers);
   const pod = mostly(random, [receiver, ...cast.remotePods.slice(0, 5)], cast.anyone);
   const dst = one(random, 20) ? random.pick(cast.nodes) : pod;
   return ethernet(macs(random, cast), ipPacket(random, cast, { src, dst }));
 }
 
-function toVtep(random: Random, cast: Cast): Uint8Array {
-  const dst = mostly(random, cast.remotePods, cast.anyone);
+function toWire(random: Random, cast: Cast, node: WorldName): Uint8Array {
+  const { family, settings } = cast;
+  const peer = often(random, cast.plain.peer, cast.peers);
+  const dst = mostly(random, [addressAt(peer.podCidr, 7)], cast.anyone);
   const src = mostly(random, cast.pods, cast.anyone);
-  return ethernet(macs(random, cast), ipPacket(random, cast, { src, dst }));
+  const inner = ipPacket(random, cast, { src, dst });
+  if (node === 'direct' && one(random, 2)) return ethernet(macs(random, cast), inner);
+  const type = odd<number>(random, ethertypes[family], 0x0800, 0x0806, 0x86dd);
+  const header = { vni: odd(random, vni, 2, 0x10001), flags: odd(random, 8, 0, 0x88) };
+  const innerFrame = ethernet({ dst: peer.vtepMac, src: settings.vtepMac, type }, inner);
+  const packet = ip(
+    {
+      src: mostly(random, [settings.vtepIp], cast.nodes),
+      dst: peer.vtepIp,
+      protocol: odd<number>(random, protocols.udp, protocols.tcp),
+      fragment: odd(random, 0, ...fragments),
+    },
+    udp({ src: random.below(65536), dst: odd(random, vxlanPort, 53) }, vxlan(header, innerFrame)),
+  );
+  return ethernet(macs(random, cast), packet);
+}
+
+/** What the kernel path has decapsulated. */
+function fromVtep(random: Random, cast: Cast): Uint8Array {
+  const src = mostly(random, [addressAt(random.pick(cast.peers).podCidr, 7)], cast.anyone);
+  const frame = ethernet(macs(random, cast), ipPacket(random, cast, { src, dst: cast.plain.receiver }));
+  if (!one(random, 20)) return frame;
+  return Uint8Array.from([...frame.subarray(0, 12), 0x81, 0, 0, 0, ...frame.subarray(12)]);
 }
 
 function toPod(random: Random, cast: Cast): Uint8Array {
   const src = mostly(random, [...cast.remotePods, ...cast.pods], cast.anyone);
-  const dst = mostly(random, cast.pods, cast.anyone);
+  const dst = mostly(random, [mostly(random, cast.trusted, cast.senders)], cast.anyone);
   return ethernet(macs(random, cast), ipPacket(random, cast, { src, dst }));
 }
 
@@ -275,9 +310,10 @@ function fromWire(random: Random, cast: Cast, node: WorldName): Uint8Array {
 
 const packets: Readonly<Record<Hook, (random: Random, cast: Cast, node: WorldName) => Uint8Array>> = {
   from_pod: fromPod,
+  from_vtep: fromVtep,
   from_wire: fromWire,
   to_pod: toPod,
-  to_vtep: toVtep,
+  to_wire: toWire,
   xdp_from_wire: fromWire,
 };
 const usualHooks: readonly Hook[] = ['from_pod', 'from_pod', 'from_wire', 'from_wire', 'xdp_from_wire'];
@@ -391,13 +427,138 @@ function superPacket(random: Random, cast: Cast, hook: 'from_pod' | 'from_wire',
         ),
       )
     : inner;
-  return { node, hook, packet: ethernet(macs(random, cast), packet), ifindex: TEST_RUN_IFINDEX, gsoSize };
+  const frame = ethernet(macs(random, cast), packet);
+  return { node, hook, packet: frame, ifindex: TEST_RUN_IFINDEX, gsoSize, ...met(random, cast, hook, frame) };
+}
+
+/** The IP packet whose flow is looked up at this hook: the one inside the tunnel, if there is one. */
+function ipIn(hook: Hook, packet: Uint8Array, { family }: Cast): IpPacket | undefined {
+  if (familyOf(u16(packet, 12)) !== family) return undefined;
+  const inner = packet.subarray(14 + headerLength[family] + 8 + 8 + 14);
+  const places =
+    hook === 'from_pod' || hook === 'to_pod' ? [packet.subarray(14)] : [inner, packet.subarray(14)];
+  return places.map((place) => readIp(place, family)).find((read) => read !== undefined);
+}
+
+function flowIn(hook: Hook, packet: Uint8Array, cast: Cast): Flow | undefined {
+  const found = ipIn(hook, packet, cast);
+  return found && readFlow(found).flow;
+}
+
+/** What a packet meets: its flow in the flow table, mostly valid; and what was noted when it came in. */
+function met(
+  random: Random,
+  cast: Cast,
+  hook: Hook,
+  packet: Uint8Array,
+): Pick<Arrival, 'table' | 'flow' | 'noted' | 'isBehind' | 'sender'> {
+  if (hook === 'from_vtep') return { table: [], sender: senderOf(random, cast, packet) };
+  const ip = ipIn(hook, packet, cast);
+  const flow = ip && readFlow(ip).flow;
+  if (!flow) return { table: [] };
+  if (hook === 'to_pod' || hook === 'to_wire')
+    return { flow, table: [], ...(!one(random, 6) && { noted: noteOf(random, flow, packet, cast) }) };
+  const entry = entryOf(random, cast, hook, flow, ip);
+  const isBehind = one(random, entry?.is_settled === 0 ? 2 : 20);
+  const table = [
+    ...(entry && !one(random, 10) ? [entry] : []),
+    ...(entry && one(random, 3)
+      ? [random.pick([opposite(entry), { ...entry, flow: beside(random, flow) }])]
+      : []),
+  ];
+  return { flow, table, ...(isBehind && { isBehind }) };
+}
+
+/** The end of an outer source address: mostly of the node that the packet's source belongs to. */
+function senderOf(random: Random, cast: Cast, packet: Uint8Array): Uint8Array {
+  if (one(random, 30)) return new Uint8Array(4);
+  const { src } = readIp(packet.subarray(14), cast.family) ?? { src: 0n };
+  const owner = cast.peers.find(({ podCidr }) => membership(podCidr)(src));
+  const node = owner && !one(random, 4) ? owner.vtepIp : random.pick([...cast.nodes, cast.noNode]);
+  return addressToBytes(node).slice(-4);
+}
+
+/** The other direction of a connection, as it comes in. */
+function opposite({ flow, out, ...entry }: Entry): Entry {
+  const { src, dst, src_port, dst_port, protocol } = { ...flow, ...out };
+  return { ...entry, flow: { src: dst, dst: src, src_port: dst_port, dst_port: src_port, protocol } };
+}
+
+/** Another flow: the opposite direction, another port, another protocol. */
+function beside(random: Random, flow: Flow): Flow {
+  return random.pick([
+    { ...flow, src: flow.dst, dst: flow.src },
+    { ...flow, src_port: flow.src_port ^ 1 },
+    { ...flow, dst_port: flow.dst_port ^ 0x100 },
+    { ...flow, protocol: flow.protocol ^ 0x17 },
+  ]);
+}
+
+/** An entry that the programs could have learned of this flow; undefined when they could not. */
+function entryOf(
+  random: Random,
+  cast: Cast,
+  hook: Hook,
+  flow: Flow,
+  { ttl, tos }: IpPacket,
+): Entry | undefined {
+  const isOut = hook === 'from_pod';
+  if (isOut && (!cast.trusted.includes(flow.src) || cast.nodes.includes(flow.dst))) return undefined;
+  const hasPorts = flow.protocol === protocols.tcp || flow.protocol === protocols.udp;
+  const out = hasPorts && one(random, 3) ? translationOf(random, cast, isOut) : undefined;
+  if (!cast.isInNetwork(out?.dst ?? flow.dst)) return undefined;
+  const spoilt = random.pick([
+    { ageMs: 60_000 },
+    { epoch: EPOCH - 1 },
+    { epoch: EPOCH + 1 },
+    { ifindex: 7 },
+    { ttl: ttl ^ 1 },
+    { dscp: (tos >> 2) ^ 1 },
+  ]);
+  return {
+    flow,
+    epoch: EPOCH,
+    ifindex: TEST_RUN_IFINDEX,
+    ageMs: 500,
+    mtu: random.pick(mtus),
+    is_settled: one(random, 4) ? 0 : 1,
+    is_ending: one(random, 4) ? 1 : 0,
+    hops: one(random, 4) ? 1 : 0,
+    ttl,
+    dscp: tos >> 2,
+    source_port: random.below(65536),
+    ...(out && { out }),
+    ...(one(random, 8) && spoilt),
+  };
+}
+
+/** Where a Service leads, or who an answer comes from. */
+function translationOf(random: Random, cast: Cast, isOut: boolean): Partial<Flow> {
+  const there = isOut ? [...cast.receivers, ...cast.remotePods] : cast.pods;
+  return {
+    dst: mostly(random, there, cast.lost),
+    ...(one(random, 2) && { src: random.pick(cast.anyone) }),
+    ...(one(random, 2) && { src_port: random.below(65536) }),
+    ...(one(random, 2) && { dst_port: random.below(65536) }),
+  };
+}
+
+/** The note of a packet's arrival, mostly as it leaves. */
+function noteOf(random: Random, flow: Flow, packet: Uint8Array, { family }: Cast): NotedArrival {
+  const { tos, ttl } = readIp(packet.subarray(14), family)!;
+  return {
+    flow: one(random, 10) ? beside(random, flow) : flow,
+    epoch: random.pick([EPOCH, EPOCH - 1]),
+    ifindex: random.pick([TEST_RUN_IFINDEX, 7]),
+    dscp: odd(random, tos >> 2, 0, 46),
+    ttl: (ttl + mostly(random, [0, 1], [2, 255])) & 255,
+  };
 }
 
 /** Packet `number` of the series of `seed`. It is always the same. */
 export function generate(seed: number, number: number): Arrival {
   const random = new Random(seedOf(seed, number));
-  const hook: Hook = mostly(random, usualHooks, ['to_pod', 'to_vtep']);
+  const hook: Hook = mostly(random, usualHooks, ['to_pod', 'to_wire', 'from_vtep']);
   const node: WorldName = one(random, 3) ? 'direct' : 'tunnelled';
   const cast = random.pick(casts);
   if ((hook === 'from_pod' || hook === 'from_wire') && one(random, 50))
@@ -405,7 +566,18 @@ export function generate(seed: number, number: number): Arrival {
   const whole = packets[hook](random, cast, node);
   const kind = random.below(20);
   const packet = kind === 0 ? noise(random) : kind < 6 ? mutated(random, whole, cast) : whole;
-  return { node, hook, packet: longEnough(packet), ifindex: TEST_RUN_IFINDEX, gsoSize: 0 };
+  const frame = longEnough(packet);
+  const meets = met(random, cast, hook, whole);
+  const flow = meets.sender ? undefined : (flowIn(hook, frame, cast) ?? meets.flow);
+  return {
+    node,
+    hook,
+    packet: frame,
+    ifindex: TEST_RUN_IFINDEX,
+    gsoSize: 0,
+    ...meets,
+    ...(flow && { flow }),
+  };
 }
 
 function longEnough(packet: Uint8Array): Uint8Array {

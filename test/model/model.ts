@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * The verdict on a packet according to the specification: the one rule ("take a packet only when certain"), bpf/types.h
- * for each reason, and RFC 791 (IPv4), 8200 (IPv6), 4861 (neighbour discovery), 768 (UDP), 7348 (VXLAN), 6040 (ECN over
+ * The verdict on a packet according to the specification: the one rule ("repeat what the kernel path was seen to do"),
+ * bpf/types.h for each reason, and RFC 791 (IPv4), 8200 (IPv6), 9293 (TCP), 768 (UDP), 7348 (VXLAN), 6040 (ECN over
  * tunnels) and 1624 (checksum updates). It is written independently of the programs, so that the two can be compared:
  * never adapt one to the other.
  *
@@ -14,13 +14,12 @@ import {
   encapBytes,
   type Endpoint,
   type FamilySettings,
+  FLOW_LIFETIME_MS,
   type Peer,
-  podMtu,
-  stateSlot,
 } from '../../src/dataplane/desired.ts';
 import { addressToBytes, type Family, familyKey } from '../../src/net/ip.ts';
 import { macToBytes } from '../../src/net/mac.ts';
-import { tunnel } from '../bpf/node.ts';
+import { type Flow, type LearnedFlow, type NotedArrival, tunnel } from '../bpf/node.ts';
 import { checksum, protocols } from '../support/packets.ts';
 import {
   addressNumber,
@@ -28,20 +27,42 @@ import {
   familyOf,
   headerLength,
   type IpPacket,
+  type FlowReading,
   isIcmp,
-  isInformational,
-  isNeighbourDiscovery,
   membership,
   pseudoHeaderSum,
+  readFlow,
   readIp,
   setEcn,
   setU16,
   sum,
+  translate,
   u16,
 } from './read.ts';
 import type { World, WorldName } from './world.ts';
 
-export type Hook = 'from_pod' | 'from_wire' | 'to_pod' | 'to_vtep' | 'xdp_from_wire';
+export type Hook = 'from_pod' | 'from_vtep' | 'from_wire' | 'to_pod' | 'to_wire' | 'xdp_from_wire';
+
+/** The epoch of the nodes. */
+export const EPOCH = 5;
+
+/** An entry of the flow table, with all that a verdict depends on. */
+export type Entry = LearnedFlow &
+  Required<
+    Pick<
+      LearnedFlow,
+      | 'epoch'
+      | 'ifindex'
+      | 'ageMs'
+      | 'mtu'
+      | 'is_settled'
+      | 'is_ending'
+      | 'hops'
+      | 'ttl'
+      | 'dscp'
+      | 'source_port'
+    >
+  >;
 
 export interface Arrival {
   /** The node that it arrives at. */
@@ -52,6 +73,16 @@ export interface Arrival {
   readonly ifindex: number;
   /** Payload bytes of each segment of a GSO super-packet; 0 for other packets. */
   readonly gsoSize: number;
+  /** The flow that it was made of; what is done to other flows is not looked at. */
+  readonly flow?: Flow;
+  /** The flow table when it arrives. */
+  readonly table: readonly Entry[];
+  /** What was noted when it came in, if it leaves the kernel path now. */
+  readonly noted?: NotedArrival;
+  /** At from_vtep: the last four bytes of the outer source address. */
+  readonly sender?: Uint8Array;
+  /** It comes directly behind another packet of its flow, which was left to the kernel path. */
+  readonly isBehind?: boolean;
 }
 
 export interface Decision {
@@ -62,16 +93,47 @@ export interface Decision {
    * The packet that leaves; an encapsulated one as from {@link withoutChoices}. Unmodified unless the verdict is fast.
    */
   readonly out: Uint8Array;
+  /** A flow that is no longer in the table, since a connection begins or ends. */
+  readonly forgets?: Flow;
+  /** What is noted of a packet that is left to the kernel path. */
+  readonly notes?: NotedArrival;
+  /** The entry that the flow table gets. */
+  readonly learns?: Entry;
+  /** Whether the flow's entry has become one whose earlier packets are no longer under way on the kernel path. */
+  readonly settles?: boolean;
+  /** Whether its entry now knows that conntrack has seen a FIN. */
+  readonly ends?: boolean;
+  /** Others may overtake it, so they need not wait for it. */
+  readonly isBare?: boolean;
 }
 
 type Decided = Omit<Decision, 'out'> & Partial<Decision>;
 const kernel = (...reasons: string[]): Decided => ({ verdict: 'kernel', reasons });
 const drop = (reason: string): Decided => ({ verdict: 'drop', reasons: [reason] });
+const fast = (reason: string, out: Uint8Array, { settles }: Effects): Decided => ({
+  verdict: 'fast',
+  reasons: [reason],
+  out,
+  ...(settles && { settles }),
+});
 
 /** A decapsulated packet that a local pod may get, before its TTL is decremented. */
 interface Detunnelled {
   readonly receiver: Endpoint;
   readonly inner: Uint8Array;
+  readonly effects: Effects;
+  /** The translation that is left to from_wire. */
+  readonly translated: Uint8Array;
+}
+
+/** What a packet does to the flow table and to the notes, unless it takes the fast path. */
+type Effects = Pick<Decided, 'forgets' | 'notes' | 'settles' | 'isBare'>;
+
+/** A packet's flow in the table: why it does not take the fast path, or the entry. */
+interface Lookup {
+  readonly reasons: readonly string[];
+  readonly entry?: Entry;
+  readonly effects: Effects;
 }
 
 const ETHER = 14;
@@ -87,9 +149,6 @@ function ecnOut(inner: number, outer: number): number | undefined {
   if (outer === ECT1 && inner === ECT0) return ECT1;
   return inner;
 }
-
-/** The slot of a pod's flows. IPv6 pods may share one: it has only the lowest bits of the address. */
-type FlowKeeper = number;
 
 /** One family's part of the world, by addresses as numbers. */
 class FamilyView {
@@ -132,6 +191,11 @@ class FamilyView {
     return this.#peers.find(({ owns }) => owns(address))?.peer;
   }
 
+  /** The address that packets of a flow leave for. */
+  leavesFor(entry: Entry): bigint {
+    return addressNumber(leaving(entry).dst);
+  }
+
   /** Whether the peer is on our L2 and reached without encapsulation. */
   isDirect({ vtepIp }: Peer): boolean {
     return this.#world.nextHopTo(vtepIp).direct;
@@ -146,31 +210,12 @@ class FamilyView {
 export class Model {
   readonly #world: World;
   readonly #views: Readonly<Record<Family, FamilyView>>;
-  readonly #flows: ReadonlySet<string>;
-  readonly #flowKeepers: ReadonlySet<FlowKeeper>;
-  readonly #overflowed: ReadonlySet<FlowKeeper>;
   readonly #hostMac: Uint8Array;
 
   constructor(world: World) {
     this.#world = world;
     this.#views = { 4: new FamilyView(world, 4), 6: new FamilyView(world, 6) };
     this.#hostMac = macToBytes(world.settings.uplink.mac);
-    this.#flows = new Set(
-      world.flows.map(({ flow }) =>
-        flowKey(
-          addressNumber(flow.src),
-          addressNumber(flow.dst),
-          [flow.src_port, flow.dst_port],
-          flow.protocol,
-        ),
-      ),
-    );
-    this.#flowKeepers = new Set(world.flows.map(({ pod }) => this.#keeperOf(pod)));
-    this.#overflowed = new Set(world.overflowed.map((pod) => this.#keeperOf(pod)));
-  }
-
-  #keeperOf(pod: string): FlowKeeper {
-    return stateSlot(this.#world.settings, pod)!;
   }
 
   decide(arrival: Arrival): Decision {
@@ -179,7 +224,8 @@ export class Model {
 
   #byHook(arrival: Arrival): Decided {
     const { hook, packet } = arrival;
-    const isForUs = starts(packet, 0, this.#hostMac) || hook === 'to_pod' || hook === 'to_vtep';
+    if (hook === 'from_vtep') return this.#fromVtep(arrival);
+    const isForUs = starts(packet, 0, this.#hostMac) || hook === 'to_pod' || hook === 'to_wire';
     const reasons = isForUs ? [] : ['other_mac'];
     const family = familyOf(u16(packet, 12));
     if (!family) return kernel(...reasons, 'not_ip');
@@ -193,46 +239,100 @@ export class Model {
         return isForUs ? this.#fromWire(arrival, ip, view) : kernel(...reasons);
       case 'xdp_from_wire':
         return isForUs ? this.#xdpFromWire(arrival, ip, view) : kernel(...reasons);
+      case 'to_pod':
+        return this.#toPod(arrival, ip, view);
       default:
-        return this.#fromStack(arrival, ip, view);
+        return this.#toWire(arrival, ip, view);
     }
+  }
+
+  /** What the flow table says of a packet that comes in, about which these reasons are known already. */
+  #lookup(arrival: Arrival, ip: IpPacket, known: readonly string[]): Lookup {
+    const reasons = [...known, ...ip.faults, ...(ip.fragment === 'none' ? [] : ['fragment'])];
+    const reading = readFlow(ip);
+    if (!reading.flow) return { reasons: [...reasons, reading.why], effects: {} };
+    const { flow, isEnd, isBreak, isAnswer, isBare } = reading;
+    const isCertain = reasons.length === 0;
+    const entry = arrival.table.find((entry) => isSame(entry.flow, flow));
+    const { ifindex } = arrival;
+    const notes = { flow, epoch: EPOCH, ifindex, dscp: ip.tos >> 2, ttl: ip.ttl };
+    const mayNote = isCertain && arrival.hook !== 'xdp_from_wire';
+    const effects = { ...(mayNote && { notes }), isBare };
+    if (isBreak) {
+      const forgets = isCertain ? { forgets: flow } : {};
+      return {
+        reasons: [...reasons, 'handshake'],
+        effects: { ...(mayNote && isAnswer && { notes }), isBare, ...forgets },
+      };
+    }
+    if (!entry)
+      return {
+        reasons: [...reasons, isEnd ? 'handshake' : 'new_flow'],
+        effects: isEnd ? { isBare } : effects,
+      };
+    if (entry.ifindex !== ifindex || entry.ttl !== ip.ttl || entry.dscp !== ip.tos >> 2)
+      reasons.push('other_way');
+    if (entry.epoch !== EPOCH) reasons.push('old_epoch');
+    if (entry.ageMs > FLOW_LIFETIME_MS) reasons.push('expired');
+    const settles = isCertain && reasons.length === 0 && (entry.is_settled !== 0 || !arrival.isBehind);
+    if (entry.is_settled === 0 && arrival.isBehind) reasons.push('unsettled');
+    const isLastEnd = reasons.length === 0 && isOtherEnding(arrival.table, entry);
+    if (!isEnd || isLastEnd) return { reasons, entry, effects: { ...effects, ...(settles && { settles }) } };
+    return {
+      reasons: [...reasons, 'handshake'],
+      effects: { isBare, ...(settles && { settles }), ...(isCertain && { ends: true }) },
+    };
   }
 
   #fromPod(arrival: Arrival, ip: IpPacket, view: FamilyView, otherMac: readonly string[]): Decided {
     const { packet, ifindex, gsoSize } = arrival;
-    const { settings } = this.#world;
-    const reasons = [...otherMac, ...ip.faults];
+    if (this.#isVxlanToNode(ip, view)) return drop('vxlan_from_pod');
+    const lookup = this.#lookup(arrival, ip, otherMac);
+    const reasons = [...lookup.reasons];
     const sender = view.endpoints.get(ip.src);
-    if (sender?.hostIfindex !== ifindex) reasons.push('other_source');
-    if (!view.isInNetwork(ip.dst))
-      return this.#isVxlanToNode(ip, view) ? drop('vxlan_from_pod') : kernel(...reasons, 'outside');
-    if (ip.fragment !== 'none') reasons.push('fragment'); // conntrack reassembles it
-    if (isNeighbourDiscovery(ip)) reasons.push('neighbour');
+    const mayBeLearned = sender?.hostIfindex === ifindex && !sender.kernelPath;
+    const { notes, ...others } = lookup.effects;
+    const effects = { ...others, ...(notes && mayBeLearned && { notes }) };
+    const goes = (reason: string, out: Uint8Array): Decided => fast(reason, out, lookup.effects);
+    const stays = (...more: string[]): Decided => ({ ...kernel(...reasons, ...more), ...effects });
+    if (sender?.hostIfindex !== ifindex)
+      return isNobodys(ip) ? stays('link_local') : { ...drop('other_source'), ...effects };
+    if (sender.kernelPath) reasons.push('marked');
+    if (!lookup.entry) return stays();
 
-    if (view.isOurs(ip.dst)) {
-      const receiver = view.endpoints.get(ip.dst);
-      reasons.push(...this.#keptOnStack(ip, sender, receiver));
-      if (!receiver || receiver.hostIfindex === ifindex) return kernel(...reasons, 'no_endpoint');
+    const out = packet.slice();
+    const to = view.leavesFor(lookup.entry);
+    if (lookup.entry.out) translate(out.subarray(ETHER), ip, leaving(lookup.entry));
+    if (view.isOurs(to)) {
+      const receiver = view.endpoints.get(to);
+      if (!receiver || receiver.hostIfindex === ifindex) return stays('no_endpoint');
+      if (receiver.kernelPath) reasons.push('marked');
       if (isTooBig(arrival, ip, receiver.mtu)) reasons.push('too_big');
-      if (reasons.length > 0) return kernel(...reasons);
-      return { verdict: 'fast', reasons: ['local'], out: delivered(packet.subarray(ETHER), receiver) };
+      if (lookup.entry.hops > 0 && ip.ttl <= 1) reasons.push('ttl');
+      if (reasons.length > 0) return stays();
+      if (lookup.entry.hops > 0) decrementTtl(out.subarray(ETHER), view.family);
+      return goes('local', delivered(out.subarray(ETHER), receiver));
     }
 
-    const peer = view.peerOf(ip.dst);
-    reasons.push(...this.#keptOnStack(ip, sender));
-    if (!peer) return kernel(...reasons, 'no_peer');
+    const peer = view.peerOf(to);
+    if (!peer) return stays('no_peer');
     if (view.isForKernelPath(peer)) reasons.push('marked');
     if (ip.ttl <= 1) reasons.push('ttl');
     const direct = view.isDirect(peer);
-    const mtu = direct ? settings.uplink.mtu : podMtu(settings, view.family);
-    if (isTooBig(arrival, ip, mtu)) reasons.push('too_big');
-    if (reasons.length > 0) return kernel(...reasons);
-    const out = packet.slice();
+    if (isTooBig(arrival, ip, lookup.entry.mtu)) reasons.push('too_big');
+    if (reasons.length > 0) return stays();
     decrementTtl(out.subarray(ETHER), view.family);
-    if (direct) return { verdict: 'fast', reasons: ['direct'], out };
-    if (gsoSize > 0) return kernel('no_room'); // a test run's GSO packets have no type, so none may grow
-    const encapsulated = this.#encapsulated(out.subarray(ETHER), ip.tos & 3, peer, view);
-    return { verdict: 'fast', reasons: ['encap'], out: encapsulated };
+    if (direct) return goes('direct', out);
+    if (gsoSize > 0) return stays('no_room'); // a test run's GSO packets have no type, so none may grow
+    const ecn = ip.tos & 3;
+    const encapsulated = this.#encapsulated(
+      out.subarray(ETHER),
+      ecn === CE ? ECT0 : ecn, // as the kernel's VXLAN device does
+      peer,
+      lookup.entry.source_port,
+      view,
+    );
+    return goes('encap', encapsulated);
   }
 
   /**
@@ -255,25 +355,26 @@ export class Model {
       return this.#fromDirectPeer(arrival, ip, view);
     const found = this.#detunnel(arrival, ip, view);
     if ('verdict' in found) return found;
-    if (arrival.gsoSize > 0) return kernel('no_room'); // as above: nor shrink
-    decrementTtl(found.inner, view.family);
-    return { verdict: 'fast', reasons: ['decap'], out: delivered(found.inner, found.receiver) };
+    if (arrival.gsoSize > 0) return { ...kernel('no_room'), ...found.effects }; // as above: nor shrink
+    decrementTtl(found.translated, view.family);
+    return fast('decap', delivered(found.translated, found.receiver), found.effects);
   }
 
   /**
-   * The packet becomes a plain frame with the MAC addresses of the outer frame, and a mark before it. Drops are left to
-   * from_wire, so here such a packet passes unchanged.
+   * The packet becomes a plain frame with the MAC addresses of the outer frame, and a mark before it. Drops and
+   * translation are left to from_wire, so here a packet that it will drop passes unchanged.
    */
   #xdpFromWire(arrival: Arrival, ip: IpPacket, view: FamilyView): Decided {
     const found = this.#detunnel(arrival, ip, view);
-    if ('verdict' in found) return found.verdict === 'drop' ? kernel() : found;
+    if ('verdict' in found) return found.verdict === 'drop' ? { ...found, ...kernel() } : found;
     const mark = new Uint8Array(Uint32Array.of(0x72697073, tunnel.vni).buffer);
     const out = Uint8Array.from([...mark, ...arrival.packet.subarray(0, ETHER), ...found.inner]);
-    return { verdict: 'fast', reasons: ['decap'], out };
+    return fast('decap', out, found.effects);
   }
 
   /** The inner packet of a VXLAN packet for a local pod, if all of it is valid. */
-  #detunnel({ packet, gsoSize, hook }: Arrival, outer: IpPacket, view: FamilyView): Decided | Detunnelled {
+  #detunnel(arrival: Arrival, outer: IpPacket, view: FamilyView): Decided | Detunnelled {
+    const { packet, gsoSize, hook } = arrival;
     const { family, own, nodes } = view;
     // The port of a fragment, or of a packet with options, is unknown.
     if (outer.fragment !== 'none') return kernel(...outer.faults, 'fragment', 'not_vxlan');
@@ -298,15 +399,14 @@ export class Model {
 
     const speaker = view.isInNetwork(inner.src) ? view.peerOf(inner.src) : undefined;
     if (!speaker || !(speaker.behindNat || addressNumber(speaker.vtepIp) === outer.src)) {
-      const node = nodes.get(outer.src);
-      if (!node) return drop('unknown_peer');
-      // A node may send for itself: without masquerading that is how its processes answer pods.
-      if (view.isIndexed(node)) return inner.src === outer.src ? kernel('outside') : drop('spoofed_source');
-      reasons.push('no_peer'); // the podCIDR of a node without an entry is unknown
+      return claimed(nodes.get(outer.src), speaker, inner.src, view);
     } else if (view.isForKernelPath(speaker)) reasons.push('marked');
 
-    const receiver = view.endpoints.get(inner.dst);
-    reasons.push(...this.#againstDelivery(inner, receiver));
+    const { entry, effects, ...lookup } = this.#lookup(arrival, inner, reasons);
+    const stays = (...why: readonly string[]): Decided => ({ ...kernel(...why), ...effects });
+    if (!entry) return stays(...lookup.reasons);
+    const receiver = view.endpoints.get(view.leavesFor(entry));
+    reasons.push(...lookup.reasons, ...againstDelivery(inner, receiver));
     const outerPacket = packet.subarray(ETHER);
     const mayTell = u16(datagram, 6) !== 0 && gsoSize === 0;
     if (mayTell && !(hook === 'from_wire' && isLeftOut(outerPacket, outer, datagram))) {
@@ -314,90 +414,110 @@ export class Model {
     }
     const bytes = datagram.length - innerAt;
     if (receiver && gsoSize === 0 && bytes > receiver.mtu) reasons.push('too_big');
-    if (!receiver || reasons.length > 0) return kernel(...reasons);
+    if (!receiver || reasons.length > 0) return stays(...reasons);
     const ecn = ecnOut(inner.tos & 3, outer.tos & 3);
-    if (ecn === undefined) return drop('ecn');
+    if (ecn === undefined) return { ...drop('ecn'), ...(effects.settles && { settles: true }) };
     const out = datagram.slice(innerAt);
     setEcn(out, family, ecn);
-    return { receiver, inner: out };
+    const translated = out.slice();
+    if (entry.out) translate(translated, inner, leaving(entry));
+    return { receiver, inner: out, translated, effects };
+  }
+
+  /** A packet that the kernel path has decapsulated: only its sender is judged. */
+  #fromVtep({ packet, sender = new Uint8Array(4) }: Arrival): Decided {
+    if (sender.every((byte) => byte === 0)) return kernel('not_seen');
+    const ethertype = u16(packet, 12);
+    if (TAGS.includes(ethertype)) return drop('spoofed_source');
+    const family = familyOf(ethertype);
+    if (!family) return kernel('not_ip');
+    const ip = readIp(packet.subarray(ETHER), family);
+    if (!ip) return kernel('malformed');
+    const view = this.#views[family];
+    const isFrom = ({ vtepIp }: Peer): boolean => starts(addressToBytes(vtepIp).slice(-4), 0, sender);
+    const speaker = view.isInNetwork(ip.src) ? view.peerOf(ip.src) : undefined;
+    if (speaker && (speaker.behindNat || isFrom(speaker))) return kernel('from_peer');
+    return claimed(view.nodes.values().find(isFrom), speaker, ip.src, view);
   }
 
   /** A plain packet for a local pod. It is fast only from peers that we, too, reach without encapsulation. */
   #fromDirectPeer(arrival: Arrival, ip: IpPacket, view: FamilyView): Decided {
     const peer = view.isInNetwork(ip.src) ? view.peerOf(ip.src) : undefined;
-    const receiver = view.endpoints.get(ip.dst);
+    if (!peer || !view.isDirect(peer)) return kernel(...ip.faults, 'not_vxlan');
     const frame = arrival.packet.subarray(ETHER);
     const isPadded =
       frame.length === SHORTEST_PAYLOAD && ip.length >= headerLength[view.family] + SHORTEST_TRANSPORT;
-    const unpadded = isPadded ? readIp(frame.subarray(0, ip.length), view.family) : undefined;
-    const reasons = this.#againstDelivery(unpadded ?? ip, receiver);
-    if (!peer || !view.isDirect(peer)) return kernel(...reasons, 'not_vxlan');
-    if (receiver && isTooBig(arrival, ip, receiver.mtu)) reasons.push('too_big');
-    if (!receiver || reasons.length > 0) return kernel(...reasons);
+    const unpadded = (isPadded ? readIp(frame.subarray(0, ip.length), view.family) : undefined) ?? ip;
+    const { entry, effects, reasons } = this.#lookup(arrival, unpadded, []);
+    const stays = (...more: readonly string[]): Decided => ({ ...kernel(...reasons, ...more), ...effects });
+    if (!entry) return stays();
+    const receiver = view.endpoints.get(view.leavesFor(entry));
+    const against = againstDelivery(unpadded, receiver);
+    if (receiver && isTooBig(arrival, ip, receiver.mtu)) against.push('too_big');
+    if (!receiver || reasons.length + against.length > 0) return stays(...against);
     const out = frame.slice();
+    if (entry.out) translate(out, unpadded, leaving(entry));
     decrementTtl(out, view.family);
-    return { verdict: 'fast', reasons: ['direct'], out: delivered(out, receiver) };
-  }
-
-  /** Why a packet from the wire to this local pod takes the kernel path, apart from its size. */
-  #againstDelivery(ip: IpPacket, receiver: Endpoint | undefined): string[] {
-    return [
-      ...ip.faults,
-      ...(ip.fragment === 'none' ? [] : ['fragment']),
-      ...(isNeighbourDiscovery(ip) ? ['neighbour'] : []),
-      ...(receiver ? this.#keptOnStack(ip, receiver) : ['no_endpoint']),
-      ...(ip.ttl <= 1 ? ['ttl'] : []),
-    ];
-  }
-
-  /** to_pod and to_vtep let everything pass. */
-  #fromStack({ hook }: Arrival, ip: IpPacket, view: FamilyView): Decided {
-    if (!view.isInNetwork(ip.src) || !view.isInNetwork(ip.dst)) return kernel(...ip.faults, 'outside');
-    const ours = view.endpoints.get(hook === 'to_pod' ? ip.dst : ip.src);
-    if (!ours) return kernel(...ip.faults, 'no_endpoint');
-    const { ports } = ip;
-    const reply = { ...ip, src: ip.dst, dst: ip.src, ...(ports && { ports: swapped(ports) }) };
-    return kernel(...ip.faults, this.#isRemembered(reply) ? 'translated' : 'untranslated');
-  }
-
-  #isRemembered({
-    src,
-    dst,
-    ports,
-    protocol,
-  }: Pick<IpPacket, 'src' | 'dst' | 'ports' | 'protocol'>): boolean {
-    return ports !== undefined && this.#flows.has(flowKey(src, dst, ports, protocol));
+    return fast('direct', delivered(out, receiver), effects);
   }
 
   /**
-   * Like {@link #isRemembered}, but true when it is unknown. An ICMP error belongs to the opposite of the flow it
-   * quotes.
+   * A packet for a pod that the kernel path has let through. Conntrack knows none of them: they are learned if they leave as
+   * they came in.
    */
-  #mayBeRemembered(ip: IpPacket): boolean {
-    if (!isIcmp(ip)) return ip.ports === undefined || this.#isRemembered(ip);
-    if (isInformational(ip)) return false; // nobody translates pings between pods
-    const quoted = readIp(ip.payload.subarray(8), ip.family);
-    if (!quoted) return true;
-    if (quoted.protocol === ip.protocol) return false;
-    const { src, dst, ports, protocol, faults } = quoted;
-    if (!ports || faults.includes('ip_options')) return true;
-    return this.#isRemembered({ src: dst, dst: src, ports: swapped(ports), protocol });
+  #toPod({ packet, ifindex, noted }: Arrival, ip: IpPacket, view: FamilyView): Decided {
+    const receiver = view.endpoints.get(ip.dst);
+    if (receiver?.hostIfindex !== ifindex) return kernel(...ip.faults, 'no_endpoint');
+    if (receiver.kernelPath) return kernel(...ip.faults, 'marked');
+    const reasons = [...ip.faults, ...(ip.fragment === 'none' ? [] : ['fragment'])];
+    // The kernel has let the packet through, so the length that its header tells does not matter.
+    const isReadable = reasons.every((reason) => reason === 'malformed');
+    const reading = readFlow(readIp(packet.subarray(ETHER), view.family)!);
+    const learned = isReadable ? learnedEntry(reading, ip, receiver, noted) : undefined;
+    if (learned) return { ...kernel('learned'), learns: learned };
+    if (!reading.flow) return kernel(...reasons, reading.why);
+    if (reading.isEnd && !reading.isAnswer) return kernel(...reasons, 'handshake');
+    return kernel(...reasons, 'not_seen');
   }
 
-  /** Reasons why a packet from or to these local pods stays on the kernel path. */
-  #keptOnStack(ip: IpPacket, ...pods: readonly (Endpoint | undefined)[]): string[] {
-    const known = pods.filter((pod) => pod !== undefined);
-    const reasons = known.some((pod) => pod.kernelPath) ? ['marked'] : [];
-    if (ip.protocol === protocols.sctp) return [...reasons, 'translated']; // its flows are unknown
-    const keepers = known.map((pod) => this.#keeperOf(pod.ip));
-    const overflowed = keepers.some((keeper) => this.#overflowed.has(keeper));
-    const mayBeTranslated =
-      this.#mayBeRemembered(ip) && keepers.some((keeper) => this.#flowKeepers.has(keeper));
-    return overflowed || mayBeTranslated ? [...reasons, 'translated'] : reasons;
+  /** A packet for the wire that the kernel path has let through. This kernel knows no way to a peer. */
+  #toWire({ packet }: Arrival, ip: IpPacket, view: FamilyView): Decided {
+    const { settings } = this.#world;
+    if (settings.directRouting && view.isInNetwork(ip.dst)) {
+      const peer = view.peerOf(ip.dst);
+      return kernel(...ip.faults, peer && view.isDirect(peer) ? 'other_way' : 'no_peer');
+    }
+    // What else is wrong with such a packet does not matter, as it is never learned.
+    if (ip.faults.includes('ip_options') || ip.fragment !== 'none')
+      return kernel(...ip.faults, ...REASONS_OF_TO_WIRE);
+    const datagram = ip.payload;
+    const isVxlan =
+      ip.protocol === protocols.udp &&
+      datagram.length >= 8 &&
+      u16(datagram, 2) === tunnel.port &&
+      ip.src === view.vtepIp;
+    if (!isVxlan) return kernel(...ip.faults, 'not_vxlan');
+    const [vxlan, ether, innerAt] = [8, 16, 16 + ETHER];
+    const inside = packet.subarray(ETHER + ip.headerEnd + innerAt);
+    if (datagram.length < innerAt) return kernel(...ip.faults, 'malformed');
+    const vni = [tunnel.vni >>> 16, (tunnel.vni >>> 8) & 255, tunnel.vni & 255];
+    if (!starts(datagram, vxlan, [8, 0, 0, 0, ...vni, 0])) return kernel(...ip.faults, 'other_vni');
+    if (familyOf(u16(datagram, ether + 12)) !== view.family) return kernel(...ip.faults, 'not_ip');
+    const inner = readIp(inside, view.family);
+    if (!inner) return kernel(...ip.faults, 'malformed');
+    const peer = view.isInNetwork(inner.dst) ? view.peerOf(inner.dst) : undefined;
+    if (!peer) return kernel(...ip.faults, 'no_peer');
+    return kernel(...ip.faults, view.isForKernelPath(peer) ? 'marked' : 'other_way');
   }
 
   /** Encapsulate an IP packet (RFC 7348). MAC addresses come later, from the kernel's neighbour table. */
-  #encapsulated(inner: Uint8Array, ecn: number, peer: Peer, { family, own }: FamilyView): Uint8Array {
+  #encapsulated(
+    inner: Uint8Array,
+    ecn: number,
+    peer: Peer,
+    sourcePort: number,
+    { family, own }: FamilyView,
+  ): Uint8Array {
     const { port, vni } = tunnel;
     const length = encapBytes[family] + inner.length;
     const out = new Uint8Array(ETHER + length);
@@ -413,6 +533,7 @@ export class Model {
       setU16(out, ETHER + 4, length - 40);
     }
     const udp = ETHER + headerLength[family];
+    setU16(out, udp, sourcePort);
     setU16(out, udp + 2, port);
     setU16(out, udp + 4, length - headerLength[family]);
     out.set([8, 0, 0, 0, vni >>> 16, (vni >>> 8) & 255, vni & 255, 0], udp + 8);
@@ -423,10 +544,82 @@ export class Model {
   }
 }
 
-const swapped = ([src, dst]: readonly [number, number]) => [dst, src] as const;
+/** Ethertypes of VLAN tags: IEEE 802.1Q, 802.1ad. */
+const TAGS: readonly number[] = [0x8100, 0x88a8];
 
-const flowKey = (src: bigint, dst: bigint, ports: readonly [number, number], protocol: number): string =>
-  [src, dst, ...ports, protocol].join(' ');
+/** Sources of packets that no router forwards: the unspecified address, and IPv6's link-local ones (RFC 4291). */
+const isNobodys = ({ family, src }: IpPacket): boolean =>
+  src === 0n || (family === 6 && src >> 118n === 0xfe80n >> 6n);
+
+/**
+ * A node sends for a source that is not in the podCIDR that it publishes. What belongs to a node, `owner` or one by its
+ * own address, only that node sends; what belongs to none may come through any.
+ */
+function claimed(sender: Peer | undefined, owner: Peer | undefined, src: bigint, view: FamilyView): Decided {
+  if (!sender) return drop('unknown_peer');
+  const isAnothers = src === view.vtepIp || (view.nodes.has(src) && view.nodes.get(src) !== sender);
+  if (owner || view.isOurs(src) || isAnothers) return drop('spoofed_source');
+  return kernel(view.isIndexed(sender) ? 'outside' : 'no_peer');
+}
+
+const REASONS_OF_TO_WIRE = [
+  'not_vxlan',
+  'malformed',
+  'other_vni',
+  'not_ip',
+  'no_peer',
+  'marked',
+  'other_way',
+] as const;
+
+const isSame = (a: Flow, b: Flow): boolean =>
+  a.src_port === b.src_port &&
+  a.dst_port === b.dst_port &&
+  a.protocol === b.protocol &&
+  a.src === b.src &&
+  a.dst === b.dst;
+
+/** Whether the other direction's FIN has been left to the kernel path. */
+const isOtherEnding = (table: readonly Entry[], entry: Entry): boolean => {
+  const { src, dst, src_port, dst_port, protocol } = leaving(entry);
+  const other = { src: dst, dst: src, src_port: dst_port, dst_port: src_port, protocol };
+  return table.some(({ flow, is_ending }) => isSame(flow, other) && is_ending !== 0);
+};
+
+const leaving = ({ flow, out }: Entry): Flow => ({ ...flow, ...out });
+
+/** Why a packet from the wire does not go to this pod, apart from its size. */
+const againstDelivery = (ip: IpPacket, receiver: Endpoint | undefined): string[] => [
+  ...(receiver ? (receiver.kernelPath ? ['marked'] : []) : ['no_endpoint']),
+  ...(ip.ttl <= 1 ? ['ttl'] : []),
+];
+
+/** The entry for a packet that leaves as it came in, at most one hop further. */
+function learnedEntry(
+  reading: FlowReading,
+  ip: IpPacket,
+  { mtu }: Endpoint,
+  noted: NotedArrival | undefined,
+): Entry | undefined {
+  if (!reading.flow || !noted || !isSame(reading.flow, noted.flow)) return undefined;
+  if (reading.isEnd && !reading.isAnswer) return undefined;
+  const hops = (noted.ttl! - ip.ttl) & 255;
+  if (noted.dscp !== ip.tos >> 2 || hops > 1) return undefined;
+  const { flow, epoch, ifindex } = noted;
+  return {
+    flow,
+    epoch: epoch!,
+    ifindex: ifindex!,
+    ageMs: 0,
+    mtu,
+    is_settled: 0,
+    is_ending: 0,
+    hops,
+    ttl: noted.ttl!,
+    dscp: noted.dscp,
+    source_port: 0,
+  };
+}
 
 const starts = (bytes: Uint8Array, at: number, expected: ArrayLike<number>): boolean =>
   Array.from(expected).every((byte, i) => bytes[at + i] === byte);
@@ -481,20 +674,15 @@ function delivered(ipPacket: Uint8Array, { podMac, hostMac }: Endpoint): Uint8Ar
 }
 
 /**
- * An encapsulated packet, with the fields that the sender may choose set to zero: the outer IPv4 id, if its checksum is
- * right, and the outer source port, if it is in its range. Otherwise they are left as they are, and so differ.
+ * An encapsulated packet, with the field that the sender may choose set to zero: the outer IPv4 id, if its checksum is
+ * right. Otherwise it is left as it is, and so differs.
  */
-export function withoutChoices(packet: Uint8Array, { settings }: World): Uint8Array {
+export function withoutChoices(packet: Uint8Array): Uint8Array {
   const out = packet.slice();
-  const family = familyOf(u16(out, 12))!;
-  if (family === 4 && checksum(out.subarray(14, 34)) === 0) {
+  if (familyOf(u16(out, 12)) === 4 && checksum(out.subarray(14, 34)) === 0) {
     setU16(out, 18, 0);
     setU16(out, 24, 0);
     setU16(out, 24, checksum(out.subarray(14, 34)));
   }
-  const { min, max } = settings.sourcePorts;
-  const udp = ETHER + headerLength[family];
-  const port = u16(out, udp);
-  if (port >= min && port <= max) setU16(out, udp, 0);
   return out;
 }

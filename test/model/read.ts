@@ -2,7 +2,8 @@
 /**
  * IP packets according to the RFCs, as far as a verdict depends on them. Addresses of both families are numbers here.
  */
-import { addressToBytes, type Cidr, type Family } from '../../src/net/ip.ts';
+import { addressToBytes, bytesToAddress, type Cidr, type Family } from '../../src/net/ip.ts';
+import type { Flow } from '../bpf/node.ts';
 import { checksum, protocols } from '../support/packets.ts';
 
 export const u16 = (bytes: Uint8Array, at: number): number => (bytes[at]! << 8) | bytes[at + 1]!;
@@ -17,6 +18,11 @@ const toNumber = (bytes: Uint8Array): bigint =>
 
 /** The number of an address. */
 export const addressNumber = (text: string): bigint => toNumber(addressToBytes(text));
+
+/** The address with a number. */
+export function addressText(number: bigint, family: Family): string {
+  return bytesToAddress(Buffer.from(number.toString(16).padStart(family === 4 ? 8 : 32, '0'), 'hex'));
+}
 
 /** A predicate for the addresses of a CIDR, as numbers. */
 export function membership({ family, base, length }: Cidr): (address: bigint) => boolean {
@@ -49,8 +55,6 @@ export interface IpPacket {
   readonly headerEnd: number;
   /** The bytes after the IP header, its options, and a fragment header. */
   readonly payload: Uint8Array;
-  /** Undefined for fragments, for protocols other than TCP and UDP, and in truncated packets. */
-  readonly ports?: readonly [src: number, dst: number];
 }
 
 /** RFC 7045's list and "no next header", without ESP, which acts as a transport protocol, and without experiments. */
@@ -92,7 +96,6 @@ function readIpv4(bytes: Uint8Array): IpPacket {
     length,
     headerEnd,
     payload,
-    ...portsOf(bytes[9]!, fragment, payload),
   };
 }
 
@@ -118,37 +121,59 @@ function readIpv6(bytes: Uint8Array): IpPacket | undefined {
     length,
     headerEnd,
     payload,
-    ...portsOf(protocol, fragment, payload),
   };
-}
-
-function portsOf(
-  protocol: number,
-  fragment: IpPacket['fragment'],
-  payload: Uint8Array,
-): Pick<IpPacket, 'ports'> {
-  const hasPorts = (protocol === protocols.tcp || protocol === protocols.udp) && fragment === 'none';
-  return hasPorts && payload.length >= 4 ? { ports: [u16(payload, 0), u16(payload, 2)] } : {};
 }
 
 /** ICMP of the packet's own family. */
 export const isIcmp = ({ family, protocol }: IpPacket): boolean =>
   protocol === (family === 4 ? protocols.icmp : protocols.icmpv6);
 
-/** RFC 792: unreachable, quench, redirect, time exceeded, parameter problem. */
-const icmpErrors: ReadonlySet<number> = new Set([3, 4, 5, 11, 12]);
+/** RFC 9293. */
+const [FIN, SYN, RST, ACK] = [1, 2, 4, 16];
+/** RFC 792 and 4443: replies and requests. */
+const echoTypes: Readonly<Record<Family, readonly number[]>> = { 4: [0, 8], 6: [128, 129] };
 
-/** ICMP that is not an error about another packet. In ICMPv6 errors are the types below 128. */
-export function isInformational({ family, payload }: IpPacket): boolean {
-  if (payload.length < 4) return false;
-  return family === 4 ? !icmpErrors.has(payload[0]!) : payload[0]! >= 128;
-}
+/** What a packet says of its flow: the flow, and what TCP says of its connection; or why it has none. */
+export type FlowReading =
+  | {
+      readonly flow: Flow;
+      /** It belongs to a beginning or an end. */
+      readonly isEnd: boolean;
+      /** After it another connection may have this flow. */
+      readonly isBreak: boolean;
+      /** It is the answer to a SYN, the last packet of a handshake in its direction. */
+      readonly isAnswer: boolean;
+      /** It has no payload, so others may overtake it. */
+      readonly isBare: boolean;
+    }
+  | { readonly flow?: undefined; readonly why: 'protocol' | 'malformed' };
 
-/** RFC 4861: router solicitation to redirect. */
-export function isNeighbourDiscovery({ family, protocol, fragment, payload }: IpPacket): boolean {
-  const [type] = payload;
-  const isIcmp = family === 6 && protocol === protocols.icmpv6 && fragment === 'none' && payload.length >= 4;
-  return isIcmp && type! >= 133 && type! <= 137;
+/** The flow of a packet that is whole. An echo has its identifier and its type for ports. */
+export function readFlow(ip: IpPacket): FlowReading {
+  const { family, protocol, payload } = ip;
+  const of = (src_port: number, dst_port: number, flags = 0, isBare = false): FlowReading => ({
+    flow: {
+      src: addressText(ip.src, family),
+      dst: addressText(ip.dst, family),
+      src_port,
+      dst_port,
+      protocol,
+    },
+    isEnd: (flags & (FIN | SYN | RST)) !== 0,
+    isBreak: (flags & (SYN | RST)) !== 0,
+    isAnswer: (flags & (FIN | SYN | RST | ACK)) === (SYN | ACK),
+    isBare,
+  });
+  if (isIcmp(ip)) {
+    const isEcho = payload.length >= 8 && echoTypes[family].includes(payload[0]!);
+    return isEcho ? of(u16(payload, 4), payload[0]!) : { why: 'protocol' };
+  }
+  if (protocol !== protocols.tcp && protocol !== protocols.udp) return { why: 'protocol' };
+  const isTcp = protocol === protocols.tcp;
+  if (payload.length < (isTcp ? 20 : 8)) return { why: 'malformed' };
+  if (!isTcp) return of(u16(payload, 0), u16(payload, 2));
+  const isBare = payload.length === (payload[12]! >>> 4) * 4;
+  return of(u16(payload, 0), u16(payload, 2), payload[13], isBare);
 }
 
 /** The one's complement sum of the pseudo header for so many bytes of transport header and payload (RFC 768, 8200). */
@@ -171,6 +196,35 @@ function changeWord(header: Uint8Array, at: number, value: number): void {
   while (sum > 0xffff) sum = (sum & 0xffff) + (sum >>> 16);
   setU16(header, 10, ~sum & 0xffff);
   setU16(header, at, value);
+}
+
+/** Offsets of the checksum in the transport header. */
+const checksumAt: Readonly<Record<number, number>> = { [protocols.tcp]: 16, [protocols.udp]: 6 };
+
+/**
+ * Give a packet the addresses and ports of a flow, in place. The transport checksum covers them all, and IPv4's header
+ * checksum the addresses. A datagram without a checksum stays without (RFC 768).
+ */
+export function translate(packet: Uint8Array, { family, protocol, headerEnd }: IpPacket, to: Flow): void {
+  const addressesAt = family === 4 ? 12 : 8;
+  const ends = Uint8Array.from([...addressToBytes(to.src), ...addressToBytes(to.dst)]);
+  const at = headerEnd + checksumAt[protocol]!;
+  const before = u16(packet, at);
+  let sum = ~before & 0xffff;
+  const change = (word: number, value: number): void => {
+    const from = u16(packet, word);
+    if (from === value) return;
+    sum += (~from & 0xffff) + value;
+    if (family === 4 && word < headerEnd) changeWord(packet, word, value);
+    else setU16(packet, word, value);
+  };
+  for (let i = 0; i < ends.length; i += 2) change(addressesAt + i, u16(ends, i));
+  change(headerEnd, to.src_port);
+  change(headerEnd + 2, to.dst_port);
+  if (protocol === protocols.udp && before === 0) return;
+  while (sum > 0xffff) sum = (sum & 0xffff) + (sum >>> 16);
+  const after = sum === 0 ? 0 : ~sum & 0xffff; // of the two zeros the one that updating gives
+  setU16(packet, at, after === 0 && protocol === protocols.udp ? 0xffff : after);
 }
 
 /** Take one hop off, in place. */

@@ -159,7 +159,7 @@ export function udp(fields: UdpFields, payload: Uint8Array = new Uint8Array(8)):
 /** A segment with a checksum of zero, which is almost always wrong: see {@link sealed}. */
 export function tcp(
   fields: { src: number; dst: number; flags?: number },
-  payload = new Uint8Array(0),
+  payload: Uint8Array = new Uint8Array(0),
 ): Uint8Array {
   const header = [...u16(fields.src), ...u16(fields.dst), ...u32(1), ...u32(1), 0x50, fields.flags ?? 0x10];
   return joined(header, u16(64240), [0, 0, 0, 0], payload);

@@ -109,4 +109,6 @@ export const peersOfLab = [
   programs.flanneld,
   programs['kube-apiserver'],
   programs['kube-proxy'],
+  programs['kube-router'],
+  programs['kube-network-policies'],
 ];

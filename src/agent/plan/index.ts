@@ -13,7 +13,7 @@ export type { LinkPlan } from './links.ts';
 export type { NodePlan } from './node.ts';
 export type { Outline } from './outline.ts';
 export type { PeerPlan } from './peers.ts';
-export { podKeys, type PodPlan } from './pods.ts';
+export { podKeys, type PodPlan, renamedPods } from './pods.ts';
 
 export interface Plan {
   readonly outline: Outline;

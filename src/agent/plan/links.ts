@@ -41,13 +41,16 @@ export function planLinks(
   const ingress = chooseIngress(agent.ingress, wire, wire && node.xdpRefusals.get(xdpKey(wire)));
   const programs = node.programs.value;
   if (!programs || !mayAttach(node, peers)) return { ingress };
-  const hooked: HookedInterface[] = [...vteps.keys()].flatMap((name) => {
-    const device = node.links.value.get(name);
-    return device ? [{ hook: 'to_vtep', ifname: name, ifindex: device.ifindex }] : [];
-  });
-  // With empty maps from_wire would drop packets of all peers as those of strangers; the kernel path does not.
+  const hooked: HookedInterface[] = wire
+    ? [{ hook: 'to_wire', ifname: uplink.name, ifindex: wire.ifindex }]
+    : [];
+  // With empty maps they would drop packets of all peers as those of strangers.
   const mayReceive =
     peers.synced || peers.peers.length > 0 || node.attached.has(linkKey('from_wire', uplink.name));
+  for (const name of mayReceive ? vteps.keys() : []) {
+    const device = node.links.value.get(name);
+    if (device) hooked.push({ hook: 'from_vtep', ifname: name, ifindex: device.ifindex });
+  }
   if (wire && mayReceive) {
     const { ifindex, mtu } = wire;
     hooked.push({ hook: 'from_wire', ifname: uplink.name, ifindex });

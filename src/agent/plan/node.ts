@@ -11,7 +11,7 @@ import { renderSubnetEnv } from '../../host/subnet-env.ts';
 import { nodeSysctls, podVethSysctls, type Sysctl, vtepSysctls } from '../../host/sysctl.ts';
 import { type VtepDevice, vtepDeviceName } from '../../host/vtep-device.ts';
 import { vxlanSenders } from '../../host/vtep-set.ts';
-import type { Family } from '../../net/ip.ts';
+import { type Family, familyKey } from '../../net/ip.ts';
 import type { NewRoute } from '#netlink';
 import type { Desired } from '../../reconcile/reconciled.ts';
 import type { NodeSnapshot } from '../snapshot.ts';
@@ -41,14 +41,14 @@ export function planNode(
   options: PlanOptions,
 ): NodePlan {
   const { settings, vteps, revision } = outline;
-  const rules = desiredRules(outline, peers, options);
+  const rules = desiredRules(outline, pods, peers, options);
   const strangers = rules.networks.map(({ strangers }) => strangers).join();
   return {
     kernelModules: always(new Map([[CONNTRACK_MODULE, true]])),
     vtepDevices: { revision: JSON.stringify([...vteps.values()]), entries: () => vteps, complete: true },
     sysctls: sysctls(outline, pods, node, options),
     rules: {
-      revision: `${revision} ${strangers} ${rules.masquerade}`,
+      revision: `${revision} ${strangers} ${rules.masquerade} ${rules.uplink} ${rules.bridges.join()}`,
       entries: () => new Map([[RULES_KEY, rules]]),
       complete: true,
     },
@@ -86,7 +86,8 @@ function sysctls(
 }
 
 function desiredRules(
-  { settings }: Outline,
+  { settings, uplink }: Outline,
+  { bridges }: Pods,
   { peers, synced }: Peers,
   { agent, families }: PlanOptions,
 ): DesiredRules {
@@ -95,10 +96,13 @@ function desiredRules(
     networks: families.map(({ family, network, podCidr }) => ({
       network,
       podCidr,
+      vtepIp: settings[familyKey(family)]!.vtepIp,
       ...vxlanSenders(ofFamily(family), synced),
     })),
     masquerade: agent.ipMasq,
     tunnel: settings.tunnel,
+    uplink: uplink.name,
+    bridges: [...bridges.keys()],
   };
 }
 

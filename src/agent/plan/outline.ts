@@ -31,6 +31,7 @@ export function planOutline(node: NodeSnapshot, options: PlanOptions): Outline {
     // The annotations are for this node, the flags for all nodes: so the annotations take precedence.
     publicIps: { ...agent.publicIp, ...own.nodePublicIp },
     nodeIps: own.internalIp,
+    podCidrs: families.map(({ podCidr }) => podCidr),
   };
   const links = node.links.value;
   const uplink = chooseUplink(request, { ...node.routes.value, links });
@@ -49,8 +50,8 @@ export function planOutline(node: NodeSnapshot, options: PlanOptions): Outline {
     ...parts,
     ...(tunnel && { tunnel: { vni: tunnel.vni, port: tunnel.port } }),
     uplink: { ifindex: uplink.ifindex, mtu, mac: links.get(uplink.name)?.mac ?? NO_MAC },
-    sourcePorts: node.sourcePorts,
     directRouting: tunnel?.directRouting ?? true,
+    flowTableSize: agent.flowTableSize,
   };
   return { uplink, mtu, settings, revision: JSON.stringify(settings), vteps };
 }

@@ -3,6 +3,7 @@
 import type { Struct } from '../../dataplane/codec.ts';
 import type { Peer } from '../../cluster/index.ts';
 import { desiredPeers, desiredVteps, type PeerNextHop } from '../../dataplane/desired.ts';
+import { sendersOf } from '../../host/vtep-set.ts';
 import { type PeerEntries, peerEntries, type PeerRoute } from '../../host/vxlan-target.ts';
 import { vtepDeviceName } from '../../host/vtep-device.ts';
 import { type Family, formatCidr } from '../../net/ip.ts';
@@ -36,9 +37,7 @@ export function planPeers(outline: Outline, all: Peers, node: NodeSnapshot): Pee
   const kernelPath = lazily(() => kernelPathOf(outline, peers, node, nextHopTo));
   const plan: PeerPlan = {
     // First, so that packets of a new peer are admitted before any are sent to it.
-    vtepSet: desired(
-      () => new Map((settings.tunnel ? peers : []).map(({ vtepIp }) => [vtepIp, true] as const)),
-    ),
+    vtepSet: desired(() => (settings.tunnel ? sendersOf(peers) : new Map())),
     neighbours: desired(() => kernelPath().neighbours),
     fdb: desired(() => kernelPath().fdb),
     peerRoutes: {
@@ -65,8 +64,8 @@ function nextHops(
   return (address) => {
     const hop = nextHops.value.get(address);
     if (hop?.dev !== uplink.name) return undefined;
-    const { gateway } = hop;
-    return { ip: gateway ?? address, direct: settings.directRouting === true && gateway === undefined };
+    const { gateway, mtu = uplink.mtu } = hop;
+    return { ip: gateway ?? address, direct: settings.directRouting === true && gateway === undefined, mtu };
   };
 }
 

@@ -7,7 +7,7 @@ import { link } from '../../host/links.support.ts';
 import { parseCidr } from '../../net/ip.ts';
 import type { Desired } from '../../reconcile/reconciled.ts';
 import type { NodeSnapshot } from '../snapshot.ts';
-import { type Peers, plan, type PlanOptions } from './index.ts';
+import { type Peers, plan, type PlanOptions, renamedPods } from './index.ts';
 
 const POD_CIDR = parseCidr('10.42.1.0/24');
 
@@ -24,6 +24,7 @@ const OPTIONS: PlanOptions = {
     subnetFile: '/run/flannel/subnet.env',
     metricsAddr: '',
     ipMasq: true,
+    flowTableSize: 1024,
     ipamDir: '',
   },
   backend: { type: 'vxlan', vni: 1, port: 8472, directRouting: false },
@@ -71,11 +72,13 @@ const peer = (n: number, more: Partial<Peer> = {}): Peer => ({
   ...more,
 });
 
-const ids = { from_pod: 11, to_pod: 12, from_wire: 13, to_vtep: 14, xdp_from_wire: 15 };
+const ids = { from_pod: 11, to_pod: 12, from_wire: 13, to_wire: 14, xdp_from_wire: 15, from_vtep: 16 };
 
 interface Given {
   readonly links?: readonly Link[];
   readonly pods?: readonly Attachment[];
+  readonly lostPods?: readonly string[];
+  readonly shaped?: readonly number[];
   readonly programs?: 'none' | 'loaded' | 'pending';
   readonly attached?: readonly string[];
   readonly hops?: Readonly<Record<string, { dev: string; gateway?: string }>>;
@@ -93,8 +96,9 @@ function node(given: Given = {}): NodeSnapshot {
       revision: 1,
       value: new Map(Object.entries(hops).map(([ip, { dev, gateway }]) => [ip, { dev, gateway }])),
     },
-    sourcePorts: { min: 32768, max: 60999 },
     pods: { revision: 1, value: pods },
+    lostPods: given.lostPods ?? [],
+    shaped: { revision: 1, value: given.shaped ?? [] },
     programs: {
       revision: 1,
       value: programs === 'none' ? undefined : { ids, pending: programs === 'pending' },
@@ -258,6 +262,20 @@ describe('pods', () => {
     });
   });
 
+  it('that somebody shapes stay on the kernel path, with nothing to learn', () => {
+    const planned = plan(peers(), node({ pods: [pod], shaped: [9] }), OPTIONS).pods;
+    expect(entries(planned.endpoints)).toMatchObject({ '5': { ifindex: 9, flags: 1 } });
+    expect(entries(planned.podLinks)).toEqual({ 'from_pod@veth00000001': { ifindex: 9, programId: 11 } });
+    const others = plan(peers(), node({ pods: [pod], shaped: [8] }), OPTIONS).pods;
+    expect(entries(others.endpoints)).toMatchObject({ '5': { flags: 0 } });
+  });
+
+  it('with an address of another podCIDR get no from_pod, which would drop all that they send', () => {
+    const moved = { ...pod, ips: ['10.42.77.5'] };
+    const planned = plan(peers(), node({ pods: [moved] }), OPTIONS);
+    expect(Object.keys(entries(planned.pods.podLinks)!)).toEqual(['to_pod@veth00000001']);
+  });
+
   it.each([
     ['is down', { ...veth, up: false }],
     ['is another one under the same name', { ...veth, ifindex: 10 }],
@@ -265,6 +283,23 @@ describe('pods', () => {
     const planned = plan(peers(), node({ pods: [pod], links: [eth0, flannel1, given] }), OPTIONS);
     expect(planned.podCount).toBe(0);
     expect(Object.keys(entries(planned.pods.podRoutes)!)).toEqual(['10.42.1.0/24']);
+  });
+
+  it('are followed when their host veth is renamed, unless it is another device', () => {
+    const lan7 = { ...veth, name: 'lan7', mac: pod.hostMac };
+    const renamed = (...links: Link[]) => renamedPods(node({ pods: [pod], links: [eth0, ...links] }));
+    expect(renamed(lan7)).toEqual([{ ...pod, hostIfname: 'lan7' }]);
+    expect(renamed(lan7, { ...veth, ifindex: 10 })).toEqual([{ ...pod, hostIfname: 'lan7' }]);
+    for (const other of [{ ...lan7, mac: '02:00:00:00:09:09' }, { ...lan7, kind: 'dummy' }, veth])
+      expect(renamed(other)).toEqual([]);
+  });
+
+  it('keep what they have while the file of one that lives cannot be read', () => {
+    const planned = (hostIfname: string) => plan(peers(), node({ lostPods: [hostIfname] }), OPTIONS).pods;
+    for (const key of ['podRoutes', 'endpoints', 'podLinks'] as const) {
+      expect(planned('veth00000001')[key]!.complete, key).toBe(false);
+      expect(planned('veth99999999')[key]!.complete, key).toBe(true);
+    }
   });
 
   it("get proxy neighbours on a bridge of flannel's pods, whose connected route then covers the podCIDR", () => {
@@ -289,7 +324,12 @@ describe('the programs on the uplink', () => {
   const nic = node();
 
   it('take packets in the driver where it has XDP, after from_wire', () => {
-    expect(hooks(peers(), nic)).toEqual(['to_vtep@flannel:1', 'from_wire@eth0', 'xdp_from_wire@eth0']);
+    expect(hooks(peers(), nic)).toEqual([
+      'to_wire@eth0',
+      'from_vtep@flannel:1',
+      'from_wire@eth0',
+      'xdp_from_wire@eth0',
+    ]);
     expect(plan(peers(), nic, OPTIONS).links.ingress).toEqual({
       hook: 'xdp',
       why: 'the driver of eth0 has XDP',
@@ -298,7 +338,7 @@ describe('the programs on the uplink', () => {
 
   it('take them in tc where the driver has refused XDP at this MTU', () => {
     const refusals = { 'eth0 2 1500': 'the driver of eth0 has no XDP' };
-    expect(hooks(peers(), node({ refusals }))).toEqual(['to_vtep@flannel:1', 'from_wire@eth0']);
+    expect(hooks(peers(), node({ refusals }))).not.toContain('xdp_from_wire@eth0');
     const larger = { ...eth0, mtu: 9000 };
     expect(hooks(peers(), node({ refusals, links: [larger, flannel1] }))).toContain('xdp_from_wire@eth0');
   });
@@ -309,9 +349,14 @@ describe('the programs on the uplink', () => {
   });
 
   it('wait for the first peers, whose packets from_wire would drop; an attached from_wire stays', () => {
-    expect(hooks(peers([], false), nic)).toEqual(['to_vtep@flannel:1']);
+    expect(hooks(peers([], false), nic)).toEqual(['to_wire@eth0']);
     expect(hooks(peers([], false), node({ attached: ['from_wire@eth0'] }))).toContain('from_wire@eth0');
     expect(hooks(peers([]), nic)).toContain('from_wire@eth0');
+  });
+
+  it('judge what the VTEP device decapsulates, once there is one', () => {
+    expect(hooks(peers(), nic)).toContain('from_vtep@flannel:1');
+    expect(hooks(peers(), node({ links: [eth0] }))).not.toContain('from_vtep@flannel:1');
   });
 
   it('stay as they are while new maps are empty', () => {

@@ -6,7 +6,7 @@ import { desiredLinks, type HookedInterface, type LinkState } from '../../datapl
 import type { Struct } from '../../dataplane/codec.ts';
 import { findPodBridge, proxyKey } from '../../host/pod-bridge.ts';
 import type { PodRoute } from '../../host/pod-routes.ts';
-import { addressFamily, type Family, formatCidr, hostCidr } from '../../net/ip.ts';
+import { addressFamily, cidrContains, type Family, formatCidr, hostCidr } from '../../net/ip.ts';
 import type { Desired } from '../../reconcile/reconciled.ts';
 import type { NodeSnapshot } from '../snapshot.ts';
 import { lazily, type PlanOptions } from './inputs.ts';
@@ -18,6 +18,8 @@ export interface Pods {
   readonly endpoints: readonly Endpoint[];
   /** Host veths: name → ifindex. */
   readonly devices: ReadonlyMap<string, number>;
+  /** Indexes of host veths whose packets somebody shapes: their endpoints are marked for the kernel path. */
+  readonly shaped: readonly number[];
   /** Bridges of pods that flannel's plugin attached, with their address families. */
   readonly bridges: ReadonlyMap<string, readonly Family[]>;
   readonly revision: string;
@@ -27,11 +29,11 @@ export interface Pods {
  * The pods whose host veth is the one that ADD created, and up: the kernel refuses routes over interfaces that are
  * down.
  */
-export function podsOf({ links, pods }: NodeSnapshot, { families }: PlanOptions): Pods {
+export function podsOf({ links, pods, shaped }: NodeSnapshot, { families }: PlanOptions): Pods {
   const endpoints = pods.value.flatMap((attachment) => {
     const link = links.value.get(attachment.hostIfname);
     if (link?.ifindex !== attachment.hostIfindex || !link.up) return [];
-    const { kernelPath = false } = attachment;
+    const kernelPath = attachment.kernelPath === true || shaped.value.includes(attachment.hostIfindex);
     return attachment.ips.map((ip) => ({ ...attachment, ip, mtu: link.mtu, kernelPath }));
   });
   const bridges = new Map<string, Family[]>();
@@ -42,9 +44,23 @@ export function podsOf({ links, pods }: NodeSnapshot, { families }: PlanOptions)
   return {
     endpoints,
     devices: new Map(endpoints.map(({ hostIfname, hostIfindex }) => [hostIfname, hostIfindex])),
+    shaped: shaped.value,
     bridges,
-    revision: `${pods.revision}.${links.revision}`,
+    revision: `${pods.revision}.${links.revision}.${shaped.revision}`,
   };
+}
+
+/** The attachments whose host veth somebody has renamed, under its new name: the index and the MAC address stay. */
+export function renamedPods({ links, pods }: NodeSnapshot): Attachment[] {
+  const renamed = pods.value.filter(
+    ({ hostIfname, hostIfindex }) => links.value.get(hostIfname)?.ifindex !== hostIfindex,
+  );
+  if (renamed.length === 0) return [];
+  const byIndex = new Map(links.value.values().map((link) => [link.ifindex, link]));
+  return renamed.flatMap((pod) => {
+    const link = byIndex.get(pod.hostIfindex);
+    return link?.kind === 'veth' && link.mac === pod.hostMac ? [{ ...pod, hostIfname: link.name }] : [];
+  });
 }
 
 export interface PodPlan {
@@ -68,7 +84,8 @@ export function planPods(
   const desired = <V>(entries: () => ReadonlyMap<string, V>, suffix = ''): Desired<V> => ({
     revision: `${revision} ${suffix}`,
     entries,
-    complete: true,
+    // A pod of which nothing but its host veth is known keeps what it has.
+    complete: !node.lostPods.some((hostIfname) => node.links.value.has(hostIfname)),
   });
   const kernelPath = {
     podRoutes: desired(() => podRoutes(pods, options)),
@@ -84,7 +101,7 @@ export function planPods(
     endpoints: desired(() => endpoints().endpoints, loaded),
     endpoints6: desired(() => endpoints().endpoints6, loaded),
     ...(attaches && {
-      podLinks: desired(() => desiredLinks(ids, podHooks(pods)), String(programs.revision)),
+      podLinks: desired(() => desiredLinks(ids, podHooks(pods, options)), String(programs.revision)),
     }),
   };
 }
@@ -111,10 +128,21 @@ function proxies({ endpoints, bridges }: Pods): Map<string, true> {
   );
 }
 
-/** to_pod comes first, on all interfaces: it counts translated flows, and from_pod reads the count. */
-function podHooks({ devices }: Pods): HookedInterface[] {
-  return (['to_pod', 'from_pod'] as const).flatMap((hook) =>
-    [...devices].map(([ifname, ifindex]) => ({ hook, ifname, ifindex })),
+/**
+ * A pod with an address outside our podCIDRs, of a previous podCIDR for example, gets no from_pod: it drops what comes
+ * from addresses that the maps do not have. A shaped endpoint has nothing to learn, so it needs no to_pod. Nor has its
+ * host veth always an egress hook: before tcx (Linux 6.6) there is none beside the ingress qdisc of the bandwidth plugin.
+ */
+function podHooks({ devices, shaped, endpoints }: Pods, { families }: PlanOptions): HookedInterface[] {
+  const foreign = new Set(
+    endpoints
+      .filter(({ ip }) => !families.some(({ podCidr }) => cidrContains(podCidr, ip)))
+      .map(({ hostIfname }) => hostIfname),
+  );
+  return (['from_pod', 'to_pod'] as const).flatMap((hook) =>
+    [...devices]
+      .filter(([ifname, ifindex]) => (hook === 'to_pod' ? !shaped.includes(ifindex) : !foreign.has(ifname)))
+      .map(([ifname, ifindex]) => ({ hook, ifname, ifindex })),
   );
 }
 

@@ -1,0 +1,224 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * Learning: a packet has left the kernel path. Conntrack says what its flow is translated to, and the note of its arrival
+ * says that nothing else about it was changed. Only what is certain is learned.
+ */
+#pragma once
+
+#include "flows.h"
+#include "lookup.h"
+#include "parse.h"
+
+/* ---- conntrack, as the kernel offers it to tc programs (net/netfilter/nf_conntrack_bpf.c, Linux 6.1) ---- */
+
+/* linux/netfilter/nf_conntrack_common.h */
+#define IPS_SEEN_REPLY (1 << 1)
+#define IPS_CONFIRMED (1 << 3)
+#define IPS_SEQ_ADJUST (1 << 6)
+#define IPS_DYING (1 << 9)
+#define IPS_HELPER (1 << 13)
+#define IP_CT_DIR_ORIGINAL 0
+/* linux/netfilter/nf_conntrack_tcp.h: from ESTABLISHED to CLOSE_WAIT data flows in one direction at least. */
+#define TCP_CONNTRACK_SYN_RECV 2
+#define TCP_CONNTRACK_ESTABLISHED 3
+#define TCP_CONNTRACK_CLOSE_WAIT 5
+
+#define KERNEL_STRUCT __attribute__((preserve_access_index))
+
+union nf_inet_addr {
+	__be32 all[4];
+} KERNEL_STRUCT;
+
+union nf_conntrack_man_proto {
+	__be16 all;
+} KERNEL_STRUCT;
+
+struct nf_conntrack_man {
+	union nf_inet_addr u3;
+	union nf_conntrack_man_proto u;
+} KERNEL_STRUCT;
+
+struct nf_conntrack_tuple {
+	struct nf_conntrack_man src;
+	struct {
+		union nf_inet_addr u3;
+		union {
+			__be16 all;
+		} u;
+	} dst;
+} KERNEL_STRUCT;
+
+struct nf_conntrack_tuple_hash {
+	struct nf_conntrack_tuple tuple;
+} KERNEL_STRUCT;
+
+struct ip_ct_tcp {
+	__u8 state;
+} KERNEL_STRUCT;
+
+union nf_conntrack_proto {
+	struct ip_ct_tcp tcp;
+} KERNEL_STRUCT;
+
+struct nf_conn {
+	unsigned long status;
+	struct nf_conntrack_tuple_hash tuplehash[2];
+	union nf_conntrack_proto proto;
+} KERNEL_STRUCT;
+
+struct bpf_ct_opts {
+	__s32 netns_id;
+	__s32 error;
+	__u8 l4proto;
+	__u8 dir;
+	__u8 reserved[2];
+};
+
+struct nf_conn *bpf_skb_ct_lookup(struct __sk_buff *skb, struct bpf_sock_tuple *tuple, __u32 tuple_size,
+				  struct bpf_ct_opts *opts, __u32 opts_size) __ksym;
+void bpf_ct_release(struct nf_conn *conn) __ksym;
+
+/* The connection of which this flow is one direction, after translation: its reversed tuple is what conntrack knows. */
+static __always_inline struct nf_conn *find_connection(struct __sk_buff *skb, const struct flow6 *out, bool v6,
+						       struct bpf_ct_opts *opts)
+{
+	struct bpf_sock_tuple tuple = {};
+
+	if (v6) {
+		__builtin_memcpy(tuple.ipv6.saddr, &out->dst, sizeof(tuple.ipv6.saddr));
+		__builtin_memcpy(tuple.ipv6.daddr, &out->src, sizeof(tuple.ipv6.daddr));
+		tuple.ipv6.sport = out->dst_port;
+		tuple.ipv6.dport = out->src_port;
+		return bpf_skb_ct_lookup(skb, &tuple, sizeof(tuple.ipv6), opts, sizeof(*opts));
+	}
+	tuple.ipv4.saddr = out->dst.words[3];
+	tuple.ipv4.daddr = out->src.words[3];
+	tuple.ipv4.sport = out->dst_port;
+	tuple.ipv4.dport = out->src_port;
+	return bpf_skb_ct_lookup(skb, &tuple, sizeof(tuple.ipv4), opts, sizeof(*opts));
+}
+
+static __always_inline struct address tuple_address(const union nf_inet_addr *address, bool v6)
+{
+	if (v6)
+		return (struct address){
+			.words = { address->all[0], address->all[1], address->all[2], address->all[3] }
+		};
+	return (struct address){ .words = { 0, 0, IPV4_MAPPED, address->all[0] } };
+}
+
+#define TUPLE_FLOW(connection, direction, v6)                                              \
+	((struct flow6){                                                                   \
+		.src = tuple_address(&(connection)->tuplehash[direction].tuple.src.u3, v6), \
+		.dst = tuple_address(&(connection)->tuplehash[direction].tuple.dst.u3, v6), \
+		.src_port = (connection)->tuplehash[direction].tuple.src.u.all,            \
+		.dst_port = (connection)->tuplehash[direction].tuple.dst.u.all,            \
+	})
+
+/*
+ * Whether this connection's packets may bypass conntrack: it is confirmed and lives; it needs no helper, and no adjusted
+ * sequence numbers; and TCP is past its handshake, of which the SYN-ACK is the last packet in its direction.
+ */
+static __always_inline bool is_learnable(const struct nf_conn *connection, const struct flow_packet *out)
+{
+	unsigned long status = connection->status;
+	__u8 state = connection->proto.tcp.state;
+
+	if ((status & (IPS_CONFIRMED | IPS_DYING | IPS_SEQ_ADJUST | IPS_HELPER)) != IPS_CONFIRMED)
+		return false;
+	if (out->flow.protocol != PROTOCOL_TCP)
+		return true;
+	if (!(status & IPS_SEEN_REPLY))
+		return false;
+	if (is_syn_ack(out->tcp_flags))
+		return state == TCP_CONNTRACK_SYN_RECV;
+	return state >= TCP_CONNTRACK_ESTABLISHED && state <= TCP_CONNTRACK_CLOSE_WAIT;
+}
+
+/*
+ * The flow as it came in, by the flow as it leaves. KERNEL_LEARNED when it may be learned; else the reason why not.
+ * There is no connection where nothing uses conntrack, where rules exempt the packet from it, and for ICMP, which the
+ * kernel's lookup does not know. Then the packet left as it came in, or it was made to look like another flow's. So the
+ * packet that came in last must be of this flow.
+ */
+static __always_inline enum reason find_origin(struct __sk_buff *skb, const struct flow_packet *packet, bool v6,
+					       struct flow6 *in)
+{
+	const struct flow6 *out = &packet->flow;
+	struct bpf_ct_opts opts = { .netns_id = -1 /* the device's own */, .l4proto = out->protocol };
+	struct nf_conn *connection = NULL;
+	const __u32 *last = last_slot();
+	bool learnable;
+
+	*in = *out;
+	if (out->protocol == PROTOCOL_TCP || out->protocol == PROTOCOL_UDP)
+		connection = find_connection(skb, out, v6, &opts);
+	if (!connection)
+		return last && *last == slot_of(in) ? KERNEL_LEARNED : KERNEL_NOT_SEEN;
+	learnable = is_learnable(connection, packet);
+	if (opts.dir == IP_CT_DIR_ORIGINAL)
+		*in = TUPLE_FLOW(connection, 1, v6);
+	else
+		*in = TUPLE_FLOW(connection, 0, v6);
+	bpf_ct_release(connection);
+	in->protocol = out->protocol;
+	return learnable ? KERNEL_LEARNED : KERNEL_NOT_ESTABLISHED;
+}
+
+/* Learn that packets of flow `in` leave as `out`. */
+static __always_inline void store(const struct flow6 *in, const struct flow6 *out, bool v6, const struct learned *head)
+{
+	if (v6) {
+		struct learned6 learned = { .head = *head, .out = *out };
+
+		bpf_map_update_elem(&flows6, in, &learned, BPF_ANY);
+	} else {
+		struct flow4 key = to_flow4(in);
+		struct learned4 learned = { .head = *head, .out = to_flow4(out) };
+
+		bpf_map_update_elem(&flows4, &key, &learned, BPF_ANY);
+	}
+}
+
+/*
+ * Learn the flow of a packet that has left the kernel path, in the direction of a local pod or of the wire. `mtu`: of
+ * the way that it takes. `source_port`: of the outer header, if there is one.
+ */
+static __always_inline enum reason learn(struct __sk_buff *skb, const struct ip *ip, __u32 mtu, __be16 source_port)
+{
+	bool v6 = ip->v6;
+	struct flow_packet packet = {};
+	const struct flow6 *out = &packet.flow;
+	struct flow6 in;
+	enum reason reason = read_flow(ip, &packet);
+
+	if (reason != KERNEL_NEW_FLOW && !(reason == KERNEL_HANDSHAKE && is_syn_ack(packet.tcp_flags)))
+		return reason;
+	reason = find_origin(skb, &packet, v6, &in);
+	if (reason != KERNEL_LEARNED)
+		return reason;
+
+	const struct arrival *arrival = find_arrival(&in);
+
+	if (!arrival || !same_flow(&arrival->flow, &in) || arrival->dscp != ip->tos >> 2 ||
+	    (__u8)(arrival->ttl - ip->ttl) > 1)
+		return KERNEL_NOT_SEEN;
+
+	struct learned head = {
+		.learned_ns = bpf_ktime_get_coarse_ns(),
+		.noted_ns = arrival->noted_ns,
+		.epoch = arrival->epoch,
+		.ifindex = arrival->ifindex,
+		.mtu = mtu,
+		.mark = skb->mark,
+		.priority = skb->priority,
+		.is_translated = !same_flow(&in, out),
+		.hops = arrival->ttl - ip->ttl,
+		.ttl = arrival->ttl,
+		.dscp = arrival->dscp,
+		.source_port = source_port,
+	};
+
+	store(&in, out, v6, &head);
+	return KERNEL_LEARNED;
+}
