@@ -208,7 +208,7 @@ async function exchange(): Promise<void> {
 }
 
 const MAY_BE_ON_KERNEL_PATH = new RegExp(
-  ' kernel_(fragment|not_ip|not_vxlan|other_mac|outside|handshake|new_flow|unsettled|expired|old_epoch|learned|not_established)$',
+  ' kernel_(fragment|not_ip|not_vxlan|other_mac|outside|from_peer|link_local|handshake|new_flow|unsettled|expired|old_epoch|learned|not_established)$',
 );
 
 /** Counters with their least movement; those with 0 must not move. */
