@@ -16,6 +16,9 @@ const places = {
 } as const;
 export type HookName = keyof typeof places;
 
+/** Hooks of previous versions, by their places: an upgrade leaves their links behind. */
+const retired: Readonly<Record<string, 'egress'>> = { to_vtep: 'egress' };
+
 /** A program on an interface's hook. Its key, also the link's name in bpffs, is `from_pod@veth1234abcd`. */
 export interface LinkState {
   /** The interface's index; 0 when the interface is gone, and with it the link or filter. */
@@ -123,7 +126,11 @@ export interface LinkTargetOptions {
  */
 export function linksTarget(options: LinkTargetOptions): Target<LinkState> {
   const { name, hooks, pinDir, program, xdp = new XdpAnswers(), attach = attachTc } = options;
-  const keep = (key: string): boolean => hooks.includes(parseLinkKey(key).hook);
+  const keep = (key: string): boolean => {
+    const { hook } = parseLinkKey(key);
+    // The retired ones were the node's own, as to_wire is.
+    return hooks.includes(hook) || (hooks.includes('to_wire') && hook in retired);
+  };
   return {
     name,
     list: async () => listLinks(pinDir, keep, xdp),
@@ -311,7 +318,7 @@ function detach(pinDir: string, key: string): void {
 /** Our filter of this key; undefined when the interface or the filter is gone. */
 function findFilter(key: string): TcFilter | undefined {
   const { hook, ifname } = parseLinkKey(key);
-  const place = places[hook];
+  const place = hook in retired ? retired[hook]! : places[hook];
   if (place === 'xdp') return undefined;
   try {
     return TcFilter.find(ifindexOf(ifname), place, filterPlace);
