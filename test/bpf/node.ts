@@ -196,7 +196,7 @@ export function fillTables(
   peers: readonly Peer[],
   pods: readonly Endpoint[],
 ): void {
-  const indexed = desiredPeers(settings, peers, (address) => nextHopTo(address, settings.directRouting));
+  const indexed = desiredPeers(settings, peers, ({ vtepIp }) => nextHopTo(vtepIp, settings.directRouting));
   for (const [slot, value] of indexed.peers) tables.peers.set(Number(slot), value);
   tables.peers6.setMany(indexed.peers6);
   const { endpoints, endpoints6 } = desiredEndpoints(settings, pods);
