@@ -26,7 +26,7 @@ import {
 
 const common = {
   tunnel: { vni: 1, port: 8472 },
-  uplink: { ifindex: 2, mtu: 1500, mac: '02:00:00:00:00:03' },
+  uplink: { ifindex: 2, mtu: 1500, mac: '02:00:00:00:00:03', gsoMaxSegs: 65535 },
   flowTableSize: 65536,
 } as const;
 
@@ -110,7 +110,7 @@ describe('the configuration', () => {
       subnet_shift: 8,
       endpoint_slots: 256,
       uplink_ifindex: 2,
-      uplink_mtu: 1500,
+      uplink_gso_segs: 65535,
       pod_mtu: 1450, // 50 less than the uplink's
       pod_mtu6: 1430, // and 70
       direct_routing: 0,

@@ -35,7 +35,13 @@ export interface NodeSettings {
   readonly v6?: FamilySettings | undefined;
   /** Undefined: there are no tunnels (host-gw, alloc), and only peers on our own L2 are reached. */
   readonly tunnel?: Tunnel | undefined;
-  readonly uplink: { readonly ifindex: number; readonly mtu: number; readonly mac: string };
+  readonly uplink: {
+    readonly ifindex: number;
+    readonly mtu: number;
+    readonly mac: string;
+    /** The most segments of a super-packet that its driver takes. */
+    readonly gsoMaxSegs: number;
+  };
   /** Peers on our own L2 are reached without encapsulation. */
   readonly directRouting?: boolean | undefined;
   /** Room for flows, in each family. */
@@ -176,7 +182,7 @@ export function desiredConfig(settings: NodeSettings): Struct<'config'> {
     subnet_shift: 32 - (v4?.podCidr ?? nothing.v4).length,
     endpoint_slots: endpointCapacity(settings),
     uplink_ifindex: settings.uplink.ifindex,
-    uplink_mtu: settings.uplink.mtu,
+    uplink_gso_segs: settings.uplink.gsoMaxSegs,
     pod_mtu: podMtu(settings, 4),
     pod_mtu6: podMtu(settings, 6),
     direct_routing: settings.directRouting ? 1 : 0,
