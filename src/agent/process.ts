@@ -38,7 +38,7 @@ import { LastKnownFile } from './last-known.ts';
 import { GarbageCollector } from './memory.ts';
 import { leaseOf } from './lease.ts';
 import { type AgentOptions, runFiles } from './options.ts';
-import type { NodeFamily } from './plan/index.ts';
+import { KERNEL_PATH_REASONS, type NodeFamily } from './plan/index.ts';
 import { podNetworks } from './pod-networks.ts';
 import { Publisher } from './publisher.ts';
 import { Report } from './report.ts';
@@ -122,6 +122,7 @@ class AgentProcess {
       tables: () => this.#incarnation?.tables,
       api: () => subnets.health,
       peers: () => this.#report.cluster.nodes.length,
+      withoutFastPath: () => this.#withoutFastPath(),
       endpoints: () => this.#incarnation?.podCount ?? 0,
       alarms: () => this.#report.alarms,
       targets: () => this.#incarnation?.statuses ?? [],
@@ -333,12 +334,24 @@ class AgentProcess {
     };
   }
 
+  /** How many peers the kernel path alone serves, by reason. */
+  #withoutFastPath(): Map<string, number> {
+    const counts = new Map<string, number>(KERNEL_PATH_REASONS.map((reason) => [reason, 0]));
+    const serviceOf = this.#incarnation?.serviceOf;
+    for (const peer of serviceOf ? this.#report.cluster.peers : []) {
+      const reason = serviceOf!(peer).kernelPathOnly?.reason;
+      if (reason !== undefined) counts.set(reason, counts.get(reason)! + 1);
+    }
+    return counts;
+  }
+
   #status(): AgentStatus {
-    const { standing, statuses = [] } = this.#incarnation ?? {};
+    const { standing, serviceOf, statuses = [] } = this.#incarnation ?? {};
     return this.#report.toStatus({
       notReady: this.#notReady,
       health: this.#subnets.health,
       standing,
+      serviceOf,
       statuses,
     });
   }

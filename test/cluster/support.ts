@@ -380,6 +380,20 @@ export async function ripstopJson<T>(lab: Lab, node: NodeState, ...args: string[
   return JSON.parse(stdout) as T;
 }
 
+export interface HttpAnswer {
+  readonly status: number;
+  readonly type: string;
+  readonly body: string;
+}
+
+/** What the agent of a node answers on the node's loopback. */
+export async function askOverHttp(node: NodeState, path: string): Promise<HttpAnswer> {
+  const script = `const r = await fetch(${JSON.stringify(`http://127.0.0.1:9480${path}`)});
+    console.log(JSON.stringify({ status: r.status, type: r.headers.get('content-type'), body: await r.text() }))`;
+  const answer = await run(process.execPath, ['--input-type=module', '-e', script], inNetns(node));
+  return JSON.parse(answer) as HttpAnswer;
+}
+
 /** Mark a pod for the kernel path, or remove the mark, and wait until the node's agent has seen it. */
 export async function markForKernelPath(
   lab: Lab,
