@@ -120,7 +120,8 @@ export class Incarnation implements Disposable {
     this.#programs = new ProgramSet(pinPaths(agent.bpffs));
     const shared = { programs: this.#programs, xdp: this.#xdp, linkPins };
     const uplink = { families: used, ifaceCanReach: agent.ifaceCanReach };
-    this.#observer = new NodeObserver({ ...shared, uplink, store });
+    const isDirect = backend.type === 'host-gw' || (backend.type === 'vxlan' && backend.directRouting);
+    this.#observer = new NodeObserver({ ...shared, uplink, store, isDirect });
     this.#targets = createTargets({
       ...shared,
       podCidrs: families.map(({ podCidr }) => podCidr),

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+import type { Peer } from '../cluster/index.ts';
 import type { Attachment, AttachmentStore } from '../cni/attachments.ts';
 import { hostVethName } from '../cni/pod-network.ts';
 import { listLinkKeys, type XdpAnswers } from '../dataplane/links.ts';
@@ -28,6 +29,8 @@ export interface ObserverOptions {
   readonly xdp: XdpAnswers;
   /** Where links are pinned. */
   readonly linkPins: string;
+  /** Whether peers may be reached without a tunnel: by the routes of their podCIDRs, which have MTUs of their own. */
+  readonly isDirect: boolean;
 }
 
 /** Makes snapshots of this node. It looks again only at parts that events made stale, and changes nothing. */
@@ -174,12 +177,13 @@ export class NodeObserver {
     return observed(shaped, findShaped(shapeable(pods, links), this.#options.linkPins));
   }
 
-  /** The next hops to all peers; unless they are stale, only those to new peers are asked for. */
+  /** The next hops to all peers, and to their podCIDRs if those are routed directly; unless they are stale, only those to new peers are asked for. */
   async #nextHops({ revision, peers }: Peers): Promise<ReadonlyMap<string, NextHop>> {
     const known = this.#snapshot.nextHops.value;
     const isStale = this.#take('nextHops');
     if (!isStale && revision === this.#hopsOf) return known;
-    const addresses = new Set(peers.map(({ vtepIp }) => vtepIp));
+    const ways = (peer: Peer) => (this.#options.isDirect ? [peer.vtepIp, peer.podCidr.base] : [peer.vtepIp]);
+    const addresses = new Set(peers.flatMap(ways));
     const missing = [...addresses].filter((address) => isStale || !known.has(address));
     const asked = await lookupNextHops(missing, this.#sources);
     this.#hopsOf = revision;

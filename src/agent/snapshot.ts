@@ -31,7 +31,10 @@ export interface NodeSnapshot {
   readonly links: Observed<ReadonlyMap<string, Link>>;
   /** Default routes and the like: the facts by which the uplink is chosen. */
   readonly routes: Observed<Omit<UplinkFacts, 'links'>>;
-  /** The kernel's next hop to each underlay address of a peer; an address without a route is missing. */
+  /**
+   * The kernel's next hop to each underlay address of a peer, and with direct routes to the base of its podCIDR; an
+   * address without a route is missing.
+   */
   readonly nextHops: Observed<ReadonlyMap<string, NextHop>>;
   /** The IPsec policies for packets that leave this node. */
   readonly policies: Observed<readonly Policy[]>;

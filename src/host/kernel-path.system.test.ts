@@ -250,6 +250,18 @@ describe(title('peers on the kernel path'), { skip: skip !== undefined }, () => 
     expect(await listing(node)).toEqual(TWO_PEERS);
   });
 
+  it('keep the MTU that somebody has given to a direct route', async () => {
+    await using node = await testNode();
+    await ensureVxlan(FLANNEL_1, await listLinks(node.options), node.options);
+    const direct = { ...PEER_2, directDev: 'eth0' };
+    await reconcile(node, [direct]);
+    await node.ip('route change 10.42.2.0/24 via 192.168.9.2 dev eth0 mtu 1400');
+    for (let pass = 0; pass < 2; pass++) {
+      await reconcile(node, [direct]);
+      expect(await listing(node)).toEqual(['10.42.2.0/24 via 192.168.9.2 dev eth0 mtu 1400']);
+    }
+  });
+
   it("leave other programs' routes alone, and take over those that flannel left", async () => {
     await using node = await testNode();
     await ensureVxlan(FLANNEL_1, await listLinks(node.options), node.options);

@@ -16,7 +16,7 @@ import {
 } from '#netlink';
 import { type Cidr, type Family, formatCidr, ipv4ToInt } from '../net/ip.ts';
 import type { Failures, Target } from '../reconcile/target.ts';
-import { ifindexes, openNetlink, removeEach, type Where, writeEach } from './netlink.ts';
+import { ifindexes, linkNames, openNetlink, removeEach, type Where, writeEach } from './netlink.ts';
 import { eachOwnRoute, ROUTE_PROTOCOL } from './routes.ts';
 import { isVtepDevice } from './vtep-device.ts';
 
@@ -147,7 +147,7 @@ export function fdbTarget(where: Where = {}): Target<string> {
 /**
  * The routes to peers, through tunnels and direct, both families: podCIDR → route. Ours have our route protocol and a
  * gateway (those without a gateway lead to the node's pods, see pod-routes.ts). Another program's route of the same
- * prefix and metric is replaced, as flannel does.
+ * prefix and metric is replaced, as flannel does; what of it leads directly the same way leaves its MTU to ours.
  */
 export function peerRouteTarget(where: Where = {}): Target<PeerRoute> {
   return {
@@ -184,12 +184,34 @@ export function peerRouteTarget(where: Where = {}): Target<PeerRoute> {
  * the hash: 15,000 routes would take ten times as long. IPv6 routes do not share next hops.
  */
 function writeRoutes(where: Where, entries: ReadonlyMap<string, PeerRoute>): Promise<Failures> {
+  const mtus = mtusOf(where, entries);
   return writeEach(where, entries, (dst, { via, dev, onlink }, ifindexOf) => {
     const nextHop = { gateway: via, ifindex: ifindexOf(dev), onlink, protocol: ROUTE_PROTOCOL };
-    if (isIpv6(dst)) return [replaceRoute({ dst, ...nextHop })];
+    const mtu = mtus.get(dst);
+    if (isIpv6(dst)) return [replaceRoute({ dst, ...nextHop, mtu })];
     const id = nexthopOf(dst);
-    return [replaceNexthop({ id, ...nextHop }), replaceRoute({ dst, nexthop: id, protocol: ROUTE_PROTOCOL })];
+    return [
+      replaceNexthop({ id, ...nextHop }),
+      replaceRoute({ dst, nexthop: id, mtu, protocol: ROUTE_PROTOCOL }),
+    ];
   });
+}
+
+/** The MTUs that somebody has given to direct routes which lead the same way already: the underlay may carry less. */
+function mtusOf(where: Where, entries: ReadonlyMap<string, PeerRoute>): Map<string, number> {
+  const mtus = new Map<string, number>();
+  if (entries.values().every(({ onlink }) => onlink)) return mtus;
+  using socket = openNetlink(where);
+  const names = linkNames(socket);
+  for (const family of [4, 6] as const) {
+    for (const { dst, gateway, ifindex, metric, mtu } of listRoutes(socket, { family, gateway: true })) {
+      const desired = entries.get(dst);
+      const isSameWay =
+        desired?.via === gateway && ifindex !== undefined && names.get(ifindex) === desired?.dev;
+      if (mtu !== undefined && isSameWay && metric === (family === 4 ? 0 : IPV6_METRIC)) mtus.set(dst, mtu);
+    }
+  }
+  return mtus;
 }
 
 /**

@@ -3,8 +3,9 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
 import { readPeers } from '../../src/cli/rows.ts';
+import { openTables } from '../../src/dataplane/tables.ts';
 import { ipJson } from '../../src/lab/ip.ts';
-import { tryRun } from '../../src/host/run.ts';
+import { run, tryRun } from '../../src/host/run.ts';
 import { addPod, nodeDir } from '../../src/lab/index.ts';
 import { listNodes } from '../../src/lab/kube.ts';
 import { startIn } from '../../src/lab/lab.support.ts';
@@ -17,13 +18,16 @@ import {
   nudge,
   ping,
   podOf,
+  holdFrom,
+  released,
   ripstopJson,
   serveIn,
   talkBoth,
   useLab,
 } from './support.ts';
+import { inUnderlay } from './underlay.ts';
 
-const missing = missingHere('tcpdump');
+const missing = missingHere('tcpdump', 'ethtool');
 const PREFIX = 'flannel.alpha.coreos.com';
 
 interface AgentView {
@@ -38,7 +42,7 @@ interface AgentView {
 }
 
 describe.skipIf(missing)('the backend host-gw', () => {
-  const cluster = useLab('hostgw', { nodes: 2, pods: 2, backend: 'host-gw' });
+  const cluster = useLab('hostgw', { nodes: 2, pods: 2, backend: 'host-gw', wire: 'mtu' });
   const [pod1, pod2] = [() => podOf(cluster.nodes[0]), () => podOf(cluster.nodes[1])];
   const status = () => ripstopJson<AgentView>(cluster.lab, cluster.nodes[0]!, 'status');
 
@@ -93,6 +97,29 @@ describe.skipIf(missing)('the backend host-gw', () => {
     const late = await addPod(cluster.lab, cluster.nodes[0]!);
     await ping(late, pod2().ip);
     await ping(pod2(), late.ip);
+  });
+
+  it('heeds an MTU that somebody gives to the route of a podCIDR, since the underlay carries no more (row 76)', async () => {
+    const routes = cluster.nodes.map((node, i) => ({
+      node,
+      route: [cluster.nodes[1 - i]!.podCIDR, 'via', cluster.nodes[1 - i]!.ip, 'dev', 'eth0'],
+    }));
+    const setMtus = async (underlay: number, ...metric: string[]) => {
+      await run('ip', ['link', 'set', 'node2', 'mtu', String(underlay)], inUnderlay(cluster.lab));
+      for (const { node, route } of routes)
+        await run('ip', ['route', 'change', ...route, ...metric], inNetns(node));
+    };
+    const peerMtu = (): number | undefined => {
+      using tables = openTables(bpffsOf(cluster.lab, cluster.nodes[0]!));
+      return [...tables.peers.entries({ skipZero: true })][0]?.[1].head.mtu;
+    };
+    const held = await holdFrom(pod1(), pod2().ip, 5000);
+    await setMtus(1400, 'mtu', '1400');
+    await expect.poll(peerMtu).toBe(1400);
+    expect(await talkBoth(pod1(), pod2().ip)).toBe(pod1().ip);
+    expect(await released(held)).not.toHaveProperty('error');
+    await setMtus(1500, 'mtu', '1500');
+    await expect.poll(peerMtu).toBe(1500);
   });
 
   it('raises an alarm for a peer behind a router, and sends no packets for it to the router', async () => {

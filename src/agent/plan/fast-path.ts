@@ -52,7 +52,7 @@ export function peerService(
     const hop = node.nextHops.value.get(vtepIp);
     const kernelPathOnly = whyNoWay(peer, hop, outline, node, options);
     if (kernelPathOnly || !hop) return { ...(kernelPathOnly && { kernelPathOnly }) };
-    const nextHop = toPeerNextHop(outline, vtepIp, hop);
+    const nextHop = withRouteMtu(toPeerNextHop(outline, vtepIp, hop), peer, node);
     const why = whyNoEntry(outline.settings, peer, nextHop);
     if (why === 'not_direct')
       return only(why, `${vtepIp} is not on our own L2, and the backend has no tunnels`);
@@ -113,6 +113,12 @@ export function toPeerNextHop(
   { gateway, mtu = uplink.mtu }: NextHop,
 ): PeerNextHop {
   return { ip: gateway ?? vtepIp, direct: settings.directRouting === true && gateway === undefined, mtu };
+}
+
+/** The route of the podCIDR may promise less than the one to the node. */
+function withRouteMtu(nextHop: PeerNextHop, { podCidr }: Peer, { nextHops }: NodeSnapshot): PeerNextHop {
+  const { mtu = Infinity } = (nextHop.direct && nextHops.value.get(podCidr.base)) || {};
+  return mtu < nextHop.mtu ? { ...nextHop, mtu } : nextHop;
 }
 
 /** The VTEP device of a peer's family, if somebody shapes it: the fast path passes by it. */

@@ -83,7 +83,7 @@ interface Given {
   readonly programs?: 'none' | 'loaded' | 'pending';
   readonly attached?: readonly string[];
   readonly policies?: readonly Policy[];
-  readonly hops?: Readonly<Record<string, { dev: string; gateway?: string }>>;
+  readonly hops?: Readonly<Record<string, { dev: string; gateway?: string; mtu?: number }>>;
   readonly refusals?: Readonly<Record<string, string>>;
 }
 
@@ -96,7 +96,7 @@ function node(given: Given = {}): NodeSnapshot {
     routes: { revision: 1, value: { defaultRoutes: [{ dev: 'eth0' }], ipv6Mtus: new Map() } },
     nextHops: {
       revision: 1,
-      value: new Map(Object.entries(hops).map(([ip, { dev, gateway }]) => [ip, { dev, gateway }])),
+      value: new Map(Object.entries(hops).map(([ip, { dev, gateway, mtu }]) => [ip, { dev, gateway, mtu }])),
     },
     policies: { revision: 1, value: given.policies ?? [] },
     pods: { revision: 1, value: pods },
@@ -215,6 +215,16 @@ describe('peers', () => {
     const given = node({ hops: { '192.0.2.2': hop } });
     const { peerRoutes } = plan(peers(), given, { ...OPTIONS, backend }).peers;
     expect(entries(peerRoutes)).toEqual({ '10.42.2.0/24': route });
+  });
+
+  it('have the MTU of the route to their pods, where that is direct and promises less', () => {
+    const hops = { '192.0.2.2': { dev: 'eth0', mtu: 1450 }, '10.42.2.0': { dev: 'eth0', mtu: 1400 } };
+    const mtuWith = (directRouting: boolean): number | undefined => {
+      const backend = { type: 'vxlan', vni: 1, port: 8472, directRouting } as const;
+      const { peers: map } = plan(peers(), node({ hops }), { ...OPTIONS, backend }).peers;
+      return map?.entries().get('2')?.head.mtu;
+    };
+    expect([mtuWith(true), mtuWith(false)]).toEqual([1400, 1450]);
   });
 
   it('are reported when neither a tunnel nor a direct route leads to them', () => {
