@@ -30,7 +30,7 @@ import { ripstopPlugin } from '../../src/lab/ripstop.ts';
 import type { Family } from '../../src/net/ip.ts';
 import { type Background, missingForLab, startIn, tracesOf } from '../../src/lab/lab.support.ts';
 import type { DatagramReport } from './datagrams.ts';
-import type { HoldReport, TcpReport, UdpReport } from './talker.ts';
+import type { HoldReport, NumberReport, TcpReport, UdpReport } from './talker.ts';
 
 const TALKER = join(import.meta.dirname, 'talker.ts');
 const DATAGRAMS = join(import.meta.dirname, 'datagrams.ts');
@@ -295,6 +295,64 @@ export async function whileTalking(
     throw error;
   }
   return end();
+}
+
+/** How many datagrams the sockets of these namespaces have dropped, since their readers did not keep up. */
+async function dropsOfSockets(pods: readonly { netns: string }[]): Promise<number> {
+  const drops = pods.map(async (pod) => {
+    const [names, values] = (await run('grep', ['^Udp6*:', '/proc/net/snmp'], inNetns(pod))).split('\n');
+    return Number(values!.split(' ')[names!.split(' ').indexOf('RcvbufErrors')]);
+  });
+  return (await Promise.all(drops)).reduce((sum, count) => sum + count);
+}
+
+/**
+ * Send numbered messages over TCP and UDP, a thousand a second each, while something happens, and 300 ms longer. Expects
+ * that each is echoed, once, and that no connection breaks.
+ * @param pods all that talk
+ */
+export async function whileNumbering(
+  talks: Readonly<Record<string, Talk>>,
+  pods: readonly { netns: string }[],
+  work: () => Promise<unknown>,
+): Promise<void> {
+  const dropped = await dropsOfSockets(pods);
+  const started = Object.entries(talks).map(([name, [{ netns }, address]]) => {
+    const argv = [process.execPath, TALKER, 'number', address, String(PORT)] as const;
+    return [name, startIn(netns, ...argv)] as const;
+  });
+  const end = async (): Promise<[string, NumberReport][]> =>
+    Promise.all(
+      started.map(async ([name, one]) => [
+        name,
+        JSON.parse((await one.stop()).trim().split('\n').at(-1)!) as NumberReport,
+      ]),
+    );
+  try {
+    for (const [, one] of started) await one.prints(/numbering/);
+    await work();
+    await sleep(300);
+  } catch (error) {
+    await end();
+    throw error;
+  }
+  const reports = await end();
+  const flows = reports.flatMap(([name, { tcp, udp }]) => [
+    { flow: `TCP ${name}`, ...tcp },
+    { flow: `UDP ${name}`, ...udp },
+  ]);
+  const anyNumber = expect.any(Number) as number;
+  expect(flows).toEqual(
+    flows.map(({ flow, sent }) => {
+      const lost = flow.startsWith('TCP') ? 0 : anyNumber;
+      return { flow, sent, lost, duplicated: 0, overtaken: anyNumber };
+    }),
+  );
+  // A machine that is too busy to run the readers loses datagrams, but not on their way.
+  const lost = Object.fromEntries(flows.map((one) => [one.flow, one.lost]));
+  const sum = flows.reduce((total, one) => total + one.lost, 0);
+  expect({ lost, sum }).toEqual({ lost, sum: (await dropsOfSockets(pods)) - dropped });
+  expect(Math.min(...flows.map(({ sent }) => sent))).toBeGreaterThan(100);
 }
 
 /** Packet counters of everything that can carry a pod's packets on a node. */
