@@ -201,12 +201,8 @@ int from_pod(struct __sk_buff *skb)
 
 	if (!ether)
 		reason = KERNEL_MALFORMED;
-	else if (!is_untagged(skb))
-		reason = KERNEL_NOT_IP;
-	else if (ether->type == ETHERTYPE_IPV4)
-		reason = from_pod_ip(skb, false);
-	else if (ether->type == ETHERTYPE_IPV6)
-		reason = from_pod_ip(skb, true);
+	else if (is_untagged(skb))
+		reason = BY_FAMILY(ether, from_pod_ip, skb);
 	return finish(skb, HOOK_FROM_POD, reason);
 }
 
@@ -234,10 +230,8 @@ int to_pod(struct __sk_buff *skb)
 	struct ether *ether = parse_ether(&at);
 	enum reason reason = KERNEL_NOT_IP;
 
-	if (ether && is_untagged(skb) && ether->type == ETHERTYPE_IPV4)
-		reason = to_pod_ip(skb, false);
-	else if (ether && is_untagged(skb) && ether->type == ETHERTYPE_IPV6)
-		reason = to_pod_ip(skb, true);
+	if (ether && is_untagged(skb))
+		reason = BY_FAMILY(ether, to_pod_ip, skb);
 	return finish(skb, HOOK_TO_POD, reason);
 }
 
