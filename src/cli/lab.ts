@@ -30,7 +30,7 @@ export function addLabCommands(program: Command): void {
       flag('--direct-routing', 'no tunnel between nodes on the same L2, which all nodes of a lab are'),
     )
     .addOption(flag('--backend <type>', 'vxlan, host-gw or alloc'))
-    .addOption(flag('--kube-proxy <mode>', "kube-proxy's rules on every node: none, iptables or nftables"))
+    .addOption(flag('--kube-proxy <mode>', "kube-proxy's rules on every node: iptables, nftables or none"))
     .addOption(nameFlag())
     .action(async (flags: LabFlags) => {
       const { labSteps, labUp, parseLabOptions } = await loadLab();

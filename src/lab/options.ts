@@ -12,8 +12,8 @@ export type Datapath = 'ripstop' | 'flannel' | 'host';
  */
 export type Wire = 'gso' | 'mtu';
 
-/** The mode of kube-proxy on every node, if there is one. */
-export type KubeProxyMode = 'none' | 'iptables' | 'nftables';
+/** The mode of kube-proxy on every node; `none`: there is none. */
+export type KubeProxyMode = 'iptables' | 'nftables' | 'none';
 
 export interface LabOptions {
   readonly name: string;
@@ -117,7 +117,11 @@ export function parseLabOptions(flags: LabFlags): LabOptions {
     ipv6,
     directRouting: flags.directRouting ?? false,
     backend,
-    kubeProxy: choice('--kube-proxy', flags.kubeProxy ?? 'none', ['none', 'iptables', 'nftables'] as const),
+    kubeProxy: choice('--kube-proxy', flags.kubeProxy ?? 'iptables', [
+      'iptables',
+      'nftables',
+      'none',
+    ] as const),
   };
 }
 
