@@ -16,7 +16,7 @@ export function addLabCommands(program: Command): void {
     .addOption(flag('--nodes <n>', 'number of nodes'))
     .addOption(flag('--pods <n>', 'number of pods on each node'))
     .addOption(flag('--datapath <path>', 'ripstop, flannel or host, for all nodes or one for each: a,b,c'))
-    .addOption(flag('--mode <mode>', 'cni or boost'))
+    .addOption(flag('--mode <mode>', 'how ripstop runs: cni'))
     .addOption(
       flag(
         '--wire <wire>',

@@ -35,7 +35,7 @@ describe('the flags of lab up', () => {
   });
 
   it.each<[string, LabFlags, string]>([
-    ['boost', { mode: 'boost' }, 'cannot run --mode boost yet'],
+    ['an unknown mode', { mode: 'boost' }, '--mode cannot be "boost"; choose cni'],
     ['a link too small for IPv6 in VXLAN', { ipv6: true, mtu: 1349 }, 'from 1350 to'],
     ['an unknown kube-proxy', { kubeProxy: 'ipvs' }, '--kube-proxy cannot be "ipvs"; choose iptables'],
     ['an unknown datapath', { datapath: 'ripstop,cilium' }, '--datapath cannot be "cilium"; choose ripstop'],

@@ -90,8 +90,7 @@ const MAX_MTU = 65535;
 
 /** Turn flags into options, with all defaults. @throws RipstopError with exit code 2 that names the wrong flag. */
 export function parseLabOptions(flags: LabFlags): LabOptions {
-  const mode = choice('--mode', flags.mode ?? 'cni', ['cni', 'boost'] as const);
-  if (mode === 'boost') throw usage('the lab cannot run --mode boost yet; use --mode cni');
+  choice('--mode', flags.mode ?? 'cni', ['cni'] as const);
   const ipv6 = flags.ipv6 ?? false;
   const each = (flags.datapath ?? 'ripstop')
     .split(',')

@@ -325,13 +325,14 @@ async function readCarried(lab: Lab, node: NodeState): Promise<Carried> {
   };
 }
 
-/** An ADD returns a moment before its pod's programs are attached. Some pods get none, so the wait is short. */
+/** An ADD returns a moment before its pod's programs are attached. Some pods lack one or both, so the wait is short. */
 async function programsOfPods(lab: Lab, nodes: readonly NodeState[]): Promise<void> {
   const lacksPrograms = (node: NodeState): boolean => {
     if (node.datapath !== 'ripstop') return false;
     const keys = listLinkKeys(pinPaths(bpffsOf(lab, node)).links);
-    return node.pods.some(
-      ({ containerId }) => !keys.has(linkKey('from_pod', hostVethName({ containerId, ifname: 'eth0' }))),
+    const hostVeths = node.pods.map(({ containerId }) => hostVethName({ containerId, ifname: 'eth0' }));
+    return (['from_pod', 'to_pod'] as const).some((hook) =>
+      hostVeths.some((name) => !keys.has(linkKey(hook, name))),
     );
   };
   for (const deadline = performance.now() + 500; performance.now() < deadline; await sleep(10))
