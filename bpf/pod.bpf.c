@@ -86,6 +86,9 @@ static __always_inline enum reason send(struct __sk_buff *skb, const struct ip *
 
 	bool is_direct = config.direct_routing && peer->flags & PEER_DIRECT;
 
+	/* Of what BPF encapsulates the kernel does not know how many segments it has, so it would not keep the limit. */
+	if (!is_direct && skb->gso_segs > config.uplink_gso_segs)
+		return KERNEL_NO_ROOM;
 	if (is_direct) {
 		decrement_ttl(ip->header, v6);
 	} else {

@@ -112,8 +112,8 @@ struct config {
 	__u32 subnet_shift; /* 32 - the podCIDR's length: an address's peer slot is (address - network) >> shift */
 	__u32 endpoint_slots; /* a power of two */
 	__u32 uplink_ifindex;
-	__u32 uplink_mtu; /* like all MTUs here: bytes of the largest IP packet */
-	__u32 pod_mtu; /* the largest packet that fits the uplink once it is encapsulated */
+	__u32 uplink_gso_segs; /* the most segments of a super-packet that the uplink's driver takes */
+	__u32 pod_mtu; /* the largest packet that fits the uplink once it is encapsulated; like all MTUs here, bytes of IP */
 	__u32 pod_mtu6;
 	__u32 direct_routing; /* not zero when some peers are reached without encapsulation */
 	__u64 lifetime_ns; /* how long a flow is valid after it was learned; then one packet asks the kernel path again */

@@ -13,6 +13,7 @@ import { listLinks } from '../src/dataplane/links.ts';
 import { run, tryRun } from '../src/host/run.ts';
 import { type NodeState, stopAgent, unboost } from '../src/lab/index.ts';
 import {
+  askOverHttp,
   bpffsOf,
   inNetns,
   missingHere,
@@ -82,6 +83,7 @@ describe.skipIf(missingHere('iptables'))('the command, on two nodes with a pod e
       vtepIp: here.nodes[1]!.ip,
       nextHop: here.nodes[1]!.ip,
       flags: ['present'],
+      fastPath: true,
     });
     expect((await tableOf('peers'))[1]).toMatch(/^node2 +10\.42\.1\.0\/24 +172\.31\.0\.2 /);
   });
@@ -150,7 +152,8 @@ describe.skipIf(missingHere('iptables'))('the command, on two nodes with a pod e
       run: filesIn(runDirOf(here.lab, node)),
       links: listLinks(pinPaths(bpffs).links),
       maps: mapNames
-        .filter((name) => !layout.maps[name].type.startsWith('percpu'))
+        // Flows end with their connections, whoever reads.
+        .filter((name) => !layout.maps[name].type.startsWith('percpu') && !name.startsWith('flows'))
         .map((name) => [name, tables[name].map.info, tables[name].map.lookupBatch()]),
     };
   }
@@ -162,20 +165,7 @@ describe.skipIf(missingHere('iptables'))('the command, on two nodes with a pod e
   });
 
   describe('for Prometheus and the kubelet', () => {
-    interface Answer {
-      readonly status: number;
-      readonly type: string;
-      readonly body: string;
-    }
-
-    /** A request on the node's loopback. */
-    async function get(path: string): Promise<Answer> {
-      const script = `const r = await fetch(${JSON.stringify(`http://127.0.0.1:9480${path}`)});
-        console.log(JSON.stringify({ status: r.status, type: r.headers.get('content-type'), body: await r.text() }))`;
-      return JSON.parse(
-        await run(process.execPath, ['--input-type=module', '-e', script], inNetns(node)),
-      ) as Answer;
-    }
+    const get = (path: string) => askOverHttp(node, path);
 
     it.each(['/healthz', '/readyz'])('answers %s', async (path) => {
       expect(await get(path)).toMatchObject({ status: 200, body: 'ok\n' });
@@ -206,6 +196,7 @@ describe.skipIf(missingHere('iptables'))('the command, on two nodes with a pod e
         'ripstop_node_alarms gauge',
         'ripstop_packets_total counter',
         'ripstop_peers gauge',
+        'ripstop_peers_without_fast_path gauge',
         'ripstop_reconcile_duration_seconds histogram',
         'ripstop_reconcile_errors_total counter',
         'ripstop_target_entries gauge',

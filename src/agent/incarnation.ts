@@ -4,7 +4,7 @@
  * does) or how it is written (targets do). When it ends, everything that it made stays and forwards.
  */
 import type { Logger } from 'pino';
-import type { ClusterSnapshot, NetConf, OwnNode, SubnetManager } from '../cluster/index.ts';
+import type { ClusterSnapshot, NetConf, OwnNode, Peer, SubnetManager } from '../cluster/index.ts';
 import type { Attachment, AttachmentStore } from '../cni/attachments.ts';
 import { XdpAnswers } from '../dataplane/links.ts';
 import { ProgramSet } from '../dataplane/programs.ts';
@@ -25,6 +25,8 @@ import {
   type NodeFamily,
   type Peers,
   type KeptPlan,
+  peerService,
+  type PeerService,
   keptOf,
   type Plan,
   plan,
@@ -135,6 +137,12 @@ export class Incarnation implements Disposable {
   /** What the node should be, and what it was observed to be then; undefined before the kernel path stood. */
   get standing(): { readonly plan: KeptPlan; readonly node: NodeSnapshot } | undefined {
     return this.#standing.kind === 'standing' ? this.#standing : undefined;
+  }
+
+  /** Decides about peers as the last plan did; undefined before there was one. */
+  get serviceOf(): ((peer: Peer) => PeerService) | undefined {
+    const { standing } = this;
+    return standing && peerService(standing.plan.outline, standing.node, this.#planOptions);
   }
 
   /** How many pods this node serves, as of the last pass. */

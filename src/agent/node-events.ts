@@ -54,6 +54,9 @@ export function noteEvent(event: NodeEvent, observer: NodeObserver, targets: Tar
       return observer.noteShaping(event.ifindex);
     case 'policy':
       return false;
+    case 'ipsec':
+      observer.invalidate('policies');
+      break;
     case 'lost':
       staleAll(observer, targets);
       break;
@@ -70,7 +73,7 @@ export function noteEvent(event: NodeEvent, observer: NodeObserver, targets: Tar
  */
 export function changesDecisions(event: NodeEvent): boolean {
   if (event.kind === 'settings') return event.name === undefined;
-  return ['network', 'rules', 'flannel-rules', 'policy', 'lost'].includes(event.kind);
+  return ['network', 'rules', 'flannel-rules', 'policy', 'ipsec', 'lost'].includes(event.kind);
 }
 
 /** Invalidate everything, since events were lost. */

@@ -3,6 +3,7 @@ import type { Attachment, AttachmentStore } from '../cni/attachments.ts';
 import { hostVethName } from '../cni/pod-network.ts';
 import { listLinkKeys, type XdpAnswers } from '../dataplane/links.ts';
 import type { ProgramSet } from '../dataplane/programs.ts';
+import { listIpsecPolicies } from '../host/ipsec.ts';
 import { listLinks, readLinkIfThere } from '../host/links.ts';
 import type { NodeEvent } from '../host/monitor.ts';
 import { lookupNextHops, type NextHop } from '../host/neighbours.ts';
@@ -16,7 +17,7 @@ import { type LoadedIds, type NodeSnapshot, observed } from './snapshot.ts';
 type PodLink = Omit<Extract<NodeEvent, { kind: 'pod-link' }>, 'kind'>;
 
 /** What a change in the kernel makes stale. */
-export const NODE_PARTS = ['links', 'routes', 'nextHops', 'shaped'] as const;
+export const NODE_PARTS = ['links', 'routes', 'nextHops', 'policies', 'shaped'] as const;
 export type NodePart = (typeof NODE_PARTS)[number];
 
 export interface ObserverOptions {
@@ -41,6 +42,7 @@ export class NodeObserver {
     links: { revision: 0, value: new Map() },
     routes: { revision: 0, value: { defaultRoutes: [], ipv6Mtus: new Map() } },
     nextHops: { revision: 0, value: new Map() },
+    policies: { revision: 0, value: [] },
     pods: { revision: 0, value: [] },
     lostPods: [],
     shaped: { revision: 0, value: [] },
@@ -68,12 +70,16 @@ export class NodeObserver {
         ? observed(before.routes, await readUplinkFacts(uplink, links.value))
         : before.routes;
       const nextHops = observed(before.nextHops, await this.#nextHops(peers));
+      const policies = this.#take('policies')
+        ? observed(before.policies, listIpsecPolicies())
+        : before.policies;
       await store.refresh();
       const pods = observed(before.pods, await store.list());
       this.#snapshot = {
         links,
         routes,
         nextHops,
+        policies,
         pods,
         lostPods: store.lost.map(hostVethName),
         shaped: this.#shaped(pods.value),

@@ -38,7 +38,7 @@ import { LastKnownFile } from './last-known.ts';
 import { GarbageCollector } from './memory.ts';
 import { leaseOf } from './lease.ts';
 import { type AgentOptions, runFiles } from './options.ts';
-import type { NodeFamily } from './plan/index.ts';
+import { KERNEL_PATH_REASONS, type NodeFamily } from './plan/index.ts';
 import { podNetworks } from './pod-networks.ts';
 import { Publisher } from './publisher.ts';
 import { Report } from './report.ts';
@@ -54,7 +54,6 @@ const ANSWER_MS = 3000;
  * @throws RipstopError when this node cannot run ripstop or the configuration is wrong.
  */
 export async function runAgent(options: AgentOptions, log: Logger, signal: AbortSignal): Promise<void> {
-  refuseWhatIsNotBuilt(options);
   const missing = missingRequirements(await gatherHostFacts());
   if (missing.length > 0) throw new RipstopError(missing.join('; '));
   const source = options.etcd
@@ -122,6 +121,7 @@ class AgentProcess {
       tables: () => this.#incarnation?.tables,
       api: () => subnets.health,
       peers: () => this.#report.cluster.nodes.length,
+      withoutFastPath: () => this.#withoutFastPath(),
       endpoints: () => this.#incarnation?.podCount ?? 0,
       alarms: () => this.#report.alarms,
       targets: () => this.#incarnation?.statuses ?? [],
@@ -333,22 +333,25 @@ class AgentProcess {
     };
   }
 
+  /** How many peers the kernel path alone serves, by reason. */
+  #withoutFastPath(): Map<string, number> {
+    const counts = new Map<string, number>(KERNEL_PATH_REASONS.map((reason) => [reason, 0]));
+    const serviceOf = this.#incarnation?.serviceOf;
+    for (const peer of serviceOf ? this.#report.cluster.peers : []) {
+      const reason = serviceOf!(peer).kernelPathOnly?.reason;
+      if (reason !== undefined) counts.set(reason, counts.get(reason)! + 1);
+    }
+    return counts;
+  }
+
   #status(): AgentStatus {
-    const { standing, statuses = [] } = this.#incarnation ?? {};
+    const { standing, serviceOf, statuses = [] } = this.#incarnation ?? {};
     return this.#report.toStatus({
       notReady: this.#notReady,
       health: this.#subnets.health,
       standing,
+      serviceOf,
       statuses,
     });
-  }
-}
-
-function refuseWhatIsNotBuilt({ mode }: AgentOptions): void {
-  if (mode === 'boost') {
-    throw new RipstopError(
-      '--mode boost is not built yet; use --mode cni on a node where flanneld does not run',
-      { exitCode: 2 },
-    );
   }
 }

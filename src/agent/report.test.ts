@@ -19,6 +19,7 @@ it('the status names in words what is not as it should be, target by target', ()
     notReady: why,
     health: { connected: true },
     standing: undefined,
+    serviceOf: undefined,
     statuses,
   });
   expect(status.passes.lastErrors).toEqual([`vtep-devices flannel.1: ${why}`]);

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 import type { Logger } from 'pino';
-import type { ClusterSnapshot, SourceHealth } from '../cluster/index.ts';
+import type { ClusterSnapshot, Peer, SourceHealth } from '../cluster/index.ts';
 import { vtepDeviceName } from '../host/vtep-device.ts';
 import { LogOnce } from '../log-once.ts';
 import { formatCidr, partsOf } from '../net/ip.ts';
 import type { Outcome, TargetStatus } from '../reconcile/reconciled.ts';
-import type { KeptPlan } from './plan/index.ts';
+import type { KeptPlan, PeerService } from './plan/index.ts';
 import type { AgentStatus } from './status.ts';
 
 /** Before the first pass. */
@@ -24,6 +24,7 @@ export interface StatusFacts {
   readonly notReady: string | undefined;
   readonly health: SourceHealth;
   readonly standing: { readonly plan: KeptPlan } | undefined;
+  readonly serviceOf: ((peer: Peer) => PeerService) | undefined;
   readonly statuses: readonly TargetStatus[];
 }
 
@@ -97,7 +98,7 @@ export class Report {
     this.#malformed = whys;
   }
 
-  toStatus({ notReady, health, standing, statuses }: StatusFacts): AgentStatus {
+  toStatus({ notReady, health, standing, serviceOf, statuses }: StatusFacts): AgentStatus {
     const { lastKnownAgeMs, cluster } = this;
     return {
       node: this.#nodeName,
@@ -112,11 +113,11 @@ export class Report {
         ...(health.lastError !== undefined && { lastError: health.lastError }),
         ...(lastKnownAgeMs !== undefined && { lastKnownAgeMs }),
       },
-      peers: cluster.peers.map(({ name, podCidr, vtepIp }) => ({
-        name,
-        podCidr: formatCidr(podCidr),
-        vtepIp,
-      })),
+      peers: cluster.peers.map((peer) => {
+        const { name, podCidr, vtepIp } = peer;
+        const { kernelPathOnly } = serviceOf?.(peer) ?? {};
+        return { name, podCidr: formatCidr(podCidr), vtepIp, ...(kernelPathOnly && { kernelPathOnly }) };
+      }),
       alarms: this.alarms,
       targets: statuses,
       passes: {

@@ -5,6 +5,7 @@ import type { HookName } from '../dataplane/links.ts';
 import type { Link } from '../host/links.ts';
 import type { NextHop } from '../host/neighbours.ts';
 import type { UplinkFacts } from '../host/uplink.ts';
+import type { Policy } from '#netlink';
 import { isSame } from '../reconcile/target.ts';
 
 /** A value as last observed; its revision grows whenever another value is observed. */
@@ -32,6 +33,8 @@ export interface NodeSnapshot {
   readonly routes: Observed<Omit<UplinkFacts, 'links'>>;
   /** The kernel's next hop to each underlay address of a peer; an address without a route is missing. */
   readonly nextHops: Observed<ReadonlyMap<string, NextHop>>;
+  /** The IPsec policies for packets that leave this node. */
+  readonly policies: Observed<readonly Policy[]>;
   /** The CNI attachments. */
   readonly pods: Observed<readonly Attachment[]>;
   /** The host veths of attachments whose files are malformed. */

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+import type { KernelPathOnly } from './plan/index.ts';
 import type { TargetStatus } from '../reconcile/reconciled.ts';
 
 /** The answer of /status: what only the running agent knows. Readers take everything else from the pinned maps. */
@@ -38,7 +39,13 @@ export interface AgentStatus {
      */
     readonly lastKnownAgeMs?: number;
   };
-  readonly peers: readonly { readonly name: string; readonly podCidr: string; readonly vtepIp: string }[];
+  readonly peers: readonly {
+    readonly name: string;
+    readonly podCidr: string;
+    readonly vtepIp: string;
+    /** Absent: the fast path serves it, or nothing is decided yet. */
+    readonly kernelPathOnly?: KernelPathOnly;
+  }[];
   readonly alarms: readonly { readonly node: string; readonly kind: string; readonly reason: string }[];
   /** The targets, with the keys that are not in their desired state. */
   readonly targets: readonly TargetStatus[];

@@ -16,11 +16,16 @@ export interface PeerRow {
   /** Undefined while no agent runs. */
   readonly node?: string;
   readonly podCidr?: string;
-  /** The slot in the peers map, or the podCIDR's base address in peers6. */
-  readonly key: string;
   readonly vtepIp: string;
-  readonly vtepMac: string;
-  readonly nextHop: string;
+  /** Whether the fast path serves it. */
+  readonly fastPath: boolean;
+  /** Why not: a word as in the metrics, and for people. Both come from the agent; without one there is `why` alone. */
+  readonly reason?: string;
+  readonly why?: string;
+  /** The slot in the peers map, or the podCIDR's base address in peers6. Only of peers that the maps have, as the next ones. */
+  readonly key?: string;
+  readonly vtepMac?: string;
+  readonly nextHop?: string;
   readonly flags: string[];
 }
 
@@ -31,15 +36,26 @@ export const peerColumns: Column<PeerRow>[] = [
   { title: 'VTEP MAC', value: (row) => row.vtepMac },
   { title: 'NEXT HOP', value: (row) => row.nextHop },
   { title: 'FLAGS', value: (row) => row.flags.join(',') },
+  { title: 'FAST PATH', value: fastPathColumn },
 ];
 
+function fastPathColumn({ fastPath, why }: { fastPath: boolean; why?: string }): string {
+  return fastPath ? 'yes' : `no: ${why}`;
+}
+
+/** The entries of the maps, and the peers of the agent that the maps lack. */
 export function readPeers(bpffs: string, agent: AgentStatus | undefined): PeerRow[] {
   using tables = openTables(bpffs);
+  const known = new Map(agent?.peers.map((peer) => [peer.vtepIp, peer]));
   const rows: PeerRow[] = [];
   const add = (key: string, { head, header }: Struct<'peer'> | Struct<'peer6'>): void => {
-    const known = agent?.peers.find(({ vtepIp }) => vtepIp === head.vtep_ip);
+    const peer = known.get(head.vtep_ip);
+    known.delete(head.vtep_ip);
+    const isMarked = (head.flags & layout.enums.peer_flags.PEER_KERNEL_PATH) !== 0;
     rows.push({
-      ...(known && { node: known.name, podCidr: known.podCidr }),
+      ...(peer && { node: peer.name, podCidr: peer.podCidr }),
+      fastPath: !isMarked,
+      ...(isMarked && { why: 'marked for the kernel path', ...peer?.kernelPathOnly }),
       key,
       vtepIp: head.vtep_ip,
       vtepMac: header.inner_ether.dst,
@@ -49,6 +65,10 @@ export function readPeers(bpffs: string, agent: AgentStatus | undefined): PeerRo
   };
   for (const [slot, peer] of tables.peers.entries()) if (peer.head.flags !== 0) add(String(slot), peer);
   for (const [base, peer] of tables.peers6.entries()) add(base, peer);
+  for (const { name, podCidr, vtepIp, kernelPathOnly } of known.values()) {
+    const why = { why: 'not in the maps yet', ...kernelPathOnly };
+    rows.push({ node: name, podCidr, vtepIp, fastPath: false, ...why, flags: [] });
+  }
   return rows;
 }
 
@@ -60,6 +80,9 @@ export interface EndpointRow {
   readonly ifindex: number;
   readonly podMac: string;
   readonly mtu: number;
+  /** Whether the fast path serves it; if not, why. */
+  readonly fastPath: boolean;
+  readonly why?: string;
   readonly flags: string[];
 }
 
@@ -70,6 +93,7 @@ export const endpointColumns: Column<EndpointRow>[] = [
   { title: 'POD MAC', value: (row) => row.podMac },
   { title: 'MTU', align: 'right', value: (row) => row.mtu },
   { title: 'FLAGS', value: (row) => row.flags.join(',') },
+  { title: 'FAST PATH', value: fastPathColumn },
 ];
 
 /** A pod as kubectl names it; undefined when the runtime did not tell. */
@@ -92,6 +116,8 @@ export async function readEndpoints(bpffs: string, runDir: string): Promise<Endp
     const pod = known && podOf(known);
     const ip = known?.ips.find(ofFamily);
     const state = ip === undefined ? undefined : tables.endpoint_state.get(stateSlot(ip));
+    const isMarked = (endpoint.flags & layout.enums.endpoint_flags.ENDPOINT_KERNEL_PATH) !== 0;
+    const isShaped = shaped.has(endpoint.ifindex);
     rows.push({
       ...(ip !== undefined && { ip }),
       ...(known && { device: known.hostIfname }),
@@ -99,9 +125,13 @@ export async function readEndpoints(bpffs: string, runDir: string): Promise<Endp
       ifindex: endpoint.ifindex,
       podMac: endpoint.pod_mac,
       mtu: endpoint.mtu,
+      fastPath: !isMarked,
+      ...(isMarked && {
+        why: isShaped ? 'somebody shapes or filters its packets in tc' : 'marked for the kernel path',
+      }),
       flags: [
         ...flagNames(layout.enums.endpoint_flags, endpoint.flags),
-        ...(shaped.has(endpoint.ifindex) ? ['shaped'] : []),
+        ...(isShaped ? ['shaped'] : []),
         ...(state && state.forwards !== 0 ? ['forwards'] : []),
       ],
     });

@@ -35,6 +35,7 @@ const status: Status = {
     { hook: 'from_wire', device: 'eth0', programId: 7, live: false },
   ],
   peers: 1,
+  peersWithoutFastPath: 0,
   endpoints: 2,
   flows: 3,
   packets: { fast: 999, kernel: 1, drop: 0 },
@@ -44,6 +45,12 @@ const status: Status = {
 const lines = (text: string): string[] => text.split('\n');
 
 describe('status', () => {
+  it('tells how many peers the kernel path alone serves', () => {
+    expect(renderStatus({ ...status, peers: 3, peersWithoutFastPath: 2 })).toContain(
+      'peers      3, 2 of them on the kernel path alone\n',
+    );
+  });
+
   it('is one screen', () => {
     expect(renderStatus(status)).toMatchInlineSnapshot(`
       "node       node1, mode cni, ready

@@ -17,6 +17,8 @@ export interface Status {
     readonly live: boolean;
   }[];
   readonly peers: number;
+  /** How many of them the kernel path alone serves. */
+  readonly peersWithoutFastPath: number;
   readonly endpoints: number;
   readonly flows: number;
   /** Packets by verdict, of pod traffic only. */
@@ -31,6 +33,7 @@ export async function readStatus(bpffs: string, runDir: string): Promise<Status>
   using tables = openTables(bpffs);
   const counters = readCounters(tables);
   const packets = sumByVerdict(counters.filter(isPodTraffic));
+  const peers = readPeers(bpffs, agent);
   const all = packets.fast + packets.kernel + packets.drop;
   return {
     ...(agent && { agent }),
@@ -40,7 +43,8 @@ export async function readStatus(bpffs: string, runDir: string): Promise<Status>
         return { hook, device: ifname, programId, live: ifindex !== 0 };
       })
       .sort((a, b) => a.hook.localeCompare(b.hook) || a.device.localeCompare(b.device)),
-    peers: readPeers(bpffs, agent).length,
+    peers: peers.length,
+    peersWithoutFastPath: peers.filter(({ fastPath }) => !fastPath).length,
     endpoints: (await readEndpoints(bpffs, runDir)).length,
     flows: [...tables.flows4.keys()].length + [...tables.flows6.keys()].length,
     packets,
@@ -97,7 +101,11 @@ export function renderStatus(status: Status): string {
   } else {
     lines.push(['agent', 'not running (the pinned programs forward without it)']);
   }
-  lines.push(['peers', String(status.peers)]);
+  const { peersWithoutFastPath: without } = status;
+  lines.push([
+    'peers',
+    `${status.peers}${without > 0 ? `, ${without} of them on the kernel path alone` : ''}`,
+  ]);
   lines.push(['endpoints', `${status.endpoints}`], ['flows', `${status.flows}`]);
   lines.push([
     'packets',

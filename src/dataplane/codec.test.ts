@@ -193,7 +193,7 @@ const golden: { readonly [S in StructName]: Golden<S> } = {
       subnet_shift: 8,
       endpoint_slots: 256,
       uplink_ifindex: 2,
-      uplink_mtu: 1500,
+      uplink_gso_segs: 1500,
       pod_mtu: 1450,
       pod_mtu6: 1430,
       direct_routing: 1,

@@ -26,7 +26,7 @@ import {
 
 const common = {
   tunnel: { vni: 1, port: 8472 },
-  uplink: { ifindex: 2, mtu: 1500, mac: '02:00:00:00:00:03' },
+  uplink: { ifindex: 2, mtu: 1500, mac: '02:00:00:00:00:03', gsoMaxSegs: 65535 },
   flowTableSize: 65536,
 } as const;
 
@@ -110,7 +110,7 @@ describe('the configuration', () => {
       subnet_shift: 8,
       endpoint_slots: 256,
       uplink_ifindex: 2,
-      uplink_mtu: 1500,
+      uplink_gso_segs: 65535,
       pod_mtu: 1450, // 50 less than the uplink's
       pod_mtu6: 1430, // and 70
       direct_routing: 0,
@@ -320,7 +320,7 @@ describe('a peer', () => {
 });
 
 describe('the peers maps', () => {
-  const nextHopTo = (ip: string): PeerNextHop =>
+  const nextHopTo = ({ vtepIp: ip }: Peer): PeerNextHop =>
     by({ '10.9.9.9': '192.168.0.254', '2001:db8::9': 'fd00:31::fe' }[ip] ?? ip);
 
   it('hold each peer by its podCIDR, with its next hop', () => {
@@ -356,7 +356,7 @@ describe('the peers maps', () => {
       peer6(5, { podCidr: parseCidr('fd00:43:0:5::/64') }),
       peer6(6),
     ];
-    const { peers, peers6 } = desiredPeers(dual, all, (ip) =>
+    const { peers, peers6 } = desiredPeers(dual, all, ({ vtepIp: ip }) =>
       ip === '198.51.100.1' || ip === '2001:db8::1' ? undefined : by(ip),
     );
     expect([...peers.keys()]).toEqual(['6']);
@@ -372,7 +372,11 @@ describe('the peers maps', () => {
 
 describe('the vteps map', () => {
   const vtepsOf = (settings: NodeSettings, peers: readonly Peer[]) =>
-    desiredVteps(settings, peers, desiredPeers(settings, peers, by));
+    desiredVteps(
+      settings,
+      peers,
+      desiredPeers(settings, peers, ({ vtepIp }) => by(vtepIp)),
+    );
 
   it('holds every node, also those that the peers maps cannot hold, and marks our own addresses', () => {
     const peers = [

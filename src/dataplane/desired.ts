@@ -35,7 +35,13 @@ export interface NodeSettings {
   readonly v6?: FamilySettings | undefined;
   /** Undefined: there are no tunnels (host-gw, alloc), and only peers on our own L2 are reached. */
   readonly tunnel?: Tunnel | undefined;
-  readonly uplink: { readonly ifindex: number; readonly mtu: number; readonly mac: string };
+  readonly uplink: {
+    readonly ifindex: number;
+    readonly mtu: number;
+    readonly mac: string;
+    /** The most segments of a super-packet that its driver takes. */
+    readonly gsoMaxSegs: number;
+  };
   /** Peers on our own L2 are reached without encapsulation. */
   readonly directRouting?: boolean | undefined;
   /** Room for flows, in each family. */
@@ -176,7 +182,7 @@ export function desiredConfig(settings: NodeSettings): Struct<'config'> {
     subnet_shift: 32 - (v4?.podCidr ?? nothing.v4).length,
     endpoint_slots: endpointCapacity(settings),
     uplink_ifindex: settings.uplink.ifindex,
-    uplink_mtu: settings.uplink.mtu,
+    uplink_gso_segs: settings.uplink.gsoMaxSegs,
     pod_mtu: podMtu(settings, 4),
     pod_mtu6: podMtu(settings, 6),
     direct_routing: settings.directRouting ? 1 : 0,
@@ -217,13 +223,20 @@ export interface PeerNextHop {
   readonly direct: boolean;
   /** Of the route, in bytes. */
   readonly mtu: number;
+  /** Whether the kernel path alone may serve the peer. */
+  readonly kernelPath?: boolean;
 }
 
 /** For peers that are reached without a tunnel. */
 const noTunnel: Tunnel = { vni: 0, port: 0 };
 
-function peerHead(peer: Peer, { ip, direct, mtu }: PeerNextHop): Struct<'peer_head'> {
-  const kernelPath = peer.podCidr.family === 6 && peer.zeroChecksum !== true && !direct;
+/** Whether the VXLAN device of a peer requires outer UDP checksums, which BPF programs cannot make over IPv6. */
+export function requiresChecksum({ podCidr, zeroChecksum }: Peer, { direct }: PeerNextHop): boolean {
+  return podCidr.family === 6 && zeroChecksum !== true && !direct;
+}
+
+function peerHead(peer: Peer, nextHop: PeerNextHop): Struct<'peer_head'> {
+  const { ip, direct, mtu, kernelPath = requiresChecksum(peer, nextHop) } = nextHop;
   return {
     flags:
       peer_flags.PEER_PRESENT |
@@ -299,20 +312,33 @@ export interface PeerMaps {
 }
 
 /**
- * The peers maps. They lack, and so leave to the kernel path, peers with a podCIDR of another length than ours, peers
- * without a next hop, and, when there are no tunnels, peers that are not direct.
- * @param nextHopTo the next hop to an underlay address; undefined when no route leads there over the uplink.
+ * Why the peers maps cannot hold a peer; undefined when they can. `not_direct`: there are no tunnels, and it is not on
+ * our own L2. `pod_cidr`: its podCIDR has another length than ours, or lies outside the cluster network.
  */
-export function desiredPeers(
+export function whyNoEntry(
   settings: NodeSettings,
-  all: readonly Peer[],
-  nextHopTo: (address: string) => PeerNextHop | undefined,
+  { podCidr }: Peer,
+  { direct }: PeerNextHop,
+): 'not_direct' | 'pod_cidr' | undefined {
+  if (!settings.tunnel && !direct) return 'not_direct';
+  const key = podCidr.family === 4 ? peerSlot(settings, podCidr) : peerKey(settings, podCidr);
+  return key === undefined ? 'pod_cidr' : undefined;
+}
+
+/**
+ * The peers maps. What they lack is left to the kernel path: peers that they cannot hold, and peers without a next hop.
+ * @param nextHopTo the next hop to a peer; undefined when the fast path must not serve it.
+ */
+export function desiredPeers<P extends Peer>(
+  settings: NodeSettings,
+  all: readonly P[],
+  nextHopTo: (peer: P) => PeerNextHop | undefined,
 ): PeerMaps {
   const { v4, v6 } = settings;
   const maps: PeerMaps = { peers: new Map(), peers6: new Map() };
   for (const peer of all) {
-    const nextHop = nextHopTo(peer.vtepIp);
-    if (!nextHop || !(settings.tunnel || nextHop.direct)) continue;
+    const nextHop = nextHopTo(peer);
+    if (!nextHop || whyNoEntry(settings, peer, nextHop)) continue;
     const slot = peerSlot(settings, peer.podCidr);
     const key = peerKey(settings, peer.podCidr);
     if (v4 && slot !== undefined) maps.peers.set(String(slot), peerValue(settings, v4, peer, nextHop));
@@ -324,38 +350,39 @@ export function desiredPeers(
 /**
  * The vteps map: the underlay addresses of all nodes. Ours are marked, and so are those of peers that the peers maps
  * lack: their packets are left to the kernel path.
- * @param indexed the peers maps, from {@link desiredPeers}.
+ * @param maps the peers maps, from {@link desiredPeers}.
  */
 export function desiredVteps(
   settings: NodeSettings,
   all: readonly Peer[],
-  indexed: PeerMaps,
+  maps: PeerMaps,
 ): Map<string, Struct<'vtep'>> {
+  const { VTEP_LOCAL, VTEP_REMOTE, VTEP_UNINDEXED } = vtep_flags;
   const vteps = new Map<string, Struct<'vtep'>>();
+  /** Several peers may send from one address: it belongs to the first, and has the flags of all. */
   const add = (address: string, vtepIp: string, flags: number): void => {
     const known = vteps.get(address);
     vteps.set(address, { flags: (known?.flags ?? 0) | flags, vtep_ip: known?.vtep_ip ?? vtepIp });
   };
-  // An address that a peer publishes is not another's: those come first.
-  for (const isOther of [false, true])
-    for (const { podCidr, vtepIp, otherIps = [] } of all) {
-      const missing =
-        podCidr.family === 4
-          ? !indexed.peers.has(String(peerSlot(settings, podCidr)))
-          : !indexed.peers6.has(String(peerKey(settings, podCidr)));
-      const flags = vtep_flags.VTEP_REMOTE | (missing ? vtep_flags.VTEP_UNINDEXED : 0);
-      for (const address of isOther ? otherIps : [vtepIp]) add(address, vtepIp, flags);
-    }
-  // Of the sender over IPv6, from_vtep knows the last 32 bits only.
-  const found6 = vteps.entries().filter(([address]) => addressFamily(address) === 6);
-  for (const [address, { flags, vtep_ip }] of found6.toArray()) add(shortened(address), vtep_ip, flags);
+  const flagsOf = (peer: Peer): number => VTEP_REMOTE | (hasEntry(settings, peer, maps) ? 0 : VTEP_UNINDEXED);
+  // First the addresses that peers publish, so that each belongs to its own peer.
+  for (const peer of all) add(peer.vtepIp, peer.vtepIp, flagsOf(peer));
+  for (const peer of all) for (const address of peer.otherIps ?? []) add(address, peer.vtepIp, flagsOf(peer));
+  // Of a sender over IPv6, from_vtep knows the last 32 bits only.
+  const over6 = vteps.entries().filter(([address]) => addressFamily(address) === 6);
+  for (const [address, { flags, vtep_ip }] of over6.toArray()) add(last32Bits(address), vtep_ip, flags);
   for (const own of [settings.v4, settings.v6])
-    if (own) vteps.set(own.vtepIp, { flags: vtep_flags.VTEP_LOCAL, vtep_ip: own.vtepIp });
+    if (own) vteps.set(own.vtepIp, { flags: VTEP_LOCAL, vtep_ip: own.vtepIp });
   return vteps;
 }
 
+function hasEntry(settings: NodeSettings, { podCidr }: Peer, { peers, peers6 }: PeerMaps): boolean {
+  if (podCidr.family === 4) return peers.has(String(peerSlot(settings, podCidr)));
+  return peers6.has(String(peerKey(settings, podCidr)));
+}
+
 /** The last 32 bits of an IPv6 address, as an address. */
-function shortened(address: string): string {
+function last32Bits(address: string): string {
   return bytesToAddress(addressToBytes(address).fill(0, 0, 12));
 }
 

@@ -211,7 +211,7 @@ export const layout = {
         subnet_shift: { offset: 124, kind: 'u32' },
         endpoint_slots: { offset: 128, kind: 'u32' },
         uplink_ifindex: { offset: 132, kind: 'u32' },
-        uplink_mtu: { offset: 136, kind: 'u32' },
+        uplink_gso_segs: { offset: 136, kind: 'u32' },
         pod_mtu: { offset: 140, kind: 'u32' },
         pod_mtu6: { offset: 144, kind: 'u32' },
         direct_routing: { offset: 148, kind: 'u32' },

@@ -79,7 +79,7 @@ describe.skipIf(noKernel)(`the maps${noKernel ? ` (skipped: ${noKernel})` : ''}`
     const everyPod = sides.flatMap(({ pods }) => Object.values(pods));
 
     const pass = async (peers: typeof everyPeer, pods: typeof everyPod) => {
-      const indexed = desiredPeers(directSettings, peers, (address) => nextHopTo(address, true));
+      const indexed = desiredPeers(directSettings, peers, ({ vtepIp }) => nextHopTo(vtepIp, true));
       const { endpoints, endpoints6 } = desiredEndpoints(directSettings, pods);
       const one = <V>(target: Target<V>, entries: ReadonlyMap<string, V>) =>
         job(new Reconciled(target), { revision: '', entries: () => entries, complete: true });

@@ -9,6 +9,7 @@ export function link(name: string, more: Partial<Link> = {}): Link {
     ifindex,
     mac: `02:00:00:00:01:${ifindex.toString(16).padStart(2, '0')}`,
     mtu: 1500,
+    gsoMaxSegs: 65535,
     up: true,
     running: true,
     kind: undefined,

@@ -43,6 +43,8 @@ export interface Link {
   /** Lower case; undefined for devices without a MAC address of six bytes. */
   mac: string | undefined;
   mtu: number;
+  /** The most segments of a super-packet that its driver takes. */
+  gsoMaxSegs: number;
   /** Administratively up. */
   up: boolean;
   /** Up and with a carrier. */
@@ -99,12 +101,13 @@ function toLink(
   addresses: readonly Address[],
   nameOf: (ifindex: number) => string | undefined,
 ): Link {
-  const { name, ifindex, mac, mtu, up, running, kind, loopback, master, vxlan } = link;
+  const { name, ifindex, mac, mtu, gsoMaxSegs, up, running, kind, loopback, master, vxlan } = link;
   return {
     name,
     ifindex,
     mac,
     mtu,
+    gsoMaxSegs,
     up,
     running,
     kind,

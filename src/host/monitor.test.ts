@@ -114,7 +114,7 @@ describe('an event', () => {
     [
       'IPsec policies that go',
       { kind: 'policy', deleted: true, policy: undefined } as const,
-      { kind: 'policy' },
+      { kind: 'ipsec' },
     ],
     ['events that were lost', { kind: 'lost' } as const, { kind: 'lost' }],
   ] as const)('about %s', (_, event, expected) => {

@@ -46,8 +46,10 @@ export type NodeEvent =
    * several interfaces share.
    */
   | { readonly kind: 'shaping'; readonly ifindex: number | undefined }
-  /** Rules or sets of others in nftables, or an IPsec policy: the kernel path may decide in another way now. */
+  /** Rules or sets of others in nftables: the kernel path may decide in another way now. */
   | { readonly kind: 'policy' }
+  /** An IPsec policy. */
+  | { readonly kind: 'ipsec' }
   /** Events were lost, so anything may have changed. */
   | { readonly kind: 'lost' };
 
@@ -143,7 +145,7 @@ export function classify(
       return { kind: 'shaping', ifindex: ifindex === SHARED_BLOCK ? undefined : ifindex };
     }
     case 'policy':
-      return { kind: 'policy' };
+      return { kind: 'ipsec' };
     case 'lost':
       return { kind: 'lost' };
     default:

@@ -8,6 +8,7 @@ async function exported(name: string, source: Partial<MetricsSource>): Promise<s
     tables: () => undefined,
     api: () => ({ connected: true }),
     peers: () => 0,
+    withoutFastPath: () => new Map(),
     endpoints: () => 0,
     lastKnownAgeMs: () => undefined,
     alarms: () => [],
@@ -26,6 +27,17 @@ it('alarms are counted by kind, as long as they are raised', async () => {
     'ripstop_node_alarms{kind="vtep_shared"} 1',
   ]);
   expect(await exported('ripstop_node_alarms', {})).toEqual([]);
+});
+
+it('peers that the kernel path alone serves are counted by reason, also when there are none any more', async () => {
+  const counts = new Map([
+    ['checksum', 3],
+    ['ipsec', 0],
+  ]);
+  expect(await exported('ripstop_peers_without', { withoutFastPath: () => counts })).toEqual([
+    'ripstop_peers_without_fast_path{reason="checksum"} 3',
+    'ripstop_peers_without_fast_path{reason="ipsec"} 0',
+  ]);
 });
 
 it('entries are counted by target and by how they stand', async () => {

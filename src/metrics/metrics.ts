@@ -9,6 +9,8 @@ export interface MetricsSource {
   readonly tables: () => Tables | undefined;
   readonly api: () => { connected: boolean; lastEventAgeMs?: number | undefined };
   readonly peers: () => number;
+  /** How many peers the kernel path alone serves, by reason. */
+  readonly withoutFastPath: () => ReadonlyMap<string, number>;
   readonly endpoints: () => number;
   /** Undefined unless the agent runs on the last-known state. */
   readonly lastKnownAgeMs: () => number | undefined;
@@ -99,8 +101,18 @@ function clusterMetrics(source: MetricsSource): Metric[] {
       for (const { kind } of source.alarms()) this.inc({ kind });
     },
   });
+  const withoutFastPath = new Gauge({
+    name: 'ripstop_peers_without_fast_path',
+    help: 'Peers that the kernel path alone serves, by reason; a dual-stack node is two peers',
+    labelNames: ['reason'] as const,
+    registers,
+    collect() {
+      for (const [reason, peers] of source.withoutFastPath()) this.set({ reason }, peers);
+    },
+  });
   return [
     gauge('ripstop_peers', 'Nodes that this node forwards to', source.peers),
+    withoutFastPath,
     gauge('ripstop_endpoints', 'Pods attached on this node', source.endpoints),
     alarms,
     gauge(

@@ -48,4 +48,4 @@ export type { Message, Protocol, Request } from './socket.ts';
 export { filterDestroyed, subscribe } from './subscribe.ts';
 export type { Group, NetconfChange, NetlinkEvent, SubscribeOptions, Subscription } from './subscribe.ts';
 export { addPolicy, deletePolicy, listPolicies } from './xfrm.ts';
-export type { NewPolicy, Policy } from './xfrm.ts';
+export type { MaskedPort, NewPolicy, Policy } from './xfrm.ts';

@@ -16,6 +16,8 @@ const IFINFOMSG = 16;
 const IFF_UP = 0x1;
 const IFF_LOOPBACK = 0x8;
 const IFF_LOWER_UP = 0x10000;
+/** linux/netdevice.h: what a device takes that has no limit of its own. */
+const GSO_MAX_SEGS = 65535;
 /** linux/if_link.h */
 const IFLA = {
   address: 1,
@@ -29,6 +31,7 @@ const IFLA = {
   netNsFd: 28,
   extMask: 29,
   linkNetnsid: 37,
+  gsoMaxSegs: 40,
 } as const;
 const IFLA_INFO = { kind: 1, data: 2 } as const;
 const IFLA_INET_CONF = 1;
@@ -73,6 +76,8 @@ export interface Link {
   /** Lower case; undefined for a device without an address of six bytes. */
   readonly mac: string | undefined;
   readonly mtu: number;
+  /** The most segments of a super-packet that its driver takes. */
+  readonly gsoMaxSegs: number;
   /** IFF_ flags of linux/if.h. */
   readonly flags: number;
   /** Administratively up. */
@@ -195,6 +200,7 @@ export function readLink({ body }: Message): Link {
     name: attributes.text(IFLA.ifname) ?? '',
     mac: attributes.mac(IFLA.address),
     mtu: attributes.u32(IFLA.mtu) ?? 0,
+    gsoMaxSegs: attributes.u32(IFLA.gsoMaxSegs) ?? GSO_MAX_SEGS,
     flags,
     up: (flags & IFF_UP) !== 0,
     running: (flags & IFF_LOWER_UP) !== 0,

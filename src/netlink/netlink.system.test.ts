@@ -640,11 +640,29 @@ describe(title('other netlink families'), { skip: skip !== undefined }, () => {
       throw error;
     }
     const ip6 =
-      'xfrm policy add src fd00::/64 dst fd01::/64 dir in tmpl src fd00::1 dst fd01::1 proto esp mode tunnel';
+      'xfrm policy add src fd00::/64 dst fd01::/64 proto udp dport 8472 dir in tmpl src fd00::1 dst fd01::1 proto esp mode tunnel';
     execFileSync('ip', ['-n', own, ...ip6.split(' ')]);
     expect(listPolicies(socket).toSorted((a, b) => a.family - b.family)).toMatchObject([
-      { ...policy, family: 4, action: 'allow', priority: 5, templates: 0, mark: { value: 1, mask: 0xff } },
-      { direction: 'in', src: 'fd00::/64', dst: 'fd01::/64', family: 6, templates: 1, mark: undefined },
+      {
+        ...policy,
+        family: 4,
+        action: 'allow',
+        priority: 5,
+        templates: 0,
+        mark: { value: 1, mask: 0xff },
+        dstPort: undefined,
+      },
+      {
+        direction: 'in',
+        src: 'fd00::/64',
+        dst: 'fd01::/64',
+        family: 6,
+        templates: 1,
+        mark: undefined,
+        protocol: 17,
+        srcPort: undefined,
+        dstPort: { value: 8472, mask: 0xffff },
+      },
     ]);
     socket.write(deletePolicy({ ...policy, mark: { value: 1, mask: 0xff } }));
     expect(() => socket.write(deletePolicy(policy))).toThrow(/delete xfrm policy 10.42.1.0\/24 to .*ENOENT/);

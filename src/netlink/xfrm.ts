@@ -19,6 +19,12 @@ const DIRECTIONS = ['in', 'out', 'fwd'] as const;
 const ACTIONS = ['allow', 'block'] as const;
 const NEVER = 0xffffffff;
 
+/** The ports that equal `value` in the bits of `mask`. */
+export interface MaskedPort {
+  readonly value: number;
+  readonly mask: number;
+}
+
 /** A policy of IPsec: which packets must be transformed, or pass as they are. */
 export interface Policy {
   readonly family: Family;
@@ -29,6 +35,9 @@ export interface Policy {
   readonly dst: string;
   /** IPPROTO_ number; 0: any. */
   readonly protocol: number;
+  /** Undefined: any. */
+  readonly srcPort: MaskedPort | undefined;
+  readonly dstPort: MaskedPort | undefined;
   readonly ifindex: number | undefined;
   readonly priority: number;
   readonly index: number;
@@ -69,6 +78,8 @@ function readInfo(info: Reader, message: Reader): Policy | undefined {
     family,
     dst: `${info.address(0, size)}/${info.u8(42)}`,
     src: `${info.address(ADDRESS, size)}/${info.u8(43)}`,
+    dstPort: readPort(info, 32),
+    srcPort: readPort(info, 36),
     protocol: info.u8(44),
     ifindex: info.u32(48) || undefined,
     priority: info.u32(152),
@@ -79,6 +90,11 @@ function readInfo(info: Reader, message: Reader): Policy | undefined {
     interfaceId: attributes.u32(XFRMA.ifId),
     templates: (attributes.get(XFRMA.tmpl)?.length ?? 0) / TMPL,
   };
+}
+
+function readPort(info: Reader, at: number): MaskedPort | undefined {
+  const mask = info.be16(at + 2);
+  return mask === 0 ? undefined : { value: info.be16(at), mask };
 }
 
 /** Make a policy. EEXIST when there is one of this selector and direction. */

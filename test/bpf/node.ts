@@ -173,7 +173,7 @@ export const settings: NodeSettings = {
   v4: v4.settings,
   v6: v6.settings,
   tunnel,
-  uplink: { ifindex: 2, mtu: 1500, mac: TEST_RUN_MAC },
+  uplink: { ifindex: 2, mtu: 1500, mac: TEST_RUN_MAC, gsoMaxSegs: 65535 },
   flowTableSize: 4096,
 };
 
@@ -196,7 +196,7 @@ export function fillTables(
   peers: readonly Peer[],
   pods: readonly Endpoint[],
 ): void {
-  const indexed = desiredPeers(settings, peers, (address) => nextHopTo(address, settings.directRouting));
+  const indexed = desiredPeers(settings, peers, ({ vtepIp }) => nextHopTo(vtepIp, settings.directRouting));
   for (const [slot, value] of indexed.peers) tables.peers.set(Number(slot), value);
   tables.peers6.setMany(indexed.peers6);
   const { endpoints, endpoints6 } = desiredEndpoints(settings, pods);

@@ -141,6 +141,7 @@ describe.skipIf(missingHere())('a Node', () => {
       vtepMac: WHERE.mac,
       nextHop: WHERE.ip,
       flags: ['present'],
+      fastPath: true,
     });
     await followed('a new VTEP address', () => annotate('joins', lease(moved)), moved);
     await followed('a new VTEP MAC', () => annotate('joins', lease(renewed)), renewed);

@@ -19,6 +19,8 @@ import {
 interface Row {
   readonly device: string;
   readonly flags: readonly string[];
+  readonly fastPath: boolean;
+  readonly why?: string;
 }
 
 describe.skipIf(missingHere('tc'))('a pod whose traffic somebody shapes', () => {
@@ -32,10 +34,12 @@ describe.skipIf(missingHere('tc'))('a pod whose traffic somebody shapes', () => 
     await Promise.all([pod(1, 1), pod(2)].map((one) => serveIn(one)));
   });
 
-  async function flags(): Promise<readonly string[]> {
+  /** The pod as `endpoints` shows it, once for each family. */
+  async function shown(): Promise<readonly Row[]> {
     const rows = await ripstopJson<Row[]>(cluster.lab, cluster.nodes[0]!, 'endpoints');
-    return rows.filter(({ device }) => device === hostVeth()).flatMap((row) => row.flags);
+    return rows.filter(({ device }) => device === hostVeth());
   }
+  const flags = async () => (await shown()).flatMap((row) => row.flags);
   const bothFamilies = (...names: string[]) => [...names, ...names];
 
   /** Talk to a pod of each node. Returns how many packets took the fast path on the pod's node. */
@@ -63,6 +67,8 @@ describe.skipIf(missingHere('tc'))('a pod whose traffic somebody shapes', () => 
     for (const command of begin) await tc(command);
     await timeUntil(async () => (await flags()).includes('kernel_path'));
     expect(await flags()).toEqual(bothFamilies('kernel_path', 'shaped'));
+    const shaped = { fastPath: false, why: 'somebody shapes or filters its packets in tc' };
+    expect(await shown()).toMatchObject([shaped, shaped]);
     expect(await fastPackets()).toBe(0);
     await tc(end);
     await timeUntil(async () => (await flags()).length === 0);

@@ -383,13 +383,14 @@ async function readCarried(lab: Lab, node: NodeState): Promise<Carried> {
   };
 }
 
-/** An ADD returns a moment before its pod's programs are attached. Some pods get none, so the wait is short. */
+/** An ADD returns a moment before its pod's programs are attached. Some pods lack one or both, so the wait is short. */
 async function programsOfPods(lab: Lab, nodes: readonly NodeState[]): Promise<void> {
   const lacksPrograms = (node: NodeState): boolean => {
     if (node.datapath !== 'ripstop') return false;
     const keys = listLinkKeys(pinPaths(bpffsOf(lab, node)).links);
-    return node.pods.some(
-      ({ containerId }) => !keys.has(linkKey('from_pod', hostVethName({ containerId, ifname: 'eth0' }))),
+    const hostVeths = node.pods.map(({ containerId }) => hostVethName({ containerId, ifname: 'eth0' }));
+    return (['from_pod', 'to_pod'] as const).some((hook) =>
+      hostVeths.some((name) => !keys.has(linkKey(hook, name))),
     );
   };
   for (const deadline = performance.now() + 500; performance.now() < deadline; await sleep(10))
@@ -436,6 +437,20 @@ export async function ripstopJson<T>(lab: Lab, node: NodeState, ...args: string[
   const { code, stdout, stderr } = await ripstop(lab, node, ...args, '-o', 'json');
   expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
   return JSON.parse(stdout) as T;
+}
+
+export interface HttpAnswer {
+  readonly status: number;
+  readonly type: string;
+  readonly body: string;
+}
+
+/** What the agent of a node answers on the node's loopback. */
+export async function askOverHttp(node: NodeState, path: string): Promise<HttpAnswer> {
+  const script = `const r = await fetch(${JSON.stringify(`http://127.0.0.1:9480${path}`)});
+    console.log(JSON.stringify({ status: r.status, type: r.headers.get('content-type'), body: await r.text() }))`;
+  const answer = await run(process.execPath, ['--input-type=module', '-e', script], inNetns(node));
+  return JSON.parse(answer) as HttpAnswer;
 }
 
 /** Mark a pod for the kernel path, or remove the mark, and wait until the node's agent has seen it. */

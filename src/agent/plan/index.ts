@@ -8,6 +8,7 @@ import { type Outline, planOutline } from './outline.ts';
 import { type PeerPlan, planPeers } from './peers.ts';
 import { planPods, type PodPlan, podsOf } from './pods.ts';
 
+export { KERNEL_PATH_REASONS, type KernelPathOnly, type PeerService, peerService } from './fast-path.ts';
 export type { NodeFamily, Peers, PlanOptions } from './inputs.ts';
 export type { LinkPlan } from './links.ts';
 export type { NodePlan } from './node.ts';
@@ -41,7 +42,7 @@ export function plan(peers: Peers, node: NodeSnapshot, options: PlanOptions): Pl
   return {
     outline,
     node: planNode(outline, pods, peers, node, options),
-    peers: planPeers(outline, peers, node),
+    peers: planPeers(outline, peers, node, options),
     pods: planPods(outline, pods, node, options, mayAttach(node, peers)),
     links: planLinks(outline, peers, node, options),
     podCount: pods.devices.size,

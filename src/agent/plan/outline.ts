@@ -46,10 +46,11 @@ export function planOutline(node: NodeSnapshot, options: PlanOptions): Outline {
     const { network, podCidr } = one;
     parts[familyKey(one.family)] = { network, podCidr, vtepIp, vtepMac: device?.mac ?? NO_MAC };
   }
+  const device = links.get(uplink.name)!;
   const settings: NodeSettings = {
     ...parts,
     ...(tunnel && { tunnel: { vni: tunnel.vni, port: tunnel.port } }),
-    uplink: { ifindex: uplink.ifindex, mtu, mac: links.get(uplink.name)?.mac ?? NO_MAC },
+    uplink: { ifindex: uplink.ifindex, mtu, mac: device.mac ?? NO_MAC, gsoMaxSegs: device.gsoMaxSegs },
     directRouting: tunnel?.directRouting ?? true,
     flowTableSize: agent.flowTableSize,
   };

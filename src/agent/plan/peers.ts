@@ -9,7 +9,8 @@ import { vtepDeviceName } from '../../host/vtep-device.ts';
 import { type Family, formatCidr } from '../../net/ip.ts';
 import type { Desired } from '../../reconcile/reconciled.ts';
 import type { NodeSnapshot } from '../snapshot.ts';
-import { lazily, type Peers } from './inputs.ts';
+import { peerService, toPeerNextHop } from './fast-path.ts';
+import { lazily, type Peers, type PlanOptions } from './inputs.ts';
 import type { Outline } from './outline.ts';
 
 export interface PeerPlan {
@@ -23,7 +24,7 @@ export interface PeerPlan {
   readonly peers6?: Desired<Struct<'peer6'>>;
 }
 
-export function planPeers(outline: Outline, all: Peers, node: NodeSnapshot): PeerPlan {
+export function planPeers(outline: Outline, all: Peers, node: NodeSnapshot, options: PlanOptions): PeerPlan {
   const { peers, synced } = all;
   const { settings, uplink, vteps } = outline;
   const ifindexes = [...vteps.keys(), uplink.name].map((name) => node.links.value.get(name)?.ifindex ?? 0);
@@ -46,26 +47,27 @@ export function planPeers(outline: Outline, all: Peers, node: NodeSnapshot): Pee
     },
   };
   if (!node.programs.value) return plan;
-  const loaded = String(node.programs.revision);
-  const indexed = lazily(() => desiredPeers(settings, peers, nextHopTo));
+  const service = `${node.programs.revision} ${node.policies.revision}`;
+  const peerMaps = lazily(() => {
+    const serviceOf = peerService(outline, node, options);
+    return desiredPeers(settings, peers, (peer) => serviceOf(peer).nextHop);
+  });
   return {
     ...plan,
-    vteps: desired(() => desiredVteps(settings, peers, indexed()), loaded),
-    peers: desired(() => indexed().peers, loaded),
-    peers6: desired(() => indexed().peers6, loaded),
+    vteps: desired(() => desiredVteps(settings, peers, peerMaps()), service),
+    peers: desired(() => peerMaps().peers, service),
+    peers6: desired(() => peerMaps().peers6, service),
   };
 }
 
 /** The next hop to an address; undefined when the kernel does not send to it over the uplink. */
 function nextHops(
-  { settings, uplink }: Outline,
+  outline: Outline,
   { nextHops }: NodeSnapshot,
 ): (address: string) => PeerNextHop | undefined {
   return (address) => {
     const hop = nextHops.value.get(address);
-    if (hop?.dev !== uplink.name) return undefined;
-    const { gateway, mtu = uplink.mtu } = hop;
-    return { ip: gateway ?? address, direct: settings.directRouting === true && gateway === undefined, mtu };
+    return hop?.dev === outline.uplink.name ? toPeerNextHop(outline, address, hop) : undefined;
   };
 }
 

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 import { describe, expect, it } from 'vitest';
 import type { Peer } from '../../cluster/index.ts';
+import type { Policy } from '#netlink';
 import type { Attachment } from '../../cni/attachments.ts';
 import type { Link } from '../../host/links.ts';
 import { link } from '../../host/links.support.ts';
 import { parseCidr } from '../../net/ip.ts';
 import type { Desired } from '../../reconcile/reconciled.ts';
 import type { NodeSnapshot } from '../snapshot.ts';
-import { type Peers, plan, type PlanOptions, renamedPods } from './index.ts';
+import { type Peers, peerService, plan, type PlanOptions, renamedPods } from './index.ts';
 
 const POD_CIDR = parseCidr('10.42.1.0/24');
 
@@ -81,6 +82,7 @@ interface Given {
   readonly shaped?: readonly number[];
   readonly programs?: 'none' | 'loaded' | 'pending';
   readonly attached?: readonly string[];
+  readonly policies?: readonly Policy[];
   readonly hops?: Readonly<Record<string, { dev: string; gateway?: string }>>;
   readonly refusals?: Readonly<Record<string, string>>;
 }
@@ -96,6 +98,7 @@ function node(given: Given = {}): NodeSnapshot {
       revision: 1,
       value: new Map(Object.entries(hops).map(([ip, { dev, gateway }]) => [ip, { dev, gateway }])),
     },
+    policies: { revision: 1, value: given.policies ?? [] },
     pods: { revision: 1, value: pods },
     lostPods: given.lostPods ?? [],
     shaped: { revision: 1, value: given.shaped ?? [] },
@@ -230,6 +233,110 @@ describe('peers', () => {
     expect(areComplete(peers([]))).toEqual([true, true, true]);
   });
 
+  describe('of which the kernel path alone serves some, say why:', () => {
+    const directly = { type: 'vxlan', vni: 1, port: 8472, directRouting: true } as const;
+    const esp: Policy = {
+      family: 4,
+      direction: 'out',
+      action: 'allow',
+      src: '0.0.0.0/0',
+      dst: '192.0.2.2/32',
+      protocol: 0,
+      srcPort: undefined,
+      dstPort: undefined,
+      ifindex: undefined,
+      priority: 0,
+      index: 1,
+      mark: undefined,
+      interfaceId: undefined,
+      templates: 1,
+    };
+    const v6 = {
+      family: 6,
+      network: parseCidr('fd00:42::/56'),
+      podCidr: parseCidr('fd00:42:0:1::/64'),
+    } as const;
+    const eth6 = {
+      ...eth0,
+      addresses: [
+        ...eth0.addresses,
+        { family: 6, ip: 'fd00:31::1', length: 64, scope: 'global', primary: true } as const,
+      ],
+    };
+    const peer6 = peer(2, { podCidr: parseCidr('fd00:42:0:2::/64'), vtepIp: 'fd00:31::2' });
+    const dual = node({ links: [eth6, flannel1], hops: { 'fd00:31::2': { dev: 'eth0' } } });
+
+    /** The reason, and how the maps have the peer: undefined, or its flags. */
+    const judged = (one: Peer, snapshot: NodeSnapshot, options: Partial<PlanOptions> = {}) => {
+      const given = { ...OPTIONS, ...options };
+      const { outline, peers: planned } = plan(peers([one]), snapshot, given);
+      const { kernelPathOnly } = peerService(outline, snapshot, given)(one);
+      const [entry] = [planned.peers, planned.peers6].flatMap((map) => [...(map?.entries().values() ?? [])]);
+      return { reason: kernelPathOnly?.reason, why: kernelPathOnly?.why, flags: entry?.head.flags };
+    };
+    const [present, kernelPath] = [1, 4];
+
+    it('not of those that the fast path serves', () => {
+      expect(judged(peer(2), node())).toEqual({ reason: undefined, why: undefined, flags: present });
+      const other = judged(peer(2), node({ policies: [{ ...esp, dst: '192.0.2.3/32' }] }));
+      expect(other.reason).toBeUndefined();
+      const both = { ...OPTIONS, families: [...OPTIONS.families, v6] };
+      expect(judged({ ...peer6, zeroChecksum: true }, dual, both).reason).toBeUndefined();
+    });
+
+    it.each<[string, Peer, NodeSnapshot, Partial<PlanOptions>, string]>([
+      ['backend', peer(2), node(), { backend: { type: 'alloc' } }, 'alloc'],
+      ['no_programs', peer(2), node({ programs: 'none' }), {}, 'no programs'],
+      ['no_route', peer(2), node({ hops: {} }), {}, 'no route to 192.0.2.2'],
+      ['other_interface', peer(2), node({ hops: { '192.0.2.2': { dev: 'wg0' } } }), {}, 'over wg0, not eth0'],
+      [
+        'no_ethernet',
+        peer(2),
+        node({ links: [{ ...eth0, mac: undefined }] }),
+        {},
+        'on eth0 have no Ethernet',
+      ],
+      [
+        'gateway_family',
+        peer(2),
+        node({ hops: { '192.0.2.2': { dev: 'eth0', gateway: 'fe80::1' } } }),
+        {},
+        'its gateway fe80::1',
+      ],
+      [
+        'not_direct',
+        peer(2),
+        node({ hops: { '192.0.2.2': { dev: 'eth0', gateway: '192.0.2.254' } } }),
+        { backend: { type: 'host-gw' } },
+        'not on our own L2',
+      ],
+      ['pod_cidr', peer(2, { podCidr: parseCidr('10.42.4.0/23') }), node(), {}, 'no /24 of 10.42.0.0/16'],
+      ['pod_cidr', peer6, dual, {}, 'of a family that is off'],
+    ])('%s, without an entry', (reason, one, snapshot, options, why) => {
+      expect(judged(one, snapshot, options)).toEqual({
+        reason,
+        why: expect.stringContaining(why) as string,
+        flags: undefined,
+      });
+    });
+
+    it.each<[string, Peer, NodeSnapshot, Partial<PlanOptions>, string]>([
+      ['checksum', peer6, dual, { families: [...OPTIONS.families, v6] }, 'requires UDP checksums'],
+      ['ipsec', peer(2), node({ policies: [esp] }), {}, 'all packets to 192.0.2.2'],
+      [
+        'ipsec',
+        peer(2),
+        node({ policies: [{ ...esp, dst: '10.42.2.0/24' }] }),
+        { backend: directly },
+        'all packets to 10.42.2.0/24',
+      ],
+    ])('%s, with a marked entry', (reason, one, snapshot, options, why) => {
+      const found = judged(one, snapshot, options);
+      expect(found).toMatchObject({ reason, why: expect.stringContaining(why) as string });
+      expect(found.flags! & (present | kernelPath)).toBe(present | kernelPath);
+    });
+  });
+
   it('are not written to maps before programs are loaded', () => {
     const planned = plan(peers(), node({ programs: 'none' }), OPTIONS).peers;
     expect([planned.peers, planned.peers6, planned.vteps]).toEqual([undefined, undefined, undefined]);
@@ -244,6 +351,10 @@ describe('peers', () => {
     expect(revision({ ...peers(), revision: 2 }, node())).not.toBe(base);
     expect(revision(peers(), { ...node(), nextHops: { ...node().nextHops, revision: 2 } })).not.toBe(base);
     expect(revision(peers(), node({ links: [eth0, { ...flannel1, ifindex: 33 }] }))).not.toBe(base);
+    const policies = { revision: 2, value: [] };
+    expect(plan(peers(), { ...node(), policies }, OPTIONS).peers.peers!.revision).not.toBe(
+      plan(peers(), node(), OPTIONS).peers.peers!.revision,
+    );
   });
 });
 
