@@ -4,11 +4,12 @@ import { hostVethName } from '../cni/pod-network.ts';
 import { listLinkKeys, type XdpAnswers } from '../dataplane/links.ts';
 import type { ProgramSet } from '../dataplane/programs.ts';
 import { listIpsecPolicies } from '../host/ipsec.ts';
-import { listLinks, readLinkIfThere } from '../host/links.ts';
+import { type Link, listLinks, readLinkIfThere } from '../host/links.ts';
 import type { NodeEvent } from '../host/monitor.ts';
 import { lookupNextHops, type NextHop } from '../host/neighbours.ts';
 import { findShaped } from '../host/shaping.ts';
 import { readUplinkFacts, type UplinkRequest } from '../host/uplink.ts';
+import { isVtepName } from '../host/vtep-device.ts';
 import type { PerFamily } from '../net/ip.ts';
 import { isSame } from '../reconcile/target.ts';
 import type { Peers } from './plan/index.ts';
@@ -82,7 +83,7 @@ export class NodeObserver {
         policies,
         pods,
         lostPods: store.lost.map(hostVethName),
-        shaped: this.#shaped(pods.value),
+        shaped: this.#shaped(pods.value, links.value),
         programs: { revision: programs.revision, value: loadedIds(programs) },
         attached: listLinkKeys(linkPins),
         xdpRefusals: xdp.refusals,
@@ -108,7 +109,7 @@ export class NodeObserver {
         ...rest,
         pods,
         lostPods,
-        shaped: this.#shaped(pods.value),
+        shaped: this.#shaped(pods.value, value),
         links: added.length === 0 ? links : observed(links, value),
       };
       return this.#snapshot;
@@ -146,12 +147,12 @@ export class NodeObserver {
 
   /**
    * An event tells of somebody's qdisc or filter on an interface; undefined: on several.
-   * @returns whether it may concern a pod.
+   * @returns whether it may concern a pod, or all peers.
    */
   noteShaping(ifindex: number | undefined): boolean {
     this.invalidate('shaped');
-    const { pods } = this.#snapshot;
-    return ifindex === undefined || pods.value.some(({ hostIfindex }) => hostIfindex === ifindex);
+    const { pods, links } = this.#snapshot;
+    return ifindex === undefined || shapeable(pods.value, links.value).includes(ifindex);
   }
 
   /** One observation at a time: a slow one must not put back what a quick one has replaced. */
@@ -166,12 +167,11 @@ export class NodeObserver {
     return this.#stale.delete(part);
   }
 
-  /** Which host veths somebody shapes. Events tell of changes, also on those of new pods. */
-  #shaped(pods: readonly Attachment[]): NodeSnapshot['shaped'] {
+  /** Which host veths and VTEP devices somebody shapes. Events tell of changes, also on those of new pods. */
+  #shaped(pods: readonly Attachment[], links: ReadonlyMap<string, Link>): NodeSnapshot['shaped'] {
     const { shaped } = this.#snapshot;
     if (!this.#take('shaped')) return shaped;
-    const hostVeths = pods.map(({ hostIfindex }) => hostIfindex);
-    return observed(shaped, findShaped(hostVeths, this.#options.linkPins));
+    return observed(shaped, findShaped(shapeable(pods, links), this.#options.linkPins));
   }
 
   /** The next hops to all peers; unless they are stale, only those to new peers are asked for. */
@@ -190,6 +190,12 @@ export class NodeObserver {
     }
     return hops;
   }
+}
+
+/** The indexes of the devices that the fast path passes by: host veths, and VTEP devices. */
+function shapeable(pods: readonly Attachment[], links: ReadonlyMap<string, Link>): number[] {
+  const vteps = links.values().filter(({ name }) => isVtepName(name));
+  return [...pods.map(({ hostIfindex }) => hostIfindex), ...vteps.map(({ ifindex }) => ifindex)];
 }
 
 function loadedIds({ loaded }: ProgramSet): LoadedIds | undefined {

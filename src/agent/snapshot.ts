@@ -39,7 +39,7 @@ export interface NodeSnapshot {
   readonly pods: Observed<readonly Attachment[]>;
   /** The host veths of attachments whose files are malformed. */
   readonly lostPods: readonly string[];
-  /** The indexes of the host veths whose packets somebody shapes or filters in tc. */
+  /** The indexes of the host veths and VTEP devices whose packets somebody shapes or filters in tc. */
   readonly shaped: Observed<readonly number[]>;
   /** Undefined before programs were loaded for the first time. */
   readonly programs: Observed<LoadedIds | undefined>;

@@ -9,7 +9,7 @@ import { fixture, noKernel, TemporaryBpffs } from '../libbpf-ts/libbpf.support.t
 import { job, reconcile } from '../reconcile/reconcile.ts';
 import { Reconciled } from '../reconcile/reconciled.ts';
 import type { Target } from '../reconcile/target.ts';
-import { desiredEndpoints, desiredPeers, desiredVteps } from './desired.ts';
+import { desiredEndpoints, desiredPeers, desiredVteps, stateSlot } from './desired.ts';
 import { mapTargets } from './map-targets.ts';
 import { loadPrograms } from './programs.ts';
 import { pinPaths } from './tables.ts';
@@ -102,6 +102,10 @@ describe.skipIf(noKernel)(`the maps${noKernel ? ` (skipped: ${noKernel})` : ''}`
       ['endpoints6', 5, 0],
     ]);
     expect(marked, 'times that marked endpoints were written, in both families').toBe(2);
+    const { endpoint_state } = loaded.tables;
+    const slots = sides.map(({ pods }) => stateSlot(directSettings, pods.sender.ip)!);
+    for (const slot of slots) endpoint_state.set(slot, { forwards: 1 });
+    const forwards = () => slots.map((slot) => endpoint_state.get(slot)?.forwards);
     expect(await pass(everyPeer, everyPod)).toEqual(
       ['peers', 'peers6', 'vteps', 'endpoints', 'endpoints6'].map((target) => [target, 0, 0]),
     );
@@ -113,5 +117,8 @@ describe.skipIf(noKernel)(`the maps${noKernel ? ` (skipped: ${noKernel})` : ''}`
       ['endpoints6', 0, 5],
     ]);
     expect(marked).toBe(2);
+    expect(forwards(), 'what the programs keep of pods that stay, or have gone').toEqual([1, 1]);
+    await pass([], everyPod);
+    expect(forwards(), 'and of those that have come since').toEqual([0, 0]);
   });
 });

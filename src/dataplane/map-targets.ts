@@ -3,6 +3,7 @@
 import type { TypedMap } from '#libbpf-ts';
 import { type Difference, noFailures, type Target } from '../reconcile/target.ts';
 import { decode, kindSize, type Struct, type StructName } from './codec.ts';
+import { stateSlot6 } from './desired.ts';
 import { layout } from './layout.gen.ts';
 import type { Tables } from './tables.ts';
 
@@ -87,10 +88,37 @@ function tellingOfMarks(
   };
 }
 
+/**
+ * Clear what the programs keep of an endpoint whenever the endpoint is written: the slot may have been another pod's.
+ * What still holds of the same pod they find again. @param slotOf the endpoint's slot in endpoint_state
+ */
+function clearingState(
+  target: Target<Struct<'endpoint'>>,
+  state: () => Table<number, Struct<'endpoint_state'>>,
+  slotOf: (key: string) => number,
+): Target<Struct<'endpoint'>> {
+  return {
+    ...target,
+    upsert: async (entries) => {
+      state().setMany(entries.keys().map((key) => [slotOf(key), zero('endpoint_state')]));
+      return target.upsert(entries);
+    },
+  };
+}
+
 /** The maps that the agent fills. @param onMarked is called when endpoints have been marked for the kernel path. */
 export function mapTargets(tables: () => Tables, onMarked: () => void = () => {}) {
-  const endpoints = slotTarget('endpoints', () => tables().endpoints, zero('endpoint'));
-  const endpoints6 = addressTarget('endpoints6', () => tables().endpoints6);
+  const state = () => tables().endpoint_state;
+  const endpoints = clearingState(
+    slotTarget('endpoints', () => tables().endpoints, zero('endpoint')),
+    state,
+    Number,
+  );
+  const endpoints6 = clearingState(
+    addressTarget('endpoints6', () => tables().endpoints6),
+    state,
+    (address) => stateSlot6(tables().endpoints.map.info.maxEntries, address),
+  );
   return {
     vteps: addressTarget('vteps', () => tables().vteps),
     peers: slotTarget('peers', () => tables().peers, zero('peer')),

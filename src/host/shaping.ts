@@ -8,24 +8,24 @@ import { filterPlace, withForeignTcx } from '../dataplane/links.ts';
 import { openNetlink, type Where } from './netlink.ts';
 
 /**
- * The host veths whose packets somebody shapes or filters in tc.
- * @param hostVeths their indexes.
+ * Which of these devices somebody shapes or whose packets somebody filters in tc.
+ * @param ifindexes their indexes.
  * @param linkPins where our own links are pinned.
  * @returns the indexes in ascending order.
  */
-export function findShaped(hostVeths: readonly number[], linkPins: string, where: Where = {}): number[] {
-  if (hostVeths.length === 0) return [];
+export function findShaped(ifindexes: readonly number[], linkPins: string, where: Where = {}): number[] {
+  if (ifindexes.length === 0) return [];
   using socket = openNetlink(where);
   const qdiscs = Map.groupBy(listQdiscs(socket), ({ ifindex }) => ifindex);
   const filtersOf = (ifindex: number): Filter[] =>
     [TC_H.ingress, TC_H.egress].flatMap((parent) => listFilters(socket, ifindex, parent));
-  const shaped = hostVeths.filter((ifindex) => {
+  const shaped = ifindexes.filter((ifindex) => {
     const all = qdiscs.get(ifindex) ?? [];
     return (
       all.some(shapes) || (all.some(isHook) && filtersOf(ifindex).some((filter) => !isOurFilter(filter)))
     );
   });
-  return [...new Set([...shaped, ...withForeignTcx(linkPins, hostVeths)])].toSorted((a, b) => a - b);
+  return [...new Set([...shaped, ...withForeignTcx(linkPins, ifindexes)])].toSorted((a, b) => a - b);
 }
 
 /** Whether it holds no packets itself, but filters that run at the device's ingress or egress. */

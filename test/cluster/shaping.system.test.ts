@@ -2,6 +2,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { beforeAll, describe, expect, it } from 'vitest';
 import { hostVethName } from '../../src/cni/pod-network.ts';
+import type { PeerRow } from '../../src/cli/rows.ts';
 import { run } from '../../src/host/run.ts';
 import {
   addressesOf,
@@ -73,6 +74,29 @@ describe.skipIf(missingHere('tc'))('a pod whose traffic somebody shapes', () => 
     await tc(end);
     await timeUntil(async () => (await flags()).length === 0);
     expect(await fastPackets()).toBeGreaterThan(100);
+  });
+
+  it('on flannel.1 is on the kernel path to other nodes, as long as that lasts', async () => {
+    const shapedPeers = async () => {
+      const rows = await ripstopJson<PeerRow[]>(cluster.lab, cluster.nodes[0]!, 'peers');
+      return rows.filter(({ reason }) => reason === 'shaped').map(({ vtepIp }) => vtepIp);
+    };
+    const fastTo = async (address: string) => {
+      await talkTcp(pod(1), address); // so that the agent's changes are over, and flows are learned
+      const [carried] = await carriedDuring(cluster.lab, cluster.nodes, () =>
+        talkTcp(pod(1), address, 1 << 20),
+      );
+      return carried!.fast;
+    };
+    const { ip, ip6 } = pod(2);
+    expect(await shapedPeers()).toEqual([]);
+    await tc('qdisc add dev flannel.1 root tbf rate 1gbit burst 1m latency 10ms');
+    await expect.poll(shapedPeers).toEqual([cluster.nodes[1]!.ip]);
+    expect(await fastTo(ip)).toBe(0);
+    expect(await fastTo(ip6!)).toBeGreaterThan(20);
+    await tc('qdisc del dev flannel.1 root');
+    await expect.poll(shapedPeers).toEqual([]);
+    expect(await fastTo(ip)).toBeGreaterThan(20);
   });
 
   it('leaves the fast path with flows that were learned before', async () => {

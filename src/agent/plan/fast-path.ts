@@ -4,6 +4,7 @@ import type { Peer } from '../../cluster/index.ts';
 import { type PeerNextHop, requiresChecksum, whyNoEntry } from '../../dataplane/desired.ts';
 import { ipsecOf } from '../../host/ipsec.ts';
 import type { NextHop } from '../../host/neighbours.ts';
+import { vtepDeviceName } from '../../host/vtep-device.ts';
 import { addressFamily, familyKey, formatCidr, hostCidr, parseCidr } from '../../net/ip.ts';
 import type { NodeSnapshot } from '../snapshot.ts';
 import type { PlanOptions } from './inputs.ts';
@@ -21,6 +22,7 @@ export const KERNEL_PATH_REASONS = [
   'pod_cidr',
   'checksum',
   'ipsec',
+  'shaped',
 ] as const;
 
 export interface KernelPathOnly {
@@ -44,6 +46,7 @@ export function peerService(
   options: PlanOptions,
 ): (peer: Peer) => PeerService {
   const isTransformed = ipsecFor(outline, node);
+  const shapedDevice = shapedVteps(outline, node);
   return (peer) => {
     const { vtepIp } = peer;
     const hop = node.nextHops.value.get(vtepIp);
@@ -58,17 +61,22 @@ export function peerService(
       return { nextHop, ...only('checksum', 'its VXLAN device requires UDP checksums over IPv6') };
     if (isTransformed(peer, nextHop)) {
       const to = nextHop.direct ? formatCidr(peer.podCidr) : vtepIp;
-      return {
-        nextHop: { ...nextHop, kernelPath: true },
-        ...only('ipsec', `an IPsec policy concerns all packets to ${to}`),
-      };
+      return marked(nextHop, 'ipsec', `an IPsec policy concerns all packets to ${to}`);
     }
+    const shaped = nextHop.direct ? undefined : shapedDevice(peer);
+    if (shaped !== undefined)
+      return marked(nextHop, 'shaped', `somebody shapes or filters packets on ${shaped} in tc`);
     return { nextHop };
   };
 }
 
 function only(reason: KernelPathOnly['reason'], why: string): { kernelPathOnly: KernelPathOnly } {
   return { kernelPathOnly: { reason, why } };
+}
+
+/** The maps have an entry, which leaves the peer's packets to the kernel path. */
+function marked(nextHop: PeerNextHop, reason: KernelPathOnly['reason'], why: string): PeerService {
+  return { nextHop: { ...nextHop, kernelPath: true }, ...only(reason, why) };
 }
 
 /** Why the programs cannot send to a peer by the kernel's next hop; undefined when they can. */
@@ -105,6 +113,18 @@ export function toPeerNextHop(
   { gateway, mtu = uplink.mtu }: NextHop,
 ): PeerNextHop {
   return { ip: gateway ?? vtepIp, direct: settings.directRouting === true && gateway === undefined, mtu };
+}
+
+/** The VTEP device of a peer's family, if somebody shapes it: the fast path passes by it. */
+function shapedVteps(
+  { settings: { tunnel } }: Outline,
+  { shaped, links }: NodeSnapshot,
+): (peer: Peer) => string | undefined {
+  return ({ podCidr }) => {
+    if (!tunnel) return undefined;
+    const name = vtepDeviceName(podCidr.family, tunnel.vni);
+    return shaped.value.includes(links.value.get(name)?.ifindex ?? 0) ? name : undefined;
+  };
 }
 
 /** Whether IPsec transforms or drops all packets that bring pods' packets to a peer. */

@@ -47,7 +47,7 @@ export function planPeers(outline: Outline, all: Peers, node: NodeSnapshot, opti
     },
   };
   if (!node.programs.value) return plan;
-  const service = `${node.programs.revision} ${node.policies.revision}`;
+  const service = `${node.programs.revision} ${node.policies.revision} ${node.shaped.revision}`;
   const peerMaps = lazily(() => {
     const serviceOf = peerService(outline, node, options);
     return desiredPeers(settings, peers, (peer) => serviceOf(peer).nextHop);

@@ -280,6 +280,9 @@ describe('peers', () => {
       expect(judged(peer(2), node())).toEqual({ reason: undefined, why: undefined, flags: present });
       const other = judged(peer(2), node({ policies: [{ ...esp, dst: '192.0.2.3/32' }] }));
       expect(other.reason).toBeUndefined();
+      expect(judged(peer(2), node({ shaped: [4711] })).reason).toBeUndefined();
+      const direct = { backend: directly };
+      expect(judged(peer(2), node({ shaped: [flannel1.ifindex] }), direct).reason).toBeUndefined();
       const both = { ...OPTIONS, families: [...OPTIONS.families, v6] };
       expect(judged({ ...peer6, zeroChecksum: true }, dual, both).reason).toBeUndefined();
     });
@@ -329,6 +332,13 @@ describe('peers', () => {
         node({ policies: [{ ...esp, dst: '10.42.2.0/24' }] }),
         { backend: directly },
         'all packets to 10.42.2.0/24',
+      ],
+      [
+        'shaped',
+        peer(2),
+        node({ shaped: [flannel1.ifindex] }),
+        {},
+        'somebody shapes or filters packets on flannel.1',
       ],
     ])('%s, with a marked entry', (reason, one, snapshot, options, why) => {
       const found = judged(one, snapshot, options);
