@@ -43,6 +43,8 @@ interface Drop {
   readonly on: 1 | 2;
   readonly targets: readonly Target[];
   readonly prepare?: string;
+  /** Undoes what `prepare` does. */
+  readonly undo?: string;
   readonly add: string;
   readonly remove: string;
 }
@@ -79,6 +81,7 @@ const DROPS: Drop[] = [
       chain forward { type filter hook forward priority 0; $IP saddr $CLIENT $IP daddr @denied drop; }; }"`,
     add: 'nft add element $IP own denied "{ $NEAR, $FAR }"',
     remove: 'nft flush set $IP own denied',
+    undo: 'nft delete table $IP own',
   },
   {
     says: 'an nft chain at the ingress of the pod’s host veth',
@@ -109,9 +112,20 @@ const DROPS: Drop[] = [
     add: '$IPTABLES -I INPUT -p udp --dport 8472 -s $NODE1 -j DROP',
     remove: '$IPTABLES -D INPUT -p udp --dport 8472 -s $NODE1 -j DROP',
   },
+  {
+    says: 'a filter of tc at the uplink’s ingress, on VXLAN from a peer,',
+    on: 2,
+    targets: ['far'],
+    prepare: 'tc qdisc add dev eth0 clsact 2>/dev/null || true',
+    undo: 'tc qdisc del dev eth0 clsact 2>/dev/null || true',
+    // Nothing on lo takes a packet with these MAC addresses.
+    add: `tc filter add dev eth0 ingress pref $FAMILY protocol $PROTOCOL u32 match $IP dport 8472 0xffff \
+      action mirred egress redirect dev lo`,
+    remove: 'tc filter del dev eth0 ingress pref $FAMILY',
+  },
 ];
 
-describe.skipIf(missingHere('nft', 'iptables', 'tcpdump'))('on nodes with rules of their own', () => {
+describe.skipIf(missingHere('nft', 'iptables', 'tcpdump', 'tc'))('on nodes with rules of their own', () => {
   const cluster = useLab('rules', { nodes: 2, pods: 2, ipv6: true, kubeProxy: 'iptables' });
   const node = (n: number): NodeState => cluster.nodes[n - 1]!;
   const client = () => podOf(node(1));
@@ -131,7 +145,9 @@ describe.skipIf(missingHere('nft', 'iptables', 'tcpdump'))('on nodes with rules 
       VETH: hostVethName({ containerId: client().containerId, ifname: 'eth0' }),
       IPTABLES: family === 4 ? 'iptables' : 'ip6tables',
       IP: family === 4 ? 'ip' : 'ip6',
+      FAMILY: `${family}`,
       FLAG: `-${family}`,
+      PROTOCOL: family === 4 ? 'ip' : 'ipv6',
       TYPE: `ipv${family}_addr`,
       TTL: family === 4 ? 'ttl' : 'hoplimit',
     };
@@ -193,7 +209,7 @@ describe.skipIf(missingHere('nft', 'iptables', 'tcpdump'))('on nodes with rules 
 
     it.each(DROPS)(
       '$says stops at once, on the way or not begun yet, and goes on afterwards',
-      async ({ says, on, targets, prepare, add, remove }) => {
+      async ({ says, on, targets, prepare, add, remove, undo }) => {
         if (prepare) await command(on, prepare);
         await arriveAgain(targets, monotonicMs());
         for (const target of targets) expect(await learned(on)).toContain(target);
@@ -212,7 +228,7 @@ describe.skipIf(missingHere('nft', 'iptables', 'tcpdump'))('on nodes with rules 
         } finally {
           removedMs = monotonicMs();
           await command(on, remove);
-          if (prepare) await command(on, 'nft delete table $IP own');
+          if (undo) await command(on, undo);
         }
         await arriveAgain(targets, removedMs);
         await expect.poll(() => learned(on)).toEqual(expect.arrayContaining([...targets]));
