@@ -109,6 +109,8 @@ export function loadPrograms(settings: NodeSettings, paths: PinPaths, directory 
   }
   const loaded = programs as Record<ProgramName, BpfProgram>;
   for (const [name, program] of Object.entries(loaded)) repin(program, join(paths.programs, name));
+  // Programs that only another version has. Links keep those that they still run.
+  for (const name of readdirSync(paths.programs)) if (!(name in loaded)) rmSync(join(paths.programs, name));
   const tables = Object.fromEntries(
     mapNames.map((name) => [name, typedTable(name, opened[0]!.map(name))]),
   ) as unknown as Tables;
