@@ -37,7 +37,7 @@ static __always_inline enum reason deliver(struct __sk_buff *skb, const struct i
 		return KERNEL_MARKED;
 	if (learned->hops && ip->ttl <= 1)
 		return KERNEL_TTL;
-	if (!fits(skb, ip, endpoint->mtu))
+	if (packet_bytes(skb, ip) > endpoint->mtu)
 		return KERNEL_TOO_BIG;
 	if (learned->is_translated && !rewrite(skb, sizeof(struct ether), ip->v6, learned))
 		return KERNEL_MALFORMED; /* impossible: its ports were read before */
@@ -81,7 +81,7 @@ static __always_inline enum reason send(struct __sk_buff *skb, const struct ip *
 		return KERNEL_MARKED;
 	if (ip->ttl <= 1)
 		return KERNEL_TTL;
-	if (!fits(skb, ip, learned->mtu))
+	if (packet_bytes(skb, ip) > learned->mtu)
 		return KERNEL_TOO_BIG;
 
 	bool is_direct = config.direct_routing && peer->flags & PEER_DIRECT;

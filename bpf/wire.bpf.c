@@ -79,7 +79,7 @@ static __always_inline enum reason from_direct_peer(struct __sk_buff *skb, bool 
 
 	if (reason == FAST_DECAP)
 		reason = judge_delivery(ip, learned, &endpoint);
-	if (reason == FAST_DECAP && !fits(skb, ip, endpoint->mtu))
+	if (reason == FAST_DECAP && packet_bytes(skb, ip) > endpoint->mtu)
 		reason = KERNEL_TOO_BIG;
 	if (reason == FAST_DECAP)
 		return deliver(skb, endpoint, learned, v6, -1, FAST_DIRECT);
