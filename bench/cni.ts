@@ -87,7 +87,9 @@ function rowsOf(pods: number, { ripstop, flannel }: Record<'ripstop' | 'flannel'
 const ms = (value: number): string => value.toFixed(1);
 
 say('lab up: a ripstop node and a flannel node');
-await labUp(parseLabOptions({ name: NAME, nodes: '2', pods: '0', datapath: 'ripstop,flannel' }));
+await labUp(
+  parseLabOptions({ name: NAME, nodes: '2', pods: '0', datapath: 'ripstop,flannel', kubeProxy: 'none' }),
+);
 try {
   const lab = openLab(NAME);
   const [one, two] = [lab.state.nodes[0]!, lab.state.nodes[1]!];

@@ -286,27 +286,31 @@ static __always_inline enum reason judge_flow(const struct ip *ip, __u32 ifindex
 {
 	struct flow6 *flow = &packet->flow;
 	enum reason reason = is_sound(ip) ? read_flow(ip, packet) : KERNEL_MALFORMED;
-	bool is_handshake = reason == KERNEL_HANDSHAKE;
+	bool is_handshake = reason == KERNEL_HANDSHAKE, is_its_own;
 	struct learned *learned;
 
-	if (is_handshake && packet->tcp_flags & (TCP_SYN | TCP_RST)) {
-		forget_flow(flow, ip->v6);
-		if (!is_syn_ack(packet->tcp_flags))
-			flow->protocol = 0;
-		return reason;
-	}
 	if (reason != KERNEL_NEW_FLOW && !is_handshake) {
 		flow->protocol = 0;
 		return reason;
 	}
 	learned = find_learned(flow, ip->v6);
+	/* A packet with a forged source ends no connection: it comes in elsewhere. */
+	is_its_own = learned && learned->ifindex == ifindex;
+	if (packet->tcp_flags & (TCP_SYN | TCP_RST)) {
+		if (is_its_own)
+			forget_flow(flow, ip->v6);
+		*found = is_its_own ? NULL : learned;
+		if (!is_syn_ack(packet->tcp_flags))
+			flow->protocol = 0;
+		return reason;
+	}
 	if (learned)
 		reason = judge_learned(learned, flow, ip, ifindex);
 	*found = learned;
 	if (!is_handshake || (reason == FAST_DECAP && is_other_ending(learned, ip->v6)))
 		return reason;
 	/* A first FIN. */
-	if (learned)
+	if (is_its_own)
 		learned->is_ending = 1;
 	flow->protocol = 0;
 	return KERNEL_HANDSHAKE;

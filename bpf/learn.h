@@ -8,6 +8,7 @@
 #include "flows.h"
 #include "lookup.h"
 #include "parse.h"
+#include "vxlan.h"
 
 /* ---- conntrack, as the kernel offers it to tc programs (net/netfilter/nf_conntrack_bpf.c, Linux 6.1) ---- */
 
@@ -165,6 +166,23 @@ static __always_inline enum reason find_origin(struct __sk_buff *skb, const stru
 	return learnable ? KERNEL_LEARNED : KERNEL_NOT_ESTABLISHED;
 }
 
+/*
+ * How large the flow's next packets may be: as large as one that the kernel path has carried. The route that it takes may
+ * have an MTU of its own, or know of a narrow place farther on. Below these sizes there are no such (the kernel's least
+ * path MTU, net.ipv4.route.min_pmtu; RFC 8200).
+ */
+static __always_inline __u32 carried_bytes(const struct __sk_buff *skb, const struct ip *ip, const struct flow6 *in,
+					   __u32 epoch)
+{
+	__u32 bytes = packet_bytes(skb, ip), least = ip->v6 ? 1280 : 552;
+	const struct learned *before = find_learned(in, ip->v6);
+
+	if (before && before->epoch == epoch && bytes < before->mtu &&
+	    bpf_ktime_get_coarse_ns() - before->learned_ns <= config.lifetime_ns)
+		return before->mtu;
+	return bytes > least ? bytes : least;
+}
+
 /* Learn that packets of flow `in` leave as `out`. */
 static __always_inline void store(const struct flow6 *in, const struct flow6 *out, bool v6, const struct learned *head)
 {
@@ -204,12 +222,13 @@ static __always_inline enum reason learn(struct __sk_buff *skb, const struct ip 
 	    (__u8)(arrival->ttl - ip->ttl) > 1)
 		return KERNEL_NOT_SEEN;
 
+	__u32 bytes = carried_bytes(skb, ip, &in, arrival->epoch);
 	struct learned head = {
 		.learned_ns = bpf_ktime_get_coarse_ns(),
 		.noted_ns = arrival->noted_ns,
 		.epoch = arrival->epoch,
 		.ifindex = arrival->ifindex,
-		.mtu = mtu,
+		.mtu = bytes < mtu ? bytes : mtu,
 		.mark = skb->mark,
 		.priority = skb->priority,
 		.is_translated = !same_flow(&in, out),

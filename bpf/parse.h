@@ -149,6 +149,15 @@ static __always_inline void remove_priority_tag(struct __sk_buff *skb)
 }
 
 /*
+ * The reason that `handle(arguments, v6)` gives for a frame's IP packet. Each family gets its own code, since `v6` is a
+ * constant.
+ */
+#define BY_FAMILY(ether, handle, arguments...)                           \
+	((ether)->type == ETHERTYPE_IPV4 ? handle(arguments, false) :    \
+	 (ether)->type == ETHERTYPE_IPV6 ? handle(arguments, true) :     \
+					   KERNEL_NOT_IP)
+
+/*
  * What the programs read of an IP packet of either family. `v6` is a constant wherever this is used, since all
  * functions are inlined: each family gets its own code. The pointers to addresses are to a `__be32` or a `struct
  * address`.

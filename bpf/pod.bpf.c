@@ -37,7 +37,7 @@ static __always_inline enum reason deliver(struct __sk_buff *skb, const struct i
 		return KERNEL_MARKED;
 	if (learned->hops && ip->ttl <= 1)
 		return KERNEL_TTL;
-	if (!fits(skb, ip, endpoint->mtu))
+	if (packet_bytes(skb, ip) > endpoint->mtu)
 		return KERNEL_TOO_BIG;
 	if (learned->is_translated && !rewrite(skb, sizeof(struct ether), ip->v6, learned))
 		return KERNEL_MALFORMED; /* impossible: its ports were read before */
@@ -81,7 +81,7 @@ static __always_inline enum reason send(struct __sk_buff *skb, const struct ip *
 		return KERNEL_MARKED;
 	if (ip->ttl <= 1)
 		return KERNEL_TTL;
-	if (!fits(skb, ip, learned->mtu))
+	if (packet_bytes(skb, ip) > learned->mtu)
 		return KERNEL_TOO_BIG;
 
 	bool is_direct = config.direct_routing && peer->flags & PEER_DIRECT;
@@ -204,12 +204,8 @@ int from_pod(struct __sk_buff *skb)
 
 	if (!ether)
 		reason = KERNEL_MALFORMED;
-	else if (!is_untagged(skb))
-		reason = KERNEL_NOT_IP;
-	else if (ether->type == ETHERTYPE_IPV4)
-		reason = from_pod_ip(skb, false);
-	else if (ether->type == ETHERTYPE_IPV6)
-		reason = from_pod_ip(skb, true);
+	else if (is_untagged(skb))
+		reason = BY_FAMILY(ether, from_pod_ip, skb);
 	return finish(skb, HOOK_FROM_POD, reason);
 }
 
@@ -237,10 +233,8 @@ int to_pod(struct __sk_buff *skb)
 	struct ether *ether = parse_ether(&at);
 	enum reason reason = KERNEL_NOT_IP;
 
-	if (ether && is_untagged(skb) && ether->type == ETHERTYPE_IPV4)
-		reason = to_pod_ip(skb, false);
-	else if (ether && is_untagged(skb) && ether->type == ETHERTYPE_IPV6)
-		reason = to_pod_ip(skb, true);
+	if (ether && is_untagged(skb))
+		reason = BY_FAMILY(ether, to_pod_ip, skb);
 	return finish(skb, HOOK_TO_POD, reason);
 }
 

@@ -217,7 +217,7 @@ struct learned {
 	__u64 noted_ns; /* when its last packet came in that took the kernel path, or the first that did not */
 	__u32 epoch; /* when its packet came in; another epoch invalidates the flow */
 	__u32 ifindex; /* where its packets come in: a host veth, or the uplink */
-	__u32 mtu; /* the largest IP packet, before encapsulation, that its way carries */
+	__u32 mtu; /* the largest IP packet, before encapsulation, that its way is known to carry */
 	__u32 mark; /* skb->mark and skb->priority with which it left for the wire */
 	__u32 priority;
 	__u8 is_translated; /* not zero when its packets leave with other addresses or ports */

@@ -21,23 +21,19 @@
 #define OUTER_LEN(v6) ((v6) ? sizeof(struct outer_header6) : sizeof(struct outer_header))
 #define ENCAP_LEN(v6) (OUTER_LEN(v6) - sizeof(struct ether))
 
-/*
- * Whether the frame's IP packet fits `mtu`. Of a GSO super-packet each segment must fit: the headers and gso_size bytes
- * of payload.
- */
-static __always_inline bool fits(const struct __sk_buff *skb, const struct ip *ip, __u32 mtu)
+/* The bytes of an IP packet; of a GSO super-packet those of a segment, which has the headers and gso_size bytes of payload. */
+static __always_inline __u32 packet_bytes(const struct __sk_buff *skb, const struct ip *ip)
 {
+	struct cursor payload = ip->payload;
 	__u32 gso_size = skb->gso_size;
+	struct tcp *tcp;
 
 	if (!gso_size)
-		return skb->len - sizeof(struct ether) <= mtu;
-
-	if (ip->protocol == PROTOCOL_TCP) {
-		struct cursor payload = ip->payload;
-		struct tcp *tcp = parse_tcp(&payload);
-		return tcp && IP_LEN(ip->v6) + (tcp->offset >> 4) * 4 + gso_size <= mtu;
-	}
-	return IP_LEN(ip->v6) + sizeof(struct udp) + gso_size <= mtu;
+		return ip->bytes;
+	if (ip->protocol != PROTOCOL_TCP)
+		return IP_LEN(ip->v6) + sizeof(struct udp) + gso_size;
+	tcp = parse_tcp(&payload);
+	return tcp ? IP_LEN(ip->v6) + (tcp->offset >> 4) * 4 + gso_size : ip->bytes;
 }
 
 /* Fill in the fields that differ from packet to packet. `length` is the outer IP packet's. */

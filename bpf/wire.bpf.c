@@ -79,7 +79,7 @@ static __always_inline enum reason from_direct_peer(struct __sk_buff *skb, bool 
 
 	if (reason == FAST_DECAP)
 		reason = judge_delivery(ip, learned, &endpoint);
-	if (reason == FAST_DECAP && !fits(skb, ip, endpoint->mtu))
+	if (reason == FAST_DECAP && packet_bytes(skb, ip) > endpoint->mtu)
 		reason = KERNEL_TOO_BIG;
 	if (reason == FAST_DECAP)
 		return deliver(skb, endpoint, learned, v6, -1, FAST_DIRECT);
@@ -132,9 +132,9 @@ static __always_inline __u64 unmark_flag(void)
 }
 
 /*
- * Whether a super-packet can be decapsulated. Without unmark_flag() shrinking leaves it marked as encapsulated. TCP is segmented rightly all the same. UDP is segmented as if it were still in the tunnel, and a receiver that did
- * not ask for super-packets (UDP_GRO) would get nothing. And if the pod forwards the packet, it cannot be encapsulated
- * at from_pod.
+ * Whether a super-packet can be decapsulated. Without unmark_flag() shrinking leaves it marked as encapsulated. TCP is
+ * segmented rightly all the same. UDP is segmented as if it were still in the tunnel, and a receiver that did not ask for
+ * super-packets (UDP_GRO) would get nothing. And if the pod forwards the packet, it cannot be encapsulated at from_pod.
  */
 static __always_inline bool may_shrink(const struct ip *inner)
 {
@@ -236,16 +236,14 @@ int from_wire(struct __sk_buff *skb)
 		reason = is_marked(skb, ether) ? DROP_OTHER_VLAN : KERNEL_NOT_IP;
 	else if (skb->pkt_type != PACKET_HOST)
 		reason = KERNEL_OTHER_MAC;
-	else if (ether->type == ETHERTYPE_IPV4)
-		reason = from_wire_ip(skb, false);
-	else if (ether->type == ETHERTYPE_IPV6)
-		reason = from_wire_ip(skb, true);
+	else
+		reason = BY_FAMILY(ether, from_wire_ip, skb);
 	return finish(skb, HOOK_FROM_WIRE, reason);
 }
 
 /* ---- From the VTEP device ---- */
 
-static __always_inline enum reason from_vtep_ip(struct __sk_buff *skb, bool v6, __be32 sender)
+static __always_inline enum reason from_vtep_ip(struct __sk_buff *skb, __be32 sender, bool v6)
 {
 	struct cursor at = packet(skb, sizeof(struct ether) + IP_LEN(v6));
 	struct address from = { .words = { 0, 0, v6 ? 0 : IPV4_MAPPED, sender } };
@@ -287,10 +285,8 @@ int from_vtep(struct __sk_buff *skb)
 		reason = KERNEL_MALFORMED;
 	else if (!is_untagged(skb) || is_tag(ether->type))
 		reason = DROP_SPOOFED_SOURCE; /* or as good as spoofed: no node sends tagged inner frames */
-	else if (ether->type == ETHERTYPE_IPV4)
-		reason = from_vtep_ip(skb, false, sender);
-	else if (ether->type == ETHERTYPE_IPV6)
-		reason = from_vtep_ip(skb, true, sender);
+	else
+		reason = BY_FAMILY(ether, from_vtep_ip, skb, sender);
 	return finish(skb, HOOK_FROM_VTEP, reason);
 }
 
@@ -413,7 +409,7 @@ static __always_inline enum reason to_wire_ip(struct __sk_buff *skb, bool v6)
 SEC("tc")
 int to_wire(struct __sk_buff *skb)
 {
-	/* Nothing is counted for packets that from_pod has counted already, nor for those that are none of our business. */
+	/* from_pod has counted it already. */
 	if (skb->cb[0] == FROM_FAST_PATH)
 		return KERNEL;
 
@@ -421,10 +417,8 @@ int to_wire(struct __sk_buff *skb)
 	struct ether *ether = parse_ether(&at);
 	enum reason reason = KERNEL_NOT_IP;
 
-	if (ether && is_untagged(skb) && ether->type == ETHERTYPE_IPV4)
-		reason = to_wire_ip(skb, false);
-	else if (ether && is_untagged(skb) && ether->type == ETHERTYPE_IPV6)
-		reason = to_wire_ip(skb, true);
+	if (ether && is_untagged(skb))
+		reason = BY_FAMILY(ether, to_wire_ip, skb);
 	return finish(skb, HOOK_TO_WIRE, reason);
 }
 

@@ -10,7 +10,8 @@ import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
-import { errorText, RipstopError } from '../src/errors.ts';
+import { RipstopError } from '../src/errors.ts';
+import { reportFailure } from './failure.ts';
 import { ensureTools } from './image/base.ts';
 import { checkImage } from './image/check.ts';
 import { hostArch, runBeside } from './image/chroot.ts';
@@ -88,8 +89,6 @@ if (process.argv[1] === fileURLToPath(import.meta.url)) {
   try {
     await main();
   } catch (error) {
-    console.error(`image: ${errorText(error)}`);
-    if (error instanceof RipstopError && error.details) console.error(error.details);
-    process.exitCode = error instanceof RipstopError ? error.exitCode : 1;
+    reportFailure('image', error);
   }
 }

@@ -13,6 +13,7 @@ import { mkdtemp } from 'node:fs/promises';
 import { join } from 'node:path';
 import { parseArgs, styleText } from 'node:util';
 import { errorText, RipstopError } from '../src/errors.ts';
+import { reportFailure } from './failure.ts';
 import { CHECKOUT, makeMachine, onMachine } from './fresh/machine.ts';
 import { ensureTools } from './image/base.ts';
 import { type Execute, hostArch } from './image/chroot.ts';
@@ -116,7 +117,5 @@ for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const)
 try {
   process.exitCode = (await main()) ? 0 : 1;
 } catch (error) {
-  console.error(`test-fresh: ${errorText(error)}`);
-  if (error instanceof RipstopError && error.details) console.error(error.details);
-  process.exitCode = error instanceof RipstopError ? error.exitCode : 1;
+  reportFailure('test-fresh', error);
 }

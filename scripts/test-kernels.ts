@@ -15,6 +15,7 @@ import { which } from 'zx';
 import { errorText, RipstopError } from '../src/errors.ts';
 import { run } from '../src/host/run.ts';
 import { type Check, theEnd } from '../test/kernels/story.ts';
+import { reportFailure } from './failure.ts';
 import { allSeries, fetchKernel, type Series } from './kernels/debian.ts';
 import { writeInitramfs } from './kernels/initramfs.ts';
 import { type Bootable, tellBetweenMachines, tellHere, tellInMachine } from './kernels/machines.ts';
@@ -130,6 +131,5 @@ try {
   const but = skipped > 0 ? `, ${skipped} skipped` : '';
   console.log(`${end}${but}, ${((performance.now() - begun) / 1000).toFixed(1)} s.`);
 } catch (error) {
-  console.error(`test-kernels: ${errorText(error)}`);
-  process.exitCode = error instanceof RipstopError ? error.exitCode : 1;
+  reportFailure('test-kernels', error);
 }

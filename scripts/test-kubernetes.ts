@@ -14,7 +14,7 @@ import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { styleText } from 'node:util';
 import { Command, Option } from 'commander';
-import { errorText, RipstopError } from '../src/errors.ts';
+import { RipstopError } from '../src/errors.ts';
 import { hierarchies } from '../test/kubernetes/cgroups.ts';
 import {
   clusterDown,
@@ -33,6 +33,7 @@ import { type Cluster, type NodeImage, PROXY_MODES, type ProxyMode } from '../te
 import { installRipstop, installWorkload } from '../test/kubernetes/workload.ts';
 import { fetchDebianPrograms } from '../test/support/debian-programs.ts';
 import { buildPrograms, missingForPrograms, type Program } from '../test/support/go-programs.ts';
+import { reportFailure } from './failure.ts';
 import { buildImage } from './image.ts';
 
 const ROOT = join(import.meta.dirname, '..');
@@ -173,7 +174,5 @@ const command = new Command('test:kubernetes')
 try {
   process.exitCode = await main(command.parse().opts<Flags>());
 } catch (error) {
-  console.error(`test-kubernetes: ${errorText(error)}`);
-  if (error instanceof RipstopError && error.details) console.error(error.details);
-  process.exitCode = error instanceof RipstopError ? error.exitCode : 1;
+  reportFailure('test-kubernetes', error);
 }

@@ -10,13 +10,13 @@
 import { spawn } from 'node:child_process';
 import { existsSync, readdirSync } from 'node:fs';
 import { dirname, join } from 'node:path';
-import { errorText, RipstopError } from '../src/errors.ts';
 import { labDir, labDown } from '../src/lab/index.ts';
 import { isAlive } from '../src/lab/netns.ts';
 import { missingForLab } from '../src/lab/lab.support.ts';
 import { fetchDebianPrograms } from '../test/support/debian-programs.ts';
 import { buildPrograms, missingForPrograms } from '../test/support/go-programs.ts';
 import { peersOfLab } from '../test/support/peer-programs.ts';
+import { reportFailure } from './failure.ts';
 
 const ROOT = join(import.meta.dirname, '..');
 
@@ -56,7 +56,5 @@ async function main(stories: readonly string[]): Promise<number> {
 try {
   process.exitCode = await main(process.argv.slice(2));
 } catch (error) {
-  console.error(`test-peers: ${errorText(error)}`);
-  if (error instanceof RipstopError && error.details) console.error(error.details);
-  process.exitCode = error instanceof RipstopError ? error.exitCode : 1;
+  reportFailure('test-peers', error);
 }

@@ -216,11 +216,12 @@ function split([program, ...args]: [string, ...string[]]): [string, string[]] {
 
 describe.skipIf(missing)(title('a host whose mounts are private and that has no BPF file system'), () => {
   const cluster = useLab('prepare', { nodes: 1, datapath: 'host' });
-  const scratch = mkdtempSync(join(tmpdir(), 'ripstop-prepare-'));
-  let host: Background;
+  let scratch: string;
+  let host: Background | undefined;
   let pid: string;
 
   beforeAll(async () => {
+    scratch = mkdtempSync(join(tmpdir(), 'ripstop-prepare-'));
     const script = `
       read -r pid rest < /proc/self/stat
       mount -t proc proc /proc; mount -t sysfs sysfs /sys; mount -t tmpfs tmpfs /run; mkdir /run/netns
@@ -231,10 +232,10 @@ describe.skipIf(missing)(title('a host whose mounts are private and that has no 
     pid = /host (\d+)/.exec(host.output())![1]!;
   });
   afterAll(async () => {
+    rmSync(scratch, { recursive: true });
     // Its parent ends only together with it.
     signalProcess(Number(pid), 'SIGKILL');
-    await host.stop();
-    rmSync(scratch, { recursive: true });
+    await host?.stop();
   });
 
   const there = (...command: string[]): [string, string[]] => [

@@ -27,6 +27,7 @@ const OPTIONAL: Readonly<Record<string, string>> = {
   'apt-get': 'test:kernels says that it needs Debian or Ubuntu',
   'apt-config': 'test:fresh says that it needs Debian',
   npm: 'who runs set-up has it',
+  git: 'who has a checkout has it; without the history a test skips',
   'qemu-system-x86_64': 'test:kernels installs it',
   cc: 'compiles where there is no clang-19',
   clang: 'compiles where there is no clang-19',

@@ -144,6 +144,9 @@ interface LinkStats {
   readonly stats64: { readonly rx: { readonly packets: number }; readonly tx: { readonly packets: number } };
 }
 
+/** Of the packets of all flows, how many may be first ones. */
+const MAX_KERNEL_SHARE = 0.05;
+
 export function showPaths(before: PathCounters, after: PathCounters): void {
   const rows = [
     { what: 'BPF: fast verdicts', key: 'fast' },
@@ -159,11 +162,14 @@ export function showPaths(before: PathCounters, after: PathCounters): void {
     ],
     rows,
   );
-  expect(after.fast > before.fast, 'the pings and the stream did not move the fast counters');
+  say('The kernel path carried the first packets of each flow: so ripstop learned them.');
+  const fast = after.fast - before.fast;
+  expect(fast > 0, 'the pings and the stream did not move the fast counters');
   for (const { what, key } of rows.slice(1)) {
+    const moved = after[key] - before[key];
     expect(
-      after[key] === before[key],
-      `pod traffic took the kernel path: "${what}" moved by ${after[key] - before[key]}`,
+      moved < fast * MAX_KERNEL_SHARE,
+      `more than first packets took the kernel path: "${what}" moved by ${moved}`,
     );
   }
 }

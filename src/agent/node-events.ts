@@ -67,13 +67,14 @@ export function noteEvent(event: NodeEvent, observer: NodeObserver, targets: Tar
 }
 
 /**
- * Whether an event tells of something on which the kernel path's decisions may rest: rules, policies, routes, settings.
+ * Whether an event tells of something on which the kernel path's decisions may rest: rules, policies, routes, settings,
+ * and tc's filters, also those of the uplink.
  * Pods and peers come and go without it, since the programs look both up for each packet. Interfaces do, too: what of it
  * matters changes routes; and a VTEP device that is gone is made again.
  */
 export function changesDecisions(event: NodeEvent): boolean {
   if (event.kind === 'settings') return event.name === undefined;
-  return ['network', 'rules', 'flannel-rules', 'policy', 'ipsec', 'lost'].includes(event.kind);
+  return ['network', 'rules', 'flannel-rules', 'policy', 'ipsec', 'shaping', 'lost'].includes(event.kind);
 }
 
 /** Invalidate everything, since events were lost. */

@@ -9,7 +9,7 @@ export interface AgentOptions {
   readonly netConf: string;
   /** If set, subnets and net-conf.json come from etcd, and Kubernetes is not needed. */
   readonly etcd?: EtcdOptions;
-  readonly mode: 'auto' | 'cni' | 'boost';
+  readonly mode: 'auto' | 'cni';
   readonly ingress: 'auto' | 'tc' | 'xdp';
   readonly iface?: readonly string[];
   readonly ifaceRegex?: readonly string[];

@@ -54,7 +54,6 @@ const ANSWER_MS = 3000;
  * @throws RipstopError when this node cannot run ripstop or the configuration is wrong.
  */
 export async function runAgent(options: AgentOptions, log: Logger, signal: AbortSignal): Promise<void> {
-  refuseWhatIsNotBuilt(options);
   const missing = missingRequirements(await gatherHostFacts());
   if (missing.length > 0) throw new RipstopError(missing.join('; '));
   const source = options.etcd
@@ -354,14 +353,5 @@ class AgentProcess {
       serviceOf,
       statuses,
     });
-  }
-}
-
-function refuseWhatIsNotBuilt({ mode }: AgentOptions): void {
-  if (mode === 'boost') {
-    throw new RipstopError(
-      '--mode boost is not built yet; use --mode cni on a node where flanneld does not run',
-      { exitCode: 2 },
-    );
   }
 }

@@ -20,8 +20,8 @@ export function addAgentCommand(program: Command): void {
       ),
     )
     .addOption(
-      flag('--mode <mode>', 'replace flannel (cni) or accelerate a running one (boost)')
-        .choices(['auto', 'cni', 'boost'])
+      flag('--mode <mode>', 'cni replaces flannel, and auto means the same')
+        .choices(['auto', 'cni'])
         .default('auto'),
     )
     .addOption(

@@ -16,7 +16,7 @@ export function addLabCommands(program: Command): void {
     .addOption(flag('--nodes <n>', 'number of nodes'))
     .addOption(flag('--pods <n>', 'number of pods on each node'))
     .addOption(flag('--datapath <path>', 'ripstop, flannel or host, for all nodes or one for each: a,b,c'))
-    .addOption(flag('--mode <mode>', 'cni or boost'))
+    .addOption(flag('--mode <mode>', 'how ripstop runs: cni'))
     .addOption(
       flag(
         '--wire <wire>',
@@ -30,7 +30,7 @@ export function addLabCommands(program: Command): void {
       flag('--direct-routing', 'no tunnel between nodes on the same L2, which all nodes of a lab are'),
     )
     .addOption(flag('--backend <type>', 'vxlan, host-gw or alloc'))
-    .addOption(flag('--kube-proxy <mode>', "kube-proxy's rules on every node: none, iptables or nftables"))
+    .addOption(flag('--kube-proxy <mode>', "kube-proxy's rules on every node: iptables, nftables or none"))
     .addOption(nameFlag())
     .action(async (flags: LabFlags) => {
       const { labSteps, labUp, parseLabOptions } = await loadLab();

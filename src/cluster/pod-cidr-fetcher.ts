@@ -148,13 +148,13 @@ export class PodCidrFetcher {
       }
       const error = await this.#fetch(due, signal);
       if (signal.aborted) return;
-      if (error) this.#failure.met(error);
-      else this.#failure.over();
       this.#onChange();
       if (!error) {
+        this.#failure.over();
         failures = 0;
         continue;
       }
+      this.#failure.met(error);
       const retryAfterMs = error instanceof ApiError ? error.retryAfterMs : undefined;
       await sleep(backoffMs(this.#timing, failures++, retryAfterMs), undefined, { signal }).catch(() => {});
     }

@@ -350,38 +350,39 @@ export function desiredPeers<P extends Peer>(
 /**
  * The vteps map: the underlay addresses of all nodes. Ours are marked, and so are those of peers that the peers maps
  * lack: their packets are left to the kernel path.
- * @param indexed the peers maps, from {@link desiredPeers}.
+ * @param maps the peers maps, from {@link desiredPeers}.
  */
 export function desiredVteps(
   settings: NodeSettings,
   all: readonly Peer[],
-  indexed: PeerMaps,
+  maps: PeerMaps,
 ): Map<string, Struct<'vtep'>> {
+  const { VTEP_LOCAL, VTEP_REMOTE, VTEP_UNINDEXED } = vtep_flags;
   const vteps = new Map<string, Struct<'vtep'>>();
+  /** Several peers may send from one address: it belongs to the first, and has the flags of all. */
   const add = (address: string, vtepIp: string, flags: number): void => {
     const known = vteps.get(address);
     vteps.set(address, { flags: (known?.flags ?? 0) | flags, vtep_ip: known?.vtep_ip ?? vtepIp });
   };
-  // An address that a peer publishes is not another's: those come first.
-  for (const isOther of [false, true])
-    for (const { podCidr, vtepIp, otherIps = [] } of all) {
-      const missing =
-        podCidr.family === 4
-          ? !indexed.peers.has(String(peerSlot(settings, podCidr)))
-          : !indexed.peers6.has(String(peerKey(settings, podCidr)));
-      const flags = vtep_flags.VTEP_REMOTE | (missing ? vtep_flags.VTEP_UNINDEXED : 0);
-      for (const address of isOther ? otherIps : [vtepIp]) add(address, vtepIp, flags);
-    }
-  // Of the sender over IPv6, from_vtep knows the last 32 bits only.
-  const found6 = vteps.entries().filter(([address]) => addressFamily(address) === 6);
-  for (const [address, { flags, vtep_ip }] of found6.toArray()) add(shortened(address), vtep_ip, flags);
+  const flagsOf = (peer: Peer): number => VTEP_REMOTE | (hasEntry(settings, peer, maps) ? 0 : VTEP_UNINDEXED);
+  // First the addresses that peers publish, so that each belongs to its own peer.
+  for (const peer of all) add(peer.vtepIp, peer.vtepIp, flagsOf(peer));
+  for (const peer of all) for (const address of peer.otherIps ?? []) add(address, peer.vtepIp, flagsOf(peer));
+  // Of a sender over IPv6, from_vtep knows the last 32 bits only.
+  const over6 = vteps.entries().filter(([address]) => addressFamily(address) === 6);
+  for (const [address, { flags, vtep_ip }] of over6.toArray()) add(last32Bits(address), vtep_ip, flags);
   for (const own of [settings.v4, settings.v6])
-    if (own) vteps.set(own.vtepIp, { flags: vtep_flags.VTEP_LOCAL, vtep_ip: own.vtepIp });
+    if (own) vteps.set(own.vtepIp, { flags: VTEP_LOCAL, vtep_ip: own.vtepIp });
   return vteps;
 }
 
+function hasEntry(settings: NodeSettings, { podCidr }: Peer, { peers, peers6 }: PeerMaps): boolean {
+  if (podCidr.family === 4) return peers.has(String(peerSlot(settings, podCidr)));
+  return peers6.has(String(peerKey(settings, podCidr)));
+}
+
 /** The last 32 bits of an IPv6 address, as an address. */
-function shortened(address: string): string {
+function last32Bits(address: string): string {
   return bytesToAddress(addressToBytes(address).fill(0, 0, 12));
 }
 

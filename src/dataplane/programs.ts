@@ -109,6 +109,9 @@ export function loadPrograms(settings: NodeSettings, paths: PinPaths, directory 
   }
   const loaded = programs as Record<ProgramName, BpfProgram>;
   for (const [name, program] of Object.entries(loaded)) repin(program, join(paths.programs, name));
+  // A pin of a program that only another version has would keep that version's maps in memory.
+  const stale = readdirSync(paths.programs).filter((name) => !(name in loaded));
+  for (const name of stale) rmSync(join(paths.programs, name));
   const tables = Object.fromEntries(
     mapNames.map((name) => [name, typedTable(name, opened[0]!.map(name))]),
   ) as unknown as Tables;

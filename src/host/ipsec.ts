@@ -32,33 +32,37 @@ const UDP = 17;
  * their destination.
  */
 export function ipsecOf(policies: readonly Policy[]): (packets: LeavingPackets) => boolean {
-  const byDestination = new Map<string, Policy[]>();
+  const byDestination = new Map<string, { policy: Policy; src: Cidr }[]>();
   const lengths = new Set<number>();
   for (const policy of policies) {
     const { base, length } = parseMaskedCidr(policy.dst);
     lengths.add(length);
     const key = `${base}/${length}`;
+    const entry = { policy, src: parseMaskedCidr(policy.src) };
     const known = byDestination.get(key);
-    if (known) known.push(policy);
-    else byDestination.set(key, [policy]);
+    if (known) known.push(entry);
+    else byDestination.set(key, [entry]);
   }
   return (packets) => {
     const { base, length: most } = packets.dst;
     let best: Policy | undefined;
     for (const length of lengths) {
       if (length > most) continue;
-      for (const policy of byDestination.get(`${maskAddress(base, length)}/${length}`) ?? [])
-        if (concernsAll(policy, packets) && policy.priority < (best?.priority ?? Infinity)) best = policy;
+      const network = length === most ? base : maskAddress(base, length);
+      for (const { policy, src } of byDestination.get(`${network}/${length}`) ?? []) {
+        const isBetter = policy.priority < (best?.priority ?? Infinity);
+        if (isBetter && concernsAll(policy, packets) && cidrCovers(src, packets.src)) best = policy;
+      }
     }
     return best !== undefined && (best.templates > 0 || best.action === 'block');
   };
 }
 
-function concernsAll(policy: Policy, { src, ifindex, udpPort }: LeavingPackets): boolean {
+/** By all but the addresses. */
+function concernsAll(policy: Policy, { ifindex, udpPort }: LeavingPackets): boolean {
   const { protocol, srcPort, dstPort, mark, interfaceId = 0 } = policy;
   if (policy.ifindex !== undefined && policy.ifindex !== ifindex) return false;
   if (interfaceId !== 0 || (mark?.value ?? 0) !== 0 || srcPort) return false;
   if (protocol !== 0 && !(protocol === UDP && udpPort !== undefined)) return false;
-  if (dstPort && (udpPort === undefined || ((udpPort ^ dstPort.value) & dstPort.mask) !== 0)) return false;
-  return cidrCovers(parseMaskedCidr(policy.src), src);
+  return !dstPort || (udpPort !== undefined && ((udpPort ^ dstPort.value) & dstPort.mask) === 0);
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-import { type NetlinkEvent, type NftChange, subscribe, type Subscription } from '#netlink';
+import { type NetlinkEvent, type NftChange, RTPROT, subscribe, type Subscription } from '#netlink';
 import { errorText, RipstopError } from '../errors.ts';
 import { OWN_TABLES } from './flannel-rules.ts';
 import { isPodVeth } from './links.ts';
@@ -172,7 +172,9 @@ function classifyRoute(
     if (gateway !== undefined || nexthop !== undefined) return { kind: 'peers' };
     return { kind: 'pod-route', dst, deleted, dev: type === 'unreachable' ? undefined : dev };
   }
-  // The kernel's own routes to a host veth's addresses.
+  // The kernel's own routes to the addresses of a host veth, or of a VTEP device.
   if (dev !== undefined && isPodVeth(dev)) return undefined;
-  return dev !== undefined && isVtepName(dev) ? { kind: 'peers' } : { kind: 'network' };
+  return dev !== undefined && isVtepName(dev) && protocol === RTPROT.kernel
+    ? { kind: 'peers' }
+    : { kind: 'network' };
 }

@@ -155,7 +155,7 @@ describe(title('the nft table'), { skip: skip !== undefined }, () => {
     ['a policy was changed', 'chain inet ripstop forward { policy drop; }'],
     [
       'a set was deleted',
-      'flush chain inet ripstop input; flush chain inet ripstop forward; delete set inet ripstop vteps6',
+      'flush chain inet ripstop vxlan-in; flush chain inet ripstop vxlan-forward; delete set inet ripstop vteps6',
     ],
     [
       'a set is of another type',

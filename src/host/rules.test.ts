@@ -28,8 +28,8 @@ function rulesOf(text: string, chain: string): string[] {
   const body = new RegExp(`chain ${chain} \\{\\n(.*?)\\n  \\}`, 's').exec(text)?.[1] ?? '';
   return body
     .split('\n')
-    .slice(1)
-    .map((row) => row.trim().replace(/ comment ".*"$/, ''));
+    .map((row) => row.trim().replace(/ comment ".*"$/, ''))
+    .filter((row) => !row.startsWith('type '));
 }
 
 describe('the rendered table', () => {
@@ -92,17 +92,18 @@ describe('what keeps pods and peers to what is theirs', () => {
   it("drops a pod's packets unless its own host veth leads back to their source", () => {
     const { text } = renderRules({ networks: [V4, V6], masquerade: true, ...DEVICES });
     const other = 'fib saddr . iif oif missing counter drop';
-    expect(rulesOf(text, 'prerouting')).toEqual([
-      `iifname "veth*" ip saddr 10.42.0.0/16 ${other}`,
-      `iifname "veth*" ip saddr != 10.42.0.0/16 ip daddr 10.42.0.0/16 ${other}`,
-      `iifname "veth*" ip6 saddr fd00::/48 ${other}`,
-      `iifname "veth*" ip6 saddr != { fd00::/48, fe80::/10 } ip6 daddr fd00::/48 ${other}`,
+    expect(rulesOf(text, 'prerouting')).toEqual(['iifname "veth*" jump sources']);
+    expect(rulesOf(text, 'sources')).toEqual([
+      `ip saddr 10.42.0.0/16 ${other}`,
+      `ip saddr != 10.42.0.0/16 ip daddr 10.42.0.0/16 ${other}`,
+      `ip6 saddr fd00::/48 ${other}`,
+      `ip6 saddr != { fd00::/48, fe80::/10 } ip6 daddr fd00::/48 ${other}`,
     ]);
   });
 
   it('takes no uplink for a pod, whatever its name', () => {
     const { text } = renderRules({ networks: [V4], masquerade: true, ...VXLAN, uplink: 'veth0' });
-    expect(rulesOf(text, 'input')[0]).toBe('iifname "veth*" iifname != "veth0" udp dport 8472 counter drop');
+    expect(rulesOf(text, 'vxlan-in')[0]).toBe('iifname "veth*" iifname != "veth0" counter drop');
     expect(text.match(/iifname "veth\*"/g)).toEqual(
       text.match(/iifname "veth\*" (?=iifname != "veth0")/g)!.map((rule) => rule.trim()),
     );
@@ -110,25 +111,28 @@ describe('what keeps pods and peers to what is theirs', () => {
 
   it('accepts VXLAN at the VTEP address alone, not from pods, and not through a Service', () => {
     const { text } = renderRules({ networks: [V4], masquerade: true, ...VXLAN, bridges: ['cni0'] });
-    expect(rulesOf(text, 'input')).toEqual([
-      'iifname "veth*" udp dport 8472 counter drop',
-      'iifname "cni0" udp dport 8472 counter drop',
-      'iifname "flannel.1" udp dport 8472 counter drop',
-      'udp dport 8472 @th,96,24 1 ct status dnat counter drop',
-      `udp dport 8472 @th,96,24 1 ${STATES} ip daddr != 172.31.0.9 counter drop`,
-      'meta nfproto ipv4 udp dport 8472 meta priority set @nh,96,32',
+    expect(rulesOf(text, 'input')).toEqual(['udp dport 8472 jump vxlan-in']);
+    expect(rulesOf(text, 'vxlan-in')).toEqual([
+      'iifname "veth*" counter drop',
+      'iifname "cni0" counter drop',
+      'iifname "flannel.1" counter drop',
+      '@th,96,24 1 ct status dnat counter drop',
+      `@th,96,24 1 ${STATES} ip daddr != 172.31.0.9 counter drop`,
+      'meta nfproto ipv4 meta priority set @nh,96,32',
     ]);
   });
 
   it('forwards no VXLAN of pods to nodes or the world, and nothing from a tunnel to the wire', () => {
     const { text } = renderRules({ networks: [V6], masquerade: true, ...VXLAN });
     const back = 'ct direction original ct original ip6 daddr != fd00:0:0:1::/64 counter drop';
+    expect(rulesOf(text, 'vxlan-forward')).toEqual([
+      `iifname "veth*" ${STATES} @th,96,24 1 ip6 daddr @vteps6 counter drop`,
+      `iifname "veth*" ${STATES} @th,96,24 1 ip6 daddr != fd00::/48 counter drop`,
+      '@th,96,24 1 ct status dnat ip6 daddr @vteps6 counter drop',
+    ]);
     expect(rulesOf(text, 'forward').slice(0, -2)).toEqual([
-      `iifname "veth*" ${STATES} udp dport 8472 @th,96,24 1 ip6 daddr @vteps6 counter drop`,
-      `iifname "veth*" ${STATES} udp dport 8472 @th,96,24 1 ip6 daddr != fd00::/48 counter drop`,
-      'udp dport 8472 @th,96,24 1 ct status dnat ip6 daddr @vteps6 counter drop',
-      `iifname "flannel-v6.1" oifname "flannel-v6.1" ${back}`,
-      `iifname "flannel-v6.1" oifname "eth0" ${back}`,
+      'udp dport 8472 jump vxlan-forward',
+      `iifname "flannel-v6.1" oifname { "flannel-v6.1", "eth0" } ${back}`,
     ]);
   });
 
@@ -152,17 +156,17 @@ describe('VXLAN from strangers', () => {
     ...VXLAN,
   });
   const judged = ({ text }: { text: string }): string[] =>
-    rulesOf(text, 'input').filter((rule) => rule.includes('saddr != @vteps'));
+    rulesOf(text, 'vxlan-in').filter((rule) => rule.includes('saddr != @vteps'));
   const drops = [
-    'udp dport 8472 @th,96,24 1 ip saddr != @vteps4 counter drop',
-    `udp dport 8472 @th,96,24 1 ${STATES} ip6 saddr != @vteps6 counter drop`,
+    '@th,96,24 1 ip saddr != @vteps4 counter drop',
+    `@th,96,24 1 ${STATES} ip6 saddr != @vteps6 counter drop`,
   ];
   /** The listing of a table as it was rendered, with these elements in its set. */
   const listing = (from: DesiredRules, ...elem: string[]): NftObject[] => [
     { set: { name: 'vteps4', type: 'ipv4_addr', elem } },
     ...renderRules(from)
-      .fingerprint.filter((row) => row.startsWith('rule input '))
-      .map((row) => ({ rule: { chain: 'input', comment: row.slice('rule input '.length), expr: [] } })),
+      .fingerprint.filter((row) => row.startsWith('rule vxlan-in '))
+      .map((row) => ({ rule: { chain: 'vxlan-in', comment: row.slice('rule vxlan-in '.length), expr: [] } })),
   ];
 
   it('is dropped as soon as all peers are known, and not before', () => {

@@ -49,12 +49,14 @@ export interface Ruleset {
   readonly fingerprint: readonly string[];
 }
 
+/*
+ * The kernel's hooks call these chains for every packet, also of the node's own traffic. So a chain with a hook has one
+ * short rule that leads the few packets which concern it to a chain without.
+ */
 interface Chain {
   name: string;
-  type: 'filter' | 'nat';
-  hook: string;
-  /** Standard priorities of netfilter_ipv4.h: raw -300, filter 0, srcnat 100. */
-  priority: number;
+  /** Standard priorities of netfilter_ipv4.h: raw -300, filter 0, srcnat 100. Without a hook it is jumped to. */
+  hook?: { type: 'filter' | 'nat'; at: string; priority: number };
   rules: Rule[];
 }
 
@@ -77,9 +79,9 @@ function commentOf({ match, verdict, why }: Rule): string {
  */
 export function renderRules(desired: DesiredRules, found: readonly NftObject[] = []): Ruleset {
   const chains = [
-    preroutingChain(desired),
-    ...(desired.tunnel ? [inputChain(desired, desired.tunnel, found)] : []),
-    forwardChain(desired),
+    ...preroutingChains(desired),
+    ...(desired.tunnel ? inputChains(desired, desired.tunnel, found) : []),
+    ...forwardChains(desired),
     ...(desired.masquerade ? [postroutingChain(desired)] : []),
   ];
   const senders = desired.tunnel ? desired.networks : [];
@@ -87,8 +89,8 @@ export function renderRules(desired: DesiredRules, found: readonly NftObject[] =
     ...senders.map(
       ({ network }) => `set ${VTEP_SETS[network.family].name} ${VTEP_SETS[network.family].type}`,
     ),
-    ...chains.flatMap(({ name, type, hook, priority, rules }) => [
-      `chain ${name} ${type} ${hook} ${priority} accept`,
+    ...chains.flatMap(({ name, hook, rules }) => [
+      hook ? `chain ${name} ${hook.type} ${hook.at} ${hook.priority} accept` : `chain ${name}`,
       ...rules.map((rule) => `rule ${name} ${commentOf(rule)}`),
     ]),
   ];
@@ -114,10 +116,10 @@ function renderTable(
     if (elements.length > 0) lines.push(`    elements = { ${elements.join(', ')} }`);
     lines.push('  }');
   }
-  for (const { name, type, hook, priority, rules } of chains) {
+  for (const { name, hook, rules } of chains) {
     lines.push(
       `  chain ${name} {`,
-      `    type ${type} hook ${hook} priority ${priority}; policy accept;`,
+      ...(hook ? [`    type ${hook.type} hook ${hook.at} priority ${hook.priority}; policy accept;`] : []),
       ...rules.map((rule) => `    ${rule.match} ${rule.verdict} comment "${commentOf(rule)}"`),
       '  }',
     );
@@ -139,24 +141,24 @@ function from(device: string): string {
  * others; this is for what it does not see: packets before it is attached, or with several tags. Only addresses of the
  * cluster network are judged, so that veths of others stay as they are.
  */
-function preroutingChain({ networks, uplink }: DesiredRules): Chain {
+function preroutingChains({ networks, uplink }: DesiredRules): Chain[] {
   const why = 'a pod sends from an address that is not its own';
   const verdict = 'counter drop';
-  return {
-    name: 'prerouting',
-    type: 'filter',
-    hook: 'prerouting',
-    priority: -300,
+  const sources: Chain = {
+    name: 'sources',
     rules: networks.map(wordsOf).flatMap(({ ip, cluster }) => {
       // A link-local source, as in neighbour discovery, has no route where the host veth has no such address.
       const others = ip === 'ip6' ? `{ ${cluster}, fe80::/10 }` : cluster;
       return [`${ip} saddr ${cluster}`, `${ip} saddr != ${others} ${ip} daddr ${cluster}`].map((match) => ({
-        match: `${fromPods(uplink)} ${match} fib saddr . iif oif missing`,
+        match: `${match} fib saddr . iif oif missing`,
         verdict,
         why,
       }));
     }),
   };
+  const hook = { type: 'filter', at: 'prerouting', priority: -300 } as const;
+  const rules = [{ match: fromPods(uplink), verdict: `jump ${sources.name}`, why: 'from a pod' }];
+  return [sources, { name: 'prerouting', hook, rules }];
 }
 
 /**
@@ -165,32 +167,29 @@ function preroutingChain({ networks, uplink }: DesiredRules): Chain {
  * host on the underlay whose packets from_wire leaves to the kernel path. Only nodes send VXLAN, and only to our VTEP
  * address; which of them sent it, from_vtep learns from the priority.
  */
-function inputChain(
+function inputChains(
   { networks, uplink, bridges }: DesiredRules,
   tunnel: Tunnel,
   found: readonly NftObject[],
-): Chain {
+): Chain[] {
   const comments = found.map(({ rule }) => rule?.comment);
   const verdict = 'counter drop';
   const vteps = networks.map(({ network }) => vtepDeviceName(network.family, tunnel.vni));
-  return {
-    name: 'input',
-    type: 'filter',
-    hook: 'input',
-    priority: 0,
+  const arriving: Chain = {
+    name: 'vxlan-in',
     rules: [
-      ...[fromPods(uplink), ...[...bridges, ...vteps].map(from)].map((pods) => ({
-        match: `${pods} udp dport ${tunnel.port}`,
+      ...[fromPods(uplink), ...[...bridges, ...vteps].map(from)].map((match) => ({
+        match,
         verdict,
         why: 'a pod talks VXLAN',
       })),
-      { match: `${vxlanOf(tunnel)} ct status dnat`, verdict, why: 'VXLAN through a Service' },
+      { match: `${ofVni(tunnel)} ct status dnat`, verdict, why: 'VXLAN through a Service' },
       ...networks.flatMap(({ network: { family }, vtepIp, strangers }) => {
         const ip = family === 4 ? 'ip' : 'ip6';
         const others = strangerRules(family, tunnel);
         return [
           {
-            match: `${vxlanOf(tunnel)} ${TRACKED} ${ip} daddr != ${vtepIp}`,
+            match: `${ofVni(tunnel)} ${TRACKED} ${ip} daddr != ${vtepIp}`,
             verdict,
             why: 'VXLAN to another address than the VTEP',
           },
@@ -198,7 +197,7 @@ function inputChain(
             ? Object.values(others).filter((rule) => comments.includes(commentOf(rule)))
             : [others[strangers]]),
           {
-            match: `meta nfproto ipv${family} udp dport ${tunnel.port}`,
+            match: `meta nfproto ipv${family}`,
             // The last 32 bits of the source address.
             verdict: `meta priority set @nh,${family === 4 ? 96 : 160},32`,
             why: 'tells from_vtep who sent it',
@@ -207,11 +206,17 @@ function inputChain(
       }),
     ],
   };
+  const hook = { type: 'filter', at: 'input', priority: 0 } as const;
+  return [arriving, { name: 'input', hook, rules: [jumpOfVxlan(tunnel, arriving)] }];
 }
 
-/** The match of VXLAN in our VNI, which it finds behind the UDP header and VXLAN's flags. */
-function vxlanOf({ port, vni }: Tunnel): string {
-  return `udp dport ${port} @th,96,24 ${vni}`;
+function jumpOfVxlan({ port }: Tunnel, { name }: Chain): Rule {
+  return { match: `udp dport ${port}`, verdict: `jump ${name}`, why: 'VXLAN' };
+}
+
+/** The match of our VNI in VXLAN, which it finds behind the UDP header and VXLAN's flags. */
+function ofVni({ vni }: Tunnel): string {
+  return `@th,96,24 ${vni}`;
 }
 
 /**
@@ -224,7 +229,7 @@ const TRACKED = 'ct state invalid,established,related,new,untracked';
 /** The two rules for VXLAN from strangers: addresses that no node has. */
 function strangerRules(family: Family, tunnel: Tunnel): Record<'drop' | 'count', Rule> {
   const from = family === 4 ? 'ip saddr' : `${TRACKED} ip6 saddr`;
-  const match = `${vxlanOf(tunnel)} ${from} != @${VTEP_SETS[family].name}`;
+  const match = `${ofVni(tunnel)} ${from} != @${VTEP_SETS[family].name}`;
   return {
     drop: { match, verdict: 'counter drop', why: 'a stranger talks VXLAN' },
     count: {
@@ -235,61 +240,70 @@ function strangerRules(family: Family, tunnel: Tunnel): Record<'drop' | 'count',
   };
 }
 
-function forwardChain(desired: DesiredRules): Chain {
-  const { networks, tunnel } = desired;
-  return {
-    name: 'forward',
-    type: 'filter',
-    hook: 'forward',
-    priority: 0,
-    rules: [
-      ...(tunnel ? networks.flatMap((network) => tunnelGuards(network, tunnel, desired)) : []),
-      ...networks.map(wordsOf).flatMap(({ ip, cluster }) => [
-        { match: `${ip} saddr ${cluster}`, verdict: 'counter accept', why: 'from the cluster network' },
-        { match: `${ip} daddr ${cluster}`, verdict: 'counter accept', why: 'to the cluster network' },
-      ]),
-    ],
-  };
+function forwardChains(desired: DesiredRules): Chain[] {
+  const { networks, tunnel, uplink } = desired;
+  const passing: Chain[] = tunnel
+    ? [{ name: 'vxlan-forward', rules: networks.flatMap((one) => tunnelGuards(one, tunnel, desired)) }]
+    : [];
+  return [
+    ...passing,
+    {
+      name: 'forward',
+      hook: { type: 'filter', at: 'forward', priority: 0 },
+      rules: [
+        ...(tunnel ? passing.map((chain) => jumpOfVxlan(tunnel, chain)) : []),
+        ...(tunnel ? networks.map((network) => backRule(network, tunnel, uplink)) : []),
+        ...networks.map(wordsOf).flatMap(({ ip, cluster }) => [
+          { match: `${ip} saddr ${cluster}`, verdict: 'counter accept', why: 'from the cluster network' },
+          { match: `${ip} daddr ${cluster}`, verdict: 'counter accept', why: 'to the cluster network' },
+        ]),
+      ],
+    },
+  ];
 }
 
 /**
- * What would leave this node in its name. A pod's VXLAN to another node: once it is masqueraded, it looks like this
- * node's. Nobody knows all addresses that nodes have, so VXLAN of our VNI to the world is none of a pod's business. And
- * what came through a tunnel for others than our pods: the peer that sent it can send it there itself.
+ * What would leave this node in its name: a pod's VXLAN to another node, for once it is masqueraded, it looks like this
+ * node's. Nobody knows all addresses that nodes have, so VXLAN of our VNI to the world is none of a pod's business.
  */
 function tunnelGuards(desired: DesiredNetwork, tunnel: Tunnel, { uplink, bridges }: DesiredRules): Rule[] {
-  const { ip, cluster, pods } = wordsOf(desired);
+  const { ip, cluster } = wordsOf(desired);
   const { family } = desired.network;
-  const vtep = vtepDeviceName(family, tunnel.vni);
   const verdict = 'counter drop';
   return [
     ...[fromPods(uplink), ...bridges.map(from)].flatMap((pod) =>
       [`@${VTEP_SETS[family].name}`, `!= ${cluster}`].map((to) => ({
-        match: `${pod} ${TRACKED} ${vxlanOf(tunnel)} ${ip} daddr ${to}`,
+        match: `${pod} ${TRACKED} ${ofVni(tunnel)} ${ip} daddr ${to}`,
         verdict,
         why: 'a pod talks VXLAN',
       })),
     ),
     {
-      match: `${vxlanOf(tunnel)} ct status dnat ${ip} daddr @${VTEP_SETS[family].name}`,
+      match: `${ofVni(tunnel)} ct status dnat ${ip} daddr @${VTEP_SETS[family].name}`,
       verdict,
       why: 'VXLAN through a Service',
     },
-    ...[vtep, uplink].map((device) => ({
-      match: `${from(vtep)} oifname "${device}" ct direction original ct original ${ip} daddr != ${pods}`,
-      verdict,
-      why: 'from a tunnel back to the wire',
-    })),
   ];
+}
+
+/** What came through a tunnel for others than our pods: the peer that sent it can send it there itself. */
+function backRule(desired: DesiredNetwork, { vni }: Tunnel, uplink: string): Rule {
+  const { ip, pods } = wordsOf(desired);
+  const vtep = vtepDeviceName(desired.network.family, vni);
+  return {
+    match:
+      `${from(vtep)} oifname { "${vtep}", "${uplink}" } ` +
+      `ct direction original ct original ${ip} daddr != ${pods}`,
+    verdict: 'counter drop',
+    why: 'from a tunnel back to the wire',
+  };
 }
 
 function postroutingChain({ networks }: DesiredRules): Chain {
   const masquerade = 'masquerade fully-random';
   return {
     name: 'postrouting',
-    type: 'nat',
-    hook: 'postrouting',
-    priority: 100,
+    hook: { type: 'nat', at: 'postrouting', priority: 100 },
     rules: [
       { match: 'meta mark & 0x4000 == 0x4000', verdict: 'return', why: 'kube-proxy masquerades this' },
       ...networks.map(wordsOf).flatMap(({ ip, cluster, pods, multicast }) => [
@@ -322,7 +336,9 @@ export function readFingerprint(listing: readonly NftObject[]): string[] {
     if (set) return [`set ${set.name} ${set.type}`];
     if (!chain) return [];
     return [
-      `chain ${chain.name} ${chain.type} ${chain.hook} ${chain.prio} ${chain.policy}`,
+      chain.hook === undefined
+        ? `chain ${chain.name}`
+        : `chain ${chain.name} ${chain.type} ${chain.hook} ${chain.prio} ${chain.policy}`,
       ...rules
         .filter((rule) => rule.chain === chain.name)
         .map((rule) => `rule ${chain.name} ${rule.comment ?? ''}`),

@@ -46,9 +46,10 @@ export async function startKubeProxy(
   services: readonly ServicePort[] = [],
 ): Promise<void> {
   const netns = netnsPath(node.netns);
-  for (const { family } of familyParts(node)) {
-    if (mode !== 'iptables') await removeIptables(family, netns);
-    if (mode !== 'nftables') await run('nft', ['-f', '-'], { netns, stdin: deletedTable(family) });
+  const before = node.kubeProxy?.mode;
+  for (const { family } of before === mode ? [] : familyParts(node)) {
+    if (before === 'iptables') await removeIptables(family, netns);
+    if (before === 'nftables') await run('nft', ['-f', '-'], { netns, stdin: deletedTable(family) });
   }
   delete node.kubeProxy;
   saveLab(lab);

@@ -16,7 +16,7 @@ describe('the flags of lab up', () => {
       ipv6: false,
       directRouting: false,
       backend: 'vxlan',
-      kubeProxy: 'none',
+      kubeProxy: 'iptables',
     });
   });
 
@@ -35,9 +35,9 @@ describe('the flags of lab up', () => {
   });
 
   it.each<[string, LabFlags, string]>([
-    ['boost', { mode: 'boost' }, 'cannot run --mode boost yet'],
+    ['an unknown mode', { mode: 'boost' }, '--mode cannot be "boost"; choose cni'],
     ['a link too small for IPv6 in VXLAN', { ipv6: true, mtu: 1349 }, 'from 1350 to'],
-    ['an unknown kube-proxy', { kubeProxy: 'ipvs' }, '--kube-proxy cannot be "ipvs"; choose none'],
+    ['an unknown kube-proxy', { kubeProxy: 'ipvs' }, '--kube-proxy cannot be "ipvs"; choose iptables'],
     ['an unknown datapath', { datapath: 'ripstop,cilium' }, '--datapath cannot be "cilium"; choose ripstop'],
     ['a list of another length', { nodes: 3, datapath: 'ripstop,flannel' }, 'names 2 nodes but --nodes is 3'],
     ['a fraction of a node', { nodes: 1.5 }, '--nodes cannot be "1.5"'],

@@ -12,8 +12,8 @@ export type Datapath = 'ripstop' | 'flannel' | 'host';
  */
 export type Wire = 'gso' | 'mtu';
 
-/** The mode of kube-proxy on every node, if there is one. */
-export type KubeProxyMode = 'none' | 'iptables' | 'nftables';
+/** The mode of kube-proxy on every node; `none`: there is none. */
+export type KubeProxyMode = 'iptables' | 'nftables' | 'none';
 
 export interface LabOptions {
   readonly name: string;
@@ -90,8 +90,7 @@ const MAX_MTU = 65535;
 
 /** Turn flags into options, with all defaults. @throws RipstopError with exit code 2 that names the wrong flag. */
 export function parseLabOptions(flags: LabFlags): LabOptions {
-  const mode = choice('--mode', flags.mode ?? 'cni', ['cni', 'boost'] as const);
-  if (mode === 'boost') throw usage('the lab cannot run --mode boost yet; use --mode cni');
+  choice('--mode', flags.mode ?? 'cni', ['cni'] as const);
   const ipv6 = flags.ipv6 ?? false;
   const each = (flags.datapath ?? 'ripstop')
     .split(',')
@@ -117,7 +116,11 @@ export function parseLabOptions(flags: LabFlags): LabOptions {
     ipv6,
     directRouting: flags.directRouting ?? false,
     backend,
-    kubeProxy: choice('--kube-proxy', flags.kubeProxy ?? 'none', ['none', 'iptables', 'nftables'] as const),
+    kubeProxy: choice('--kube-proxy', flags.kubeProxy ?? 'iptables', [
+      'iptables',
+      'nftables',
+      'none',
+    ] as const),
   };
 }
 

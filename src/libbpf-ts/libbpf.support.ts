@@ -37,12 +37,19 @@ export function fixture(name: string, sources = join(HERE, 'fixtures')): Uint8Ar
   return object;
 }
 
-/** A bpffs of the test's own. */
+/** A bpffs of the test's own. It goes at the latest when the process ends, also by process.exit(). */
 export class TemporaryBpffs {
   readonly path = mkdtempSync(join(tmpdir(), 'libbpf-ts-bpffs-'));
+  readonly #atExit = () => this[Symbol.dispose]();
 
   constructor() {
-    execFileSync('mount', ['-t', 'bpf', 'bpf', this.path]);
+    try {
+      execFileSync('mount', ['-t', 'bpf', 'bpf', this.path]);
+    } catch (error) {
+      rmSync(this.path, { recursive: true });
+      throw error;
+    }
+    process.once('exit', this.#atExit);
   }
 
   file(name: string): string {
@@ -50,6 +57,7 @@ export class TemporaryBpffs {
   }
 
   [Symbol.dispose](): void {
+    process.off('exit', this.#atExit);
     execFileSync('umount', [this.path]);
     rmSync(this.path, { recursive: true });
   }

@@ -117,9 +117,11 @@ interface Change {
   tos?: number;
 }
 
-const packetOf = (flow: Ends, protocol: number, { ttl = 64, tos = 0 }: Change): Uint8Array => {
+const packetOf = (flow: Ends, protocol: number, { ttl = 64, tos = 0 }: Change, bytes = 0): Uint8Array => {
   const ports = { src: flow.src_port, dst: flow.dst_port };
-  return ip({ src: flow.src, dst: flow.dst, protocol, ttl, tos }, protocol === TCP ? tcp(ports) : udp(ports));
+  const payload = new Uint8Array(bytes);
+  const segment = protocol === TCP ? tcp(ports, payload) : udp(ports, payload);
+  return ip({ src: flow.src, dst: flow.dst, protocol, ttl, tos }, segment);
 };
 const frame = (packet: Uint8Array): Uint8Array =>
   Uint8Array.from([...podFrame(side).subarray(0, 14), ...packet]);
@@ -131,6 +133,8 @@ interface Passage {
   readonly comes: Ends;
   readonly leaves: Ends;
   readonly change?: Change;
+  /** Bytes of payload. */
+  readonly bytes?: number;
   /** It leaves without having been seen to come in. */
   readonly unseen?: boolean;
   /** What is wrong with the outer packet. */
@@ -174,19 +178,19 @@ function say(
 
 /** From the pod to the other node. */
 function sends(what: string, passage: Passage): void {
-  const { node: on = node, protocol = TCP, comes, leaves, change = {}, unseen, outer } = passage;
-  const inner = packetOf(leaves, protocol, { ttl: 63, ...change });
+  const { node: on = node, protocol = TCP, comes, leaves, change = {}, bytes, unseen, outer } = passage;
+  const inner = packetOf(leaves, protocol, { ttl: 63, ...change }, bytes);
   const isDirect = on === directNode;
   const wire = isDirect
     ? ethernet({ dst: PEER_MAC, src: TEST_RUN_MAC }, inner)
     : encapsulated(side, side.peers.one, inner, { ecn: (change.tos ?? 0) & 3, id: 0, sourcePort: 40000 });
   wire.set(macToBytes(PEER_MAC));
-  const came = frame(packetOf(comes, protocol, {}));
+  const came = frame(packetOf(comes, protocol, {}, bytes));
   const steps = [
     ...(unseen ? [] : [on.run('from_pod', came).counted]),
     on.run('to_wire', outer ? outer(wire) : wire).counted,
   ];
-  say(what, on, protocol, comes, steps, came);
+  say(what, on, protocol, comes, steps, frame(packetOf(comes, protocol, {})));
 }
 
 /** From the other node to the pod. */
@@ -259,8 +263,13 @@ sends('in the tunnel to another node', {
   outer: (wire) => wire.with(udpAt - 1, 2),
 });
 
+const growing = await fresh(41014);
+sends('of a small packet', growing);
+sends('of a larger one', { ...growing, bytes: 1300 });
+sends('and of a small one again', growing);
+
 run(`ip route add ${side.peers.one.vtepIp} dev uplink mtu lock 1400`);
-sends('over a way with a smaller MTU', await fresh(41020));
+sends('over a way with a smaller MTU', { ...(await fresh(41020)), bytes: 1400 });
 run(`ip route replace ${side.peers.one.vtepIp} via ${side.vtepOf(2)} dev uplink`);
 run(`ip neigh add ${side.vtepOf(2)} lladdr ${PEER_MAC} dev uplink nud permanent`);
 sends('over another next hop', await fresh(41021));

@@ -113,6 +113,21 @@ describeOnNode('the flow table, packet by packet', (node) => {
         },
       );
 
+      it.each<Flag[][]>([[['SYN']], [['RST']], [['FIN', 'ACK']]])(
+        'lets %s that comes in elsewhere change nothing: its source may be forged',
+        (flags) => {
+          const { packet, flow } = arrivalAt(side, hook, flagged(flags));
+          const entry = { flow, ifindex: TEST_RUN_IFINDEX + 100 };
+          using _ = node().learn([entry]);
+          const before = tableOf(node().tables, flow).get(flow);
+          expect(node().run(hook, packet).counted).toBe(`${hook}: kernel handshake`);
+          expect(tableOf(node().tables, flow).get(flow)).toEqual({
+            ...before,
+            head: { ...before!.head, ...headOf(packet) },
+          });
+        },
+      );
+
       it('leaves FIN to the kernel, and keeps the flow: data may still come', () => {
         const { packet, flow } = arrivalAt(side, hook, flagged(['FIN', 'ACK']));
         using _ = node().learn([{ flow }]);

@@ -91,9 +91,8 @@ describe.skipIf(missingHere('setpriv', 'unshare'))('a node with something wrong'
   it.each([
     ['an unknown flag', ['agent', '--node-name=n', '--node-nmae', 'x'], /--node-nmae/],
     ['no node name', ['agent'], /--node-name/],
-    ['an unknown mode', ['agent', '--node-name=n', '--mode=fast'], /--mode.*auto, cni, boost/],
+    ['an unknown mode', ['agent', '--node-name=n', '--mode=fast'], /--mode.*auto, cni/],
     ['an unknown ingress', ['agent', '--node-name=n', '--ingress=dpdk'], /--ingress.*auto, tc, xdp/],
-    ['a mode that is not built', ['agent', '--node-name=n', '--mode=boost'], /boost is not built yet/],
     ['an unknown command', ['frobnicate'], /frobnicate/],
     ['an unknown map', ['maps', 'nonesuch'], /no map "nonesuch".*peers/],
     ['an unknown output', ['peers', '-o', 'xml'], /xml/],

@@ -45,6 +45,8 @@ interface Drop {
   /** A command that fails where the kernel knows no such rules. */
   readonly needs?: string;
   readonly prepare?: string;
+  /** Undoes what `prepare` does. */
+  readonly undo?: string;
   readonly add: string;
   readonly remove: string;
 }
@@ -81,6 +83,7 @@ const DROPS: Drop[] = [
       chain forward { type filter hook forward priority 0; $IP saddr $CLIENT $IP daddr @denied drop; }; }"`,
     add: 'nft add element $IP own denied "{ $NEAR, $FAR }"',
     remove: 'nft flush set $IP own denied',
+    undo: 'nft delete table $IP own',
   },
   {
     says: 'an nft chain at the ingress of the pod’s host veth',
@@ -122,9 +125,20 @@ const DROPS: Drop[] = [
       remove: `ip xfrm policy delete ${policy}`,
     };
   }),
+  {
+    says: 'a filter of tc at the uplink’s ingress, on VXLAN from a peer,',
+    on: 2,
+    targets: ['far'],
+    prepare: 'tc qdisc add dev eth0 clsact 2>/dev/null || true',
+    undo: 'tc qdisc del dev eth0 clsact 2>/dev/null || true',
+    // Nothing on lo takes a packet with these MAC addresses.
+    add: `tc filter add dev eth0 ingress pref $FAMILY protocol $PROTOCOL u32 match $IP dport 8472 0xffff \
+      action mirred egress redirect dev lo`,
+    remove: 'tc filter del dev eth0 ingress pref $FAMILY',
+  },
 ];
 
-describe.skipIf(missingHere('nft', 'iptables', 'tcpdump'))('on nodes with rules of their own', () => {
+describe.skipIf(missingHere('nft', 'iptables', 'tcpdump', 'tc'))('on nodes with rules of their own', () => {
   const cluster = useLab('rules', { nodes: 2, pods: 2, ipv6: true, kubeProxy: 'iptables' });
   const node = (n: number): NodeState => cluster.nodes[n - 1]!;
   const client = () => podOf(node(1));
@@ -144,7 +158,9 @@ describe.skipIf(missingHere('nft', 'iptables', 'tcpdump'))('on nodes with rules 
       VETH: hostVethName({ containerId: client().containerId, ifname: 'eth0' }),
       IPTABLES: family === 4 ? 'iptables' : 'ip6tables',
       IP: family === 4 ? 'ip' : 'ip6',
+      FAMILY: `${family}`,
       FLAG: `-${family}`,
+      PROTOCOL: family === 4 ? 'ip' : 'ipv6',
       TYPE: `ipv${family}_addr`,
       TTL: family === 4 ? 'ttl' : 'hoplimit',
     };
@@ -206,7 +222,7 @@ describe.skipIf(missingHere('nft', 'iptables', 'tcpdump'))('on nodes with rules 
 
     it.for(DROPS)(
       '$says stops at once, on the way or not begun yet, and goes on afterwards',
-      async ({ says, on, targets, needs, prepare, add, remove }, { skip }) => {
+      async ({ says, on, targets, needs, prepare, add, remove, undo }, { skip }) => {
         if (needs && (await tryRun('sh', ['-c', needs], inNetns(node(on)))).code !== 0)
           skip(`this kernel cannot: ${needs}`);
         if (prepare) await command(on, prepare);
@@ -227,7 +243,7 @@ describe.skipIf(missingHere('nft', 'iptables', 'tcpdump'))('on nodes with rules 
         } finally {
           removedMs = monotonicMs();
           await command(on, remove);
-          if (prepare) await command(on, 'nft delete table $IP own');
+          if (undo) await command(on, undo);
         }
         await arriveAgain(targets, removedMs);
         await expect.poll(() => learned(on)).toEqual(expect.arrayContaining([...targets]));

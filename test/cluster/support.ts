@@ -30,7 +30,7 @@ import { ripstopPlugin } from '../../src/lab/ripstop.ts';
 import type { Family } from '../../src/net/ip.ts';
 import { type Background, missingForLab, startIn, tracesOf } from '../../src/lab/lab.support.ts';
 import type { DatagramReport } from './datagrams.ts';
-import type { HoldReport, TcpReport, UdpReport } from './talker.ts';
+import type { HoldReport, NumberReport, TcpReport, UdpReport } from './talker.ts';
 
 const TALKER = join(import.meta.dirname, 'talker.ts');
 const DATAGRAMS = join(import.meta.dirname, 'datagrams.ts');
@@ -297,6 +297,64 @@ export async function whileTalking(
   return end();
 }
 
+/** How many datagrams the sockets of these namespaces have dropped, since their readers did not keep up. */
+async function dropsOfSockets(pods: readonly { netns: string }[]): Promise<number> {
+  const drops = pods.map(async (pod) => {
+    const [names, values] = (await run('grep', ['^Udp6*:', '/proc/net/snmp'], inNetns(pod))).split('\n');
+    return Number(values!.split(' ')[names!.split(' ').indexOf('RcvbufErrors')]);
+  });
+  return (await Promise.all(drops)).reduce((sum, count) => sum + count);
+}
+
+/**
+ * Send numbered messages over TCP and UDP, a thousand a second each, while something happens, and 300 ms longer. Expects
+ * that each is echoed, once, and that no connection breaks.
+ * @param pods all that talk
+ */
+export async function whileNumbering(
+  talks: Readonly<Record<string, Talk>>,
+  pods: readonly { netns: string }[],
+  work: () => Promise<unknown>,
+): Promise<void> {
+  const dropped = await dropsOfSockets(pods);
+  const started = Object.entries(talks).map(([name, [{ netns }, address]]) => {
+    const argv = [process.execPath, TALKER, 'number', address, String(PORT)] as const;
+    return [name, startIn(netns, ...argv)] as const;
+  });
+  const end = async (): Promise<[string, NumberReport][]> =>
+    Promise.all(
+      started.map(async ([name, one]) => [
+        name,
+        JSON.parse((await one.stop()).trim().split('\n').at(-1)!) as NumberReport,
+      ]),
+    );
+  try {
+    for (const [, one] of started) await one.prints(/numbering/);
+    await work();
+    await sleep(300);
+  } catch (error) {
+    await end();
+    throw error;
+  }
+  const reports = await end();
+  const flows = reports.flatMap(([name, { tcp, udp }]) => [
+    { flow: `TCP ${name}`, ...tcp },
+    { flow: `UDP ${name}`, ...udp },
+  ]);
+  const anyNumber = expect.any(Number) as number;
+  expect(flows).toEqual(
+    flows.map(({ flow, sent }) => {
+      const lost = flow.startsWith('TCP') ? 0 : anyNumber;
+      return { flow, sent, lost, duplicated: 0, overtaken: anyNumber };
+    }),
+  );
+  // A machine that is too busy to run the readers loses datagrams, but not on their way.
+  const lost = Object.fromEntries(flows.map((one) => [one.flow, one.lost]));
+  const sum = flows.reduce((total, one) => total + one.lost, 0);
+  expect({ lost, sum }).toEqual({ lost, sum: (await dropsOfSockets(pods)) - dropped });
+  expect(Math.min(...flows.map(({ sent }) => sent))).toBeGreaterThan(100);
+}
+
 /** Packet counters of everything that can carry a pod's packets on a node. */
 export interface Carried {
   /** By `hook verdict_reason`, e.g. `from_pod fast_encap`. */
@@ -325,13 +383,14 @@ async function readCarried(lab: Lab, node: NodeState): Promise<Carried> {
   };
 }
 
-/** An ADD returns a moment before its pod's programs are attached. Some pods get none, so the wait is short. */
+/** An ADD returns a moment before its pod's programs are attached. Some pods lack one or both, so the wait is short. */
 async function programsOfPods(lab: Lab, nodes: readonly NodeState[]): Promise<void> {
   const lacksPrograms = (node: NodeState): boolean => {
     if (node.datapath !== 'ripstop') return false;
     const keys = listLinkKeys(pinPaths(bpffsOf(lab, node)).links);
-    return node.pods.some(
-      ({ containerId }) => !keys.has(linkKey('from_pod', hostVethName({ containerId, ifname: 'eth0' }))),
+    const hostVeths = node.pods.map(({ containerId }) => hostVethName({ containerId, ifname: 'eth0' }));
+    return (['from_pod', 'to_pod'] as const).some((hook) =>
+      hostVeths.some((name) => !keys.has(linkKey(hook, name))),
     );
   };
   for (const deadline = performance.now() + 500; performance.now() < deadline; await sleep(10))

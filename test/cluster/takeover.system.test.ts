@@ -164,6 +164,7 @@ describe.skipIf(missingHere('ip6tables-restore'))('a flannel node whose pods go 
     const postrouting = await run('iptables', ['-t', 'nat', '-S', 'POSTROUTING'], inNetns(node()));
     expect(postrouting.trim().split('\n')).toEqual([
       '-P POSTROUTING ACCEPT',
+      '-A POSTROUTING -m comment --comment "kubernetes postrouting rules" -j KUBE-POSTROUTING',
       '-A POSTROUTING -s 192.0.2.9/32 -j RETURN',
     ]);
     expect(agentLog(cluster.lab, node())).not.toMatch(/"level":(50|60)/);

@@ -7,6 +7,7 @@
  *   talker.ts udp ADDRESS PORT COUNT BYTES   send datagrams of that size, each after the previous answer; print a UdpReport
  *   talker.ts both ADDRESS PORT BYTES [SIZE…] tcp, and udp with datagrams of these sizes, else 20 of 1,000; print { tcp, udp }
  *   talker.ts hold ADDRESS PORT [BYTES]      one connection, with so much (default: a line) there and back every 10 ms until SIGINT; print a HoldReport
+ *   talker.ts number ADDRESS PORT            numbered messages, one a ms, over TCP and over UDP until SIGINT; print a NumberReport
  */
 import { createHash, randomBytes } from 'node:crypto';
 import { createSocket, type SocketType } from 'node:dgram';
@@ -33,6 +34,21 @@ export interface HoldReport {
   rounds: number;
   /** The longest duration of a round, ms. */
   longestMs: number;
+  error?: string;
+}
+
+/** What became of numbered messages. Each is echoed. */
+export interface NumberReport {
+  udp: Numbered;
+  tcp: Numbered;
+}
+
+export interface Numbered {
+  sent: number;
+  lost: number;
+  duplicated: number;
+  /** Those that came after a later one. */
+  overtaken: number;
   error?: string;
 }
 
@@ -131,6 +147,63 @@ async function hold(address: string, port: number, bytes: number): Promise<HoldR
   return report;
 }
 
+/** Keeps count of the echoes. */
+class Echoes {
+  readonly #times: number[] = [];
+  #overtaken = 0;
+  #last = -1;
+  error?: string;
+
+  /** The number of the next message. */
+  next(): number {
+    return this.#times.push(0) - 1;
+  }
+
+  note(number: number): void {
+    this.#times[number] = (this.#times[number] ?? 0) + 1;
+    if (number < this.#last) this.#overtaken++;
+    else this.#last = number;
+  }
+
+  report(): Numbered {
+    const count = (which: (times: number) => boolean): number => this.#times.filter(which).length;
+    return {
+      sent: this.#times.length,
+      lost: count((times) => times === 0),
+      duplicated: count((times) => times > 1),
+      overtaken: this.#overtaken,
+      ...(this.error !== undefined && { error: this.error }),
+    };
+  }
+}
+
+async function number(address: string, port: number): Promise<NumberReport> {
+  const [udp, tcp] = [new Echoes(), new Echoes()];
+  const datagrams = createSocket(udpType(address));
+  datagrams.on('message', (message) => udp.note(Number(message.toString().split('\n')[1])));
+  const socket = connect({ host: address, port, noDelay: true });
+  let rest = '';
+  socket.on('data', (data: Buffer) => {
+    const lines = `${rest}${data.toString()}`.split('\n');
+    rest = lines.pop()!;
+    for (const line of lines) if (/^\d+$/.test(line)) tcp.note(Number(line)); // not the server's greeting
+  });
+  socket.on('error', (error) => (tcp.error = String(error)));
+  datagrams.on('error', (error) => (udp.error = String(error)));
+  await once(socket, 'connect');
+  const timer = setInterval(() => {
+    datagrams.send(String(udp.next()), port, address);
+    socket.write(`${tcp.next()}\n`);
+  }, 1);
+  console.log('numbering');
+  await once(process, 'SIGINT');
+  clearInterval(timer);
+  await sleep(500); // for what is under way
+  datagrams.close();
+  socket.destroy();
+  return { udp: udp.report(), tcp: tcp.report() };
+}
+
 const [command, ...rest] = process.argv.slice(2);
 const address = rest[0] ?? '';
 const [port = 0, size = 0, ...more] = rest.slice(1).map(Number);
@@ -144,6 +217,7 @@ else {
       udp: await talkUdp(address, port, more.length > 0 ? more : repeat(20, 1000)),
     }),
     hold: () => hold(address, port, size || 13),
+    number: () => number(address, port),
   }[command ?? ''];
   if (!report) throw new Error(`no such command: ${command}`);
   console.log(JSON.stringify(await report()));

@@ -1,8 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-import { cpSync, globSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import {
+  cpSync,
+  existsSync,
+  globSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { run } from '../../src/host/run.ts';
+import { extractRelease } from '../support/release.ts';
 
 const ROOT = join(import.meta.dirname, '../..');
 
@@ -14,8 +24,20 @@ export class Version implements Disposable {
   constructor(from: { readonly root: string } = { root: ROOT }) {
     this.root = mkdtempSync(join(tmpdir(), 'ripstop-version-'));
     for (const part of ['src', 'bpf', 'scripts', 'build', 'package.json'])
-      cpSync(join(from.root, part), join(this.root, part), { recursive: true, preserveTimestamps: true });
+      if (existsSync(join(from.root, part)))
+        cpSync(join(from.root, part), join(this.root, part), { recursive: true, preserveTimestamps: true });
     symlinkSync(join(ROOT, 'node_modules'), join(this.root, 'node_modules'));
+  }
+
+  /** The previous release, with this checkout's packages. */
+  static async previous(): Promise<Version> {
+    const sources = mkdtempSync(join(tmpdir(), 'ripstop-previous-'));
+    try {
+      await extractRelease(sources);
+      return new Version({ root: sources });
+    } finally {
+      rmSync(sources, { recursive: true, force: true });
+    }
   }
 
   get main(): string {

@@ -459,19 +459,6 @@ export const rules: readonly Rule[] = [
     }),
   },
   {
-    name: 'no pod’s answer in a tunnel',
-    why: 'ripstop accepts from a tunnel only sources in the sending node’s podCIDR, not the node’s own address or one from outside',
-    explains: only(
-      'flannel',
-      ({ seen: { isAnswer, place, fields } }, { case: { from }, sent }) =>
-        isAnswer &&
-        isPod(place) &&
-        !inCluster(fields['ip src']) &&
-        (isCable(from) || fields['ip src'] === NODES[familyOf(fields['ip src'])][other(nodeOf(place))]) &&
-        (isCable(from) || fields['ip src'] === sent['ip dst']),
-    ),
-  },
-  {
     name: 'MAC addresses under a checksum',
     why: 'an error about a tunnelled packet quotes its outer checksum, which covers MAC addresses that the labs do not share',
     explains: differs(({ field }, { case: { from } }) => isCable(from) && field === 'quoted udp checksum'),

@@ -11,22 +11,13 @@ import {
 } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { buildImage } from '../../scripts/image.ts';
-import { run } from '../../src/host/run.ts';
 import { cacheDir } from '../support/go-programs.ts';
+import { extractRelease, PREVIOUS } from '../support/release.ts';
 import type { NodeImage } from './state.ts';
 
-/** The previous release, from which users upgrade, and to which they roll back. */
-
 const ROOT = join(import.meta.dirname, '../..');
-/**
- * Its commit. No image of it was published, so it is built from its sources with today's Dockerfile, and with programs that
- * it calls and today's agent does not.
- */
-const PREVIOUS = {
-  version: '0.1.0',
-  commit: '9f2a0bb12e3726e144768ca3d87c21130ad7564f',
-  packages: 'iproute2 containernetworking-plugins',
-};
+/** Programs that it calls and today's agent does not. */
+const PACKAGES = 'iproute2 containernetworking-plugins';
 
 export interface Release {
   readonly image: NodeImage;
@@ -34,14 +25,17 @@ export interface Release {
   readonly manifest: string;
 }
 
-/** The previous release. It is built if necessary. @throws RipstopError when the repository has no history. */
+/**
+ * The previous release. No image of it was published, so it is built, if necessary, from its sources with today's
+ * Dockerfile. @throws RipstopError when the repository has no history.
+ */
 export async function previousRelease(note: (line: string) => void): Promise<Release> {
-  const { version, commit, packages } = PREVIOUS;
+  const { version, commit } = PREVIOUS;
   const context = await sourcesOf(commit);
   const name = `ripstop:${version}-previous`;
   // It is built once for each Dockerfile, since several stories use it.
   const text = readFileSync(join(ROOT, 'deploy/Dockerfile'), 'utf8')
-    .replace(' nftables ', ` nftables ${packages} `)
+    .replace(' nftables ', ` nftables ${PACKAGES} `)
     .replace(
       'RUN rm -r /opt',
       'RUN find /usr/lib/cni -type f ! -name host-local -delete && rm -r /usr/lib/*/tc/q_atm.so /opt',
@@ -72,7 +66,7 @@ async function sourcesOf(commit: string): Promise<string> {
   if (existsSync(dir)) return dir;
   mkdirSync(dirname(dir), { recursive: true });
   const fresh = mkdtempSync(`${dir}-`);
-  await run('sh', ['-c', 'git -C "$0" archive "$1" | tar -x -C "$2"', ROOT, commit, fresh]);
+  await extractRelease(fresh);
   renameSync(fresh, dir);
   return dir;
 }

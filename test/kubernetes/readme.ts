@@ -6,6 +6,7 @@ import { run } from '../../src/host/run.ts';
 import { readme } from '../support/manifest.ts';
 import { flannelManifest } from './flannel.ts';
 import type { Cluster } from './state.ts';
+import { until } from './until.ts';
 
 /** The stories run the commands that deploy/README.md gives to operators. */
 
@@ -40,4 +41,14 @@ export async function type(cluster: Cluster, command: string): Promise<string> {
   } finally {
     rmSync(dir, { recursive: true });
   }
+}
+
+/** Take ripstop's programs off all nodes, by the commands of "Roll back". */
+export async function takeOff(cluster: Cluster): Promise<void> {
+  const [uninstall, logs] = commandsOf('- To an older ripstop:') as [string, string];
+  await type(cluster, uninstall);
+  await until('each node has said "done"', 120_000, async () => {
+    const said = await type(cluster, logs);
+    return said.match(/^\[pod\/\S+\] done$/gm)?.length === cluster.nodes.length;
+  });
 }

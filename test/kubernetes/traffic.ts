@@ -187,13 +187,16 @@ export async function unharmed(
   return reports;
 }
 
-/** A node's traces of pods. They must be as before once the pods of a story are gone. */
+/**
+ * A node's traces of pods, and its pins, without the serial number of the generation of maps. They must be as before once the
+ * pods of a story are gone.
+ */
 export async function inventory(node: ClusterNode): Promise<Record<string, string[]>> {
   const script = `
     for f in /var/lib/cni/networks/cbr0/*.*; do [ -e "$f" ] && echo "lease \${f##*/}"; done
     ip -br link show type veth | sed 's/^/veth /; s/@.*//'
     ip route show | grep 'dev veth' | sed 's/^/route /; s/ .*veth/ veth/; s/ proto.*//; s/ scope.*//'
-    find /sys/fs/bpf/ripstop -type f 2>/dev/null | sed 's/^/pin /'
+    find /sys/fs/bpf/ripstop -type f 2>/dev/null | sed -E 's/^/pin /; s/(maps:[0-9]+):[0-9]+/\\1/'
     ls /run/netns 2>/dev/null | sed 's/^/netns /'
     ls /run/ripstop/endpoints 2>/dev/null | sed 's/^/endpoint /'`;
   const lines = (await inNode(node, 'sh', '-c', script)).trim().split('\n');

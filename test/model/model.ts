@@ -259,7 +259,7 @@ export class Model {
     const mayNote = isCertain && arrival.hook !== 'xdp_from_wire';
     const effects = { ...(mayNote && { notes }), isBare };
     if (isBreak) {
-      const forgets = isCertain ? { forgets: flow } : {};
+      const forgets = isCertain && entry?.ifindex === ifindex ? { forgets: flow } : {};
       return {
         reasons: [...reasons, 'handshake'],
         effects: { ...(mayNote && isAnswer && { notes }), isBare, ...forgets },
@@ -270,8 +270,8 @@ export class Model {
         reasons: [...reasons, isEnd ? 'handshake' : 'new_flow'],
         effects: isEnd ? { isBare } : effects,
       };
-    if (entry.ifindex !== ifindex || entry.ttl !== ip.ttl || entry.dscp !== ip.tos >> 2)
-      reasons.push('other_way');
+    const isItsOwn = entry.ifindex === ifindex;
+    if (!isItsOwn || entry.ttl !== ip.ttl || entry.dscp !== ip.tos >> 2) reasons.push('other_way');
     if (entry.epoch !== EPOCH) reasons.push('old_epoch');
     if (entry.ageMs > FLOW_LIFETIME_MS) reasons.push('expired');
     const settles = isCertain && reasons.length === 0 && (entry.is_settled !== 0 || !arrival.isBehind);
@@ -280,7 +280,7 @@ export class Model {
     if (!isEnd || isLastEnd) return { reasons, entry, effects: { ...effects, ...(settles && { settles }) } };
     return {
       reasons: [...reasons, 'handshake'],
-      effects: { isBare, ...(settles && { settles }), ...(isCertain && { ends: true }) },
+      effects: { isBare, ...(settles && { settles }), ...(isCertain && isItsOwn && { ends: true }) },
     };
   }
 

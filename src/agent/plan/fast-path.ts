@@ -5,7 +5,7 @@ import { type PeerNextHop, requiresChecksum, whyNoEntry } from '../../dataplane/
 import { ipsecOf } from '../../host/ipsec.ts';
 import type { NextHop } from '../../host/neighbours.ts';
 import { vtepDeviceName } from '../../host/vtep-device.ts';
-import { addressFamily, familyKey, formatCidr, hostCidr, parseCidr } from '../../net/ip.ts';
+import { addressFamily, type Cidr, familyKey, formatCidr } from '../../net/ip.ts';
 import type { NodeSnapshot } from '../snapshot.ts';
 import type { PlanOptions } from './inputs.ts';
 import type { Outline } from './outline.ts';
@@ -144,7 +144,8 @@ function ipsecFor(
     const own = settings[familyKey(podCidr.family)];
     if (!own) return false;
     if (direct) return concerns({ src: own.podCidr, dst: podCidr, ifindex });
-    const [src, dst] = [parseCidr(hostCidr(own.vtepIp)), parseCidr(hostCidr(vtepIp))];
+    const host = { family: podCidr.family, length: podCidr.family === 4 ? 32 : 128 };
+    const [src, dst] = [own.vtepIp, vtepIp].map((base) => ({ ...host, base })) as [Cidr, Cidr];
     return concerns({ src, dst, ifindex, udpPort: settings.tunnel?.port });
   };
 }

@@ -48,15 +48,15 @@ export function planPeers(outline: Outline, all: Peers, node: NodeSnapshot, opti
   };
   if (!node.programs.value) return plan;
   const service = `${node.programs.revision} ${node.policies.revision} ${node.shaped.revision}`;
-  const indexed = lazily(() => {
+  const peerMaps = lazily(() => {
     const serviceOf = peerService(outline, node, options);
     return desiredPeers(settings, peers, (peer) => serviceOf(peer).nextHop);
   });
   return {
     ...plan,
-    vteps: desired(() => desiredVteps(settings, peers, indexed()), service),
-    peers: desired(() => indexed().peers, service),
-    peers6: desired(() => indexed().peers6, service),
+    vteps: desired(() => desiredVteps(settings, peers, peerMaps()), service),
+    peers: desired(() => peerMaps().peers, service),
+    peers6: desired(() => peerMaps().peers6, service),
   };
 }
 

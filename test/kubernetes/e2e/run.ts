@@ -45,7 +45,7 @@ export async function runSuite(suite: Suite, ripstop: NodeImage, note: Note): Pr
   const first = await onCluster(suite, 'ripstop', [ripstop], note, async (cluster) => {
     const all = { round: 'ripstop', focus: [suite.focus], procs: SIDE_BY_SIDE };
     const specs = await runSpecs(cluster, suite, all, note);
-    const failed = suite.onlyOnce ? [] : namesOf(specs, 'failed').map(onlySpec);
+    const failed = namesOf(specs, 'failed').map(onlySpec);
     const again = await runSpecs(cluster, suite, { round: 'again', focus: failed, procs: 1 }, note);
     return { specs, again, environment: await environmentOf(cluster) };
   });
@@ -94,14 +94,14 @@ async function onCluster<T>(
 async function onFlannel(suite: Suite, failed: readonly Spec[], note: Note): Promise<Failure[]> {
   if (failed.length === 0) return [];
   const focus = failed.map(({ name }) => onlySpec(name));
-  const round = { round: 'flannel', focus, procs: suite.onlyOnce ? SIDE_BY_SIDE : 1 };
+  const round = { round: 'flannel', focus, procs: 1 };
   const specs = await onCluster(suite, 'flannel', [], note, (cluster) =>
     runSpecs(cluster, suite, round, note),
   );
   const states = new Map(specs.map(({ name, state }) => [name, state]));
   return failed.map((spec) => {
     const state = states.get(spec.name) ?? 'left out';
-    const explanation = explanationOf(suite, spec);
+    const explanation = explanationOf(spec);
     return {
       ...spec,
       withFlannel: state === 'left out' ? 'not run' : state,

@@ -24,8 +24,6 @@ export interface Suite {
   /** The names of its specs: a regular expression, as {@link LeftOut.pattern}. */
   readonly focus: string;
   readonly leftOut: readonly LeftOut[];
-  /** Failed specs are not run again alone, since there are many, with a known reason. */
-  readonly onlyOnce?: boolean;
 }
 
 const NETWORK = '\\[sig-network\\]';
@@ -79,7 +77,6 @@ const policies = (engine: PolicyEngine): Suite => ({
   engine,
   focus: `${NETWORK}.*${POLICY}`,
   leftOut: [SCTP],
-  onlyOnce: true,
 });
 
 export const suites: readonly Suite[] = [

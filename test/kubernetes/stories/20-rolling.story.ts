@@ -4,6 +4,7 @@ import { importImages } from '../cluster.ts';
 import { kubectl } from '../kubectl.ts';
 import { inNode } from '../node.ts';
 import { previousRelease, type Release } from '../previous.ts';
+import { takeOff } from '../readme.ts';
 import { storyCluster } from '../story.ts';
 import { inventory, unharmed } from '../traffic.ts';
 import { deletePod, installRipstop, podsOf, rolledOut, runPod } from '../workload.ts';
@@ -69,8 +70,11 @@ describe('the release before this one', () => {
     await Promise.all(nodes.map((node) => inNode(node, 'ctr', '-n', 'k8s.io', 'images', 'rm', name!)));
   });
 
-  it('is rolled back to by its manifest', async () => {
-    await renewed('back', () => installRipstop(cluster, previous.manifest));
+  it('is rolled back to by the commands of deploy/README.md: its maps have an earlier layout', async () => {
+    await renewed('back', async () => {
+      await takeOff(cluster);
+      await installRipstop(cluster, previous.manifest);
+    });
     expect(await imagesOfAgents()).toMatch(/^(ripstop:\S+-previous ?){2}$/);
   });
 

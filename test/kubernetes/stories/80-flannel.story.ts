@@ -3,11 +3,10 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { flannelManifest } from '../flannel.ts';
 import { kubectl } from '../kubectl.ts';
 import { inNode, tryInNode } from '../node.ts';
-import { commandsOf, type } from '../readme.ts';
+import { commandsOf, takeOff, type } from '../readme.ts';
 import type { ClusterNode } from '../state.ts';
 import { storyCluster } from '../story.ts';
 import { at, inventory, probeFrom, UNHARMED, unharmed } from '../traffic.ts';
-import { until } from '../until.ts';
 import { clusterIpOf, deletePod, type Pod, podsOf, rolledOut, runPod } from '../workload.ts';
 
 /**
@@ -72,15 +71,11 @@ beforeAll(async () => {
 });
 
 describe('deploy/README.md, "Roll back": from ripstop to flannel', () => {
-  const [uninstall, logs, remove, flannel] = commandsOf('- To flannel:') as [string, string, string, string];
+  const [remove, flannel] = commandsOf('- To flannel:') as [string, string];
 
   it('ripstop is taken off: no message is lost', async () => {
     await unharmed(cluster, nodes, async () => {
-      await type(cluster, uninstall);
-      await until('each node has said "done"', 120_000, async () => {
-        const said = await type(cluster, logs);
-        return said.match(/^\[pod\/\S+\] done$/gm)?.length === nodes.length;
-      });
+      await takeOff(cluster);
       await type(cluster, remove);
     });
     for (const node of nodes) {
