@@ -1,7 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
+import { setTimeout as sleep } from 'node:timers/promises';
 import { beforeAll, describe, expect, it } from 'vitest';
 import { run, tryRun } from '../../src/host/run.ts';
-import { type NodeState, type PodState, setServices, startKubeProxy } from '../../src/lab/index.ts';
+import {
+  type NodeState,
+  type PodState,
+  setServices,
+  startAgent,
+  startKubeProxy,
+  unboost,
+} from '../../src/lab/index.ts';
 import {
   addressOf,
   carriedDuring,
@@ -118,6 +126,30 @@ describe.skipIf(missingHere('iptables-restore', 'nft')).each(PROXY_MODES)(
         expect(await droppedAsInvalid(node)).toBe(mode === 'iptables' ? 0 : undefined);
         await setServices(cluster.lab, node, []);
       }
+    });
+
+    it('let connections end that the fast path has carried, once its programs are gone (row 70)', async () => {
+      const [client, near, far] = pods();
+      const node = cluster.nodes[0]!;
+      const services = FAMILIES.flatMap((family) =>
+        serviceOf('far', SERVICE[family], PORT, addressOf(far, family)),
+      );
+      await setServices(cluster.lab, node, services);
+      const addresses = FAMILIES.flatMap((family) => [
+        addressOf(near, family),
+        addressOf(far, family),
+        SERVICE[family],
+      ]);
+      const held = await Promise.all(addresses.map((address) => holdFrom(client, address)));
+      const [carried] = await carriedDuring(cluster.lab, [node], () => sleep(500));
+      expect(carried!.fast).toBeGreaterThan(100);
+      for (const one of cluster.nodes) await unboost(cluster.lab, one);
+      for (const one of held) expect(await released(one)).not.toHaveProperty('error');
+      for (const one of cluster.nodes) {
+        expect(await droppedAsInvalid(one)).toBe(mode === 'iptables' ? 0 : undefined);
+        await startAgent(cluster.lab, one);
+      }
+      await setServices(cluster.lab, node, []);
     });
 
     it('spread a Service over its endpoints, and refuse one without endpoints', async () => {

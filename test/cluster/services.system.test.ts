@@ -179,7 +179,7 @@ describe.skipIf(missingHere('iptables-restore', 'conntrack', 'nft')).each(PROXY_
         return rows.filter((row) => row.destination === at || row.translatedSource === at);
       };
       expect(await ofService()).not.toEqual([]);
-      await held.stop();
+      expect(await released(held)).not.toHaveProperty('error');
       await tryRun('conntrack', ['-D', '-d', TO_FAR[4]], inNetns(node));
       await expect.poll(ofService).toEqual([]);
     });

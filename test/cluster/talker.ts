@@ -6,7 +6,7 @@
  *   talker.ts tcp ADDRESS PORT BYTES         send that much over TCP, get it back, and print a TcpReport
  *   talker.ts udp ADDRESS PORT COUNT BYTES   send datagrams of that size, each after the previous answer; print a UdpReport
  *   talker.ts both ADDRESS PORT BYTES [SIZE…] tcp, and udp with datagrams of these sizes, else 20 of 1,000; print { tcp, udp }
- *   talker.ts hold ADDRESS PORT [BYTES]      one connection, with so much (default: a line) there and back every 10 ms until SIGINT; print a HoldReport
+ *   talker.ts hold ADDRESS PORT [BYTES]      one connection, with so much (default: a line) there and back every 10 ms until SIGINT, then its end; print a HoldReport
  *   talker.ts number ADDRESS PORT            numbered messages, one a ms, over TCP and over UDP until SIGINT; print a NumberReport
  */
 import { createHash, randomBytes } from 'node:crypto';
@@ -140,6 +140,9 @@ async function hold(address: string, port: number, bytes: number): Promise<HoldR
       await sleep(10);
       socket.write(message);
     }
+    // The server must learn of the end, and answer it.
+    socket.resume().end();
+    await once(socket, 'end', { signal: AbortSignal.timeout(15_000) });
   } catch (error) {
     report.error = String(error);
   }
