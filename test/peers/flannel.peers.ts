@@ -138,7 +138,8 @@ describe('a cluster of the real API server, where node 1 is run by the real flan
     });
     expect(carried!.by['from_pod fast_encap']).toBeGreaterThan(40);
     expect(carried!.by['from_wire fast_decap']).toBeGreaterThan(40);
-    expect(carried!.vtep).toBe(0);
+    // The kernel path carries the first packets of each flow.
+    expect(carried!.vtep).toBeLessThan(carried!.fast);
     expect(await wayTo(node(1), node(2))).toEqual(await sameWay(node(2), node(1)));
     expect(await ripstopJson<{ node: string }[]>(lab, node(2), 'peers')).toMatchObject([
       { node: 'node1' },
