@@ -28,6 +28,8 @@ const OPTIONAL: Readonly<Record<string, string>> = {
   'apt-config': 'test:fresh says that it needs Debian',
   npm: 'who runs set-up has it',
   'qemu-system-x86_64': 'test:kernels installs it',
+  ipset: 'test:kernels fetches it for its machines',
+  ipvsadm: 'test:kernels fetches it for its machines',
   cc: 'compiles where there is no clang-19',
   clang: 'compiles where there is no clang-19',
 };
