@@ -208,15 +208,15 @@ async function exchange(): Promise<void> {
 }
 
 const MAY_BE_ON_KERNEL_PATH = new RegExp(
-  ' kernel_(fragment|not_ip|not_vxlan|other_mac|outside|from_peer|link_local|handshake|new_flow|unsettled|expired|old_epoch|learned|not_established)$',
+  ' kernel_(fragment|not_ip|not_vxlan|other_mac|outside|from_peer|link_local|handshake|new_flow|unsettled|expired|old_epoch|learned|not_established|too_big)$',
 );
 
 /** Counters with their least movement; those with 0 must not move. */
 type Least = Readonly<Record<string, number>>;
 
 /**
- * An exchange that must move the nodes' counters so. Otherwise only fragments, ARP, and the first packets and ends of
- * flows may take the kernel path.
+ * An exchange that must move the nodes' counters so. Otherwise only fragments, ARP, the first packets and ends of flows,
+ * and their first large packets may take the kernel path.
  */
 async function exchangeMoves(first: Least, second = first): Promise<void> {
   for (const [i, counters] of (await counted(exchange)).entries()) {
