@@ -117,6 +117,8 @@ struct config {
 	__u32 pod_mtu6;
 	__u32 direct_routing; /* not zero when some peers are reached without encapsulation */
 	__u64 lifetime_ns; /* how long a flow is valid after it was learned; then one packet asks the kernel path again */
+	__u32 netns; /* the inode of the node's network namespace */
+	__u32 unused;
 };
 
 /* ---- Map values ---- */

@@ -35,8 +35,9 @@ static __always_inline int xdp_from_wire_ip(struct xdp_md *ctx, bool v6)
 
 	enum reason reason = judge_outer(&inside.outer);
 
+	/* Of a bond, XDP would name the NIC here; the flow came in at the bond. */
 	if (reason == FAST_DECAP)
-		reason = judge_tunnelled(start, length, v6, ctx->ingress_ifindex, &inside, &known);
+		reason = judge_tunnelled(start, length, v6, config.uplink_ifindex, &inside, &known);
 	if (reason != FAST_DECAP)
 		return pass(length, reason);
 	if (length - OUTER_LEN(v6) > inside.endpoint->mtu)

@@ -16,7 +16,7 @@ import { errorText, RipstopError } from '../src/errors.ts';
 import { run } from '../src/host/run.ts';
 import { type Check, theEnd } from '../test/kernels/story.ts';
 import { reportFailure } from './failure.ts';
-import { allSeries, fetchKernel, type Series } from './kernels/debian.ts';
+import { allSeries, fetchIpvsPrograms, fetchKernel, type Series } from './kernels/debian.ts';
 import { writeInitramfs } from './kernels/initramfs.ts';
 import { type Bootable, tellBetweenMachines, tellHere, tellInMachine } from './kernels/machines.ts';
 
@@ -80,7 +80,11 @@ async function prepare(series: Series): Promise<Bootable | undefined> {
     const dir = mkdtempSync(join(tmpdir(), 'ripstop-kernel-'));
     process.once('exit', () => rmSync(dir, { recursive: true, force: true }));
     const initramfs = join(dir, 'initramfs.cpio');
-    await writeInitramfs(initramfs, kernel);
+    const ipvs = await fetchIpvsPrograms(cacheDir, note).catch((error: unknown) => {
+      note(`no IPVS: ${errorText(error)}`);
+      return undefined;
+    });
+    await writeInitramfs(initramfs, kernel, ipvs);
     return { ...kernel, initramfs, dir };
   } catch (error) {
     show(`Linux ${series}`, 'not to be had', 'skipped');

@@ -29,6 +29,8 @@ const OPTIONAL: Readonly<Record<string, string>> = {
   npm: 'who runs set-up has it',
   git: 'who has a checkout has it; without the history a test skips',
   'qemu-system-x86_64': 'test:kernels installs it',
+  ipset: 'test:kernels fetches it for its machines',
+  ipvsadm: 'test:kernels fetches it for its machines',
   cc: 'compiles where there is no clang-19',
   clang: 'compiles where there is no clang-19',
 };

@@ -3,7 +3,16 @@
  * Debian's cloud kernels, fetched with apt from this machine's mirror, with separate sources, lists and cache: the
  * machine's configuration stays as it is, and nothing is installed.
  */
-import { mkdirSync, readdirSync, renameSync, rmSync, statSync, utimesSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  renameSync,
+  rmSync,
+  statSync,
+  utimesSync,
+  writeFileSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { errorText, RipstopError } from '../../src/errors.ts';
 import { run } from '../../src/host/run.ts';
@@ -124,14 +133,40 @@ async function newestRelease(apt: Apt, series: Series): Promise<string> {
 
 /** Download and unpack into `dir/<release>`. A failure leaves nothing there. */
 async function unpack(apt: Apt, archives: string, release: string, dir: string): Promise<void> {
-  const name = `linux-image-${release}`;
+  const fresh = join(dir, `${release}.new`);
+  rmSync(fresh, { recursive: true, force: true });
+  await unpackPackage(apt, archives, `linux-image-${release}`, fresh);
+  await run('depmod', ['-b', fresh, release]);
+  renameSync(fresh, join(dir, release));
+}
+
+/** Download a package, and unpack it into this directory. */
+async function unpackPackage(apt: Apt, archives: string, name: string, into: string): Promise<void> {
   await apt('apt-get', 'download', name);
   const archive = readdirSync(archives).find((file) => file.startsWith(`${name}_`));
   if (archive === undefined) throw new RipstopError(`apt-get succeeded, but has not downloaded ${name}`);
-  const fresh = join(dir, `${release}.new`);
-  rmSync(fresh, { recursive: true, force: true });
-  await run('dpkg-deb', ['-x', join(archives, archive), fresh]);
-  await run('depmod', ['-b', fresh, release]);
-  renameSync(fresh, join(dir, release));
+  await run('dpkg-deb', ['-x', join(archives, archive), into]);
   rmSync(join(archives, archive));
+}
+
+/** What kube-proxy calls in IPVS mode, and their libraries. */
+const ipvsPackages = 'ipvsadm libnl-3-200 libnl-genl-3-200 libpopt0 ipset libipset13 libmnl0'.split(' ');
+
+/**
+ * The programs for IPVS, unpacked: nothing is installed.
+ * @param note gets a line for everything that takes time
+ * @returns the directory that has them below `usr/sbin` and `lib`.
+ * @throws RipstopError when they cannot be fetched.
+ */
+export async function fetchIpvsPrograms(cacheDir: string, note: (line: string) => void): Promise<string> {
+  const dir = join(cacheDir, 'ipvs');
+  if (existsSync(dir)) return dir;
+  note('fetching ipvsadm and ipset');
+  const archives = join(cacheDir, 'apt');
+  const apt = await openApt(archives);
+  const fresh = `${dir}.new`;
+  rmSync(fresh, { recursive: true, force: true });
+  for (const name of ipvsPackages) await unpackPackage(apt, archives, name, fresh);
+  renameSync(fresh, dir);
+  return dir;
 }

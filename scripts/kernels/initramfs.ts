@@ -3,7 +3,7 @@
  * The virtual machine's file system, as the cpio archive that Linux unpacks at boot: programs of this machine with
  * their libraries, Node, this repository's sources and objects, and a kernel's modules.
  */
-import { closeSync, openSync, readdirSync, readFileSync, writeSync } from 'node:fs';
+import { closeSync, existsSync, openSync, readdirSync, readFileSync, writeSync } from 'node:fs';
 import { basename, dirname, join, relative } from 'node:path';
 import { which } from 'zx';
 import { RipstopError } from '../../src/errors.ts';
@@ -13,7 +13,12 @@ import type { Kernel } from './debian.ts';
 const root = join(import.meta.dirname, '../..');
 
 /** The programs that the data plane, the story and the machine's start call. */
-const programs = 'dash mount mkdir ip bridge tc nft nsenter ping kmod sync ethtool'.split(' ');
+const programs =
+  'dash mount mkdir ip bridge tc nft nsenter ping kmod sync ethtool iptables-legacy iptables-legacy-restore iptables-legacy-save conntrack'.split(
+    ' ',
+  );
+/** The parts of iptables for each match and target. */
+const iptablesParts = '/usr/lib/x86_64-linux-gnu/xtables';
 /** The packages that the data plane imports. */
 const nodeModules = ['ipaddr.js', 'koffi', '@koromix/koffi-linux-x64', 'zod'];
 /** The driver, and modules that the kernel loads by itself when a device, a qdisc, a rule or a family needs them. */
@@ -21,13 +26,29 @@ const kernelModules =
   'virtio_pci virtio_net veth vxlan 8021q bonding sch_ingress cls_bpf cls_matchall act_vlan nf_conntrack nfnetlink nf_tables nft_ct nft_fib nft_fib_ipv4 nft_fib_ipv6 nft_fib_inet nft_chain_nat nft_nat nft_masq'.split(
     ' ',
   );
+/** What kube-proxy needs in IPVS mode. */
+const ipvsModules =
+  'dummy ip_vs ip_vs_rr ip_set_hash_ipport ip_set_hash_ipportip xt_set ip_tables iptable_filter iptable_nat xt_comment xt_mark xt_conntrack xt_addrtype xt_MASQUERADE ipt_REJECT nf_conntrack_netlink'.split(
+    ' ',
+  );
 
 /** The sources of files, by their path in the archive. */
 type Files = Map<string, string>;
 
-/** Write the archive for this kernel. */
-export async function writeInitramfs(archive: string, kernel: Kernel): Promise<void> {
-  writeCpio(archive, new Map([...(await userFiles()), ...moduleFiles(kernel)]));
+/** Write the archive for this kernel. @param ipvs the directory of the programs for IPVS, if there is one. */
+export async function writeInitramfs(archive: string, kernel: Kernel, ipvs?: string): Promise<void> {
+  const programsOfIpvs = ipvs === undefined ? [] : filesIn(ipvs);
+  writeCpio(archive, new Map([...(await userFiles()), ...moduleFiles(kernel), ...programsOfIpvs]));
+}
+
+/** All files of a directory, without documentation. */
+function filesIn(directory: string): Files {
+  const files: Files = new Map();
+  for (const entry of readdirSync(directory, { recursive: true, withFileTypes: true })) {
+    const path = join(entry.parentPath, entry.name);
+    if (!entry.isDirectory() && !path.includes('/share/')) files.set(relative(directory, path), path);
+  }
+  return files;
 }
 
 async function userFiles(): Promise<Files> {
@@ -38,6 +59,8 @@ async function userFiles(): Promise<Files> {
   ]);
   const found = await Promise.all(programs.map((name) => which(name)));
   for (const path of found) files.set(`bin/${basename(path)}`, path);
+  if (existsSync(iptablesParts))
+    for (const [name, path] of filesIn(iptablesParts)) files.set(join(iptablesParts.slice(1), name), path);
   files.set('bin/sh', files.get('bin/dash')!);
   files.set('sbin/modprobe', files.get('bin/kmod')!); // where the kernel looks for it
 
@@ -78,7 +101,7 @@ function moduleFiles({ root: unpacked, release }: Kernel): Files {
       path,
     );
   }
-  for (const name of kernelModules) {
+  for (const name of [...kernelModules, ...ipvsModules]) {
     const path = paths.get(name);
     if (path !== undefined) [path, ...dependencies.get(path)!].forEach(add); // else it is built in
   }

@@ -50,9 +50,10 @@ export function podLinkJobs(targets: Targets, { podLinks }: PodPlan): Job[] {
   return podLinks ? [job(targets.podLinks, podLinks)] : [];
 }
 
-export function linkJobs(targets: Targets, { nodeLinks, maps }: LinkPlan): Job[] {
+export function linkJobs(targets: Targets, { nodeLinks, maps, changes }: LinkPlan): Job[] {
   return [
     ...(nodeLinks ? [job(targets.nodeLinks, nodeLinks)] : []),
     ...(maps ? [job(targets.maps, maps)] : []),
+    ...(changes ? [job(targets.changes, changes)] : []),
   ];
 }

@@ -86,5 +86,8 @@ export function createTargets({ programs, xdp, linkPins, podCidrs, vtepNames, lo
       }),
     ),
     maps: new Reconciled(programs.mapsTarget()),
+    changes: new Reconciled(
+      programs.changesTarget((report) => log.debug(report, 'asked the kernel to tell of its changes')),
+    ),
   };
 }

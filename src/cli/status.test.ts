@@ -38,6 +38,7 @@ const status: Status = {
   peersWithoutFastPath: 0,
   endpoints: 2,
   flows: 3,
+  watched: ['nf_tables_commit', 'xt_replace_table'],
   packets: { fast: 999, kernel: 1, drop: 0 },
   fastPercent: 99.9,
 };
@@ -65,6 +66,7 @@ describe('status', () => {
       peers      1
       endpoints  2
       flows      3
+      changes    at once, also without an agent (2 functions of the kernel watched)
       packets    999 fast, 1 kernel path, 0 dropped (99.9 % fast)
 
       HOOK       DEVICE        PROGRAM  STATE
@@ -76,11 +78,12 @@ describe('status', () => {
 
   it('says first that no agent runs, and then shows the maps', () => {
     const { agent: _, fastPercent: __, ...rest } = status;
-    expect(lines(renderStatus({ ...rest, packets: { fast: 0, kernel: 0, drop: 0 } })).slice(0, 5)).toEqual([
+    expect(lines(renderStatus({ ...rest, packets: { fast: 0, kernel: 0, drop: 0 } })).slice(0, 6)).toEqual([
       'agent      not running (the pinned programs forward without it)',
       'peers      1',
       'endpoints  2',
       'flows      3',
+      'changes    at once, also without an agent (2 functions of the kernel watched)',
       'packets    0 fast, 0 kernel path, 0 dropped',
     ]);
   });

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 import type { AgentStatus } from '../agent/status.ts';
 import { type Counter, readCounters, type Verdict } from '../dataplane/counters.ts';
+import { watchedFunctions } from '../dataplane/changes.ts';
+import { FLOW_LIFETIME_MS } from '../dataplane/desired.ts';
 import { openTables, pinPaths } from '../dataplane/tables.ts';
 import { listLinks, parseLinkKey } from '../dataplane/links.ts';
 import { askAgent } from './ask-agent.ts';
@@ -21,6 +23,8 @@ export interface Status {
   readonly peersWithoutFastPath: number;
   readonly endpoints: number;
   readonly flows: number;
+  /** The functions of the kernel whose changes invalidate all flows at once, whether an agent runs or not. */
+  readonly watched: readonly string[];
   /** Packets by verdict, of pod traffic only. */
   readonly packets: Readonly<Record<Verdict, number>>;
   /** The share of `fast`; undefined before the first packet. */
@@ -47,6 +51,7 @@ export async function readStatus(bpffs: string, runDir: string): Promise<Status>
     peersWithoutFastPath: peers.filter(({ fastPath }) => !fastPath).length,
     endpoints: (await readEndpoints(bpffs, runDir)).length,
     flows: [...tables.flows4.keys()].length + [...tables.flows6.keys()].length,
+    watched: watchedFunctions(pinPaths(bpffs).changes),
     packets,
     ...(all > 0 && { fastPercent: Math.round((packets.fast / all) * 1000) / 10 }),
   };
@@ -107,6 +112,7 @@ export function renderStatus(status: Status): string {
     `${status.peers}${without > 0 ? `, ${without} of them on the kernel path alone` : ''}`,
   ]);
   lines.push(['endpoints', `${status.endpoints}`], ['flows', `${status.flows}`]);
+  lines.push(['changes', describeWatched(status.watched)]);
   lines.push([
     'packets',
     `${packets.fast} fast, ${packets.kernel} kernel path, ${packets.drop} dropped` +
@@ -124,6 +130,14 @@ export function renderStatus(status: Status): string {
     status.attached,
   );
   return `${head}\n${attached}`;
+}
+
+/** How long it takes until a change of rules or routes stops an established flow. */
+function describeWatched(watched: readonly string[]): string {
+  if (watched.length > 0)
+    return `at once, also without an agent (${watched.length} functions of the kernel watched)`;
+  const seconds = FLOW_LIFETIME_MS / 1000;
+  return `with the agent's next event; without one, and of iptables-legacy and ipset, within ${seconds} s`;
 }
 
 function describeWatch({ api }: AgentStatus): string {

@@ -198,6 +198,7 @@ const golden: { readonly [S in StructName]: Golden<S> } = {
       pod_mtu6: 1430,
       direct_routing: 1,
       lifetime_ns: 5e9,
+      netns: 0xf0000098,
     },
     bytes: `
       0a2a0000 ffff0000 0a2a0300 ffffff00 c0a80003 2118 aabbccddeeff aabbccddee06 020000000003
@@ -205,7 +206,7 @@ const golden: { readonly [S in StructName]: Golden<S> } = {
       fd00004200000003 0000000000000000 ffffffffffffffff 0000000000000000
       fd00003100000000 0000000000000003
       01000000 08000000 00010000 02000000 dc050000 aa050000 96050000 01000000
-      00f2052a01000000`,
+      00f2052a01000000 980000f0 00000000`,
   },
 };
 
@@ -244,6 +245,7 @@ describe('the codec of', () => {
       learned: 4,
       peer_head: 4,
       peer6: 4,
+      config: 4,
     };
     expect(size - end).toBe(unused[name] ?? 0);
   });

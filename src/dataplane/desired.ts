@@ -160,8 +160,8 @@ const nothing = {
 /** No packet has this VNI: a VNI has 24 bits. */
 const noVni = 0xffff_ffff;
 
-/** The programs' read-only configuration. */
-export function desiredConfig(settings: NodeSettings): Struct<'config'> {
+/** The programs' read-only configuration, without what only the running process knows. */
+export function desiredConfig(settings: NodeSettings): Omit<Struct<'config'>, 'netns'> {
   const { v4, v6 } = settings;
   return {
     network: (v4?.network ?? nothing.v4).base,

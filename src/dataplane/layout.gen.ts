@@ -191,7 +191,7 @@ export const layout = {
       fields: { packets: { offset: 0, kind: 'u64' }, bytes: { offset: 8, kind: 'u64' } },
     },
     config: {
-      size: 160,
+      size: 168,
       fields: {
         network: { offset: 0, kind: 'be32' },
         network_mask: { offset: 4, kind: 'be32' },
@@ -216,6 +216,7 @@ export const layout = {
         pod_mtu6: { offset: 144, kind: 'u32' },
         direct_routing: { offset: 148, kind: 'u32' },
         lifetime_ns: { offset: 152, kind: 'u64' },
+        netns: { offset: 160, kind: 'u32' },
       },
     },
   },

@@ -15,9 +15,11 @@ import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { settings, v4 } from '../../test/bpf/node.ts';
+import { supportsPrograms } from '../libbpf-ts/index.ts';
 import { fixture, noKernel, TemporaryBpffs } from '../libbpf-ts/libbpf.support.ts';
 import { parseCidr } from '../net/ip.ts';
 import { layout } from './layout.gen.ts';
+import { watchedFunctions } from './changes.ts';
 import { type LoadedPrograms, loadPrograms, objectDir, removePins } from './programs.ts';
 import { mapNames, openTables, pinPaths, type PinPaths } from './tables.ts';
 
@@ -136,9 +138,29 @@ describe.skipIf(noKernel)(`maps of a node${noKernel ? ` (skipped: ${noKernel})` 
     expect(directories()).toHaveLength(2);
   });
 
-  it('are removed without a trace', () => {
+  it('have an epoch, which each change moves by one', () => {
+    const programs = load();
+    programs.moveEpoch();
+    programs.moveEpoch();
+    expect(programs.tables.epoch.get(0)).toBe(2);
+  });
+
+  it('have links to functions of the kernel where it lets programs trace it, else a reason why not', async () => {
+    const { watched, refused, missing } = await load().watchChanges();
+    expect(watchedFunctions(paths.changes)).toEqual(watched.toSorted());
+    if (supportsPrograms('tracing'))
+      expect([refused, watched]).toEqual([{}, expect.arrayContaining(['fib6_add'])]);
+    else
+      expect({ watched, refused, missing }).toEqual({
+        watched: [],
+        refused: { '*': expect.any(String) as string },
+        missing: [],
+      });
+  });
+
+  it('are removed without a trace', async () => {
     load();
-    load(wider);
+    await load(wider).watchChanges();
     removePins(paths);
     expect(execFileSync('find', [dirname(paths.maps)], { encoding: 'utf8' }).trim()).toBe(
       dirname(paths.maps),

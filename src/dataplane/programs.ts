@@ -5,11 +5,12 @@
  * always loaded again and replace the pinned ones, so start, restart and upgrade are one path. Attached links run their
  * previous program until the target of links.ts replaces it.
  */
-import { existsSync, readdirSync, renameSync, rmSync } from 'node:fs';
+import { existsSync, readdirSync, rmSync, statSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { BpfMap, BpfObject, type BpfProgram } from '#libbpf-ts';
 import { filterDestroyed } from '#netlink';
 import { RipstopError } from '../errors.ts';
+import { type ChangesReport, kernelFunctions, watchChanges } from './changes.ts';
 import { encode } from './codec.ts';
 import { desiredConfig, endpointCapacity, type NodeSettings, peerCapacity } from './desired.ts';
 import {
@@ -20,7 +21,15 @@ import {
   useGeneration,
 } from './generation.ts';
 import { layout } from './layout.gen.ts';
-import { makePinDirs, type MapName, mapNames, type PinPaths, type Tables, typedTable } from './tables.ts';
+import {
+  makePinDirs,
+  type MapName,
+  mapNames,
+  type PinPaths,
+  repin,
+  type Tables,
+  typedTable,
+} from './tables.ts';
 import { listLinks, removeLinks } from './links.ts';
 import { noFailures, type Target } from '../reconcile/target.ts';
 
@@ -30,6 +39,7 @@ const objects = {
   wire: ['from_wire', 'to_wire', 'from_vtep'],
   xdp: ['xdp_from_wire'],
   conntrack: ['connection_deleted'],
+  changes: ['move_epoch'],
 } as const;
 
 export type ProgramName = (typeof objects)[keyof typeof objects][number];
@@ -52,12 +62,16 @@ export interface LoadedPrograms extends Disposable {
   takeOver(): void;
   /** Invalidate all flows: something has changed on which the kernel path's decisions may rest. */
   moveEpoch(): void;
+  /** Have the kernel move it, too, where it can: see changes.ts. */
+  watchChanges(): Promise<ChangesReport>;
 }
 
 export interface PendingMaps {
   /** The maps that stay, with their content. */
   readonly kept: readonly MapName[];
 }
+
+const ANY_PACKET = new Uint8Array(64);
 
 /** Of the flow table of a family that the cluster does not have. */
 const UNUSED_TABLE_SIZE = 1024;
@@ -84,21 +98,28 @@ function mapCapacities(settings: NodeSettings): Partial<Record<MapName, number>>
  */
 export function loadPrograms(settings: NodeSettings, paths: PinPaths, directory = objectDir): LoadedPrograms {
   makePinDirs(paths);
-  const config = encode({ struct: 'config' }, desiredConfig(settings));
+  const config = encode(
+    { struct: 'config' },
+    { ...desiredConfig(settings), netns: statSync('/proc/self/ns/net').ino },
+  );
   const maxEntries = mapCapacities(settings);
   const current = currentGeneration(paths);
   const kept = current ? keptMaps(current, objectFile(directory, 'pod'), maxEntries) : [];
   const adopts = current?.version === layout.version && kept.length === mapNames.length;
   const generation = adopts ? current : makeGeneration(paths, layout.version);
+  const pins = Object.fromEntries(mapNames.map((name) => [name, join(generation.path, name)]));
+  const open = (name: string): BpfObject => {
+    const object = BpfObject.open(objectFile(directory, name), { maxEntries, pinPaths: pins });
+    object.patchGlobal(layout.globals.config.section, layout.globals.config.offset, config);
+    return object;
+  };
   const opened: BpfObject[] = [];
   const programs: Partial<Record<ProgramName, BpfProgram>> = {};
   try {
     if (current && !adopts) for (const name of kept) sharePin(name, current, generation);
-    const pins = Object.fromEntries(mapNames.map((name) => [name, join(generation.path, name)]));
     for (const [name, programNames] of Object.entries(objects)) {
-      const object = BpfObject.open(objectFile(directory, name), { maxEntries, pinPaths: pins });
+      const object = open(name);
       opened.push(object);
-      object.patchGlobal(layout.globals.config.section, layout.globals.config.offset, config);
       object.load();
       for (const program of programNames) programs[program] = object.program(program);
     }
@@ -128,8 +149,9 @@ export function loadPrograms(settings: NodeSettings, paths: PinPaths, directory 
       pending = undefined;
     },
     moveEpoch() {
-      tables.epoch.set(0, ((tables.epoch.get(0) ?? 0) + 1) >>> 0);
+      loaded.move_epoch.testRun({ data: ANY_PACKET });
     },
+    watchChanges: () => watchChanges(() => open('changes'), paths.changes),
     [Symbol.dispose]: () => opened.forEach((object) => object.close()),
   };
 }
@@ -210,7 +232,7 @@ export class ProgramSet implements Disposable {
     return this.#loaded.programs;
   }
 
-  /** The one key of both targets below. */
+  /** The one key of the targets below. */
   static readonly KEY = 'loaded';
 
   /**
@@ -255,18 +277,30 @@ export class ProgramSet implements Disposable {
     };
   }
 
+  /**
+   * The programs that move the epoch when the kernel changes its rules. They are optional, so nothing fails. Tried again
+   * when a module has brought new functions.
+   */
+  changesTarget(onReport: (report: ChangesReport) => void): Target<true> {
+    let tried: { readonly programs: LoadedPrograms; readonly functions: string } | undefined;
+    const isDone = (): boolean =>
+      tried !== undefined && tried.programs === this.current && tried.functions === kernelFunctions();
+    return {
+      name: 'changes',
+      list: async () => new Map(isDone() ? [[ProgramSet.KEY, true]] : []),
+      upsert: async () => {
+        tried = { programs: this.current, functions: kernelFunctions() };
+        onReport(await this.current.watchChanges());
+        return noFailures;
+      },
+      remove: async () => noFailures,
+    };
+  }
+
   [Symbol.dispose](): void {
     this.#loaded?.filter[Symbol.dispose]();
     this.#loaded?.programs[Symbol.dispose]();
   }
-}
-
-/** Pin a program, replacing an earlier pin atomically. */
-function repin(program: BpfProgram, path: string): void {
-  const fresh = `${path}:new`; // bpffs has no dots in names
-  rmSync(fresh, { force: true });
-  program.pin(fresh);
-  renameSync(fresh, path);
 }
 
 /**
@@ -276,6 +310,7 @@ function repin(program: BpfProgram, path: string): void {
  */
 export function removePins(paths: PinPaths): void {
   removeLinks(paths.links);
-  for (const directory of [paths.links, paths.programs]) rmSync(directory, { recursive: true, force: true });
+  for (const directory of [paths.changes, paths.links, paths.programs])
+    rmSync(directory, { recursive: true, force: true });
   if (existsSync(dirname(paths.maps))) removeGenerations(paths);
 }

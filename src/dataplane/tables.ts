@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /** The pinned maps as typed tables: for the agent, which fills them, and for readers (CLI, metrics). */
-import { existsSync, mkdirSync } from 'node:fs';
+import { existsSync, mkdirSync, renameSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
-import { BpfMap, TypedMap } from '#libbpf-ts';
+import { type BpfLink, BpfMap, type BpfProgram, TypedMap } from '#libbpf-ts';
 import { RipstopError } from '../errors.ts';
 import { type Kind, kindCodec, type ValueOf } from './codec.ts';
 import { currentGeneration } from './generation.ts';
@@ -14,16 +14,31 @@ export interface PinPaths {
   readonly maps: string;
   readonly programs: string;
   readonly links: string;
+  /** A link for each function of the kernel whose changes move the epoch: see changes.ts. */
+  readonly changes: string;
 }
 
 export function pinPaths(bpffs: string): PinPaths {
   const root = join(bpffs, 'ripstop');
-  return { maps: join(root, 'maps'), programs: join(root, 'programs'), links: join(root, 'links') };
+  return {
+    maps: join(root, 'maps'),
+    programs: join(root, 'programs'),
+    links: join(root, 'links'),
+    changes: join(root, 'changes'),
+  };
 }
 
 /** Create the directories for pins of programs and links, accessible to root only. */
-export function makePinDirs({ programs, links }: PinPaths): void {
-  for (const directory of [programs, links]) mkdirSync(directory, { recursive: true, mode: 0o700 });
+export function makePinDirs({ programs, links, changes }: PinPaths): void {
+  for (const directory of [programs, links, changes]) mkdirSync(directory, { recursive: true, mode: 0o700 });
+}
+
+/** Pin a program or a link, replacing an earlier pin atomically. */
+export function repin(pinned: BpfProgram | BpfLink, path: string): void {
+  const fresh = `${path}:new`; // bpffs has no dots in names
+  rmSync(fresh, { force: true });
+  pinned.pin(fresh);
+  renameSync(fresh, path);
 }
 
 export type MapName = keyof typeof layout.maps;

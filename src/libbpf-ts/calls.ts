@@ -78,6 +78,7 @@ interface LinkCreate {
 export interface Calls {
   libbpf_set_print(callback: Pointer | null): Pointer | null;
   libbpf_num_possible_cpus(): number;
+  libbpf_probe_bpf_prog_type(type: number, o: null): number;
 
   bpf_map_create(type: number, name: string, key: number, value: number, max: number, o: Options): number;
   bpf_map_lookup_elem(fd: number, key: Bytes, value: Bytes): number;
@@ -124,6 +125,7 @@ export interface Calls {
   bpf_program__fd(program: Pointer): number;
   bpf_program__autoload(program: Pointer): boolean;
   bpf_program__set_autoload(program: Pointer, on: boolean): number;
+  bpf_program__set_attach_target(program: Pointer, targetProgram: number, name: string): number;
   bpf_program__set_log_buf(program: Pointer, buffer: Pointer | null, size: number): number;
 
   bpf_link_create: LinkCreate;
@@ -153,6 +155,7 @@ export function bindCalls(bpf: LibraryHandle, libc: LibraryHandle): Calls {
   return {
     libbpf_set_print: bpf.func('void *libbpf_set_print(void *)'),
     libbpf_num_possible_cpus: bpf.func('int libbpf_num_possible_cpus()'),
+    libbpf_probe_bpf_prog_type: bpf.func('int libbpf_probe_bpf_prog_type(int, const void *)'),
 
     bpf_map_create: bpf.func('bpf_map_create', 'int', [
       'int',
@@ -206,6 +209,7 @@ export function bindCalls(bpf: LibraryHandle, libc: LibraryHandle): Calls {
     bpf_program__fd: bpf.func('int bpf_program__fd(void *)'),
     bpf_program__autoload: bpf.func('bool bpf_program__autoload(void *)'),
     bpf_program__set_autoload: bpf.func('int bpf_program__set_autoload(void *, bool)'),
+    bpf_program__set_attach_target: bpf.func('int bpf_program__set_attach_target(void *, int, const char *)'),
     bpf_program__set_log_buf: bpf.func('int bpf_program__set_log_buf(void *, void *, size_t)'),
 
     bpf_link_create: bpf.func('bpf_link_create', 'int', ['int', 'int', 'int', linkCreateOptions.parameter]),

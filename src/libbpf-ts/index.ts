@@ -12,7 +12,7 @@ export type { MapInfo, UpdateFlag } from './map.ts';
 export type { MapType } from './names.ts';
 export { BpfObject } from './object.ts';
 export type { OpenOptions } from './object.ts';
-export { BpfProgram } from './program.ts';
+export { BpfProgram, supportsPrograms } from './program.ts';
 export type { ProgramInfo, TestRun, TestRunResult } from './program.ts';
 export { RingBuffer } from './ring-buffer.ts';
 export { TcFilter } from './tc-filter.ts';

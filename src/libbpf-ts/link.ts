@@ -48,10 +48,21 @@ export class BpfLink extends BpfHandle {
    */
   static async attachTcx(program: BpfProgram, ifindex: number, direction: TcDirection): Promise<BpfLink> {
     const subject = `tcx ${direction} of interface ${ifindex}`;
-    const type = ATTACH_TYPES[`tcx_${direction}`];
+    return BpfLink.#create(program, ifindex, ATTACH_TYPES[`tcx_${direction}`], subject);
+  }
+
+  /**
+   * Attach a tracing program to the exit of the kernel's function that {@link BpfObject.trace} has named. The kernel
+   * changes its own code and waits for all CPUs, so this happens on another thread.
+   */
+  static async attachExit(program: BpfProgram): Promise<BpfLink> {
+    return BpfLink.#create(program, 0, ATTACH_TYPES.fexit, `exit of ${program.info.name}`);
+  }
+
+  static async #create(program: BpfProgram, target: number, type: number, subject: string): Promise<BpfLink> {
     const { promise, resolve, reject } = Promise.withResolvers<number>();
     // setImmediate: promises that are settled inside koffi's callbacks would wait for the next event (Node 26).
-    libbpf().bpf_link_create.async(program.fd, ifindex, type, linkCreateOptions.of({}), (error, status) =>
+    libbpf().bpf_link_create.async(program.fd, target, type, linkCreateOptions.of({}), (error, status) =>
       setImmediate(() => (error ? reject(error) : resolve(status))),
     );
     return new BpfLink(checkStatus('bpf_link_create', await promise, subject), subject);

@@ -117,6 +117,20 @@ export class BpfObject {
   }
 
   /**
+   * Have {@link load} load a tracing program, for this function of the kernel or of one of its modules. Such a program
+   * is in a section of the form `?fexit`, so that it is not loaded otherwise.
+   * @returns false when the function is not found.
+   */
+  trace(name: string, kernelFunction: string): boolean {
+    if (this.#state !== 'open') throw new Error('what a program traces can be set only before load');
+    const program = this.#programPointer(name);
+    const c = libbpf();
+    if (withLog(() => c.bpf_program__set_attach_target(program, 0, kernelFunction)) < 0) return false;
+    checkStatus('bpf_program__set_autoload', c.bpf_program__set_autoload(program, true), `program ${name}`);
+    return true;
+  }
+
+  /**
    * Create the maps, or reuse the pinned ones, and load the programs. A failure leaves nothing in the kernel and no new
    * pin; the object can then only be closed.
    * @throws MapMismatchError with every difference between pinned maps and the object's; VerifierError; BpfError.

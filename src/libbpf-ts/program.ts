@@ -53,6 +53,11 @@ export interface TestRunResult {
   durationNs: number;
 }
 
+/** Whether the kernel lets this process load programs of this type: it tries a smallest one. */
+export function supportsPrograms(type: (typeof PROGRAM_TYPES)[number]): boolean {
+  return libbpf().libbpf_probe_bpf_prog_type(PROGRAM_TYPES.indexOf(type), null) === 1;
+}
+
 const EINTR = 4;
 const OUTPUT_HEADROOM = 256;
 

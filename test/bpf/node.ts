@@ -173,7 +173,7 @@ export const settings: NodeSettings = {
   v4: v4.settings,
   v6: v6.settings,
   tunnel,
-  uplink: { ifindex: 2, mtu: 1500, mac: TEST_RUN_MAC, gsoMaxSegs: 65535 },
+  uplink: { ifindex: TEST_RUN_IFINDEX, mtu: 1500, mac: TEST_RUN_MAC, gsoMaxSegs: 65535 },
   flowTableSize: 4096,
 };
 

@@ -12,6 +12,7 @@ import type { Logger } from 'pino';
 import { Incarnation } from '../../src/agent/incarnation.ts';
 import { AttachmentStore } from '../../src/cni/attachments.ts';
 import { configureVeth, createVeth, hostVethName } from '../../src/cni/pod-network.ts';
+import { watchedFunctions } from '../../src/dataplane/changes.ts';
 import { readCounters } from '../../src/dataplane/counters.ts';
 import type { ClusterSnapshot } from '../../src/cluster/index.ts';
 import type { Ingress, IngressFlag } from '../../src/dataplane/ingress.ts';
@@ -51,6 +52,8 @@ export interface PassReport {
   readonly attached: Readonly<Record<string, LinkState>>;
   /** The hook where the uplink's packets are decapsulated, and why. */
   readonly ingress?: Ingress | undefined;
+  /** The functions of the kernel whose changes move the epoch. */
+  readonly watched: readonly string[];
 }
 
 function silence(): void {}
@@ -131,14 +134,18 @@ export async function pass(spec: NodeSpec): Promise<PassReport> {
   );
   const problems = [...failures, ...(incarnation.notReady === undefined ? [] : [incarnation.notReady])];
   const ingress = incarnation.standing?.plan.links.ingress;
-  return { problems, again: passes[2]!, found, attached: attachedIn(bpffs), ingress };
+  return { problems, again: passes[2]!, found, ...now(bpffs), ingress };
 }
 
 /** Take the programs off. */
 export function strip({ bpffs }: Pick<NodeSpec, 'bpffs'>): PassReport {
   const found = attachedIn(bpffs);
   removePins(pinPaths(bpffs));
-  return { problems: [], again: [], found, attached: attachedIn(bpffs) };
+  return { problems: [], again: [], found, ...now(bpffs) };
+}
+
+function now(bpffs: string): Pick<PassReport, 'attached' | 'watched'> {
+  return { attached: attachedIn(bpffs), watched: watchedFunctions(pinPaths(bpffs).changes) };
 }
 
 function attachedIn(bpffs: string): Record<string, LinkState> {

@@ -11,21 +11,25 @@ import { mkdirSync } from 'node:fs';
 import { release } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { pinPaths } from '../../src/dataplane/tables.ts';
+import { FLOW_LIFETIME_MS } from '../../src/dataplane/desired.ts';
+import { openTables, pinPaths } from '../../src/dataplane/tables.ts';
 import { linkKey } from '../../src/dataplane/links.ts';
 import { errorText } from '../../src/errors.ts';
 import { ipBatch, ipJson } from '../../src/lab/ip.ts';
+import { ROUTE_PROTOCOL } from '../../src/host/routes.ts';
 import { ensureBpffs } from '../../src/host/mount.ts';
 import { readForwardCounters } from '../../src/lab/rule-counters.ts';
 import { commandIn, run, tryRun } from '../../src/host/run.ts';
 import { BpfLink } from '#libbpf-ts';
-import type { HoldReport, TcpReport } from '../cluster/talker.ts';
+import type { HoldReport, TcpReport, UdpReport } from '../cluster/talker.ts';
+import { ipvsadm, moveEndpoint, setIpv4, startIpvs, whyNoIpvs } from './ipvs.ts';
 import { connectPod, countersOf, type NodeSpec, type PassReport, type PodSpec, vethOf } from './node.ts';
 import { expectThat, type Step, tellStory } from './story.ts';
 import { endTalker, startTalker, talk } from './talk.ts';
 
 const NETWORK = '10.42.0.0/16';
 const SERVICE = '10.43.0.1';
+const IPVS_SERVICE = { ip: '10.43.0.2', port: 4711 };
 const PORT = 4711;
 const BPFFS = '/run/bpf';
 const [major = 0, minor = 0] = release().split('.').map(Number);
@@ -128,7 +132,7 @@ async function onNode({ netns, ...spec }: Node, command: 'pass' | 'strip'): Prom
     [program, command, JSON.stringify({ ...spec, uplink } satisfies NodeSpec)],
     {
       netns,
-      timeoutMs: 180_000,
+      timeoutMs: 400_000,
     },
   );
   expectThat(code === 0, `${command} on ${spec.name} ended with ${code}: ${errorText(stderr.slice(-2000))}`);
@@ -182,14 +186,15 @@ async function ping(from: Pod, to: Pod, count = 10): Promise<void> {
   expectThat(all, `pings from ${from.name} to ${to.name}: ${errorText(stdout)}`);
 }
 
-/** Send this much over TCP and get it back. */
+/** Send this much over TCP and get it back. The other end must see the pod's own address. */
 async function tcp(from: Pod, address: string, bytes: number): Promise<void> {
   const report = await talk<TcpReport>(from.netns, ['tcp', address, String(PORT), String(bytes)]);
-  expectThat(report.bytes === bytes && report.sent === report.received, `TCP: ${JSON.stringify(report)}`);
+  const isWhole = report.bytes === bytes && report.sent === report.received;
+  expectThat(isWhole && report.seenAs === from.ip, `TCP: ${JSON.stringify(report)}`);
 }
 
 /** A connection that is kept open during `work`, and must survive it. */
-async function hold(from: Pod, to: Pod): Promise<() => Promise<void>> {
+async function hold(from: Pod, to: Pick<Pod, 'ip'>): Promise<() => Promise<void>> {
   const talker = await startTalker(from.netns, 'holding', ['hold', to.ip, String(PORT)]);
   return async () => {
     const report = await endTalker<HoldReport>(talker);
@@ -237,6 +242,12 @@ async function counting(
   }
 }
 
+/** How many packets the fast path has carried on this node. */
+function fastOn(node: Node): number {
+  const counters = Object.entries(countersOf(node)).filter(([name]) => name.includes(' fast_'));
+  return counters.reduce((sum, [, packets]) => sum + packets, 0);
+}
+
 /** Check that pods of both nodes reach each other on the fast path. */
 async function isFastAcross(): Promise<void> {
   const expected = [one, two].flatMap((node) => [
@@ -256,6 +267,61 @@ async function kernelPath(node: Node): Promise<{ forwarded: number; tunnelled: n
   );
   const forwarded = (await readForwardCounters({ netns: node.netns }))?.packets ?? 0;
   return { forwarded, tunnelled: device!.stats64.tx.packets };
+}
+
+/** Wait until the counter has risen by so much. */
+async function rises(node: Node, counter: string, by: number): Promise<void> {
+  const read = (): number => countersOf(node)[counter] ?? 0;
+  const start = read();
+  const deadline = performance.now() + 30_000;
+  while (read() < start + by) {
+    const all = JSON.stringify(countersOf(node));
+    expectThat(performance.now() < deadline, `${counter} rose by ${read() - start}, not ${by}: ${all}`);
+    await sleep(20);
+  }
+}
+
+/** Set once IPVS has been found here. */
+let hasIpvs = false;
+const NO_IPVS = 'there is no IPVS here';
+
+const addressOf = ({ ip, port }: { ip: string; port: number }): string => `${ip}:${port}`;
+
+// ---- Changes
+
+/** Debian's kernels let programs trace them; others may not. */
+const mayTrace = release().includes('cloud');
+const NO_TRACING = 'this kernel lets no program trace it';
+
+/** Start the data plane again. Where programs may trace, it watches this function then, whose module has come since. */
+async function expectWatched(name: string): Promise<void> {
+  const { watched } = await pass(one);
+  expectThat(watched.includes(name) === mayTrace, `watched: ${watched.join(', ')}`);
+}
+
+/** The counter moves no more: from now on where the kernel's functions are watched, else once flows have expired. */
+async function expectStill(counter: string): Promise<void> {
+  const read = (): number => countersOf(one)[counter] ?? 0;
+  if (!mayTrace) await sleep(FLOW_LIFETIME_MS);
+  const now = read();
+  await sleep(500);
+  expectThat(read() === now, `${counter} has moved by ${read() - now} since the change`);
+}
+
+/** What `add` does stops an established flow, and `remove` lets it go on. */
+async function isStoppedBy(add: () => Promise<unknown>, remove: () => Promise<unknown>): Promise<void> {
+  const counter = 'from_pod fast_encap';
+  const held = await hold(a, c);
+  await rises(one, counter, 20);
+  await add();
+  await expectStill(counter);
+  await remove();
+  await held();
+}
+
+function epochOf({ bpffs }: Node): number {
+  using tables = openTables(bpffs);
+  return tables.epoch.get(0) ?? 0;
 }
 
 // ---- The story
@@ -302,13 +368,14 @@ const steps: readonly Step[] = [
   [
     'a restart swaps the programs and loses nothing',
     async () => {
-      const before = await kernelPath(one);
+      const before = { ...(await kernelPath(one)), fast: fastOn(one) };
       const watch = [...(await Promise.all([hold(a, b), hold(a, c)])), pingOn(a, b), pingOn(a, c)];
       const { found, attached } = await pass(one);
       await Promise.all(watch.map((unharmed) => unharmed()));
       const missed = (await kernelPath(one)).forwarded - before.forwarded;
+      const fast = fastOn(one) - before.fast;
       // The first packets of each flow, and one every few seconds, take the kernel path.
-      expectThat(missed < 60, `${missed} packets missed the programs`);
+      expectThat(missed * 10 < fast, `${missed} packets missed the programs, which carried ${fast}`);
       expectThat(Object.keys(found).join() === Object.keys(attached).join(), 'other hooks than before');
       for (const [key, { ifindex, programId }] of Object.entries(attached)) {
         expectThat(found[key]?.ifindex === ifindex, `${key} has left its device`);
@@ -381,6 +448,125 @@ const steps: readonly Step[] = [
     },
   ],
   [
+    'IPVS: a ClusterIP with its endpoint on the other node is fast, both ways',
+    async () => {
+      const { netns } = one;
+      const why = await whyNoIpvs(netns);
+      if (why !== undefined) return why;
+      hasIpvs = true;
+      await startIpvs({ netns, network: NETWORK }, IPVS_SERVICE);
+      await expectWatched('ip_vs_genl_set_cmd');
+      for (const protocol of ['-t', '-u'])
+        await ipvsadm(netns, [
+          '-a',
+          protocol,
+          addressOf(IPVS_SERVICE),
+          '-r',
+          addressOf({ ...c, port: PORT }),
+          '-m',
+        ]);
+      const expected = [
+        [one, 'from_pod fast_encap', 5],
+        [one, 'from_wire fast_decap', 5],
+      ] as const;
+      await counting(expected, () => tcp(a, IPVS_SERVICE.ip, 1024 * KIB));
+      return undefined;
+    },
+  ],
+  [
+    'IPVS: its endpoint is replaced by one on this node, and UDP moves there',
+    async () => {
+      if (!hasIpvs) return NO_IPVS;
+      const count = 1000;
+      const args = ['udp', IPVS_SERVICE.ip, String(PORT), String(count), '100'];
+      const datagrams = talk<UdpReport>(a.netns, args);
+      await rises(one, 'from_pod fast_encap', 100);
+      await moveEndpoint(one.netns, IPVS_SERVICE, c.ip, b.ip);
+      await expectStill('from_pod fast_encap');
+      await rises(one, 'from_pod fast_local', 100);
+      const { answers, from } = await datagrams;
+      // IPVS itself loses a datagram that comes between the end of the endpoint and that of the connection.
+      const all = answers >= count - 1 && from.join() === IPVS_SERVICE.ip;
+      expectThat(all, `${answers} answers from ${from.join()}`);
+      return undefined;
+    },
+  ],
+  [
+    'IPVS: its endpoint is replaced again, and connections stay until they end',
+    async () => {
+      if (!hasIpvs) return NO_IPVS;
+      const held = await hold(a, IPVS_SERVICE);
+      await rises(one, 'from_pod fast_local', 20);
+      await moveEndpoint(one.netns, IPVS_SERVICE, b.ip, c.ip);
+      await rises(one, 'from_pod fast_local', 20);
+      await counting([[one, 'from_pod fast_encap', 5]], () => tcp(a, IPVS_SERVICE.ip, 1024 * KIB));
+      await held();
+      return undefined;
+    },
+  ],
+  [
+    'IPVS without conntrack: the kernel path',
+    async () => {
+      if (!hasIpvs) return NO_IPVS;
+      setIpv4(one.netns, { 'vs/conntrack': 0 });
+      const before = fastOn(one);
+      await tcp(a, IPVS_SERVICE.ip, 256 * KIB);
+      await moveEndpoint(one.netns, IPVS_SERVICE, c.ip, b.ip);
+      await tcp(a, IPVS_SERVICE.ip, 256 * KIB);
+      expectThat(fastOn(one) === before, `${fastOn(one) - before} packets were fast`);
+      setIpv4(one.netns, { 'vs/conntrack': 1 });
+      return undefined;
+    },
+  ],
+  [
+    'without an agent: a new rule of iptables-legacy stops an established flow',
+    async () => {
+      const rule = ['FORWARD', '-s', a.ip, '-d', c.ip, '-j', 'DROP'];
+      const iptables = (command: string) =>
+        tryRun('iptables-legacy', [command, ...rule], { netns: one.netns });
+      const { code, stderr } = await iptables('-I');
+      if (code !== 0) return errorText(stderr);
+      await iptables('-D');
+      // By now the kernel has loaded its module.
+      await expectWatched('xt_replace_table');
+      await isStoppedBy(
+        () => iptables('-I'),
+        () => iptables('-D'),
+      );
+      return undefined;
+    },
+  ],
+  [
+    'without an agent: a new rule of nftables stops an established flow',
+    async () => {
+      const nft = (text: string) => run('nft', ['-f', '-'], { netns: one.netns, stdin: text });
+      const rule = `ip saddr ${a.ip} ip daddr ${c.ip} drop`;
+      const table = `table ip stop { chain forward { type filter hook forward priority 0; ${rule}; }; }`;
+      await expectWatched('nf_tables_commit');
+      await isStoppedBy(
+        () => nft(table),
+        () => nft('delete table ip stop'),
+      );
+    },
+  ],
+  [
+    'a pod that comes moves no epoch, and a route does',
+    async () => {
+      if (!mayTrace) return NO_TRACING;
+      const before = epochOf(one);
+      const d = { name: 'd', netns: '/run/netns/d', ip: '10.42.1.4' };
+      await ipBatch(['netns add d']);
+      await connectPod(d, one);
+      // As the agent does then.
+      await ipBatch([`route add ${d.ip} dev ${vethOf(d)} proto ${ROUTE_PROTOCOL}`], { netns: one.netns });
+      const moved = epochOf(one) - before;
+      await ipBatch(['route add 203.0.113.0/24 via 192.168.77.2'], { netns: one.netns });
+      const movedByRoute = epochOf(one) - before - moved;
+      expectThat(moved === 0 && movedByRoute > 0, `${moved} moves by the pod, ${movedByRoute} by the route`);
+      return undefined;
+    },
+  ],
+  [
     'without programs the kernel path carries everything',
     async () => {
       const held = await Promise.all([hold(a, b), hold(a, c)]);
@@ -390,7 +576,7 @@ const steps: readonly Step[] = [
       await ping(a, c);
       await Promise.all(held.map((unharmed) => unharmed()));
       const after = await kernelPath(one);
-      const left = stripped.flatMap(({ attached }) => Object.keys(attached));
+      const left = stripped.flatMap(({ attached, watched }) => [...Object.keys(attached), ...watched]);
       expectThat(left.length === 0, `still attached: ${left.join(', ')}`);
       expectThat((await countFilters(one)) + (await countFilters(two)) === 0, 'filters are left');
       expectThat(after.forwarded - before.forwarded >= 40, 'the forward chain did not see the packets');

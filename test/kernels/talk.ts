@@ -15,7 +15,7 @@ export type Talker = ChildProcessByStdio<null, Readable, null>;
 export async function startTalker(netns: string, word: string, args: readonly string[]): Promise<Talker> {
   const [file, ...argv] = commandIn(netns, process.execPath, [TALKER, ...args]);
   const child = spawn(file, argv, { stdio: ['ignore', 'pipe', 'inherit'] });
-  const [text] = (await once(child.stdout, 'data', { signal: AbortSignal.timeout(60_000) })) as [Buffer];
+  const [text] = (await once(child.stdout, 'data', { signal: AbortSignal.timeout(180_000) })) as [Buffer];
   expectThat(text.toString().includes(word), `the talker said ${text.toString()}`);
   return child;
 }

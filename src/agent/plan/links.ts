@@ -20,6 +20,8 @@ export interface LinkPlan {
   readonly nodeLinks?: Desired<LinkState>;
   /** The maps of the loaded programs as the ones in use, once all links lead to these programs. */
   readonly maps?: Desired<true>;
+  /** The programs that move the epoch when the kernel changes its rules. */
+  readonly changes?: Desired<true>;
 }
 
 /**
@@ -58,13 +60,15 @@ export function planLinks(
     if (ingress.hook === 'xdp') hooked.push({ hook: 'xdp_from_wire', ifname: uplink.name, ifindex, mtu });
   }
   const revision = `${node.programs.revision} ${JSON.stringify(hooked)}`;
+  const loaded: Desired<true> = {
+    revision: String(node.programs.revision),
+    entries: () => new Map([[ProgramSet.KEY, true]]),
+    complete: true,
+  };
   return {
     ingress,
     nodeLinks: { revision, entries: () => desiredLinks(programs.ids, hooked), complete: true },
-    maps: {
-      revision: String(node.programs.revision),
-      entries: () => new Map([[ProgramSet.KEY, true]]),
-      complete: true,
-    },
+    maps: loaded,
+    changes: loaded,
   };
 }
