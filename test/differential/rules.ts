@@ -509,14 +509,14 @@ export const rules: readonly Rule[] = [
   {
     name: 'priority tag',
     rare: true,
-    why: 'a bridge carries a tag of VLAN 0 along; a router removes it and reads the packet, and its conntrack reads the fragments',
+    why: 'a bridge carries a tag of VLAN 0 along, past conntrack, so that kube-proxy drops the answer as INVALID; a router removes the tag and reads the packet, and its conntrack reads the fragments',
     explains: (difference, { sent, case: { from } }) =>
       isPod(from) &&
       sent['vlan'] === '0' &&
       (difference.what === 'differs'
         ? /^(vlan|padding|padding length)$/.test(difference.field) && difference.ripstop === undefined
         : difference.what !== 'refused' &&
-          (difference.what === 'only flannel' || hasFragmentHeader(sent)) &&
+          (difference.what === 'only flannel' || difference.seen.isAnswer || hasFragmentHeader(sent)) &&
           nodeOf(difference.seen.place) === nodeOf(from)),
   },
   {
