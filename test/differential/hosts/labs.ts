@@ -46,8 +46,11 @@ export interface Captured extends Packet {
   readonly bytes: number;
 }
 
-/** Nobody remembers the path MTU that another configuration has had. */
-const forgetful = { 'ipv4.route.mtu_expires': 1, 'ipv6.route.mtu_expires': 1 };
+/** Nobody remembers the path MTU of another configuration. On a node it would concern the tunnel, and so all flows. */
+const forgetting = (seconds: number): Record<string, number> => ({
+  'ipv4.route.mtu_expires': seconds,
+  'ipv6.route.mtu_expires': seconds,
+});
 
 export class HostLab implements AsyncDisposable {
   readonly name: string;
@@ -90,7 +93,8 @@ export class HostLab implements AsyncDisposable {
   }
 
   async #equip(): Promise<void> {
-    for (const place of places) await setSysctls(this.#netnsOf(place), { ...unlimitedIcmp, ...forgetful });
+    for (const place of places)
+      await setSysctls(this.#netnsOf(place), { ...unlimitedIcmp, ...forgetting(place in NODES[4] ? 0 : 1) });
     // ripstop has it so: what comes from where no route leads back to is dropped.
     for (const node of nodeNames)
       await setSysctls(this.#netnsOf(node), { 'ipv4.conf.flannel/1.rp_filter': 2 });

@@ -215,7 +215,7 @@ const routingRule = (family: Family, id: number, what: string): Omit<Obstacle, '
 const rule: Kind = ({ random, node, family, id }) => {
   const to = PODS[family][random.pick(remotePods(node))];
   const from = PODS[family][random.pick(podsOn(node))];
-  const ends = random.pick([`to ${to}`, `from ${from} to ${to}`, `from ${to} to ${from}`]);
+  const ends = random.pick([`to ${to}`, `from ${from} to ${to}`]);
   const what = random.pick(['', ` ipproto tcp dport ${random.pick(PORTS)}`, ' ipproto udp', ' fwmark 7']);
   return routingRule(family, id, `${ends}${what} ${random.pick(NOWHERE)}`);
 };

@@ -194,7 +194,7 @@ async function talkUdp(flow: Flow, port: number): Promise<Talked> {
   const missing = (): number[] =>
     flow.messages.flatMap(({ mayBeLost }, index) => (mayBeLost || answers.has(index) ? [] : [index]));
   const end = performance.now() + LAST_MS;
-  while (missing().length > 0 && performance.now() < end) await wait(end - performance.now());
+  while (missing().length > 0 && performance.now() < end) await wait(Math.max(1, end - performance.now()));
   socket.removeAllListeners('message').removeAllListeners('error');
   socket.on('error', () => {});
   const lost = missing().length === 0 ? 'all answered' : `no answer to ${missing().join(' ')}`;
