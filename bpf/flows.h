@@ -117,6 +117,14 @@ static __always_inline __u32 current_epoch(void)
 	return now ? *(volatile __u32 *)now : 0;
 }
 
+/* The address that the flow's packets leave for, as packets have it. */
+static __always_inline const void *learned_dst(const struct learned *learned, bool v6)
+{
+	if (v6)
+		return &((const struct learned6 *)learned)->out.dst;
+	return &((const struct learned4 *)learned)->out.dst;
+}
+
 /* ---- Arrivals: what was left to the kernel path, as it came in ---- */
 
 static __always_inline __u32 slot_of(const struct flow6 *flow)
@@ -150,7 +158,8 @@ static __always_inline bool same_flow(const struct flow6 *a, const struct flow6 
 
 /*
  * A packet is left to the kernel path. `learned`: what is known of its flow; NULL when nothing is. Where that is valid,
- * but this packet does not suit the fast path (`reason`), those that follow had better not overtake it.
+ * but this packet does not suit the fast path (`reason`), those that follow had better not overtake it. A packet that is
+ * larger than those before it waits in no queue on its way to the wire: from_pod and to_wire run one after the other.
  */
 static __always_inline void note_arrival(const struct __sk_buff *skb, const struct flow_packet *packet,
 					 const struct ip *ip, struct learned *learned, enum reason reason)
@@ -173,7 +182,7 @@ static __always_inline void note_arrival(const struct __sk_buff *skb, const stru
 		since = arrival->since_ns;
 	if (packet->is_bare_ack) {
 		noted = is_known ? arrival->noted_ns : 0;
-	} else if (learned) {
+	} else if (learned && (reason != KERNEL_TOO_BIG || in_pod_cidr(learned_dst(learned, ip->v6), ip->v6))) {
 		learned->is_settled = 0;
 		learned->noted_ns = now;
 	}
@@ -314,14 +323,6 @@ static __always_inline enum reason judge_flow(const struct ip *ip, __u32 ifindex
 		learned->is_ending = 1;
 	flow->protocol = 0;
 	return KERNEL_HANDSHAKE;
-}
-
-/* The address that the flow's packets leave for, as packets have it. */
-static __always_inline const void *learned_dst(const struct learned *learned, bool v6)
-{
-	if (v6)
-		return &((const struct learned6 *)learned)->out.dst;
-	return &((const struct learned4 *)learned)->out.dst;
 }
 
 /* ---- Rewriting ---- */

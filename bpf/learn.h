@@ -169,18 +169,15 @@ static __always_inline enum reason find_origin(struct __sk_buff *skb, const stru
 /*
  * How large the flow's next packets may be: as large as one that the kernel path has carried. The route that it takes may
  * have an MTU of its own, or know of a narrow place farther on. Below these sizes there are no such (the kernel's least
- * path MTU, net.ipv4.route.min_pmtu; RFC 8200).
+ * path MTU, net.ipv4.route.min_pmtu; RFC 8200). `before`: what was learned before and is valid; or NULL.
  */
-static __always_inline __u32 carried_bytes(const struct __sk_buff *skb, const struct ip *ip, const struct flow6 *in,
-					   __u32 epoch)
+static __always_inline __u32 carried_bytes(const struct __sk_buff *skb, const struct ip *ip, const struct learned *before)
 {
 	__u32 bytes = packet_bytes(skb, ip), least = ip->v6 ? 1280 : 552;
-	const struct learned *before = find_learned(in, ip->v6);
 
-	if (before && before->epoch == epoch && bytes < before->mtu &&
-	    bpf_ktime_get_coarse_ns() - before->learned_ns <= config.lifetime_ns)
-		return before->mtu;
-	return bytes > least ? bytes : least;
+	if (bytes < least)
+		bytes = least;
+	return before && before->mtu > bytes ? before->mtu : bytes;
 }
 
 /* Learn that packets of flow `in` leave as `out`. */
@@ -199,10 +196,11 @@ static __always_inline void store(const struct flow6 *in, const struct flow6 *ou
 }
 
 /*
- * Learn the flow of a packet that has left the kernel path, in the direction of a local pod or of the wire. `mtu`: of
- * the way that it takes. `source_port`: of the outer header, if there is one.
+ * Learn the flow of a packet that has left the kernel path, to a local pod or to the wire. `mtu`: of the way that
+ * it takes. `source_port`: of the outer header, if there is one.
  */
-static __always_inline enum reason learn(struct __sk_buff *skb, const struct ip *ip, __u32 mtu, __be16 source_port)
+static __always_inline enum reason learn(struct __sk_buff *skb, const struct ip *ip, bool to_wire, __u32 mtu,
+					 __be16 source_port)
 {
 	bool v6 = ip->v6;
 	struct flow_packet packet = {};
@@ -222,9 +220,15 @@ static __always_inline enum reason learn(struct __sk_buff *skb, const struct ip 
 	    (__u8)(arrival->ttl - ip->ttl) > 1)
 		return KERNEL_NOT_SEEN;
 
-	__u32 bytes = carried_bytes(skb, ip, &in, arrival->epoch);
+	const struct learned *before = find_learned(&in, v6);
+	__u64 now = bpf_ktime_get_coarse_ns();
+
+	if (before && (before->epoch != arrival->epoch || now - before->learned_ns > config.lifetime_ns))
+		before = NULL;
+
+	__u32 bytes = to_wire ? carried_bytes(skb, ip, before) : mtu;
 	struct learned head = {
-		.learned_ns = bpf_ktime_get_coarse_ns(),
+		.learned_ns = now,
 		.noted_ns = arrival->noted_ns,
 		.epoch = arrival->epoch,
 		.ifindex = arrival->ifindex,
@@ -232,6 +236,7 @@ static __always_inline enum reason learn(struct __sk_buff *skb, const struct ip 
 		.mark = skb->mark,
 		.priority = skb->priority,
 		.is_translated = !same_flow(&in, out),
+		.is_settled = before && before->is_settled, /* only a larger packet than before leaves it so */
 		.hops = arrival->ttl - ip->ttl,
 		.ttl = arrival->ttl,
 		.dscp = arrival->dscp,

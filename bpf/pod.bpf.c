@@ -223,7 +223,7 @@ static __always_inline enum reason to_pod_ip(struct __sk_buff *skb, bool v6)
 		return KERNEL_NO_ENDPOINT;
 	if (endpoint->flags & ENDPOINT_KERNEL_PATH)
 		return KERNEL_MARKED;
-	return learn(skb, &ip, endpoint->mtu, 0);
+	return learn(skb, &ip, false, endpoint->mtu, 0);
 }
 
 SEC("tc")

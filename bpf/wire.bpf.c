@@ -368,7 +368,7 @@ static __always_inline enum reason to_peer(struct __sk_buff *skb, bool v6)
 	__u32 room = (mtu < peer->mtu ? mtu : peer->mtu) - ENCAP_LEN(v6);
 	__u32 most = v6 ? config.pod_mtu6 : config.pod_mtu;
 
-	return learn(skb, &inner, room < most ? room : most, udp->src_port);
+	return learn(skb, &inner, true, room < most ? room : most, udp->src_port);
 }
 
 /* A packet for another node that the kernel path sends without encapsulation. */
@@ -387,7 +387,7 @@ static __always_inline enum reason to_direct_peer(struct __sk_buff *skb, bool v6
 		return KERNEL_NO_PEER;
 	if (!is_our_way(skb, ether, peer, ip.src, ip.dst, v6, &mtu))
 		return KERNEL_OTHER_WAY;
-	return learn(skb, &ip, mtu < peer->mtu ? mtu : peer->mtu, 0);
+	return learn(skb, &ip, true, mtu < peer->mtu ? mtu : peer->mtu, 0);
 }
 
 static __always_inline enum reason to_wire_ip(struct __sk_buff *skb, bool v6)

@@ -245,7 +245,7 @@ describeOnNode('to_pod and to_wire, packet by packet', (node) => {
         learned_ns: 'now',
         epoch: 3,
         ifindex: 9,
-        mtu: side.family === 4 ? 552 : 1280,
+        mtu: side.pods.sender.mtu,
         mark: 0,
         priority: 0,
         is_translated: 0,

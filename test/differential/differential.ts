@@ -6,7 +6,7 @@
 import { join } from 'node:path';
 import { readCounters } from '../../src/dataplane/counters.ts';
 import { openTables } from '../../src/dataplane/tables.ts';
-import { nodeDir, openLab } from '../../src/lab/index.ts';
+import { type Datapath, nodeDir, openLab } from '../../src/lab/index.ts';
 import { settleAll } from '../../src/lab/nodes.ts';
 import { type Case, caseOf } from './cases.ts';
 import { type Difference, differences } from './compare.ts';
@@ -44,8 +44,14 @@ export type Labs = readonly [flannel: DiffLab, ripstop: DiffLab];
 const CHUNK = 2500;
 
 /** Bring up both labs. @param name the prefix of their names */
-export async function openLabs(name: string): Promise<Labs & AsyncDisposable> {
-  const opening = [openDiffLab(`${name}f`, 'flannel'), openDiffLab(`${name}r`, 'ripstop')] as const;
+export const openLabs = (name: string): Promise<Labs & AsyncDisposable> => openBoth(name, openDiffLab);
+
+/** Open a lab of each datapath, which are closed together. @param name the prefix of their names */
+export async function openBoth<L extends AsyncDisposable>(
+  name: string,
+  open: (name: string, datapath: Datapath) => Promise<L>,
+): Promise<readonly [flannel: L, ripstop: L] & AsyncDisposable> {
+  const opening = [open(`${name}f`, 'flannel'), open(`${name}r`, 'ripstop')] as const;
   try {
     const [flannel, ripstop] = await settleAll(opening);
     const close = async () => {
@@ -132,7 +138,8 @@ function judge(
   return left.length === 0 ? undefined : { ...context, differences: left };
 }
 
-function carriedBy(name: string): Map<string, number> {
+/** Packets counted by a lab's programs, by `hook verdict_reason`. */
+export function carriedBy(name: string): Map<string, number> {
   const lab = openLab(name);
   const carried = new Map<string, number>();
   for (const node of lab.state.nodes) {

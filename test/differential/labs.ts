@@ -6,6 +6,7 @@ import { bytesToAddress } from '../../src/net/ip.ts';
 import { macToBytes } from '../../src/net/mac.ts';
 import {
   type Datapath,
+  type Lab,
   labDown,
   labUp,
   netnsPath,
@@ -20,6 +21,7 @@ import type { Macs } from './cases.ts';
 import {
   families,
   GATEWAYS,
+  isPod,
   isWide,
   type NodeName,
   nodeNames,
@@ -65,19 +67,25 @@ export async function openDiffLab(name: string, datapath: Datapath): Promise<Dif
   }
 }
 
-async function equip(name: string, datapath: Datapath): Promise<DiffLab> {
-  const { nodes } = openLab(name).state;
-  const netnsOf = (place: NodeName | PodName): string => {
-    const node = nodes.find((one) => one.name === (place in NODES[4] ? place : nodeOf(place as PodName)))!;
-    return place in NODES[4] ? node.netns : node.pods.find((pod) => pod.name === `pod${place.at(-1)}`)!.netns;
-  };
+/**
+ * The namespaces' names of a lab's nodes and pods.
+ * @throws Error when a pod has not the address that it must have
+ */
+export function netnsIn({ name, state: { nodes } }: Lab): (place: NodeName | PodName) => string {
+  const nodeWith = (node: NodeName) => nodes.find((one) => one.name === node)!;
+  const podAt = (pod: PodName) => nodeWith(nodeOf(pod)).pods.find((one) => one.name === `pod${pod.at(-1)}`)!;
   for (const pod of podNames) {
-    const { ip, ip6 } = nodes.flatMap((node) => node.pods).find(({ netns }) => netns === netnsOf(pod))!;
+    const { ip, ip6 } = podAt(pod);
     if (ip !== PODS[4][pod] || ip6 !== PODS[6][pod])
       throw new Error(
         `${pod} of ${name} has the addresses ${ip} ${ip6}, not ${PODS[4][pod]} ${PODS[6][pod]}`,
       );
   }
+  return (place) => (isPod(place) ? podAt(place) : nodeWith(place)).netns;
+}
+
+async function equip(name: string, datapath: Datapath): Promise<DiffLab> {
+  const netnsOf = netnsIn(openLab(name));
 
   const roles = new Map<string, string>();
   const macOf = new Map<string, string>();
@@ -196,7 +204,7 @@ async function equip(name: string, datapath: Datapath): Promise<DiffLab> {
 }
 
 /** Without these, timing would decide whether there is an answer. The last ones are for both families. */
-const unlimitedIcmp = {
+export const unlimitedIcmp = {
   'ipv6.icmp.ratelimit': 0,
   'ipv4.icmp_ratelimit': 0,
   'ipv4.icmp_msgs_per_sec': 1_000_000,
@@ -239,7 +247,7 @@ async function settle(netns: string, isPod: boolean): Promise<void> {
  * Fill all neighbour tables, and let pods learn the path MTU of the IPv6 tunnel, which ripstop's pods know from their
  * routes, and flannel's from the first packet that is too big.
  */
-async function meetEveryone(netns: string): Promise<void> {
+export async function meetEveryone(netns: string): Promise<void> {
   const ping = async (address: string, ...args: string[]) =>
     run('ping', ['-n', '-q', '-W', '2', '-i', '0.1', ...args, address], { netns: netnsPath(netns) });
   for (const family of families)

@@ -43,9 +43,9 @@ export async function type(cluster: Cluster, command: string): Promise<string> {
   }
 }
 
-/** Take ripstop's programs off all nodes, by the commands of "Roll back". */
-export async function takeOff(cluster: Cluster): Promise<void> {
-  const [uninstall, logs] = commandsOf('- To an older ripstop:') as [string, string];
+/** Take ripstop's programs off all nodes, by the commands of "Roll back". @param edit changes them */
+export async function takeOff(cluster: Cluster, edit = (command: string) => command): Promise<void> {
+  const [uninstall, logs] = commandsOf('- To an older ripstop:').map(edit) as [string, string];
   await type(cluster, uninstall);
   await until('each node has said "done"', 120_000, async () => {
     const said = await type(cluster, logs);

@@ -92,7 +92,7 @@ function knownFlows({ table, flow }: Arrival): Map<string, Flow> {
 /** What the model leaves in the table, and in the notes of the packet's flow. */
 function predictedState(
   arrival: Arrival,
-  { forgets, notes, learns, settles, ends, isBare }: Decision,
+  { forgets, notes, learns, settles, ends, isBare, isLarger }: Decision,
 ): string[] {
   const { table, flow, isBehind } = arrival;
   const isOwn = (other: Flow | undefined): boolean =>
@@ -101,7 +101,7 @@ function predictedState(
     const before = table.find((entry) => flowText(entry.flow) === text);
     const entry = isOwn(learns?.flow) && isOwn(each) ? learns : before;
     if (!entry || (forgets && text === flowText(forgets))) return `${text}: not there`;
-    const own = notes && !isBare ? 0 : settles ? 1 : entry.is_settled;
+    const own = notes && !isBare && !isLarger ? 0 : settles ? 1 : entry.is_settled;
     const is_settled = isOwn(each) ? own : entry.is_settled;
     const is_ending = isOwn(each) && ends ? 1 : entry.is_ending;
     return `${text}: ${entryText({ ...entry, is_settled, is_ending }, { ...entry.flow, ...entry.out })}`;

@@ -105,6 +105,8 @@ export interface Decision {
   readonly ends?: boolean;
   /** Others may overtake it, so they need not wait for it. */
   readonly isBare?: boolean;
+  /** It is only larger than those before it. On its way to the wire it waits nowhere, so nothing can overtake it. */
+  readonly isLarger?: boolean;
 }
 
 type Decided = Omit<Decision, 'out'> & Partial<Decision>;
@@ -320,7 +322,7 @@ export class Model {
     if (ip.ttl <= 1) reasons.push('ttl');
     const direct = view.isDirect(peer);
     if (isTooBig(arrival, ip, lookup.entry.mtu)) reasons.push('too_big');
-    if (reasons.length > 0) return stays();
+    if (reasons.length > 0) return { ...stays(), ...(reasons.join() === 'too_big' && { isLarger: true }) };
     decrementTtl(out.subarray(ETHER), view.family);
     if (direct) return goes('direct', out);
     if (gsoSize > 0) return stays('no_room'); // a test run's GSO packets have no type, so none may grow

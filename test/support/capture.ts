@@ -12,6 +12,8 @@ const VXLAN_BYTES = 8;
 const UDP_BYTES = 8;
 const UDP = 17;
 const TCP = 6;
+/** The types of ICMP's and ICMPv6's echoes and answers. */
+const ECHOES: Readonly<Record<number, readonly number[]>> = { 1: [8, 0], 58: [128, 129] };
 
 /** The fields of an IP packet, and its ports. */
 export interface Packet {
@@ -30,6 +32,10 @@ export interface Packet {
   /** For TCP and UDP; otherwise 0. */
   srcPort: number;
   dstPort: number;
+  /** For TCP. */
+  tcpFlags?: number;
+  /** The identifier of an ICMP echo, or of an answer to one. */
+  echoId?: number;
   /** For UDP, as on the wire. */
   udpChecksum?: number;
   /** The inner packet of VXLAN. */
@@ -97,7 +103,8 @@ export function tunnelled(packets: readonly Packet[]): Tunnelled[] {
   return packets.filter((packet): packet is Tunnelled => packet.inner !== undefined);
 }
 
-function readPacket(bytes: Uint8Array, at: number): Packet | undefined {
+/** The IP packet at `at`; undefined when there is none. */
+export function readPacket(bytes: Uint8Array, at: number): Packet | undefined {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   const version = (bytes[at] ?? 0) >> 4;
   const needs = version === 4 ? 20 : 40;
@@ -136,6 +143,8 @@ function readPacket(bytes: Uint8Array, at: number): Packet | undefined {
     packet.srcPort = view.getUint16(payload);
     packet.dstPort = view.getUint16(payload + 2);
   }
+  if (packet.protocol === TCP && bytes.length > payload + 13) packet.tcpFlags = bytes[payload + 13]!;
+  if (ECHOES[packet.protocol]?.includes(bytes[payload]!)) packet.echoId = view.getUint16(payload + 4);
   if (packet.protocol !== UDP) return packet;
   packet.udpChecksum = view.getUint16(payload + 6);
   const vxlan = payload + UDP_BYTES;

@@ -3,7 +3,7 @@ import { beforeAll, describe, expect, it } from 'vitest';
 import { changesSinceFirst, type Dump } from '../dump.ts';
 import { apply, kubectl, tryKubectl } from '../kubectl.ts';
 import { tryInNode } from '../node.ts';
-import { commandsOf, type } from '../readme.ts';
+import { commandsOf, takeOff, type } from '../readme.ts';
 import type { ClusterNode } from '../state.ts';
 import { storyCluster } from '../story.ts';
 import { inventory, unharmed } from '../traffic.ts';
@@ -126,17 +126,11 @@ describe('kubectl delete -f deploy/ripstop.yml, without uninstall', () => {
 });
 
 describe('deploy/README.md, "Roll back": nothing of ripstop is left', () => {
-  const [uninstall, logs, remove] = commandsOf('- To flannel:').map((command) =>
-    command.replace(' --restore-flannel', ''),
-  ) as [string, string, string];
+  const [remove] = commandsOf('- To flannel:') as [string];
 
   it('uninstall says what it has done', async () => {
     await removeWorkload(cluster);
-    await type(cluster, uninstall);
-    await until('each node has said "done"', 120_000, async () => {
-      const said = await type(cluster, logs);
-      return said.match(/^\[pod\/\S+\] done$/gm)?.length === nodes.length;
-    });
+    await takeOff(cluster, (command) => command.replace(' --restore-flannel', ''));
     await type(cluster, remove);
     await podsGone(cluster, 'app=ripstop');
     for (const kind of ['clusterrole', 'clusterrolebinding', 'validatingadmissionpolicy']) {
