@@ -467,8 +467,7 @@ export class Model {
    * A packet for a pod that the kernel path has let through. Conntrack knows none of them: they are learned if they leave as
    * they came in.
    */
-  #toPod(arrival: Arrival, ip: IpPacket, view: FamilyView): Decided {
-    const { packet, ifindex, noted } = arrival;
+  #toPod({ packet, ifindex, noted }: Arrival, ip: IpPacket, view: FamilyView): Decided {
     const receiver = view.endpoints.get(ip.dst);
     if (receiver?.hostIfindex !== ifindex) return kernel(...ip.faults, 'no_endpoint');
     if (receiver.kernelPath) return kernel(...ip.faults, 'marked');
@@ -476,9 +475,7 @@ export class Model {
     // The kernel has let the packet through, so the length that its header tells does not matter.
     const isReadable = reasons.every((reason) => reason === 'malformed');
     const reading = readFlow(readIp(packet.subarray(ETHER), view.family)!);
-    const carried = Math.max(packetBytes(arrival, ip), LEAST_MTU[view.family]);
-    const mtu = Math.min(receiver.mtu, carried);
-    const learned = isReadable ? learnedEntry(reading, ip, mtu, noted) : undefined;
+    const learned = isReadable ? learnedEntry(reading, ip, receiver, noted) : undefined;
     if (learned) return { ...kernel('learned'), learns: learned };
     if (!reading.flow) return kernel(...reasons, reading.why);
     if (reading.isEnd && !reading.isAnswer) return kernel(...reasons, 'handshake');
@@ -603,7 +600,7 @@ const againstDelivery = (ip: IpPacket, receiver: Endpoint | undefined): string[]
 function learnedEntry(
   reading: FlowReading,
   ip: IpPacket,
-  mtu: number,
+  { mtu }: Endpoint,
   noted: NotedArrival | undefined,
 ): Entry | undefined {
   if (!reading.flow || !noted || !isSame(reading.flow, noted.flow)) return undefined;
@@ -630,16 +627,16 @@ const starts = (bytes: Uint8Array, at: number, expected: ArrayLike<number>): boo
   Array.from(expected).every((byte, i) => bytes[at + i] === byte);
 
 /** The size that must fit an MTU. For a GSO super-packet it is that of each segment, with headers. */
-function packetBytes({ packet, gsoSize }: Arrival, { family, protocol, payload }: IpPacket): number {
-  const isTcp = protocol === protocols.tcp;
-  if (gsoSize === 0 || (isTcp && payload.length < 20)) return packet.length - ETHER;
-  return headerLength[family] + (isTcp ? (payload[12]! >>> 4) * 4 : 8) + gsoSize;
+function isTooBig(
+  { packet, gsoSize }: Arrival,
+  { family, protocol, payload }: IpPacket,
+  mtu: number,
+): boolean {
+  if (gsoSize === 0) return packet.length - ETHER > mtu;
+  if (protocol === protocols.tcp && payload.length < 20) return true;
+  const transportHeader = protocol === protocols.tcp ? (payload[12]! >>> 4) * 4 : 8;
+  return headerLength[family] + transportHeader + gsoSize > mtu;
 }
-
-const isTooBig = (arrival: Arrival, ip: IpPacket, mtu: number): boolean => packetBytes(arrival, ip) > mtu;
-
-/** What any way carries: the kernel's least path MTU, and RFC 8200's. */
-const LEAST_MTU = { 4: 552, 6: 1280 };
 
 /**
  * Whether an outer UDP checksum is right if the inner one is ("local checksum offload",
