@@ -95,7 +95,12 @@ describe.skipIf(missingHere())('what is pinned on two ripstop nodes', () => {
         .slice(logged)
         .matchAll(/"changed":"([^"]*)"/g);
       const targets = Array.from(applied, ([, changed]) => changed!.replaceAll(/ [+]\d+ -\d+/g, ''));
-      expect(targets.join(', ').split(', ').toSorted()).toEqual(['node-links', 'pod-links', 'programs']);
+      expect(targets.join(', ').split(', ').toSorted()).toEqual([
+        'changes',
+        'node-links',
+        'pod-links',
+        'programs',
+      ]);
     },
   );
 
