@@ -139,7 +139,7 @@ async function tryOut(labs: HostLabs, configuration: Configuration): Promise<Res
       }
     }
   } finally {
-    await Promise.all(labs.map((lab) => lab.end(inForce[1]!)));
+    await Promise.all(labs.map((lab) => lab.end()));
   }
   return {
     differences,

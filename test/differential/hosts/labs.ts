@@ -56,6 +56,7 @@ export class HostLab implements AsyncDisposable {
   readonly name: string;
   readonly #lab: Lab;
   readonly #netnsOf: (place: Place) => string;
+  readonly #inForce = new Set<Obstacle>();
   readonly #programs = new Map<Place, ChildProcess>();
   /** Sockets that receive what the places do. Those of nodes would receive tunnels. */
   readonly #captures = new Map<Place, RawSocket>();
@@ -157,8 +158,7 @@ export class HostLab implements AsyncDisposable {
       await setSysctls(node.netns, { [liberal]: 0 });
       await startKubeProxy(this.#lab, node, kubeProxy, servicePorts(backends));
       await setSysctls(node.netns, { [liberal]: before.trim() });
-      for (const obstacle of obstacles)
-        if (obstacle.node === node.name) await this.#configure(obstacle.node, obstacle.add);
+      for (const obstacle of obstacles) if (obstacle.node === node.name) await this.#add(obstacle);
     };
     await Promise.all(this.#lab.state.nodes.map(beginOn));
     await this.#forget();
@@ -174,10 +174,7 @@ export class HostLab implements AsyncDisposable {
 
   async change(change: Change): Promise<void> {
     if (change.what !== 'services')
-      return this.#configure(
-        change.obstacle.node,
-        change.obstacle[change.what === 'added' ? 'add' : 'remove'],
-      );
+      return change.what === 'added' ? this.#add(change.obstacle) : this.#remove(change.obstacle);
     for (const node of this.#lab.state.nodes) {
       await setServices(this.#lab, node, servicePorts(change.backends));
       // As kube-proxy does when an endpoint has gone.
@@ -189,10 +186,20 @@ export class HostLab implements AsyncDisposable {
     }
   }
 
-  /** Take away what a configuration has after its change. */
-  async end(obstacles: readonly Obstacle[]): Promise<void> {
+  async #add(obstacle: Obstacle): Promise<void> {
+    await this.#configure(obstacle.node, obstacle.add);
+    this.#inForce.add(obstacle);
+  }
+
+  async #remove(obstacle: Obstacle): Promise<void> {
+    this.#inForce.delete(obstacle);
+    await this.#configure(obstacle.node, obstacle.remove);
+  }
+
+  /** End all flows, and take all obstacles away. */
+  async end(): Promise<void> {
     for (const place of places) await this.#order(place, 'close');
-    for (const { node, remove } of obstacles) await this.#configure(node, remove);
+    for (const obstacle of [...this.#inForce]) await this.#remove(obstacle);
   }
 
   /** Have flows talk, all at the same time. */

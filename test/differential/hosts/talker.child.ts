@@ -174,7 +174,11 @@ async function talkUdp(flow: Flow, port: number): Promise<Talked> {
     await once(socket, 'listening');
     socket.connect(flow.port, flow.address);
     const connected = await once(socket, 'connect').catch(codeOf);
-    if (typeof connected === 'string') errors.add(connected);
+    if (typeof connected === 'string') {
+      sockets.delete(flow.number);
+      socket.close();
+      return { flow: flow.number, port, outcome: `not connected, ${connected}` };
+    }
   }
   const onError = (error: Error): unknown => errors.add(codeOf(error));
   socket.on('error', onError).on('message', (message: Buffer) => {
