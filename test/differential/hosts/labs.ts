@@ -199,7 +199,7 @@ export class HostLab implements AsyncDisposable {
   /** End all flows, and take all obstacles away. */
   async end(): Promise<void> {
     for (const place of places) await this.#order(place, 'close');
-    for (const obstacle of [...this.#inForce]) await this.#remove(obstacle);
+    for (const obstacle of this.#inForce) await this.#remove(obstacle);
   }
 
   /** Have flows talk, all at the same time. */
