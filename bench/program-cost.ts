@@ -59,7 +59,7 @@ const PARTS = {
  * @param directory the directory for the compiled programs
  */
 export async function partCosts(directory: string, compiler = 'clang-19'): Promise<PartCost[]> {
-  const object = join(directory, 'program-parts.bpf.o');
+  const object = join(directory, 'program-parts.o'); // not among the product's own, `*.bpf.o`
   const source = join(import.meta.dirname, 'program-parts.bpf.c');
   // With BPF as its target, clang does not search the host's directory of <asm/types.h>.
   const triplet = process.arch === 'arm64' ? 'aarch64-linux-gnu' : 'x86_64-linux-gnu';

@@ -126,7 +126,7 @@ struct config {
 enum peer_flags {
 	PEER_PRESENT = 1,
 	PEER_BEHIND_NAT = 2, /* publishes public-ip-overwrite, so its outer source address proves nothing */
-	PEER_KERNEL_PATH = 4, /* its VXLAN device requires checksums that BPF cannot make: the kernel path, both ways */
+	PEER_KERNEL_PATH = 4, /* the kernel path alone serves it, both ways: `ripstop peers` says why */
 	PEER_DIRECT = 8, /* on our L2, and reached without encapsulation */
 };
 
