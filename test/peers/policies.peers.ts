@@ -6,10 +6,18 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { gatewayAddress } from '../../src/lab/addresses.ts';
 import { kubeconfigText } from '../../src/lab/apiserver/index.ts';
 import { startDaemon } from '../../src/lab/daemon.ts';
-import { type Lab, labDown, netnsPath, nodeDir, type NodeState, type PodState } from '../../src/lab/index.ts';
+import {
+  type Lab,
+  labDown,
+  netnsPath,
+  nodeDir,
+  type NodeState,
+  type PodState,
+  withPort,
+} from '../../src/lab/index.ts';
 import type { ApiAccess } from '../../src/lab/kube.ts';
 import { type Background, tracesOf } from '../../src/lab/lab.support.ts';
-import { tryRun } from '../../src/host/run.ts';
+import { run, tryRun } from '../../src/host/run.ts';
 import type { Family } from '../../src/net/ip.ts';
 import { FRESH, KINDS, Receiver, sendTo } from '../cluster/arrivals.ts';
 import { monotonicMs } from '../cluster/numbers.ts';
@@ -166,6 +174,18 @@ for (const engine of ENGINES) {
         });
     }
 
+    /** kube-proxy writes no more than once a second, and rejects meanwhile what is sent to a new Service. */
+    async function untilServicesLead(): Promise<void> {
+      for (const family of FAMILIES) {
+        const program = family === 4 ? 'iptables-save' : 'ip6tables-save';
+        const rules = (): Promise<string> => run(program, ['-t', 'nat'], inNetns(node(1)));
+        for (const name of PAIR) {
+          const server = withPort(addressOf(servers[name](), family), NUMBERS_PORT);
+          await expect.poll(rules).toContain(`--to-destination ${server}\n`);
+        }
+      }
+    }
+
     async function startEngine(of: NodeState): Promise<void> {
       const { ca, token } = JSON.parse(readFileSync(join(lab.dir, 'apiserver.json'), 'utf8')) as ApiAccess;
       const kubeconfig = join(nodeDir(lab, of), 'engine.kubeconfig');
@@ -253,6 +273,7 @@ for (const engine of ENGINES) {
     });
 
     it('deny new flows beside those that are under way, to pods and to Services', async () => {
+      await untilServicesLead();
       await sendFrom(client(), 'services');
       await arrive();
       await create(POLICIES, ingress('deny', []));
