@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Arms in other circumstances: the same lab, with something done around each of its measurements. */
+import { join } from 'node:path';
 import { hrtime } from 'node:process';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { openTables, type Tables } from '../src/dataplane/tables.ts';
+import { BpfProgram } from '#libbpf-ts';
+import { moveEpoch } from '../src/dataplane/changes.ts';
+import { openTables, pinPaths, type Tables } from '../src/dataplane/tables.ts';
 import { RipstopError } from '../src/errors.ts';
 import type { Arm } from './arms.ts';
 import { besideName, clusterIpName, flowsName, NEW_FLOWS } from './contrasts.ts';
@@ -132,12 +135,14 @@ export function withEpochs(arm: Arm, name: 'moving' | 'still'): Arm {
 /** Move the epochs of all nodes at once, each second, until `end`. Resolves to the number of moves. */
 async function moveEpochs(bpffs: readonly string[], firstMs: number, end: AbortSignal): Promise<number> {
   using stack = new DisposableStack();
-  const nodes = bpffs.map((path) => stack.use(openTables(path)));
+  const programs = bpffs.map((path) =>
+    stack.use(BpfProgram.openPinned(join(pinPaths(path).programs, 'move_epoch'))),
+  );
   let moves = 0;
   for (let waitMs = firstMs; ; waitMs = 1000) {
     const elapsed = await sleep(waitMs, true, { signal: end }).catch(() => false);
-    if (!elapsed || nodes.length === 0) return moves;
-    for (const { epoch } of nodes) epoch.set(0, ((epoch.get(0) ?? 0) + 1) >>> 0);
+    if (!elapsed || programs.length === 0) return moves;
+    programs.forEach(moveEpoch);
     moves += 1;
   }
 }

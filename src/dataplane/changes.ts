@@ -7,7 +7,7 @@
  */
 import { existsSync, readdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
-import { BpfLink, type BpfObject, supportsPrograms, VerifierError } from '#libbpf-ts';
+import { BpfLink, type BpfObject, type BpfProgram, supportsPrograms, VerifierError } from '#libbpf-ts';
 import { errorText } from '../errors.ts';
 import { repin } from './tables.ts';
 
@@ -17,6 +17,13 @@ export interface ChangesReport {
   readonly refused: Readonly<Record<string, string>>;
   /** Functions that this kernel does not have, or whose module is not loaded. */
   readonly missing: readonly string[];
+}
+
+const ANY_PACKET = new Uint8Array(64);
+
+/** Invalidate all flows. @param program bpf/changes.bpf.c's `move_epoch` */
+export function moveEpoch(program: BpfProgram): void {
+  program.testRun({ data: ANY_PACKET });
 }
 
 /** What tells when the kernel may have got new functions: its modules that describe theirs. */

@@ -10,7 +10,7 @@ import { dirname, join } from 'node:path';
 import { BpfMap, BpfObject, type BpfProgram } from '#libbpf-ts';
 import { filterDestroyed } from '#netlink';
 import { RipstopError } from '../errors.ts';
-import { type ChangesReport, kernelFunctions, watchChanges } from './changes.ts';
+import { type ChangesReport, kernelFunctions, moveEpoch, watchChanges } from './changes.ts';
 import { encode } from './codec.ts';
 import { desiredConfig, endpointCapacity, type NodeSettings, peerCapacity } from './desired.ts';
 import {
@@ -70,8 +70,6 @@ export interface PendingMaps {
   /** The maps that stay, with their content. */
   readonly kept: readonly MapName[];
 }
-
-const ANY_PACKET = new Uint8Array(64);
 
 /** Of the flow table of a family that the cluster does not have. */
 const UNUSED_TABLE_SIZE = 1024;
@@ -148,9 +146,7 @@ export function loadPrograms(settings: NodeSettings, paths: PinPaths, directory 
       useGeneration(paths, generation);
       pending = undefined;
     },
-    moveEpoch() {
-      loaded.move_epoch.testRun({ data: ANY_PACKET });
-    },
+    moveEpoch: () => moveEpoch(loaded.move_epoch),
     watchChanges: () => watchChanges(() => open('changes'), paths.changes),
     [Symbol.dispose]: () => opened.forEach((object) => object.close()),
   };

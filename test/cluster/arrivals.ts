@@ -4,6 +4,12 @@ import { join } from 'node:path';
 import { expect } from 'vitest';
 import { type Background, startIn } from '../../src/lab/lab.support.ts';
 import { type Arrivals, monotonicMs } from './numbers.ts';
+import { PORT } from './support.ts';
+
+/** The port where the flows arrive. */
+export const NUMBERS_PORT = PORT + 2;
+/** Where they go: to a pod on the client's node, and to one on another. */
+export const PAIR = ['near', 'far'] as const;
 
 const NUMBERS = join(import.meta.dirname, 'numbers.ts');
 /** TCP comes back with its next retransmission. */
@@ -23,8 +29,8 @@ export class Receiver {
     this.#program = program;
   }
 
-  static async start({ netns }: { netns: string }, port: number): Promise<Receiver> {
-    const program = startIn(netns, process.execPath, NUMBERS, 'receive', String(port));
+  static async start({ netns }: { netns: string }): Promise<Receiver> {
+    const program = startIn(netns, process.execPath, NUMBERS, 'receive', String(NUMBERS_PORT));
     await program.prints(/receiving\n\{.*\n/);
     return new Receiver(program);
   }
@@ -56,8 +62,5 @@ export class Receiver {
 }
 
 /** Let a pod send such flows to these addresses. */
-export const sendTo = (
-  { netns }: { netns: string },
-  port: number,
-  addresses: readonly string[],
-): Background => startIn(netns, process.execPath, NUMBERS, 'send', String(port), ...addresses);
+export const sendTo = ({ netns }: { netns: string }, addresses: readonly string[]): Background =>
+  startIn(netns, process.execPath, NUMBERS, 'send', String(NUMBERS_PORT), ...addresses);

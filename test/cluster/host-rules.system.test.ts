@@ -8,7 +8,7 @@ import { type NodeState, startAgent, stopAgent, withPort } from '../../src/lab/i
 import type { Background } from '../../src/lab/lab.support.ts';
 import type { Family } from '../../src/net/ip.ts';
 import { captureDuring } from '../support/capture.ts';
-import { KINDS, Receiver, sendTo } from './arrivals.ts';
+import { KINDS, NUMBERS_PORT, PAIR, Receiver, sendTo } from './arrivals.ts';
 import { monotonicMs } from './numbers.ts';
 import {
   addressesOf,
@@ -25,7 +25,6 @@ import {
   useLab,
 } from './support.ts';
 
-const NUMBERS_PORT = PORT + 2;
 /** A port, and an address, that only rewriting rules lead to a pod. */
 const OTHER_PORT = PORT + 3;
 const OTHER_IP = '192.0.2.9';
@@ -34,7 +33,6 @@ const TOLD_MS = 700;
 /** And any other: a flow's lifetime, and a margin for a busy machine. */
 const UNTOLD_MS = 5000 + 1000;
 
-const PAIR = ['near', 'far'] as const;
 type Target = (typeof PAIR)[number];
 
 /** Rules against what the client sends to some targets, as shell commands for one family ({@link variablesOf}). */
@@ -194,10 +192,9 @@ describe.skipIf(missingHere('nft', 'iptables', 'tcpdump', 'tc'))('on nodes with 
     let sender: Background | undefined;
 
     beforeAll(async () => {
-      for (const target of PAIR) receivers[target] = await Receiver.start(pods[target](), NUMBERS_PORT);
+      for (const target of PAIR) receivers[target] = await Receiver.start(pods[target]());
       sender = sendTo(
         client(),
-        NUMBERS_PORT,
         PAIR.flatMap((target) => addressesOf(pods[target]())),
       );
     });

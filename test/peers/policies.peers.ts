@@ -19,7 +19,7 @@ import type { ApiAccess } from '../../src/lab/kube.ts';
 import { type Background, tracesOf } from '../../src/lab/lab.support.ts';
 import { run, tryRun } from '../../src/host/run.ts';
 import type { Family } from '../../src/net/ip.ts';
-import { FRESH, KINDS, Receiver, sendTo } from '../cluster/arrivals.ts';
+import { FRESH, KINDS, NUMBERS_PORT, PAIR, Receiver, sendTo } from '../cluster/arrivals.ts';
 import { monotonicMs } from '../cluster/numbers.ts';
 import {
   addressesOf,
@@ -36,7 +36,6 @@ import { withDebianProgram } from '../support/debian-programs.ts';
 import { peerPath } from '../support/peer-programs.ts';
 import { clientOf, labNameFor, realLab } from './support.ts';
 
-const NUMBERS_PORT = PORT + 2;
 /** A port that no policy allows. */
 const OTHER_PORT = PORT + 3;
 /** The Services of the two servers, on the client's node and on another. */
@@ -44,7 +43,6 @@ const SERVICES = {
   near: { 4: '10.43.0.50', 6: 'fd00:43::50' },
   far: { 4: '10.43.0.60', 6: 'fd00:43::60' },
 } as const;
-const PAIR = ['near', 'far'] as const;
 const POLICIES = '/apis/networking.k8s.io/v1/namespaces/default/networkpolicies';
 /** How long an engine may take to carry out a policy. */
 const ENGINE_MS = 15_000;
@@ -212,7 +210,7 @@ for (const engine of ENGINES) {
       for (const name of PAIR) {
         await createPod(node(name === 'near' ? 1 : 2), servers[name](), 'server');
         await createService(name);
-        receivers[name] = await Receiver.start(servers[name](), NUMBERS_PORT);
+        receivers[name] = await Receiver.start(servers[name]());
         for (const port of [PORT, OTHER_PORT]) await serveIn(servers[name](), '::', port);
       }
       await Promise.all([1, 2].map((i) => startEngine(node(i))));
@@ -229,7 +227,7 @@ for (const engine of ENGINES) {
       const addresses = PAIR.flatMap((name) =>
         to === 'pods' ? addressesOf(servers[name]()) : FAMILIES.map((family) => SERVICES[name][family]),
       );
-      sender = sendTo(pod, NUMBERS_PORT, addresses);
+      sender = sendTo(pod, addresses);
     }
 
     const arrive = (kinds = KINDS): Promise<unknown> =>

@@ -59,96 +59,104 @@ export async function compareHosts(
   onProgress: (done: number) => void = () => {},
 ): Promise<HostReport> {
   const results: Result[] = [];
+  const phases: Observed[] = [];
   const differences: HostDifference[] = [];
   const unrepeated: number[] = [];
   for (let done = 0; done < count; onProgress(++done)) {
     const configuration = configurationOf(seed, first + done);
-    const result = await tryOut(labs, configuration);
+    const observed = await tryOut(labs, configuration);
+    const result = judge(configuration, observed);
+    phases.push(...observed);
     results.push(result);
     if (result.differences.length === 0) continue;
     // On a busy machine a client may wait in vain in either lab. A real difference recurs.
-    const again = new Set((await tryOut(labs, configuration)).differences.map(keyOf));
+    const second = judge(configuration, await tryOut(labs, configuration));
+    const again = new Set(second.differences.map(keyOf));
     const recurring = result.differences.filter((difference) => again.has(keyOf(difference)));
     differences.push(...recurring);
     if (recurring.length < result.differences.length) unrepeated.push(configuration.number);
   }
-  const sum = (of: (result: Result) => number): number =>
-    results.reduce((all, result) => all + of(result), 0);
-  const shareOf = (of: (result: Result) => readonly Share[]): Share => ({
-    fast: sum((result) => of(result).reduce((all, { fast }) => all + fast, 0)),
-    all: sum((result) => of(result).reduce((all, one) => all + one.all, 0)),
-  });
+  const sum = (key: 'whole' | 'hindered' | 'bridged'): number =>
+    results.reduce((all, result) => all + result[key], 0);
   return {
     configurations: count,
-    flows: { whole: sum(({ whole }) => whole), hindered: sum(({ hindered }) => hindered) },
-    bridged: sum(({ bridged }) => bridged),
+    flows: { whole: sum('whole'), hindered: sum('hindered') },
+    bridged: sum('bridged'),
     differences,
     unrepeated,
-    share: shareOf(({ shares }) => shares),
-    plainShare: shareOf(({ shares, isPlain }) => shares.filter((_, i) => isPlain[i])),
+    share: sumOf(phases),
+    plainShare: sumOf(phases.filter(({ isPlain }) => isPlain)),
   };
 }
 
+const sumOf = (phases: readonly Observed[]): Share => ({
+  fast: phases.reduce((sum, { share }) => sum + share.fast, 0),
+  all: phases.reduce((sum, { share }) => sum + share.all, 0),
+});
+
 const keyOf = ({ flow, phase, what, flannel, ripstop }: HostDifference): string =>
   [flow.number, phase, ...what.flatMap((key) => [key, flannel[key], ripstop[key]])].join('\n');
+
+/** What was seen in a phase. */
+interface Observed {
+  readonly phase: Phase;
+  readonly flows: readonly Flow[];
+  /** By flow number. */
+  readonly flannel: ReadonlyMap<number, Seen>;
+  readonly ripstop: ReadonlyMap<number, Seen>;
+  readonly share: Share;
+  /** There were no obstacles. */
+  readonly isPlain: boolean;
+}
+
+/** Bring a configuration to both labs, phase by phase, and see what becomes of its flows. */
+async function tryOut(labs: HostLabs, configuration: Configuration): Promise<Observed[]> {
+  const { obstacles, change } = configuration;
+  const inForce = { 1: obstacles, 2: afterwards(configuration) };
+  const observed: Observed[] = [];
+  await Promise.all(labs.map((lab) => lab.begin(configuration)));
+  try {
+    for (const phase of PHASES) {
+      if (phase === 2) await Promise.all(labs.map((lab) => lab.change(change)));
+      await sleep(HEARD_MS);
+      const flows = configuration.flows.filter(({ phases }) => phases.includes(phase));
+      const before = shareOf(labs[1].name);
+      const [flannel, ripstop] = await Promise.all([
+        observe(labs[0], configuration, flows, phase),
+        observe(labs[1], configuration, flows, phase),
+      ]);
+      const after = shareOf(labs[1].name);
+      const share = { fast: after.fast - before.fast, all: after.all - before.all };
+      observed.push({ phase, flows, flannel, ripstop, share, isPlain: inForce[phase].length === 0 });
+    }
+  } finally {
+    await Promise.all(labs.map((lab) => lab.end()));
+  }
+  return observed;
+}
 
 interface Result {
   readonly differences: readonly HostDifference[];
   readonly whole: number;
   readonly hindered: number;
   readonly bridged: number;
-  /** By phase. */
-  readonly shares: readonly Share[];
-  readonly isPlain: readonly boolean[];
 }
 
-async function tryOut(labs: HostLabs, configuration: Configuration): Promise<Result> {
-  const { obstacles, change, flows } = configuration;
-  const inForce = [obstacles, afterwards(configuration)];
+/** Compare what was seen in the two labs. */
+function judge(configuration: Configuration, observed: readonly Observed[]): Result {
   const differences: HostDifference[] = [];
-  const shares: Share[] = [];
   let [whole, hindered, bridged] = [0, 0, 0];
-  await Promise.all(labs.map((lab) => lab.begin(configuration)));
-  try {
-    for (const phase of PHASES) {
-      if (phase === 2) await Promise.all(labs.map((lab) => lab.change(change)));
-      await sleep(HEARD_MS);
-      const talking = flows.filter(({ phases }) => phases.includes(phase));
-      const before = shareOf(labs[1].name);
-      const [flannel, ripstop] = await Promise.all(
-        labs.map((lab) => observe(lab, configuration, talking, phase)),
-      );
-      const after = shareOf(labs[1].name);
-      shares.push({ fast: after.fast - before.fast, all: after.all - before.all });
-      for (const flow of talking) {
-        const [seen, seenWithRipstop] = [flannel!.get(flow.number)!, ripstop!.get(flow.number)!];
-        if (/(^|, )all answered$|(\d+) of \2 answered(, closed)?$/.test(seen['client']!)) whole++;
-        else hindered++;
-        const what = Object.keys(seen).filter((key) => seen[key] !== seenWithRipstop[key]);
-        const left = what.filter((key) => !isByBridge(flow, seen, seenWithRipstop, key));
-        bridged += what.length - left.length;
-        if (left.length > 0)
-          differences.push({
-            configuration,
-            flow,
-            phase,
-            what: left,
-            flannel: seen,
-            ripstop: seenWithRipstop,
-          });
-      }
+  for (const { phase, flows, ...seenIn } of observed)
+    for (const flow of flows) {
+      const [flannel, ripstop] = [seenIn.flannel.get(flow.number)!, seenIn.ripstop.get(flow.number)!];
+      if (/(^|, )all answered$|(\d+) of \2 answered(, closed)?$/.test(flannel['client']!)) whole++;
+      else hindered++;
+      const all = Object.keys(flannel).filter((key) => flannel[key] !== ripstop[key]);
+      const what = all.filter((key) => !isByBridge(flow, flannel, ripstop, key));
+      bridged += all.length - what.length;
+      if (what.length > 0) differences.push({ configuration, flow, phase, what, flannel, ripstop });
     }
-  } finally {
-    await Promise.all(labs.map((lab) => lab.end()));
-  }
-  return {
-    differences,
-    whole,
-    hindered,
-    bridged,
-    shares,
-    isPlain: inForce.map(({ length }) => length === 0),
-  };
+  return { differences, whole, hindered, bridged };
 }
 
 /** The obstacles after the change. */
