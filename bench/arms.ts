@@ -241,7 +241,7 @@ function add(a: Packets, b: Packets): Packets {
 /** Mark a node's pods for the kernel path, and wait until the agent has seen it. */
 async function markForKernelPath(lab: Lab, node: NodeState): Promise<void> {
   const store = new AttachmentStore(join(nodeDir(lab, node), 'run'));
-  for (const attachment of await store.list()) await store.put({ ...attachment, kernelPath: true });
+  for (const attachment of await store.list()) store.put({ ...attachment, kernelPath: true });
   await nudgeAgent(node);
   await untilMapped(lab, node, 'its pods as marked for the kernel path', async (...from) => {
     return (await readEndpoints(...from)).every(({ flags }) => flags.includes('kernel_path'));

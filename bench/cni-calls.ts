@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { randomBytes } from 'node:crypto';
-import { callCni, type Lab, type NodeState, pluginOf } from '../src/lab/index.ts';
+import { callCni, type NodeState } from '../src/lab/index.ts';
+import type { CniPlugin } from '../src/lab/cni.ts';
 import { addNetns, deleteNetns } from '../src/lab/netns.ts';
 
 /**
@@ -8,11 +9,10 @@ import { addNetns, deleteNetns } from '../src/lab/netns.ts';
  * timed, from the start of the first to the end of the last, with the start of their processes.
  */
 export async function timedCni(
-  lab: Lab,
+  plugin: CniPlugin,
   node: NodeState,
   count: number,
-): Promise<{ readonly addMs: number; readonly delMs: number }> {
-  const plugin = pluginOf(lab, node);
+): Promise<{ readonly addMs: number; readonly delMs: number; readonly ids: readonly string[] }> {
   const containers = Array.from({ length: count }, () => {
     const id = randomBytes(32).toString('hex');
     return { id, netns: `${node.netns}-${id.slice(0, 8)}`, pod: id.slice(0, 8) };
@@ -33,7 +33,7 @@ export async function timedCni(
       const config = { ...plugin.config, prevResult: results.get(container.id) };
       await callCni({ ...shared, config, command: 'DEL', container });
     });
-    return { addMs, delMs };
+    return { addMs, delMs, ids: containers.map(({ id }) => id) };
   } finally {
     await deleteNetns(...containers.map(({ netns }) => netns));
   }

@@ -128,7 +128,7 @@ export async function growEndpoints(lab: Lab, node: NodeState, endpoints: number
   const linkOf = new Map(links.map((link) => [link.ifname, link]));
   for (const [i, { hostIfname, ip }] of idle.entries()) {
     const host = linkOf.get(hostIfname)!;
-    await store.put({
+    store.put({
       ...model,
       containerId: `idle${i}`,
       hostIfname,

@@ -28,8 +28,8 @@ describe('the attachment store', () => {
 
   it('keeps attachments across restarts of the agent, in files that only root can read', async () => {
     const store = new AttachmentStore(runDir);
-    await store.put(attachment('c0ffee', 'eth0'));
-    await store.put({ ...attachment('c0ffee', 'eth0'), kernelPath: true, podName: 'web' });
+    store.put(attachment('c0ffee', 'eth0'));
+    store.put({ ...attachment('c0ffee', 'eth0'), kernelPath: true, podName: 'web' });
     expect(await readdir(dir)).toEqual(['c0ffee-eth0.json']);
     expect((await stat(join(dir, 'c0ffee-eth0.json'))).mode & 0o777).toBe(0o600);
     expect((await stat(dir)).mode & 0o777).toBe(0o700);
@@ -45,7 +45,7 @@ describe('the attachment store', () => {
 
   it('reads the mark for the kernel path also under the name of version 0.1.0', async () => {
     const old = { ...attachment('c0ffee', 'eth0'), slow: true };
-    await new AttachmentStore(runDir).put(attachment('c0ffee', 'eth0'));
+    new AttachmentStore(runDir).put(attachment('c0ffee', 'eth0'));
     await writeFile(join(dir, 'c0ffee-eth0.json'), JSON.stringify(old));
     expect(await new AttachmentStore(runDir).list()).toEqual([
       { ...attachment('c0ffee', 'eth0'), kernelPath: true },
@@ -54,13 +54,13 @@ describe('the attachment store', () => {
 
   it('distinguishes attachments whose names have hyphens', async () => {
     const store = new AttachmentStore(runDir);
-    await store.put(attachment('a-b', 'c'));
-    await store.put(attachment('a', 'b-c'));
+    store.put(attachment('a-b', 'c'));
+    store.put(attachment('a', 'b-c'));
     expect(await new AttachmentStore(runDir).list()).toHaveLength(2);
   });
 
   it('ignores an unfinished write', async () => {
-    await new AttachmentStore(runDir).put(attachment('c0ffee', 'eth0'));
+    new AttachmentStore(runDir).put(attachment('c0ffee', 'eth0'));
     await writeFile(join(dir, 'dead-eth0.json.tmp'), '{"contai');
     expect(await new AttachmentStore(runDir).list()).toHaveLength(1);
   });
@@ -77,7 +77,7 @@ describe('the attachment store', () => {
     ['a directory', undefined],
   ])('leaves a malformed file out, and names it: one that is %s', async (_, text) => {
     const store = new AttachmentStore(runDir);
-    await store.put(attachment('c0ffee', 'eth0'));
+    store.put(attachment('c0ffee', 'eth0'));
     const bad = join(dir, 'bad-eth%2d0.json');
     await (text === undefined ? mkdir(bad) : writeFile(bad, text));
     await store.refresh();
@@ -92,7 +92,7 @@ describe('the attachment store', () => {
 
   it('writes a malformed file anew when it knows what was in it, and says so once', async () => {
     const store = new AttachmentStore(runDir);
-    await store.put(attachment('c0ffee', 'eth0'));
+    store.put(attachment('c0ffee', 'eth0'));
     await writeFile(join(dir, 'c0ffee-eth0.json'), '{');
     await store.refresh();
     expect(store.malformed).toMatchObject([{ why: expect.stringContaining('was written anew') }]);
@@ -104,7 +104,7 @@ describe('the attachment store', () => {
 
   it('changes an attachment that there is, and none that a DEL has removed', async () => {
     const store = new AttachmentStore(runDir);
-    await store.put(attachment('c0ffee', 'eth0'));
+    store.put(attachment('c0ffee', 'eth0'));
     store.update({ ...attachment('c0ffee', 'eth0'), hostIfname: 'lan0' });
     expect(await new AttachmentStore(runDir).list()).toMatchObject([{ hostIfname: 'lan0' }]);
     const removed = store.remove(attachment('c0ffee', 'eth0'));

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-import { existsSync, readdirSync, renameSync, statSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, renameSync, statSync, writeFileSync } from 'node:fs';
 import { rm } from 'node:fs/promises';
 import { z } from 'zod';
 import { errorText, RipstopError } from '../errors.ts';
-import { readIfThere, writeAtomically } from '../host/files.ts';
+import { readIfThere } from '../host/files.ts';
 import { addressFamily } from '../net/ip.ts';
 import { normalizeMac } from '../net/mac.ts';
 import type { AttachmentId } from './plugin.ts';
@@ -112,29 +112,28 @@ export class AttachmentStore {
     return this.#known.get(name)?.attachment ?? readAttachment(this.#dir, name).catch(() => undefined);
   }
 
-  /** Write one, atomically; its file is readable by root only. */
-  async put(attachment: Attachment): Promise<void> {
+  /**
+   * Write one, atomically; its file is readable by root only. Not durable: a reboot ends the pods and empties /run. So
+   * it takes no longer than a few system calls, and an ADD does not wait for other work of the process.
+   * @throws RipstopError when the file system refuses.
+   */
+  put(attachment: Attachment): void {
     const name = fileName(attachment);
-    // Not durable: a reboot ends the pods and empties /run.
-    await writeAtomically(`${this.#dir}/${name}`, encode(attachment), {
-      mode: 0o600,
-      directoryMode: 0o700,
-      durable: false,
-    });
-    this.#noteWritten(name, attachment);
+    const draft = `${this.#dir}/${name}.tmp`;
+    try {
+      mkdirSync(this.#dir, { recursive: true, mode: 0o700 });
+      writeFileSync(draft, encode(attachment), { mode: 0o600 });
+      renameSync(draft, `${this.#dir}/${name}`);
+    } catch (error) {
+      throw new RipstopError(`cannot write ${this.#dir}/${name}: ${errorText(error)}`, { cause: error });
+    }
+    this.#known.set(name, { attachment, stamp: this.#stampOf(name) ?? '' });
+    this.#malformed.delete(name);
   }
 
-  /**
-   * Change one that there is, and nothing when a DEL has removed it meanwhile: therefore in one go, without a moment in
-   * which a DEL could begin.
-   */
+  /** Change one that there is, and nothing when a DEL has removed it meanwhile. */
   update(attachment: Attachment): void {
-    const name = fileName(attachment);
-    if (!this.#known.has(name)) return;
-    const draft = `${this.#dir}/${name}.tmp`;
-    writeFileSync(draft, encode(attachment), { mode: 0o600 });
-    renameSync(draft, `${this.#dir}/${name}`);
-    this.#noteWritten(name, attachment);
+    if (this.#known.has(fileName(attachment))) this.put(attachment);
   }
 
   /** Remove one; it is no error if it does not exist. */
@@ -155,11 +154,6 @@ export class AttachmentStore {
     } catch {
       return undefined;
     }
-  }
-
-  #noteWritten(name: string, attachment: Attachment): void {
-    this.#known.set(name, { attachment, stamp: this.#stampOf(name) ?? '' });
-    this.#malformed.delete(name);
   }
 
   /** Differs between a file and its replacement. */
@@ -188,9 +182,10 @@ function encode(attachment: Attachment): string {
 async function readAttachment(dir: string, name: string): Promise<Attachment | undefined> {
   const file = `${dir}/${name}`;
   try {
+    const stats = statSync(file, { throwIfNoEntry: false });
+    if (!stats) return undefined;
     // Reading a pipe would wait for ever.
-    if (statSync(file, { throwIfNoEntry: false })?.isFile() === false)
-      throw new RipstopError('it is no file');
+    if (!stats.isFile()) throw new RipstopError('it is no file');
     const text = await readIfThere(file);
     if (text === undefined) return undefined;
     const { slow, kernelPath = slow, ...attachment } = AttachmentFile.parse(JSON.parse(text));

@@ -27,6 +27,7 @@ import {
   inspectVeth,
 } from './pod-network.ts';
 import { CniCode, CniError } from './spec.ts';
+import { Steps } from './steps.ts';
 
 /** One family of the pods' network. */
 export interface CniFamily {
@@ -93,16 +94,19 @@ export async function forgetGone({ store, netns, addresses }: CniContext): Promi
 }
 
 async function add(context: CniContext, call: AddCall): Promise<Attached> {
+  const steps = new Steps();
   const ready = context.ready();
   if (!ready.ok) {
     throw new CniError(CniCode.tryAgain, `the ripstop agent is not ready: ${ready.reason}; try again`);
   }
   await refuseDuplicate(context, call);
+  steps.done('checks');
   const podCidrs = context.families.map(({ podCidr }) => podCidr);
   // Until here nothing is ours to undo, nor is an address that is refused because the attachment has one already.
   const ips = context.addresses.allocate(call.network, podCidrs, call, call.ips);
+  steps.done('addresses');
   try {
-    return await connect(context, call, ips);
+    return await connect(context, call, ips, steps);
   } catch (thrown) {
     try {
       await teardown(context, call);
@@ -121,12 +125,18 @@ function linkMtu({ families }: CniContext): number {
 }
 
 /** Everything of ADD after the addresses. What it leaves behind when it throws, {@link teardown} finds. */
-async function connect(context: CniContext, call: AddCall, ips: readonly string[]): Promise<Attached> {
+async function connect(
+  context: CniContext,
+  call: AddCall,
+  ips: readonly string[],
+  steps: Steps,
+): Promise<Attached> {
   const { containerId, ifname, netns, network, podNamespace, podName } = call;
   const namespaces = { pod: netns, node: context.netns };
   const hostIfname = hostVethName(call);
   const mtu = linkMtu(context);
   const veth = await createVeth(hostIfname, ifname, mtu, namespaces, call.mac);
+  steps.done('veth');
   const addresses = context.families.map((family, i) => podAddress(family, ips[i]!, mtu));
   const attachment: Attachment = {
     containerId,
@@ -139,15 +149,12 @@ async function connect(context: CniContext, call: AddCall, ips: readonly string[
     ...(podNamespace !== undefined && { podNamespace }),
     ...(podName !== undefined && { podName }),
   };
-  const stored = context.store.put(attachment);
-  try {
-    await configureVeth(hostIfname, ifname, addresses, namespaces);
-  } finally {
-    // Also after a failure: undoing an ADD forgets what was stored.
-    await stored;
-  }
+  context.store.put(attachment);
+  steps.done('file');
+  await configureVeth(hostIfname, ifname, addresses, namespaces, steps);
   await context.attach(attachment);
-  return { hostIfname, hostMac: veth.hostMac, podMac: veth.podMac, addresses };
+  steps.done('endpoint');
+  return { hostIfname, hostMac: veth.hostMac, podMac: veth.podMac, addresses, stepsMs: steps.ms };
 }
 
 function podAddress({ podCidr, clusterNetwork, mtu }: CniFamily, ip: string, linkMtu: number): PodAddress {

@@ -9,6 +9,7 @@ const attached: Attached = {
   hostMac: '02:00:00:00:00:01',
   podMac: '02:00:00:00:00:02',
   addresses: [{ ip: '10.42.1.5', gateway: '10.42.1.1', routes: ['10.42.0.0/16', '0.0.0.0/0'] }],
+  stepsMs: {},
 };
 const dualStack: Attached = {
   ...attached,

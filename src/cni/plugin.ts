@@ -79,6 +79,8 @@ export interface Attached {
   readonly podMac: string;
   /** One for each family, IPv4 first. */
   readonly addresses: readonly PodAddress[];
+  /** How long each step took, in ms, in order. */
+  readonly stepsMs: Readonly<Record<string, number>>;
 }
 
 /** The commands. Each throws when it fails; a {@link CniError} where the runtime can use the code. */
@@ -135,11 +137,15 @@ const commandSince = {
 } as const satisfies Record<string, CniVersion>;
 type Command = keyof typeof commandSince;
 
+/** The answer to a call; for the log, of an ADD that succeeded also how long each step took. */
+export type Answer = CniResponse & Partial<Pick<Attached, 'stepsMs'>>;
+
 /** Answer one call of the plugin. Never throws: errors are answers too. */
-export async function dispatch(request: CniRequest, ops: CniOps): Promise<CniResponse> {
+export async function dispatch(request: CniRequest, ops: CniOps): Promise<Answer> {
   const config = decodeJson(request.stdin);
   try {
-    return { exitCode: 0, stdout: Buffer.from(await execute(request.env, config, ops)) };
+    const { output, ...rest } = await execute(request.env, config, ops);
+    return { exitCode: 0, stdout: Buffer.from(output), ...rest };
   } catch (thrown) {
     return errorResponse(thrown, config);
   }
@@ -155,10 +161,14 @@ export function errorResponse(thrown: unknown, config?: unknown): CniResponse {
 }
 
 /** @returns what to print. */
-async function execute(env: CniRequest['env'], input: unknown, ops: CniOps): Promise<string> {
+async function execute(
+  env: CniRequest['env'],
+  input: unknown,
+  ops: CniOps,
+): Promise<{ output: string } & Pick<Answer, 'stepsMs'>> {
   const command = parseCommand(env);
   if (command === 'VERSION') {
-    return json({ cniVersion: configVersion(input) ?? '1.0.0', supportedVersions });
+    return { output: json({ cniVersion: configVersion(input) ?? '1.0.0', supportedVersions }) };
   }
   // Checks in the order of the reference implementation: environment, version, configuration.
   const id = command === 'STATUS' || command === 'GC' ? undefined : parseAttachmentId(env, command);
@@ -170,7 +180,8 @@ async function execute(env: CniRequest['env'], input: unknown, ops: CniOps): Pro
       const { name, dns = {}, ...asked } = parseConfig(AddConfig, input);
       const args = parseArgs(env['CNI_ARGS'] ?? '');
       const call = { network: name, ...id!, netns: netns!, ...podOf(args), ...asAsked(args, asked) };
-      return json(formatResult(await ops.add(call), call, version, dns));
+      const attached = await ops.add(call);
+      return { output: json(formatResult(attached, call, version, dns)), stepsMs: attached.stepsMs };
     }
     case 'DEL':
       await ops.del({ network: parseConfig(NetworkConfig, input).name, ...id!, ...optionalNetns(env) });
@@ -193,7 +204,7 @@ async function execute(env: CniRequest['env'], input: unknown, ops: CniOps): Pro
     }
   }
   // Only ADD has a result.
-  return '';
+  return { output: '' };
 }
 
 function parseCommand(env: CniRequest['env']): Command {

@@ -19,6 +19,7 @@ import { ensureSysctls, podVethSysctls, type Sysctl } from '../host/sysctl.ts';
 import { addressFamily, hostCidr } from '../net/ip.ts';
 import { randomMac } from '../net/mac.ts';
 import type { AttachmentId, PodAddress } from './plugin.ts';
+import type { Steps } from './steps.ts';
 
 /**
  * The veth pair of a pod, routed and without a bridge, as the reference plugin `ptp` makes it.
@@ -89,6 +90,7 @@ export async function configureVeth(
   ifname: string,
   addresses: readonly PodAddress[],
   namespaces: Namespaces,
+  steps: Steps,
 ): Promise<void> {
   const node = { netns: namespaces.node };
   const pod = { netns: namespaces.pod };
@@ -98,17 +100,20 @@ export async function configureVeth(
     node,
   );
   if (ipv6) await ensureSysctls(podIpv6Sysctls(ifname), pod);
+  steps.done('sysctls');
   using host = openNetlink(node);
   using inside = openNetlink(pod);
   setUpHostEnd(host, hostIfname, addresses);
   setUpPodEnd(inside, ifname, addresses);
+  steps.done('up');
   const deadline = performance.now() + IN_USE_MS;
   const gateways = addresses.map(({ gateway }) => gateway);
   const ips = addresses.map(({ ip }) => ip);
   while (!isInUse(host, hostIfname, gateways) || !isInUse(inside, ifname, ips)) {
-    if (performance.now() > deadline) return;
+    if (performance.now() > deadline) break;
     await sleep(1);
   }
+  steps.done('running');
 }
 
 /** The longest wait for {@link isInUse}. After that a first packet may be lost, which is harmless. */

@@ -7,8 +7,8 @@ import type { Logger } from 'pino';
 import { errorText, RipstopError } from '../errors.ts';
 import { DeferredDels } from './deferred.ts';
 import { type CniContext, createCniOps } from './ops.ts';
-import { dispatch, errorResponse } from './plugin.ts';
-import { type CniRequest, type CniResponse, encodeResponse, requestDecoder } from './protocol.ts';
+import { type Answer, dispatch, errorResponse } from './plugin.ts';
+import { type CniRequest, encodeResponse, requestDecoder } from './protocol.ts';
 import { CniCode, CniError } from './spec.ts';
 
 export interface CniServerOptions {
@@ -58,7 +58,7 @@ export async function createCniServer(options: CniServerOptions): Promise<CniSer
     log,
   });
 
-  const carryOut = async (request: CniRequest): Promise<CniResponse> => {
+  const carryOut = async (request: CniRequest): Promise<Answer> => {
     if (request.env['CNI_COMMAND'] === 'ADD') await deferred.carryOut();
     return dispatch(request, ops);
   };
@@ -83,12 +83,12 @@ export async function createCniServer(options: CniServerOptions): Promise<CniSer
     socket.setTimeout(options.requestDeadlineMs ?? 10_000, () => socket.destroy());
   };
 
-  const answer = async (request: CniRequest): Promise<CniResponse> => {
+  const answer = async (request: CniRequest): Promise<Answer> => {
     const { CNI_COMMAND: command, CNI_CONTAINERID: containerId, CNI_IFNAME: ifname } = request.env;
     const started = performance.now();
     const response = await withDeadline(carryOut(request), options.answerDeadlineMs ?? 55_000);
     const fields = { command, containerId, ifname, ms: Math.round(performance.now() - started) };
-    if (response.exitCode === 0) log.info(fields, 'CNI call done');
+    if (response.exitCode === 0) log.info({ ...fields, steps: response.stepsMs }, 'CNI call done');
     else log.warn({ ...fields, error: Buffer.from(response.stdout).toString().trim() }, 'CNI call failed');
     return response;
   };
@@ -152,8 +152,8 @@ function readRequest(socket: Socket, deadlineMs: number): Promise<CniRequest> {
 }
 
 /** The response, or after the deadline an error instead; the work continues nevertheless. */
-async function withDeadline(working: Promise<CniResponse>, deadlineMs: number): Promise<CniResponse> {
-  const { promise, resolve } = Promise.withResolvers<CniResponse>();
+async function withDeadline(working: Promise<Answer>, deadlineMs: number): Promise<Answer> {
+  const { promise, resolve } = Promise.withResolvers<Answer>();
   const timer = setTimeout(() => {
     const message = `the ripstop agent did not finish within ${deadlineMs / 1000} s; see its log`;
     resolve(errorResponse(new CniError(CniCode.tryAgain, message)));

@@ -17,10 +17,6 @@ export async function readIfThere(path: string): Promise<string | undefined> {
 export interface WriteOptions {
   /** The file's mode. Default 0o644. */
   readonly mode?: number;
-  /** The mode of directories that are created for it. Default 0o755. */
-  readonly directoryMode?: number;
-  /** Whether the file must survive a power cut. Default true. */
-  readonly durable?: boolean;
 }
 
 /**
@@ -39,26 +35,25 @@ export async function writeIfDifferent(
 
 /**
  * Replace the content of a file by this text, given whole or in pieces. Readers see the old or the new text, complete,
- * also after a crash. A missing directory is created.
+ * also after a power cut. A missing directory is created.
  * @throws RipstopError when the file system refuses.
  */
 export async function writeAtomically(
   path: string,
   text: string | Iterable<string>,
-  { mode = 0o644, directoryMode = 0o755, durable = true }: WriteOptions = {},
+  { mode = 0o644 }: WriteOptions = {},
 ): Promise<void> {
   const draft = `${path}.${process.pid}.tmp`;
   try {
-    await mkdir(dirname(path), { recursive: true, mode: directoryMode });
+    await mkdir(dirname(path), { recursive: true });
     {
       await using file = await open(draft, 'w', mode);
       await file.writeFile(text);
       // The umask may have narrowed the mode.
       await file.chmod(mode);
-      if (durable) await file.sync();
+      await file.sync();
     }
     await rename(draft, path);
-    if (!durable) return;
     await using directory = await open(dirname(path), 'r');
     await directory.sync();
   } catch (error) {

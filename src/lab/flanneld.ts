@@ -63,10 +63,14 @@ export async function stopFlanneld(lab: Lab, node: NodeState): Promise<void> {
 }
 
 /** flannel's CNI plugin with the configuration of flannel's manifest; its files are in the node's directory. */
-export function flanneldPlugin(lab: Lab, node: NodeState): CniPlugin {
+export function flanneldPlugin(
+  lab: Lab,
+  node: NodeState,
+  plugin: string = realFlannel(lab).plugin,
+): CniPlugin {
   const dir = nodeDir(lab, node);
   return {
-    plugin: realFlannel(lab).plugin,
+    plugin,
     config: {
       name: 'cbr0',
       cniVersion: '0.3.1',

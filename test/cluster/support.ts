@@ -462,7 +462,7 @@ export async function markForKernelPath(
 ): Promise<void> {
   const store = new AttachmentStore(runDirOf(lab, node));
   const attachment = await store.get({ containerId: pod.containerId, ifname: 'eth0' });
-  await store.put({ ...attachment!, kernelPath: marked });
+  store.put({ ...attachment!, kernelPath: marked });
   await nudge(node);
   const slot = Number(pod.ip.split('.')[3]);
   await expect

@@ -12,6 +12,7 @@ import type { Logger } from 'pino';
 import { Incarnation } from '../../src/agent/incarnation.ts';
 import { AttachmentStore } from '../../src/cni/attachments.ts';
 import { configureVeth, createVeth, hostVethName } from '../../src/cni/pod-network.ts';
+import { Steps } from '../../src/cni/steps.ts';
 import { watchedFunctions } from '../../src/dataplane/changes.ts';
 import { readCounters } from '../../src/dataplane/counters.ts';
 import type { ClusterSnapshot } from '../../src/cluster/index.ts';
@@ -173,7 +174,7 @@ export async function connectPod(
   const hostIfname = vethOf({ name });
   const veth = await createVeth(hostIfname, 'eth0', 1450, namespaces);
   const gateway = node.podCidr.replace('.0/24', '.1');
-  await configureVeth(hostIfname, 'eth0', [{ ip, gateway, routes: ['0.0.0.0/0'] }], namespaces);
+  await configureVeth(hostIfname, 'eth0', [{ ip, gateway, routes: ['0.0.0.0/0'] }], namespaces, new Steps());
   const attachment = {
     containerId: name,
     ifname: 'eth0',
@@ -183,7 +184,7 @@ export async function connectPod(
     ips: [ip],
     ...veth,
   };
-  await new AttachmentStore(node.runDir).put(attachment);
+  new AttachmentStore(node.runDir).put(attachment);
 }
 
 /** Packets that the programs have counted, by `hook verdict_reason`. */
