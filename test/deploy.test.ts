@@ -254,6 +254,7 @@ describe('ripstop.yml', () => {
       '/sys/fs/bpf': ['/sys/fs/bpf', undefined],
       '/var/lib/cni': ['/var/lib/cni', undefined],
       '/etc/cni/net.d': ['/etc/cni/net.d', undefined],
+      '/host/opt/cni/bin': ['/opt/cni/bin', undefined],
       '/run/xtables.lock': ['/run/xtables.lock', undefined],
       '/etc/kube-flannel': [undefined, undefined],
     });
@@ -290,10 +291,13 @@ describe('ripstop.yml', () => {
     const conf = JSON.parse(config.data!['cni-conf.json']!) as {
       name: string;
       cniVersion: string;
+      cniVersions: string[];
       plugins: { type: string }[];
     };
     expect(conf.name).toBe('cbr0');
-    expect(supportedVersions).toContain(conf.cniVersion);
+    // What containerd 1.6 takes, and the newest version for runtimes that choose.
+    expect(conf.cniVersion).toBe('1.0.0');
+    expect(conf.cniVersions).toEqual(['1.0.0', supportedVersions.at(-1)]);
     expect(conf.plugins.map((plugin) => plugin.type)).toEqual(['ripstop-cni', 'portmap']);
     expect(container('install-cni').args!.join('\n')).toContain('plugin=/host/opt/cni/bin/ripstop-cni');
   });

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import type { EtcdOptions } from '../cluster/etcd-options.ts';
+import type { ConflistFiles } from '../cni/conflist.ts';
 
 /** The agent's options: from flags, RIPSTOP_* variables, or flannel's variables with the same meaning. */
 export interface AgentOptions {
@@ -34,7 +35,7 @@ export interface AgentOptions {
   /**
    * The runtime's network configuration: the file to copy, and the directory to install it in once pods can be added.
    */
-  readonly cniConf?: { readonly source: string; readonly dir: string };
+  readonly cniConf?: Pick<ConflistFiles, 'source' | 'dir' | 'pluginDir'>;
 }
 
 /** The agent's sockets, by their file names in the run directory. */

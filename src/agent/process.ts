@@ -21,7 +21,7 @@ import {
   type SubnetManager,
 } from '../cluster/index.ts';
 import { AttachmentStore } from '../cni/attachments.ts';
-import { ConflistInstaller } from '../cni/conflist.ts';
+import { ConflistInstaller, installedConflist } from '../cni/conflist.ts';
 import { deferredDir, listSetAside } from '../cni/deferred.ts';
 import { HostLocalStore } from '../cni/host-local.ts';
 import { type CniContext, forgetGone } from '../cni/ops.ts';
@@ -112,7 +112,8 @@ class AgentProcess {
     this.#store = new AttachmentStore(options.runDir);
     this.#addresses = new HostLocalStore(options.ipamDir);
     this.#publisher = new Publisher(subnets, log);
-    this.#conflist = new ConflistInstaller(options.cniConf, log);
+    const installed = installedConflist(options.stateDir);
+    this.#conflist = new ConflistInstaller(options.cniConf && { ...options.cniConf, installed }, log);
     const lease = leaseSettings(netConf, options.annotationPrefix);
     const file = join(options.stateDir, 'last-known.json');
     this.#lastKnownFile = new LastKnownFile(file, { nodeName: options.nodeName, lease }, log);

@@ -55,6 +55,12 @@ export function addAgentCommand(program: Command): void {
       ),
     )
     .addOption(
+      flag(
+        '--cni-plugins <path>',
+        "the container runtime's plugins, to be asked which of the cniVersions in --cni-conf they support",
+      ),
+    )
+    .addOption(
       flag('--log-level <level>', 'what to log').choices(['debug', 'info', 'warn', 'error']).default('info'),
     )
     .action(run);
@@ -115,6 +121,7 @@ async function run(flags: AgentFlags, command: Command): Promise<void> {
 export interface AgentFlags
   extends Omit<AgentOptions, 'publicIp' | 'annotationPrefix' | 'etcd' | 'cniConf'>, EtcdFlags {
   cniConf?: string;
+  cniPlugins?: string;
   cniConfDir: string;
   publicIp?: string;
   publicIpv6?: string;
@@ -124,7 +131,8 @@ export interface AgentFlags
 
 /** What the command line means. */
 export function agentOptions(flags: AgentFlags): AgentOptions {
-  const { publicIp, publicIpv6, kubeAnnotationPrefix, cniConf, cniConfDir, ...same } = withEtcd(flags);
+  const { publicIp, publicIpv6, kubeAnnotationPrefix, cniConf, cniConfDir, cniPlugins, ...same } =
+    withEtcd(flags);
   return {
     ...same,
     publicIp: {
@@ -132,7 +140,7 @@ export function agentOptions(flags: AgentFlags): AgentOptions {
       ...(publicIpv6 !== undefined && { v6: publicIpv6 }),
     },
     annotationPrefix: kubeAnnotationPrefix,
-    ...(cniConf !== undefined && { cniConf: { source: cniConf, dir: cniConfDir } }),
+    ...(cniConf !== undefined && { cniConf: { source: cniConf, dir: cniConfDir, pluginDir: cniPlugins } }),
   };
 }
 

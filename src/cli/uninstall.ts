@@ -115,7 +115,7 @@ function restoringParts(options: UninstallOptions): Part[] {
     { name: 'rules', run: () => restoreRules(options) },
     { name: 'bridge', run: () => restoreBridge(options) },
     { name: "flannel's plugin", run: () => handPodsOver(options) },
-    { name: 'CNI configuration', run: async () => (await cni()).restoreConflists(options.cniConfDir) },
+    { name: 'CNI configuration', run: () => restoreConflists(options) },
     { name: 'CNI plugin', run: () => removeShim(options) },
     { name: 'our Node', run: () => removeOwnAnnotations(options) },
     { name: 'run directory', run: () => forgetAgent(options) },
@@ -216,6 +216,11 @@ async function handPodsOver(options: UninstallOptions): Promise<string[]> {
 async function attachments({ runDir }: UninstallOptions) {
   const { AttachmentStore } = await import('../cni/attachments.ts');
   return new AttachmentStore(runDir).list();
+}
+
+async function restoreConflists({ cniConfDir, stateDir }: UninstallOptions): Promise<string[]> {
+  const { installedConflist, ...conflists } = await cni();
+  return conflists.restoreConflists(cniConfDir, installedConflist(stateDir));
 }
 
 async function removeShim({ cniBinDir }: UninstallOptions): Promise<string[]> {

@@ -106,7 +106,12 @@ export async function installInto(
   await run('sh', ['-c', script], { env: { PATH: process.env['PATH'] ?? '' } });
   const given = pod.containers[0]!.env!.find(({ name }) => name === 'RIPSTOP_CNI_CONF')!.value!;
   const confDir = pod.volumes!.find(({ name }) => name === 'cni-conf')!.hostPath!.path;
-  await installConflist(join(configMap, basename(given)), join(root, confDir));
+  await installConflist({
+    source: join(configMap, basename(given)),
+    dir: join(root, confDir),
+    installed: join(root, '.config/installed'),
+    pluginDir: join(root, pod.volumes!.find(({ name }) => name === 'cni-bin')!.hostPath!.path),
+  });
   return globSync('**/*', { cwd: root })
     .filter((file) => statSync(join(root, file)).isFile() && !file.startsWith('.config'))
     .map((file) => `/${file} ${(statSync(join(root, file)).mode & 0o777).toString(8)}`)
