@@ -4,6 +4,7 @@ import { mkdir, mkdtemp, readdir, readFile, rm, stat, truncate, writeFile } from
 import { connect, createServer, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import pino from 'pino';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { buildCni, compileShim } from '../../scripts/build-cni.ts';
@@ -583,6 +584,101 @@ describe.skipIf(missing)('the CNI plugin', () => {
         msg: expect.stringMatching(/^1 of 2 .*a\/eth0: no such map/),
       });
       await expectClean();
+    });
+  });
+
+  describe('leases of pods that are gone', () => {
+    /** The namespaces of this test's pods alone: others, of other tests, may have the same addresses. */
+    const namespaces = async (...containers: string[]): Promise<string> => {
+      const netnsDir = `${dir}/netns`;
+      await mkdir(netnsDir);
+      for (const container of containers) {
+        await writeFile(`${netnsDir}/${container}`, '');
+        await run('mount', ['--bind', `/run/netns/${prefix}-${container}`, `${netnsDir}/${container}`]);
+      }
+      return netnsDir;
+    };
+    afterEach(async () => {
+      for (const name of await readdir(`${dir}/netns`).catch(() => []))
+        await tryRun('umount', [`${dir}/netns/${name}`]);
+    });
+    /** Start another agent that sweeps often, and wait until it has done so a few times. */
+    const sweep = async (netnsDir: string, minAgeMs = 0): Promise<string> => {
+      const lines: string[] = [];
+      await server.close();
+      server = await startServer({
+        log: pino({ level: 'info' }, { write: (line: string) => void lines.push(line) }),
+        sweep: { everyMs: 50, minAgeMs, netnsDir },
+      });
+      await sleep(300);
+      return lines.join('');
+    };
+    const lease = async (ip: string, container: string): Promise<void> => {
+      await mkdir(`${dir}/leases/${network}`, { recursive: true });
+      await writeFile(`${dir}/leases/${network}/${ip}`, `${container}\r\neth0`);
+    };
+
+    it('are released without GC; those of pods that are there stay, flannel’s too', async () => {
+      await addPod('a');
+      await addPod('gone');
+      await run('ip', ['netns', 'del', `${prefix}-gone`]);
+      // As bridge and host-local leave a pod.
+      const old = await addNamespace('old');
+      await run('ip', ['link', 'add', 'eth0', 'type', 'veth', 'peer', 'name', 'wire'], { netns: old });
+      await run('ip', ['addr', 'add', '10.42.1.99/24', 'dev', 'eth0'], { netns: old });
+      await lease('10.42.1.99', 'old');
+      // A runtime that was killed in the middle of an ADD, or lost its state.
+      await lease('10.42.1.50', 'lost');
+      const log = await sweep(await namespaces('a', 'old'));
+      expect(await leases()).toEqual(['a', 'old']);
+      expect((await store.list()).map(({ containerId }) => containerId)).toEqual(['a']);
+      expect(log.match(/released the address of a pod that is gone/g)).toHaveLength(2);
+      await ping('a', gateway);
+    });
+
+    it('stay while the pod may be starting', async () => {
+      await lease('10.42.1.50', 'starting');
+      await sweep(await namespaces(), 60_000);
+      expect(await leases()).toEqual(['starting']);
+    });
+
+    it('stay where libcni notes a namespace that is there, or one that the agent cannot see', async () => {
+      await mkdir(`${dir}/results`);
+      const cache = (container: string, sandbox: string): Promise<void> =>
+        writeFile(
+          `${dir}/results/${network}-${container}-eth0`,
+          JSON.stringify({ kind: 'cniCacheV1', result: { interfaces: [{ name: 'eth0', sandbox }] } }),
+        );
+      await addNamespace('there');
+      const noted: [string, string][] = [
+        ['there', `/var/run/netns/${prefix}-there`],
+        ['unseen', '/proc/999999/ns/net'],
+        ['gone', `/var/run/netns/${prefix}-gone`],
+      ];
+      for (const [i, [container, sandbox]] of noted.entries()) {
+        await lease(`10.42.1.${50 + i}`, container);
+        await cache(container, sandbox);
+      }
+      await sweep(await namespaces());
+      expect(await leases()).toEqual(['there', 'unseen']);
+    });
+
+    it('stay when a namespace cannot be looked into; the log says it once', async () => {
+      await lease('10.42.1.50', 'lost');
+      const netnsDir = await namespaces();
+      await writeFile(`${netnsDir}/none`, '');
+      const log = await sweep(netnsDir);
+      expect(await leases()).toEqual(['lost']);
+      expect(log.match(/cannot find out which leases/g)).toHaveLength(1);
+    });
+
+    it('that are not of this node’s pods are none of its business', async () => {
+      await mkdir(`${dir}/leases/podman`, { recursive: true });
+      await writeFile(`${dir}/leases/podman/10.88.0.7`, 'other\r\neth0');
+      await lease('10.42.1.50', 'reserved by hand');
+      await sweep(await namespaces());
+      expect(await readdir(`${dir}/leases/podman`)).toEqual(['10.88.0.7']);
+      expect(await readdir(`${dir}/leases/${network}`)).toEqual(['10.42.1.50']);
     });
   });
 

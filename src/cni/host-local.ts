@@ -32,6 +32,8 @@ const defaultDataDir = '/var/lib/cni/networks';
 /** An address and the attachment that has it. */
 export interface Lease extends AttachmentId {
   readonly ip: string;
+  /** When it was taken, in ms since 1970. */
+  readonly atMs: number;
 }
 
 /** A lease's file as of the last read. */
@@ -134,10 +136,16 @@ export class HostLocalStore {
    * The leases of a network. Files that do not name a container and an interface are left out, since they are not ours.
    */
   list(network: string): Lease[] {
-    return [...this.#read(network)].flatMap(([ip, { owner }]) => {
+    return [...this.#read(network)].flatMap(([ip, { owner, atMs }]) => {
       const [containerId = '', ifname = ''] = owner.split(/\r?\n/);
-      return namePattern.test(containerId) && ifnamePattern.test(ifname) ? [{ ip, containerId, ifname }] : [];
+      const isOurs = namePattern.test(containerId) && ifnamePattern.test(ifname);
+      return isOurs ? [{ ip, containerId, ifname, atMs }] : [];
     });
+  }
+
+  /** The networks that have leases, or had some. */
+  networks(): string[] {
+    return namesIn(this.dataDir).filter((name) => namePattern.test(name));
   }
 
   /**
@@ -196,7 +204,8 @@ function namesIn(dir: string): string[] {
   try {
     return readdirSync(dir);
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return [];
+    // A file beside the networks' directories has no leases.
+    if (['ENOENT', 'ENOTDIR'].includes((error as NodeJS.ErrnoException).code ?? '')) return [];
     throw error;
   }
 }

@@ -28,6 +28,7 @@ import {
 } from './pod-network.ts';
 import { CniCode, CniError } from './spec.ts';
 import { Steps } from './steps.ts';
+import { findSuspects, isStale, type NetworkLease } from './sweep.ts';
 
 /** One family of the pods' network. */
 export interface CniFamily {
@@ -64,16 +65,37 @@ export interface CniContext {
  * the next one starts. The runtime sends DEL after a failed ADD, and that removes the rest.
  * Only ADD needs to know this node's part of the network: all others work from an agent's first moment.
  */
-export function createCniOps(context: () => CniContext): CniOps {
+export function createCniOps(context: () => CniContext): CniOps & Sweeper {
   const serialised = keyedMutex();
-  const ops: CniOps = {
+  const ops: CniOps & Sweeper = {
     add: (call) => serialised(call.containerId, () => add(context(), call)),
     del: (call) => serialised(call.containerId, () => teardown(context(), call)),
     check: (call) => serialised(call.containerId, () => check(context(), call)),
     status: async () => status(context()),
     gc: (call) => gc(context(), call, (stale) => ops.del(stale)),
+    sweep: async (minAgeMs, netnsDir) => {
+      const swept: NetworkLease[] = [];
+      for (const lease of await findSuspects(context(), minAgeMs)) {
+        await serialised(lease.containerId, async () => {
+          if (!(await isStale(context(), lease, netnsDir))) return;
+          await teardown(context(), lease);
+          swept.push(lease);
+        });
+      }
+      return swept;
+    },
   };
   return ops;
+}
+
+/** Does what a runtime's GC would, where a runtime calls none. */
+export interface Sweeper {
+  /**
+   * Release the leases of pods that are gone, as a DEL would.
+   * @param minAgeMs younger leases stay. @param netnsDir where the pods' network namespaces are.
+   * @returns what was released.
+   */
+  sweep(minAgeMs: number, netnsDir?: string): Promise<NetworkLease[]>;
 }
 
 /**

@@ -6,7 +6,8 @@ import { dirname } from 'node:path';
 import type { Logger } from 'pino';
 import { errorText, RipstopError } from '../errors.ts';
 import { DeferredDels } from './deferred.ts';
-import { type CniContext, createCniOps } from './ops.ts';
+import { LogOnce } from '../log-once.ts';
+import { type CniContext, createCniOps, type Sweeper } from './ops.ts';
 import { type Answer, dispatch, errorResponse } from './plugin.ts';
 import { type CniRequest, encodeResponse, requestDecoder } from './protocol.ts';
 import { CniCode, CniError } from './spec.ts';
@@ -30,6 +31,15 @@ export interface CniServerOptions {
    * Default 10 s.
    */
   deferredEveryMs?: number;
+  /** Of looking for leases of pods that are gone. */
+  sweep?: {
+    /** How often. Default a minute. */
+    everyMs?: number;
+    /** Younger leases stay. Default five minutes. */
+    minAgeMs?: number;
+    /** Where the pods' network namespaces are. */
+    netnsDir?: string;
+  };
 }
 
 export interface CniServer {
@@ -98,17 +108,36 @@ export async function createCniServer(options: CniServerOptions): Promise<CniSer
   void deferred.carryOut();
   await listen(server, socketPath);
   const timer = setInterval(() => void deferred.carryOut(), options.deferredEveryMs ?? 10_000);
+  const sweeper = startSweeping(ops, options);
   server.on('error', (error) => log.error({ error: errorText(error) }, 'CNI socket failed'));
 
   return {
     async close() {
       clearInterval(timer);
+      clearInterval(sweeper);
       const closed = new Promise((resolve) => server.close(resolve));
       for (const socket of reading) socket.destroy();
       await closed;
       await deferred.stop();
     },
   };
+}
+
+/** Release the leases of pods that are gone, now and then. A failure is logged once. */
+function startSweeping(ops: Sweeper, { sweep = {}, log }: CniServerOptions): NodeJS.Timeout {
+  const { everyMs = 60_000, minAgeMs = 5 * 60_000, netnsDir } = sweep;
+  const failure = new LogOnce(log, 'cannot find out which leases are those of pods that are gone; retrying');
+  const once = async (): Promise<void> => {
+    try {
+      const swept = await ops.sweep(minAgeMs, netnsDir);
+      for (const { ip, containerId, network } of swept)
+        log.info({ ip, containerId, network }, 'released the address of a pod that is gone; no DEL had come');
+      failure.over();
+    } catch (error) {
+      failure.met(error);
+    }
+  };
+  return setInterval(() => void once(), everyMs);
 }
 
 /**
