@@ -112,4 +112,11 @@ describe('the attachment store', () => {
     await removed;
     expect(await readdir(dir)).toEqual([]);
   });
+
+  it('does not come back when a refresh is under way while it is removed', async () => {
+    const [earlier, store] = [new AttachmentStore(runDir), new AttachmentStore(runDir)];
+    earlier.put(attachment('c0ffee', 'eth0'));
+    await Promise.all([store.refresh(), store.remove({ containerId: 'c0ffee', ifname: 'eth0' })]);
+    expect(await store.list()).toEqual([]);
+  });
 });

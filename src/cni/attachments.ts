@@ -1,9 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-import { existsSync, mkdirSync, readdirSync, renameSync, statSync, writeFileSync } from 'node:fs';
-import { rm } from 'node:fs/promises';
+import {
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
 import { z } from 'zod';
 import { errorText, RipstopError } from '../errors.ts';
-import { readIfThere } from '../host/files.ts';
 import { addressFamily } from '../net/ip.ts';
 import { normalizeMac } from '../net/mac.ts';
 import type { AttachmentId } from './plugin.ts';
@@ -48,7 +55,8 @@ export interface MalformedFile {
 /**
  * The attachments of this node, one file for each: those that ADD created and DEL has not removed. They are files so
  * that the next agent and readers in other processes get them, and they are below /run so that a reboot, which ends all
- * pods, removes them. Only the agent writes them; it keeps their content in memory.
+ * pods, removes them. Only the agent writes them; it keeps their content in memory. All work on them is synchronous:
+ * while a refresh waited for a file, a DEL could remove it, and the refresh would bring the attachment back.
  *
  * A malformed file, which a full disk or a person may leave, harms no other attachment: it counts as if it had its last
  * good content if this process knows that, and is written anew; else it is left out, and goes with its pod's DEL.
@@ -81,7 +89,7 @@ export class AttachmentStore {
       this.#malformed.delete(name);
       if (stamp === this.#known.get(name)?.stamp) continue;
       try {
-        const attachment = await readAttachment(this.#dir, name);
+        const attachment = readAttachment(this.#dir, name);
         if (attachment) this.#known.set(name, { attachment, stamp });
       } catch (error) {
         this.#malformed.set(name, { id: idOf(name), stamp, why: this.#repair(name) ?? errorText(error) });
@@ -109,7 +117,11 @@ export class AttachmentStore {
   /** One attachment, or undefined, also when its file is malformed. */
   async get(id: AttachmentId): Promise<Attachment | undefined> {
     const name = fileName(id);
-    return this.#known.get(name)?.attachment ?? readAttachment(this.#dir, name).catch(() => undefined);
+    try {
+      return this.#known.get(name)?.attachment ?? readAttachment(this.#dir, name);
+    } catch {
+      return undefined;
+    }
   }
 
   /**
@@ -140,7 +152,7 @@ export class AttachmentStore {
   async remove(id: AttachmentId): Promise<void> {
     const name = fileName(id);
     this.#known.delete(name);
-    await rm(`${this.#dir}/${name}`, { force: true, recursive: true });
+    rmSync(`${this.#dir}/${name}`, { force: true, recursive: true });
     this.#malformed.delete(name);
   }
 
@@ -179,15 +191,14 @@ function encode(attachment: Attachment): string {
   return `${JSON.stringify(attachment, undefined, 2)}\n`;
 }
 
-async function readAttachment(dir: string, name: string): Promise<Attachment | undefined> {
+function readAttachment(dir: string, name: string): Attachment | undefined {
   const file = `${dir}/${name}`;
   try {
     const stats = statSync(file, { throwIfNoEntry: false });
     if (!stats) return undefined;
     // Reading a pipe would wait for ever.
     if (!stats.isFile()) throw new RipstopError('it is no file');
-    const text = await readIfThere(file);
-    if (text === undefined) return undefined;
+    const text = readFileSync(file, 'utf8');
     const { slow, kernelPath = slow, ...attachment } = AttachmentFile.parse(JSON.parse(text));
     if (fileName(attachment) !== name) throw new RipstopError(`it is that of ${fileName(attachment)}`);
     return { ...attachment, ...(kernelPath !== undefined && { kernelPath }) };
