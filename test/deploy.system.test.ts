@@ -51,7 +51,7 @@ function withoutCapability(name: string, container: k8s.V1Container): k8s.V1Cont
   return container;
 }
 
-const missing = missingHere('setpriv', 'iptables-legacy', 'bridge') ?? (await lacking());
+const missing = missingHere('setpriv', 'iptables-legacy') ?? (await lacking());
 
 /** What the kernel lacks for these stories, in one line. */
 async function lacking(): Promise<string | undefined> {

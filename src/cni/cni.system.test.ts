@@ -134,6 +134,7 @@ describe.skipIf(missing)('the CNI plugin', () => {
         RIPSTOP_CNI_SOCKET: `${dir}/run/cni.sock`,
         RIPSTOP_CNI_DEFERRED: `${dir}/deferred`,
         RIPSTOP_CNI_LEASES: `${dir}/leases`,
+        RIPSTOP_CNI_PATIENCE_MS: '0',
         ...overrides.env,
       },
       stdin:
@@ -956,6 +957,24 @@ describe.skipIf(missing)('the CNI plugin', () => {
         code,
         msg: expect.stringMatching(/gave no answer at .*cni\.sock: .*; see that the agent runs on this node/),
       });
+    });
+
+    it('STATUS waits for one that restarts, and for one that is not ready yet, but not for ever', async () => {
+      const patient = { env: { RIPSTOP_CNI_PATIENCE_MS: '5000' } };
+      await server.close();
+      context.ready = () => ({ ok: false, reason: 'starting' });
+      const asked = cni('STATUS', '', patient);
+      await sleep(500);
+      server = await startServer();
+      await sleep(500);
+      context.ready = () => ({ ok: true });
+      expect(await asked).toEqual(done);
+
+      context.ready = () => ({ ok: false, reason: 'the uplink eth9 is gone' });
+      const startedAtMs = performance.now();
+      const { output } = await cni('STATUS', '', { env: { RIPSTOP_CNI_PATIENCE_MS: '1000' } });
+      expect(output).toMatchObject({ code: 50, msg: expect.stringContaining('the uplink eth9 is gone') });
+      expect(performance.now() - startedAtMs).toBeGreaterThan(1000);
     });
 
     it('VERSION is answered by the shim', async () => {

@@ -117,13 +117,17 @@ const AddConfig = NetworkConfig.extend({ dns: Dns.optional(), ...AskedConfig });
 
 const CheckConfig = NetworkConfig.extend({ prevResult: PrevResult.optional() });
 
-const VALID_ATTACHMENTS = 'cni.dev/valid-attachments';
+/** The list of valid attachments: its name in the specification's table of keys, and that in its section about GC. */
+const VALID_ATTACHMENTS = ['cni.dev/valid-attachments', 'cni.dev/attachments'] as const;
 
 /** What is no attachment of ours is valid for all we care, so the names in here may be any. */
+const ValidAttachments = z
+  .array(z.object({ containerID: z.string().default(''), ifname: z.string().default('') }))
+  .optional();
+
 const GcConfig = NetworkConfig.extend({
-  [VALID_ATTACHMENTS]: z
-    .array(z.object({ containerID: z.string().default(''), ifname: z.string().default('') }))
-    .optional(),
+  [VALID_ATTACHMENTS[0]]: ValidAttachments,
+  [VALID_ATTACHMENTS[1]]: ValidAttachments,
 });
 
 /** The commands, with the version of the specification that introduced each. */
@@ -197,10 +201,11 @@ async function execute(
       break;
     case 'GC': {
       const config = parseConfig(GcConfig, input);
-      // A missing list must not count as an empty one: that would remove every pod of the node.
-      const valid = required(config, VALID_ATTACHMENTS);
-      const validAttachments = valid.map((a) => ({ containerId: a.containerID, ifname: a.ifname }));
-      await ops.gc({ network: config.name, validAttachments });
+      const valid = config[VALID_ATTACHMENTS[0]] ?? config[VALID_ATTACHMENTS[1]];
+      // A missing list does not count as an empty one: that would remove every pod of the node. libcni leaves it out for
+      // `cnitool gc`, after it has called DEL for all that it knows itself.
+      const validAttachments = valid?.map((a) => ({ containerId: a.containerID, ifname: a.ifname }));
+      if (validAttachments) await ops.gc({ network: config.name, validAttachments });
     }
   }
   // Only ADD has a result.
@@ -359,7 +364,7 @@ function decodeJson(bytes: Uint8Array): unknown {
  */
 function withoutNull(key: string, value: unknown): unknown {
   // libcni's list of valid attachments when there are none. Without the key nobody has said that there are none.
-  if (value === null) return key === VALID_ATTACHMENTS ? [] : undefined;
+  if (value === null) return VALID_ATTACHMENTS.some((name) => name === key) ? [] : undefined;
   // An element that is left out leaves a hole.
   return Array.isArray(value) ? value.filter(() => true) : value;
 }

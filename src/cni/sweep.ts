@@ -56,12 +56,17 @@ export async function findSuspects(place: Place, minAgeMs: number): Promise<Netw
  * @param netnsDir where all pods' namespaces are. @throws Error when that cannot be found out.
  */
 export async function isStale(place: Place, lease: NetworkLease, netnsDir = NETNS_DIR): Promise<boolean> {
+  const { containerId, ifname, ip, network } = lease;
+  const isLeased = place.addresses
+    .list(network)
+    .some((one) => one.ip === ip && one.containerId === containerId && one.ifname === ifname);
+  if (!isLeased) return false;
   const attachment = await place.store.get(lease);
   if (attachment && (await hasVeth(place, attachment))) return false;
   const known = [...(await cachedNamespaces(place, lease)), ...(attachment ? [attachment.netns] : [])];
   // cri-dockerd's are below /proc, where the agent cannot see whether they are there.
   if (known.some((path) => existsSync(path) || !/^(\/var)?\/run\/netns\//.test(path))) return false;
-  return !readdirSync(netnsDir).some((name) => hasAddress(join(netnsDir, name), lease.ip));
+  return !readdirSync(netnsDir).some((name) => hasAddress(join(netnsDir, name), ip));
 }
 
 async function hasVeth({ netns }: Place, { hostIfname, hostIfindex }: Attachment): Promise<boolean> {

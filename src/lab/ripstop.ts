@@ -135,6 +135,7 @@ export function ripstopPlugin(lab: Lab, node: NodeState): CniPlugin {
       RIPSTOP_CNI_SOCKET: socketOf(lab, node),
       RIPSTOP_CNI_DEFERRED: deferredDir(join(dir, 'state')),
       RIPSTOP_CNI_LEASES: join(dir, 'ipam'),
+      RIPSTOP_CNI_PATIENCE_MS: '0',
     },
   };
 }

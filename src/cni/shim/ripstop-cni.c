@@ -19,6 +19,10 @@
  *   others   an error which says that the agent does not answer: code 11 "try again later"; for STATUS, code 50
  *            "not available".
  *
+ * STATUS waits a while for an agent that is away or not ready, as after its restart. A runtime hands the error on, the
+ * kubelet calls the node not ready, and the cluster takes the node's pods out of their Services, although the pinned
+ * programs serve them as before. The kubelet itself waits half a minute for its runtime.
+ *
  * It has three static buffers of the largest size that the protocol allows; only the filled part of them uses memory.
  */
 #define _GNU_SOURCE
@@ -37,6 +41,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -53,6 +58,11 @@
 #ifndef DEADLINE_MS
 #define DEADLINE_MS 60000
 #endif
+
+/* How long STATUS waits for an agent that is ready, and how often it asks. Labs override it with
+ * RIPSTOP_CNI_PATIENCE_MS. */
+#define DEFAULT_PATIENCE_MS "10000"
+#define ASK_EVERY_MS 200
 
 /* Codes of the CNI specification, "Well-known error codes". */
 enum cni_code {
@@ -466,25 +476,13 @@ static uint32_t be32(const uint8_t *bytes)
 	return (uint32_t)bytes[0] << 24 | (uint32_t)bytes[1] << 16 | (uint32_t)bytes[2] << 8 | bytes[3];
 }
 
-int main(void)
+/* Send the request and print the answer. @return the exit code */
+static int ask_agent(void)
 {
 	uint32_t exit_code, answer_length;
 	uint8_t header[12];
-	int fd;
+	int fd = connect_agent();
 
-	deadline_ms = now_ms() + DEADLINE_MS;
-	command = getenv("CNI_COMMAND");
-	socket_path = variable_or("RIPSTOP_CNI_SOCKET", DEFAULT_SOCKET);
-
-	input_length = read_input();
-	scan_version(input, input_length);
-	if (is_command("VERSION")) {
-		printf("{\"cniVersion\":\"%s\",\"supportedVersions\":" SUPPORTED_VERSIONS "}\n", cni_version);
-		return 0;
-	}
-	environment_length = collect_environment();
-
-	fd = connect_agent();
 	send_all(fd, MAGIC, 4);
 	send_field(fd, environment, environment_length);
 	send_field(fd, input, input_length);
@@ -499,4 +497,42 @@ int main(void)
 		return 1;
 	/* An exit code has only eight bits, and 256 must not become success. */
 	return exit_code > 255 ? 1 : (int)exit_code;
+}
+
+/* Ask in another process, whose output nobody sees. */
+static bool would_succeed(void)
+{
+	int status = 1;
+	pid_t child = fork();
+
+	if (child == 0)
+		exit(freopen("/dev/null", "w", stdout) ? ask_agent() : 1);
+	return child > 0 && waitpid(child, &status, 0) == child && status == 0;
+}
+
+static void wait_for_agent(void)
+{
+	const struct timespec pause = {.tv_nsec = ASK_EVERY_MS * 1000000L};
+	int64_t until_ms = now_ms() + atoi(variable_or("RIPSTOP_CNI_PATIENCE_MS", DEFAULT_PATIENCE_MS));
+
+	while (now_ms() < until_ms && !would_succeed())
+		nanosleep(&pause, NULL);
+}
+
+int main(void)
+{
+	deadline_ms = now_ms() + DEADLINE_MS;
+	command = getenv("CNI_COMMAND");
+	socket_path = variable_or("RIPSTOP_CNI_SOCKET", DEFAULT_SOCKET);
+
+	input_length = read_input();
+	scan_version(input, input_length);
+	if (is_command("VERSION")) {
+		printf("{\"cniVersion\":\"%s\",\"supportedVersions\":" SUPPORTED_VERSIONS "}\n", cni_version);
+		return 0;
+	}
+	environment_length = collect_environment();
+	if (is_command("STATUS"))
+		wait_for_agent();
+	return ask_agent();
 }
