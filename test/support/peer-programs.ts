@@ -20,6 +20,24 @@ function ofKubernetes(name: string, main = `cmd/${name}`): Program {
   };
 }
 
+/** A reference plugin that is chained to others. */
+function chainedPlugin(name: string): Program {
+  const module = 'github.com/containernetworking/plugins';
+  return { name, module, version: `v${versions.cniPlugins}`, main: `${module}/plugins/meta/${name}` };
+}
+
+/** The program that makes a runtime's calls, by the library that runtimes use. */
+function cnitool(name: string, version: string): Program {
+  const module = 'github.com/containernetworking/cni';
+  return { name, module, version: `v${version}`, main: `${module}/cnitool` };
+}
+
+/** A program of Istio's CNI agent. */
+function ofIstio(name: string): Program {
+  const module = 'istio.io/istio';
+  return { name, module, version: `v${versions.istio}`, main: `${module}/cni/cmd/${name}` };
+}
+
 /** A program of containerd 2. */
 function ofContainerd(name: string): Program {
   const module = 'github.com/containerd/containerd/v2';
@@ -44,7 +62,7 @@ export const programs = {
   flannel: {
     name: 'flannel',
     module: 'github.com/containernetworking/plugins',
-    version: `v${versions.cniPlugins}`,
+    version: `v${versions.flannelPlugin}`,
     main: 'github.com/containernetworking/plugins/plugins/meta/flannel',
   },
   flanneld: {
@@ -83,6 +101,15 @@ export const programs = {
   containerd: ofContainerd('containerd'),
   'containerd-shim-runc-v2': ofContainerd('containerd-shim-runc-v2'),
   ctr: ofContainerd('ctr'),
+  cnitool: cnitool('cnitool', versions.libcni),
+  'old-cnitool': cnitool('old-cnitool', versions.oldLibcni),
+  portmap: chainedPlugin('portmap'),
+  bandwidth: chainedPlugin('bandwidth'),
+  tuning: chainedPlugin('tuning'),
+  firewall: chainedPlugin('firewall'),
+  sbr: chainedPlugin('sbr'),
+  'install-cni': ofIstio('install-cni'),
+  'istio-cni': ofIstio('istio-cni'),
   'kube-router': {
     name: 'kube-router',
     module: 'github.com/cloudnativelabs/kube-router/v2',
@@ -105,10 +132,19 @@ export const peerPath = (name: ProgramName): string => programPath(programs[name
 /** The programs of test:peers, those that build quickly first. */
 export const peersOfLab = [
   programs.flannel,
+  programs.cnitool,
+  programs['old-cnitool'],
+  programs.portmap,
+  programs.bandwidth,
+  programs.tuning,
+  programs.firewall,
+  programs.sbr,
   programs.etcd,
   programs.flanneld,
   programs['kube-apiserver'],
   programs['kube-proxy'],
   programs['kube-router'],
   programs['kube-network-policies'],
+  programs['install-cni'],
+  programs['istio-cni'],
 ];

@@ -12,8 +12,14 @@ export const versions = {
   // On one of the nodes; the others have Debian's containerd 1.6.
   containerd: '2.2.9',
   flannel: '0.28.4',
-  // flannel's CNI plugin from the reference plugins, before it moved to its own repository.
-  cniPlugins: '0.9.1',
+  // flannel's CNI plugin, from the reference plugins before it moved to its own repository.
+  flannelPlugin: '0.9.1',
+  // The reference plugins, and the library that runtimes call plugins with: containerd 2's, and containerd 1.7's.
+  cniPlugins: '1.9.1',
+  libcni: '1.3.0',
+  oldLibcni: '1.1.2',
+  // Istio tags no versions of its module: this is 1.31.
+  istio: '0.0.0-20260827124520-eed52ebb66ad',
   // Runs Kubernetes' tests in parallel; the version in Kubernetes' go.mod.
   ginkgo: '2.28.1',
   // The NetworkPolicy engine of k3s, and the one of flannel's chart, kube-network-policies.

@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: Apache-2.0
+import {
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
+import { join } from 'node:path';
+import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
+import type { Conflist } from '../../src/cni/conflist.ts';
+import { listLinks } from '../../src/host/links.ts';
+import { run, tryRun } from '../../src/host/run.ts';
+import {
+  labDown,
+  labUp,
+  type Lab,
+  netnsPath,
+  nodeDir,
+  openLab,
+  parseLabOptions,
+  pluginOf,
+  startAgent,
+  stopAgent,
+} from '../../src/lab/index.ts';
+import { CNI_PLUGINS, resultAddresses } from '../../src/lab/cni.ts';
+import { ipJson } from '../../src/lab/ip.ts';
+import { tracesOf } from '../../src/lab/lab.support.ts';
+import { addNetns, deleteNetns } from '../../src/lab/netns.ts';
+import { agentLog, carriedDuring, inNetns, podOf, serveIn, talkBoth, talkTcp } from '../cluster/support.ts';
+import { manifest, parseManifest } from '../support/manifest.ts';
+import { peerPath, type ProgramName } from '../support/peer-programs.ts';
+import { labNameFor } from './support.ts';
+
+const NAME = labNameFor('cni');
+const POD = 'chained';
+
+/**
+ * The plugin as cnitool calls it, by libcni, in the network configuration that the agent has installed, with the
+ * reference plugins chained to it.
+ */
+describe('two ripstop nodes, whose pods cnitool and the chained plugins make', () => {
+  let lab: Lab;
+  const [node, other] = [() => lab.state.nodes[0]!, () => lab.state.nodes[1]!];
+  const dir = (...path: string[]): string => join(nodeDir(lab, node()), ...path);
+  const conflist = (): string => dir('net.d', '10-flannel.conflist');
+  const pod = (): { netns: string } => ({ netns: `${node().netns}-${POD}` });
+  const shipped = JSON.parse(parseManifest(manifest).config.data!['cni-conf.json']!) as Conflist;
+
+  beforeAll(async () => {
+    await labUp(
+      parseLabOptions({ name: NAME, nodes: 2, pods: 1, datapath: 'ripstop', kubeProxy: 'iptables' }),
+    );
+    lab = openLab(NAME);
+    await serveIn(podOf(other()));
+    for (const name of ['net.d', 'cni-bin', 'var-lib/cni']) mkdirSync(dir(name), { recursive: true });
+  });
+  afterEach(async () => {
+    await cnitool('del');
+    await deleteNetns(pod().netns);
+  });
+  afterAll(async () => {
+    await labDown(NAME);
+    expect(await tracesOf(NAME)).toEqual([]);
+  });
+
+  /** Start the node's agent with this configuration, in reach of these plugins, and wait for it to be in place. */
+  async function withConflist(given: object, plugins: Readonly<Record<string, string>>): Promise<Conflist> {
+    await stopAgent(lab, node());
+    rmSync(dir('cni-bin'), { recursive: true });
+    mkdirSync(dir('cni-bin'));
+    const { plugin } = pluginOf(lab, node());
+    for (const [name, path] of Object.entries({ 'ripstop-cni': plugin, ...plugins }))
+      symlinkSync(path, dir('cni-bin', name));
+    writeFileSync(dir('cni-conf.json'), JSON.stringify(given));
+    Object.assign(process.env, {
+      RIPSTOP_CNI_CONF: dir('cni-conf.json'),
+      RIPSTOP_CNI_CONF_DIR: dir('net.d'),
+      RIPSTOP_CNI_PLUGINS: dir('cni-bin'),
+    });
+    rmSync(conflist(), { force: true });
+    await startAgent(lab, node());
+    await expect.poll(() => existsSync(conflist())).toBe(true);
+    return installed();
+  }
+
+  const installed = (): Conflist => JSON.parse(readFileSync(conflist(), 'utf8')) as Conflist;
+  const real = (...names: ProgramName[]): Record<string, string> =>
+    Object.fromEntries(names.map((name) => [name, peerPath(name)]));
+
+  /** Run cnitool on the node, which has a /var/lib of its own for libcni's notes. */
+  async function cnitool(
+    command: 'add' | 'check' | 'del' | 'gc' | 'status',
+    { tool = 'cnitool', args = {} }: { tool?: ProgramName; args?: object } = {},
+  ): Promise<{ code: number; stdout: string; stderr: string }> {
+    const { env } = pluginOf(lab, node());
+    const script = 'mount --bind "$0" /var/lib && exec "$@"';
+    const argv = [dir('var-lib'), peerPath(tool), command, 'cbr0', netnsPath(pod().netns)];
+    return tryRun('unshare', ['--mount', 'sh', '-c', script, ...argv], {
+      ...inNetns(node()),
+      env: {
+        PATH: process.env['PATH'] ?? '',
+        ...env,
+        NETCONFPATH: dir('net.d'),
+        CNI_PATH: dir('cni-bin'),
+        CAP_ARGS: JSON.stringify(args),
+      },
+    });
+  }
+
+  /** The containers of libcni's notes. */
+  const noted = (): string[] => {
+    try {
+      return readdirSync(dir('var-lib/cni/results'));
+    } catch {
+      return [];
+    }
+  };
+  const leases = (): string[] => readdirSync(dir('ipam/cbr0')).filter((name) => /^\d/.test(name));
+  const calls = (command: string): number => agentLog(lab, node()).split(`"command":"${command}"`).length - 1;
+
+  /** Make the pod, with what the runtime asks of the chain. */
+  async function add(
+    args: object = {},
+    tool: ProgramName = 'cnitool',
+  ): Promise<{ ip: string; version: string }> {
+    await addNetns(pod().netns);
+    const { code, stdout, stderr } = await cnitool('add', { tool, args });
+    // sbr tells on stderr what it does.
+    expect(code, stderr).toBe(0);
+    const result = JSON.parse(stdout) as { cniVersion: string };
+    return { ip: resultAddresses(result).ip, version: result.cniVersion };
+  }
+
+  const succeeds = expect.objectContaining({ code: 0, stdout: '' });
+
+  it.each([
+    ['containerd 2', 'cnitool', 'of today', '1.1.0', ['1.0.0', '1.1.0'], 1],
+    ['containerd 2', 'cnitool', 'of Debian 12', '1.0.0', ['1.0.0'], 0],
+    ['containerd 1.7', 'old-cnitool', 'of today', '1.0.0', ['1.0.0', '1.1.0'], 0],
+  ] as const)(
+    'the shipped configuration: libcni of %s (%s) with a portmap %s speaks %s',
+    async (_, tool, age, version, offered, asked) => {
+      const portmap = age === 'of today' ? peerPath('portmap') : join(CNI_PLUGINS, 'portmap');
+      expect(await withConflist(shipped, { portmap })).toEqual({ ...shipped, cniVersions: offered });
+      const before = calls('STATUS');
+      expect((await add({ portMappings: [] }, tool)).version).toBe(version);
+      expect(await cnitool('check', { tool })).toEqual(succeeds);
+      if (tool === 'cnitool') expect(await cnitool('status')).toEqual(succeeds);
+      expect(calls('STATUS') - before).toBe(asked);
+      expect(await cnitool('del', { tool })).toEqual(succeeds);
+      expect(await cnitool('del', { tool })).toEqual(succeeds);
+      expect([leases().length, noted()]).toEqual([1, []]);
+    },
+  );
+
+  it('STATUS fails with 50 and the reason while the agent is away, and GC removes what libcni knows', async () => {
+    await withConflist(shipped, real('portmap'));
+    await add();
+    await stopAgent(lab, node());
+    const { code, stderr } = await cnitool('status');
+    expect([code, stderr]).toEqual([1, expect.stringMatching(/gave no answer at .*cni\.sock/)]);
+    await startAgent(lab, node());
+    const before = calls('GC');
+    expect(await cnitool('gc')).toEqual(succeeds);
+    expect(calls('GC') - before).toBe(1);
+    expect([leases().length, noted()]).toEqual([1, []]);
+  });
+
+  it('portmap, bandwidth, tuning, firewall and sbr each do their work, pass CHECK and leave nothing', async () => {
+    const MAC = '02:00:00:00:12:34';
+    const chain = [
+      { type: 'ripstop-cni' },
+      { type: 'portmap', capabilities: { portMappings: true } },
+      {
+        type: 'bandwidth',
+        ingressRate: 80_000_000,
+        ingressBurst: 800_000,
+        egressRate: 80_000_000,
+        egressBurst: 800_000,
+      },
+      {
+        type: 'tuning',
+        dataDir: dir('tuning'),
+        sysctl: { 'net.core.somaxconn': '500' },
+        mac: MAC,
+        mtu: 1400,
+      },
+      { type: 'firewall', backend: 'iptables' },
+      { type: 'sbr' },
+    ];
+    const { plugins, ...offered } = await withConflist(
+      { ...shipped, plugins: chain },
+      real('portmap', 'bandwidth', 'tuning', 'firewall', 'sbr'),
+    );
+    expect([plugins, offered]).toMatchObject([chain, { cniVersions: ['1.0.0', '1.1.0'] }]);
+    const rulesBefore = await rules();
+    const portMappings = [{ hostPort: 8080, containerPort: 7777, protocol: 'tcp' }];
+    const { ip } = await add({ portMappings });
+    await serveIn(pod(), '::', 7777);
+
+    // tuning
+    const [eth0] = [...(await listLinks(inNetns(pod()))).values()].filter(({ name }) => name === 'eth0');
+    expect(eth0).toMatchObject({ mac: MAC, mtu: 1400 });
+    expect(await run('cat', ['/proc/sys/net/core/somaxconn'], inNetns(pod()))).toBe('500\n');
+    // portmap, by the node's address and port
+    await talkTcp(podOf(other()), node().ip, 10_000, 8080);
+    // firewall
+    expect(await rules()).toMatch(new RegExp(`CNI-FORWARD .*${ip}`));
+    // sbr: in a table of its own is what comes from the pod's address
+    expect(await ipJson(['rule'], inNetns(pod()))).toContainEqual(expect.objectContaining({ src: ip }));
+    // bandwidth: 10 MB take a second at 80 Mbit/s, either way; ripstop leaves shaped pods to the kernel path.
+    const startedAtMs = performance.now();
+    const [carried] = await carriedDuring(lab, [node()], () => talkTcp(podOf(other()), ip, 5 << 20, 7777));
+    expect(performance.now() - startedAtMs).toBeGreaterThan(800);
+    expect(carried!.by['from_pod fast_encap'] ?? 0).toBe(0);
+
+    expect(await cnitool('check', { args: { portMappings } })).toEqual(succeeds);
+    expect(await cnitool('del', { args: { portMappings } })).toEqual(succeeds);
+    expect([leases().length, noted()]).toEqual([1, []]);
+    expect(await rules()).not.toContain(ip);
+    expect((await rules()).split('\n').length - rulesBefore.split('\n').length).toBeLessThan(20);
+    const links = [...(await listLinks(inNetns(node()))).keys()];
+    expect(links.filter((name) => /^(veth|bwp|ifb)/.test(name))).toHaveLength(1);
+  });
+
+  const rules = (): Promise<string> => run('iptables-save', [], inNetns(node()));
+
+  it('a pod whose MAC address tuning has changed is on the fast path', async () => {
+    const mac = '02:00:00:00:56:78';
+    await withConflist(
+      { ...shipped, plugins: [{ type: 'ripstop-cni' }, { type: 'tuning', dataDir: dir('tuning'), mac }] },
+      real('tuning'),
+    );
+    const { ip } = await add();
+    await serveIn(pod());
+    const [carried] = await carriedDuring(lab, [node()], () => talkBoth(podOf(other()), ip));
+    expect(carried!.by['from_pod fast_encap']).toBeGreaterThan(40);
+    expect(carried!.by['from_wire fast_decap']).toBeGreaterThan(40);
+    await cnitool('del');
+  });
+});
