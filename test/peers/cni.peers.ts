@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 import {
+  copyFileSync,
   existsSync,
   mkdirSync,
   readdirSync,
   readFileSync,
   rmSync,
+  statSync,
   symlinkSync,
   writeFileSync,
 } from 'node:fs';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
 import type { Conflist } from '../../src/cni/conflist.ts';
 import { listLinks } from '../../src/host/links.ts';
@@ -22,12 +25,13 @@ import {
   openLab,
   parseLabOptions,
   pluginOf,
+  restartAgent,
   startAgent,
   stopAgent,
 } from '../../src/lab/index.ts';
 import { CNI_PLUGINS, resultAddresses } from '../../src/lab/cni.ts';
 import { ipJson } from '../../src/lab/ip.ts';
-import { tracesOf } from '../../src/lab/lab.support.ts';
+import { type Background, startIn, tracesOf } from '../../src/lab/lab.support.ts';
 import { addNetns, deleteNetns } from '../../src/lab/netns.ts';
 import { agentLog, carriedDuring, inNetns, podOf, serveIn, talkBoth, talkTcp } from '../cluster/support.ts';
 import { manifest, parseManifest } from '../support/manifest.ts';
@@ -240,5 +244,62 @@ describe('two ripstop nodes, whose pods cnitool and the chained plugins make', (
     expect(carried!.by['from_pod fast_encap']).toBeGreaterThan(40);
     expect(carried!.by['from_wire fast_decap']).toBeGreaterThan(40);
     await cnitool('del');
+  });
+
+  /**
+   * Istio's CNI agent, with this node's directories in place of the host's, until it is stopped. It appends its plugin to
+   * the first configuration that it finds, watches it, and appends it anew when it is gone.
+   */
+  function startIstio(): Background {
+    const root = dir('istio');
+    const account = join(root, 'var/run/secrets/kubernetes.io/serviceaccount');
+    const folders = ['bin', 'opt/cni/bin', 'host/etc/cni/net.d', 'host/opt/cni/bin', 'var/run/istio-cni'];
+    for (const folder of [account, ...folders.map((one) => join(root, one))])
+      mkdirSync(folder, { recursive: true });
+    copyFileSync(peerPath('install-cni'), join(root, 'bin/install-cni'));
+    copyFileSync(peerPath('istio-cni'), join(root, 'opt/cni/bin/istio-cni'));
+    for (const name of ['token', 'ca.crt']) writeFileSync(join(account, name), 'not asked for');
+    const script =
+      'mount --bind "$1" "$0/host/etc/cni/net.d" && mount --bind "$2" "$0/host/opt/cni/bin" && ' +
+      'exec env -i PATH="$PATH" KUBERNETES_SERVICE_HOST=10.43.0.1 KUBERNETES_SERVICE_PORT=443 REPAIR_ENABLED=false ' +
+      'chroot "$0" /bin/install-cni';
+    const argv = ['--mount', 'sh', '-c', script, root, dir('net.d'), dir('cni-bin')];
+    return startIn(node().netns, 'unshare', ...argv);
+  }
+
+  it('istio-cni appends itself to the configuration, and neither rewrites what the other has written', async () => {
+    await withConflist(shipped, real('portmap'));
+    const types = (): string[] => installed().plugins.map(({ type }) => type);
+    const stamp = (): string => `${statSync(conflist()).ino} ${statSync(conflist()).mtimeMs}`;
+    /** Whether nobody writes the file for a while, in which an agent that starts is ready. */
+    const rests = async (): Promise<void> => {
+      const before = stamp();
+      await sleep(3000);
+      expect(stamp()).toBe(before);
+    };
+    const istio = startIstio();
+    try {
+      await expect.poll(types).toEqual(['ripstop-cni', 'portmap', 'istio-cni']);
+      const before = [stamp(), installed()];
+      await restartAgent(lab, node());
+      await rests();
+      expect([stamp(), installed()]).toEqual(before);
+      // Another ConfigMap.
+      const tuning = { type: 'tuning', dataDir: dir('tuning') };
+      symlinkSync(peerPath('tuning'), dir('cni-bin/tuning'));
+      writeFileSync(
+        dir('cni-conf.json'),
+        JSON.stringify({ ...shipped, plugins: [...shipped.plugins, tuning] }),
+      );
+      await restartAgent(lab, node());
+      await expect.poll(types).toEqual(['ripstop-cni', 'portmap', 'tuning', 'istio-cni']);
+      await rests();
+      // Once, at its start.
+      expect(istio.output().match(/Wrote CNI config to/g)).toHaveLength(1);
+    } finally {
+      await istio.stop();
+    }
+    expect(types()).toEqual(['ripstop-cni', 'portmap', 'tuning']);
+    await rests();
   });
 });
