@@ -168,6 +168,11 @@ export class Incarnation implements Disposable {
     return this.#failureOfNode() ?? this.#standing.plan.blocked;
   }
 
+  /** Whether pods that are there may lack a part of their network: the node's own part could not be brought in line. */
+  get isImpaired(): boolean {
+    return this.#failure.reason !== undefined || this.#failureOfNode() !== undefined;
+  }
+
   /** Something about the cluster changed. */
   trigger(): void {
     this.#loop.trigger();

@@ -307,7 +307,9 @@ class AgentProcess {
       detach: async () => incarnation?.detach(),
       ready: () => {
         const reason = this.#notReady;
-        return reason === undefined ? { ok: true } : { ok: false, reason };
+        return reason === undefined
+          ? { ok: true }
+          : { ok: false, reason, limited: incarnation?.isImpaired ?? false };
       },
     };
   }

@@ -399,6 +399,26 @@ describe.skipIf(missing)('the CNI plugin', () => {
     });
   });
 
+  it.each(['0.3.1', '0.4.0', '1.0.0', '1.1.0'])(
+    'a pod in version %s: all commands that it has, and code 1 for the others',
+    async (cniVersion) => {
+      const call = (command: string, config: object = {}): Promise<Answer> =>
+        cni(command, 'a', { config: { cniVersion, ...config } });
+      const has = (since: string): object =>
+        cniVersion >= since ? done : { exitCode: 1, output: { cniVersion, code: 1 } };
+      await addNamespace('a');
+      const { exitCode, output: result } = await call('ADD');
+      expect({ exitCode, result }).toMatchObject({ exitCode: 0, result: { cniVersion } });
+      expect(await call('CHECK', { prevResult: result })).toMatchObject(has('0.4.0'));
+      expect(await call('STATUS')).toMatchObject(has('1.1.0'));
+      const valid = [{ containerID: 'a', ifname: 'eth0' }];
+      expect(await call('GC', { 'cni.dev/valid-attachments': valid })).toMatchObject(has('1.1.0'));
+      await ping('a', gateway);
+      expect(await call('DEL', { prevResult: result })).toEqual(done);
+      await expectClean();
+    },
+  );
+
   it('20 ADDs and DELs at once: every address is unique, and none is left over', async () => {
     const containers = Array.from({ length: 20 }, (_, i) => `c${i}`);
     for (const container of containers) await addNamespace(container);
@@ -921,6 +941,14 @@ describe.skipIf(missing)('the CNI plugin', () => {
       expect((await cni('ADD', 'b')).output).toMatchObject({ code: 11 });
       expect(await del('a')).toEqual({ exitCode: 0, output: {} });
       await expectClean();
+    });
+
+    it('STATUS is 51 when pods that are there may be concerned', async () => {
+      context.ready = () => ({ ok: false, reason: 'the uplink eth9 is gone', limited: true });
+      expect((await cni('STATUS', '')).output).toMatchObject({
+        code: 51,
+        msg: 'the ripstop agent is not ready: the uplink eth9 is gone',
+      });
     });
 
     it('without its podCIDR: ADD is 11, and pods of before can be looked at and taken away', async () => {

@@ -53,8 +53,8 @@ export interface CniContext {
   attach(attachment: Attachment): Promise<void>;
   /** Undo that; called also after an `attach` that failed, so what is not there must be no error. */
   detach(attachment: Attachment): Promise<void>;
-  /** Whether pods can be added now, and if not, why. */
-  ready(): { ok: true } | { ok: false; reason: string };
+  /** Whether pods can be added now; if not, why, and whether it may concern pods that are there. */
+  ready(): { ok: true } | { ok: false; reason: string; limited?: boolean };
   /** Path of the node's network namespace; the agent's own when left out. */
   netns?: string;
 }
@@ -306,7 +306,9 @@ async function check(context: CniContext, call: CheckCall): Promise<void> {
  */
 function status(context: CniContext): void {
   const ready = context.ready();
-  if (!ready.ok) throw new CniError(CniCode.notAvailable, `the ripstop agent is not ready: ${ready.reason}`);
+  if (ready.ok) return;
+  const code = ready.limited ? CniCode.limited : CniCode.notAvailable;
+  throw new CniError(code, `the ripstop agent is not ready: ${ready.reason}`);
 }
 
 /** Delete what the runtime does not know: attachments, and leases whose attachment was lost. Goes on past errors. */

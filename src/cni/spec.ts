@@ -23,6 +23,8 @@ export const CniCode = {
   config: 7,
   tryAgain: 11,
   notAvailable: 50,
+  /** As 50, and pods that are there may have lost a part of their network. */
+  limited: 51,
   /** An operation on the node failed; the message has the reason. */
   failed: 100,
   /** The attachment, or an interface of that name in the pod, exists already. */

@@ -34,6 +34,8 @@ for folder in "$PROGRAMS" "$disk/config"; do
 done
 cp "$disk/config/hosts" "$disk/config/resolv.conf" "$root/etc/"
 [ -e "$root/opt/cni/bin/loopback" ] || cp /usr/lib/cni/* "$root/opt/cni/bin/"
+# Beside a current containerd a current portmap.
+[ ! -e "$PROGRAMS/portmap" ] || cp "$PROGRAMS/portmap" "$root/opt/cni/bin/"
 # kubelet writes settings of the whole machine: give it files that already have its values.
 for setting in vm/overcommit_memory=1 kernel/panic=10 kernel/panic_on_oops=1 kernel/keys/root_maxkeys=1000000 \
   kernel/keys/root_maxbytes=25000000; do

@@ -106,6 +106,7 @@ async function writePrograms(node: ClusterNode): Promise<void> {
     ['kubelet', peerPath('kubelet')],
     ['kube-proxy', peerPath('kube-proxy')],
     ['probe', await buildProbe()],
+    ...(node.containerd === 'debian' ? [] : [['portmap', peerPath('portmap')] as const]),
   ] as const;
   for (const [name, source] of sources) {
     try {

@@ -14,6 +14,7 @@ export const programsOfCluster = [
   programs.kubectl,
   programs.coredns,
   programs.flannel,
+  programs.portmap,
   programs.flanneld,
   programs.containerd,
   programs['containerd-shim-runc-v2'],

@@ -61,7 +61,7 @@
 
 /* How long STATUS waits for an agent that is ready, and how often it asks. Labs override it with
  * RIPSTOP_CNI_PATIENCE_MS. */
-#define DEFAULT_PATIENCE_MS "10000"
+#define DEFAULT_PATIENCE_MS "15000"
 #define ASK_EVERY_MS 200
 
 /* Codes of the CNI specification, "Well-known error codes". */

@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
+import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { RunResult } from '../../../src/host/run.ts';
 import { addNode, isReady, podCidrsOf, removeNode } from '../cluster.ts';
-import { kubectl } from '../kubectl.ts';
+import { get, kubectl } from '../kubectl.ts';
 import { inNode, resumeService, stopService, tryInNode } from '../node.ts';
 import type { ClusterNode } from '../state.ts';
 import { storyCluster } from '../story.ts';
 import { at, probeFrom, UNHARMED, unharmed } from '../traffic.ts';
 import { routeToPods } from '../underlay.ts';
 import { until } from '../until.ts';
-import { agentReady, nodesReady, podsOf, rolledOut } from '../workload.ts';
+import { agentReady, killAgent, nodesReady, podsOf, rolledOut } from '../workload.ts';
 
-/** Nodes join and leave: the third one has the current containerd, and kube-proxy in its other mode. */
+/** Nodes join and leave: the third one has the current containerd and portmap, and kube-proxy in its other mode. */
 
 const cluster = storyCluster();
 const [node1, node2] = cluster.nodes as [ClusterNode, ClusterNode];
@@ -48,6 +49,27 @@ async function node3Talks(): Promise<void> {
 
 const routesOf = (node: ClusterNode): Promise<string> => inNode(node, 'ip', 'route');
 
+/** What the agent of a node offers its runtime, in which version pods were added, and whether the runtime asks. */
+async function cniOf(node: ClusterNode): Promise<{ offered: unknown; spoken: string[]; isAsked: boolean }> {
+  const conflist = await inNode(node, 'cat', '/etc/cni/net.d/10-flannel.conflist');
+  const notes = await inNode(node, 'sh', '-c', 'cat /var/lib/cni/results/cbr0-*');
+  const agent = (await podsOf(cluster, 'ripstop', 'kube-ripstop')).get(node.name)!;
+  const log = await kubectl(cluster, '-n', 'kube-ripstop', 'logs', agent.name, '-c', 'ripstop');
+  return {
+    offered: (JSON.parse(conflist) as { cniVersions?: unknown }).cniVersions,
+    spoken: [...new Set(Array.from(notes.matchAll(/"result":\{"cniVersion":"([^"]*)"/g), ([, one]) => one!))],
+    isAsked: log.includes('"command":"STATUS"'),
+  };
+}
+
+/** Since when the node is ready. */
+async function readySince(node: ClusterNode): Promise<string | undefined> {
+  const { status } = await get<{
+    status: { conditions: { type: string; status: string; lastTransitionTime: string }[] };
+  }>(cluster, 'node', node.name);
+  return status.conditions.find((one) => one.type === 'Ready' && one.status === 'True')?.lastTransitionTime;
+}
+
 beforeAll(async () => {
   await unharmed(cluster, [node1, node2], async () => {
     node3 = await addNode(cluster, {
@@ -72,6 +94,22 @@ describe('a third node', () => {
 
   it('was not ready before pods could be attached', () => {
     expect(agentWhenReady).toMatchObject({ code: 0 });
+  });
+
+  it('speaks CNI 1.1 with containerd 2, which asks whether pods can be added, as others speak 1.0 with 1.6', async () => {
+    expect(await cniOf(node3)).toEqual({ offered: ['1.0.0', '1.1.0'], spoken: ['1.1.0'], isAsked: true });
+    expect(await cniOf(node1)).toEqual({ offered: ['1.0.0'], spoken: ['1.0.0'], isAsked: false });
+  });
+
+  it('stays ready while its agent is killed', async () => {
+    const before = await readySince(node3);
+    expect(before).toBeDefined();
+    await killAgent(node3);
+    // The kubelet asks every five seconds, and waits for the plugin, which waits for the agent.
+    await sleep(6000);
+    await agentReady(node3);
+    await sleep(6000);
+    expect(await readySince(node3)).toBe(before);
   });
 
   it('has another podCIDR after it is deleted and added again, and no route to the old one is left', async () => {
