@@ -93,13 +93,18 @@ export async function createCniServer(options: CniServerOptions): Promise<CniSer
     socket.setTimeout(options.requestDeadlineMs ?? 10_000, () => socket.destroy());
   };
 
+  let lastStatus: string | undefined;
   const answer = async (request: CniRequest): Promise<Answer> => {
     const { CNI_COMMAND: command, CNI_CONTAINERID: containerId, CNI_IFNAME: ifname } = request.env;
     const started = performance.now();
     const response = await withDeadline(carryOut(request), options.answerDeadlineMs ?? 55_000);
     const fields = { command, containerId, ifname, ms: Math.round(performance.now() - started) };
+    // A kubelet asks every few seconds: only a change is worth a line.
+    const output = Buffer.from(response.stdout).toString().trim();
+    if (command === 'STATUS' && output === lastStatus) return response;
+    if (command === 'STATUS') lastStatus = output;
     if (response.exitCode === 0) log.info({ ...fields, steps: response.stepsMs }, 'CNI call done');
-    else log.warn({ ...fields, error: Buffer.from(response.stdout).toString().trim() }, 'CNI call failed');
+    else log.warn({ ...fields, error: output }, 'CNI call failed');
     return response;
   };
 

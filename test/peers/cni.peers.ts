@@ -97,11 +97,15 @@ describe('two ripstop nodes, whose pods cnitool and the chained plugins make', (
   /** Run cnitool on the node, which has a /var/lib of its own for libcni's notes. */
   async function cnitool(
     command: 'add' | 'check' | 'del' | 'gc' | 'status',
-    { tool = 'cnitool', args = {} }: { tool?: ProgramName; args?: object } = {},
+    {
+      tool = 'cnitool',
+      args = {},
+      netns = pod().netns,
+    }: { tool?: ProgramName; args?: object; netns?: string } = {},
   ): Promise<{ code: number; stdout: string; stderr: string }> {
     const { env } = pluginOf(lab, node());
     const script = 'mount --bind "$0" /var/lib && exec "$@"';
-    const argv = [dir('var-lib'), peerPath(tool), command, 'cbr0', netnsPath(pod().netns)];
+    const argv = [dir('var-lib'), peerPath(tool), command, 'cbr0', netnsPath(netns)];
     return tryRun('unshare', ['--mount', 'sh', '-c', script, ...argv], {
       ...inNetns(node()),
       env: {
@@ -141,22 +145,24 @@ describe('two ripstop nodes, whose pods cnitool and the chained plugins make', (
   const succeeds = expect.objectContaining({ code: 0, stdout: '' });
 
   it.each([
-    ['containerd 2', 'cnitool', 'of today', '1.1.0', ['1.0.0', '1.1.0'], 1],
-    ['containerd 2', 'cnitool', 'of Debian 12', '1.0.0', ['1.0.0'], 0],
-    ['containerd 1.7', 'old-cnitool', 'of today', '1.0.0', ['1.0.0', '1.1.0'], 0],
+    ['containerd 2', 'cnitool', 'of today', '1.1.0', ['1.0.0', '1.1.0']],
+    ['containerd 2', 'cnitool', 'of Debian 12', '1.0.0', ['1.0.0']],
+    ['containerd 1.7', 'old-cnitool', 'of today', '1.0.0', ['1.0.0', '1.1.0']],
   ] as const)(
     'the shipped configuration: libcni of %s (%s) with a portmap %s speaks %s',
-    async (_, tool, age, version, offered, asked) => {
+    async (_, tool, age, version, offered) => {
       const portmap = age === 'of today' ? peerPath('portmap') : join(CNI_PLUGINS, 'portmap');
       expect(await withConflist(shipped, { portmap })).toEqual({ ...shipped, cniVersions: offered });
-      const before = calls('STATUS');
       expect((await add({ portMappings: [] }, tool)).version).toBe(version);
       expect(await cnitool('check', { tool })).toEqual(succeeds);
-      if (tool === 'cnitool') expect(await cnitool('status')).toEqual(succeeds);
-      expect(calls('STATUS') - before).toBe(asked);
       expect(await cnitool('del', { tool })).toEqual(succeeds);
       expect(await cnitool('del', { tool })).toEqual(succeeds);
       expect([leases().length, noted()]).toEqual([1, []]);
+      // Only in 1.1.0 is the plugin asked, which says that the agent is away. containerd 1.7's libcni cannot ask.
+      if (tool === 'old-cnitool') return;
+      expect(await cnitool('status')).toEqual(succeeds);
+      await stopAgent(lab, node());
+      expect(await cnitool('status')).toMatchObject({ code: version === '1.1.0' ? 1 : 0 });
     },
   );
 
@@ -169,8 +175,33 @@ describe('two ripstop nodes, whose pods cnitool and the chained plugins make', (
     await startAgent(lab, node());
     const before = calls('GC');
     expect(await cnitool('gc')).toEqual(succeeds);
-    expect(calls('GC') - before).toBe(1);
+    await expect.poll(() => calls('GC') - before).toBe(1);
     expect([leases().length, noted()]).toEqual([1, []]);
+  });
+
+  it('20 pods at a time, while the agent is killed: libcni’s notes are those of the pods', async () => {
+    await withConflist(shipped, real('portmap'));
+    const all = Array.from({ length: 20 }, (_, i) => `${node().netns}-storm${i}`);
+    await addNetns(...all);
+    try {
+      // As a runtime: an ADD that fails is followed by a DEL, and tried again.
+      const start = async (netns: string): Promise<void> => {
+        while ((await cnitool('add', { netns })).code !== 0) {
+          expect(await cnitool('del', { netns })).toEqual(succeeds);
+          await sleep(200);
+        }
+      };
+      const killed = sleep(500).then(() => restartAgent(lab, node(), 'SIGKILL'));
+      await Promise.all(all.map(start));
+      await killed;
+      expect([leases().length, noted().length]).toEqual([21, 20]);
+      const killedAgain = sleep(500).then(() => restartAgent(lab, node(), 'SIGKILL'));
+      await Promise.all(all.map(async (netns) => expect(await cnitool('del', { netns })).toEqual(succeeds)));
+      await killedAgain;
+      await expect.poll(() => [leases().length, noted()]).toEqual([1, []]);
+    } finally {
+      await deleteNetns(...all);
+    }
   });
 
   it('portmap, bandwidth, tuning, firewall and sbr each do their work, pass CHECK and leave nothing', async () => {
