@@ -140,7 +140,7 @@ describe('addresses', () => {
     expect(store.allocate(network, [IPV4], pod('a', 'net1'))).toEqual(['10.42.1.3']);
     expect(ours('a', ['10.42.2.0/24'])).toEqual(['10.42.2.2']);
     store.release(network, pod('a'));
-    expect(store.list(network)).toEqual([{ ip: '10.42.1.3', ...pod('a', 'net1') }]);
+    expect(store.list(network)).toMatchObject([{ ip: '10.42.1.3', ...pod('a', 'net1') }]);
   });
 
   it('whose file is empty, foreign or a directory count as taken, and are not removed', () => {

@@ -145,7 +145,11 @@ export class HostLocalStore {
 
   /** The networks that have leases, or had some. */
   networks(): string[] {
-    return namesIn(this.dataDir).filter((name) => namePattern.test(name));
+    return namesIn(this.dataDir).filter(
+      (name) =>
+        namePattern.test(name) &&
+        statSync(join(this.dataDir, name), { throwIfNoEntry: false })?.isDirectory() === true,
+    );
   }
 
   /**
@@ -204,8 +208,7 @@ function namesIn(dir: string): string[] {
   try {
     return readdirSync(dir);
   } catch (error) {
-    // A file beside the networks' directories has no leases.
-    if (['ENOENT', 'ENOTDIR'].includes((error as NodeJS.ErrnoException).code ?? '')) return [];
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return [];
     throw error;
   }
 }
