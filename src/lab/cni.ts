@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+import { inNetns } from '#netlink';
 import { RipstopError } from '../errors.ts';
 import { tryRun } from '../host/run.ts';
 import { addressFamily } from '../net/ip.ts';
@@ -31,8 +32,7 @@ export type CniPlugin = Pick<CniCall, 'plugin' | 'config' | 'env'>;
  */
 export async function callCni(call: CniCall): Promise<unknown> {
   const { container } = call;
-  const { code, stdout, stderr } = await tryRun(call.plugin, [], {
-    netns: netnsPath(call.hostNetns),
+  const options = {
     stdin: JSON.stringify(call.config),
     env: {
       PATH: process.env['PATH'] ?? '/usr/sbin:/usr/bin:/sbin:/bin',
@@ -46,7 +46,10 @@ export async function callCni(call: CniCall): Promise<unknown> {
       }),
       ...call.env,
     },
-  });
+  };
+  // A runtime is in the host's namespace already: nsenter would take as long as the whole start of a plugin.
+  const started = inNetns(netnsPath(call.hostNetns), () => tryRun(call.plugin, [], options));
+  const { code, stdout, stderr } = await started;
   const answer = parseJson(stdout);
   if (code === 0) return answer;
   const error = (answer ?? {}) as { code?: number; msg?: string; details?: string };
