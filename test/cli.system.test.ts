@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 /** The command line on a small cluster: what an operator sees on a node, and that reading changes nothing. */
-import { readdirSync } from 'node:fs';
+import { mkdirSync, readdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { isDeepStrictEqual } from 'node:util';
 import { beforeAll, describe, expect, it } from 'vitest';
+import { BpfMap } from '#libbpf-ts';
+import type { MapRow } from '../src/cli/maps.ts';
 import type { PeerRow } from '../src/cli/rows.ts';
 import type { Status } from '../src/cli/status.ts';
 import { type Counter, readCounters } from '../src/dataplane/counters.ts';
@@ -24,6 +26,7 @@ import {
   ripstopJson,
   runDirOf,
   serveIn,
+  startRipstop,
   talkTcp,
   useLab,
 } from './cluster/support.ts';
@@ -36,6 +39,7 @@ const filesIn = (dir: string): Set<string> =>
 
 const everyReading = ['status', 'peers', 'endpoints', 'flows', 'stats', 'maps'].concat(
   mapNames.flatMap((name) => [`maps ${name}`, `maps ${name} --raw`]),
+  'maps config',
 );
 
 describe.skipIf(missingHere('iptables'))('the command, on two nodes with a pod each', () => {
@@ -141,6 +145,78 @@ describe.skipIf(missingHere('iptables'))('the command, on two nodes with a pod e
     expect(raw!.value).toContain('ac1f0002');
     const [counter] = await json<{ value: string }[]>('maps counters --raw');
     expect(counter!.value).toMatch(/^([0-9a-f]{32})+$/);
+  });
+
+  it('shows a peer as a person reads it', async () => {
+    const peer = (await tableOf('maps peers 10.42.1.0/24')).join('\n');
+    for (const line of [
+      'key: 1 (10.42.1.0/24)',
+      'vtep_ip: 172.31.0.2',
+      'type: IPv4 (0x0800)',
+      'protocol: udp',
+      'dst_port: 8472',
+      'flags: VNI valid (0x08000000)',
+      'vni: 1',
+    ])
+      expect(peer).toContain(line);
+    expect(await json('maps peers 1')).toMatchObject({
+      key: 1,
+      value: { header: { inner_ether: { type: 0x0800 }, vxlan: { flags: 0x0800_0000, vni: 1 } } },
+    });
+    expect(await ripstop(here.lab, node, 'maps', 'peers', '7')).toMatchObject({
+      code: 1,
+      stderr: 'ripstop: peers has no entry 7\n',
+    });
+  });
+
+  it('shows maps with their memory, and those of others by their pin or id', async () => {
+    const maps = await json<MapRow[]>('maps');
+    const peers = maps.find(({ name }) => name === 'peers')!;
+    expect(peers).toMatchObject({ used: 1, maxEntries: 256, value: 'struct peer', layout: layout.version });
+    expect(peers.memoryBytes).toBeGreaterThan(256 * 112);
+
+    const below = join(bpffsOf(here.lab, node), 'foreign');
+    mkdirSync(below);
+    try {
+      using map = BpfMap.create('hash', 'foreign', 4, 8, 10);
+      map.update(Uint8Array.of(7, 0, 0, 0), Uint8Array.of(1, 2, 3, 4, 5, 6, 7, 8));
+      map.pin(join(below, 'pin'));
+      const entry = { key: 7, value: '0102030405060708' };
+      expect(await json(`maps ${below}/pin`)).toEqual([entry]);
+      expect(await json(`maps ${map.info.id} 7`)).toEqual(entry);
+      expect(await json(`maps ${below}`)).toMatchObject([{ name: 'pin', used: 1, maxEntries: 10 }]);
+    } finally {
+      rmSync(below, { recursive: true });
+    }
+    const program = join(pinPaths(bpffsOf(here.lab, node)).programs, 'from_pod');
+    const { code, stderr } = await ripstop(here.lab, node, 'maps', program);
+    expect({ code, stderr }).toEqual({
+      code: 1,
+      stderr: `ripstop: cannot open ${program}: ${program} is a bpf-prog, not a map\n`,
+    });
+  });
+
+  it('answers in YAML, and by a jsonpath', async () => {
+    expect((await tableOf('peers -o yaml'))[0]).toBe('- node: node2');
+    expect(await tableOf('peers -o jsonpath={[*].vtepIp}')).toEqual(['172.31.0.2']);
+    const template = ['-o', 'jsonpath={range [*]}{.name} {.maxEntries}{"\\n"}{end}'];
+    const { stdout } = await ripstop(here.lab, node, 'maps', ...template);
+    expect(stdout).toMatch(/^flows4 131072$/m);
+  });
+
+  it('shows what changes in a map, as it does', async () => {
+    const watching = startRipstop(
+      here.lab,
+      node,
+      ...'maps flows4 protocol=icmp -w --interval 0.1'.split(' '),
+    );
+    await using _ = { [Symbol.asyncDispose]: async () => void (await watching.stop()) };
+    await expect
+      .poll(async () => {
+        await ping(podOf(node), podOf(here.nodes[1]).ip);
+        return watching.output();
+      })
+      .toMatch(/^\d\d:\d\d:\d\d\.\d{3} \+ src=10\.42\.0\.2 dst=10\.42\.1\.2 .*protocol=icmp  head=\{/m);
   });
 
   /** Everything that is pinned, and its contents, except for the counters. */

@@ -58,7 +58,7 @@ describe('the exit code', () => {
     ['an unknown command', ['pears'], /unknown command 'pears'/],
     ['an unknown flag', ['peers', '--colour'], /unknown option '--colour'/],
     ['a missing flag', ['agent'], /--node-name <name>' not specified/],
-    ['a wrong choice', ['peers', '-o', 'xml'], /'xml' is invalid.*table, json/],
+    ['a wrong choice', ['peers', '-o', 'xml'], /'xml' is invalid.*table, wide, json, yaml/],
     ['one argument too many', ['peers', 'node2'], /too many arguments/],
     ['no command to run in the lab', ['lab', 'exec', 'node1'], /missing required argument 'command'/],
     ['a wrong number of nodes', ['lab', 'up', '--nodes', 'many'], /--nodes cannot be "many"/],

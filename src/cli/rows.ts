@@ -9,7 +9,7 @@ import { layout } from '../dataplane/layout.gen.ts';
 import { openTables, pinPaths } from '../dataplane/tables.ts';
 import { findShaped } from '../host/shaping.ts';
 import { addressFamily } from '../net/ip.ts';
-import { flagNames } from './maps.ts';
+import { flagNames } from './map-values.ts';
 import type { Column } from './table.ts';
 
 export interface PeerRow {

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 export { Btf, readBtf } from './btf.ts';
 export type { BtfMember, BtfType, MapDefinition } from './btf.ts';
+export { btfDecoder } from './btf-value.ts';
+export type { BtfDecoder, BtfOverride, BtfPlace } from './btf-value.ts';
+export { kernelBtf } from './kernel-btf.ts';
 export { BatchError, BpfError, MapMismatchError, VerifierError } from './error.ts';
 export { ifindexOf, possibleCpus } from './host.ts';
 export { attachTc, BpfLink, tcxPrograms } from './link.ts';

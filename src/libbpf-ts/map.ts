@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
+import { readFileSync, readlinkSync } from 'node:fs';
 import { deleteInBatches, isZero, lookupInBatches, updateInBatches, type RawEntry } from './batch.ts';
 import { BatchError, checkStatus } from './error.ts';
 import { mapCreateOptions } from './calls.ts';
 import { libbpf } from './ffi.ts';
-import { BpfHandle, openPinnedFd } from './handle.ts';
+import { BpfHandle, closeFd, openPinnedFd } from './handle.ts';
 import { possibleCpus } from './host.ts';
 import { Info } from './info.ts';
 import { MAP_TYPES, nameOf, type MapType } from './names.ts';
@@ -21,6 +22,10 @@ export interface MapInfo {
   maxEntries: number;
   /** `BPF_F_*` of linux/bpf.h. */
   flags: number;
+  /** The BTF that describes it, and the types of its keys and values there; 0 where its maker gave none. */
+  btfId: number;
+  keyTypeId: number;
+  valueTypeId: number;
 }
 
 /** `any` writes in any case, `noexist` only a new entry, `exist` only an existing one. */
@@ -54,8 +59,15 @@ export class BpfMap extends BpfHandle {
     return new BpfMap(fd);
   }
 
+  /** @throws TypeError when a program or a link is pinned there. */
   static openPinned(path: string): BpfMap {
-    return new BpfMap(openPinnedFd(path));
+    const fd = openPinnedFd(path);
+    const kind = readlinkSync(`/proc/self/fd/${fd}`).replace('anon_inode:', '');
+    if (kind !== 'bpf-map') {
+      closeFd(fd);
+      throw new TypeError(`${path} is a ${kind}, not a map`);
+    }
+    return new BpfMap(fd);
   }
 
   /** Open a map by its id: see {@link info}, a program's `mapIds`, or `bpftool map`. */
@@ -76,6 +88,19 @@ export class BpfMap extends BpfHandle {
     const number = MAP_TYPES.indexOf(type);
     const fd = libbpf().bpf_map_create(number, name.slice(0, 15), keySize, valueSize, maxEntries, options);
     return new BpfMap(checkStatus('bpf_map_create', fd, `${type} ${name}`));
+  }
+
+  /** Whether an entry has a value for each CPU. */
+  get isPerCpu(): boolean {
+    return this.#perCpu;
+  }
+
+  /** The kernel's memory that it takes, in bytes. It grows with the entries of a hash that is not allocated at once. */
+  get memoryBytes(): number {
+    const { memlock } = /^memlock:\s*(?<memlock>\d+)$/m.exec(
+      readFileSync(`/proc/self/fdinfo/${this.fd}`, 'utf8'),
+    )?.groups ?? { memlock: '0' };
+    return Number(memlock);
   }
 
   /** A copy of the value, or undefined without such an entry. */
@@ -239,5 +264,8 @@ function readMapInfo(fd: number): MapInfo {
     valueSize: info.u32(12),
     maxEntries: info.u32(16),
     flags: info.u32(20),
+    btfId: info.u32(64),
+    keyTypeId: info.u32(68),
+    valueTypeId: info.u32(72),
   };
 }

@@ -3,7 +3,6 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { BpfLink } from '#libbpf-ts';
 import { beforeAll, describe, expect, it } from 'vitest';
-import { dumpMap } from '../../src/cli/maps.ts';
 import { readPeers } from '../../src/cli/rows.ts';
 import { pinPaths } from '../../src/dataplane/tables.ts';
 import { listLinks } from '../../src/dataplane/links.ts';
@@ -19,6 +18,7 @@ import {
 import {
   agentLog,
   bpffsOf,
+  bytesOf,
   carriedDuring,
   cniStatus,
   inNetns,
@@ -38,9 +38,9 @@ function pinned(lab: Lab, node: NodeState): object {
   const bpffs = bpffsOf(lab, node);
   const { links } = pinPaths(bpffs);
   return {
-    peers: dumpMap(bpffs, 'peers', true),
-    vteps: dumpMap(bpffs, 'vteps', true),
-    endpoints: dumpMap(bpffs, 'endpoints', true),
+    peers: bytesOf(bpffs, 'peers'),
+    vteps: bytesOf(bpffs, 'vteps'),
+    endpoints: bytesOf(bpffs, 'endpoints'),
     links: [...listLinks(links).keys()].toSorted().map((pin) => {
       using link = BpfLink.openPinned(join(links, pin));
       const { id, ifindex } = link.info();
