@@ -1,22 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 /** The command line on a small cluster: what an operator sees on a node, and that reading changes nothing. */
-import { mkdirSync, readdirSync, rmSync } from 'node:fs';
+import { mkdirSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { isDeepStrictEqual } from 'node:util';
 import { beforeAll, describe, expect, it } from 'vitest';
 import { BpfMap } from '#libbpf-ts';
+import type { MapAudit } from '../src/cli/map-diff.ts';
 import type { MapRow } from '../src/cli/maps.ts';
 import type { PeerRow } from '../src/cli/rows.ts';
 import type { Status } from '../src/cli/status.ts';
+import { decode } from '../src/dataplane/codec.ts';
 import { type Counter, readCounters } from '../src/dataplane/counters.ts';
 import { layout } from '../src/dataplane/layout.gen.ts';
 import { mapNames, openTables, pinPaths } from '../src/dataplane/tables.ts';
 import { listLinks } from '../src/dataplane/links.ts';
 import { run, tryRun } from '../src/host/run.ts';
-import { type NodeState, stopAgent, unboost } from '../src/lab/index.ts';
+import { type NodeState, startAgent, stopAgent, unboost } from '../src/lab/index.ts';
 import {
   askOverHttp,
   bpffsOf,
+  bytesOf,
   inNetns,
   missingHere,
   ping,
@@ -194,6 +197,90 @@ describe.skipIf(missingHere('iptables'))('the command, on two nodes with a pod e
       code: 1,
       stderr: `ripstop: cannot open ${program}: ${program} is a bpf-prog, not a map\n`,
     });
+  });
+
+  it('finds in an audit what is not as the API server and the kernel have it, and nothing else', async () => {
+    const diff = async () => {
+      const { code, stdout } = await ripstop(here.lab, node, 'maps', 'diff', '-o', 'json');
+      return { code, ...(JSON.parse(stdout) as MapAudit) };
+    };
+    const before = await diff();
+    expect(before).toEqual({
+      code: 0,
+      checked: {
+        peers: 1,
+        peers6: 0,
+        vteps: 2,
+        endpoints: 1,
+        endpoints6: 0,
+        config: expect.any(Number) as unknown,
+      },
+      differences: [],
+    });
+    expect((await tableOf('maps diff'))[0]).toMatch(/^no difference: peers 1, /);
+
+    // Lost writes, a wrong one, and a leftover. The agent has no event of them; its own audit comes within 25 s.
+    using tables = openTables(bpffsOf(here.lab, node));
+    const peer = tables.peers.get(1)!;
+    const [slot, endpoint] = [...tables.endpoints.entries({ skipZero: true })][0]!;
+    const wrong = { ...endpoint, pod_mac: '02:00:00:00:00:99' };
+    tables.endpoints.set(slot, wrong);
+    tables.vteps.delete('172.31.0.2');
+    tables.peers.set(9, { ...peer, head: { ...peer.head, vtep_ip: '172.31.0.9' } });
+    const after = await diff();
+    const table = (await ripstop(here.lab, node, 'maps', 'diff')).stdout;
+    tables.endpoints.set(slot, endpoint);
+    tables.vteps.set('172.31.0.2', { flags: layout.enums.vtep_flags.VTEP_REMOTE, vtep_ip: '172.31.0.2' });
+    tables.peers.set(9, decode({ struct: 'peer' }, new Uint8Array(200)));
+
+    expect(after.code).toBe(3);
+    expect(after.differences).toEqual([
+      { map: 'peers', key: 9, problem: 'unexpected', value: expect.anything() as unknown },
+      {
+        map: 'vteps',
+        key: '172.31.0.2',
+        problem: 'missing',
+        value: { flags: ['remote'], vtep_ip: '172.31.0.2' },
+      },
+      {
+        map: 'endpoints',
+        key: slot,
+        problem: 'differs',
+        members: [{ member: 'pod_mac', from: wrong.pod_mac, to: endpoint.pod_mac }],
+      },
+    ]);
+    expect(table).toMatch(
+      /^endpoints +2 \(10\.42\.0\.2\) +differs +pod_mac is 02:00:00:00:00:99, should be /m,
+    );
+    expect((await diff()).differences).toEqual([]);
+  });
+
+  it('exports the maps, and imports them into another node of a lab', async () => {
+    const { stdout: dump } = await ripstop(here.lab, node, 'maps', 'export');
+    const { maps } = JSON.parse(dump) as {
+      maps: Record<string, { entries: { key: string; means: string }[] }>;
+    };
+    expect(maps['peers']!.entries).toMatchObject([
+      { key: '01000000', means: expect.stringMatching(/^1 \(10\.42\.1\.0\/24\) .* vni=1/) as unknown },
+    ]);
+    const file = join(here.lab.dir, 'maps.json');
+    writeFileSync(file, dump);
+
+    const other = here.nodes[1]!;
+    await stopAgent(here.lab, other);
+    expect(bytesOf(bpffsOf(here.lab, other), 'peers')).not.toEqual(bytesOf(bpffsOf(here.lab, node), 'peers'));
+    expect(await ripstop(here.lab, other, 'maps', 'import', file)).toMatchObject({ code: 0, stderr: '' });
+    for (const name of ['peers', 'vteps', 'endpoints'] as const)
+      expect(bytesOf(bpffsOf(here.lab, other), name)).toEqual(bytesOf(bpffsOf(here.lab, node), name));
+    await startAgent(here.lab, other);
+
+    expect(await tryRun(process.execPath, [CLI, 'maps', 'import', file])).toMatchObject({
+      code: 2,
+      stderr: 'ripstop: /sys/fs/bpf belongs to no lab: maps are imported into the node of a lab only\n',
+    });
+    writeFileSync(file, dump.replace('"layout": ', '"layout": 9'));
+    const { stderr } = await ripstop(here.lab, node, 'maps', 'import', file);
+    expect(stderr).toMatch(/^ripstop: the dump has maps of layout 9\d, and this node has layout \d+\n$/);
   });
 
   it('answers in YAML, and by a jsonpath', async () => {

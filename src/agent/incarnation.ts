@@ -5,7 +5,7 @@
  */
 import type { Logger } from 'pino';
 import type { ClusterSnapshot, NetConf, OwnNode, Peer, SubnetManager } from '../cluster/index.ts';
-import type { Attachment, AttachmentStore } from '../cni/attachments.ts';
+import { type Attachment, AttachmentStore } from '../cni/attachments.ts';
 import { XdpAnswers } from '../dataplane/links.ts';
 import { ProgramSet } from '../dataplane/programs.ts';
 import { pinPaths, type Tables } from '../dataplane/tables.ts';
@@ -13,13 +13,15 @@ import { RipstopError } from '../errors.ts';
 import { monitorNode, type NodeEvent } from '../host/monitor.ts';
 import { vtepDeviceName } from '../host/vtep-device.ts';
 import { LogOnce } from '../log-once.ts';
+import type { Cidr } from '../net/ip.ts';
 import { randomMac } from '../net/mac.ts';
 import { type Job, reconcile } from '../reconcile/reconcile.ts';
 import type { Outcome, TargetStatus } from '../reconcile/reconciled.ts';
+import { type DesiredMaps, desiredMapsOf } from './desired-maps.ts';
 import { linkJobs, nodeJobs, peerJobs, podJobs, podLinkJobs, programJobs } from './jobs.ts';
 import { Loop } from './loop.ts';
 import { audit, changesDecisions, noteEvent } from './node-events.ts';
-import { NodeObserver } from './observer.ts';
+import { NodeObserver, type ObserverOptions } from './observer.ts';
 import type { AgentOptions } from './options.ts';
 import {
   type NodeFamily,
@@ -89,6 +91,7 @@ export class Incarnation implements Disposable {
   readonly #planOptions: PlanOptions;
   readonly #programs: ProgramSet;
   readonly #xdp = new XdpAnswers();
+  readonly #observerOptions: ObserverOptions;
   readonly #observer: NodeObserver;
   readonly #targets: Targets;
   readonly #loop = new Loop(() => this.#pass(), { settleMs: SETTLE_MS });
@@ -121,7 +124,8 @@ export class Incarnation implements Disposable {
     const shared = { programs: this.#programs, xdp: this.#xdp, linkPins };
     const uplink = { families: used, ifaceCanReach: agent.ifaceCanReach };
     const isDirect = backend.type === 'host-gw' || (backend.type === 'vxlan' && backend.directRouting);
-    this.#observer = new NodeObserver({ ...shared, uplink, store, isDirect });
+    this.#observerOptions = { ...shared, uplink, store, isDirect };
+    this.#observer = new NodeObserver(this.#observerOptions);
     this.#targets = createTargets({
       ...shared,
       podCidrs: families.map(({ podCidr }) => podCidr),
@@ -138,6 +142,11 @@ export class Incarnation implements Disposable {
   /** What the node should be, and what it was observed to be then; undefined before the kernel path stood. */
   get standing(): { readonly plan: KeptPlan; readonly node: NodeSnapshot } | undefined {
     return this.#standing.kind === 'standing' ? this.#standing : undefined;
+  }
+
+  /** What our pods have their addresses from. */
+  get podCidrs(): Cidr[] {
+    return this.#options.families.map(({ podCidr }) => podCidr);
   }
 
   /** Decides about peers as the last plan did; undefined before there was one. */
@@ -207,6 +216,26 @@ export class Incarnation implements Disposable {
   }
 
   /**
+   * What the maps should hold, by a plan for this cluster and a node that is observed from scratch. Changes nothing.
+   * @throws RipstopError before the kernel path stood.
+   */
+  async desiredMaps(cluster: ClusterSnapshot): Promise<DesiredMaps> {
+    const { standing } = this;
+    if (!standing) throw new RipstopError(`the node is not ready: ${this.notReady}`);
+    const store = new AttachmentStore(this.#planOptions.agent.runDir);
+    const observer = new NodeObserver({ ...this.#observerOptions, store });
+    observer.sendFrom(standing.plan.outline.uplink.ips);
+    const peers = this.#peersOf(cluster);
+    return desiredMapsOf(plan(peers, await observer.observe(peers), this.#planOptions));
+  }
+
+  #peersOf({ peersRevision, peers, synced }: ClusterSnapshot): Peers {
+    // With `alloc` somebody else brings packets to other nodes.
+    const isAlloc = this.#options.netConf.backend.type === 'alloc';
+    return { revision: peersRevision, peers: isAlloc ? [] : peers, synced };
+  }
+
+  /**
    * Bring the pods' programs in line, without anybody waiting for it. Not while pods keep coming, since the kernel
    * holds the RTNL lock for a whole grace period and each ADD needs it, too; but soon in any case.
    */
@@ -230,16 +259,14 @@ export class Incarnation implements Disposable {
 
   /** One pass. @returns in how many ms the next one is due. */
   async #pass(): Promise<number> {
-    const { families, subnets, netConf, hasMoved, onOutcomes, onPass } = this.#options;
+    const { subnets, hasMoved, onOutcomes, onPass } = this.#options;
     const startedAtMs = performance.now();
-    const cluster = subnets.snapshot(families.map(({ podCidr }) => podCidr));
+    const cluster = subnets.snapshot(this.podCidrs);
     if (hasMoved(cluster.own)) {
       this.#moved.abort();
       return 0;
     }
-    // With `alloc` somebody else brings packets to other nodes.
-    const peers = netConf.backend.type === 'alloc' ? [] : cluster.peers;
-    this.#peers = { revision: cluster.peersRevision, peers, synced: cluster.synced };
+    this.#peers = this.#peersOf(cluster);
     const isAudit = startedAtMs - this.#auditedAtMs > this.#auditMs;
     if (isAudit) audit(this.#observer, this.#targets, this.#audits++ % THOROUGH_EVERY === 0);
     try {

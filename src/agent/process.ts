@@ -33,6 +33,7 @@ import { LogOnce } from '../log-once.ts';
 import { createMetrics, type Metrics } from '../metrics/metrics.ts';
 import { type HttpRoute, serveRoutes } from '../metrics/server.ts';
 import { familyKey, formatCidr } from '../net/ip.ts';
+import { listCluster } from './desired-maps.ts';
 import { Incarnation } from './incarnation.ts';
 import { LastKnownFile } from './last-known.ts';
 import { GarbageCollector } from './memory.ts';
@@ -56,19 +57,24 @@ const ANSWER_MS = 3000;
 export async function runAgent(options: AgentOptions, log: Logger, signal: AbortSignal): Promise<void> {
   const missing = missingRequirements(await gatherHostFacts());
   if (missing.length > 0) throw new RipstopError(missing.join('; '));
-  const source = options.etcd
-    ? await (await import('./etcd-source.ts')).openEtcd(options, options.etcd, log, signal)
-    : await openKubernetes(options, log);
+  const openSource = async (sourceLog: Logger): Promise<Source | undefined> =>
+    options.etcd
+      ? (await import('./etcd-source.ts')).openEtcd(options, options.etcd, sourceLog, signal)
+      : openKubernetes(options, sourceLog);
+  const source = await openSource(log);
   if (!source) return;
   if (await ensureBpffs(options.bpffs)) log.info({ bpffs: options.bpffs }, 'mounted a BPF file system');
   mkdirSync(options.runDir, { recursive: true, mode: 0o700 });
-  await new AgentProcess(options, source.netConf, source.subnets, log).run(signal);
+  await new AgentProcess(options, source, openSource, log).run(signal);
 }
 
-async function openKubernetes(
-  options: AgentOptions,
-  log: Logger,
-): Promise<{ netConf: NetConf; subnets: SubnetManager }> {
+/** Where the configuration and the cluster's nodes come from. */
+interface Source {
+  readonly netConf: NetConf;
+  readonly subnets: SubnetManager;
+}
+
+async function openKubernetes(options: AgentOptions, log: Logger): Promise<Source> {
   const netConf = await readNetConf(options.netConf);
   const client = await ApiClient.open(
     options.kubeconfig === undefined ? {} : { kubeconfig: options.kubeconfig },
@@ -91,6 +97,7 @@ class AgentProcess {
   readonly #options: AgentOptions;
   readonly #netConf: NetConf;
   readonly #subnets: SubnetManager;
+  readonly #openSource: (log: Logger) => Promise<Source | undefined>;
   readonly #log: Logger;
   readonly #store: AttachmentStore;
   readonly #addresses: HostLocalStore;
@@ -104,8 +111,15 @@ class AgentProcess {
   /** The addresses of the uplink as of the last pass. */
   #uplinkIps = '';
 
-  constructor(options: AgentOptions, netConf: NetConf, subnets: SubnetManager, log: Logger) {
+  /** @param openSource opens the source once more. */
+  constructor(
+    options: AgentOptions,
+    { netConf, subnets }: Source,
+    openSource: (log: Logger) => Promise<Source | undefined>,
+    log: Logger,
+  ) {
     this.#options = options;
+    this.#openSource = openSource;
     this.#netConf = netConf;
     this.#subnets = subnets;
     this.#log = log;
@@ -135,7 +149,8 @@ class AgentProcess {
     running.defer(() => this.#subnets.stop());
     running.use(this.#garbage);
     const { runDir, stateDir, metricsAddr } = this.#options;
-    const http = await serveRoutes(metricsAddr, join(runDir, runFiles.agentSocket), this.#routes());
+    const socket = join(runDir, runFiles.agentSocket);
+    const http = await serveRoutes(metricsAddr, socket, this.#routes(), this.#localRoutes());
     running.defer(() => http.close());
 
     await this.#forgetGone();
@@ -330,6 +345,22 @@ class AgentProcess {
         body: JSON.stringify(this.#status()),
         contentType: 'application/json',
       }),
+    };
+  }
+
+  /** Routes for who is root on this node: they cost more than a scrape may. */
+  #localRoutes(): Record<string, HttpRoute> {
+    return {
+      '/maps/desired': async () => {
+        const incarnation = this.#incarnation;
+        if (!incarnation) throw new RipstopError(`the agent is not ready: ${this.#notReady}`);
+        // Lists the cluster anew: what a watch may have missed is what an audit is for.
+        const source = await this.#openSource(this.#log.child({}, { level: 'silent' }));
+        if (!source) throw new RipstopError('the agent is stopping');
+        const cluster = await listCluster(source.subnets, incarnation.podCidrs);
+        const desired = await incarnation.desiredMaps(cluster);
+        return { body: JSON.stringify(desired), contentType: 'application/json' };
+      },
     };
   }
 

@@ -76,7 +76,7 @@ export function addLabCommands(program: Command): void {
 }
 
 /** The lab needs the source tree, which the image does not contain. */
-async function loadLab() {
+export async function loadLab() {
   try {
     return await import('../lab/index.ts');
   } catch (cause) {

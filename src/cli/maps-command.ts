@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 /** `ripstop maps`: the BPF maps of ripstop, and of others. */
-import { statSync } from 'node:fs';
+import { readFileSync, statSync } from 'node:fs';
 import type { Command } from 'commander';
-import { RipstopError } from '../errors.ts';
-import { examples, flag } from './options.ts';
+import { errorText, RipstopError } from '../errors.ts';
+import { loadLab } from './lab.ts';
+import { bpffsFlag, examples, flag, runDirFlag } from './options.ts';
 import { format, print, printRows } from './output.ts';
 import { addReaderFlags, type ReaderOptions } from './reader.ts';
 import { addWatchFlags, clockText, repeatedly, type WatchOptions } from './watch.ts';
@@ -15,6 +16,7 @@ interface MapsOptions extends ReaderOptions, WatchOptions {
 export function addMapsCommand(program: Command): void {
   const maps = program
     .command('maps')
+    .enablePositionalOptions()
     .description('the BPF maps; with NAME, one map entry by entry; with KEY, the entries of that key')
     .argument(
       '[name]',
@@ -22,6 +24,8 @@ export function addMapsCommand(program: Command): void {
     )
     .argument('[key...]', 'a key, or members of one: src=10.42.0.2 protocol=tcp')
     .addOption(flag('--raw', 'keys and values as bytes'));
+  addDiffCommand(maps);
+  addExportCommands(maps);
   addWatchFlags(addReaderFlags(maps), 'show what changes, until interrupted')
     .addHelpText('after', NOTES)
     .action(async (name: string | undefined, key: string[], options: MapsOptions) => {
@@ -29,6 +33,76 @@ export function addMapsCommand(program: Command): void {
       else if (options.watch) await watch(name, key, options);
       else await show(name, key, options);
     });
+}
+
+/** Exit code: something was found that a person must look at. */
+const FOUND = 3;
+
+function addDiffCommand(maps: Command): void {
+  addReaderFlags(maps.command('diff'))
+    .description('what the maps should hold by the API server and the kernel as they are now, and do not')
+    .addHelpText(
+      'after',
+      `
+The agent lists the cluster's nodes and observes this node anew, and plans once more; then the maps are compared with
+that plan, byte by byte. A difference is told when it is still there a second later. The exit code is 3 when there is
+one. The agent looks by itself every 25 seconds, and corrects what differs.
+`,
+    )
+    .action(async ({ bpffs, runDir, output }: ReaderOptions) => {
+      const { auditMaps, differenceColumns } = await import('./map-diff.ts');
+      const { renderTable } = await import('./table.ts');
+      const audit = await auditMaps(bpffs, runDir);
+      const { checked, differences } = audit;
+      await print(output, audit, (wide) =>
+        differences.length > 0
+          ? renderTable(differenceColumns, differences, wide)
+          : `no difference: ${Object.entries(checked)
+              .map(([name, count]) => `${name} ${count}`)
+              .join(', ')}\n`,
+      );
+      if (differences.length > 0) process.exitCode = FOUND;
+    });
+}
+
+function addExportCommands(maps: Command): void {
+  maps
+    .command('export')
+    .description("all maps of ripstop's as JSON, with what the bytes mean; for bug reports")
+    .addOption(bpffsFlag())
+    .addOption(runDirFlag())
+    .action(async ({ bpffs, runDir }: Pick<ReaderOptions, 'bpffs' | 'runDir'>) => {
+      const { exportMaps } = await import('./map-dump.ts');
+      process.stdout.write(`${JSON.stringify(await exportMaps(bpffs, runDir), undefined, 2)}\n`);
+    });
+  addReaderFlags(maps.command('import'))
+    .description('fill the maps of a node of a lab from an export; refused elsewhere')
+    .argument('<file>', 'what `ripstop maps export` has written; - is standard input')
+    .addHelpText(
+      'after',
+      `
+Stop the node's agent first: it corrects what differs from its own cluster. What programs keep for each CPU, and their
+constants, are left as they are.
+`,
+    )
+    .action(async (file: string, { bpffs, output }: ReaderOptions) => {
+      const { isInLab } = await loadLab();
+      if (!isInLab(bpffs)) {
+        throw new RipstopError(`${bpffs} belongs to no lab: maps are imported into the node of a lab only`, {
+          exitCode: 2,
+        });
+      }
+      const { importColumns, importMaps } = await import('./map-dump.ts');
+      await printRows(output, importMaps(bpffs, readText(file)), importColumns);
+    });
+}
+
+function readText(file: string): string {
+  try {
+    return readFileSync(file === '-' ? 0 : file, 'utf8');
+  } catch (cause) {
+    throw new RipstopError(`cannot read ${file}: ${errorText(cause)}`, { cause });
+  }
 }
 
 const NOTES = `
@@ -44,6 +118,8 @@ ${examples([
   ['maps endpoints --raw', 'bytes'],
   ['maps /sys/fs/bpf', 'all maps that are pinned, whoever did it'],
   ['maps config -o yaml', "the programs' constants"],
+  ['maps diff', 'an audit: what is not as it should be'],
+  ['maps export > maps.json', 'everything, for a bug report'],
 ])}`;
 
 function isDirectory(name: string): boolean {

@@ -225,14 +225,20 @@ export async function readEntries(bpffs: string, open: OpenMap, raw: boolean): P
       .filter(({ packets }) => packets > 0)
       .map(({ packets, bytes, ...key }) => ({ key, value: { packets, bytes } }));
   }
+  const decode = await entryDecoder(bpffs, open);
+  const decoded = entries.map(decode);
+  return open.name === CONFIG ? decoded.flatMap(({ value }) => constants(value)) : decoded;
+}
+
+/** Decodes the entries of one map. */
+export async function entryDecoder(bpffs: string, open: OpenMap): Promise<(entry: RawEntry) => MapEntry> {
   const decoders = mapDecoders(open.map, await deviceNames());
-  if (open.name === CONFIG) return entries.flatMap(({ value }) => constants(decoders.value(value)));
   const slotOf = open.layout === undefined ? undefined : slotNames(open.name, await readConfig(bpffs));
-  return entries.map(({ key, cpu, value }) => {
+  return ({ key, cpu, value }) => {
     const decoded = decoders.key(key);
     const named = slotOf && typeof decoded === 'number' ? slotOf(decoded) : decoded;
     return { key: withCpu(named, cpu), value: decoders.value(value) };
-  });
+  };
 }
 
 /** The entries of a map as hexadecimal bytes. */

@@ -19,6 +19,7 @@ export { restartAgent, startAgent, stopAgent, unboost } from './ripstop.ts';
 export { giveBack, takeOver } from './takeover.ts';
 export {
   findNode,
+  isInLab,
   labDir,
   nodeDir,
   openLab,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-import { existsSync, mkdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readFileSync, realpathSync, renameSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { RipstopError } from '../errors.ts';
 import { type NodeAddresses, nodeAddresses } from './addresses.ts';
@@ -61,8 +61,15 @@ export interface LabStatus {
   })[];
 }
 
+const LABS = '/run/ripstop-lab';
+
 export function labDir(name: string): string {
-  return join('/run/ripstop-lab', labName(name));
+  return join(LABS, labName(name));
+}
+
+/** Whether a path is inside a lab's directory, wherever symbolic links lead. */
+export function isInLab(path: string): boolean {
+  return existsSync(path) && realpathSync(path).startsWith(`${LABS}/`);
 }
 
 /** The directory of a node's files: the agent's sockets and log, its bpffs, host-local's leases. */

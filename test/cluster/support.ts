@@ -119,10 +119,10 @@ export function addressOf({ ip, ip6 }: { ip: string; ip6?: string }, family: Fam
 
 export const inNetns = ({ netns }: { netns: string }): RunOptions => ({ netns: netnsPath(netns) });
 
-/** The entries of a map of ripstop's, as bytes. */
+/** The entries of a map of ripstop's as bytes, in the order of their keys. */
 export function bytesOf(bpffs: string, name: MapName): MapEntry[] {
   using open = openMap(bpffs, name);
-  return rawEntries(open);
+  return rawEntries(open).sort((a, b) => String(a.key).localeCompare(String(b.key)));
 }
 
 export const bpffsOf = (lab: Lab, node: NodeState): string => join(nodeDir(lab, node), 'bpf');
