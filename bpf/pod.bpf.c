@@ -209,11 +209,18 @@ int from_pod(struct __sk_buff *skb)
 	return finish(skb, HOOK_FROM_POD, reason);
 }
 
+/* Whether an address is a pod's, as far as can be told: nodes have addresses in their podCIDRs, too. */
+static __always_inline bool is_pods(const void *address, bool v6)
+{
+	return in_network(address, v6) && (!in_pod_cidr(address, v6) || find_endpoint(address, v6));
+}
+
 /* A packet that the kernel path delivers to a pod: learn its flow. */
 static __always_inline enum reason to_pod_ip(struct __sk_buff *skb, bool v6)
 {
 	struct cursor at = packet(skb, sizeof(struct ether) + IP_LEN(v6) + sizeof(struct tcp));
 	struct endpoint *endpoint;
+	enum reason reason;
 	struct ip ip;
 
 	if (!parse_ether(&at) || !read_ip(&at, skb->len - sizeof(struct ether), v6, &ip))
@@ -223,7 +230,9 @@ static __always_inline enum reason to_pod_ip(struct __sk_buff *skb, bool v6)
 		return KERNEL_NO_ENDPOINT;
 	if (endpoint->flags & ENDPOINT_KERNEL_PATH)
 		return KERNEL_MARKED;
-	return learn(skb, &ip, false, endpoint->mtu, 0);
+	reason = learn(skb, &ip, false, endpoint->mtu, 0);
+	/* What a service answers is learned, too, but what comes from elsewhere never is: no arrival was noted. */
+	return reason == KERNEL_LEARNED || is_pods(ip.src, v6) ? reason : KERNEL_OUTSIDE;
 }
 
 SEC("tc")

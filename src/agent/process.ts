@@ -26,6 +26,8 @@ import { deferredDir, listSetAside } from '../cni/deferred.ts';
 import { HostLocalStore } from '../cni/host-local.ts';
 import { type CniContext, forgetGone } from '../cni/ops.ts';
 import { createCniServer } from '../cni/server.ts';
+import { readCounters } from '../dataplane/counters.ts';
+import { packetsBetweenPods, type RecentTraffic, TrafficHistory } from '../dataplane/pod-traffic.ts';
 import { errorText, RipstopError } from '../errors.ts';
 import { ensureBpffs } from '../host/mount.ts';
 import { gatherHostFacts, missingRequirements } from '../host/requirements.ts';
@@ -47,6 +49,8 @@ import type { AgentStatus } from './status.ts';
 
 /** /healthz fails when a pass takes longer, so that the kubelet restarts the agent. A first pass takes seconds. */
 const STUCK_MS = 120_000;
+/** How often the counters are read, for the traffic of the last minute. */
+const NOTE_TRAFFIC_MS = 10_000;
 /** How long to wait for our own Node before the last-known state is used. */
 const ANSWER_MS = 3000;
 
@@ -107,6 +111,7 @@ class AgentProcess {
   readonly #publisher: Publisher;
   readonly #conflist: ConflistInstaller;
   readonly #garbage = new GarbageCollector();
+  readonly #traffic = new TrafficHistory();
   #phase: Phase = { kind: 'waiting', why: 'starting' };
   /** The addresses of the uplink as of the last pass. */
   #uplinkIps = '';
@@ -148,6 +153,8 @@ class AgentProcess {
     await using running = new AsyncDisposableStack();
     running.defer(() => this.#subnets.stop());
     running.use(this.#garbage);
+    const noting = setInterval(() => this.#noteTraffic(), NOTE_TRAFFIC_MS);
+    running.defer(() => clearInterval(noting));
     const { runDir, stateDir, metricsAddr } = this.#options;
     const socket = join(runDir, runFiles.agentSocket);
     const http = await serveRoutes(metricsAddr, socket, this.#routes(), this.#localRoutes());
@@ -375,6 +382,16 @@ class AgentProcess {
     return counts;
   }
 
+  #recent(): RecentTraffic | undefined {
+    const tables = this.#incarnation?.tables;
+    return tables && this.#traffic.recent(packetsBetweenPods(readCounters(tables)), performance.now());
+  }
+
+  #noteTraffic(): void {
+    const tables = this.#incarnation?.tables;
+    if (tables) this.#traffic.note(packetsBetweenPods(readCounters(tables)), performance.now());
+  }
+
   #status(): AgentStatus {
     const { standing, serviceOf, statuses = [] } = this.#incarnation ?? {};
     return this.#report.toStatus({
@@ -383,6 +400,7 @@ class AgentProcess {
       standing,
       serviceOf,
       statuses,
+      recent: this.#recent(),
     });
   }
 }

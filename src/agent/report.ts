@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import type { Logger } from 'pino';
 import type { ClusterSnapshot, Peer, SourceHealth } from '../cluster/index.ts';
+import type { RecentTraffic } from '../dataplane/pod-traffic.ts';
 import { vtepDeviceName } from '../host/vtep-device.ts';
 import { LogOnce } from '../log-once.ts';
 import { formatCidr, partsOf } from '../net/ip.ts';
@@ -26,6 +27,7 @@ export interface StatusFacts {
   readonly standing: { readonly plan: KeptPlan } | undefined;
   readonly serviceOf: ((peer: Peer) => PeerService) | undefined;
   readonly statuses: readonly TargetStatus[];
+  readonly recent?: RecentTraffic | undefined;
 }
 
 /** Reports what the agent does: in the log as it happens, and in `/status` on request. */
@@ -98,7 +100,7 @@ export class Report {
     this.#malformed = whys;
   }
 
-  toStatus({ notReady, health, standing, serviceOf, statuses }: StatusFacts): AgentStatus {
+  toStatus({ notReady, health, standing, serviceOf, statuses, recent }: StatusFacts): AgentStatus {
     const { lastKnownAgeMs, cluster } = this;
     return {
       node: this.#nodeName,
@@ -118,6 +120,7 @@ export class Report {
         const { kernelPathOnly } = serviceOf?.(peer) ?? {};
         return { name, podCidr: formatCidr(podCidr), vtepIp, ...(kernelPathOnly && { kernelPathOnly }) };
       }),
+      ...(recent && { recent }),
       alarms: this.alarms,
       targets: statuses,
       passes: {

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+import type { RecentTraffic } from '../dataplane/pod-traffic.ts';
 import type { KernelPathOnly } from './plan/index.ts';
 import type { TargetStatus } from '../reconcile/reconciled.ts';
 
@@ -46,6 +47,8 @@ export interface AgentStatus {
     /** Absent: the fast path serves it, or nothing is decided yet. */
     readonly kernelPathOnly?: KernelPathOnly;
   }[];
+  /** Packets between pods in the last minute; absent before there were programs. */
+  readonly recent?: RecentTraffic;
   readonly alarms: readonly { readonly node: string; readonly kind: string; readonly reason: string }[];
   /** The targets, with the keys that are not in their desired state. */
   readonly targets: readonly TargetStatus[];

@@ -2,6 +2,7 @@
 /** What differs between two readings of a map, entry by entry and member by member. */
 import { inline, type MapEntry } from './maps.ts';
 import { Shown } from './map-values.ts';
+import { repeatedly } from './watch.ts';
 
 /** One member that differs, by its path; `''` is the whole value. */
 export interface MemberChange {
@@ -34,6 +35,23 @@ export function changesBetween(before: Reading, after: Reading): EntryChange[] {
     }
   }
   return changes;
+}
+
+/** A line for each change, as it happens; in JSON an object each. Without an end. */
+export async function printChanges(
+  { output, interval }: { readonly output: string; readonly interval: number },
+  read: () => Promise<readonly MapEntry[]>,
+): Promise<void> {
+  let before = readingOf(await read());
+  await repeatedly(interval, async () => {
+    const after = readingOf(await read());
+    for (const change of changesBetween(before, after)) {
+      const time = new Date().toISOString();
+      const text = output === 'json' ? JSON.stringify({ time, ...change }) : `${time} ${changeText(change)}`;
+      process.stdout.write(`${text}\n`);
+    }
+    before = after;
+  });
 }
 
 /** Values are compared as JSON has them: ages in text pass by themselves. */

@@ -4,10 +4,10 @@ import { readFileSync, statSync } from 'node:fs';
 import type { Command } from 'commander';
 import { errorText, RipstopError } from '../errors.ts';
 import { loadLab } from './lab.ts';
-import { bpffsFlag, examples, flag, runDirFlag } from './options.ts';
-import { format, print, printRows } from './output.ts';
+import { bpffsFlag, examples, flag, FOUND, runDirFlag } from './options.ts';
+import { print, printRows } from './output.ts';
 import { addReaderFlags, type ReaderOptions } from './reader.ts';
-import { addWatchFlags, clockText, repeatedly, type WatchOptions } from './watch.ts';
+import { addWatchFlags, type WatchOptions } from './watch.ts';
 
 interface MapsOptions extends ReaderOptions, WatchOptions {
   readonly raw?: boolean;
@@ -34,9 +34,6 @@ export function addMapsCommand(program: Command): void {
       else await show(name, key, options);
     });
 }
-
-/** Exit code: something was found that a person must look at. */
-const FOUND = 3;
 
 function addDiffCommand(maps: Command): void {
   addReaderFlags(maps.command('diff'))
@@ -150,18 +147,7 @@ async function read(name: string, terms: readonly string[], { bpffs, raw = false
   return terms.length === 0 ? entries : selectEntries(entries, terms);
 }
 
-/** In JSON, each change is one line. */
 async function watch(name: string, terms: readonly string[], options: MapsOptions): Promise<void> {
-  const { changesBetween, changeText, readingOf } = await import('./map-watch.ts');
-  let before = readingOf(await read(name, terms, options));
-  await repeatedly(options.interval, async () => {
-    const after = readingOf(await read(name, terms, options));
-    for (const change of changesBetween(before, after)) {
-      const time = clockText();
-      if (options.output === 'json') process.stdout.write(`${JSON.stringify({ time, ...change })}\n`);
-      else
-        process.stdout.write(await format(options.output, change, () => `${time} ${changeText(change)}\n`));
-    }
-    before = after;
-  });
+  const { printChanges } = await import('./map-watch.ts');
+  await printChanges(options, () => read(name, terms, options));
 }

@@ -163,7 +163,8 @@ function openPinsBelow(path: string): OpenMap[] {
         const map = BpfMap.openPinned(pin);
         return [{ name: basename(pin), map, pin, [Symbol.dispose]: () => map.close() }];
       } catch (error) {
-        if (error instanceof TypeError) return [];
+        // The kernel has files of its own there, and a pin may be gone by now.
+        if (error instanceof TypeError || (error as NodeJS.ErrnoException).code === 'ENOENT') return [];
         throw error;
       }
     });

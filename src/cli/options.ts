@@ -26,6 +26,9 @@ export const bpffsFlag = (): Option =>
 export const runDirFlag = (): Option =>
   flag('--run-dir <path>', "the agent's run directory").default('/run/ripstop');
 
+/** The exit code of a reader that has found something that a person must look at. */
+export const FOUND = 3;
+
 /** The examples of a command's help: each with what it shows. */
 export function examples(lines: readonly (readonly [command: string, shows: string])[]): string {
   const width = Math.max(...lines.map(([command]) => command.length));

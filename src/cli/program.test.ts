@@ -19,12 +19,16 @@ async function run(...argv: string[]): Promise<{ code: number; out: string; err:
 
 describe('help', () => {
   it('of every command matches the snapshot', async () => {
-    const program = createProgram({ getOutHelpWidth: () => 100 });
-    const helps = (command: Command, path: string): string[] => [
-      `$ ${path} --help\n${command.helpInformation()}`,
-      ...command.commands.flatMap((child) => helps(child, `${path} ${child.name()}`)),
-    ];
-    await expect(helps(program, 'ripstop').join('\n')).toMatchFileSnapshot('help.snapshot.txt');
+    let help = '';
+    const writeOut = (text: string): void => void (help += text);
+    const program = createProgram({ getOutHelpWidth: () => 100, writeOut });
+    const show = (command: Command, path: string): void => {
+      help += `${help === '' ? '' : '\n'}$ ${path} --help\n`;
+      command.outputHelp();
+      for (const child of command.commands) show(child, `${path} ${child.name()}`);
+    };
+    show(program, 'ripstop');
+    await expect(help).toMatchFileSnapshot('help.snapshot.txt');
   });
 
   it('names an environment variable for every flag', () => {
@@ -38,6 +42,34 @@ describe('help', () => {
     visit(createProgram());
     expect(silent).toEqual([]);
   });
+});
+
+/** The commands of the examples in every command's help. */
+function examplesOf(command: Command): string[] {
+  let help = '';
+  command.configureOutput({ writeOut: (text) => void (help += text) });
+  command.outputHelp();
+  const lines = help.split('\nExamples:\n')[1]?.split('\n') ?? [];
+  return [
+    ...lines.flatMap((line) => /^ {2}ripstop (?<words>.+?) {2,}/.exec(line)?.groups?.['words'] ?? []),
+    ...command.commands.flatMap(examplesOf),
+  ];
+}
+
+describe('the examples', () => {
+  it.each(examplesOf(createProgram()))(
+    'ripstop %s names flags and arguments that there are',
+    async (words) => {
+      // Where nothing is pinned, a command line that is understood fails with 1.
+      const argv = words
+        .replace(/ > .*$/, '')
+        .match(/(?:[^\s']|'[^']*')+/g)!
+        .map((word) => word.replaceAll("'", ''));
+      const nowhere = ['--bpffs', '/nowhere', '--run-dir', '/nowhere'];
+      const { code, err } = await run(...argv.filter((word) => !/^(-w|--watch)$/.test(word)), ...nowhere);
+      expect([code, err]).toEqual([argv.includes('/sys/fs/bpf') ? 0 : 1, err]);
+    },
+  );
 });
 
 describe('the exit code', () => {

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-/** The rows of `peers`, `endpoints` and `flows`: the maps' entries, with the names that the agent knows. */
-import { hrtime } from 'node:process';
+/** The rows of `peers` and `endpoints`: the maps' entries, with the names that the agent knows. */
 import type { AgentStatus } from '../agent/status.ts';
 import { type Attachment, AttachmentStore } from '../cni/attachments.ts';
 import type { Struct } from '../dataplane/codec.ts';
-import { FLOW_LIFETIME_MS, stateSlot6 } from '../dataplane/desired.ts';
+import { stateSlot6 } from '../dataplane/desired.ts';
 import { layout } from '../dataplane/layout.gen.ts';
 import { openTables, pinPaths } from '../dataplane/tables.ts';
 import { findShaped } from '../host/shaping.ts';
@@ -97,7 +96,7 @@ export const endpointColumns: Column<EndpointRow>[] = [
 ];
 
 /** A pod as kubectl names it; undefined when the runtime did not tell. */
-function podOf({ podName, podNamespace = 'default' }: Attachment): string | undefined {
+export function podOf({ podName, podNamespace = 'default' }: Attachment): string | undefined {
   return podName === undefined ? undefined : `${podNamespace}/${podName}`;
 }
 
@@ -151,71 +150,4 @@ export async function readEndpoints(bpffs: string, runDir: string): Promise<Endp
       (ip) => stateSlot6(slots, ip),
     );
   return rows;
-}
-
-export interface FlowRow {
-  readonly protocol: string;
-  /** As its packets come in. */
-  readonly source: string;
-  readonly destination: string;
-  /** Where they come in: a pod (namespace/name, or its host veth), or `wire`. */
-  readonly from: string;
-  /** As they leave, if they are translated. */
-  readonly translatedSource?: string;
-  readonly translatedDestination?: string;
-  /** Since it was last learned. */
-  readonly ageSeconds: number;
-  /** `valid`; else why the next packet takes the kernel path. */
-  readonly state: 'valid' | 'old epoch' | 'expired';
-}
-
-export const flowColumns: Column<FlowRow>[] = [
-  { title: 'PROTOCOL', value: (row) => row.protocol },
-  { title: 'SOURCE', value: (row) => row.source },
-  { title: 'DESTINATION', value: (row) => row.destination },
-  { title: 'FROM', value: (row) => row.from },
-  { title: 'LEAVES AS', value: leavesAs },
-  { title: 'AGE', align: 'right', value: (row) => `${row.ageSeconds}s` },
-  { title: 'STATE', value: (row) => row.state },
-];
-
-function leavesAs({
-  source,
-  destination,
-  translatedSource,
-  translatedDestination,
-}: FlowRow): string | undefined {
-  if (translatedSource === undefined && translatedDestination === undefined) return undefined;
-  return `${translatedSource ?? source} → ${translatedDestination ?? destination}`;
-}
-
-const protocols: Readonly<Record<number, string>> = { 1: 'icmp', 6: 'tcp', 17: 'udp', 58: 'icmpv6' };
-
-export async function readFlows(bpffs: string, runDir: string): Promise<FlowRow[]> {
-  const attachments = await new AttachmentStore(runDir).list();
-  const pods = new Map(attachments.map((one) => [one.hostIfindex, podOf(one) ?? one.hostIfname]));
-  using tables = openTables(bpffs);
-  const nowNs = Number(hrtime.bigint());
-  const epoch = tables.epoch.get(0);
-  return [...tables.flows4.entries(), ...tables.flows6.entries()].map(([flow, { head, out }]) => {
-    const source = withPort(flow.src, flow.src_port);
-    const destination = withPort(flow.dst, flow.dst_port);
-    const to = { source: withPort(out.src, out.src_port), destination: withPort(out.dst, out.dst_port) };
-    const ageMs = Math.max(0, nowNs - head.learned_ns) / 1e6;
-    const lifetime = ageMs > FLOW_LIFETIME_MS ? 'expired' : 'valid';
-    return {
-      protocol: protocols[flow.protocol] ?? String(flow.protocol),
-      source,
-      destination,
-      from: pods.get(head.ifindex) ?? 'wire',
-      ...(to.source !== source && { translatedSource: to.source }),
-      ...(to.destination !== destination && { translatedDestination: to.destination }),
-      ageSeconds: Math.round(ageMs / 1000),
-      state: head.epoch === epoch ? lifetime : 'old epoch',
-    };
-  });
-}
-
-function withPort(address: string, port: number): string {
-  return address.includes(':') ? `[${address}]:${port}` : `${address}:${port}`;
 }

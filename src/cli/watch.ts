@@ -28,8 +28,3 @@ export async function repeatedly(seconds: number, act: () => Promise<void>): Pro
     await sleep(seconds * 1000);
   }
 }
-
-/** `12:34:56.789`. */
-export function clockText(): string {
-  return new Date().toISOString().slice(11, 23);
-}

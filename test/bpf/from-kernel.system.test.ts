@@ -63,6 +63,7 @@ function toPodFixtures(side: Side): Record<string, Fixture[]> {
     packet: toPodFrame(side, fields, payload, ether),
     noted: { flow: flowOf(toPodFields(side, fields), payload) },
   });
+  const syn = tcp({ src: 80, dst: 40000, flags: 0x02 });
   return {
     'of no pod’s packet': [
       is('lets ARP pass', 'kernel not_ip', {}, segment, { type: 0x0806 }),
@@ -73,6 +74,13 @@ function toPodFixtures(side: Side): Record<string, Fixture[]> {
       is('lets packets pass that are for another pod than this device’s', 'kernel no_endpoint', {
         dst: pods.near.ip,
       }),
+      is('lets packets from the world pass', 'kernel outside', { src: side.world }, syn),
+      is(
+        'lets packets pass from an address of ours that no pod has',
+        'kernel outside',
+        { src: podOf(3, 99) },
+        syn,
+      ),
       is('lets packets of a pod pass that is marked for the kernel path', 'kernel marked', {
         dst: pods.markedSender.ip,
       }),

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { readFlows } from '../../src/cli/rows.ts';
+import { readFlows } from '../../src/cli/flows.ts';
 import { hostVethName } from '../../src/cni/pod-network.ts';
 import { run, tryRun } from '../../src/host/run.ts';
 import { type NodeState, startAgent, stopAgent, withPort } from '../../src/lab/index.ts';

@@ -474,9 +474,12 @@ export class Model {
     const reasons = [...ip.faults, ...(ip.fragment === 'none' ? [] : ['fragment'])];
     // The kernel has let the packet through, so the length that its header tells does not matter.
     const isReadable = reasons.every((reason) => reason === 'malformed');
+    const isOfPod = view.isInNetwork(ip.src) && (!view.isOurs(ip.src) || view.endpoints.has(ip.src));
+
     const reading = readFlow(readIp(packet.subarray(ETHER), view.family)!);
     const learned = isReadable ? learnedEntry(reading, ip, receiver, noted) : undefined;
     if (learned) return { ...kernel('learned'), learns: learned };
+    if (!isOfPod) return kernel(...ip.faults, 'outside');
     if (!reading.flow) return kernel(...reasons, reading.why);
     if (reading.isEnd && !reading.isAnswer) return kernel(...reasons, 'handshake');
     return kernel(...reasons, 'not_seen');
