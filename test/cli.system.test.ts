@@ -339,6 +339,17 @@ describe.skipIf(missingHere('iptables'))('the command, on two nodes with a pod e
     expect(stderr).toMatch(/^ripstop: the dump has maps of layout 9\d, and this node has layout \d+\n$/);
   });
 
+  it('has colours on a terminal, and there only', async () => {
+    await ping(podOf(node), podOf(here.nodes[1]).ip);
+    const where = `--bpffs ${bpffsOf(here.lab, node)} --run-dir ${runDirOf(here.lab, node)}`;
+    const command = `${process.execPath} ${CLI} flows ${where}`;
+    const env: NodeJS.ProcessEnv = { ...process.env, TERM: 'xterm' };
+    for (const name of ['NO_COLOR', 'FORCE_COLOR', 'NODE_DISABLE_COLORS']) delete env[name];
+    const onTerminal = await run('script', ['-qec', command, '/dev/null'], { ...inNetns(node), env });
+    expect(onTerminal).toContain('\u001B[32mvalid\u001B[39m');
+    expect((await tableOf('flows')).join('\n')).not.toContain('\u001B');
+  });
+
   it('answers in YAML, and by a jsonpath', async () => {
     expect((await tableOf('peers -o yaml'))[0]).toBe('- node: node2');
     expect(await tableOf('peers -o jsonpath={[*].vtepIp}')).toEqual(['172.31.0.2']);

@@ -4,8 +4,8 @@ import { InvalidArgumentError, type Option } from 'commander';
 import { flag } from './options.ts';
 import { type Column, renderTable } from './table.ts';
 
-const FORMATS = ['table', 'wide', 'json', 'yaml'];
-const JSONPATH = 'jsonpath=';
+export const FORMATS = ['table', 'wide', 'json', 'yaml'];
+export const JSONPATH = 'jsonpath=';
 
 export function outputFlag(): Option {
   return flag('-o, --output <format>', 'table, wide, json, yaml or jsonpath=TEMPLATE')

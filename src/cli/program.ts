@@ -3,6 +3,7 @@ import { Command, CommanderError, Option, type OutputConfiguration } from 'comma
 import packageJson from '../../package.json' with { type: 'json' };
 import { errorText, RipstopError } from '../errors.ts';
 import { addAgentCommand } from './agent.ts';
+import { addCompletionCommand } from './completion.ts';
 import { addLabCommands } from './lab.ts';
 import { addReaderCommands } from './readers.ts';
 import { addUninstallCommand } from './uninstall.ts';
@@ -25,6 +26,7 @@ export function createProgram(output: OutputConfiguration = {}): Command {
   addReaderCommands(program);
   addUninstallCommand(program);
   addLabCommands(program);
+  addCompletionCommand(program);
   return program;
 }
 
