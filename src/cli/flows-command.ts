@@ -15,7 +15,12 @@ export function addFlowsCommand(program: Command): void {
     .description('the flow table: which flows take the fast path, and how their packets leave')
     .addOption(flag('--pod <pod>', 'those of a pod: its name, namespace/name or address'))
     .addOption(flag('--peer <node>', "those with a node's pods: its name, podCIDR or VTEP address"))
-    .addOption(flag('--service <address>', 'those through a service: its address, or address:port'))
+    .addOption(
+      flag(
+        '--service <address>',
+        'those through a service: its name, namespace/name, address, or address:port',
+      ),
+    )
     .addOption(flag('--all', 'those, too, that the kernel path alone has carried lately'))
     .addOption(
       flag('--sort <column>', 'the order of the rows')
@@ -48,6 +53,7 @@ There are no packets and bytes of each flow: the programs do not count them. \`r
 ${examples([
   ['flows', 'all of them, the youngest first'],
   ['flows --pod default/web-0 -o wide', "a pod's"],
-  ['flows --service 10.43.0.10:53', "a service's, before and after its translation"],
+  ['flows --service kube-system/kube-dns', "a service's, before and after its translation"],
+  ['flows --service 10.43.0.10:53 --sort source', 'the same by its address, in order'],
   ['flows --peer node2 --watch', 'what comes, changes and goes between this node and another'],
 ])}`;

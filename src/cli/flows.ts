@@ -7,7 +7,8 @@ import type { Struct } from '../dataplane/codec.ts';
 import { FLOW_LIFETIME_MS } from '../dataplane/desired.ts';
 import { openTables, type Tables } from '../dataplane/tables.ts';
 import { RipstopError } from '../errors.ts';
-import { addressFamily, type Cidr, cidrContains, parseCidr } from '../net/ip.ts';
+import { findClusterIps } from '../host/services.ts';
+import { type Cidr, cidrContains, parseCidr, withPort } from '../net/ip.ts';
 import { protocols } from './map-values.ts';
 import type { MapEntry } from './maps.ts';
 import { podOf } from './rows.ts';
@@ -89,7 +90,7 @@ export interface FlowChoice {
   readonly pod?: string;
   /** Those with pods of this node: its name, podCIDR or VTEP address. */
   readonly peer?: string;
-  /** Those through this service: its address, or address:port. */
+  /** Those through this service: its name, namespace/name, address, or address:port. */
   readonly service?: string;
   /** Those, too, that are not in the flow table. */
   readonly all?: boolean;
@@ -106,9 +107,9 @@ export async function readFlows(
   agent?: AgentStatus,
   choice: FlowChoice = {},
 ): Promise<FlowRow[]> {
-  const names = new Names(await new AttachmentStore(runDir).list(), agent);
-  const isWanted = filterOf(choice, names);
   using tables = openTables(bpffs);
+  const names = new Names(await new AttachmentStore(runDir).list(), agent);
+  const isWanted = filterOf(choice, names, await addressesOf(choice.service));
   const context = { names, nowNs: Number(hrtime.bigint()), epoch: tables.epoch.get(0) ?? 0 };
   const learned = [...tables.flows4.entries(), ...tables.flows6.entries()];
   const found: Found[] = learned.map(([flow, one]) => ({
@@ -243,8 +244,11 @@ function notLearned(tables: Tables, learned: [Flow, Learned][], { names, nowNs }
   }));
 }
 
-function filterOf(choice: FlowChoice, names: Names): (found: Found) => boolean {
-  const { pod, peer, service } = choice;
+function filterOf(
+  { pod, peer }: FlowChoice,
+  names: Names,
+  services: readonly string[] | undefined,
+): (found: Found) => boolean {
   const podCidrs = peer === undefined ? [] : names.podCidrsOf(peer);
   if (peer !== undefined && podCidrs.length === 0)
     throw new RipstopError(`the agent knows no peer "${peer}"; \`ripstop peers\` lists them`);
@@ -253,14 +257,24 @@ function filterOf(choice: FlowChoice, names: Names): (found: Found) => boolean {
     const addresses = [flow.src, flow.dst, out.src, out.dst];
     if (pod !== undefined && !addresses.some((address) => names.isPod(address, pod))) return false;
     if (peer !== undefined && !addresses.some(isOfPeer)) return false;
-    return service === undefined || isThrough(service, flow, out);
+    return services === undefined || isThrough(services, flow, out);
   };
 }
 
+/** @throws RipstopError when kube-proxy knows no service of that name. */
+async function addressesOf(service: string | undefined): Promise<string[] | undefined> {
+  if (service === undefined) return undefined;
+  if (/^[\d[]|:/.test(service)) return [service];
+  const name = service.includes('/') ? service : `default/${service}`;
+  const found = await findClusterIps(name);
+  if (found.length > 0) return found;
+  throw new RipstopError(`kube-proxy's rules on this node have no service ${name}; give its address`);
+}
+
 /** A service's address is where a flow went before it was translated, or what its answers come from afterwards. */
-function isThrough(service: string, flow: Flow, out: Flow): boolean {
+function isThrough(services: readonly string[], flow: Flow, out: Flow): boolean {
   const isService = (address: string, port: number): boolean =>
-    service === address || service === withPort(address, port);
+    services.includes(address) || services.includes(withPort(address, port));
   const isForward = flow.dst !== out.dst || flow.dst_port !== out.dst_port;
   const isAnswer = flow.src !== out.src || flow.src_port !== out.src_port;
   return (isForward && isService(flow.dst, flow.dst_port)) || (isAnswer && isService(out.src, out.src_port));
@@ -269,8 +283,4 @@ function isThrough(service: string, flow: Flow, out: Flow): boolean {
 function orderOf(sort: (typeof SORTS)[number]): (a: FlowRow, b: FlowRow) => number {
   if (sort === 'age') return (a, b) => a.ageSeconds - b.ageSeconds;
   return (a, b) => a[sort].localeCompare(b[sort], undefined, { numeric: true });
-}
-
-function withPort(address: string, port: number): string {
-  return addressFamily(address) === 6 ? `[${address}]:${port}` : `${address}:${port}`;
 }

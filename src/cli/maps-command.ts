@@ -43,7 +43,7 @@ function addDiffCommand(maps: Command): void {
       `
 The agent lists the cluster's nodes and observes this node anew, and plans once more; then the maps are compared with
 that plan, byte by byte. A difference is told when it is still there a second later. The exit code is 3 when there is
-one. The agent looks by itself every 25 seconds, and corrects what differs.
+one. The agent looks by itself every 25 seconds, in a large cluster less often, and corrects what differs.
 `,
     )
     .action(async ({ bpffs, runDir, output }: ReaderOptions) => {

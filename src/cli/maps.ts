@@ -220,14 +220,13 @@ export function usedEntries(map: BpfMap): RawEntry[] {
  */
 export async function readEntries(bpffs: string, open: OpenMap, raw: boolean): Promise<MapEntry[]> {
   if (raw) return rawEntries(open);
-  const entries = readable(open, () => usedEntries(open.map));
   if (open.name === 'counters' && open.layout === layout.version) {
     return readCounters({ counters: typedTable('counters', open.map) })
       .filter(({ packets }) => packets > 0)
       .map(({ packets, bytes, ...key }) => ({ key, value: { packets, bytes } }));
   }
   const decode = await entryDecoder(bpffs, open);
-  const decoded = entries.map(decode);
+  const decoded = readable(open, () => usedEntries(open.map)).map(decode);
   return open.name === CONFIG ? decoded.flatMap(({ value }) => constants(value)) : decoded;
 }
 

@@ -6,19 +6,11 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { gatewayAddress } from '../../src/lab/addresses.ts';
 import { kubeconfigText } from '../../src/lab/apiserver/index.ts';
 import { startDaemon } from '../../src/lab/daemon.ts';
-import {
-  type Lab,
-  labDown,
-  netnsPath,
-  nodeDir,
-  type NodeState,
-  type PodState,
-  withPort,
-} from '../../src/lab/index.ts';
+import { type Lab, labDown, netnsPath, nodeDir, type NodeState, type PodState } from '../../src/lab/index.ts';
 import type { ApiAccess } from '../../src/lab/kube.ts';
 import { type Background, tracesOf } from '../../src/lab/lab.support.ts';
 import { run, tryRun } from '../../src/host/run.ts';
-import type { Family } from '../../src/net/ip.ts';
+import { type Family, withPort } from '../../src/net/ip.ts';
 import { FRESH, KINDS, NUMBERS_PORT, PAIR, Receiver, sendTo } from '../cluster/arrivals.ts';
 import { monotonicMs } from '../cluster/numbers.ts';
 import {
