@@ -144,7 +144,7 @@ describe.skipIf(missingHere('iptables'))('the command, on two nodes with a pod e
     expect((await flows('--pod 192.0.2.1')).length).toBe(0);
     expect(await json('flows --pod 192.0.2.1 --all')).toMatchObject([{ state: 'not learned', to: 'wire' }]);
     expect((await tableOf('flows -o wide'))[0]).toMatch(/ STATE +EPOCH +MTU +TTL +DSCP +MARK +OUTER PORT$/);
-  });
+  }, 180_000);
 
   it('counts in its status packets between pods alone, also of the last minute', async () => {
     const before = await json<Status>('status');
@@ -394,18 +394,16 @@ describe.skipIf(missingHere('iptables'))('the command, on two nodes with a pod e
     expect(everything()).toEqual(before);
   }, 180_000);
 
-  it('answers within 0.3 s, as it is shipped', async () => {
+  it('needs less than 0.3 s of a CPU for an answer, as it is shipped', async () => {
     const program = await buildAgent();
-    const { bpffs, runDir } = { bpffs: bpffsOf(here.lab, node), runDir: runDirOf(here.lab, node) };
+    const where = ['--bpffs', bpffsOf(here.lab, node), '--run-dir', runDirOf(here.lab, node)];
+    const timed = ['-c', 'TIMEFORMAT="%U %S"; time "$@" > /dev/null', 'bash', process.execPath, program];
     for (const command of ['status', 'peers', 'endpoints', 'flows', 'stats', 'maps', 'maps flows4']) {
-      const argv = [program, ...command.split(' '), '--bpffs', bpffs, '--run-dir', runDir];
-      const once = async (): Promise<number> => {
-        const startMs = performance.now();
-        await run(process.execPath, argv, inNetns(node));
-        return performance.now() - startMs;
-      };
-      // The machine may be busy with something else: then the next try is quicker.
-      await expect.poll(once, { timeout: 20_000, message: command }).toBeLessThan(300);
+      const argv = [...timed, ...command.split(' '), ...where];
+      const { stderr } = await tryRun('bash', argv, inNetns(node));
+      const [user, system] = stderr.trim().split(' ').map(Number) as [number, number];
+      expect(user + system, command).toBeGreaterThan(0);
+      expect(user + system, command).toBeLessThan(0.3);
     }
   }, 180_000);
 
