@@ -96,7 +96,7 @@ export function importMaps(bpffs: string, text: string): ImportRow[] {
     if (layout !== version)
       throw new RipstopError(`the dump has maps of layout ${layout}, and this node has layout ${version}`);
     const plans = opened.map(({ name, map, pin }) => {
-      const skipped = pin === undefined ? 'constants' : map.isPerCpu ? 'values of CPUs' : undefined;
+      const skipped = whySkipped(map, pin);
       const dump = maps[name];
       if (skipped === undefined && dump) checkFits(name, map, dump);
       return { name, map, dump, skipped: skipped ?? (dump ? undefined : 'not in the dump') };
@@ -109,6 +109,13 @@ export function importMaps(bpffs: string, text: string): ImportRow[] {
   } finally {
     for (const open of opened) open[Symbol.dispose]();
   }
+}
+
+/** Values of CPUs are history, and other types refer to what is in this kernel alone. */
+function whySkipped({ info, isPerCpu }: BpfMap, pin: string | undefined): string | undefined {
+  if (pin === undefined) return 'constants';
+  if (isPerCpu) return 'values of CPUs';
+  return ['array', 'hash', 'lru_hash'].includes(info.type) ? undefined : info.type;
 }
 
 function parseDump(text: string): Dump {
