@@ -15,6 +15,8 @@ export type { OpenOptions } from './object.ts';
 export { BpfProgram, supportsPrograms } from './program.ts';
 export type { ProgramInfo, TestRun, TestRunResult } from './program.ts';
 export { RingBuffer } from './ring-buffer.ts';
+export { decodeSkBuff, encodeSkBuff, SK_BUFF_BYTES } from './sk-buff.ts';
+export type { SkBuff } from './sk-buff.ts';
 export { TcFilter } from './tc-filter.ts';
 export type { TcDirection, TcFilterPlace } from './tc-filter.ts';
 export { TypedMap } from './typed-map.ts';

@@ -113,6 +113,16 @@ export class BpfMap extends BpfHandle {
     checkStatus('bpf_map_update_elem', this.#update(key, value, flag), this.subject);
   }
 
+  /** Write an entry of a per-CPU map: a value for each possible CPU, as {@link lookupPerCpu} returns them. */
+  updatePerCpu(key: Uint8Array, values: readonly Uint8Array[]): void {
+    if (!this.#perCpu) throw new TypeError(`${this.subject} is not per CPU: use update`);
+    if (values.length !== possibleCpus())
+      throw new RangeError(`${this.subject}: ${values.length} values, and ${possibleCpus()} possible CPUs`);
+    for (const value of values) this.#checkSizes(key, value);
+    const status = libbpf().bpf_map_update_elem(this.fd, key, padded(values), UPDATE_FLAGS.any);
+    checkStatus('bpf_map_update_elem', status, this.subject);
+  }
+
   /** Whether there was such an entry. An array's entries cannot be deleted (EINVAL). */
   delete(key: Uint8Array): boolean {
     this.#checkSizes(key);
@@ -186,7 +196,7 @@ export class BpfMap extends BpfHandle {
   }
 
   #update(key: Uint8Array, value: Uint8Array, flag: UpdateFlag): number {
-    const bytes = this.#perCpu ? repeat(value, possibleCpus()) : value;
+    const bytes = this.#perCpu ? padded(Array.from({ length: possibleCpus() }, () => value)) : value;
     return libbpf().bpf_map_update_elem(this.fd, key, bytes, UPDATE_FLAGS[flag]);
   }
 
@@ -221,10 +231,10 @@ function perCpuStride(valueSize: number): number {
   return Math.ceil(valueSize / 8) * 8;
 }
 
-function repeat(value: Uint8Array, times: number): Uint8Array {
-  const stride = perCpuStride(value.length);
-  const bytes = new Uint8Array(stride * times);
-  for (let i = 0; i < times; i++) bytes.set(value, i * stride);
+function padded(values: readonly Uint8Array[]): Uint8Array {
+  const stride = perCpuStride(values[0]!.length);
+  const bytes = new Uint8Array(stride * values.length);
+  for (const [i, value] of values.entries()) bytes.set(value, i * stride);
   return bytes;
 }
 

@@ -4,7 +4,7 @@
  * without a way to a peer. conntrack.system.test.ts has both.
  */
 import { describe, expect, it } from 'vitest';
-import { ethernet, type EthernetFields, icmp, ip, protocols, tcp, udp } from '../support/packets.ts';
+import { ethernet, type EthernetFields, icmp, ip, protocols, tcp, udp } from '../../src/net/packets.ts';
 import { describeOnNode, type Fixture, runFixtures } from './support.ts';
 import { encapsulated, flowOf, ipBytes, type IpFields, podFrame, withOptions } from './frames.ts';
 import {

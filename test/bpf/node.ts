@@ -4,7 +4,7 @@
  * agent fills them, and packets handed in by BPF_PROG_TEST_RUN. It has no network and needs none.
  */
 import { isDeepStrictEqual } from 'node:util';
-import type { BpfProgram } from '#libbpf-ts';
+import { type BpfProgram, decodeSkBuff, encodeSkBuff, SK_BUFF_BYTES } from '#libbpf-ts';
 import { encode, type Struct } from '../../src/dataplane/codec.ts';
 import { readCounters } from '../../src/dataplane/counters.ts';
 import {
@@ -23,7 +23,7 @@ import { type LoadedPrograms, loadPrograms, type ProgramName } from '../../src/d
 import { pinPaths, type Tables } from '../../src/dataplane/tables.ts';
 import { TemporaryBpffs } from '../../src/libbpf-ts/libbpf.support.ts';
 import { addressFamily, cidrContains, type Family, parseCidr } from '../../src/net/ip.ts';
-import { protocols } from '../support/packets.ts';
+import { protocols } from '../../src/net/packets.ts';
 
 /** Why the fixtures cannot run here; undefined when they can. */
 export const missing = process.getuid?.() === 0 ? undefined : 'needs root to load BPF programs';
@@ -345,31 +345,21 @@ const tcVerdicts: Readonly<Record<number, string>> = { 0xffff_ffff: 'kernel', 2:
 /** linux/bpf.h: XDP_PASS. */
 const xdpVerdicts: Readonly<Record<number, string>> = { 2: 'pass' };
 
-/** `struct __sk_buff` of linux/bpf.h; a test run accepts little more than these members. */
-const SK_BUFF_BYTES = 192;
-const MARK_OFFSET = 8;
-const PRIORITY_OFFSET = 32;
-const CB_OFFSET = 48;
-const GSO_SIZE_OFFSET = 176;
-
 /** Run a program on one packet. */
 export function testRun(
   program: BpfProgram,
   packet: Uint8Array,
   { gsoSize = 0, note = 0, priority = 0, isXdp = false }: RunOptions & { readonly isXdp?: boolean } = {},
 ): Pick<Outcome, 'verdict' | 'packet' | 'beside'> {
-  const context = new Uint32Array(SK_BUFF_BYTES / 4);
-  context[GSO_SIZE_OFFSET / 4] = gsoSize;
-  context[CB_OFFSET / 4] = note;
-  context[PRIORITY_OFFSET / 4] = priority;
-  const ofTc = { context: new Uint8Array(context.buffer), contextOut: SK_BUFF_BYTES };
+  const context = encodeSkBuff({ gsoSize, cb0: note, priority });
+  const ofTc = { context, contextOut: SK_BUFF_BYTES };
   const { returnValue, data, context: after } = program.testRun({ data: packet, ...(!isXdp && ofTc) });
   const verdict = (isXdp ? xdpVerdicts : tcVerdicts)[returnValue];
-  const word = (offset: number): number => (after ? new DataView(after.buffer).getUint32(offset, true) : 0);
+  const beside = after && decodeSkBuff(after);
   return {
     verdict: verdict ?? `return value ${returnValue}`,
     packet: data,
-    beside: { mark: word(MARK_OFFSET), priority: word(PRIORITY_OFFSET), note: word(CB_OFFSET) },
+    beside: { mark: beside?.mark ?? 0, priority: beside?.priority ?? 0, note: beside?.cb0 ?? 0 },
   };
 }
 

@@ -14,7 +14,7 @@ import {
   protocols as numbers,
   udp,
   vxlan,
-} from '../support/packets.ts';
+} from '../../src/net/packets.ts';
 import { Random, seedOf } from '../support/random.ts';
 import type { Offload } from '../support/raw-socket.ts';
 import { ICMP, ICMP_ERRORS, ICMPV6, ICMPV6_ERRORS, IPV4, IPV6, TCP, UDP } from './dissect.ts';

@@ -20,7 +20,7 @@ import {
 import { addressToBytes, type Family, familyKey } from '../../src/net/ip.ts';
 import { macToBytes } from '../../src/net/mac.ts';
 import { type Flow, type LearnedFlow, type NotedArrival, tunnel } from '../bpf/node.ts';
-import { checksum, protocols } from '../support/packets.ts';
+import { checksum, protocols } from '../../src/net/packets.ts';
 import {
   addressNumber,
   decrementTtl,
