@@ -3,6 +3,7 @@ import { Command, CommanderError, Option, type OutputConfiguration } from 'comma
 import packageJson from '../../package.json' with { type: 'json' };
 import { errorText, RipstopError } from '../errors.ts';
 import { addAgentCommand } from './agent.ts';
+import { addInspectCommands } from './inspect.ts';
 import { addLabCommands } from './lab.ts';
 import { addReaderCommands } from './readers.ts';
 import { addUninstallCommand } from './uninstall.ts';
@@ -23,6 +24,7 @@ export function createProgram(output: OutputConfiguration = {}): Command {
     .exitOverride();
   addAgentCommand(program);
   addReaderCommands(program);
+  addInspectCommands(program);
   addUninstallCommand(program);
   addLabCommands(program);
   return program;

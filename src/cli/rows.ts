@@ -97,7 +97,7 @@ export const endpointColumns: Column<EndpointRow>[] = [
 ];
 
 /** A pod as kubectl names it; undefined when the runtime did not tell. */
-function podOf({ podName, podNamespace = 'default' }: Attachment): string | undefined {
+export function podOf({ podName, podNamespace = 'default' }: Attachment): string | undefined {
   return podName === undefined ? undefined : `${podNamespace}/${podName}`;
 }
 
@@ -189,7 +189,7 @@ function leavesAs({
   return `${translatedSource ?? source} → ${translatedDestination ?? destination}`;
 }
 
-const protocols: Readonly<Record<number, string>> = { 1: 'icmp', 6: 'tcp', 17: 'udp', 58: 'icmpv6' };
+export const protocols: Readonly<Record<number, string>> = { 1: 'icmp', 6: 'tcp', 17: 'udp', 58: 'icmpv6' };
 
 export async function readFlows(bpffs: string, runDir: string): Promise<FlowRow[]> {
   const attachments = await new AttachmentStore(runDir).list();
@@ -216,6 +216,6 @@ export async function readFlows(bpffs: string, runDir: string): Promise<FlowRow[
   });
 }
 
-function withPort(address: string, port: number): string {
+export function withPort(address: string, port: number): string {
   return address.includes(':') ? `[${address}]:${port}` : `${address}:${port}`;
 }

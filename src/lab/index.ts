@@ -2,7 +2,16 @@
 export { gatewayAddress } from './addresses.ts';
 export { callCni, type CniCall } from './cni.ts';
 export { flannelPeers, syncFlannel, type FlannelPeer } from './flannel-peers.ts';
-export { labDown, labExec, labStatus, labSteps, labUp, type LabStep, type Progress } from './lab.ts';
+export {
+  labDown,
+  labExec,
+  labExecEnvironment,
+  labStatus,
+  labSteps,
+  labUp,
+  type LabStep,
+  type Progress,
+} from './lab.ts';
 export { setServices, startKubeProxy, withPort, type ServicePort } from './kube-proxy.ts';
 export { netnsPath } from './netns.ts';
 export { addNode, removeNode } from './nodes.ts';

@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+/** The commands that ask why: `trace` and `route get`. They change nothing. */
+import { type Command, InvalidArgumentError, type Option } from 'commander';
+import { errorText, RipstopError } from '../errors.ts';
+import { bpffsFlag, flag, outputFlag, runDirFlag } from './options.ts';
+import type { Trace, TraceOptions } from './trace.ts';
+
+interface Common {
+  readonly bpffs: string;
+  readonly runDir: string;
+  readonly output: 'table' | 'json';
+}
+
+interface TraceFlags extends Common, Pick<TraceOptions, 'proto' | 'size' | 'ttl' | 'ecn' | 'tcpFlags'> {
+  readonly from?: string;
+  readonly to?: string;
+  readonly df?: boolean;
+  readonly frame?: string;
+}
+
+const ECN = { 'not-ect': 0, ect1: 1, ect0: 2, ce: 3 } as const;
+const TCP_FLAGS = { fin: 1, syn: 2, rst: 4, psh: 8, ack: 16 } as const;
+
+export function addInspectCommands(program: Command): void {
+  addTrace(program);
+  addRoute(program);
+}
+
+function addTrace(program: Command): void {
+  program
+    .command('trace')
+    .description('run a packet through the attached programs and the filled maps, and tell what they do')
+    .addOption(flag('--from <pod>', 'a pod of this node: POD, IP, POD:PORT, IP:PORT or [IPv6]:PORT'))
+    .addOption(flag('--to <address>', 'where the packet goes: IP, IP:PORT or [IPv6]:PORT'))
+    .addOption(flag('--proto <protocol>', 'the protocol').choices(['tcp', 'udp', 'icmp']).default('tcp'))
+    .addOption(flag('--size <bytes>', 'bytes of the IP packet').argParser(count))
+    .addOption(flag('--df', "set IPv4's don't-fragment bit"))
+    .addOption(flag('--ttl <n>', 'TTL or hop limit (default: that of the flow, or 64)').argParser(count))
+    .addOption(
+      oneOf('--ecn <codepoint>', "ECN's codepoint: not-ect, ect0, ect1 or ce", ECN).default(0, 'not-ect'),
+    )
+    .addOption(
+      flag('--tcp-flags <flags>', 'flags of TCP: syn, ack, psh, fin, rst, joined by commas')
+        .argParser(tcpFlags)
+        .default(TCP_FLAGS.ack, 'ack'),
+    )
+    .addOption(flag('--frame <hex>', 'in place of --from and --to: a frame that comes from the wire, in hex'))
+    .addOption(bpffsFlag())
+    .addOption(runDirFlag())
+    .addOption(outputFlag())
+    .action(trace);
+}
+
+function addRoute(program: Command): void {
+  program
+    .command('route')
+    .description('the way of packets to an address')
+    .command('get')
+    .description("which way a pod's packets to an address go: by the fast path, and by the kernel path")
+    .argument('<address>', 'IP, IP:PORT or [IPv6]:PORT')
+    .addOption(
+      flag(
+        '--from <pod>',
+        'a pod of this node: POD, IP, POD:PORT, IP:PORT or [IPv6]:PORT',
+      ).makeOptionMandatory(),
+    )
+    .addOption(bpffsFlag())
+    .addOption(runDirFlag())
+    .addOption(outputFlag())
+    .action(async (address: string, flags: Common & { readonly from: string }) => {
+      const { parseAddress, parseEnd } = await import('./pods.ts');
+      const { getRoute, renderRoute } = await import('./route.ts');
+      const answer = await getRoute(flags.bpffs, flags.runDir, parseEnd(flags.from), parseAddress(address));
+      print(flags, answer, () => renderRoute(answer));
+    });
+}
+
+async function trace(flags: TraceFlags): Promise<void> {
+  const { bpffs, runDir, from, to, frame, df = false } = flags;
+  const { traceFromPod, traceFromWire } = await import('./trace.ts');
+  const { parseAddress, parseEnd } = await import('./pods.ts');
+  const { renderTrace } = await import('./trace-text.ts');
+  if (frame !== undefined) {
+    const traced = await traceFromWire(bpffs, runDir, frame);
+    return print(flags, traced, () => renderTrace(traced));
+  }
+  if (from === undefined || to === undefined)
+    throw new RipstopError('give --from POD and --to IP, or --frame HEX', { exitCode: 2 });
+  const ends = { from: parseEnd(from), to: parseAddress(to) };
+  const traced = await traceFromPod(bpffs, runDir, { ...flags, ...ends, df });
+  const there = traced.peer && (await onPeer(traced.peer, traced.hops.at(-1)!.frame));
+  print(flags, { ...traced, ...(there && { there }) }, () => {
+    if (!there) return renderTrace(traced);
+    const title = `\non ${traced.peer.node ?? traced.peer.vtepIp}`;
+    if ('why' in there) return `${renderTrace(traced)}${title}: ${there.why}\n`;
+    return `${renderTrace(traced)}${title}, from the wire\n${renderTrace(there)}`;
+  });
+}
+
+/** What the peer does with the frame, or why that is not known here. */
+async function onPeer({ vtepIp }: { vtepIp: string }, frame: string): Promise<Trace | { why: string }> {
+  const { askNode } = await import('./peer-node.ts');
+  const command = ['trace', '--frame', frame];
+  return askNode<Trace>(vtepIp, command).catch((error: unknown) => ({
+    why: `${errorText(error)}; see there with: ripstop ${command.join(' ')}`,
+  }));
+}
+
+function print({ output }: Common, value: unknown, text: () => string): void {
+  process.stdout.write(output === 'json' ? `${JSON.stringify(value, undefined, 2)}\n` : text());
+}
+
+function count(text: string): number {
+  if (/^\d{1,6}$/.test(text)) return Number(text);
+  throw new InvalidArgumentError('Give a number.');
+}
+
+function oneOf(flags: string, description: string, values: Readonly<Record<string, number>>): Option {
+  return flag(flags, description).argParser((text: string) => {
+    if (text in values) return values[text]!;
+    throw new InvalidArgumentError(`Give one of ${Object.keys(values).join(', ')}.`);
+  });
+}
+
+function tcpFlags(text: string): number {
+  return text.split(',').reduce((bits, name) => {
+    const bit = TCP_FLAGS[name as keyof typeof TCP_FLAGS];
+    if (bit === undefined)
+      throw new InvalidArgumentError(`Give some of ${Object.keys(TCP_FLAGS).join(', ')}.`);
+    return bits | bit;
+  }, 0);
+}
