@@ -337,3 +337,28 @@ struct counter {
 	enum hook by_hook[0];
 	enum reason by_reason[0];
 };
+
+/* ---- Events: what `ripstop monitor` shows ---- */
+
+#define EVENT_BYTES 192 /* of the packet: all headers, of two packets if it is tunnelled */
+
+/* The beginning of a record. Bytes of the packet follow, as the program leaves it; EVENT_BYTES at most. */
+struct event {
+	__u64 time_ns; /* CLOCK_MONOTONIC */
+	__u32 ifindex;
+	__u32 length; /* of the whole frame; of a super-packet, of all its segments together */
+	__u32 captured; /* the bytes that follow */
+	enum hook hook;
+	enum reason reason;
+	__u32 unused;
+};
+
+/* What somebody who listens wants to hear. All zero: nobody listens. */
+struct listener {
+	__u64 reasons; /* a bit for each */
+	__u64 heard; /* events so far */
+	__u64 allowed; /* those after these are only counted; who listens moves it on, in time */
+	__u32 sample; /* one packet of so many */
+	__u32 owner; /* a random number; who finds another one there has been replaced */
+	struct event event[0];
+};

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-/** The commands that ask why: `trace` and `route get`. They change nothing. */
+/** The commands that ask why: `trace`, `route get` and `monitor`. */
 import { type Command, InvalidArgumentError, type Option } from 'commander';
+import type { Verdict } from '../dataplane/counters.ts';
 import { errorText, RipstopError } from '../errors.ts';
 import { bpffsFlag, flag, outputFlag, runDirFlag } from './options.ts';
+import type { Filters, MonitorOptions } from './monitor.ts';
 import type { Trace, TraceOptions } from './trace.ts';
 
 interface Common {
@@ -24,6 +26,7 @@ const TCP_FLAGS = { fin: 1, syn: 2, rst: 4, psh: 8, ack: 16 } as const;
 export function addInspectCommands(program: Command): void {
   addTrace(program);
   addRoute(program);
+  addMonitor(program);
 }
 
 function addTrace(program: Command): void {
@@ -72,6 +75,54 @@ function addRoute(program: Command): void {
       const { getRoute, renderRoute } = await import('./route.ts');
       const answer = await getRoute(flags.bpffs, flags.runDir, parseEnd(flags.from), parseAddress(address));
       print(flags, answer, () => renderRoute(answer));
+    });
+}
+
+interface MonitorFlags extends Common, Filters, Pick<MonitorOptions, 'sample' | 'rate' | 'count' | 'write'> {
+  readonly fast?: boolean;
+  readonly kernel?: boolean;
+  readonly drops?: boolean;
+  readonly reason?: readonly string[];
+}
+
+function addMonitor(program: Command): void {
+  program
+    .command('monitor')
+    .description('packets and what became of them, live: one line for each packet and hook')
+    .addOption(
+      flag('--fast', 'packets that took the fast path; without --fast, --kernel and --drops all packets'),
+    )
+    .addOption(flag('--kernel', 'packets that were left to the kernel path'))
+    .addOption(flag('--drops', 'packets that were dropped'))
+    .addOption(
+      flag(
+        '--reason <reasons>',
+        'only packets with these reasons, as `ripstop stats` names them, joined by commas',
+      ).argParser((text: string) => text.split(',')),
+    )
+    .addOption(flag('--pod <pod>', 'only packets of a pod of this node: its name or address'))
+    .addOption(flag('--peer <peer>', 'only packets of a peer: its name or VTEP address'))
+    .addOption(flag('--related-to <what>', 'only packets of a pod, a peer, an address or a CIDR block'))
+    .addOption(flag('--sample <n>', 'one packet of n').argParser(count).default(1))
+    .addOption(flag('--rate <n>', 'at most n packets a second').argParser(count).default(10_000))
+    .addOption(flag('-c, --count <n>', 'end after n packets').argParser(count))
+    .addOption(flag('-w, --write <file>', 'write a capture for Wireshark (pcapng); - is the standard output'))
+    .addOption(bpffsFlag())
+    .addOption(runDirFlag())
+    .addOption(outputFlag())
+    .action(async ({ fast, kernel, drops, reason, ...flags }: MonitorFlags) => {
+      const { matcher, monitor } = await import('./monitor.ts');
+      const asked: Verdict[] = [
+        ...(fast ? (['fast'] as const) : []),
+        ...(kernel ? (['kernel'] as const) : []),
+        ...(drops ? (['drop'] as const) : []),
+      ];
+      await monitor(flags.bpffs, {
+        ...flags,
+        verdicts: asked.length > 0 ? asked : ['fast', 'kernel', 'drop'],
+        ...(reason && { reasons: reason }),
+        matches: await matcher(flags.runDir, flags),
+      });
     });
 }
 

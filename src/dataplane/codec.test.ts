@@ -172,6 +172,14 @@ const golden: { readonly [S in StructName]: Golden<S> } = {
     },
     bytes: `${flow6.bytes} 0706050403020100 0100000000000000 05000000 04030201 2e 3f 000000000000`,
   },
+  event: {
+    value: { time_ns: 0x0001_0203_0405_0607, ifindex: 5, length: 1500, captured: 192, hook: 2, reason: 16 },
+    bytes: '0706050403020100 05000000 dc050000 c0000000 02000000 10000000 00000000',
+  },
+  listener: {
+    value: { reasons: 2 ** 40 + 1, heard: 3, allowed: 1000, sample: 10, owner: 0x01020304 },
+    bytes: '0100000000010000 0300000000000000 e803000000000000 0a000000 04030201',
+  },
   counter: { value: { packets: 1, bytes: 2 ** 40 }, bytes: '0100000000000000 0000000000010000' },
   config: {
     value: {
@@ -246,6 +254,7 @@ describe('the codec of', () => {
       peer_head: 4,
       peer6: 4,
       config: 4,
+      event: 4,
     };
     expect(size - end).toBe(unused[name] ?? 0);
   });

@@ -7,7 +7,7 @@
  * layouts of the maps; `since` is the version in which a map last changed.
  */
 export const layout = {
-  version: 1,
+  version: 2,
   structs: {
     peer_head: {
       size: 48,
@@ -190,6 +190,27 @@ export const layout = {
       size: 16,
       fields: { packets: { offset: 0, kind: 'u64' }, bytes: { offset: 8, kind: 'u64' } },
     },
+    event: {
+      size: 32,
+      fields: {
+        time_ns: { offset: 0, kind: 'u64' },
+        ifindex: { offset: 8, kind: 'u32' },
+        length: { offset: 12, kind: 'u32' },
+        captured: { offset: 16, kind: 'u32' },
+        hook: { offset: 20, kind: 'u32', enum: 'hook' },
+        reason: { offset: 24, kind: 'u32', enum: 'reason' },
+      },
+    },
+    listener: {
+      size: 32,
+      fields: {
+        reasons: { offset: 0, kind: 'u64' },
+        heard: { offset: 8, kind: 'u64' },
+        allowed: { offset: 16, kind: 'u64' },
+        sample: { offset: 24, kind: 'u32' },
+        owner: { offset: 28, kind: 'u32' },
+      },
+    },
     config: {
       size: 168,
       fields: {
@@ -317,6 +338,7 @@ export const layout = {
       since: 0,
     },
     epoch: { type: 'array', key: 'u32', value: 'u32', maxEntries: 1, flags: 0, since: 1 },
+    events: { type: 'array_of_maps', key: 'u32', value: 'u32', maxEntries: 1, flags: 0, since: 2 },
     flows4: {
       type: 'lru_hash',
       key: { struct: 'flow4' },
@@ -335,6 +357,14 @@ export const layout = {
     },
     ip_ids: { type: 'percpu_array', key: 'u32', value: 'u32', maxEntries: 1, flags: 0, since: 1 },
     last_arrival: { type: 'percpu_array', key: 'u32', value: 'u32', maxEntries: 1, flags: 0, since: 1 },
+    listeners: {
+      type: 'array',
+      key: 'u32',
+      value: { struct: 'listener' },
+      maxEntries: 1,
+      flags: 0,
+      since: 2,
+    },
     peers: {
       type: 'array',
       key: 'u32',

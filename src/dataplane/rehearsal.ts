@@ -25,8 +25,8 @@ import { type MapName, mapNames, pinPaths, typedTable } from './tables.ts';
 
 /** Maps that programs only read. */
 const READ_ONLY: readonly MapName[] = ['peers', 'peers6', 'vteps', 'endpoints', 'endpoints6', 'epoch'];
-/** Maps of which a rehearsal gets empty ones: it finds the packet's reason in its counters. */
-const EMPTY: readonly MapName[] = ['counters'];
+/** Maps of which it gets empty ones: its counters tell the packet's reason, and nobody listens to its events. */
+const EMPTY: readonly MapName[] = ['counters', 'listeners', 'events'];
 
 /** linux/pkt_cls.h: TC_ACT_UNSPEC (−1), TC_ACT_SHOT, TC_ACT_REDIRECT. linux/bpf.h: XDP_PASS. */
 const TC_VERDICTS: Readonly<Record<number, Verdict>> = { 0xffff_ffff: 'kernel', 2: 'drop', 7: 'fast' };
