@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 /** `trace` and `route get` on a small cluster: what they say is what happens to the next packet, and changes nothing. */
+import { join } from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
 import type { RouteAnswer } from '../src/cli/route.ts';
 import type { Hop, Trace } from '../src/cli/trace.ts';
 import { openTables } from '../src/dataplane/tables.ts';
 import { run, tryRun } from '../src/host/run.ts';
 import { labExecEnvironment, type NodeState } from '../src/lab/index.ts';
+import { startIn } from '../src/lab/lab.support.ts';
 import {
   bpffsOf,
   carriedDuring,
@@ -18,10 +20,12 @@ import {
   released,
   ripstop,
   ripstopJson,
+  runDirOf,
   serveIn,
   useLab,
 } from './cluster/support.ts';
 
+const CLI = join(import.meta.dirname, '../src/cli/main.ts');
 const SERVICE = '10.43.0.10';
 
 describe.skipIf(missingHere('iptables'))('trace, on two nodes with two pods each', () => {
@@ -160,6 +164,31 @@ describe.skipIf(missingHere('iptables'))('trace, on two nodes with two pods each
     expect(alone.stdout).toMatch(
       /on node2: its agent cannot be reached from here; see there with: ripstop trace --frame [0-9a-f]+\n$/,
     );
+  });
+
+  it('follows the real packets of a translated flow through both paths', async () => {
+    const held = await holdFrom(podOf(node), SERVICE);
+    const where = ['--bpffs', bpffsOf(here.lab, node), '--run-dir', runDirOf(here.lab, node)];
+    const ends = ['--from', 'pod1', '--to', `${SERVICE}:${PORT}`];
+    const live = startIn(node.netns, process.execPath, CLI, 'trace', '--live', ...ends, ...where);
+    try {
+      const [own, service, server] = [podOf(node).ip, `${SERVICE}.${PORT}`, `${far}.${PORT}`];
+      await live.prints(
+        new RegExp(`^[0-9:.]+ from_pod \\S+ fast encap: .*: IP ${own}\\.\\d+ > ${server}: Flags`, 'm'),
+      );
+      await live.prints(new RegExp(`^[0-9:.]+ from_wire eth0 fast decap: IP ${service} > ${own}`, 'm'));
+      // Every 5 s a packet takes the kernel path.
+      await live.prints(
+        new RegExp(`^[0-9:.]+ from_pod \\S+ kernel expired: IP ${own}\\.\\d+ > ${service}: Flags`, 'm'),
+      );
+      await live.prints(
+        new RegExp(`^ {2}\\+\\d+ µs to_wire eth0 kernel learned: .*: IP ${own}\\.\\d+ > ${server}`, 'm'),
+      );
+      expect(live.output()).not.toMatch(/ICMP|ARP|\.6443[ :]/);
+    } finally {
+      await live.stop();
+      expect((await released(held)).error).toBeUndefined();
+    }
   });
 
   it('gets the route of both paths', async () => {

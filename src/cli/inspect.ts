@@ -13,15 +13,21 @@ interface Common {
   readonly output: 'table' | 'json';
 }
 
-interface TraceFlags extends Common, Pick<TraceOptions, 'proto' | 'size' | 'ttl' | 'ecn' | 'tcpFlags'> {
+interface TraceFlags extends Common, Pick<TraceOptions, 'size' | 'ttl' | 'ecn' | 'tcpFlags'> {
+  readonly proto?: TraceOptions['proto'];
   readonly from?: string;
   readonly to?: string;
   readonly df?: boolean;
   readonly frame?: string;
+  readonly live?: boolean;
+  readonly count?: number;
 }
 
 const ECN = { 'not-ect': 0, ect1: 1, ect0: 2, ce: 3 } as const;
 const TCP_FLAGS = { fin: 1, syn: 2, rst: 4, psh: 8, ack: 16 } as const;
+
+/** Packets a second that are shown at most. */
+const DEFAULT_RATE = 10_000;
 
 export function addInspectCommands(program: Command): void {
   addTrace(program);
@@ -35,7 +41,13 @@ function addTrace(program: Command): void {
     .description('run a packet through the attached programs and the filled maps, and tell what they do')
     .addOption(flag('--from <pod>', 'a pod of this node: POD, IP, POD:PORT, IP:PORT or [IPv6]:PORT'))
     .addOption(flag('--to <address>', 'where the packet goes: IP, IP:PORT or [IPv6]:PORT'))
-    .addOption(flag('--proto <protocol>', 'the protocol').choices(['tcp', 'udp', 'icmp']).default('tcp'))
+    .addOption(
+      flag('--proto <protocol>', 'tcp (default; with --live all), udp or icmp').choices([
+        'tcp',
+        'udp',
+        'icmp',
+      ]),
+    )
     .addOption(flag('--size <bytes>', 'bytes of the IP packet').argParser(count))
     .addOption(flag('--df', "set IPv4's don't-fragment bit"))
     .addOption(flag('--ttl <n>', 'TTL or hop limit (default: that of the flow, or 64)').argParser(count))
@@ -47,6 +59,10 @@ function addTrace(program: Command): void {
         .argParser(tcpFlags)
         .default(TCP_FLAGS.ack, 'ack'),
     )
+    .addOption(
+      flag('--live', 'follow the real packets of such flows through both paths, in place of building one'),
+    )
+    .addOption(flag('-c, --count <n>', 'with --live: end after n lines').argParser(count))
     .addOption(flag('--frame <hex>', 'in place of --from and --to: a frame that comes from the wire, in hex'))
     .addOption(bpffsFlag())
     .addOption(runDirFlag())
@@ -104,7 +120,7 @@ function addMonitor(program: Command): void {
     .addOption(flag('--peer <peer>', 'only packets of a peer: its name or VTEP address'))
     .addOption(flag('--related-to <what>', 'only packets of a pod, a peer, an address or a CIDR block'))
     .addOption(flag('--sample <n>', 'one packet of n').argParser(count).default(1))
-    .addOption(flag('--rate <n>', 'at most n packets a second').argParser(count).default(10_000))
+    .addOption(flag('--rate <n>', 'at most n packets a second').argParser(count).default(DEFAULT_RATE))
     .addOption(flag('-c, --count <n>', 'end after n packets').argParser(count))
     .addOption(flag('-w, --write <file>', 'write a capture for Wireshark (pcapng); - is the standard output'))
     .addOption(bpffsFlag())
@@ -138,7 +154,12 @@ async function trace(flags: TraceFlags): Promise<void> {
   if (from === undefined || to === undefined)
     throw new RipstopError('give --from POD and --to IP, or --frame HEX', { exitCode: 2 });
   const ends = { from: parseEnd(from), to: parseAddress(to) };
-  const traced = await traceFromPod(bpffs, runDir, { ...flags, ...ends, df });
+  if (flags.live) {
+    const { follow } = await import('./follow.ts');
+    return follow(bpffs, runDir, { ...flags, ...ends }, { ...flags, rate: DEFAULT_RATE });
+  }
+  const { proto = 'tcp' } = flags;
+  const traced = await traceFromPod(bpffs, runDir, { ...flags, ...ends, proto, df });
   const there = traced.peer && (await onPeer(traced.peer, traced.hops.at(-1)!.frame));
   print(flags, { ...traced, ...(there && { there }) }, () => {
     if (!there) return renderTrace(traced);

@@ -28,6 +28,8 @@ export interface MonitorOptions {
   readonly write?: string;
   readonly output: 'table' | 'json';
   readonly matches: (packet: Dissected) => boolean;
+  /** How a packet is shown. */
+  readonly line?: (seen: Seen) => string;
 }
 
 /** A packet at a hook. */
@@ -46,7 +48,7 @@ export async function monitor(bpffs: string, options: MonitorOptions): Promise<v
   }
   const out = write === undefined || write === '-' ? process.stdout : createWriteStream(write);
   if (out !== process.stdout) await once(out, 'open');
-  const show = write === undefined ? lines(out, options.output) : capture(out);
+  const show = write === undefined ? lines(out, options) : capture(out);
   const { promise: ended, resolve, reject } = Promise.withResolvers<void>();
   let shown = 0;
   const onSeen = (seen: Seen): void => {
@@ -101,8 +103,11 @@ function vxlanPort(bpffs: string): number {
   throw new RipstopError(`no program of ripstop is attached on this node (looked below ${bpffs})`);
 }
 
-function lines(out: Writable, output: MonitorOptions['output']): (seen: Seen) => void {
-  if (output === 'table') return (seen) => void out.write(`${lineOf(seen)}\n`);
+function lines(
+  out: Writable,
+  { output, line = lineOf }: Pick<MonitorOptions, 'output' | 'line'>,
+): (seen: Seen) => void {
+  if (output === 'table') return (seen) => void out.write(`${line(seen)}\n`);
   return ({ timeNs, hook, device, verdict, reason, length, packet, bytes }) => {
     const time = new Date(Number(timeNs / 1_000_000n)).toISOString();
     const row = { time, timeNs: String(timeNs), hook, device, verdict, reason, length };
