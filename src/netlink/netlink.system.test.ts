@@ -413,6 +413,12 @@ describe(title('a netlink socket'), { skip: skip !== undefined }, () => {
       code: expect.stringMatching(/UNREACH/) as unknown,
     });
     expect(lookUpIncoming(socket, { ...packet, dst: '192.168.9.1' })).toMatchObject({ type: 'local' });
+    const overIpv6 = { iif: eth0, src: 'fd99::7', dst: 'fd99:1::1', protocol: 6, tos: 2 };
+    inside('ip', ...`-6 route add fd99:1::/64 dev eth0 table 77`.split(' '));
+    inside('ip', ...'-6 rule add to fd99:1::/64 table 77'.split(' '));
+    expect(lookUpIncoming(socket, overIpv6)).toMatchObject({ type: 'unicast', table: 77, ifindex: eth0 });
+    inside('ip', ...'-6 rule del to fd99:1::/64 table 77'.split(' '));
+    expect(lookUpIncoming(socket, overIpv6)).not.toMatchObject({ table: 77 });
     inside('ip', ...'rule del ipproto udp dport 53 table 77'.split(' '));
   });
 

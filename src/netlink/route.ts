@@ -14,6 +14,8 @@ const RTNEXTHOP = 8;
 export const RTNH_F_ONLINK = 4;
 const RTM_F_CLONED = 0x200;
 const RTM_F_LOOKUP_TABLE = 0x1000;
+/** The bits of TOS or traffic class that routing may look at. */
+const DSCP = 0xfc;
 const RTA = {
   dst: 1,
   src: 2,
@@ -193,12 +195,13 @@ export interface IncomingPacket {
 export function lookUpIncoming(socket: NetlinkSocket, packet: IncomingPacket): Route | NetlinkError {
   const { iif, src, dst, protocol, ports, tos } = packet;
   const [from, to] = [addressToBytes(src), addressToBytes(dst)];
-  const bits = to.length * 8;
-  const payload = header(to.length === 4 ? 4 : 6, {
+  const [family, bits] = to.length === 4 ? ([4, 32] as const) : ([6, 128] as const);
+  const payload = header(family, {
     length: bits,
     sourceLength: bits,
-    flags: RTM_F_LOOKUP_TABLE,
-    ...(tos !== undefined && { tos }),
+    // IPv6 names the table in any case, and refuses the flag.
+    flags: family === 4 ? RTM_F_LOOKUP_TABLE : 0,
+    ...(tos !== undefined && { tos: tos & DSCP }),
   })
     .bytes(RTA.dst, to)
     .bytes(RTA.src, from)
