@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * Events for `ripstop monitor`: while somebody listens, packets and what became of them go into a ring buffer. Without a
- * listener it costs one lookup and one comparison.
+ * Events for `ripstop monitor`: while somebody listens, packets and what became of them go into a ring buffer. Without
+ * a listener it costs one lookup and one comparison. Frames that xdp_from_wire has passed on are from_wire's to report.
  */
 #pragma once
 

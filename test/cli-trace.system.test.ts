@@ -63,7 +63,11 @@ describe.skipIf(missingHere('iptables'))('trace, on two nodes with two pods each
   async function whilePinging(to: string, work: () => Promise<void>): Promise<void> {
     const pinging = startIn(podOf(node).netns, 'ping', '-n', '-e', String(id), '-i', '0.05', to);
     await pinging.prints(/icmp_seq=5 /);
-    await work().finally(() => pinging.stop());
+    try {
+      await work();
+    } finally {
+      await pinging.stop();
+    }
   }
 
   /** A trace of these pings, when the flow's 5 s are not over. */
@@ -223,6 +227,15 @@ describe.skipIf(missingHere('iptables'))('trace, on two nodes with two pods each
       await live.stop();
       expect((await released(held)).error).toBeUndefined();
     }
+  });
+
+  it('takes packets as large as a test-run does, and says so of others', async () => {
+    const ofSize = (size: string) =>
+      ripstop(here.lab, node, 'trace', '--from', 'pod1', '--to', far, '--proto', 'udp', '--size', size);
+    expect((await ofSize('3500')).stdout).toContain('(3500 bytes)');
+    expect((await ofSize('60000')).stderr).toMatch(
+      /^ripstop: the kernel's test-run takes no frame of 60014 bytes/,
+    );
   });
 
   it('gets the route of both paths', async () => {

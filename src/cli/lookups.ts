@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** What the maps say for the keys that the programs look up of a packet. It is told beside a verdict, and decides none. */
+/** What the maps say for the keys that programs look up of a packet. It is told beside a verdict, and decides none. */
 import { hrtime } from 'node:process';
 import type { AgentStatus } from '../agent/status.ts';
 import type { Attachment } from '../cni/attachments.ts';
@@ -35,8 +35,15 @@ export function flowText({ src, src_port, dst, dst_port, protocol }: Flow): stri
 }
 
 /** A flow's entry, in the table of its family. */
-export function findFlow(tables: Tables, flow: Flow): Learned | undefined {
+function findFlow(tables: Tables, flow: Flow): Learned | undefined {
   return (addressFamily(flow.src) === 6 ? tables.flows6 : tables.flows4).get(flow);
+}
+
+/** A packet's sender, its flow, and where it goes: translated, if its flow is known. */
+export function lookUpPacket(book: Book, flow: Flow): Lookup[] {
+  const dst = findFlow(book.tables, flow)?.out.dst ?? flow.dst;
+  const all = [lookUpAddress(book, flow.src), lookUpFlow(book, flow), lookUpAddress(book, dst)];
+  return all.filter((lookup) => lookup !== undefined);
 }
 
 /** A flow, and on what its validity rests. */

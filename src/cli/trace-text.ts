@@ -97,7 +97,8 @@ function routeText(route: Exclude<KernelAnswer['route'], { error: string }>): st
     device === undefined
       ? ''
       : ` ${hopText({ device, ...(gateway && { gateway }), ...(neighbour && { neighbour }) })}`;
-  return `${type === 'unicast' ? '' : `${type} `}table ${tableName(table)}${hop}${mtu === undefined ? '' : ` mtu ${mtu}`}`;
+  const kind = type === 'unicast' ? '' : `${type} `;
+  return `${kind}table ${tableName(table)}${hop}${mtu === undefined ? '' : ` mtu ${mtu}`}`;
 }
 
 function hopText({ device, gateway, neighbour }: NextHop): string {

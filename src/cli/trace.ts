@@ -15,14 +15,13 @@ import { ethernet, icmp, ip, protocols, sealed, tcp, udp } from '../net/packets.
 import { listNeighbours, NetlinkSocket } from '#netlink';
 import {
   type Book,
-  findFlow,
   findPeer,
   type Flow,
   inPrefix,
   type Learned,
   type Lookup,
-  lookUpAddress,
   lookUpFlow,
+  lookUpPacket,
   peerName,
   podName,
 } from './lookups.ts';
@@ -111,14 +110,8 @@ export async function traceFromPod(bpffs: string, runDir: string, options: Trace
     const hop = unattached('from_pod', pod.hostIfname, frame, packet);
     return { ...common, knownFlows: [], hops: [hop] };
   }
-  const learned = findFlow(node.tables, flow);
-  const lookups = [
-    lookUpAddress(book, src),
-    lookUpFlow(book, flow),
-    lookUpAddress(book, learned?.out.dst ?? flow.dst),
-  ].filter((lookup) => lookup !== undefined);
   const done = rehearsal.run(frame, { ifindex: iif });
-  const hop = hopOf(book, node.names, pod.hostIfname, done, lookups);
+  const hop = hopOf(book, node.names, pod.hostIfname, done, lookUpPacket(book, flow));
   const vtepIp = hop.verdict === 'fast' ? peerOf(book, done) : undefined;
   const name = vtepIp === undefined ? undefined : peerName(book, vtepIp);
   return {
@@ -150,21 +143,13 @@ export async function traceFromWire(bpffs: string, runDir: string, hex: string):
   frame.set(Buffer.from(uplink_mac.replaceAll(':', ''), 'hex'));
   const packet = dissect(frame, vxlan_port);
   const flow = flowFrom(packet.inner ?? packet);
-  const learned = flow && findFlow(node.tables, flow);
-  const lookups = flow
-    ? [
-        lookUpAddress(book, flow.src),
-        lookUpFlow(book, flow),
-        lookUpAddress(book, learned?.out.dst ?? flow.dst),
-      ]
-    : [];
-  const told = lookups.filter((lookup) => lookup !== undefined);
+  const lookups = flow ? lookUpPacket(book, flow) : [];
   const hops: Hop[] = [];
   using xdp = openRehearsal(node, 'xdp_from_wire', uplink);
   // What XDP hands on to from_wire is marked in the packet's metadata, which a test-run does not take.
-  if (xdp) hops.push(hopOf(book, node.names, uplink, xdp.run(frame, {}), told));
+  if (xdp) hops.push(hopOf(book, node.names, uplink, xdp.run(frame, {}), lookups));
   const done = rehearsal.run(frame, { ifindex: uplink_ifindex });
-  if (hops[0]?.verdict !== 'fast') hops.push(hopOf(book, node.names, uplink, done, told));
+  if (hops[0]?.verdict !== 'fast') hops.push(hopOf(book, node.names, uplink, done, lookups));
   return { packet: describeFrame(packet), bytes: frame.length - ETHER, knownFlows: [], hops };
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * Events: while somebody listens, the programs report packets and what became of them into a ring buffer (bpf/events.h).
+ * Events: while somebody listens, programs report packets and what became of them into a ring buffer (bpf/events.h).
  * There is one listener at a time, and a new one takes over. When a listener dies, the programs fall silent by
  * themselves, since nobody moves on how many events are allowed.
  */
@@ -94,7 +94,7 @@ export class Listener implements Disposable {
     this.close();
   }
 
-  /** Allow the events of the next turn. Those that programs count at this very moment may get lost, which does no harm. */
+  /** Allow the events of the next turn. Those that programs count at this very moment may go uncounted. */
   #allow(heard: number): void {
     const { hears, sample, rate } = this.#options;
     const reasons = reasonNames.reduce((bits, packet, i) => bits + (hears(packet) ? 2 ** i : 0), 0);

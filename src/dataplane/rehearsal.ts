@@ -6,6 +6,7 @@
  */
 import { join } from 'node:path';
 import {
+  BpfError,
   BpfMap,
   BpfObject,
   BpfProgram,
@@ -14,6 +15,8 @@ import {
   type ProgramInfo,
   SK_BUFF_BYTES,
   type SkBuff,
+  type TestRun,
+  type TestRunResult,
 } from '#libbpf-ts';
 import { RipstopError } from '../errors.ts';
 import { decode, type Struct } from './codec.ts';
@@ -111,7 +114,7 @@ export class Rehearsal implements Disposable {
     const program = this.#object.program(this.#hook);
     const isXdp = this.#hook === 'xdp_from_wire';
     const ofTc = { context: encodeSkBuff(beside), contextOut: SK_BUFF_BYTES };
-    const { returnValue, data, context } = program.testRun({ data: frame, ...(!isXdp && ofTc) });
+    const { returnValue, data, context } = testRun(program, { data: frame, ...(!isXdp && ofTc) });
     const counted = readCounters({ counters }).find(({ packets }, i) => packets !== before[i]!.packets);
     const verdict = isXdp ? returnValue === XDP_PASS && counted?.verdict : TC_VERDICTS[returnValue];
     const after = context && decodeSkBuff(context);
@@ -130,6 +133,21 @@ export class Rehearsal implements Disposable {
 
   [Symbol.dispose](): void {
     this.#object.close();
+  }
+}
+
+/** A test-run's packet and its headroom must fit a page of memory. */
+const PAGE = 4096;
+
+function testRun(program: BpfProgram, run: TestRun): TestRunResult {
+  try {
+    return program.testRun(run);
+  } catch (error) {
+    if (run.data.length < PAGE / 2 || !(error instanceof BpfError) || error.code !== 'EINVAL') throw error;
+    throw new RipstopError(
+      `the kernel's test-run takes no frame of ${run.data.length} bytes, which must fit a page of memory; try 3,500`,
+      { cause: error },
+    );
   }
 }
 
