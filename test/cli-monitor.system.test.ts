@@ -131,8 +131,6 @@ describe.skipIf(missingHere('tshark'))('monitor, on two nodes with a pod each', 
       ['eth0', 'from_wire fast decap', ''],
     ]);
     for (const row of rows) expect(row[3]).toContain(String(id));
-    const { stdout } = await tryRun('capinfos', ['-M', '-A', file]);
-    expect(stdout).toMatch(/Number of packets: *7\n/);
   });
 
   it('keeps to its rate, and says how much it has missed', async () => {

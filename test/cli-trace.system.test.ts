@@ -26,6 +26,8 @@ import {
 } from './cluster/support.ts';
 
 const CLI = join(import.meta.dirname, '../src/cli/main.ts');
+/** What `lab exec` finds as `ripstop`. */
+const RIPSTOP = join(import.meta.dirname, '../scripts/ripstop');
 const SERVICE = '10.43.0.10';
 
 describe.skipIf(missingHere('iptables'))('trace, on two nodes with two pods each', () => {
@@ -188,7 +190,7 @@ describe.skipIf(missingHere('iptables'))('trace, on two nodes with two pods each
     const argv = ['--from', `pod1:${id}`, '--to', far, '--proto', 'icmp'];
     const env = labExecEnvironment(here.lab, node.name);
     const traceInLab = async (): Promise<Trace | undefined> => {
-      const { stdout } = await tryRun('ripstop', ['trace', ...argv, '-o', 'json'], { ...inNetns(node), env });
+      const { stdout } = await tryRun(RIPSTOP, ['trace', ...argv, '-o', 'json'], { ...inNetns(node), env });
       return (JSON.parse(stdout) as { there?: Trace }).there;
     };
     await whilePinging(far, async () => {

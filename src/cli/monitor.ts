@@ -71,7 +71,7 @@ export async function monitor(bpffs: string, options: MonitorOptions): Promise<v
 }
 
 /** Listen, and name what is heard. */
-export function listen(
+function listen(
   bpffs: string,
   { verdicts, reasons, sample, rate }: Pick<MonitorOptions, 'verdicts' | 'reasons' | 'sample' | 'rate'>,
   onSeen: (seen: Seen) => void,

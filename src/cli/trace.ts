@@ -98,8 +98,10 @@ export async function traceFromPod(bpffs: string, runDir: string, options: Trace
   const pod = await findPod(runDir, options.from.host);
   using node = await openNode(bpffs, runDir);
   const src = addressLike(pod, options.to.host);
-  const known = knownFlows(node, pod, src, { ...options, protocol: protocolOf(options) });
-  const { frame, flow, tos } = buildFrame(pod, src, options, known[0]);
+  const { from, to, proto } = options;
+  const asked = proto === 'icmp' ? { ...to, port: to.port ?? ECHO_REQUEST[addressFamily(src) ?? 4] } : to;
+  const known = knownFlows(node, pod, src, { from, to: asked, protocol: protocolOf(options) });
+  const { frame, flow, tos } = buildFrame(pod, src, { ...options, to: asked }, known[0]);
   const packet = describeFrame(dissect(frame, 0));
   using rehearsal = openRehearsal(node, 'from_pod', pod.hostIfname);
   const book = rehearsal && { ...node, config: rehearsal.config };
@@ -202,7 +204,7 @@ function buildFrame(
     dst: to.host,
     protocol,
     src_port: from.port ?? 40_000,
-    dst_port: proto === 'icmp' ? ECHO_REQUEST[family] : (to.port ?? 80),
+    dst_port: to.port ?? 80,
   };
   const header = (family === 6 ? 40 : 20) + (proto === 'tcp' ? 20 : 8);
   const { size = header + 56 } = options;

@@ -10,10 +10,8 @@ import {
   BpfMap,
   BpfObject,
   BpfProgram,
-  decodeSkBuff,
   encodeSkBuff,
   type ProgramInfo,
-  SK_BUFF_BYTES,
   type SkBuff,
   type TestRun,
   type TestRunResult,
@@ -31,24 +29,22 @@ const READ_ONLY: readonly MapName[] = ['peers', 'peers6', 'vteps', 'endpoints', 
 /** Maps of which it gets empty ones: its counters tell the packet's reason, and nobody listens to its events. */
 const EMPTY: readonly MapName[] = ['counters', 'listeners', 'events'];
 
-/** linux/pkt_cls.h: TC_ACT_UNSPEC (−1), TC_ACT_SHOT, TC_ACT_REDIRECT. linux/bpf.h: XDP_PASS. */
+/** The metadata that XDP puts before a frame that it has decapsulated: `struct mark` of bpf/types.h. */
+const MARK_BYTES = 8;
+/** linux/pkt_cls.h: TC_ACT_UNSPEC (−1), TC_ACT_SHOT, TC_ACT_REDIRECT. */
 const TC_VERDICTS: Readonly<Record<number, Verdict>> = { 0xffff_ffff: 'kernel', 2: 'drop', 7: 'fast' };
-const XDP_PASS = 2;
 
 export interface Rehearsed {
   readonly hook: HookName;
   /** The attached program, and the hash of its instructions, which the copy's is equal to. */
   readonly programId: number;
   readonly tag: string;
-  /** What the program returned. */
-  readonly returnValue: number;
+  /** What the program returned. XDP passes every frame on to from_wire, so of XDP it is what the reason says. */
   readonly verdict: Verdict;
   /** From its counters; undefined when it has counted nothing. */
   readonly reason: string | undefined;
-  /** The frame afterwards, and what the skb says beside it. */
+  /** As the program leaves it. */
   readonly frame: Uint8Array;
-  readonly mark: number;
-  readonly priority: number;
 }
 
 /** A copy of an attached program. */
@@ -113,21 +109,17 @@ export class Rehearsal implements Disposable {
     const before = readCounters({ counters });
     const program = this.#object.program(this.#hook);
     const isXdp = this.#hook === 'xdp_from_wire';
-    const ofTc = { context: encodeSkBuff(beside), contextOut: SK_BUFF_BYTES };
-    const { returnValue, data, context } = testRun(program, { data: frame, ...(!isXdp && ofTc) });
+    const ofTc = { context: encodeSkBuff(beside) };
+    const { returnValue, data } = testRun(program, { data: frame, ...(!isXdp && ofTc) });
     const counted = readCounters({ counters }).find(({ packets }, i) => packets !== before[i]!.packets);
-    const verdict = isXdp ? returnValue === XDP_PASS && counted?.verdict : TC_VERDICTS[returnValue];
-    const after = context && decodeSkBuff(context);
+    const verdict = isXdp ? counted?.verdict : TC_VERDICTS[returnValue];
     return {
       hook: this.#hook,
       programId: this.#attached.id,
       tag: this.#attached.tag,
-      returnValue,
-      verdict: verdict || 'kernel',
+      verdict: verdict ?? 'kernel',
       reason: counted?.reason,
-      frame: data,
-      mark: after?.mark ?? 0,
-      priority: after?.priority ?? 0,
+      frame: isXdp && verdict === 'fast' ? data.subarray(MARK_BYTES) : data,
     };
   }
 

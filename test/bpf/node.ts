@@ -364,6 +364,8 @@ export function testRun(
 }
 
 export interface TestNode extends Disposable {
+  /** Where its maps and programs are pinned. */
+  readonly bpffs: string;
   readonly tables: Tables;
   readonly programs: LoadedPrograms['programs'];
   /** Run one of the programs by its name, or a test's own that calls them. */
@@ -394,6 +396,7 @@ export function openNode(nodeSettings: NodeSettings = settings): TestNode {
   /** Flows that were learned of a packet with the same TTL and DSCP as the next one. */
   let alike: LearnedFlow[] = [];
   return {
+    bpffs: bpffs.path,
     tables,
     programs,
     run(program, packet, options) {
