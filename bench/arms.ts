@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /** The data planes that are compared. Each has a lab of its own, so that they do not affect each other. */
+import type { Mode } from '../src/agent/options.ts';
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { readEndpoints } from '../src/cli/rows.ts';
@@ -21,7 +22,7 @@ import {
   type ServicePort,
   setServices,
   stopAgent,
-  unboost,
+  removePrograms,
   type Wire,
 } from '../src/lab/index.ts';
 import { setSysctls } from '../src/lab/netns.ts';
@@ -69,6 +70,8 @@ export interface ArmOptions {
   readonly serverCpu?: number;
   /** Mark every pod for the kernel path, with all programs attached. */
   readonly kernelPath?: boolean;
+  /** How ripstop runs. Default: cni. */
+  readonly mode?: Mode;
   /** Imitate a cluster of this size. Then only ripstop's programs run, not its agents. */
   readonly size?: ClusterSize;
   /** The number of Services for which every node has kube-proxy's rules. With 0 there is no conntrack either. */
@@ -97,13 +100,13 @@ export const buildDir = join(import.meta.dirname, '../build');
 
 /** Raise a lab of two nodes for a data plane. Its name has the process id, so that parallel runs do not collide. */
 export async function raiseArm(datapath: Datapath, options: ArmOptions): Promise<Arm> {
-  const { name = datapath, program, services, size, wire = 'gso' } = options;
+  const { name = datapath, program, services, size, mode, wire = 'gso' } = options;
   const labName = `bench${process.pid}-${name}`;
   await using stack = new AsyncDisposableStack();
   stack.defer(async () => void (await labDown(labName)));
   const pods = datapath === 'host' || size ? 0 : 2;
   const kubeProxy = services > 0 ? 'iptables' : 'none';
-  await labUp(parseLabOptions({ name: labName, nodes: 2, pods, datapath, wire, kubeProxy }));
+  await labUp(parseLabOptions({ name: labName, nodes: 2, pods, datapath, mode, wire, kubeProxy }));
   const lab = openLab(labName);
   const [first, second] = lab.state.nodes as [NodeState, NodeState];
   for (const node of [first, second]) await prepare(lab, node, options);
@@ -127,7 +130,7 @@ export async function raiseArm(datapath: Datapath, options: ArmOptions): Promise
     name,
     bpffs,
     detach: async () => {
-      await Promise.all([first, second].map((node) => unboost(lab, node)));
+      await Promise.all([first, second].map((node) => removePrograms(lab, node)));
     },
     run: async (command, more = {}, place = 'across nodes') => {
       const { port } = await serverFor(place, more.cpu);

@@ -2,7 +2,7 @@
 /** Contrasts, as data: comparisons in which the circumstances of one data plane differ, or a host without rules. */
 import { labelOf, type QuestionId, typical, type Work } from './works.ts';
 
-export type ContrastId = 'services' | 'flows' | 'new-flows' | 'epoch' | 'bare-host';
+export type ContrastId = 'services' | 'flows' | 'new-flows' | 'epoch' | 'bare-host' | 'boost';
 
 /** Two arms whose numbers are divided. */
 export interface Pair {
@@ -102,6 +102,13 @@ export const contrasts: readonly Contrast[] = [
     text: 'Nodes without kube-proxy: no rules, and no conntrack for the host’s packets, which is as fast as the host can be.',
     works: established.map((work) => ({ ...work, quick: true })),
     pairs: [pair('bare-ripstop', 'bare-host')],
+  },
+  {
+    id: 'boost',
+    title: 'Are pods on flannel’s bridge as fast as pods of ripstop’s own?',
+    text: 'Mode boost, with flannel’s plugin and its bridge, against mode cni, with a routed veth for each pod.',
+    works: ofQuick([...established, typical('TCP connect-request-response')], 'TCP RR ×1', 'TCP stream ×1'),
+    pairs: [pair('boosted', 'cni')],
   },
 ];
 

@@ -14,7 +14,14 @@ import { linkKey, listLinkKeys } from '../src/dataplane/links.ts';
 import { pinPaths } from '../src/dataplane/tables.ts';
 import { RipstopError } from '../src/errors.ts';
 import { ipBatch, ipJson } from '../src/lab/ip.ts';
-import { type Lab, netnsPath, nodeDir, type NodeState, startAgent, unboost } from '../src/lab/index.ts';
+import {
+  type Lab,
+  netnsPath,
+  nodeDir,
+  type NodeState,
+  startAgent,
+  removePrograms,
+} from '../src/lab/index.ts';
 import type { ApiAccess } from '../src/lab/kube.ts';
 import { addressAt, parseCidr } from '../src/net/ip.ts';
 
@@ -31,7 +38,7 @@ const PODS_HOOKS = ['from_pod', 'to_pod'] as const;
  */
 export async function growPeers(lab: Lab, peers: number): Promise<void> {
   const nodes = lab.state.nodes.filter(({ datapath }) => datapath === 'ripstop');
-  await Promise.all(nodes.map((node) => unboost(lab, node)));
+  await Promise.all(nodes.map((node) => removePrograms(lab, node)));
   const file = join(lab.dir, 'net-conf.json');
   const netConf = JSON.parse(readFileSync(file, 'utf8')) as object;
   writeFileSync(file, JSON.stringify({ ...netConf, Network: WIDE_NETWORK }));

@@ -34,11 +34,23 @@ export function axis(
   };
 }
 
-type ArmSpec = Pick<ArmOptions, 'kernelPath' | 'wire' | 'size'> &
+type ArmSpec = Pick<ArmOptions, 'kernelPath' | 'wire' | 'size' | 'mode'> &
   Partial<Pick<ArmOptions, 'services'>> & {
     readonly name: string;
     readonly datapath?: Datapath;
   };
+
+/** The arms of the contrasts that have labs of their own. */
+export const ownArms: Partial<Record<ContrastId, readonly ArmSpec[]>> = {
+  'bare-host': [
+    { name: 'bare-host', datapath: 'host', services: 0 },
+    { name: 'bare-ripstop', datapath: 'ripstop', services: 0 },
+  ],
+  boost: [
+    { name: 'cni', datapath: 'ripstop' },
+    { name: 'boosted', datapath: 'ripstop', mode: 'boost' },
+  ],
+};
 
 export const nothing: Comparison = { arms: [], measured: [] };
 
@@ -56,6 +68,7 @@ function situationsOf(id: ContrastId, { host, flannel, ripstop }: Planes, cpu: n
     case 'epoch':
       return (['still', 'moving'] as const).map((name) => withEpochs(ripstop, name));
     case 'bare-host':
+    case 'boost':
       return []; // has labs of its own
     default:
       return id satisfies never;
@@ -141,14 +154,10 @@ export class Bench {
     this.contrasts[id] = await this.part(title, () => compare(arms, works, this.#settings), nothing);
   }
 
-  /** The contrast that has labs of its own: host and ripstop, both without any rules of kube-proxy. */
-  async bareHost(contrast: Contrast): Promise<void> {
+  /** A contrast that has labs of its own: see {@link ownArms}. */
+  async apart(contrast: Contrast, arms: readonly ArmSpec[]): Promise<void> {
     await using stack = new AsyncDisposableStack();
-    const arms = await this.#raise(
-      stack,
-      (['host', 'ripstop'] as const).map((datapath) => ({ name: `bare-${datapath}`, datapath, services: 0 })),
-    );
-    await this.#contrast(contrast, arms);
+    await this.#contrast(contrast, await this.#raise(stack, arms));
   }
 
   /** ripstop in clusters of several sizes. An arm is named for its size: see {@link nameOf}. */

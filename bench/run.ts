@@ -16,7 +16,7 @@ import { renderSvg, writePng } from './charts.ts';
 import type { Comparison } from './compare.ts';
 import { type Contrast, contrastLabel, contrasts } from './contrasts.ts';
 import { buildNetbench, findClang } from './netbench.ts';
-import { axis, Bench, nothing } from './parts.ts';
+import { axis, Bench, nothing, ownArms } from './parts.ts';
 import { type PartCost, partCosts } from './program-cost.ts';
 import {
   chartsOf,
@@ -143,7 +143,7 @@ async function measurePlanes(
   const planes: Comparison[] = [];
   for (const wire of ['gso', 'mtu'] satisfies Wire[]) {
     const own = chosen.filter((work) => work.wire === wire);
-    const others = wire === 'gso' ? contrasted.filter(({ id }) => id !== 'bare-host') : [];
+    const others = wire === 'gso' ? contrasted.filter(({ id }) => !ownArms[id]) : [];
     if (own.length + others.length === 0) continue;
     planes.push(
       await bench.part(
@@ -153,8 +153,10 @@ async function measurePlanes(
       ),
     );
   }
-  const bareHost = contrasted.find(({ id }) => id === 'bare-host');
-  if (bareHost) await bench.part('a host without rules', () => bench.bareHost(bareHost), undefined);
+  for (const contrast of contrasted) {
+    const arms = ownArms[contrast.id];
+    if (arms) await bench.part(`the labs of ${contrast.id}`, () => bench.apart(contrast, arms), undefined);
+  }
   return { arms: armSpecs.map(({ name }) => name), measured: planes.flatMap(({ measured }) => measured) };
 }
 

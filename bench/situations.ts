@@ -62,6 +62,7 @@ function* idleFlows({ epoch }: Pick<Tables, 'epoch'>, count: number): Generator<
     mtu: 1450,
     mark: 0,
     priority: 0,
+    frame_dst: 0,
     is_translated: 0,
     noted_ns: 0,
     is_settled: 1,

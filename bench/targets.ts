@@ -188,6 +188,14 @@ export const contrastTargets: readonly ContrastTarget[] = [
       ['against a host without rules: TCP stream', 'stream', 'TCP stream ×1', { atLeast: 0.9 }],
     ]),
   ),
+  ...contrastOf('boost').pairs.flatMap((pair) =>
+    aims('boost', pair, [
+      ['boosted pods: TCP RR, p50', 'round-trip', 'TCP RR ×1', { atMost: 1.03 }],
+      ['boosted pods: UDP RR ×32', 'transactions', 'UDP RR ×32', { atLeast: 0.97 }],
+      ['boosted pods: UDP 64 B packet rate', 'datagrams', 'UDP 64 B', { atLeast: 0.97 }],
+      ['boosted pods: TCP stream', 'stream', 'TCP stream ×1', { atLeast: 0.97 }],
+    ]),
+  ),
 ];
 
 /** Host-network round trips with ripstop attached, ÷ not attached. */

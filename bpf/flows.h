@@ -24,6 +24,7 @@
 /* What the flow table needs to know of a packet. */
 struct flow_packet {
 	struct flow6 flow;
+	__u32 frame_dst; /* see struct arrival */
 	__u8 tcp_flags;
 	bool is_bare_ack; /* TCP without payload: no harm if others overtake it */
 };
@@ -192,6 +193,7 @@ static __always_inline void note_arrival(const struct __sk_buff *skb, const stru
 		.since_ns = since,
 		.epoch = current_epoch(),
 		.ifindex = skb->ifindex,
+		.frame_dst = packet->frame_dst,
 		.dscp = ip->tos >> 2,
 		.ttl = ip->ttl,
 	};
@@ -260,17 +262,19 @@ static __always_inline void forget_flow(const struct flow6 *flow, bool v6)
 }
 
 /* Whether what was learned of a flow still holds: FAST_DECAP when it does. */
-static __always_inline enum reason judge_learned(struct learned *learned, const struct flow6 *flow, const struct ip *ip,
-						 __u32 ifindex)
+static __always_inline enum reason judge_learned(struct learned *learned, const struct flow_packet *packet,
+						 const struct ip *ip, __u32 ifindex)
 {
-	if (learned->ifindex != ifindex || learned->ttl != ip->ttl || learned->dscp != ip->tos >> 2)
+	if (learned->ifindex != ifindex || learned->frame_dst != packet->frame_dst)
+		return KERNEL_OTHER_WAY;
+	if (learned->ttl != ip->ttl || learned->dscp != ip->tos >> 2)
 		return KERNEL_OTHER_WAY;
 	if (learned->epoch != current_epoch())
 		return KERNEL_OLD_EPOCH;
 	if (bpf_ktime_get_coarse_ns() - learned->learned_ns > config.lifetime_ns)
 		return KERNEL_EXPIRED;
 	if (!learned->is_settled) {
-		if (!is_settled(learned, flow, ip->v6))
+		if (!is_settled(learned, &packet->flow, ip->v6))
 			return KERNEL_UNSETTLED;
 		learned->is_settled = 1;
 		learned->noted_ns = bpf_ktime_get_ns();
@@ -290,14 +294,15 @@ static __always_inline bool is_other_ending(const struct learned *learned, bool 
  * Whether a packet that comes in at this interface belongs to a flow that is valid: FAST_DECAP, and `learned` tells what
  * to do with it. Else the reason for the kernel path; the packet's flow has a protocol when it may be learned.
  */
-static __always_inline enum reason judge_flow(const struct ip *ip, __u32 ifindex, struct flow_packet *packet,
-					      struct learned **found)
+static __always_inline enum reason judge_flow(const struct ip *ip, __u32 ifindex, __u32 frame_dst,
+					      struct flow_packet *packet, struct learned **found)
 {
 	struct flow6 *flow = &packet->flow;
 	enum reason reason = is_sound(ip) ? read_flow(ip, packet) : KERNEL_MALFORMED;
 	bool is_handshake = reason == KERNEL_HANDSHAKE, is_its_own;
 	struct learned *learned;
 
+	packet->frame_dst = frame_dst;
 	if (reason != KERNEL_NEW_FLOW && !is_handshake) {
 		flow->protocol = 0;
 		return reason;
@@ -314,7 +319,7 @@ static __always_inline enum reason judge_flow(const struct ip *ip, __u32 ifindex
 		return reason;
 	}
 	if (learned)
-		reason = judge_learned(learned, flow, ip, ifindex);
+		reason = judge_learned(learned, packet, ip, ifindex);
 	*found = learned;
 	if (!is_handshake || (reason == FAST_DECAP && is_other_ending(learned, ip->v6)))
 		return reason;

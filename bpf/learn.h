@@ -235,6 +235,7 @@ static __always_inline enum reason learn(struct __sk_buff *skb, const struct ip 
 		.mtu = bytes < mtu ? bytes : mtu,
 		.mark = skb->mark,
 		.priority = skb->priority,
+		.frame_dst = arrival->frame_dst,
 		.is_translated = !same_flow(&in, out),
 		.is_settled = before && before->is_settled, /* only a larger packet than before leaves it so */
 		.hops = arrival->ttl - ip->ttl,

@@ -120,6 +120,16 @@ struct {
 	__type(value, __u32);
 } last_arrival SEC(".maps");
 
+/*
+ * By address. The agent compares them with what the bridge knows, makes endpoints of them, and deletes them.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1024);
+	__type(key, struct address);
+	__type(value, struct sighting);
+} sightings SEC(".maps");
+
 /* The last IP id of an outer header that this CPU has made. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -135,3 +145,23 @@ struct {
 	__type(key, __u32);
 	__type(value, struct counter);
 } counters SEC(".maps");
+
+/* Who listens to events. Written by `ripstop monitor`. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct listener);
+} listeners SEC(".maps");
+
+/* The listener's ring buffer, which is there only while somebody listens. User space reads its id as the value. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+	__array(values, struct {
+		__uint(type, BPF_MAP_TYPE_RINGBUF);
+		__uint(max_entries, 1 << 20);
+	});
+} events SEC(".maps");

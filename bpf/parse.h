@@ -344,6 +344,14 @@ static __always_inline bool mac_equal(const volatile struct mac *a, const volati
 	return x[0] == y[0] && x[1] == y[1] && x[2] == y[2];
 }
 
+/* The last four bytes of a MAC, which differ between the devices of a node. */
+static __always_inline __u32 mac_end(const struct mac *mac)
+{
+	const __u16 *words = (const __u16 *)mac;
+
+	return words[1] | (__u32)words[2] << 16;
+}
+
 /* Change one 16-bit word under a checksum: RFC 1624 equation 3. */
 static __always_inline __u16 checksum_replace(__u16 checksum, __u16 from, __u16 to)
 {

@@ -39,6 +39,10 @@ static __always_inline enum reason deliver(struct __sk_buff *skb, const struct i
 		return KERNEL_TTL;
 	if (packet_bytes(skb, ip) > endpoint->mtu)
 		return KERNEL_TOO_BIG;
+	/* A bridge delivers frames also to a group, or to somebody whom it does not know. */
+	if (learned->frame_dst && learned->frame_dst != mac_end(&endpoint->pod_mac) &&
+	    learned->frame_dst != mac_end(&endpoint->host_mac))
+		return KERNEL_OTHER_MAC;
 	if (learned->is_translated && !rewrite(skb, sizeof(struct ether), ip->v6, learned))
 		return KERNEL_MALFORMED; /* impossible: its ports were read before */
 
@@ -49,8 +53,11 @@ static __always_inline enum reason deliver(struct __sk_buff *skb, const struct i
 		return KERNEL_MALFORMED; /* impossible: both were there before */
 	if (learned->hops)
 		decrement_ttl(at.pos, ip->v6);
+	if (learned->hops || !learned->frame_dst) /* else it is bridged, and keeps its sender's */
+		ether->src = endpoint->host_mac;
 	ether->dst = endpoint->pod_mac;
-	ether->src = endpoint->host_mac;
+	if (skb->pkt_type != PACKET_HOST) /* as it may be at a bridge's port */
+		bpf_skb_change_type(skb, PACKET_HOST);
 	bpf_redirect_peer(endpoint->ifindex, 0);
 	return FAST_LOCAL;
 }
@@ -128,9 +135,19 @@ static __always_inline bool is_nobodys(const void *src, bool v6)
 	       !(address->halves[0] | address->halves[1]);
 }
 
+static __always_inline void note_sighting(const struct __sk_buff *skb, const struct ip *ip)
+{
+	struct address address = to_address(ip->src, ip->v6);
+	struct sighting sighting = { .ifindex = skb->ifindex };
+
+	if (!bpf_skb_load_bytes(skb, sizeof(struct mac), &sighting.mac, sizeof(sighting.mac)))
+		bpf_map_update_elem(&sightings, &address, &sighting, BPF_ANY);
+}
+
 /*
- * A source address that is not the pod's own. It may be nobody's; and a pod may be a router: who gives the node a route
- * through the pod allows it to send from there.
+ * A source address that is not known to be the pod's own. It may be nobody's; and a pod may be a router: who gives the
+ * node a route through the pod allows it to send from there. On a bridge, the agent learns whose an address is after
+ * the kernel does: until then it may be this pod's. And the node's routes name the bridge, not the pod.
  */
 static __always_inline enum reason judge_other_source(struct __sk_buff *skb, const struct ip *ip)
 {
@@ -139,12 +156,20 @@ static __always_inline enum reason judge_other_source(struct __sk_buff *skb, con
 
 	if (is_nobodys(ip->src, ip->v6))
 		return KERNEL_LINK_LOCAL;
+	if (config.bridge_ifindex && in_pod_cidr(ip->src, ip->v6)) {
+		if (find_endpoint(ip->src, ip->v6))
+			return DROP_OTHER_SOURCE;
+		note_sighting(skb, ip);
+		return KERNEL_NO_ENDPOINT;
+	}
 	if (ip->v6)
 		__builtin_memcpy(way.ipv6_dst, ip->src, sizeof(way.ipv6_dst));
 	else
 		way.ipv4_dst = *(const __be32 *)ip->src;
 	result = bpf_fib_lookup(skb, &way, sizeof(way), BPF_FIB_LOOKUP_OUTPUT);
-	if ((result == BPF_FIB_LKUP_RET_SUCCESS || result == BPF_FIB_LKUP_RET_NO_NEIGH) && way.ifindex == skb->ifindex)
+	if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
+		return DROP_OTHER_SOURCE;
+	if (way.ifindex == skb->ifindex || way.ifindex == config.bridge_ifindex)
 		return KERNEL_ROUTED_SOURCE;
 	return DROP_OTHER_SOURCE;
 }
@@ -174,13 +199,18 @@ static __always_inline enum reason from_pod_ip(struct __sk_buff *skb, bool v6)
 	struct cursor at = packet(skb, sizeof(struct ether) + IP_LEN(v6) + sizeof(struct tcp));
 	struct learned *learned = NULL;
 	struct flow_packet known = {};
+	struct ether *ether = parse_ether(&at);
 	struct ip ip;
 
-	if (!parse_ether(&at) || !read_ip(&at, skb->len - sizeof(struct ether), v6, &ip))
+	if (!ether || !read_ip(&at, skb->len - sizeof(struct ether), v6, &ip))
 		return KERNEL_MALFORMED;
 
-	enum reason reason = skb->pkt_type == PACKET_HOST ? judge_flow(&ip, skb->ifindex, &known, &learned) :
-							    KERNEL_OTHER_MAC;
+	/* A bridge's port takes frames for every MAC, also for the bridge's. */
+	bool is_ours = skb->pkt_type == PACKET_HOST;
+	__u32 frame_dst = is_ours ? 0 : mac_end(&ether->dst);
+	enum reason reason = is_ours || config.bridge_ifindex ?
+				     judge_flow(&ip, skb->ifindex, frame_dst, &known, &learned) :
+				     KERNEL_OTHER_MAC;
 
 	if (reason == FAST_DECAP)
 		reason = in_pod_cidr(learned_dst(learned, v6), v6) ? deliver(skb, &ip, learned) : send(skb, &ip, learned);
@@ -196,7 +226,9 @@ static __always_inline enum reason from_pod_ip(struct __sk_buff *skb, bool v6)
 SEC("tc")
 int from_pod(struct __sk_buff *skb)
 {
-	remove_priority_tag(skb);
+	/* Not of what a bridge may carry: it delivers tags, and has no rules for tagged packets. */
+	if (!config.bridge_ifindex)
+		remove_priority_tag(skb);
 
 	struct cursor at = packet(skb, sizeof(struct ether));
 	struct ether *ether = parse_ether(&at);
@@ -209,11 +241,18 @@ int from_pod(struct __sk_buff *skb)
 	return finish(skb, HOOK_FROM_POD, reason);
 }
 
+/* Whether an address is a pod's, as far as can be told: nodes have addresses in their podCIDRs, too. */
+static __always_inline bool is_pods(const void *address, bool v6)
+{
+	return in_network(address, v6) && (!in_pod_cidr(address, v6) || find_endpoint(address, v6));
+}
+
 /* A packet that the kernel path delivers to a pod: learn its flow. */
 static __always_inline enum reason to_pod_ip(struct __sk_buff *skb, bool v6)
 {
 	struct cursor at = packet(skb, sizeof(struct ether) + IP_LEN(v6) + sizeof(struct tcp));
 	struct endpoint *endpoint;
+	enum reason reason;
 	struct ip ip;
 
 	if (!parse_ether(&at) || !read_ip(&at, skb->len - sizeof(struct ether), v6, &ip))
@@ -223,7 +262,9 @@ static __always_inline enum reason to_pod_ip(struct __sk_buff *skb, bool v6)
 		return KERNEL_NO_ENDPOINT;
 	if (endpoint->flags & ENDPOINT_KERNEL_PATH)
 		return KERNEL_MARKED;
-	return learn(skb, &ip, false, endpoint->mtu, 0);
+	reason = learn(skb, &ip, false, endpoint->mtu, 0);
+	/* What a service answers is learned, too, but what comes from elsewhere never is: no arrival was noted. */
+	return reason == KERNEL_LEARNED || is_pods(ip.src, v6) ? reason : KERNEL_OUTSIDE;
 }
 
 SEC("tc")

@@ -4,6 +4,7 @@
 
 #include <linux/pkt_cls.h>
 
+#include "events.h"
 #include "maps.h"
 
 /* Count a frame of `length` bytes. */
@@ -38,8 +39,10 @@ static __always_inline enum verdict verdict_of(enum reason reason)
 	return reason < REASONS ? verdicts[reason] : KERNEL;
 }
 
-static __always_inline int finish(const struct __sk_buff *skb, enum hook hook, enum reason reason)
+static __always_inline int finish(struct __sk_buff *skb, enum hook hook, enum reason reason)
 {
 	count(skb->len, hook, reason);
+	if (is_heard(reason))
+		report(skb, hook, reason);
 	return verdict_of(reason);
 }

@@ -61,7 +61,7 @@ static __always_inline enum reason judge_claim(const struct peer_head *owner, co
 	const struct vtep *sender = bpf_map_lookup_elem(&vteps, from), *node;
 
 	if (!sender || !(sender->flags & VTEP_REMOTE))
-		return DROP_UNKNOWN_PEER;
+		return config.admits_strangers ? KERNEL_NO_PEER : DROP_UNKNOWN_PEER;
 	if (owner)
 		return is_of_node(from, sender, &owner->vtep_ip) ? FAST_DECAP : DROP_SPOOFED_SOURCE;
 	node = find_vtep(inner->src, inner->v6);
@@ -144,7 +144,7 @@ static __always_inline enum reason judge_tunnelled(struct cursor at, __u32 bytes
 	enum reason reason = judge_sender(&packet->outer, &packet->inner);
 
 	if (reason == FAST_DECAP)
-		reason = judge_flow(&packet->inner, ifindex, known, &packet->learned);
+		reason = judge_flow(&packet->inner, ifindex, 0, known, &packet->learned);
 	if (reason == FAST_DECAP)
 		reason = judge_delivery(&packet->inner, packet->learned, &packet->endpoint);
 	return reason;

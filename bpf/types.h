@@ -118,6 +118,8 @@ struct config {
 	__u32 direct_routing; /* not zero when some peers are reached without encapsulation */
 	__u64 lifetime_ns; /* how long a flow is valid after it was learned; then one packet asks the kernel path again */
 	__u32 netns; /* the inode of the node's network namespace */
+	__u32 bridge_ifindex; /* of the bridge with this node's podCIDR, whose pods the programs may not all know; or 0 */
+	__u32 admits_strangers; /* not zero when flannel alone decides about VXLAN from addresses that no node has */
 	__u32 unused;
 };
 
@@ -222,6 +224,7 @@ struct learned {
 	__u32 mtu; /* the largest IP packet, before encapsulation, that its way is known to carry */
 	__u32 mark; /* skb->mark and skb->priority with which it left for the wire */
 	__u32 priority;
+	__u32 frame_dst; /* see struct arrival */
 	__u8 is_translated; /* not zero when its packets leave with other addresses or ports */
 	__u8 is_settled; /* zero as long as earlier packets may still be under way on the kernel path */
 	__u8 hops; /* that the kernel path takes off the TTL: none across a bridge */
@@ -251,9 +254,17 @@ struct arrival {
 	__u64 since_ns; /* since when packets of the flow have come without a gap */
 	__u32 epoch;
 	__u32 ifindex;
+	__u32 frame_dst; /* the end of the MAC that the frame was for, if that was not the interface's own: at a bridge */
 	__u8 dscp; /* the upper six bits of TOS or traffic class */
 	__u8 ttl;
-	__u8 unused[6];
+	__u8 unused[2];
+};
+
+/* From where a pod on a bridge sent for an address of this node's podCIDR that no endpoint has. */
+struct sighting {
+	__u32 ifindex;
+	struct mac mac;
+	__u8 unused[2];
 };
 
 /*
@@ -336,4 +347,29 @@ struct counter {
 	__u64 bytes;
 	enum hook by_hook[0];
 	enum reason by_reason[0];
+};
+
+/* ---- Events: what `ripstop monitor` shows ---- */
+
+#define EVENT_BYTES 192 /* of the packet: all headers, of two packets if it is tunnelled */
+
+/* The beginning of a record. Bytes of the packet follow, as the program leaves it; EVENT_BYTES at most. */
+struct event {
+	__u64 time_ns; /* CLOCK_MONOTONIC */
+	__u32 ifindex;
+	__u32 length; /* of the whole frame; of a super-packet, of all its segments together */
+	__u32 captured; /* the bytes that follow */
+	enum hook hook;
+	enum reason reason;
+	__u32 unused;
+};
+
+/* What somebody who listens wants to hear. All zero: nobody listens. */
+struct listener {
+	__u64 reasons; /* a bit for each */
+	__u64 heard; /* events so far */
+	__u64 allowed; /* those after these are only counted; who listens moves it on, in time */
+	__u32 sample; /* one packet of so many */
+	__u32 owner; /* a random number; who finds another one there has been replaced */
+	struct event event[0];
 };

@@ -75,7 +75,7 @@ static __always_inline enum reason from_direct_peer(struct __sk_buff *skb, bool 
 	const struct endpoint *endpoint;
 	struct learned *learned = NULL;
 	struct flow_packet known = {};
-	enum reason reason = judge_flow(ip, skb->ifindex, &known, &learned);
+	enum reason reason = judge_flow(ip, skb->ifindex, 0, &known, &learned);
 
 	if (reason == FAST_DECAP)
 		reason = judge_delivery(ip, learned, &endpoint);

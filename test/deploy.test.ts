@@ -29,6 +29,7 @@ import { REQUIRED_PROGRAMS } from '../src/host/requirements.ts';
 import { run } from '../src/host/run.ts';
 import { formatCidr } from '../src/net/ip.ts';
 import {
+  boostManifest,
   installInto,
   manifest,
   parseManifest,
@@ -37,6 +38,7 @@ import {
   rendered,
   rollBackEdit,
   shapes,
+  unboostManifest,
 } from './support/manifest.ts';
 
 const root = join(import.meta.dirname, '..');
@@ -373,6 +375,64 @@ const argsOf = (kind: string, stages: readonly Stage[] = recipe) =>
 
 /** The runtime's stage, which the last one copies whole. */
 const runtime = recipe.filter(({ name }) => name === 'runtime');
+
+describe('boost.yml and unboost.yml', () => {
+  const [, , boostRole, , agents] = loadAll(boostManifest) as [
+    k8s.V1Namespace,
+    k8s.V1ServiceAccount,
+    k8s.V1ClusterRole,
+    k8s.V1ClusterRoleBinding,
+    k8s.V1DaemonSet,
+  ];
+  const [remover] = loadAll(unboostManifest) as [k8s.V1DaemonSet];
+  const volumesOf = ({ spec }: k8s.V1DaemonSet) =>
+    spec!.template.spec!.volumes!.map(({ hostPath }) => hostPath!.path);
+
+  it.each(
+    (loadAll(`${boostManifest}\n${unboostManifest}`) as { kind: string; metadata: { name: string } }[]).map(
+      (document) => [document.kind, document.metadata.name, document] as const,
+    ),
+  )('%s %s is what the API server expects, field by field', (_kind, _name, document) => {
+    expect(mistakes(document)).toEqual([]);
+  });
+
+  it('let an agent read Nodes, and write nothing to the API', () => {
+    expect(boostRole.rules).toEqual([
+      { apiGroups: [''], resources: ['nodes'], verbs: ['get', 'list', 'watch'] },
+    ]);
+  });
+
+  it('mount nothing of flannel’s but subnet.env’s directory, which is read-only', () => {
+    expect(volumesOf(agents)).toEqual([
+      '/run/ripstop',
+      '/var/lib/ripstop',
+      '/run/flannel',
+      '/sys/fs/bpf',
+      '/proc',
+    ]);
+    const [agent] = agents.spec!.template.spec!.containers;
+    expect(agent!.volumeMounts).toContainEqual({
+      name: 'run-flannel',
+      mountPath: '/run/flannel',
+      readOnly: true,
+    });
+    expect(agent!.env).toContainEqual({ name: 'RIPSTOP_MODE', value: 'boost' });
+  });
+
+  it('have one DaemonSet, so that the one that removes takes the place of the agents', () => {
+    const identity = ({ metadata, spec }: k8s.V1DaemonSet) => ({ metadata, selector: spec!.selector });
+    expect(identity(remover)).toEqual(identity(agents));
+    const [uninstall] = remover.spec!.template.spec!.initContainers!;
+    expect(uninstall!.args!.join()).toMatch(/exec ripstop uninstall$/);
+    const kept = uninstall!.volumeMounts!.map(({ mountPath }) => mountPath);
+    expect(kept).toEqual(['/run/ripstop', '/var/lib/ripstop', '/sys/fs/bpf']);
+  });
+
+  it('run the image of this version everywhere', () => {
+    const images = `${boostManifest}${unboostManifest}`.match(/image: .*/g);
+    expect(new Set(images)).toEqual(new Set([`image: ripstop:${version}`]));
+  });
+});
 
 describe('Dockerfile', () => {
   it('builds and runs on the same Debian, and ships one layer', () => {

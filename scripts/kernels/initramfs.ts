@@ -23,7 +23,7 @@ const iptablesParts = '/usr/lib/x86_64-linux-gnu/xtables';
 const nodeModules = ['ipaddr.js', 'koffi', '@koromix/koffi-linux-x64', 'zod'];
 /** The driver, and modules that the kernel loads by itself when a device, a qdisc, a rule or a family needs them. */
 const kernelModules =
-  'virtio_pci virtio_net veth vxlan 8021q bonding sch_ingress cls_bpf cls_matchall act_vlan nf_conntrack nfnetlink nf_tables nft_ct nft_fib nft_fib_ipv4 nft_fib_ipv6 nft_fib_inet nft_chain_nat nft_nat nft_masq'.split(
+  'virtio_pci virtio_net veth bridge vxlan 8021q bonding sch_ingress cls_bpf cls_matchall act_vlan nf_conntrack nfnetlink nf_tables nft_ct nft_fib nft_fib_ipv4 nft_fib_ipv6 nft_fib_inet nft_chain_nat nft_nat nft_masq'.split(
     ' ',
   );
 /** What kube-proxy needs in IPVS mode. */

@@ -5,21 +5,24 @@
  */
 import type { Logger } from 'pino';
 import type { ClusterSnapshot, NetConf, OwnNode, Peer, SubnetManager } from '../cluster/index.ts';
-import type { Attachment, AttachmentStore } from '../cni/attachments.ts';
+import { type Attachment, AttachmentStore } from '../cni/attachments.ts';
 import { XdpAnswers } from '../dataplane/links.ts';
 import { ProgramSet } from '../dataplane/programs.ts';
 import { pinPaths, type Tables } from '../dataplane/tables.ts';
 import { RipstopError } from '../errors.ts';
+import { BridgedPods } from '../host/bridged-pods.ts';
 import { monitorNode, type NodeEvent } from '../host/monitor.ts';
 import { vtepDeviceName } from '../host/vtep-device.ts';
 import { LogOnce } from '../log-once.ts';
+import type { Cidr } from '../net/ip.ts';
 import { randomMac } from '../net/mac.ts';
 import { type Job, reconcile } from '../reconcile/reconcile.ts';
 import type { Outcome, TargetStatus } from '../reconcile/reconciled.ts';
+import { type DesiredMaps, desiredMapsOf } from './desired-maps.ts';
 import { linkJobs, nodeJobs, peerJobs, podJobs, podLinkJobs, programJobs } from './jobs.ts';
 import { Loop } from './loop.ts';
 import { audit, changesDecisions, noteEvent } from './node-events.ts';
-import { NodeObserver } from './observer.ts';
+import { NodeObserver, type ObserverOptions } from './observer.ts';
 import type { AgentOptions } from './options.ts';
 import {
   type NodeFamily,
@@ -56,6 +59,8 @@ const ATTACH_MS = 20;
 const ATTACH_MS_MAX = 200;
 /** After a pass that could not observe or plan; events may bring the next one sooner. */
 const RETRY_MS = 5000;
+/** How often to look for pods on bridges that have sent their first packets. */
+const SIGHTINGS_MS = 500;
 const FIRST_PASS = 'the first pass is under way';
 /** How often a pass observes again what it has made itself: devices, then the programs for them. */
 const ROUNDS_MAX = 4;
@@ -89,6 +94,7 @@ export class Incarnation implements Disposable {
   readonly #planOptions: PlanOptions;
   readonly #programs: ProgramSet;
   readonly #xdp = new XdpAnswers();
+  readonly #observerOptions: ObserverOptions;
   readonly #observer: NodeObserver;
   readonly #targets: Targets;
   readonly #loop = new Loop(() => this.#pass(), { settleMs: SETTLE_MS });
@@ -121,10 +127,13 @@ export class Incarnation implements Disposable {
     const shared = { programs: this.#programs, xdp: this.#xdp, linkPins };
     const uplink = { families: used, ifaceCanReach: agent.ifaceCanReach };
     const isDirect = backend.type === 'host-gw' || (backend.type === 'vxlan' && backend.directRouting);
-    this.#observer = new NodeObserver({ ...shared, uplink, store, isDirect });
+    const podCidrs = families.map(({ podCidr }) => podCidr);
+    const bridgedPods = new BridgedPods();
+    this.#observerOptions = { ...shared, uplink, store, podCidrs, bridgedPods, isDirect };
+    this.#observer = new NodeObserver(this.#observerOptions);
     this.#targets = createTargets({
       ...shared,
-      podCidrs: families.map(({ podCidr }) => podCidr),
+      podCidrs,
       vtepNames: backend.type === 'vxlan' ? used.map((family) => vtepDeviceName(family, backend.vni)) : [],
       log,
     });
@@ -138,6 +147,11 @@ export class Incarnation implements Disposable {
   /** What the node should be, and what it was observed to be then; undefined before the kernel path stood. */
   get standing(): { readonly plan: KeptPlan; readonly node: NodeSnapshot } | undefined {
     return this.#standing.kind === 'standing' ? this.#standing : undefined;
+  }
+
+  /** What our pods have their addresses from. */
+  get podCidrs(): Cidr[] {
+    return this.#options.families.map(({ podCidr }) => podCidr);
   }
 
   /** Decides about peers as the last plan did; undefined before there was one. */
@@ -182,6 +196,8 @@ export class Incarnation implements Disposable {
   async run(signal: AbortSignal): Promise<void> {
     await using running = new AsyncDisposableStack();
     running.use(monitorNode((events) => this.#onEvents(events)));
+    const sightings = setInterval(() => this.#takeSightings(), SIGHTINGS_MS);
+    running.defer(() => clearInterval(sightings));
     await this.#loop.run(AbortSignal.any([signal, this.#moved.signal]));
   }
 
@@ -205,10 +221,51 @@ export class Incarnation implements Disposable {
     if (why !== undefined) throw new RipstopError(`the pod cannot be reached: ${why}`);
   }
 
+  #noteBridge(event: NodeEvent): boolean {
+    if (event.kind === 'bridge') return this.#observer.noteBridge(event.event);
+    return event.kind === 'pod-link' && this.#observer.noteBridge({ ...event, kind: 'port' });
+  }
+
+  /** Take what the programs have seen of pods on bridges. */
+  #takeSightings(): void {
+    const table = this.tables?.sightings;
+    if (!table || this.standing?.node.bridged.value.ports.length === 0) return;
+    const seen = [...table.entries()].map(([ip, { mac, ifindex }]) => ({ ip, mac, port: ifindex }));
+    table.deleteMany(seen.map(({ ip }) => ip));
+    if (this.#observer.noteSightings(seen)) this.#followPods();
+  }
+
+  /** Pods on a bridge have come, gone or moved. */
+  #followPods(): void {
+    this.detach().catch((error: unknown) => {
+      this.#options.log.error({ err: error }, 'cannot follow the pods of the bridge; the next pass retries');
+    });
+  }
+
   /** Serve a pod no longer that the store does not have any more. */
   async detach(): Promise<void> {
     await this.#podTurn.run();
     this.#attachLater();
+  }
+
+  /**
+   * What the maps should hold, by a plan for this cluster and a node that is observed from scratch. Changes nothing.
+   * @throws RipstopError before the kernel path stood.
+   */
+  async desiredMaps(cluster: ClusterSnapshot): Promise<DesiredMaps> {
+    const { standing } = this;
+    if (!standing) throw new RipstopError(`the node is not ready: ${this.notReady}`);
+    const store = new AttachmentStore(this.#planOptions.agent.runDir);
+    const observer = new NodeObserver({ ...this.#observerOptions, store });
+    observer.sendFrom(standing.plan.outline.uplink.ips);
+    const peers = this.#peersOf(cluster);
+    return desiredMapsOf(plan(peers, await observer.observe(peers), this.#planOptions));
+  }
+
+  #peersOf({ peersRevision, peers, synced }: ClusterSnapshot): Peers {
+    // With `alloc` somebody else brings packets to other nodes.
+    const isAlloc = this.#options.netConf.backend.type === 'alloc';
+    return { revision: peersRevision, peers: isAlloc ? [] : peers, synced };
   }
 
   /**
@@ -235,16 +292,14 @@ export class Incarnation implements Disposable {
 
   /** One pass. @returns in how many ms the next one is due. */
   async #pass(): Promise<number> {
-    const { families, subnets, netConf, hasMoved, onOutcomes, onPass } = this.#options;
+    const { subnets, hasMoved, onOutcomes, onPass } = this.#options;
     const startedAtMs = performance.now();
-    const cluster = subnets.snapshot(families.map(({ podCidr }) => podCidr));
+    const cluster = subnets.snapshot(this.podCidrs);
     if (hasMoved(cluster.own)) {
       this.#moved.abort();
       return 0;
     }
-    // With `alloc` somebody else brings packets to other nodes.
-    const peers = netConf.backend.type === 'alloc' ? [] : cluster.peers;
-    this.#peers = { revision: cluster.peersRevision, peers, synced: cluster.synced };
+    this.#peers = this.#peersOf(cluster);
     const isAudit = startedAtMs - this.#auditedAtMs > this.#auditMs;
     if (isAudit) audit(this.#observer, this.#targets, this.#audits++ % THOROUGH_EVERY === 0);
     try {
@@ -353,6 +408,7 @@ export class Incarnation implements Disposable {
 
   #onEvents(events: readonly NodeEvent[]): void {
     if (events.some(changesDecisions)) this.#programs.loaded?.moveEpoch();
+    if (events.map((event) => this.#noteBridge(event)).some(Boolean)) this.#followPods();
     const noted = events.map((event) => noteEvent(event, this.#observer, this.#targets));
     if (noted.some(Boolean)) this.#loop.trigger();
   }

@@ -4,33 +4,41 @@ import { type Job, job } from '../reconcile/reconcile.ts';
 import type { LinkPlan, NodePlan, PeerPlan, PodPlan } from './plan/index.ts';
 import type { Targets } from './targets.ts';
 
-export function nodeJobs(targets: Targets, node: NodePlan): Job[] {
+export function nodeJobs(targets: Targets, { kernelModules, sysctls, kernelPath }: NodePlan): Job[] {
   return [
-    job(targets.vtepDevices, node.vtepDevices),
-    job(targets.kernelModules, node.kernelModules),
-    job(targets.sysctls, node.sysctls),
-    job(targets.rules, node.rules),
-    job(targets.files, node.files),
+    ...(kernelPath ? [job(targets.vtepDevices, kernelPath.vtepDevices)] : []),
+    job(targets.kernelModules, kernelModules),
+    job(targets.sysctls, sysctls),
+    ...(kernelPath ? [job(targets.rules, kernelPath.rules), job(targets.files, kernelPath.files)] : []),
   ];
 }
 
 /** What replaces a previous flanneld, once our own kernel path is in place; then the programs. */
-export function programJobs(targets: Targets, node: NodePlan): Job[] {
+export function programJobs(targets: Targets, { kernelPath, programs }: NodePlan): Job[] {
   return [
-    job(targets.flannelRoutes, node.flannelRoutes),
-    job(targets.flannelRules, node.flannelRules),
-    job(targets.idleBridges, node.idleBridges),
-    job(targets.programs, node.programs),
+    ...(kernelPath
+      ? [
+          job(targets.flannelRoutes, kernelPath.flannelRoutes),
+          job(targets.flannelRules, kernelPath.flannelRules),
+          job(targets.idleBridges, kernelPath.idleBridges),
+        ]
+      : []),
+    job(targets.programs, programs),
   ];
 }
 
 /** In the reverse order of a packet's lookups, so that an entry is written after those that it leads to. */
 export function peerJobs(targets: Targets, peers: PeerPlan): Job[] {
+  const { kernelPath } = peers;
   return [
-    job(targets.vtepSet, peers.vtepSet),
-    job(targets.neighbours, peers.neighbours),
-    job(targets.fdb, peers.fdb),
-    job(targets.peerRoutes, peers.peerRoutes),
+    ...(kernelPath
+      ? [
+          job(targets.vtepSet, kernelPath.vtepSet),
+          job(targets.neighbours, kernelPath.neighbours),
+          job(targets.fdb, kernelPath.fdb),
+          job(targets.peerRoutes, kernelPath.peerRoutes),
+        ]
+      : []),
     ...(peers.vteps ? [job(targets.vteps, peers.vteps)] : []),
     ...(peers.peers ? [job(targets.peers, peers.peers)] : []),
     ...(peers.peers6 ? [job(targets.peers6, peers.peers6)] : []),
@@ -38,9 +46,11 @@ export function peerJobs(targets: Targets, peers: PeerPlan): Job[] {
 }
 
 export function podJobs(targets: Targets, pods: PodPlan): Job[] {
+  const { kernelPath } = pods;
   return [
-    job(targets.podRoutes, pods.podRoutes),
-    job(targets.proxies, pods.proxies),
+    ...(kernelPath
+      ? [job(targets.podRoutes, kernelPath.podRoutes), job(targets.proxies, kernelPath.proxies)]
+      : []),
     ...(pods.endpoints ? [job(targets.endpoints, pods.endpoints)] : []),
     ...(pods.endpoints6 ? [job(targets.endpoints6, pods.endpoints6)] : []),
   ];

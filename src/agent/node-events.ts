@@ -53,6 +53,8 @@ export function noteEvent(event: NodeEvent, observer: NodeObserver, targets: Tar
     case 'shaping':
       return observer.noteShaping(event.ifindex);
     case 'policy':
+    // The incarnation has seen to it.
+    case 'bridge':
       return false;
     case 'ipsec':
       observer.invalidate('policies');

@@ -4,14 +4,16 @@ import type { Attachment, AttachmentStore } from '../cni/attachments.ts';
 import { hostVethName } from '../cni/pod-network.ts';
 import { listLinkKeys, type XdpAnswers } from '../dataplane/links.ts';
 import type { ProgramSet } from '../dataplane/programs.ts';
+import { type BridgedPods, type BridgeEvent, type PodBridges, type Sighting } from '../host/bridged-pods.ts';
 import { listIpsecPolicies } from '../host/ipsec.ts';
 import { type Link, listLinks, readLinkIfThere } from '../host/links.ts';
 import type { NodeEvent } from '../host/monitor.ts';
 import { lookupNextHops, type NextHop } from '../host/neighbours.ts';
 import { findShaped } from '../host/shaping.ts';
 import { readUplinkFacts, type UplinkRequest } from '../host/uplink.ts';
+import { findPodBridges } from '../host/pod-bridge.ts';
 import { isVtepName } from '../host/vtep-device.ts';
-import type { PerFamily } from '../net/ip.ts';
+import type { Cidr, PerFamily } from '../net/ip.ts';
 import { isSame } from '../reconcile/target.ts';
 import type { Peers } from './plan/index.ts';
 import { type LoadedIds, type NodeSnapshot, observed } from './snapshot.ts';
@@ -19,12 +21,15 @@ import { type LoadedIds, type NodeSnapshot, observed } from './snapshot.ts';
 type PodLink = Omit<Extract<NodeEvent, { kind: 'pod-link' }>, 'kind'>;
 
 /** What a change in the kernel makes stale. */
-export const NODE_PARTS = ['links', 'routes', 'nextHops', 'policies', 'shaped'] as const;
+export const NODE_PARTS = ['links', 'routes', 'nextHops', 'policies', 'shaped', 'bridged'] as const;
 export type NodePart = (typeof NODE_PARTS)[number];
 
 export interface ObserverOptions {
   readonly uplink: Pick<UplinkRequest, 'families' | 'ifaceCanReach'>;
   readonly store: AttachmentStore;
+  readonly podCidrs: readonly Cidr[];
+  /** What is known of the bridges of these podCIDRs. */
+  readonly bridgedPods: BridgedPods;
   readonly programs: ProgramSet;
   readonly xdp: XdpAnswers;
   /** Where links are pinned. */
@@ -48,6 +53,7 @@ export class NodeObserver {
     nextHops: { revision: 0, value: new Map() },
     policies: { revision: 0, value: [] },
     pods: { revision: 0, value: [] },
+    bridged: { revision: 0, value: { ports: [], pods: [], contradictions: [] } },
     lostPods: [],
     shaped: { revision: 0, value: [] },
     programs: { revision: 0, value: undefined },
@@ -66,7 +72,7 @@ export class NodeObserver {
   /** Observe the whole node, with the next hops to these peers. */
   observe(peers: Peers): Promise<NodeSnapshot> {
     return this.#inTurn(async () => {
-      const { uplink, store, programs, linkPins, xdp } = this.#options;
+      const { uplink, store, podCidrs, programs, linkPins, xdp } = this.#options;
       const before = this.#snapshot;
       const links = this.#take('links') ? observed(before.links, await listLinks()) : before.links;
       const isRerouted = this.#take('routes') || links !== before.links;
@@ -79,14 +85,18 @@ export class NodeObserver {
         : before.policies;
       await store.refresh();
       const pods = observed(before.pods, await store.list());
+      if (this.#take('bridged') || links !== before.links)
+        this.#options.bridgedPods.read(findPodBridges(podCidrs, links.value), links.value);
+      const bridged = observed(before.bridged, this.#options.bridgedPods.bridges);
       this.#snapshot = {
         links,
         routes,
         nextHops,
         policies,
         pods,
+        bridged,
         lostPods: store.lost.map(hostVethName),
-        shaped: this.#shaped(pods.value, links.value),
+        shaped: this.#shaped(hostVethsOf(pods.value, bridged.value), links.value),
         programs: { revision: programs.revision, value: loadedIds(programs) },
         attached: listLinkKeys(linkPins),
         xdpRefusals: xdp.refusals,
@@ -98,21 +108,22 @@ export class NodeObserver {
   /** Observe only which pods there are, and the host veths of those that are new. */
   observePods(): Promise<NodeSnapshot> {
     return this.#inTurn(async () => {
-      const { links, pods: before, shaped: _, ...rest } = this.#snapshot;
+      const { links, pods: before, bridged: bridgedBefore, shaped: _, ...rest } = this.#snapshot;
       const pods = observed(before, await this.#options.store.list());
-      const missing = pods.value.filter(({ hostIfname, hostIfindex }) => {
-        const known = links.value.get(hostIfname);
-        return known?.ifindex !== hostIfindex || !known.up;
-      });
-      const found = await Promise.all(missing.map(({ hostIfname }) => readLinkIfThere(hostIfname)));
+      const bridged = observed(bridgedBefore, this.#options.bridgedPods.bridges);
+      const veths = hostVethsOf(pods.value, bridged.value);
+      const up = new Set(links.value.values().flatMap(({ up, ifindex }) => (up ? [ifindex] : [])));
+      const missing = veths.filter((ifindex) => !up.has(ifindex));
+      const found = await Promise.all(missing.map((ifindex) => readLinkIfThere(ifindex)));
       const added = found.filter((link) => link !== undefined);
       const value = new Map([...links.value, ...added.map((link) => [link.name, link] as const)]);
       const lostPods = this.#options.store.lost.map(hostVethName);
       this.#snapshot = {
         ...rest,
         pods,
+        bridged,
         lostPods,
-        shaped: this.#shaped(pods.value, value),
+        shaped: this.#shaped(veths, value),
         links: added.length === 0 ? links : observed(links, value),
       };
       return this.#snapshot;
@@ -144,8 +155,13 @@ export class NodeObserver {
     if (!known) return false;
     if (!deleted && known.ifindex === ifindex && known.up === up && known.mtu === mtu) return false;
     this.invalidate('links');
-    const { pods, lostPods } = this.#snapshot;
-    return lostPods.includes(name) || pods.value.some(({ hostIfname }) => hostIfname === name);
+    const { pods, bridged, lostPods } = this.#snapshot;
+    return (
+      lostPods.includes(name) ||
+      pods.value.some(({ hostIfname }) => hostIfname === name) ||
+      // The incarnation follows the ports that go.
+      (!deleted && bridged.value.ports.includes(known.ifindex))
+    );
   }
 
   /**
@@ -154,8 +170,19 @@ export class NodeObserver {
    */
   noteShaping(ifindex: number | undefined): boolean {
     this.invalidate('shaped');
-    const { pods, links } = this.#snapshot;
-    return ifindex === undefined || shapeable(pods.value, links.value).includes(ifindex);
+    const { pods, bridged, links } = this.#snapshot;
+    const veths = hostVethsOf(pods.value, bridged.value);
+    return ifindex === undefined || shapeable(veths, links.value).includes(ifindex);
+  }
+
+  /** An event tells of a bridge. @returns whether a pod on a bridge may have come, gone or moved. */
+  noteBridge(event: BridgeEvent): boolean {
+    return this.#options.bridgedPods.note(event);
+  }
+
+  /** Pods on bridges have sent from addresses that no endpoint has. @returns whether that is news. */
+  noteSightings(sightings: readonly Sighting[]): boolean {
+    return sightings.map((one) => this.#options.bridgedPods.noteSighting(one)).some(Boolean);
   }
 
   /** One observation at a time: a slow one must not put back what a quick one has replaced. */
@@ -171,10 +198,10 @@ export class NodeObserver {
   }
 
   /** Which host veths and VTEP devices somebody shapes. Events tell of changes, also on those of new pods. */
-  #shaped(pods: readonly Attachment[], links: ReadonlyMap<string, Link>): NodeSnapshot['shaped'] {
+  #shaped(hostVeths: readonly number[], links: ReadonlyMap<string, Link>): NodeSnapshot['shaped'] {
     const { shaped } = this.#snapshot;
     if (!this.#take('shaped')) return shaped;
-    return observed(shaped, findShaped(shapeable(pods, links), this.#options.linkPins));
+    return observed(shaped, findShaped(shapeable(hostVeths, links), this.#options.linkPins));
   }
 
   /** The next hops to all peers, and to their podCIDRs if those are routed directly; unless they are stale, only those to new peers are asked for. */
@@ -196,10 +223,15 @@ export class NodeObserver {
   }
 }
 
+/** The indexes of the host veths of all pods. */
+function hostVethsOf(pods: readonly Attachment[], { ports }: PodBridges): number[] {
+  return [...new Set([...pods.map(({ hostIfindex }) => hostIfindex), ...ports])];
+}
+
 /** The indexes of the devices that the fast path passes by: host veths, and VTEP devices. */
-function shapeable(pods: readonly Attachment[], links: ReadonlyMap<string, Link>): number[] {
+function shapeable(hostVeths: readonly number[], links: ReadonlyMap<string, Link>): number[] {
   const vteps = links.values().filter(({ name }) => isVtepName(name));
-  return [...pods.map(({ hostIfindex }) => hostIfindex), ...vteps.map(({ ifindex }) => ifindex)];
+  return [...hostVeths, ...vteps.map(({ ifindex }) => ifindex)];
 }
 
 function loadedIds({ loaded }: ProgramSet): LoadedIds | undefined {

@@ -2,6 +2,9 @@
 import type { EtcdOptions } from '../cluster/etcd-options.ts';
 import type { ConflistFiles } from '../cni/conflist.ts';
 
+/** What ripstop does on a node: replace flannel, or make the pods of a running flannel fast. */
+export type Mode = 'cni' | 'boost';
+
 /** The agent's options: from flags, RIPSTOP_* variables, or flannel's variables with the same meaning. */
 export interface AgentOptions {
   readonly nodeName: string;
@@ -10,7 +13,8 @@ export interface AgentOptions {
   readonly netConf: string;
   /** If set, subnets and net-conf.json come from etcd, and Kubernetes is not needed. */
   readonly etcd?: EtcdOptions;
-  readonly mode: 'auto' | 'cni';
+  /** `auto`: see chooseMode(). */
+  readonly mode: 'auto' | Mode;
   readonly ingress: 'auto' | 'tc' | 'xdp';
   readonly iface?: readonly string[];
   readonly ifaceRegex?: readonly string[];

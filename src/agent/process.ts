@@ -26,18 +26,24 @@ import { deferredDir, listSetAside } from '../cni/deferred.ts';
 import { HostLocalStore } from '../cni/host-local.ts';
 import { type CniContext, forgetGone } from '../cni/ops.ts';
 import { createCniServer } from '../cni/server.ts';
+import { readCounters } from '../dataplane/counters.ts';
+import { packetsBetweenPods, type RecentTraffic, TrafficHistory } from '../dataplane/pod-traffic.ts';
 import { errorText, RipstopError } from '../errors.ts';
+import { forgetBoost, noteBoost } from '../host/boost-state.ts';
 import { ensureBpffs } from '../host/mount.ts';
 import { gatherHostFacts, missingRequirements } from '../host/requirements.ts';
 import { LogOnce } from '../log-once.ts';
 import { createMetrics, type Metrics } from '../metrics/metrics.ts';
 import { type HttpRoute, serveRoutes } from '../metrics/server.ts';
 import { familyKey, formatCidr } from '../net/ip.ts';
+import { findMode, type RunningFlannel, waitForFlannel } from './boost.ts';
+import { listCluster } from './desired-maps.ts';
 import { Incarnation } from './incarnation.ts';
-import { LastKnownFile } from './last-known.ts';
+import { enteredOwn, enteredPeers, KernelSubnetManager } from './kernel-source.ts';
+import { type LastKnown, LastKnownFile } from './last-known.ts';
 import { GarbageCollector } from './memory.ts';
 import { leaseOf } from './lease.ts';
-import { type AgentOptions, runFiles } from './options.ts';
+import { type AgentOptions, type Mode, runFiles } from './options.ts';
 import { KERNEL_PATH_REASONS, type NodeFamily } from './plan/index.ts';
 import { podNetworks } from './pod-networks.ts';
 import { Publisher } from './publisher.ts';
@@ -46,6 +52,8 @@ import type { AgentStatus } from './status.ts';
 
 /** /healthz fails when a pass takes longer, so that the kubelet restarts the agent. A first pass takes seconds. */
 const STUCK_MS = 120_000;
+/** How often the counters are read, for the traffic of the last minute. */
+const NOTE_TRAFFIC_MS = 10_000;
 /** How long to wait for our own Node before the last-known state is used. */
 const ANSWER_MS = 3000;
 
@@ -56,25 +64,66 @@ const ANSWER_MS = 3000;
 export async function runAgent(options: AgentOptions, log: Logger, signal: AbortSignal): Promise<void> {
   const missing = missingRequirements(await gatherHostFacts());
   if (missing.length > 0) throw new RipstopError(missing.join('; '));
-  const source = options.etcd
-    ? await (await import('./etcd-source.ts')).openEtcd(options, options.etcd, log, signal)
-    : await openKubernetes(options, log);
+  const { mode, why } = await findMode(options.mode);
+  log.info({ mode, why }, 'chose the mode');
+  const open = (sourceLog: Logger): Promise<Source | undefined> =>
+    (mode === 'boost' ? openBoost : openSource)(options, sourceLog, signal);
+  const source = await open(log);
   if (!source) return;
   if (await ensureBpffs(options.bpffs)) log.info({ bpffs: options.bpffs }, 'mounted a BPF file system');
   mkdirSync(options.runDir, { recursive: true, mode: 0o700 });
-  await new AgentProcess(options, source.netConf, source.subnets, log).run(signal);
+  await new AgentProcess({ ...options, mode }, source, open, log).run(signal);
+}
+
+/** Where the configuration and the cluster's nodes come from. */
+interface Source {
+  readonly netConf: NetConf;
+  readonly subnets: SubnetManager;
+  /** In boost mode, the flannel that runs here. */
+  readonly flannel?: RunningFlannel;
+}
+
+/** @returns undefined when the signal came first. */
+async function openSource(
+  options: AgentOptions,
+  log: Logger,
+  signal: AbortSignal,
+): Promise<Source | undefined> {
+  if (options.etcd) return (await import('./etcd-source.ts')).openEtcd(options, options.etcd, log, signal);
+  const netConf = await readNetConf(options.netConf);
+  return { netConf, subnets: await openKubernetes(options, netConf, log) };
+}
+
+/** @returns undefined when the signal came first. */
+async function openBoost(
+  options: AgentOptions,
+  log: Logger,
+  signal: AbortSignal,
+): Promise<Source | undefined> {
+  const flannel = await waitForFlannel(options, log, signal);
+  if (!flannel) return undefined;
+  const { netConf, tunnel } = flannel;
+  const hasApi = options.kubeconfig !== undefined || process.env['KUBERNETES_SERVICE_HOST'] !== undefined;
+  const subnets = hasApi
+    ? await openKubernetes(options, netConf, log)
+    : new KernelSubnetManager(options, tunnel, log);
+  return { netConf, subnets, flannel };
 }
 
 async function openKubernetes(
   options: AgentOptions,
+  netConf: NetConf,
   log: Logger,
-): Promise<{ netConf: NetConf; subnets: SubnetManager }> {
-  const netConf = await readNetConf(options.netConf);
+): Promise<KubeSubnetManager> {
   const client = await ApiClient.open(
     options.kubeconfig === undefined ? {} : { kubeconfig: options.kubeconfig },
   );
-  const settings = leaseSettings(netConf, options.annotationPrefix);
-  return { netConf, subnets: new KubeSubnetManager(client, options.nodeName, settings, log) };
+  return new KubeSubnetManager(
+    client,
+    options.nodeName,
+    leaseSettings(netConf, options.annotationPrefix),
+    log,
+  );
 }
 
 type Phase =
@@ -88,9 +137,11 @@ interface Start {
 }
 
 class AgentProcess {
-  readonly #options: AgentOptions;
+  readonly #options: AgentOptions & { readonly mode: Mode };
   readonly #netConf: NetConf;
   readonly #subnets: SubnetManager;
+  readonly #flannel: RunningFlannel | undefined;
+  readonly #openSource: (log: Logger) => Promise<Source | undefined>;
   readonly #log: Logger;
   readonly #store: AttachmentStore;
   readonly #addresses: HostLocalStore;
@@ -100,14 +151,23 @@ class AgentProcess {
   readonly #publisher: Publisher;
   readonly #conflist: ConflistInstaller;
   readonly #garbage = new GarbageCollector();
+  readonly #traffic = new TrafficHistory();
   #phase: Phase = { kind: 'waiting', why: 'starting' };
   /** The addresses of the uplink as of the last pass. */
   #uplinkIps = '';
 
-  constructor(options: AgentOptions, netConf: NetConf, subnets: SubnetManager, log: Logger) {
+  /** @param openSource opens the source once more. */
+  constructor(
+    options: AgentOptions & { readonly mode: Mode },
+    { netConf, subnets, flannel }: Source,
+    openSource: (log: Logger) => Promise<Source | undefined>,
+    log: Logger,
+  ) {
     this.#options = options;
+    this.#openSource = openSource;
     this.#netConf = netConf;
     this.#subnets = subnets;
+    this.#flannel = flannel;
     this.#log = log;
     this.#store = new AttachmentStore(options.runDir);
     this.#addresses = new HostLocalStore(options.ipamDir);
@@ -117,7 +177,7 @@ class AgentProcess {
     const lease = leaseSettings(netConf, options.annotationPrefix);
     const file = join(options.stateDir, 'last-known.json');
     this.#lastKnownFile = new LastKnownFile(file, { nodeName: options.nodeName, lease }, log);
-    this.#report = new Report(options.nodeName, log);
+    this.#report = new Report(options, flannel?.contradictions ?? [], log);
     this.#metrics = createMetrics({
       tables: () => this.#incarnation?.tables,
       api: () => subnets.health,
@@ -135,10 +195,27 @@ class AgentProcess {
     await using running = new AsyncDisposableStack();
     running.defer(() => this.#subnets.stop());
     running.use(this.#garbage);
+    const noting = setInterval(() => this.#noteTraffic(), NOTE_TRAFFIC_MS);
+    running.defer(() => clearInterval(noting));
     const { runDir, stateDir, metricsAddr } = this.#options;
-    const http = await serveRoutes(metricsAddr, join(runDir, runFiles.agentSocket), this.#routes());
+    const socket = join(runDir, runFiles.agentSocket);
+    const http = await serveRoutes(metricsAddr, socket, this.#routes(), this.#localRoutes());
     running.defer(() => http.close());
 
+    if (this.#flannel) await noteBoost(stateDir);
+    else running.defer(await this.#serveCni());
+
+    const start = await this.#findOwn(signal);
+    if (!start) return;
+    this.#subnets.start(() => this.#incarnation?.trigger(), start.lastKnown);
+    running.defer(() => this.#lastKnownFile.flush());
+    for (let own: OwnNode | undefined = start.own; own;) own = await this.#serve(own, signal);
+  }
+
+  /** @returns what ends it. */
+  async #serveCni(): Promise<() => Promise<void>> {
+    const { runDir, stateDir } = this.#options;
+    await forgetBoost(stateDir);
     await this.#forgetGone();
     const cni = await createCniServer({
       socketPath: join(runDir, runFiles.cniSocket),
@@ -146,13 +223,7 @@ class AgentProcess {
       log: this.#log,
       context: () => this.#cniContext(),
     });
-    running.defer(() => cni.close());
-
-    const start = await this.#findOwn(signal);
-    if (!start) return;
-    this.#subnets.start(() => this.#incarnation?.trigger(), start.lastKnown);
-    running.defer(() => this.#lastKnownFile.flush());
-    for (let own: OwnNode | undefined = start.own; own;) own = await this.#serve(own, signal);
+    return () => cni.close();
   }
 
   get #incarnation(): Incarnation | undefined {
@@ -181,7 +252,7 @@ class AgentProcess {
     const silence = sleep(ANSWER_MS, 'silence' as const, { signal, ref: false }).catch(() => undefined);
     const first = await Promise.race([fetched, silence]);
     if (first !== 'silence') return first;
-    const known = await this.#lastKnownFile.read();
+    const known = (await this.#lastKnownFile.read()) ?? (await this.#entered());
     if (!known) return fetched;
     const { own, peers, at } = known;
     this.#report.lastKnownAt = at;
@@ -191,6 +262,13 @@ class AgentProcess {
       'the API server does not answer: going on with the last-known state',
     );
     return { own, lastKnown: peers };
+  }
+
+  /** What flannel has entered in the kernel; undefined where no flannel runs. */
+  async #entered(): Promise<(Omit<LastKnown, 'own'> & { own: OwnNode; at: number }) | undefined> {
+    if (!this.#flannel) return undefined;
+    const own = await enteredOwn(this.#options);
+    return { own, peers: await enteredPeers(this.#options, this.#flannel.tunnel), at: Date.now() };
   }
 
   /** Our own Node, requested until there is an answer; undefined when the signal came first. */
@@ -256,23 +334,26 @@ class AgentProcess {
     return now;
   }
 
-  /** After each pass: report, and publish our lease once this node forwards. */
+  /** After each pass: report, and publish our lease once this node forwards. In boost mode flannel does the latter. */
   async #afterPass(own: OwnNode, cluster: ClusterSnapshot, durationMs: number): Promise<void> {
     this.#report.passed(cluster, durationMs);
     this.#report.noteMalformed(await this.#malformedFiles());
     this.#metrics.observePass(durationMs);
     this.#garbage.passed(durationMs);
-    if (cluster.synced) this.#subnets.report?.(cluster.alarms);
-    if (this.#notReady === undefined) await this.#conflist.install();
+    if (!this.#flannel) {
+      if (cluster.synced) this.#subnets.report?.(cluster.alarms);
+      if (this.#notReady === undefined) await this.#conflist.install();
+    }
     const standing = this.#incarnation?.standing;
     if (!standing) return;
+    this.#report.noteDoubtfulPods(standing.node.bridged.value.contradictions);
     const ips = Object.values(standing.plan.outline.uplink.ips).join();
     if (this.#uplinkIps !== '' && ips !== this.#uplinkIps) this.#subnets.reconnect();
     this.#uplinkIps = ips;
     if (!cluster.synced) return;
     const now = cluster.own ?? own;
     const lease = leaseOf(standing, this.#options);
-    this.#publisher.publish(now, lease);
+    if (!this.#flannel) this.#publisher.publish(now, lease);
     this.#lastKnownFile.noteCluster(now, lease, cluster);
   }
 
@@ -336,6 +417,22 @@ class AgentProcess {
     };
   }
 
+  /** Routes for who is root on this node: they cost more than a scrape may. */
+  #localRoutes(): Record<string, HttpRoute> {
+    return {
+      '/maps/desired': async () => {
+        const incarnation = this.#incarnation;
+        if (!incarnation) throw new RipstopError(`the agent is not ready: ${this.#notReady}`);
+        // Lists the cluster anew: what a watch may have missed is what an audit is for.
+        const source = await this.#openSource(this.#log.child({}, { level: 'silent' }));
+        if (!source) throw new RipstopError('the agent is stopping');
+        const cluster = await listCluster(source.subnets, incarnation.podCidrs);
+        const desired = await incarnation.desiredMaps(cluster);
+        return { body: JSON.stringify(desired), contentType: 'application/json' };
+      },
+    };
+  }
+
   /** How many peers the kernel path alone serves, by reason. */
   #withoutFastPath(): Map<string, number> {
     const counts = new Map<string, number>(KERNEL_PATH_REASONS.map((reason) => [reason, 0]));
@@ -347,6 +444,16 @@ class AgentProcess {
     return counts;
   }
 
+  #recent(): RecentTraffic | undefined {
+    const tables = this.#incarnation?.tables;
+    return tables && this.#traffic.recent(packetsBetweenPods(readCounters(tables)), performance.now());
+  }
+
+  #noteTraffic(): void {
+    const tables = this.#incarnation?.tables;
+    if (tables) this.#traffic.note(packetsBetweenPods(readCounters(tables)), performance.now());
+  }
+
   #status(): AgentStatus {
     const { standing, serviceOf, statuses = [] } = this.#incarnation ?? {};
     return this.#report.toStatus({
@@ -355,6 +462,7 @@ class AgentProcess {
       standing,
       serviceOf,
       statuses,
+      recent: this.#recent(),
     });
   }
 }

@@ -15,7 +15,7 @@ it('the status names in words what is not as it should be, target by target', ()
       sinceMs: 0,
     },
   ];
-  const status = new Report('node1', pino({ enabled: false })).toStatus({
+  const status = new Report({ nodeName: 'node1', mode: 'cni' }, [], pino({ enabled: false })).toStatus({
     notReady: why,
     health: { connected: true },
     standing: undefined,

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 import type { Logger } from 'pino';
 import type { ClusterSnapshot, Peer, SourceHealth } from '../cluster/index.ts';
+import type { RecentTraffic } from '../dataplane/pod-traffic.ts';
 import { vtepDeviceName } from '../host/vtep-device.ts';
 import { LogOnce } from '../log-once.ts';
 import { formatCidr, partsOf } from '../net/ip.ts';
 import type { Outcome, TargetStatus } from '../reconcile/reconciled.ts';
+import type { Mode } from './options.ts';
 import type { KeptPlan, PeerService } from './plan/index.ts';
 import type { AgentStatus } from './status.ts';
 
@@ -26,11 +28,16 @@ export interface StatusFacts {
   readonly standing: { readonly plan: KeptPlan } | undefined;
   readonly serviceOf: ((peer: Peer) => PeerService) | undefined;
   readonly statuses: readonly TargetStatus[];
+  readonly recent?: RecentTraffic | undefined;
 }
 
 /** Reports what the agent does: in the log as it happens, and in `/status` on request. */
 export class Report {
-  readonly #nodeName: string;
+  readonly #node: { readonly nodeName: string; readonly mode: Mode };
+  /** How net-conf.json contradicts the kernel. */
+  readonly #contradictions: readonly string[];
+  /** What of the pods on bridges contradicts what the bridges know, as of the last pass. */
+  #doubtfulPods: readonly string[] = [];
   readonly #log: Logger;
   readonly #failures = new Map<string, LogOnce>();
   /** The cluster as of the last pass. */
@@ -43,15 +50,25 @@ export class Report {
   #passes = 0;
   #errors = 0;
 
-  constructor(nodeName: string, log: Logger) {
-    this.#nodeName = nodeName;
+  constructor(
+    node: { readonly nodeName: string; readonly mode: Mode },
+    contradictions: readonly string[],
+    log: Logger,
+  ) {
+    this.#node = node;
+    this.#contradictions = contradictions;
     this.#log = log;
   }
 
   /** Those about nodes of the cluster, and those about files of this one. */
   get alarms(): AgentStatus['alarms'] {
-    const files = this.#malformed.map((reason) => ({ node: this.#nodeName, kind: 'malformed_file', reason }));
-    return [...this.cluster.alarms, ...files];
+    const of = (kind: string) => (reason: string) => ({ node: this.#node.nodeName, kind, reason });
+    return [
+      ...this.cluster.alarms,
+      ...this.#malformed.map(of('malformed_file')),
+      ...this.#contradictions.map(of('net_conf')),
+      ...this.#doubtfulPods.map(of('doubtful_pod')),
+    ];
   }
 
   get lastKnownAgeMs(): number | undefined {
@@ -98,11 +115,18 @@ export class Report {
     this.#malformed = whys;
   }
 
-  toStatus({ notReady, health, standing, serviceOf, statuses }: StatusFacts): AgentStatus {
+  /** @param whys what contradicts what the bridges of pods know. */
+  noteDoubtfulPods(whys: readonly string[]): void {
+    for (const why of whys)
+      if (!this.#doubtfulPods.includes(why)) this.#log.warn({ why }, 'a pod on a bridge is not believed');
+    this.#doubtfulPods = whys;
+  }
+
+  toStatus({ notReady, health, standing, serviceOf, statuses, recent }: StatusFacts): AgentStatus {
     const { lastKnownAgeMs, cluster } = this;
     return {
-      node: this.#nodeName,
-      mode: 'cni',
+      node: this.#node.nodeName,
+      mode: this.#node.mode,
       ready: notReady === undefined,
       ...(notReady !== undefined && { notReady }),
       ...(standing ? nodeStatus(standing.plan) : { families: [] }),
@@ -118,6 +142,7 @@ export class Report {
         const { kernelPathOnly } = serviceOf?.(peer) ?? {};
         return { name, podCidr: formatCidr(podCidr), vtepIp, ...(kernelPathOnly && { kernelPathOnly }) };
       }),
+      ...(recent && { recent }),
       alarms: this.alarms,
       targets: statuses,
       passes: {

@@ -2,6 +2,7 @@
 /** Snapshots of this node. They are immutable; the revision of a part grows when, and only when, the part changes. */
 import type { Attachment } from '../cni/attachments.ts';
 import type { HookName } from '../dataplane/links.ts';
+import type { PodBridges } from '../host/bridged-pods.ts';
 import type { Link } from '../host/links.ts';
 import type { NextHop } from '../host/neighbours.ts';
 import type { UplinkFacts } from '../host/uplink.ts';
@@ -40,6 +41,8 @@ export interface NodeSnapshot {
   readonly policies: Observed<readonly Policy[]>;
   /** The CNI attachments. */
   readonly pods: Observed<readonly Attachment[]>;
+  /** The bridges of our podCIDRs, and the pods on them. */
+  readonly bridged: Observed<PodBridges>;
   /** The host veths of attachments whose files are malformed. */
   readonly lostPods: readonly string[];
   /** The indexes of the host veths and VTEP devices whose packets somebody shapes or filters in tc. */

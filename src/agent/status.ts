@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
+import type { RecentTraffic } from '../dataplane/pod-traffic.ts';
+import type { Mode } from './options.ts';
 import type { KernelPathOnly } from './plan/index.ts';
 import type { TargetStatus } from '../reconcile/reconciled.ts';
 
 /** The answer of /status: what only the running agent knows. Readers take everything else from the pinned maps. */
 export interface AgentStatus {
   readonly node: string;
-  readonly mode: 'cni';
+  readonly mode: Mode;
   /** The hook at which packets from the uplink are decapsulated, and why; undefined before it is chosen. */
   readonly ingress?: { readonly hook: 'tc' | 'xdp'; readonly why: string };
   readonly ready: boolean;
@@ -46,6 +48,8 @@ export interface AgentStatus {
     /** Absent: the fast path serves it, or nothing is decided yet. */
     readonly kernelPathOnly?: KernelPathOnly;
   }[];
+  /** Packets between pods in the last minute; absent before there were programs. */
+  readonly recent?: RecentTraffic;
   readonly alarms: readonly { readonly node: string; readonly kind: string; readonly reason: string }[];
   /** The targets, with the keys that are not in their desired state. */
   readonly targets: readonly TargetStatus[];

@@ -20,8 +20,11 @@ export function addAgentCommand(program: Command): void {
       ),
     )
     .addOption(
-      flag('--mode <mode>', 'cni replaces flannel, and auto means the same')
-        .choices(['auto', 'cni'])
+      flag(
+        '--mode <mode>',
+        'cni replaces flannel; boost makes the pods of a running flannel fast; auto: boost where a flannel runs',
+      )
+        .choices(['auto', 'cni', 'boost'])
         .default('auto'),
     )
     .addOption(

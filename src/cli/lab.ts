@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 import type { Command } from 'commander';
 import { RipstopError } from '../errors.ts';
-import { flag, outputFlag } from './options.ts';
+import { flag } from './options.ts';
+import { outputFlag, print } from './output.ts';
 import type { LabFlags, LabStatus } from '../lab/index.ts';
 
 /** `--name` ↔ `RIPSTOP_LAB`, for every lab command. */
@@ -16,7 +17,7 @@ export function addLabCommands(program: Command): void {
     .addOption(flag('--nodes <n>', 'number of nodes'))
     .addOption(flag('--pods <n>', 'number of pods on each node'))
     .addOption(flag('--datapath <path>', 'ripstop, flannel or host, for all nodes or one for each: a,b,c'))
-    .addOption(flag('--mode <mode>', 'how ripstop runs: cni'))
+    .addOption(flag('--mode <mode>', 'how ripstop runs: cni, in place of flannel; or boost, beside it'))
     .addOption(
       flag(
         '--wire <wire>',
@@ -37,7 +38,7 @@ export function addLabCommands(program: Command): void {
       const options = parseLabOptions(flags);
       const { showProgress } = await import('./progress.ts');
       const status = await showProgress(labSteps(options), (progress) => labUp(options, progress));
-      printStatus(status);
+      process.stdout.write(statusText(status));
     });
 
   lab
@@ -57,8 +58,7 @@ export function addLabCommands(program: Command): void {
     .action(async ({ name, output }: { name: string; output: string }) => {
       const { labStatus } = await loadLab();
       const status = labStatus(name);
-      if (output === 'json') console.log(JSON.stringify(status, undefined, 2));
-      else printStatus(status);
+      await print(output, status, () => statusText(status));
     });
 
   lab
@@ -76,7 +76,7 @@ export function addLabCommands(program: Command): void {
 }
 
 /** The lab needs the source tree, which the image does not contain. */
-async function loadLab() {
+export async function loadLab() {
   try {
     return await import('../lab/index.ts');
   } catch (cause) {
@@ -85,10 +85,11 @@ async function loadLab() {
   }
 }
 
-function printStatus(status: LabStatus): void {
+function statusText(status: LabStatus): string {
   const columns = (...texts: (string | undefined)[]) => texts.filter((text) => text !== undefined).join('  ');
-  for (const { name, ip, ip6, podCIDR, podCIDR6, datapath, pods } of status.nodes) {
-    console.log(columns(name, ip, ip6, podCIDR, podCIDR6, datapath));
-    for (const pod of pods) console.log(columns('', pod.name, pod.ip, pod.ip6));
-  }
+  const lines = status.nodes.flatMap(({ name, ip, ip6, podCIDR, podCIDR6, datapath, pods }) => [
+    columns(name, ip, ip6, podCIDR, podCIDR6, datapath),
+    ...pods.map((pod) => columns('', pod.name, pod.ip, pod.ip6)),
+  ]);
+  return lines.map((line) => `${line}\n`).join('');
 }

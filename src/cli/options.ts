@@ -25,8 +25,15 @@ export const bpffsFlag = (): Option =>
   flag('--bpffs <path>', 'the BPF file system for the pins').default('/sys/fs/bpf');
 export const runDirFlag = (): Option =>
   flag('--run-dir <path>', "the agent's run directory").default('/run/ripstop');
-export const outputFlag = (): Option =>
-  flag('-o, --output <format>', 'output format').choices(['table', 'json']).default('table');
+
+/** The exit code of a reader that has found something that a person must look at. */
+export const FOUND = 3;
+
+/** The examples of a command's help: each with what it shows. */
+export function examples(lines: readonly (readonly [command: string, shows: string])[]): string {
+  const width = Math.max(...lines.map(([command]) => command.length));
+  return `\nExamples:\n${lines.map(([command, shows]) => `  ripstop ${command.padEnd(width)}  ${shows}\n`).join('')}`;
+}
 
 /** A flag that is true by default; `--flag` and `--flag=true` are the same. */
 export function booleanFlag(flags: string, description: string, ...others: string[]): Flag {

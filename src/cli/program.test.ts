@@ -3,7 +3,7 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { Command } from 'commander';
-import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest';
 import { createProgram, runCommandLine } from './program.ts';
 
 /** Run a command line to its end. Returns what commander and the error handler have written. */
@@ -19,12 +19,16 @@ async function run(...argv: string[]): Promise<{ code: number; out: string; err:
 
 describe('help', () => {
   it('of every command matches the snapshot', async () => {
-    const program = createProgram({ getOutHelpWidth: () => 100 });
-    const helps = (command: Command, path: string): string[] => [
-      `$ ${path} --help\n${command.helpInformation()}`,
-      ...command.commands.flatMap((child) => helps(child, `${path} ${child.name()}`)),
-    ];
-    await expect(helps(program, 'ripstop').join('\n')).toMatchFileSnapshot('help.snapshot.txt');
+    let help = '';
+    const writeOut = (text: string): void => void (help += text);
+    const program = createProgram({ getOutHelpWidth: () => 100, writeOut });
+    const show = (command: Command, path: string): void => {
+      help += `${help === '' ? '' : '\n'}$ ${path} --help\n`;
+      command.outputHelp();
+      for (const child of command.commands) show(child, `${path} ${child.name()}`);
+    };
+    show(program, 'ripstop');
+    await expect(help).toMatchFileSnapshot('help.snapshot.txt');
   });
 
   it('names an environment variable for every flag', () => {
@@ -37,6 +41,39 @@ describe('help', () => {
     };
     visit(createProgram());
     expect(silent).toEqual([]);
+  });
+});
+
+/** The commands of the examples in every command's help. */
+function examplesOf(command: Command): string[] {
+  let help = '';
+  command.configureOutput({ writeOut: (text) => void (help += text) });
+  command.outputHelp();
+  const lines = help.split('\nExamples:\n')[1]?.split('\n') ?? [];
+  return [
+    ...lines.flatMap((line) => /^ {2}ripstop (?<words>.+?) {2,}/.exec(line)?.groups?.['words'] ?? []),
+    ...command.commands.flatMap(examplesOf),
+  ];
+}
+
+describe('the examples', () => {
+  beforeEach(() => {
+    vi.stubEnv('RIPSTOP_BPFFS', '/nowhere');
+    vi.stubEnv('RIPSTOP_RUN_DIR', '/nowhere');
+    vi.spyOn(process.stdout, 'write').mockReturnValue(true);
+    vi.spyOn(console, 'log').mockReturnValue();
+  });
+  afterEach(() => {
+    vi.unstubAllEnvs();
+    vi.restoreAllMocks();
+  });
+
+  it.each(examplesOf(createProgram()))('"ripstop %s" is understood', async (words) => {
+    const argv = words.replace(/ > .*$/, '').match(/(?:[^\s']|'[^']*')+/g)!;
+    const { code, err } = await run(...argv.map((word) => word.replaceAll("'", '')));
+    // What reads ripstop's pins fails with 1, as there are none.
+    const isDone = argv[0] === 'completion' || argv[1] === '/sys/fs/bpf';
+    expect([code, err]).toEqual(isDone ? [0, ''] : [1, expect.stringMatching(/pinned|agent/) as unknown]);
   });
 });
 
@@ -58,7 +95,7 @@ describe('the exit code', () => {
     ['an unknown command', ['pears'], /unknown command 'pears'/],
     ['an unknown flag', ['peers', '--colour'], /unknown option '--colour'/],
     ['a missing flag', ['agent'], /--node-name <name>' not specified/],
-    ['a wrong choice', ['peers', '-o', 'xml'], /'xml' is invalid.*table, json/],
+    ['a wrong choice', ['peers', '-o', 'xml'], /'xml' is invalid.*table, wide, json, yaml/],
     ['one argument too many', ['peers', 'node2'], /too many arguments/],
     ['no command to run in the lab', ['lab', 'exec', 'node1'], /missing required argument 'command'/],
     ['a wrong number of nodes', ['lab', 'up', '--nodes', 'many'], /--nodes cannot be "many"/],

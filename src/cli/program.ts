@@ -3,6 +3,8 @@ import { Command, CommanderError, Option, type OutputConfiguration } from 'comma
 import packageJson from '../../package.json' with { type: 'json' };
 import { errorText, RipstopError } from '../errors.ts';
 import { addAgentCommand } from './agent.ts';
+import { addInspectCommands } from './inspect.ts';
+import { addCompletionCommand } from './completion.ts';
 import { addLabCommands } from './lab.ts';
 import { addReaderCommands } from './readers.ts';
 import { addUninstallCommand } from './uninstall.ts';
@@ -23,8 +25,10 @@ export function createProgram(output: OutputConfiguration = {}): Command {
     .exitOverride();
   addAgentCommand(program);
   addReaderCommands(program);
+  addInspectCommands(program);
   addUninstallCommand(program);
   addLabCommands(program);
+  addCompletionCommand(program);
   return program;
 }
 

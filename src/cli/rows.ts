@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-/** The rows of `peers`, `endpoints` and `flows`: the maps' entries, with the names that the agent knows. */
-import { hrtime } from 'node:process';
+/** The rows of `peers` and `endpoints`: the maps' entries, with the names that the agent knows. */
 import type { AgentStatus } from '../agent/status.ts';
 import { type Attachment, AttachmentStore } from '../cni/attachments.ts';
 import type { Struct } from '../dataplane/codec.ts';
-import { FLOW_LIFETIME_MS, stateSlot6 } from '../dataplane/desired.ts';
+import { stateSlot6 } from '../dataplane/desired.ts';
 import { layout } from '../dataplane/layout.gen.ts';
-import { openTables, pinPaths } from '../dataplane/tables.ts';
+import { openTables, pinPaths, type Tables } from '../dataplane/tables.ts';
 import { findShaped } from '../host/shaping.ts';
-import { addressFamily } from '../net/ip.ts';
-import { flagNames } from './maps.ts';
+import { listLinks } from '../host/links.ts';
+import { intToIpv4, ipv4ToInt } from '../net/ip.ts';
+import { readConfig } from './maps.ts';
+import { flagNames } from './map-values.ts';
 import type { Column } from './table.ts';
 
 export interface PeerRow {
@@ -97,30 +98,32 @@ export const endpointColumns: Column<EndpointRow>[] = [
 ];
 
 /** A pod as kubectl names it; undefined when the runtime did not tell. */
-function podOf({ podName, podNamespace = 'default' }: Attachment): string | undefined {
+export function podOf({ podName, podNamespace = 'default' }: Attachment): string | undefined {
   return podName === undefined ? undefined : `${podNamespace}/${podName}`;
+}
+
+/** The host veths of all endpoints. */
+function ifindexesOf({ endpoints, endpoints6 }: Tables): number[] {
+  const all = [...endpoints.entries(), ...endpoints6.entries()].map(([, { ifindex }]) => ifindex);
+  return [...new Set(all)].filter((ifindex) => ifindex !== 0);
 }
 
 export async function readEndpoints(bpffs: string, runDir: string): Promise<EndpointRow[]> {
   using tables = openTables(bpffs);
   const attachments = await new AttachmentStore(runDir).list();
-  const hostVeths = attachments.map(({ hostIfindex }) => hostIfindex);
-  const shaped = new Set(findShaped(hostVeths, pinPaths(bpffs).links));
+  const shaped = new Set(findShaped(ifindexesOf(tables), pinPaths(bpffs).links));
+  const names = new Map((await listLinks()).values().map(({ ifindex, name }) => [ifindex, name]));
   const rows: EndpointRow[] = [];
-  const add = (
-    endpoint: Struct<'endpoint'>,
-    ofFamily: (ip: string) => boolean,
-    stateSlot: (ip: string) => number,
-  ): void => {
+  const add = (endpoint: Struct<'endpoint'>, ip: string | undefined, stateSlot: number): void => {
     const known = attachments.find(({ hostIfindex }) => hostIfindex === endpoint.ifindex);
     const pod = known && podOf(known);
-    const ip = known?.ips.find(ofFamily);
-    const state = ip === undefined ? undefined : tables.endpoint_state.get(stateSlot(ip));
+    const device = names.get(endpoint.ifindex);
+    const state = tables.endpoint_state.get(stateSlot);
     const isMarked = (endpoint.flags & layout.enums.endpoint_flags.ENDPOINT_KERNEL_PATH) !== 0;
     const isShaped = shaped.has(endpoint.ifindex);
     rows.push({
       ...(ip !== undefined && { ip }),
-      ...(known && { device: known.hostIfname }),
+      ...(device !== undefined && { device }),
       ...(pod !== undefined && { pod }),
       ifindex: endpoint.ifindex,
       podMac: endpoint.pod_mac,
@@ -137,85 +140,12 @@ export async function readEndpoints(bpffs: string, runDir: string): Promise<Endp
     });
   };
   const { maxEntries: slots } = tables.endpoints.map.info;
+  const podCidr = (await readConfig(bpffs)).get('pod_cidr');
+  const addressAt = (slot: number): string | undefined =>
+    typeof podCidr === 'string' ? intToIpv4(ipv4ToInt(podCidr) + slot) : undefined;
   for (const [slot, endpoint] of tables.endpoints.entries())
-    if (endpoint.ifindex !== 0)
-      add(
-        endpoint,
-        (ip) => addressFamily(ip) === 4,
-        () => slot,
-      );
+    if (endpoint.ifindex !== 0) add(endpoint, addressAt(slot), slot);
   for (const [address, endpoint] of tables.endpoints6.entries())
-    add(
-      endpoint,
-      (ip) => ip === address,
-      (ip) => stateSlot6(slots, ip),
-    );
+    add(endpoint, address, stateSlot6(slots, address));
   return rows;
-}
-
-export interface FlowRow {
-  readonly protocol: string;
-  /** As its packets come in. */
-  readonly source: string;
-  readonly destination: string;
-  /** Where they come in: a pod (namespace/name, or its host veth), or `wire`. */
-  readonly from: string;
-  /** As they leave, if they are translated. */
-  readonly translatedSource?: string;
-  readonly translatedDestination?: string;
-  /** Since it was last learned. */
-  readonly ageSeconds: number;
-  /** `valid`; else why the next packet takes the kernel path. */
-  readonly state: 'valid' | 'old epoch' | 'expired';
-}
-
-export const flowColumns: Column<FlowRow>[] = [
-  { title: 'PROTOCOL', value: (row) => row.protocol },
-  { title: 'SOURCE', value: (row) => row.source },
-  { title: 'DESTINATION', value: (row) => row.destination },
-  { title: 'FROM', value: (row) => row.from },
-  { title: 'LEAVES AS', value: leavesAs },
-  { title: 'AGE', align: 'right', value: (row) => `${row.ageSeconds}s` },
-  { title: 'STATE', value: (row) => row.state },
-];
-
-function leavesAs({
-  source,
-  destination,
-  translatedSource,
-  translatedDestination,
-}: FlowRow): string | undefined {
-  if (translatedSource === undefined && translatedDestination === undefined) return undefined;
-  return `${translatedSource ?? source} → ${translatedDestination ?? destination}`;
-}
-
-const protocols: Readonly<Record<number, string>> = { 1: 'icmp', 6: 'tcp', 17: 'udp', 58: 'icmpv6' };
-
-export async function readFlows(bpffs: string, runDir: string): Promise<FlowRow[]> {
-  const attachments = await new AttachmentStore(runDir).list();
-  const pods = new Map(attachments.map((one) => [one.hostIfindex, podOf(one) ?? one.hostIfname]));
-  using tables = openTables(bpffs);
-  const nowNs = Number(hrtime.bigint());
-  const epoch = tables.epoch.get(0);
-  return [...tables.flows4.entries(), ...tables.flows6.entries()].map(([flow, { head, out }]) => {
-    const source = withPort(flow.src, flow.src_port);
-    const destination = withPort(flow.dst, flow.dst_port);
-    const to = { source: withPort(out.src, out.src_port), destination: withPort(out.dst, out.dst_port) };
-    const ageMs = Math.max(0, nowNs - head.learned_ns) / 1e6;
-    const lifetime = ageMs > FLOW_LIFETIME_MS ? 'expired' : 'valid';
-    return {
-      protocol: protocols[flow.protocol] ?? String(flow.protocol),
-      source,
-      destination,
-      from: pods.get(head.ifindex) ?? 'wire',
-      ...(to.source !== source && { translatedSource: to.source }),
-      ...(to.destination !== destination && { translatedDestination: to.destination }),
-      ageSeconds: Math.round(ageMs / 1000),
-      state: head.epoch === epoch ? lifetime : 'old epoch',
-    };
-  });
-}
-
-function withPort(address: string, port: number): string {
-  return address.includes(':') ? `[${address}]:${port}` : `${address}:${port}`;
 }

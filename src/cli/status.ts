@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 import type { AgentStatus } from '../agent/status.ts';
-import { type Counter, readCounters, type Verdict } from '../dataplane/counters.ts';
+import { readCounters } from '../dataplane/counters.ts';
+import { fastPercentOf, packetsBetweenPods, type PacketsByVerdict } from '../dataplane/pod-traffic.ts';
 import { watchedFunctions } from '../dataplane/changes.ts';
 import { FLOW_LIFETIME_MS } from '../dataplane/desired.ts';
 import { openTables, pinPaths } from '../dataplane/tables.ts';
 import { listLinks, parseLinkKey } from '../dataplane/links.ts';
 import { askAgent } from './ask-agent.ts';
 import { readEndpoints, readPeers } from './rows.ts';
-import { renderTable } from './table.ts';
+import { colored, renderTable } from './table.ts';
 
 export interface Status {
   /** Undefined when no agent runs. The pinned programs forward without one. */
@@ -25,9 +26,9 @@ export interface Status {
   readonly flows: number;
   /** The functions of the kernel whose changes invalidate all flows at once, whether an agent runs or not. */
   readonly watched: readonly string[];
-  /** Packets by verdict, of pod traffic only. */
-  readonly packets: Readonly<Record<Verdict, number>>;
-  /** The share of `fast`; undefined before the first packet. */
+  /** Packets between pods, since the maps were made. */
+  readonly packets: PacketsByVerdict;
+  /** The share of `fast` in what was carried; undefined before the first packet. */
   readonly fastPercent?: number;
 }
 
@@ -35,10 +36,9 @@ export interface Status {
 export async function readStatus(bpffs: string, runDir: string): Promise<Status> {
   const agent = await askAgent(runDir);
   using tables = openTables(bpffs);
-  const counters = readCounters(tables);
-  const packets = sumByVerdict(counters.filter(isPodTraffic));
+  const packets = packetsBetweenPods(readCounters(tables));
+  const fastPercent = fastPercentOf(packets);
   const peers = readPeers(bpffs, agent);
-  const all = packets.fast + packets.kernel + packets.drop;
   return {
     ...(agent && { agent }),
     attached: [...listLinks(pinPaths(bpffs).links)]
@@ -53,83 +53,97 @@ export async function readStatus(bpffs: string, runDir: string): Promise<Status>
     flows: [...tables.flows4.keys()].length + [...tables.flows6.keys()].length,
     watched: watchedFunctions(pinPaths(bpffs).changes),
     packets,
-    ...(all > 0 && { fastPercent: Math.round((packets.fast / all) * 1000) / 10 }),
+    ...(fastPercent !== undefined && { fastPercent }),
   };
-}
-
-/** Whether it counts packets from or to pods. ARP and the node's own traffic only pass the hooks. */
-function isPodTraffic({ hook, reason }: Counter): boolean {
-  if (reason === 'not_ip' || reason === 'not_vxlan') return false;
-  return hook === 'from_pod' || hook === 'from_wire';
-}
-
-function sumByVerdict(counters: readonly Counter[]): Record<Verdict, number> {
-  const sums: Record<Verdict, number> = { fast: 0, kernel: 0, drop: 0 };
-  for (const { verdict, packets } of counters) sums[verdict] += packets;
-  return sums;
 }
 
 /** How many failures of a target are shown; the rest is in the JSON. */
 const FAILURES_SHOWN = 3;
 
-/** The status as one screen of text. */
-export function renderStatus(status: Status): string {
-  const { agent, packets } = status;
-  const lines: [string, string][] = [];
-  if (agent) {
-    lines.push([
-      'node',
-      `${agent.node}, mode ${agent.mode}, ${agent.ready ? 'ready' : `NOT READY: ${agent.notReady}`}`,
-    ]);
-    if (agent.uplink) lines.push(['uplink', `${agent.uplink.explanation}, MTU ${agent.uplink.mtu}`]);
-    for (const { podCidr, network, vtep } of agent.families) {
-      lines.push(['podCIDR', `${podCidr} of ${network}`]);
-      lines.push([
-        'VTEP',
-        vtep.device ? `${vtep.device} ${vtep.mac} at ${vtep.ip}` : `${vtep.ip}, no tunnels`,
-      ]);
-    }
-    if (agent.ingress) lines.push(['ingress', `${agent.ingress.hook}: ${agent.ingress.why}`]);
-    lines.push(['API watch', describeWatch(agent)]);
-    if (agent.api.lastKnownAgeMs !== undefined) {
-      const age = Math.round(agent.api.lastKnownAgeMs / 1000);
-      lines.push(['LAST KNOWN', `runs on the last-known state, ${age} s old, until the API server answers`]);
-    }
-    lines.push([
-      'passes',
-      `${agent.passes.count}, the last took ${agent.passes.lastDurationMs} ms, ${agent.passes.errors} errors`,
-    ]);
-    for (const { name, failures } of agent.targets)
-      for (const { key, why } of failures.slice(0, FAILURES_SHOWN))
-        lines.push(['ERROR', `${name} ${key}: ${why}`]);
-    for (const { node, reason } of agent.alarms) lines.push(['ALARM', `${node}: ${reason}`]);
-  } else {
-    lines.push(['agent', 'not running (the pinned programs forward without it)']);
+type Line = readonly [name: string, text: string];
+
+/** What a person must look at; none when all is well. */
+export function problemsOf({ agent, attached }: Status): Line[] {
+  if (!agent) return [['agent', 'NOT RUNNING (the pinned programs forward without it)']];
+  const { ready, notReady, api, alarms, targets } = agent;
+  const lines: Line[] = alarms.map(({ node, reason }) => ['ALARM', `${node}: ${reason}`]);
+  for (const { name, failures } of targets)
+    for (const { key, why } of failures.slice(0, FAILURES_SHOWN))
+      lines.push(['ERROR', `${name} ${key}: ${why}`]);
+  if (!ready) lines.push(['NOT READY', notReady ?? 'the agent does not say why']);
+  if (!api.connected) lines.push(['API watch', describeWatch(agent)]);
+  if (api.lastKnownAgeMs !== undefined) {
+    const age = Math.round(api.lastKnownAgeMs / 1000);
+    lines.push(['LAST KNOWN', `runs on the last-known state, ${age} s old, until the API server answers`]);
   }
-  const { peersWithoutFastPath: without } = status;
-  lines.push([
-    'peers',
-    `${status.peers}${without > 0 ? `, ${without} of them on the kernel path alone` : ''}`,
-  ]);
-  lines.push(['endpoints', `${status.endpoints}`], ['flows', `${status.flows}`]);
-  lines.push(['changes', describeWatched(status.watched)]);
-  lines.push([
-    'packets',
-    `${packets.fast} fast, ${packets.kernel} kernel path, ${packets.drop} dropped` +
-      (status.fastPercent === undefined ? '' : ` (${status.fastPercent} % fast)`),
-  ]);
+  const gone = attached.filter(({ live }) => !live).map(({ hook, device }) => `${hook} of ${device}`);
+  if (gone.length > 0) lines.push(['DETACHED', `${gone.join(', ')}: the device is gone`]);
+  return lines;
+}
+
+/** The status as one screen of text: what a person must look at first. */
+export function renderStatus(status: Status): string {
+  const problems = problemsOf(status);
+  const lines: Line[] = [...problems, ...agentLines(status.agent), ...dataPlaneLines(status)];
   const width = Math.max(...lines.map(([name]) => name.length)) + 2;
-  const head = lines.map(([name, text]) => `${name.padEnd(width)}${text}\n`).join('');
+  const head = lines.map(([name, text], i) => {
+    const line = `${name.padEnd(width)}${text}`;
+    return `${colored(i < problems.length ? 'red' : undefined, line)}\n`;
+  });
   const attached = renderTable(
     [
       { title: 'HOOK', value: (row) => row.hook },
       { title: 'DEVICE', value: (row) => row.device },
       { title: 'PROGRAM', align: 'right', value: (row) => row.programId },
-      { title: 'STATE', value: (row) => (row.live ? 'attached' : 'device gone') },
+      {
+        title: 'STATE',
+        value: (row) => (row.live ? 'attached' : 'device gone'),
+        color: (row) => (row.live ? undefined : 'red'),
+      },
     ],
     status.attached,
   );
-  return `${head}\n${attached}`;
+  return `${head.join('')}\n${attached}`;
+}
+
+function agentLines(agent: AgentStatus | undefined): Line[] {
+  if (!agent) return [];
+  const { uplink, families, ingress, api, passes } = agent;
+  const lines: Line[] = [['node', `${agent.node}, mode ${agent.mode}${agent.ready ? ', ready' : ''}`]];
+  if (uplink) lines.push(['uplink', `${uplink.explanation}, MTU ${uplink.mtu}`]);
+  for (const { podCidr, network, vtep } of families) {
+    const { device, mac, ip } = vtep;
+    lines.push(['podCIDR', `${podCidr} of ${network}`]);
+    lines.push(['VTEP', device ? `${device} ${mac} at ${ip}` : `${ip}, no tunnels`]);
+  }
+  if (ingress) lines.push(['ingress', `${ingress.hook}: ${ingress.why}`]);
+  if (api.connected) lines.push(['API watch', describeWatch(agent)]);
+  const { count, lastDurationMs, errors } = passes;
+  return [...lines, ['passes', `${count}, the last took ${lastDurationMs} ms, ${errors} errors`]];
+}
+
+function dataPlaneLines(status: Status): Line[] {
+  const { peersWithoutFastPath: without, packets, fastPercent, agent } = status;
+  const lines: Line[] = [
+    ['peers', `${status.peers}${without > 0 ? `, ${without} of them on the kernel path alone` : ''}`],
+    ['endpoints', `${status.endpoints}`],
+    ['flows', `${status.flows}`],
+    ['changes', describeWatched(status.watched)],
+    ['packets', `${packetsText(packets, fastPercent)}, between pods`],
+  ];
+  const { recent } = agent ?? {};
+  if (!recent || recent.seconds === 0) return lines;
+  const rate = (recent.fast + recent.kernel) / recent.seconds;
+  const perSecond = `${rate < 10 ? rate.toFixed(1) : Math.round(rate)} per second`;
+  return [
+    ...lines,
+    ['', `${packetsText(recent, fastPercentOf(recent))} in the last ${recent.seconds} s: ${perSecond}`],
+  ];
+}
+
+function packetsText({ fast, kernel, drop }: PacketsByVerdict, percent: number | undefined): string {
+  const share = percent === undefined ? '' : ` (${percent} % fast)`;
+  return `${fast} fast, ${kernel} kernel path, ${drop} dropped${share}`;
 }
 
 /** How long it takes until a change of rules or routes stops an established flow. */

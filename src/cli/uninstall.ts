@@ -66,7 +66,7 @@ export async function uninstall(
         '"kubectl -n kube-ripstop delete daemonset kube-ripstop-ds": pods keep their network without it',
     );
   }
-  const parts = options.restoreFlannel ? restoringParts(options) : removingParts(options);
+  const parts = await partsFor(options);
   let done = 0;
   const failures: string[] = [];
   for (const { name, run } of parts) {
@@ -85,6 +85,25 @@ export async function uninstall(
     `${failures.length} of ${parts.length} parts failed; mend that and run it again: ${failures.join('; ')}`,
     { details: failures.join('\n') },
   );
+}
+
+async function partsFor(options: UninstallOptions): Promise<Part[]> {
+  const { isBoosted } = await import('../host/boost-state.ts');
+  if (await isBoosted(options.stateDir)) return boostingParts(options);
+  return options.restoreFlannel ? restoringParts(options) : removingParts(options);
+}
+
+/** Flannel has been the node's network all the time. */
+function boostingParts(options: UninstallOptions): Part[] {
+  return [
+    { name: 'programs', run: () => removePrograms(options) },
+    {
+      name: 'settings',
+      run: async () => (await import('../host/boost-state.ts')).undoBoost(options.stateDir),
+    },
+    { name: 'run directory', run: () => forgetAgent(options) },
+    { name: 'state directory', run: () => removeState(options) },
+  ];
 }
 
 /** First peers are made to stop sending; then the fast path goes, then the kernel path. */

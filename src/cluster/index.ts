@@ -17,7 +17,7 @@ export { KubeSubnetManager } from './kube-subnets.ts';
 export type { SourceHealth, SubnetManager } from './subnet-manager.ts';
 export type { AlarmKind, Peer, PeerAlarm, PeerNode } from './peer.ts';
 export { type OwnSubnets, PeerTable, type PeerView } from './peer-table.ts';
-export type { ClusterSnapshot } from './snapshot.ts';
+export { type ClusterSnapshot, Snapshots } from './snapshot.ts';
 export {
   type FaultKind,
   Reflector,

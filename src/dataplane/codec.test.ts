@@ -101,6 +101,7 @@ const learned: Golden<'learned'> = {
     mtu: 1450,
     mark: 0x4000,
     priority: 6,
+    frame_dst: 0x0a0b0c0d,
     is_translated: 1,
     is_settled: 1,
     hops: 1,
@@ -110,7 +111,7 @@ const learned: Golden<'learned'> = {
     source_port: 45678,
   },
   bytes:
-    '0706050403020100 0806050403020100 07000000 04030201 aa050000 00400000 06000000 01 01 01 3f 2e 01 b26e 00000000',
+    '0706050403020100 0806050403020100 07000000 04030201 aa050000 00400000 06000000 0d0c0b0a 01 01 01 3f 2e 01 b26e',
 };
 
 const golden: { readonly [S in StructName]: Golden<S> } = {
@@ -167,10 +168,20 @@ const golden: { readonly [S in StructName]: Golden<S> } = {
       since_ns: 1,
       epoch: 5,
       ifindex: 0x01020304,
+      frame_dst: 0x0a0b0c0d,
       dscp: 46,
       ttl: 63,
     },
-    bytes: `${flow6.bytes} 0706050403020100 0100000000000000 05000000 04030201 2e 3f 000000000000`,
+    bytes: `${flow6.bytes} 0706050403020100 0100000000000000 05000000 04030201 0d0c0b0a 2e 3f 0000`,
+  },
+  sighting: { value: { ifindex: 7, mac: 'aa:bb:cc:dd:ee:ff' }, bytes: '07000000 aabbccddeeff 0000' },
+  event: {
+    value: { time_ns: 0x0001_0203_0405_0607, ifindex: 5, length: 1500, captured: 192, hook: 2, reason: 16 },
+    bytes: '0706050403020100 05000000 dc050000 c0000000 02000000 10000000 00000000',
+  },
+  listener: {
+    value: { reasons: 2 ** 40 + 1, heard: 3, allowed: 1000, sample: 10, owner: 0x01020304 },
+    bytes: '0100000000010000 0300000000000000 e803000000000000 0a000000 04030201',
   },
   counter: { value: { packets: 1, bytes: 2 ** 40 }, bytes: '0100000000000000 0000000000010000' },
   config: {
@@ -199,6 +210,8 @@ const golden: { readonly [S in StructName]: Golden<S> } = {
       direct_routing: 1,
       lifetime_ns: 5e9,
       netns: 0xf0000098,
+      bridge_ifindex: 7,
+      admits_strangers: 1,
     },
     bytes: `
       0a2a0000 ffff0000 0a2a0300 ffffff00 c0a80003 2118 aabbccddeeff aabbccddee06 020000000003
@@ -206,7 +219,7 @@ const golden: { readonly [S in StructName]: Golden<S> } = {
       fd00004200000003 0000000000000000 ffffffffffffffff 0000000000000000
       fd00003100000000 0000000000000003
       01000000 08000000 00010000 02000000 dc050000 aa050000 96050000 01000000
-      00f2052a01000000 980000f0 00000000`,
+      00f2052a01000000 980000f0 07000000 01000000 00000000`,
   },
 };
 
@@ -241,11 +254,12 @@ describe('the codec of', () => {
     const unused: Partial<Record<StructName, number>> = {
       flow4: 3,
       flow6: 3,
-      arrival: 6,
-      learned: 4,
+      arrival: 2,
+      sighting: 2,
       peer_head: 4,
       peer6: 4,
       config: 4,
+      event: 4,
     };
     expect(size - end).toBe(unused[name] ?? 0);
   });

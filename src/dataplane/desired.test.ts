@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { describe, expect, it } from 'vitest';
 import { Random } from '../../test/support/random.ts';
-import { checksum } from '../../test/support/packets.ts';
+import { checksum } from '../net/packets.ts';
 import { parseCidr } from '../net/ip.ts';
 import { encode } from './codec.ts';
 import {
@@ -115,6 +115,8 @@ describe('the configuration', () => {
       pod_mtu6: 1430, // and 70
       direct_routing: 0,
       lifetime_ns: 5e9,
+      bridge_ifindex: 0,
+      admits_strangers: 0,
     });
   });
 

@@ -44,6 +44,10 @@ export interface NodeSettings {
   };
   /** Peers on our own L2 are reached without encapsulation. */
   readonly directRouting?: boolean | undefined;
+  /** The index of the bridge with our podCIDR, if there is one. */
+  readonly bridge?: number | undefined;
+  /** Whether VXLAN from addresses that no node has is left to the kernel path, and not dropped. */
+  readonly admitsStrangers?: boolean | undefined;
   /** Room for flows, in each family. */
   readonly flowTableSize: number;
 }
@@ -187,6 +191,8 @@ export function desiredConfig(settings: NodeSettings): Omit<Struct<'config'>, 'n
     pod_mtu6: podMtu(settings, 6),
     direct_routing: settings.directRouting ? 1 : 0,
     lifetime_ns: FLOW_LIFETIME_MS * 1e6,
+    bridge_ifindex: settings.bridge ?? 0,
+    admits_strangers: settings.admitsStrangers ? 1 : 0,
   };
 }
 

@@ -7,7 +7,7 @@
  * layouts of the maps; `since` is the version in which a map last changed.
  */
 export const layout = {
-  version: 1,
+  version: 2,
   structs: {
     peer_head: {
       size: 48,
@@ -141,13 +141,14 @@ export const layout = {
         mtu: { offset: 24, kind: 'u32' },
         mark: { offset: 28, kind: 'u32' },
         priority: { offset: 32, kind: 'u32' },
-        is_translated: { offset: 36, kind: 'u8' },
-        is_settled: { offset: 37, kind: 'u8' },
-        hops: { offset: 38, kind: 'u8' },
-        ttl: { offset: 39, kind: 'u8' },
-        dscp: { offset: 40, kind: 'u8' },
-        is_ending: { offset: 41, kind: 'u8' },
-        source_port: { offset: 42, kind: 'be16' },
+        frame_dst: { offset: 36, kind: 'u32' },
+        is_translated: { offset: 40, kind: 'u8' },
+        is_settled: { offset: 41, kind: 'u8' },
+        hops: { offset: 42, kind: 'u8' },
+        ttl: { offset: 43, kind: 'u8' },
+        dscp: { offset: 44, kind: 'u8' },
+        is_ending: { offset: 45, kind: 'u8' },
+        source_port: { offset: 46, kind: 'be16' },
       },
     },
     learned4: {
@@ -182,16 +183,42 @@ export const layout = {
         since_ns: { offset: 48, kind: 'u64' },
         epoch: { offset: 56, kind: 'u32' },
         ifindex: { offset: 60, kind: 'u32' },
-        dscp: { offset: 64, kind: 'u8' },
-        ttl: { offset: 65, kind: 'u8' },
+        frame_dst: { offset: 64, kind: 'u32' },
+        dscp: { offset: 68, kind: 'u8' },
+        ttl: { offset: 69, kind: 'u8' },
       },
+    },
+    sighting: {
+      size: 12,
+      fields: { ifindex: { offset: 0, kind: 'u32' }, mac: { offset: 4, kind: 'mac' } },
     },
     counter: {
       size: 16,
       fields: { packets: { offset: 0, kind: 'u64' }, bytes: { offset: 8, kind: 'u64' } },
     },
+    event: {
+      size: 32,
+      fields: {
+        time_ns: { offset: 0, kind: 'u64' },
+        ifindex: { offset: 8, kind: 'u32' },
+        length: { offset: 12, kind: 'u32' },
+        captured: { offset: 16, kind: 'u32' },
+        hook: { offset: 20, kind: 'u32', enum: 'hook' },
+        reason: { offset: 24, kind: 'u32', enum: 'reason' },
+      },
+    },
+    listener: {
+      size: 32,
+      fields: {
+        reasons: { offset: 0, kind: 'u64' },
+        heard: { offset: 8, kind: 'u64' },
+        allowed: { offset: 16, kind: 'u64' },
+        sample: { offset: 24, kind: 'u32' },
+        owner: { offset: 28, kind: 'u32' },
+      },
+    },
     config: {
-      size: 168,
+      size: 176,
       fields: {
         network: { offset: 0, kind: 'be32' },
         network_mask: { offset: 4, kind: 'be32' },
@@ -217,6 +244,8 @@ export const layout = {
         direct_routing: { offset: 148, kind: 'u32' },
         lifetime_ns: { offset: 152, kind: 'u64' },
         netns: { offset: 160, kind: 'u32' },
+        bridge_ifindex: { offset: 164, kind: 'u32' },
+        admits_strangers: { offset: 168, kind: 'u32' },
       },
     },
   },
@@ -282,7 +311,7 @@ export const layout = {
       value: { struct: 'arrival' },
       maxEntries: 1024,
       flags: 0,
-      since: 1,
+      since: 2,
     },
     counters: {
       type: 'percpu_array',
@@ -317,13 +346,14 @@ export const layout = {
       since: 0,
     },
     epoch: { type: 'array', key: 'u32', value: 'u32', maxEntries: 1, flags: 0, since: 1 },
+    events: { type: 'array_of_maps', key: 'u32', value: 'u32', maxEntries: 1, flags: 0, since: 2 },
     flows4: {
       type: 'lru_hash',
       key: { struct: 'flow4' },
       value: { struct: 'learned4' },
       maxEntries: 131072,
       flags: 0,
-      since: 1,
+      since: 2,
     },
     flows6: {
       type: 'lru_hash',
@@ -331,10 +361,18 @@ export const layout = {
       value: { struct: 'learned6' },
       maxEntries: 131072,
       flags: 0,
-      since: 1,
+      since: 2,
     },
     ip_ids: { type: 'percpu_array', key: 'u32', value: 'u32', maxEntries: 1, flags: 0, since: 1 },
     last_arrival: { type: 'percpu_array', key: 'u32', value: 'u32', maxEntries: 1, flags: 0, since: 1 },
+    listeners: {
+      type: 'array',
+      key: 'u32',
+      value: { struct: 'listener' },
+      maxEntries: 1,
+      flags: 0,
+      since: 2,
+    },
     peers: {
       type: 'array',
       key: 'u32',
@@ -350,6 +388,14 @@ export const layout = {
       maxEntries: 32768,
       flags: 1,
       since: 1,
+    },
+    sightings: {
+      type: 'lru_hash',
+      key: 'address',
+      value: { struct: 'sighting' },
+      maxEntries: 1024,
+      flags: 0,
+      since: 2,
     },
     vteps: {
       type: 'hash',

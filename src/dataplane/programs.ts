@@ -34,7 +34,7 @@ import { listLinks, removeLinks } from './links.ts';
 import { noFailures, type Target } from '../reconcile/target.ts';
 
 /** Which object holds which programs. */
-const objects = {
+export const objects = {
   pod: ['from_pod', 'to_pod'],
   wire: ['from_wire', 'to_wire', 'from_vtep'],
   xdp: ['xdp_from_wire'],
@@ -42,6 +42,7 @@ const objects = {
   changes: ['move_epoch'],
 } as const;
 
+export type ObjectName = keyof typeof objects;
 export type ProgramName = (typeof objects)[keyof typeof objects][number];
 
 /** Where the build puts the objects. */
@@ -152,7 +153,13 @@ export function loadPrograms(settings: NodeSettings, paths: PinPaths, directory 
   };
 }
 
-function objectFile(directory: string, name: string): string {
+/** The object that holds a program. */
+export function objectOf(program: ProgramName): ObjectName {
+  const names = Object.keys(objects) as ObjectName[];
+  return names.find((name) => (objects[name] as readonly ProgramName[]).includes(program))!;
+}
+
+export function objectFile(directory: string, name: string): string {
   const file = join(directory, `${name}.bpf.o`);
   if (!existsSync(file)) throw new RipstopError(`${file} is missing; build it with \`npm run build:bpf\``);
   return file;

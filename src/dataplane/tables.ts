@@ -55,17 +55,21 @@ export function typedTable<M extends MapName>(name: M, map: BpfMap): Table<M> {
   return new TypedMap(map, kindCodec(key), kindCodec(value)) as unknown as Table<M>;
 }
 
+/** @throws RipstopError when no maps are pinned below this bpffs mount. */
+export function requirePins(bpffs: string): void {
+  if (existsSync(join(pinPaths(bpffs).maps, mapNames[0]!))) return;
+  throw new RipstopError(
+    `no ripstop maps are pinned below ${bpffs}; is the agent running on this node, with this --bpffs?`,
+  );
+}
+
 /**
  * Open the pinned maps below a bpffs mount.
  * @throws RipstopError when nothing is pinned there, or maps of another layout than this program knows.
  */
 export function openTables(bpffs: string): Tables & Disposable {
+  requirePins(bpffs);
   const { maps } = pinPaths(bpffs);
-  if (!existsSync(join(maps, mapNames[0]!))) {
-    throw new RipstopError(
-      `no ripstop maps are pinned below ${bpffs}; is the agent running on this node, with this --bpffs?`,
-    );
-  }
   const version = currentGeneration({ maps })?.version;
   if (version !== layout.version) {
     throw new RipstopError(

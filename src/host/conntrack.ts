@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import { existsSync } from 'node:fs';
+import { isOpenTcp, listConnections, makeLiberal, NetlinkSocket } from '#netlink';
 import { errorText, RipstopError } from '../errors.ts';
 import { noFailures, type Target } from '../reconcile/target.ts';
 import { run } from './run.ts';
@@ -47,4 +48,17 @@ export function kernelModulesTarget(): Target<true> {
     },
     remove: async () => noFailures,
   };
+}
+
+/**
+ * Let all open TCP connections be liberal, each for itself. Conntrack has not seen the windows of those that the fast path
+ * has carried, so without the setting for all it would call the rest of their packets INVALID.
+ * @returns how many there are.
+ */
+export function keepConnectionsLiberal(): number {
+  using socket = NetlinkSocket.open('netfilter');
+  const open = ([4, 6] as const).flatMap((family) => listConnections(socket, family)).filter(isOpenTcp);
+  for (const error of socket.writeAll(open.map(makeLiberal)))
+    if (error && error.code !== 'ENOENT') throw error;
+  return open.length;
 }

@@ -28,6 +28,8 @@ const neighbour = (of: Partial<Of<'neighbour'>['neighbour']>): NetlinkEvent =>
     deleted: false,
     neighbour: { address: '10.42.2.0', state: 'permanent', proxy: false, ...of },
   }) as Of<'neighbour'>;
+const onWire = neighbour({ ifindex: 2, state: 'stale' });
+const othersProxy = neighbour({ ifindex: 11, proxy: true, protocol: 4 });
 const qdisc = (kind: string, deleted = false): NetlinkEvent => ({
   kind: 'qdisc',
   deleted,
@@ -84,13 +86,13 @@ describe('an event', () => {
     ["the kernel's route to the tunnel's network", route({ ifindex: 5, protocol: 2 }), { kind: 'peers' }],
     ['a default route', route({ gateway: '192.0.2.254', ifindex: 2 }), { kind: 'network' }],
     ['a neighbour in the tunnel', neighbour({ ifindex: 6 }), { kind: 'peers' }],
-    ['a neighbour on the wire', neighbour({ ifindex: 2, state: 'stale' }), undefined],
+    ['a neighbour on the wire', onWire, { kind: 'bridge', event: onWire }],
     [
       'a proxy of ours',
       neighbour({ ifindex: 11, address: '10.42.1.5', proxy: true, protocol: 82 }),
       { kind: 'proxy', bridge: 'cni0', address: '10.42.1.5', deleted: false },
     ],
-    ["somebody else's proxy", neighbour({ ifindex: 11, proxy: true, protocol: 4 }), undefined],
+    ["somebody else's proxy", othersProxy, { kind: 'bridge', event: othersProxy }],
     ['a chain of our table that is deleted', nft({ object: 'chain' }), { kind: 'rules' }],
     ['a rule that somebody adds to our table', nft({ deleted: false }), { kind: 'rules' }],
     [

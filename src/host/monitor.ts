@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { type NetlinkEvent, type NftChange, RTPROT, subscribe, type Subscription } from '#netlink';
 import { errorText, RipstopError } from '../errors.ts';
+import type { BridgeEvent } from './bridged-pods.ts';
 import { OWN_TABLES } from './flannel-rules.ts';
 import { isPodVeth } from './links.ts';
 import { linkNames, openNetlink, type Where } from './netlink.ts';
@@ -19,6 +20,8 @@ export type NodeEvent =
       readonly ifindex: number;
       readonly up: boolean;
       readonly mtu: number;
+      /** The index of the bridge that it is a port of. */
+      readonly master: number | undefined;
     }
   /** A route of ours to a pod, or the one that makes a podCIDR unreachable; `dev` is undefined for the latter. */
   | {
@@ -48,14 +51,16 @@ export type NodeEvent =
   | { readonly kind: 'shaping'; readonly ifindex: number | undefined }
   /** Rules or sets of others in nftables: the kernel path may decide in another way now. */
   | { readonly kind: 'policy' }
+  /** An entry of which only bridges of pods are of interest: see BridgedPods. */
+  | { readonly kind: 'bridge'; readonly event: BridgeEvent }
   /** An IPsec policy. */
   | { readonly kind: 'ipsec' }
   /** Events were lost, so anything may have changed. */
   | { readonly kind: 'lost' };
 
 /**
- * Subscribe to changes on the node. One frequent kind is left out: the neighbours on the underlay, which come and go
- * every minute.
+ * Subscribe to changes on the node. Neighbours on the underlay come and go every minute, so `bridge` events must cost
+ * nothing where they concern no bridge.
  * @throws RipstopError when the kernel refuses, as it does without CAP_NET_ADMIN.
  */
 export function monitorNode(
@@ -104,9 +109,9 @@ export function classify(
 ): NodeEvent | undefined {
   switch (event.kind) {
     case 'link': {
-      const { name, ifindex, up, mtu } = event.link;
+      const { name, ifindex, up, mtu, master } = event.link;
       return isPodVeth(name)
-        ? { kind: 'pod-link', name, deleted: event.deleted, ifindex, up, mtu }
+        ? { kind: 'pod-link', name, deleted: event.deleted, ifindex, up, mtu, master }
         : { kind: 'link' };
     }
     case 'address': {
@@ -125,10 +130,10 @@ export function classify(
       const device = nameOf(ifindex) ?? '';
       if (proxy && protocol === ROUTE_PROTOCOL)
         return { kind: 'proxy', bridge: device, address, deleted: event.deleted };
-      return isVtepName(device) ? { kind: 'peers' } : undefined;
+      return isVtepName(device) ? { kind: 'peers' } : { kind: 'bridge', event };
     }
     case 'fdb':
-      return isVtepName(nameOf(event.entry.ifindex) ?? '') ? { kind: 'peers' } : undefined;
+      return isVtepName(nameOf(event.entry.ifindex) ?? '') ? { kind: 'peers' } : { kind: 'bridge', event };
     case 'netconf':
       // A new interface has settings before the kernel tells of the interface itself.
       return { kind: 'settings', name: event.ifindex < 0 ? undefined : (nameOf(event.ifindex) ?? '') };

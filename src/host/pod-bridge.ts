@@ -24,6 +24,11 @@ export function findPodBridge(podCidr: Cidr, links: ReadonlyMap<string, Link>): 
   );
 }
 
+/** The bridges of these podCIDRs: usually one. */
+export function findPodBridges(podCidrs: readonly Cidr[], links: ReadonlyMap<string, Link>): Link[] {
+  return [...new Set(podCidrs.flatMap((podCidr) => findPodBridge(podCidr, links) ?? []))];
+}
+
 /**
  * Bridges of these podCIDRs without pods. flannel's plugin creates its bridge again when it needs it, so a bridge
  * without pods is useless; but its connected route would still take packets for the podCIDR. A bridge with an address
@@ -31,8 +36,7 @@ export function findPodBridge(podCidr: Cidr, links: ReadonlyMap<string, Link>): 
  */
 export function idlePodBridges(podCidrs: readonly Cidr[], links: ReadonlyMap<string, Link>): string[] {
   const gateways = podCidrs.map((podCidr) => canonicalAddress(addressAt(podCidr, 1)));
-  const bridges = new Set(podCidrs.flatMap((podCidr) => findPodBridge(podCidr, links) ?? []));
-  return [...bridges]
+  return findPodBridges(podCidrs, links)
     .filter(({ name, addresses }) => {
       const hasPort = [...links.values()].some(({ master }) => master === name);
       const isOthers = addresses.some(({ ip, scope }) => scope !== 'link' && !gateways.includes(ip));

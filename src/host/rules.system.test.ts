@@ -3,7 +3,7 @@ import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { describe, expect, it } from 'vitest';
 import { parseCidr } from '../net/ip.ts';
-import { ethernet, fragments, ip, udp, vxlan } from '../../test/support/packets.ts';
+import { ethernet, fragments, ip, udp, vxlan } from '../net/packets.ts';
 import { RawSocket } from '../../test/support/raw-socket.ts';
 import { ipJson } from '../lab/ip.ts';
 import { testNetns, whyNoNetns, type TestNetns } from './netns.support.ts';

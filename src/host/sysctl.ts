@@ -23,18 +23,19 @@ export interface SysctlReport {
   missing: Sysctl[];
 }
 
+/** The one setting that flows on the fast path need. */
+export const CONNTRACK_LIBERAL: Sysctl = {
+  path: 'net/netfilter/nf_conntrack_tcp_be_liberal',
+  value: '1',
+  why: 'conntrack sees a flow that leaves the fast path only from then on, and must not call it INVALID',
+};
+
 /**
  * The settings that the kernel path needs on any node.
  * @param uplinks the uplink, and the devices on which the node accepts router advertisements: it keeps accepting them.
  */
 export function nodeSysctls(families: readonly Family[], uplinks: readonly string[]): Sysctl[] {
-  const settings: Sysctl[] = [
-    {
-      path: 'net/netfilter/nf_conntrack_tcp_be_liberal',
-      value: '1',
-      why: 'conntrack sees a flow that leaves the fast path only from then on, and must not call it INVALID',
-    },
-  ];
+  const settings: Sysctl[] = [CONNTRACK_LIBERAL];
   if (families.includes(4)) {
     settings.push({ path: 'net/ipv4/ip_forward', value: '1', why: 'the node routes for its pods' });
   }

@@ -126,7 +126,7 @@ export function fdbTarget(where: Where = {}): Target<string> {
     name: 'fdb',
     list: async () =>
       ofVtepDevices(where, (socket, ifindex, found) => {
-        for (const { mac, dst = '', state } of listFdb(socket, ifindex)) {
+        for (const { mac, dst = '', state } of listFdb(socket, { ifindex })) {
           if (state === 'permanent') found(mac, dst);
         }
       }),

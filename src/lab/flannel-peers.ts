@@ -9,7 +9,7 @@ import { FLANNEL_ANNOTATION, FLANNEL_NAMES } from './flannel.ts';
 import { type KubeNode, listNodes } from './kube.ts';
 import { netnsPath } from './netns.ts';
 import type { LabOptions } from './options.ts';
-import type { Lab, NodeState } from './state.ts';
+import { hasFlannel, type Lab, type NodeState } from './state.ts';
 
 const LEASE_TIMEOUT_MS = 5_000;
 
@@ -23,7 +23,7 @@ export interface FlannelPeer {
 
 /** Update the neighbours, FDB and routes of every flannel node from the Nodes that the API server has now. */
 export async function syncFlannel(lab: Lab): Promise<void> {
-  const followers = lab.state.nodes.filter((node) => node.datapath === 'flannel');
+  const followers = lab.state.nodes.filter(hasFlannel);
   // A real flanneld follows by itself.
   if (followers.length === 0 || lab.state.options.real?.flannel) return;
   const nodes = await nodesWithLeases(lab);

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 import { join } from 'node:path';
 import { ipBatch, ipJson } from './ip.ts';
+import { writeAtomically } from '../host/files.ts';
 import { run } from '../host/run.ts';
+import { renderSubnetEnv } from '../host/subnet-env.ts';
 import { type Family, parseCidr } from '../net/ip.ts';
 import { type FamilyPart, clusterNetwork, familiesOf, familyParts } from './addresses.ts';
 import { CNI_PLUGINS, type CniPlugin } from './cni.ts';
@@ -58,6 +60,7 @@ export async function setUpFlannel(lab: Lab, node: NodeState): Promise<void> {
     const restore = part.family === 4 ? 'iptables-restore' : 'ip6tables-restore';
     await run(restore, ['--noflush'], { netns, stdin: flannelRules(lab.state.options, part) });
   }
+  await writeSubnetEnv(lab, parts, join(nodeDir(lab, node), 'subnet.env'));
   const leases = await Promise.all(parts.map((part) => leaseOf(part, netns)));
   const lease = Object.assign(
     { 'kube-subnet-manager': 'true', 'backend-type': 'vxlan' },
@@ -65,6 +68,14 @@ export async function setUpFlannel(lab: Lab, node: NodeState): Promise<void> {
   ) as object;
   const annotations = Object.entries(lease).map(([key, value]) => [`${FLANNEL_ANNOTATION}/${key}`, value]);
   await patchNodeStatus(lab, node.name, { metadata: { annotations: Object.fromEntries(annotations) } });
+}
+
+async function writeSubnetEnv(lab: Lab, parts: readonly FamilyPart[], path: string): Promise<void> {
+  const networks = parts.map(({ family, podCIDR }) => ({
+    network: parseCidr(clusterNetwork(lab.state.options, family)),
+    podCidr: parseCidr(podCIDR),
+  }));
+  await writeAtomically(path, renderSubnetEnv({ networks, mtu: podMtu(lab), ipMasq: true }));
 }
 
 function createDevice(lab: Lab, { family, ip, podCIDR }: FamilyPart): string[] {

@@ -2,8 +2,17 @@
 export { gatewayAddress } from './addresses.ts';
 export { callCni, type CniCall } from './cni.ts';
 export { flannelPeers, syncFlannel, type FlannelPeer } from './flannel-peers.ts';
-export { labDown, labExec, labStatus, labSteps, labUp, type LabStep, type Progress } from './lab.ts';
-export { setServices, startKubeProxy, withPort, type ServicePort } from './kube-proxy.ts';
+export {
+  labDown,
+  labExec,
+  labExecEnvironment,
+  labStatus,
+  labSteps,
+  labUp,
+  type LabStep,
+  type Progress,
+} from './lab.ts';
+export { setServices, startKubeProxy, type ServicePort } from './kube-proxy.ts';
 export { netnsPath } from './netns.ts';
 export { addNode, removeNode } from './nodes.ts';
 export {
@@ -15,10 +24,11 @@ export {
   type Wire,
 } from './options.ts';
 export { addPod, pluginOf, removePod } from './pods.ts';
-export { restartAgent, startAgent, stopAgent, unboost } from './ripstop.ts';
-export { giveBack, takeOver } from './takeover.ts';
+export { restartAgent, startAgent, stopAgent, removePrograms } from './ripstop.ts';
+export { boost, giveBack, takeOver, unboost } from './takeover.ts';
 export {
   findNode,
+  isInLab,
   labDir,
   nodeDir,
   openLab,

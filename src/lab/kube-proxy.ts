@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { createHash } from 'node:crypto';
-import { isIPv6 } from 'node:net';
 import { run } from '../host/run.ts';
-import { addressFamily, cidrContains, type Family, parseCidr } from '../net/ip.ts';
+import { addressFamily, cidrContains, type Family, parseCidr, withPort } from '../net/ip.ts';
 import { clusterNetwork, familyParts, type FamilyPart, serviceNetwork } from './addresses.ts';
 import { netnsPath, setSysctls } from './netns.ts';
 import type { KubeProxyMode } from './options.ts';
@@ -91,11 +90,6 @@ export async function setServices(
       await run('nft', ['-f', '-'], { netns, stdin: deletedTable(family) + nftablesRules(proxied) });
     }
   }
-}
-
-/** An address and a port as one word: `10.42.0.2:80`, `[fd00::2]:80`. */
-export function withPort(address: string, port: number): string {
-  return isIPv6(address) ? `[${address}]:${port}` : `${address}:${port}`;
 }
 
 /** kube-proxy's name of a port, which its comments show and its names of chains are made from. */

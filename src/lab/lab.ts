@@ -126,7 +126,7 @@ export async function labExec(name: string, target: string, argv: readonly strin
   process.on('SIGINT', ignore);
   try {
     return await new Promise<number>((resolve, reject) => {
-      const env = execEnvironment(lab, target);
+      const env = labExecEnvironment(lab, target);
       const child = spawn('nsenter', [`--net=${netnsPath(netns)}`, '--', ...argv], { stdio: 'inherit', env });
       child.on('error', reject);
       child.on('exit', (code, signal) => resolve(code ?? 128 + (signal ? constants.signals[signal] : 0)));
@@ -137,7 +137,7 @@ export async function labExec(name: string, target: string, argv: readonly strin
 }
 
 /** There `ripstop` is this checkout's, and on a node it finds that node's pins and agent without flags. */
-function execEnvironment(lab: Lab, target: string): NodeJS.ProcessEnv {
+export function labExecEnvironment(lab: Lab, target: string): NodeJS.ProcessEnv {
   const node = lab.state.nodes.find(({ name }) => name === target);
   return {
     ...process.env,

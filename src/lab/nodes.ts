@@ -12,6 +12,7 @@ import type { Datapath } from './options.ts';
 import { addPod } from './pods.ts';
 import { removeBpffs, setUpRipstop } from './ripstop.ts';
 import {
+  hasFlannel,
   kubeconfigOf,
   type Lab,
   type NodeState,
@@ -51,13 +52,14 @@ export async function setUpNode(lab: Lab, datapath: Datapath, pods: number): Pro
   saveLab(lab);
   mkdirSync(nodeDir(lab, node));
   await Promise.all([createNodeNetns(lab, node), createKubeNode(lab, node)]);
-  const { kubeProxy, real } = lab.state.options;
+  const { mode, kubeProxy, real } = lab.state.options;
   if (real?.apiServer) await giveToken(lab, node);
   if (kubeProxy !== 'none')
     await (real?.kubeProxy ? startKubeProxyDaemon : startKubeProxy)(lab, node, kubeProxy);
   if (datapath === 'host') return node;
+  node.boosted = datapath === 'ripstop' && mode === 'boost';
+  if (hasFlannel(node)) await (real?.flannel ? setUpFlanneld(lab, node) : setUpFlannel(lab, node));
   if (datapath === 'ripstop') await setUpRipstop(lab, node);
-  else await (real?.flannel ? setUpFlanneld(lab, node) : setUpFlannel(lab, node));
   // One after another, so that pod1 gets the first address.
   for (let i = 0; i < pods; i++) await addPod(lab, node);
   return node;

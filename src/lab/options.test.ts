@@ -6,6 +6,7 @@ import { isLabNetns } from './state.ts';
 describe('the flags of lab up', () => {
   it('have defaults for everything', () => {
     expect(parseLabOptions({})).toEqual({
+      mode: 'cni',
       name: 'lab',
       datapaths: ['ripstop', 'ripstop'],
       pods: 2,
@@ -35,7 +36,8 @@ describe('the flags of lab up', () => {
   });
 
   it.each<[string, LabFlags, string]>([
-    ['an unknown mode', { mode: 'boost' }, '--mode cannot be "boost"; choose cni'],
+    ['an unknown mode', { mode: 'turbo' }, '--mode cannot be "turbo"; choose cni, boost'],
+    ['boost without flannel', { mode: 'boost', backend: 'host-gw' }, 'so --mode boost cannot either'],
     ['a link too small for IPv6 in VXLAN', { ipv6: true, mtu: 1349 }, 'from 1350 to'],
     ['an unknown kube-proxy', { kubeProxy: 'ipvs' }, '--kube-proxy cannot be "ipvs"; choose iptables'],
     ['an unknown datapath', { datapath: 'ripstop,cilium' }, '--datapath cannot be "cilium"; choose ripstop'],

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import type { BackendType } from '../cluster/index.ts';
+import type { Mode } from '../agent/options.ts';
 import { errorText, RipstopError } from '../errors.ts';
 import { type Cidr, parseCidr } from '../net/ip.ts';
 
@@ -17,6 +18,8 @@ export type KubeProxyMode = 'iptables' | 'nftables' | 'none';
 
 export interface LabOptions {
   readonly name: string;
+  /** How ripstop runs on its nodes: in place of flannel, or beside it. */
+  readonly mode: Mode;
   /** One entry for each node, in order. */
   readonly datapaths: readonly Datapath[];
   /** The number of pods on each node that is not a `host` node. */
@@ -90,7 +93,7 @@ const MAX_MTU = 65535;
 
 /** Turn flags into options, with all defaults. @throws RipstopError with exit code 2 that names the wrong flag. */
 export function parseLabOptions(flags: LabFlags): LabOptions {
-  choice('--mode', flags.mode ?? 'cni', ['cni'] as const);
+  const mode = choice('--mode', flags.mode ?? 'cni', ['cni', 'boost'] as const);
   const ipv6 = flags.ipv6 ?? false;
   const each = (flags.datapath ?? 'ripstop')
     .split(',')
@@ -105,7 +108,10 @@ export function parseLabOptions(flags: LabFlags): LabOptions {
   if (backend !== 'vxlan' && each.includes('flannel')) {
     throw usage(`the lab's flannel nodes cannot run --backend ${backend}; use --datapath ripstop`);
   }
+  if (mode === 'boost' && backend !== 'vxlan')
+    throw usage(`the lab's flannel cannot run --backend ${backend}, so --mode boost cannot either`);
   return {
+    mode,
     name: labName(flags.name ?? DEFAULT_LAB_NAME),
     datapaths: each.length > 1 ? each : Array.from({ length: nodes }, () => each[0]!),
     pods: integer('--pods', flags.pods ?? 2, 0, MAX_PODS),

@@ -6,7 +6,7 @@ import { flannelPlugin } from './flannel.ts';
 import { flanneldPlugin } from './flanneld.ts';
 import { addNetns, deleteNetns, killAll, processesIn } from './netns.ts';
 import { ripstopPlugin } from './ripstop.ts';
-import { type Lab, type NodeState, type PodState, lowestFree, saveLab } from './state.ts';
+import { hasFlannel, type Lab, type NodeState, type PodState, lowestFree, saveLab } from './state.ts';
 
 /**
  * Start a pod on the node: a namespace that the node's CNI plugin connects, as it would for kubelet and containerd.
@@ -54,8 +54,7 @@ function podCall(node: NodeState, pod: PodState, plugin: CniPlugin, command: 'AD
 /** The CNI plugin of a node's datapath. @throws RipstopError on a `host` node. */
 export function pluginOf(lab: Lab, node: NodeState): CniPlugin {
   const { real } = lab.state.options;
-  if (node.datapath === 'flannel')
-    return real?.flannel ? flanneldPlugin(lab, node) : flannelPlugin(lab, node);
+  if (hasFlannel(node)) return real?.flannel ? flanneldPlugin(lab, node) : flannelPlugin(lab, node);
   if (node.datapath === 'ripstop') return ripstopPlugin(lab, node);
   throw new RipstopError(`${node.name} has the host datapath, which has no pods; choose ripstop or flannel`);
 }

@@ -19,7 +19,7 @@ import {
   restartAgent,
   startAgent,
   stopAgent,
-  unboost,
+  removePrograms,
 } from './index.ts';
 import { isAlive } from './netns.ts';
 import { missingForLab, tracesOf } from './lab.support.ts';
@@ -68,7 +68,7 @@ describe.skipIf(missing)('two ripstop nodes and a flannel node, dual-stack', () 
     await restartAgent(lab, node);
     expect(isAlive(second)).toBe(false);
     expect(isAlive(node.agentPid!)).toBe(true);
-    await unboost(lab, node);
+    await removePrograms(lab, node);
     expect(node.agentPid).toBeUndefined();
     expect(existsSync(join(nodeDir(lab, node), 'bpf/ripstop'))).toBe(false);
     await startAgent(lab, node);

@@ -2,6 +2,7 @@
 import { existsSync, mkdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { askAgent } from '../cli/ask-agent.ts';
 import { deferredDir } from '../cni/deferred.ts';
 import { RipstopError, errorText } from '../errors.ts';
 import { run } from '../host/run.ts';
@@ -60,9 +61,15 @@ export function ripstopCommand(
   return [process.execPath, process.env['RIPSTOP_LAB_COMMAND'] ?? COMMAND, command, ...argv];
 }
 
-/** Start the node's agent. Resolves when its CNI socket answers STATUS. */
+/** Start the node's agent. Resolves when it is ready. */
 export async function startAgent(lab: Lab, node: NodeState): Promise<void> {
-  const agent = [...ripstopCommand(lab, node, 'agent'), '--mode', 'cni', '--metrics-addr', '127.0.0.1:9480'];
+  const agent = [
+    ...ripstopCommand(lab, node, 'agent'),
+    '--mode',
+    node.boosted ? 'boost' : 'cni',
+    '--metrics-addr',
+    '127.0.0.1:9480',
+  ];
   await startDaemon({
     name: `the agent of ${node.name}`,
     argv: ['nsenter', `--net=${netnsPath(node.netns)}`, '--', ...agent],
@@ -120,7 +127,7 @@ export async function stopAgent(
  * Take ripstop's data plane off the node: stop the agent and unpin everything, which detaches the programs. The kernel
  * path must carry the traffic from here on.
  */
-export async function unboost(lab: Lab, node: NodeState): Promise<void> {
+export async function removePrograms(lab: Lab, node: NodeState): Promise<void> {
   await stopAgent(lab, node);
   rmSync(join(bpffsOf(lab, node), 'ripstop'), { recursive: true, force: true });
 }
@@ -153,8 +160,12 @@ function socketOf(lab: Lab, node: NodeState): string {
   return join(nodeDir(lab, node), 'run/cni.sock');
 }
 
-/** Ask the plugin for its STATUS (which is of CNI 1.1), as a runtime does. */
+/** Ask the plugin for its STATUS (which is of CNI 1.1), as a runtime does; in boost mode, the agent for its status. */
 async function whyNotReady(lab: Lab, node: NodeState): Promise<string | undefined> {
+  if (node.boosted) {
+    const status = await askAgent(join(nodeDir(lab, node), 'run'));
+    return status ? status.notReady : 'it does not answer yet';
+  }
   if (!existsSync(socketOf(lab, node))) return 'it has no CNI socket yet';
   const { config, ...plugin } = ripstopPlugin(lab, node);
   const status = { ...config, cniVersion: '1.1.0' };

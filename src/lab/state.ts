@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-import { existsSync, mkdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readFileSync, realpathSync, renameSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
+import type { Mode } from '../agent/options.ts';
 import { RipstopError } from '../errors.ts';
 import { type NodeAddresses, nodeAddresses } from './addresses.ts';
 import { type Datapath, type KubeProxyMode, type LabOptions, labName } from './options.ts';
@@ -27,6 +28,8 @@ export interface NodeState extends NodeAddresses {
   readonly netns: string;
   /** It changes with {@link takeOver} and {@link giveBack}. */
   datapath: Datapath;
+  /** Of a `ripstop` node: whether flannel is its network, and ripstop beside it. */
+  boosted?: boolean;
   /** The process id of the ripstop agent, while there is one. */
   agentPid?: number;
   /** The kube-proxy that the lab imitates, where there is one. */
@@ -57,12 +60,21 @@ export interface LabStatus {
     name: string;
     netns: string;
     datapath: Datapath;
+    /** Of a `ripstop` node. */
+    mode?: Mode;
     pods: { name: string; netns: string; ip: string; ip6?: string }[];
   })[];
 }
 
+const LABS = '/run/ripstop-lab';
+
 export function labDir(name: string): string {
-  return join('/run/ripstop-lab', labName(name));
+  return join(LABS, labName(name));
+}
+
+/** Whether a path is inside a lab's directory, wherever symbolic links lead. */
+export function isInLab(path: string): boolean {
+  return existsSync(path) && realpathSync(path).startsWith(`${LABS}/`);
 }
 
 /** The directory of a node's files: the agent's sockets and log, its bpffs, host-local's leases. */
@@ -73,6 +85,11 @@ export function nodeDir(lab: Lab, node: { name: string }): string {
 /** The kubeconfig of a node's agent. Each node has its own token if the API server is a real one. */
 export function kubeconfigOf(lab: Lab, node: { name: string }): string {
   return join(lab.state.options.real?.apiServer ? nodeDir(lab, node) : lab.dir, 'node.kubeconfig');
+}
+
+/** Whether flannel attaches the node's pods and follows its peers. */
+export function hasFlannel({ datapath, boosted }: NodeState): boolean {
+  return datapath === 'flannel' || boosted === true;
 }
 
 export function underlayNetns(name: string): string {
@@ -160,13 +177,14 @@ export function statusOf(lab: Lab): LabStatus {
   return {
     name: lab.name,
     kubeconfig: join(lab.dir, 'kubeconfig'),
-    nodes: lab.state.nodes.map(({ name, netns, ip, podCIDR, ip6, podCIDR6, datapath, pods }) => ({
+    nodes: lab.state.nodes.map(({ name, netns, ip, podCIDR, ip6, podCIDR6, datapath, boosted, pods }) => ({
       name,
       netns,
       ip,
       podCIDR,
       ...(ip6 && podCIDR6 && { ip6, podCIDR6 }),
       datapath,
+      ...(datapath === 'ripstop' && { mode: boosted ? 'boost' : 'cni' }),
       pods: pods
         .filter((pod) => pod.ip !== '')
         .map(({ name, netns, ip, ip6 }) => ({ name, netns, ip, ...(ip6 && { ip6 }) })),

@@ -11,12 +11,34 @@ import { type Lab, type NodeState, saveLab } from './state.ts';
  * started. Resolves when the agent can serve pods. New pods are attached by ripstop's plugin.
  */
 export async function takeOver(lab: Lab, node: NodeState): Promise<void> {
-  if (node.datapath !== 'flannel') {
-    throw new RipstopError(`${node.name} has the ${node.datapath} datapath; only flannel is taken over`);
-  }
+  requireFlannel(node, 'taken over');
   node.datapath = 'ripstop';
   saveLab(lab);
   await setUpRipstop(lab, node);
+}
+
+/**
+ * Boost a flannel node while its pods run: start an agent in mode `boost` beside flannel. Resolves when it is ready.
+ */
+export async function boost(lab: Lab, node: NodeState): Promise<void> {
+  requireFlannel(node, 'boosted');
+  node.boosted = true;
+  node.datapath = 'ripstop';
+  saveLab(lab);
+  await setUpRipstop(lab, node);
+}
+
+/**
+ * Leave a boosted node to flannel alone: stop the agent, and run `ripstop uninstall`.
+ * @returns the output of the command
+ * @throws RipstopError when it fails.
+ */
+export async function unboost(lab: Lab, node: NodeState): Promise<string> {
+  const printed = await uninstall(lab, node);
+  delete node.boosted;
+  node.datapath = 'flannel';
+  saveLab(lab);
+  return printed;
 }
 
 /**
@@ -26,12 +48,22 @@ export async function takeOver(lab: Lab, node: NodeState): Promise<void> {
  * @throws RipstopError when it fails.
  */
 export async function giveBack(lab: Lab, node: NodeState): Promise<string> {
-  await stopAgent(lab, node);
-  const [program, ...args] = ripstopCommand(lab, node, 'uninstall');
-  const printed = await run(program, [...args, '--restore-flannel'], { netns: netnsPath(node.netns) });
-  await removeBpffs(lab, node);
+  const printed = await uninstall(lab, node, '--restore-flannel');
   node.datapath = 'flannel';
   saveLab(lab);
   await syncFlannel(lab);
+  return printed;
+}
+
+function requireFlannel({ name, datapath }: NodeState, what: string): void {
+  if (datapath === 'flannel') return;
+  throw new RipstopError(`${name} has the ${datapath} datapath; only flannel is ${what}`);
+}
+
+async function uninstall(lab: Lab, node: NodeState, ...flags: readonly string[]): Promise<string> {
+  await stopAgent(lab, node);
+  const [program, ...args] = ripstopCommand(lab, node, 'uninstall');
+  const printed = await run(program, [...args, ...flags], { netns: netnsPath(node.netns) });
+  await removeBpffs(lab, node);
   return printed;
 }

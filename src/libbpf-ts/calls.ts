@@ -102,6 +102,7 @@ export interface Calls {
   bpf_obj_get_info_by_fd(fd: number, info: Bytes, length: Bytes): number;
   bpf_map_get_fd_by_id(id: number): number;
   bpf_prog_get_fd_by_id(id: number): number;
+  bpf_btf_get_fd_by_id(id: number): number;
   bpf_prog_query_opts(target: number, type: number, o: Options): number;
   bpf_prog_test_run_opts(fd: number, o: Options): number;
 
@@ -182,6 +183,7 @@ export function bindCalls(bpf: LibraryHandle, libc: LibraryHandle): Calls {
     bpf_obj_get_info_by_fd: bpf.func('int bpf_obj_get_info_by_fd(int, void *, void *)'),
     bpf_map_get_fd_by_id: bpf.func('int bpf_map_get_fd_by_id(uint32_t)'),
     bpf_prog_get_fd_by_id: bpf.func('int bpf_prog_get_fd_by_id(uint32_t)'),
+    bpf_btf_get_fd_by_id: bpf.func('int bpf_btf_get_fd_by_id(uint32_t)'),
     bpf_prog_query_opts: bpf.func('bpf_prog_query_opts', 'int', ['int', 'int', progQueryOptions.parameter]),
     bpf_prog_test_run_opts: bpf.func('bpf_prog_test_run_opts', 'int', ['int', testRunOptions.parameter]),
 

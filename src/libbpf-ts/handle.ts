@@ -45,7 +45,7 @@ export abstract class BpfHandle {
   }
 }
 
-function closeFd(fd: number): void {
+export function closeFd(fd: number): void {
   libbpf().close(fd);
 }
 

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 export { Btf, readBtf } from './btf.ts';
 export type { BtfMember, BtfType, MapDefinition } from './btf.ts';
+export { btfDecoder } from './btf-value.ts';
+export type { BtfDecoder, BtfOverride, BtfPlace } from './btf-value.ts';
+export { kernelBtf } from './kernel-btf.ts';
 export { BatchError, BpfError, MapMismatchError, VerifierError } from './error.ts';
 export { ifindexOf, possibleCpus } from './host.ts';
 export { attachTc, BpfLink, tcxPrograms } from './link.ts';
@@ -15,6 +18,8 @@ export type { OpenOptions } from './object.ts';
 export { BpfProgram, supportsPrograms } from './program.ts';
 export type { ProgramInfo, TestRun, TestRunResult } from './program.ts';
 export { RingBuffer } from './ring-buffer.ts';
+export { decodeSkBuff, encodeSkBuff, SK_BUFF_BYTES } from './sk-buff.ts';
+export type { SkBuff } from './sk-buff.ts';
 export { TcFilter } from './tc-filter.ts';
 export type { TcDirection, TcFilterPlace } from './tc-filter.ts';
 export { TypedMap } from './typed-map.ts';

@@ -105,6 +105,10 @@ describe.skipIf(noKernel)(`a map of bytes${noKernel ? ` (skipped: ${noKernel})` 
     map.updateBatch([[u32(2), value]]);
     expect(map.lookupPerCpu(u32(1))).toEqual(Array.from({ length: possibleCpus() }, () => value));
     expect(map.lookupPerCpu(u32(2))?.length).toBe(possibleCpus());
+    const different = Array.from({ length: possibleCpus() }, (_, cpu) => value.map((byte) => byte + cpu));
+    map.updatePerCpu(u32(1), different);
+    expect(map.lookupPerCpu(u32(1))).toEqual(different);
+    expect(() => map.updatePerCpu(u32(1), [])).toThrow('0 values');
     expect(() => map.lookup(u32(1))).toThrow('use lookupPerCpu');
   });
 

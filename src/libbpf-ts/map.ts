@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
+import { readFileSync, readlinkSync } from 'node:fs';
 import { deleteInBatches, isZero, lookupInBatches, updateInBatches, type RawEntry } from './batch.ts';
 import { BatchError, checkStatus } from './error.ts';
 import { mapCreateOptions } from './calls.ts';
 import { libbpf } from './ffi.ts';
-import { BpfHandle, openPinnedFd } from './handle.ts';
+import { BpfHandle, closeFd, openPinnedFd } from './handle.ts';
 import { possibleCpus } from './host.ts';
 import { Info } from './info.ts';
 import { MAP_TYPES, nameOf, type MapType } from './names.ts';
@@ -21,6 +22,10 @@ export interface MapInfo {
   maxEntries: number;
   /** `BPF_F_*` of linux/bpf.h. */
   flags: number;
+  /** The BTF that describes it, and the types of its keys and values there; 0 where its maker gave none. */
+  btfId: number;
+  keyTypeId: number;
+  valueTypeId: number;
 }
 
 /** `any` writes in any case, `noexist` only a new entry, `exist` only an existing one. */
@@ -54,8 +59,15 @@ export class BpfMap extends BpfHandle {
     return new BpfMap(fd);
   }
 
+  /** @throws TypeError when a program or a link is pinned there. */
   static openPinned(path: string): BpfMap {
-    return new BpfMap(openPinnedFd(path));
+    const fd = openPinnedFd(path);
+    const kind = readlinkSync(`/proc/self/fd/${fd}`).replace('anon_inode:', '');
+    if (kind !== 'bpf-map') {
+      closeFd(fd);
+      throw new TypeError(`${path} is a ${kind}, not a map`);
+    }
+    return new BpfMap(fd);
   }
 
   /** Open a map by its id: see {@link info}, a program's `mapIds`, or `bpftool map`. */
@@ -76,6 +88,19 @@ export class BpfMap extends BpfHandle {
     const number = MAP_TYPES.indexOf(type);
     const fd = libbpf().bpf_map_create(number, name.slice(0, 15), keySize, valueSize, maxEntries, options);
     return new BpfMap(checkStatus('bpf_map_create', fd, `${type} ${name}`));
+  }
+
+  /** Whether an entry has a value for each CPU. */
+  get isPerCpu(): boolean {
+    return this.#perCpu;
+  }
+
+  /** The kernel's memory that it takes, in bytes. It grows with the entries of a hash that is not allocated at once. */
+  get memoryBytes(): number {
+    const { memlock } = /^memlock:\s*(?<memlock>\d+)$/m.exec(
+      readFileSync(`/proc/self/fdinfo/${this.fd}`, 'utf8'),
+    )?.groups ?? { memlock: '0' };
+    return Number(memlock);
   }
 
   /** A copy of the value, or undefined without such an entry. */
@@ -111,6 +136,16 @@ export class BpfMap extends BpfHandle {
   update(key: Uint8Array, value: Uint8Array, flag: UpdateFlag = 'any'): void {
     this.#checkSizes(key, value);
     checkStatus('bpf_map_update_elem', this.#update(key, value, flag), this.subject);
+  }
+
+  /** Write an entry of a per-CPU map: a value for each possible CPU, as {@link lookupPerCpu} returns them. */
+  updatePerCpu(key: Uint8Array, values: readonly Uint8Array[]): void {
+    if (!this.#perCpu) throw new TypeError(`${this.subject} is not per CPU: use update`);
+    if (values.length !== possibleCpus())
+      throw new RangeError(`${this.subject}: ${values.length} values, and ${possibleCpus()} possible CPUs`);
+    for (const value of values) this.#checkSizes(key, value);
+    const status = libbpf().bpf_map_update_elem(this.fd, key, padded(values), UPDATE_FLAGS.any);
+    checkStatus('bpf_map_update_elem', status, this.subject);
   }
 
   /** Whether there was such an entry. An array's entries cannot be deleted (EINVAL). */
@@ -186,7 +221,7 @@ export class BpfMap extends BpfHandle {
   }
 
   #update(key: Uint8Array, value: Uint8Array, flag: UpdateFlag): number {
-    const bytes = this.#perCpu ? repeat(value, possibleCpus()) : value;
+    const bytes = this.#perCpu ? padded(Array.from({ length: possibleCpus() }, () => value)) : value;
     return libbpf().bpf_map_update_elem(this.fd, key, bytes, UPDATE_FLAGS[flag]);
   }
 
@@ -221,10 +256,10 @@ function perCpuStride(valueSize: number): number {
   return Math.ceil(valueSize / 8) * 8;
 }
 
-function repeat(value: Uint8Array, times: number): Uint8Array {
-  const stride = perCpuStride(value.length);
-  const bytes = new Uint8Array(stride * times);
-  for (let i = 0; i < times; i++) bytes.set(value, i * stride);
+function padded(values: readonly Uint8Array[]): Uint8Array {
+  const stride = perCpuStride(values[0]!.length);
+  const bytes = new Uint8Array(stride * values.length);
+  for (const [i, value] of values.entries()) bytes.set(value, i * stride);
   return bytes;
 }
 
@@ -239,5 +274,8 @@ function readMapInfo(fd: number): MapInfo {
     valueSize: info.u32(12),
     maxEntries: info.u32(16),
     flags: info.u32(20),
+    btfId: info.u32(64),
+    keyTypeId: info.u32(68),
+    valueTypeId: info.u32(72),
   };
 }

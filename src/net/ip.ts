@@ -72,6 +72,11 @@ export function addressFamily(text: string): Family | undefined {
   return undefined;
 }
 
+/** An address and a port as one word: `10.42.0.2:80`, `[fd00::2]:80`. */
+export function withPort(address: string, port: number): string {
+  return address.includes(':') ? `[${address}]:${port}` : `${address}:${port}`;
+}
+
 /**
  * IPv4 text → its value as an unsigned 32-bit number in host order (10.0.0.1 → 0x0a000001).
  * @throws RipstopError when the text is no dotted quad.

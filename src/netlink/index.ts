@@ -2,6 +2,8 @@
 export { addAddress, deleteAddress, listAddresses } from './address.ts';
 export type { Address, NewAddress, Scope } from './address.ts';
 export { inNetns } from './calls.ts';
+export { findConnection, isOpenTcp, listConnections, makeLiberal } from './conntrack.ts';
+export type { Connection, Tuple } from './conntrack.ts';
 export { NetlinkError } from './error.ts';
 export { addLink, deleteLink, getLink, listLinks, setLink } from './link.ts';
 export type {
@@ -39,8 +41,17 @@ export type { NftChange, NftCommit, NftFamily } from './nftables.ts';
 export { addClsact, deleteFilter, deleteQdisc, listFilters, listQdiscs, TC_H } from './qdisc.ts';
 export type { Filter, Qdisc } from './qdisc.ts';
 export { removeLink } from './remove-link.ts';
-export { addRoute, deleteRoute, listRoutes, lookUpRoutes, replaceRoute, RT_TABLE, RTPROT } from './route.ts';
-export type { Hop, NewRoute, Route, RouteFilter, RouteType } from './route.ts';
+export {
+  addRoute,
+  deleteRoute,
+  listRoutes,
+  lookUpIncoming,
+  lookUpRoutes,
+  replaceRoute,
+  RT_TABLE,
+  RTPROT,
+} from './route.ts';
+export type { Hop, IncomingPacket, NewRoute, Route, RouteFilter, RouteType } from './route.ts';
 export { addRule, deleteRule, listRules } from './rule.ts';
 export type { NewRule, Rule } from './rule.ts';
 export { NetlinkSocket } from './socket.ts';

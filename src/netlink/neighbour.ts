@@ -8,7 +8,7 @@ export const RTM_NEWNEIGH = 28;
 export const RTM_DELNEIGH = 29;
 const RTM_GETNEIGH = 30;
 const NDMSG = 12;
-const NDA = { dst: 1, lladdr: 2, vlan: 5, ifindex: 8, protocol: 12 } as const;
+const NDA = { dst: 1, lladdr: 2, vlan: 5, ifindex: 8, master: 9, protocol: 12 } as const;
 const NTF = { self: 0x02, proxy: 0x08 } as const;
 /** NUD_ states. */
 const STATES = {
@@ -44,6 +44,8 @@ export interface FdbEntry {
   /** Where a VXLAN device sends what is for it. */
   readonly dst: string | undefined;
   readonly vlan: number | undefined;
+  /** The bridge that the device is a port of. */
+  readonly master: number | undefined;
   readonly state: NeighbourState;
   /** Of the device itself, and not of the bridge that it is a port of. */
   readonly self: boolean;
@@ -91,15 +93,25 @@ export function listNeighbours(
   });
 }
 
-/** The FDB entries of a bridge's ports or of a VXLAN device. */
-export function listFdb(socket: NetlinkSocket, ifindex: number): FdbEntry[] {
-  const payload = header(AF_BRIDGE, 0, 0, 0).u32(NDA.ifindex, ifindex).done();
+/** The FDB entries of one device, or of all ports of a bridge (`master`). */
+export function listFdb(
+  socket: NetlinkSocket,
+  {
+    ifindex,
+    master,
+  }:
+    | { readonly ifindex: number; readonly master?: never }
+    | { readonly master: number; readonly ifindex?: never },
+): FdbEntry[] {
+  const payload = header(AF_BRIDGE, 0, 0, 0).u32(NDA.ifindex, ifindex).u32(NDA.master, master).done();
   return socket.dump(
-    { type: RTM_GETNEIGH, payload, what: () => `list the FDB of link ${ifindex}` },
+    { type: RTM_GETNEIGH, payload, what: () => `list the FDB of link ${ifindex ?? master}` },
     (message) => {
-      if (message.body.u32(4) !== ifindex) return undefined;
       const entry = readNeighbour(message);
-      return entry?.kind === 'fdb' ? entry : undefined;
+      if (entry?.kind !== 'fdb') return undefined;
+      return entry.ifindex === ifindex || (master !== undefined && entry.master === master)
+        ? entry
+        : undefined;
     },
   );
 }
@@ -121,6 +133,7 @@ export function readNeighbour({ body }: Message): Neighbour | FdbEntry | undefin
       mac: mac ?? '',
       dst: attributes.address(NDA.dst),
       vlan: attributes.u16(NDA.vlan),
+      master: attributes.u32(NDA.master),
       state,
       self: (flags & NTF.self) !== 0,
     };

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { execFileSync } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
-import { closeSync, openSync, readFileSync } from 'node:fs';
+import { closeSync, existsSync, openSync, readFileSync } from 'node:fs';
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import {
   addAddress,
@@ -21,6 +21,7 @@ import {
   deleteQdisc,
   deleteRoute,
   deleteRule,
+  findConnection,
   getLink,
   inNetns,
   listAddresses,
@@ -34,6 +35,7 @@ import {
   listRoutes,
   listRules,
   listSetAddresses,
+  lookUpIncoming,
   lookUpRoutes,
   removeLink,
   NetlinkError,
@@ -399,6 +401,27 @@ describe(title('a netlink socket'), { skip: skip !== undefined }, () => {
     expect(ways[1502]).toMatchObject({ type: 'local' });
   });
 
+  it('tells what becomes of an incoming packet: by its rules, from its device, with its ports', () => {
+    const eth0 = index('eth0');
+    execFileSync('nsenter', [`--net=${netns}`, '--', 'sysctl', '-q', '-w', 'net.ipv4.ip_forward=1']);
+    inside('ip', ...'route add 203.0.113.0/24 via 192.168.9.253 table 77'.split(' '));
+    inside('ip', ...'rule add ipproto udp dport 53 table 77'.split(' '));
+    const packet = { iif: eth0, src: '192.168.9.7', dst: '203.0.113.1', protocol: 17 };
+    const toDns = lookUpIncoming(socket, { ...packet, ports: { src: 4711, dst: 53 } });
+    expect(toDns).toMatchObject({ type: 'unicast', table: 77, gateway: '192.168.9.253', ifindex: eth0 });
+    expect(lookUpIncoming(socket, { ...packet, ports: { src: 4711, dst: 54 } })).toMatchObject({
+      code: expect.stringMatching(/UNREACH/) as unknown,
+    });
+    expect(lookUpIncoming(socket, { ...packet, dst: '192.168.9.1' })).toMatchObject({ type: 'local' });
+    const overIpv6 = { iif: eth0, src: 'fd99::7', dst: 'fd99:1::1', protocol: 6, tos: 2 };
+    inside('ip', ...`-6 route add fd99:1::/64 dev eth0 table 77`.split(' '));
+    inside('ip', ...'-6 rule add to fd99:1::/64 table 77'.split(' '));
+    expect(lookUpIncoming(socket, overIpv6)).toMatchObject({ type: 'unicast', table: 77, ifindex: eth0 });
+    inside('ip', ...'-6 rule del to fd99:1::/64 table 77'.split(' '));
+    expect(lookUpIncoming(socket, overIpv6)).not.toMatchObject({ table: 77 });
+    inside('ip', ...'rule del ipproto udp dport 53 table 77'.split(' '));
+  });
+
   it('tells of each of many writes why it failed, in the kernel’s words, and does the others', () => {
     const eth0 = index('eth0');
     const routes = Array.from({ length: 2000 }, (_, i) => ({
@@ -478,7 +501,7 @@ describe(title('a netlink socket'), { skip: skip !== undefined }, () => {
       unknown
     >[];
     expect(fdb).toMatchObject([{ mac, dst: '192.168.9.3', flags: ['self'], state: 'permanent' }]);
-    expect(listFdb(socket, ifindex)).toEqual([
+    expect(listFdb(socket, { ifindex })).toEqual([
       { kind: 'fdb', ifindex, mac, dst: '192.168.9.3', vlan: undefined, state: 'permanent', self: true },
     ]);
     socket.write(
@@ -628,6 +651,27 @@ describe(title('other netlink families'), { skip: skip !== undefined }, () => {
     execFileSync('nsenter', [`--net=${path}`, '--', 'nft', text]);
     expect(listSetAddresses(socket, set, 4).toSorted()).toEqual(many.toSorted());
     expect(listSetAddresses(socket, set, 6)).toEqual([]);
+  });
+
+  it('find a connection of conntrack by the tuple of either direction', ({ skip }) => {
+    const there = (...argv: string[]) => execFileSync('nsenter', [`--net=${path}`, '--', ...argv]);
+    execFileSync('ip', ['-n', own, 'link', 'set', 'lo', 'up']);
+    there(
+      'nft',
+      'add table inet c; add chain inet c o { type filter hook output priority 0; ct state new; }',
+    );
+    if (!existsSync('/proc/sys/net/netfilter/nf_conntrack_max')) skip('the kernel has no conntrack');
+    const script = `const s = require('node:dgram').createSocket('udp4');
+      s.bind(4711, () => s.send('x', 9, '127.0.0.1', () => s.close()));`;
+    there(process.execPath, '-e', script);
+    using socket = NetlinkSocket.open('netfilter', path);
+    const one = { protocol: 17, src: '127.0.0.1', dst: '127.0.0.1', srcPort: 4711, dstPort: 9 };
+    const back = { ...one, srcPort: 9, dstPort: 4711 };
+    const found = findConnection(socket, one);
+    expect(found).toMatchObject({ original: one, reply: back, status: ['confirmed'], mark: 0 });
+    expect(found).toEqual({ ...findConnection(socket, back), timeoutSeconds: found?.timeoutSeconds });
+    expect(found?.timeoutSeconds).toBeGreaterThan(0);
+    expect(findConnection(socket, { ...one, dstPort: 10 })).toBeUndefined();
   });
 
   it('keep IPsec policies, where the kernel has them', ({ skip }) => {

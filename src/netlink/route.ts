@@ -13,6 +13,9 @@ const RTMSG = 12;
 const RTNEXTHOP = 8;
 export const RTNH_F_ONLINK = 4;
 const RTM_F_CLONED = 0x200;
+const RTM_F_LOOKUP_TABLE = 0x1000;
+/** The bits of TOS or traffic class that routing may look at. */
+const DSCP = 0xfc;
 const RTA = {
   dst: 1,
   src: 2,
@@ -25,6 +28,9 @@ const RTA = {
   multipath: 9,
   table: 15,
   via: 18,
+  ipProto: 27,
+  sport: 28,
+  dport: 29,
   nhId: 30,
 } as const;
 const RTAX_MTU = 2;
@@ -168,6 +174,46 @@ export function lookUpRoutes(
   return socket.ask(requests, (message) => readRoute(message)!);
 }
 
+/** A packet that comes in at a device, as far as routing and its rules look at it. */
+export interface IncomingPacket {
+  /** The index of the device. */
+  readonly iif: number;
+  readonly src: string;
+  readonly dst: string;
+  readonly protocol: number;
+  /** The kernel takes them for TCP and UDP only. */
+  readonly ports?: { readonly src: number; readonly dst: number };
+  /** Default 0. */
+  readonly tos?: number;
+}
+
+/**
+ * What the kernel does with an incoming packet: to deliver it here (`local`), to forward it by a route, or why neither.
+ * The table is the one in which it found the route.
+ * @throws Error when one is no address.
+ */
+export function lookUpIncoming(socket: NetlinkSocket, packet: IncomingPacket): Route | NetlinkError {
+  const { iif, src, dst, protocol, ports, tos } = packet;
+  const [from, to] = [addressToBytes(src), addressToBytes(dst)];
+  const [family, bits] = to.length === 4 ? ([4, 32] as const) : ([6, 128] as const);
+  const payload = header(family, {
+    length: bits,
+    sourceLength: bits,
+    // IPv6 names the table in any case, and refuses the flag.
+    flags: family === 4 ? RTM_F_LOOKUP_TABLE : 0,
+    ...(tos !== undefined && { tos: tos & DSCP }),
+  })
+    .bytes(RTA.dst, to)
+    .bytes(RTA.src, from)
+    .u32(RTA.iif, iif)
+    .u8(RTA.ipProto, protocol)
+    .be16(RTA.sport, ports?.src)
+    .be16(RTA.dport, ports?.dst)
+    .done();
+  const what = (): string => `look up the route from ${src} to ${dst}`;
+  return socket.ask([{ type: RTM_GETROUTE, payload, what }], (message) => readRoute(message)!)[0]!;
+}
+
 /** Undefined for a route of another family (MPLS, multicast). */
 export function readRoute({ body }: Message): Route | undefined {
   const family = familyOf(body.u8(0));
@@ -277,14 +323,15 @@ function header(
     scope?: number;
     type?: number;
     flags?: number;
+    tos?: number;
   },
 ): Writer {
-  const { length = 0, sourceLength = 0, protocol = 0, scope = 0, type = 0, flags = 0 } = given;
+  const { length = 0, sourceLength = 0, protocol = 0, scope = 0, type = 0, flags = 0, tos = 0 } = given;
   return new Writer().struct(
     [1, AF[family]],
     [1, length],
     [1, sourceLength],
-    [1, 0],
+    [1, tos],
     [1, 0],
     [1, protocol],
     [1, scope],

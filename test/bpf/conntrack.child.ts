@@ -10,7 +10,7 @@ import { once } from 'node:events';
 import { connect, createServer, type Socket } from 'node:net';
 import { setTimeout } from 'node:timers/promises';
 import { macToBytes } from '../../src/net/mac.ts';
-import { ethernet, ip, protocols, tcp, udp } from '../support/packets.ts';
+import { ethernet, ip, protocols, tcp, udp } from '../../src/net/packets.ts';
 import { encapsulated, podFrame, tunnelled } from './frames.ts';
 import { directSettings, type Flow, openNode, settings, tableOf, TEST_RUN_MAC, v4, v6 } from './node.ts';
 

@@ -3,7 +3,7 @@
  * With DirectRouting peers on the same L2 are reached without encapsulation, both ways; others by tunnels, as usual.
  */
 import { encapBytes } from '../../src/dataplane/desired.ts';
-import { ethernet, icmp, ip, protocols, tcp, udp } from '../support/packets.ts';
+import { ethernet, icmp, ip, protocols, tcp, udp } from '../../src/net/packets.ts';
 import { type Fixture, runFixtures } from './support.ts';
 import {
   chosenOf,

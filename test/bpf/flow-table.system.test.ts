@@ -8,7 +8,7 @@ import { isDeepStrictEqual } from 'node:util';
 import { describe, expect, it } from 'vitest';
 import { readCounters } from '../../src/dataplane/counters.ts';
 import { FLOW_LIFETIME_MS } from '../../src/dataplane/desired.ts';
-import { ethernet, icmp, ip, protocols, tcp, udp } from '../support/packets.ts';
+import { ethernet, icmp, ip, protocols, tcp, udp } from '../../src/net/packets.ts';
 import { describeOnNode, type Fixture, runFixtures } from './support.ts';
 import { type IpFields, podFlow, podFrame, wireFlow, wireFrame } from './frames.ts';
 import {
@@ -257,6 +257,7 @@ describeOnNode('the flow table, packet by packet', (node) => {
         expect(notesOf(flow)).toEqual([
           {
             noted_ns: expect.any(Number) as number,
+            frame_dst: 0,
             since_ns: expect.any(Number) as number,
             flow,
             epoch: 0,

@@ -14,7 +14,7 @@ import {
   type UdpFields,
   vxlan,
   type VxlanFields,
-} from '../support/packets.ts';
+} from '../../src/net/packets.ts';
 import { type Flow, type Side, SOURCE_PORT, TEST_RUN_MAC, tunnel } from './node.ts';
 
 export type IpFields = Partial<Ipv4Fields & Ipv6Fields>;

@@ -4,7 +4,7 @@
  * without a way to a peer. conntrack.system.test.ts has both.
  */
 import { describe, expect, it } from 'vitest';
-import { ethernet, type EthernetFields, icmp, ip, protocols, tcp, udp } from '../support/packets.ts';
+import { ethernet, type EthernetFields, icmp, ip, protocols, tcp, udp } from '../../src/net/packets.ts';
 import { describeOnNode, type Fixture, runFixtures } from './support.ts';
 import { encapsulated, flowOf, ipBytes, type IpFields, podFrame, withOptions } from './frames.ts';
 import {
@@ -63,6 +63,7 @@ function toPodFixtures(side: Side): Record<string, Fixture[]> {
     packet: toPodFrame(side, fields, payload, ether),
     noted: { flow: flowOf(toPodFields(side, fields), payload) },
   });
+  const syn = tcp({ src: 80, dst: 40000, flags: 0x02 });
   return {
     'of no pod’s packet': [
       is('lets ARP pass', 'kernel not_ip', {}, segment, { type: 0x0806 }),
@@ -73,6 +74,13 @@ function toPodFixtures(side: Side): Record<string, Fixture[]> {
       is('lets packets pass that are for another pod than this device’s', 'kernel no_endpoint', {
         dst: pods.near.ip,
       }),
+      is('lets packets from the world pass', 'kernel outside', { src: side.world }, syn),
+      is(
+        'lets packets pass from an address of ours that no pod has',
+        'kernel outside',
+        { src: podOf(3, 99) },
+        syn,
+      ),
       is('lets packets of a pod pass that is marked for the kernel path', 'kernel marked', {
         dst: pods.markedSender.ip,
       }),
@@ -248,6 +256,7 @@ describeOnNode('to_pod and to_wire, packet by packet', (node) => {
         mtu: side.pods.sender.mtu,
         mark: 0,
         priority: 0,
+        frame_dst: 0,
         is_translated: 0,
         is_settled: 0,
         is_ending: 0,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { describe, expect, it } from 'vitest';
 import { encapBytes, stateSlot } from '../../src/dataplane/desired.ts';
-import { icmp, ip, ipv6Extension, ipv6Fragment, protocols, readIp, tcp, udp } from '../support/packets.ts';
+import { icmp, ip, ipv6Extension, ipv6Fragment, protocols, readIp, tcp, udp } from '../../src/net/packets.ts';
 import { Random } from '../support/random.ts';
 import { describeOnNode, type Fixture, runFixtures } from './support.ts';
 import {

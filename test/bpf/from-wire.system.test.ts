@@ -17,7 +17,7 @@ import {
   tcp,
   udp,
   unsummed,
-} from '../support/packets.ts';
+} from '../../src/net/packets.ts';
 import { Random } from '../support/random.ts';
 import { describeOnNode, type Fixture, runFixtures } from './support.ts';
 import {

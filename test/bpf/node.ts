@@ -4,7 +4,7 @@
  * agent fills them, and packets handed in by BPF_PROG_TEST_RUN. It has no network and needs none.
  */
 import { isDeepStrictEqual } from 'node:util';
-import type { BpfProgram } from '#libbpf-ts';
+import { type BpfProgram, decodeSkBuff, encodeSkBuff, SK_BUFF_BYTES } from '#libbpf-ts';
 import { encode, type Struct } from '../../src/dataplane/codec.ts';
 import { readCounters } from '../../src/dataplane/counters.ts';
 import {
@@ -23,7 +23,7 @@ import { type LoadedPrograms, loadPrograms, type ProgramName } from '../../src/d
 import { pinPaths, type Tables } from '../../src/dataplane/tables.ts';
 import { TemporaryBpffs } from '../../src/libbpf-ts/libbpf.support.ts';
 import { addressFamily, cidrContains, type Family, parseCidr } from '../../src/net/ip.ts';
-import { protocols } from '../support/packets.ts';
+import { protocols } from '../../src/net/packets.ts';
 
 /** Why the fixtures cannot run here; undefined when they can. */
 export const missing = process.getuid?.() === 0 ? undefined : 'needs root to load BPF programs';
@@ -233,6 +233,7 @@ function learnedValue({ flow, out, ageMs = 1000, ...head }: LearnedFlow): Struct
       mtu: podMtu(settings, addressFamily(flow.src) ?? 4),
       mark: 0,
       priority: 0,
+      frame_dst: 0,
       is_translated: out ? 1 : 0,
       is_settled: 1,
       hops: 0,
@@ -290,14 +291,31 @@ function arrivalSlot(tables: Tables, flow: Flow): number {
 export function noteArrival(tables: Tables, noted: NotedArrival): void {
   const slot = arrivalSlot(tables, noted.flow);
   const at = { noted_ns: nowNs(), since_ns: nowNs() };
-  tables.arrivals.set(slot, { epoch: 0, ifindex: TEST_RUN_IFINDEX, dscp: 0, ttl: 64, ...at, ...noted });
+  tables.arrivals.set(slot, {
+    epoch: 0,
+    ifindex: TEST_RUN_IFINDEX,
+    frame_dst: 0,
+    dscp: 0,
+    ttl: 64,
+    ...at,
+    ...noted,
+  });
   tables.last_arrival.set(0, slot);
 }
 
 /** Take such a note away from every CPU. */
 export function forgetArrival(tables: Tables, flow: Flow): void {
   const nobody = { src: '::', dst: '::', src_port: 0, dst_port: 0, protocol: 0 };
-  const nothing = { flow: nobody, noted_ns: 0, since_ns: 0, epoch: 0, ifindex: 0, dscp: 0, ttl: 0 };
+  const nothing = {
+    flow: nobody,
+    noted_ns: 0,
+    since_ns: 0,
+    epoch: 0,
+    ifindex: 0,
+    frame_dst: 0,
+    dscp: 0,
+    ttl: 0,
+  };
   tables.arrivals.set(arrivalSlot(tables, flow), nothing);
 }
 
@@ -345,35 +363,27 @@ const tcVerdicts: Readonly<Record<number, string>> = { 0xffff_ffff: 'kernel', 2:
 /** linux/bpf.h: XDP_PASS. */
 const xdpVerdicts: Readonly<Record<number, string>> = { 2: 'pass' };
 
-/** `struct __sk_buff` of linux/bpf.h; a test run accepts little more than these members. */
-const SK_BUFF_BYTES = 192;
-const MARK_OFFSET = 8;
-const PRIORITY_OFFSET = 32;
-const CB_OFFSET = 48;
-const GSO_SIZE_OFFSET = 176;
-
 /** Run a program on one packet. */
 export function testRun(
   program: BpfProgram,
   packet: Uint8Array,
   { gsoSize = 0, note = 0, priority = 0, isXdp = false }: RunOptions & { readonly isXdp?: boolean } = {},
 ): Pick<Outcome, 'verdict' | 'packet' | 'beside'> {
-  const context = new Uint32Array(SK_BUFF_BYTES / 4);
-  context[GSO_SIZE_OFFSET / 4] = gsoSize;
-  context[CB_OFFSET / 4] = note;
-  context[PRIORITY_OFFSET / 4] = priority;
-  const ofTc = { context: new Uint8Array(context.buffer), contextOut: SK_BUFF_BYTES };
+  const context = encodeSkBuff({ gsoSize, cb0: note, priority });
+  const ofTc = { context, contextOut: SK_BUFF_BYTES };
   const { returnValue, data, context: after } = program.testRun({ data: packet, ...(!isXdp && ofTc) });
   const verdict = (isXdp ? xdpVerdicts : tcVerdicts)[returnValue];
-  const word = (offset: number): number => (after ? new DataView(after.buffer).getUint32(offset, true) : 0);
+  const beside = after && decodeSkBuff(after);
   return {
     verdict: verdict ?? `return value ${returnValue}`,
     packet: data,
-    beside: { mark: word(MARK_OFFSET), priority: word(PRIORITY_OFFSET), note: word(CB_OFFSET) },
+    beside: { mark: beside?.mark ?? 0, priority: beside?.priority ?? 0, note: beside?.cb0 ?? 0 },
   };
 }
 
 export interface TestNode extends Disposable {
+  /** Where its maps and programs are pinned. */
+  readonly bpffs: string;
   readonly tables: Tables;
   readonly programs: LoadedPrograms['programs'];
   /** Run one of the programs by its name, or a test's own that calls them. */
@@ -404,6 +414,7 @@ export function openNode(nodeSettings: NodeSettings = settings): TestNode {
   /** Flows that were learned of a packet with the same TTL and DSCP as the next one. */
   let alike: LearnedFlow[] = [];
   return {
+    bpffs: bpffs.path,
     tables,
     programs,
     run(program, packet, options) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /** A node with one family leaves all packets of the other to the kernel path. */
-import { tcp, udp } from '../support/packets.ts';
+import { tcp, udp } from '../../src/net/packets.ts';
 import { type Fixture, runFixtures } from './support.ts';
 import { podFrame, wireFrame } from './frames.ts';
 import { settings, v4, v6, tunnel } from './node.ts';

@@ -4,7 +4,7 @@
  * addresses and ports, and keeps every checksum right.
  */
 import { describe, expect, it } from 'vitest';
-import { ip, protocols, sealed, tcp, udp } from '../support/packets.ts';
+import { ip, protocols, sealed, tcp, udp } from '../../src/net/packets.ts';
 import { Random } from '../support/random.ts';
 import { describeOnNode, type Fixture, runFixtures } from './support.ts';
 import { chosenOf, delivered, encapsulated, ipBytes, podFrame, tunnelled } from './frames.ts';

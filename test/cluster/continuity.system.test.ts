@@ -2,69 +2,20 @@
 /** Numbered messages of pods, plain and through a Service, near and far, lose nothing while ripstop itself changes. */
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
-import { beforeAll, describe, expect, it } from 'vitest';
+import { describe, expect, it } from 'vitest';
 import { pinPaths } from '../../src/dataplane/tables.ts';
-import { run } from '../../src/host/run.ts';
 import {
   giveBack,
   type NodeState,
   restartAgent,
-  setServices,
   startAgent,
   stopAgent,
-  unboost,
+  removePrograms,
 } from '../../src/lab/index.ts';
 import { missingRelease } from '../support/release.ts';
-import {
-  bpffsOf,
-  carriedDuring,
-  inNetns,
-  missingHere,
-  podOf,
-  PORT,
-  serveIn,
-  serviceOf,
-  type Talk,
-  useLab,
-  whileNumbering,
-} from './support.ts';
+import { bpffsOf, carriedDuring, missingHere } from './support.ts';
+import { useTalkingLab } from './talking-lab.ts';
 import { Version } from './versions.ts';
-
-const SERVICE = { near: '10.43.0.1', far: '10.43.0.2' };
-
-/** As on most nodes: what conntrack takes for no part of a connection is dropped. */
-const INVALID_DROP = [
-  'add table ip strict',
-  'add chain ip strict forward { type filter hook forward priority -1; }',
-  'add rule ip strict forward ct state invalid drop',
-].join('; ');
-
-/** Two nodes with pods that talk to each other, and through Services. */
-function useTalkingLab(name: string) {
-  const cluster = useLab(name, { nodes: 2, pods: 2, kubeProxy: 'iptables' });
-  const pod = (node: number, i = 0) => podOf(cluster.nodes[node - 1], i);
-  beforeAll(async () => {
-    for (const node of cluster.nodes) {
-      await setServices(cluster.lab, node, [
-        ...serviceOf('near', SERVICE.near, PORT, pod(1, 1).ip),
-        ...serviceOf('far', SERVICE.far, PORT, pod(2).ip),
-      ]);
-      await run('nft', [INVALID_DROP], inNetns(node));
-    }
-    for (const one of pods()) await serveIn(one);
-  }, 60_000);
-  const pods = () => [pod(1), pod(1, 1), pod(2)];
-  const talks = (): Record<string, Talk> => ({
-    'to a pod of the same node': [pod(1), pod(1, 1).ip],
-    'to a pod of another node': [pod(1), pod(2).ip],
-    'from a pod of another node': [pod(2), pod(1).ip],
-    'through a Service to the same node': [pod(1), SERVICE.near],
-    'through a Service to another node': [pod(1), SERVICE.far],
-  });
-  /** Let them talk while something happens. */
-  const during = (work: () => Promise<unknown>): Promise<void> => whileNumbering(talks(), pods(), work);
-  return { cluster, during };
-}
 
 describe.skipIf(missingHere('iptables-restore'))('numbered messages of pods lose nothing while', () => {
   const { cluster, during } = useTalkingLab('numbered');
@@ -79,7 +30,7 @@ describe.skipIf(missingHere('iptables-restore'))('numbered messages of pods lose
   it('the programs are removed by hand, and an agent attaches them again', async () => {
     await during(() =>
       eachNode(async (node) => {
-        await unboost(cluster.lab, node);
+        await removePrograms(cluster.lab, node);
         await startAgent(cluster.lab, node);
       }),
     );
@@ -104,7 +55,7 @@ describe.skipIf(missing)(`numbered messages of pods${missing ? ` (skipped: ${mis
   it('lose nothing while both nodes are upgraded from ripstop 0.1.0, and are fast afterwards', async () => {
     using previous = await Version.previous();
     await previous.build();
-    for (const node of cluster.nodes) await unboost(cluster.lab, node);
+    for (const node of cluster.nodes) await removePrograms(cluster.lab, node);
     process.env['RIPSTOP_LAB_COMMAND'] = previous.main;
     try {
       for (const node of cluster.nodes) await startAgent(cluster.lab, node);

@@ -13,7 +13,7 @@ import {
 } from '../../src/lab/index.ts';
 import { runIn, tracesOf } from '../../src/lab/lab.support.ts';
 import { etcdLab, SUBNETS, withEtcd } from './etcd-lab.ts';
-import { missingHere, podOf } from './support.ts';
+import { missingHere, podOf, ripstop } from './support.ts';
 
 const missing = missingHere() ?? missingEtcd();
 const name = `t${process.pid}-etcd`;
@@ -66,6 +66,14 @@ describe.skipIf(missing)('two nodes with subnets from etcd', () => {
   test('a peer is added and removed', async () => {
     await etcd.put(`${SUBNETS}10.77.250.0-24`, neighbour);
     for (const node of lab.state.nodes) await expect.poll(() => routes(node)).toContain('10.77.250.0/24');
+    // An audit reads etcd and claims nothing there.
+    const before = await etcd.list(SUBNETS);
+    const audit = await ripstop(lab, lab.state.nodes[0]!, 'maps', 'diff');
+    expect(audit).toMatchObject({
+      code: 0,
+      stdout: expect.stringMatching(/^no difference: peers 2, /) as unknown,
+    });
+    expect(await etcd.list(SUBNETS)).toEqual(before);
     await etcd.remove(`${SUBNETS}10.77.250.0-24`);
     for (const node of lab.state.nodes) await expect.poll(() => routes(node)).not.toContain('10.77.250.0/24');
   });

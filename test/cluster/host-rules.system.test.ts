@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { readFlows } from '../../src/cli/rows.ts';
+import { readFlows } from '../../src/cli/flows.ts';
 import { hostVethName } from '../../src/cni/pod-network.ts';
 import { run, tryRun } from '../../src/host/run.ts';
-import { type NodeState, startAgent, stopAgent, withPort } from '../../src/lab/index.ts';
+import { type NodeState, startAgent, stopAgent } from '../../src/lab/index.ts';
+import { withPort } from '../../src/net/ip.ts';
 import type { Background } from '../../src/lab/lab.support.ts';
 import type { Family } from '../../src/net/ip.ts';
 import { captureDuring } from '../support/capture.ts';

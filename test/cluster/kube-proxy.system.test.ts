@@ -8,7 +8,7 @@ import {
   setServices,
   startAgent,
   startKubeProxy,
-  unboost,
+  removePrograms,
 } from '../../src/lab/index.ts';
 import {
   addressOf,
@@ -143,7 +143,7 @@ describe.skipIf(missingHere('iptables-restore', 'nft')).each(PROXY_MODES)(
       const held = await Promise.all(addresses.map((address) => holdFrom(client, address)));
       const [carried] = await carriedDuring(cluster.lab, [node], () => sleep(500));
       expect(carried!.fast).toBeGreaterThan(100);
-      for (const one of cluster.nodes) await unboost(cluster.lab, one);
+      for (const one of cluster.nodes) await removePrograms(cluster.lab, one);
       for (const one of held) expect(await released(one)).not.toHaveProperty('error');
       for (const one of cluster.nodes) {
         expect(await droppedAsInvalid(one)).toBe(mode === 'iptables' ? 0 : undefined);

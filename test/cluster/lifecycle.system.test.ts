@@ -3,7 +3,6 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { BpfLink } from '#libbpf-ts';
 import { beforeAll, describe, expect, it } from 'vitest';
-import { dumpMap } from '../../src/cli/maps.ts';
 import { readPeers } from '../../src/cli/rows.ts';
 import { pinPaths } from '../../src/dataplane/tables.ts';
 import { listLinks } from '../../src/dataplane/links.ts';
@@ -14,11 +13,12 @@ import {
   restartAgent,
   startAgent,
   stopAgent,
-  unboost,
+  removePrograms,
 } from '../../src/lab/index.ts';
 import {
   agentLog,
   bpffsOf,
+  bytesOf,
   carriedDuring,
   cniStatus,
   inNetns,
@@ -38,9 +38,9 @@ function pinned(lab: Lab, node: NodeState): object {
   const bpffs = bpffsOf(lab, node);
   const { links } = pinPaths(bpffs);
   return {
-    peers: dumpMap(bpffs, 'peers', true),
-    vteps: dumpMap(bpffs, 'vteps', true),
-    endpoints: dumpMap(bpffs, 'endpoints', true),
+    peers: bytesOf(bpffs, 'peers'),
+    vteps: bytesOf(bpffs, 'vteps'),
+    endpoints: bytesOf(bpffs, 'endpoints'),
     links: [...listLinks(links).keys()].toSorted().map((pin) => {
       using link = BpfLink.openPinned(join(links, pin));
       const { id, ifindex } = link.info();
@@ -128,7 +128,7 @@ describe.skipIf(missingHere())('what is pinned on two ripstop nodes', () => {
   it('may be removed and restored without a loss for pods', async () => {
     const node = cluster.nodes[0]!;
     await unharmed(async () => {
-      await unboost(cluster.lab, node);
+      await removePrograms(cluster.lab, node);
       const before = (await readForwardCounters(inNetns(node)))!.packets;
       await talkTcp(pod(1), far().ip, 1 << 20);
       await talkTcp(pod(1), near().ip, 1 << 20);

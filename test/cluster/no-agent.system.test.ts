@@ -2,7 +2,6 @@
 import { existsSync, readdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
-import { dumpMap } from '../../src/cli/maps.ts';
 import { HostLocalStore } from '../../src/cni/host-local.ts';
 import { ipJson } from '../../src/lab/ip.ts';
 import { listLinks } from '../../src/host/links.ts';
@@ -17,6 +16,7 @@ import {
 } from '../../src/lab/index.ts';
 import {
   bpffsOf,
+  bytesOf,
   cniStatus,
   inNetns,
   missingHere,
@@ -52,7 +52,7 @@ describe.skipIf(missingHere())('on a node whose agent is away', () => {
       leases: leases(),
       veths: links.toSorted(),
       routes: routes.map(({ dst, dev }) => `${dst} ${dev}`).toSorted(),
-      endpoints: dumpMap(bpffsOf(cluster.lab, node()), 'endpoints', true),
+      endpoints: bytesOf(bpffsOf(cluster.lab, node()), 'endpoints'),
       attachments: readdirSync(dirOf('run/endpoints')),
       deferred: deferred(),
     };

@@ -2,7 +2,8 @@
 import { join } from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
 import { tryRun } from '../../src/host/run.ts';
-import { callCni, type NodeState, setServices, withPort } from '../../src/lab/index.ts';
+import { callCni, type NodeState, setServices } from '../../src/lab/index.ts';
+import { withPort } from '../../src/net/ip.ts';
 import { CNI_PLUGINS } from '../../src/lab/cni.ts';
 import type { Family } from '../../src/net/ip.ts';
 import {
@@ -116,6 +117,14 @@ describe.skipIf(missingHere('iptables-restore', 'conntrack', 'nft')).each(PROXY_
             expect.objectContaining({ destination: clusterIp, translatedDestination: at }),
           );
           expect(shown).toContainEqual(expect.objectContaining({ source: at, translatedSource: clusterIp }));
+          const { name } = service === TO_NEAR ? { name: 'near' } : { name: 'far' };
+          const ofService = await ripstopJson<Flow[]>(cluster.lab, node, 'flows', '--service', name);
+          const ends = ofService.flatMap(({ destination, translatedSource }) => [
+            destination,
+            translatedSource,
+          ]);
+          expect(ends).toContain(clusterIp);
+          expect(ofService.every(({ protocol }) => !protocol.startsWith('icmp'))).toBe(true);
           expect(await released(held)).not.toHaveProperty('error');
         }
       },

@@ -4,11 +4,12 @@ import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, beforeAll, expect } from 'vitest';
+import { type MapEntry, openMap, rawEntries } from '../../src/cli/maps.ts';
 import { AttachmentStore } from '../../src/cni/attachments.ts';
 import { hostVethName } from '../../src/cni/pod-network.ts';
 import { readCounters } from '../../src/dataplane/counters.ts';
 import { linkKey, listLinkKeys } from '../../src/dataplane/links.ts';
-import { openTables, pinPaths } from '../../src/dataplane/tables.ts';
+import { type MapName, openTables, pinPaths } from '../../src/dataplane/tables.ts';
 import { ipJson } from '../../src/lab/ip.ts';
 import { readForwardCounters } from '../../src/lab/rule-counters.ts';
 import { type RunOptions, run, tryRun } from '../../src/host/run.ts';
@@ -117,6 +118,13 @@ export function addressOf({ ip, ip6 }: { ip: string; ip6?: string }, family: Fam
 }
 
 export const inNetns = ({ netns }: { netns: string }): RunOptions => ({ netns: netnsPath(netns) });
+
+/** The entries of a map of ripstop's as bytes, in the order of their keys. */
+export function bytesOf(bpffs: string, name: MapName): MapEntry[] {
+  using open = openMap(bpffs, name);
+  return rawEntries(open).sort((a, b) => String(a.key).localeCompare(String(b.key)));
+}
+
 export const bpffsOf = (lab: Lab, node: NodeState): string => join(nodeDir(lab, node), 'bpf');
 export const runDirOf = (lab: Lab, node: NodeState): string => join(nodeDir(lab, node), 'run');
 
@@ -428,14 +436,29 @@ export function ripstop(
   node: NodeState,
   ...args: string[]
 ): Promise<{ code: number; stdout: string; stderr: string }> {
-  const where = ['--bpffs', bpffsOf(lab, node), '--run-dir', runDirOf(lab, node)];
-  return tryRun(process.execPath, [CLI, ...args, ...where], inNetns(node));
+  // Node strips the types from every source at each start, unless it may keep the result.
+  const env = { ...process.env, NODE_COMPILE_CACHE: join(lab.dir, 'compiled') };
+  return tryRun(process.execPath, [CLI, ...args, ...ofNode(lab, node)], { ...inNetns(node), env });
 }
+
+/** Start `ripstop COMMAND` on a node, for commands that run until they are interrupted. */
+export function startRipstop(lab: Lab, node: NodeState, ...args: string[]): Background {
+  return startIn(node.netns, process.execPath, CLI, ...args, ...ofNode(lab, node));
+}
+
+const ofNode = (lab: Lab, node: NodeState): string[] => [
+  '--bpffs',
+  bpffsOf(lab, node),
+  '--run-dir',
+  runDirOf(lab, node),
+];
 
 /** The JSON output of a reader such as `ripstop peers`. */
 export async function ripstopJson<T>(lab: Lab, node: NodeState, ...args: string[]): Promise<T> {
   const { code, stdout, stderr } = await ripstop(lab, node, ...args, '-o', 'json');
-  expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
+  // 3: it answers, and has found something that a person must look at.
+  expect([0, 3], stderr).toContain(code);
+  expect(stderr).toBe('');
   return JSON.parse(stdout) as T;
 }
 

@@ -24,7 +24,7 @@ import {
   protocols,
   udp,
   vxlan,
-} from '../support/packets.ts';
+} from '../../src/net/packets.ts';
 import { RawSocket } from '../support/raw-socket.ts';
 import {
   addressesOf,

@@ -10,7 +10,7 @@ import {
   restartAgent,
   startAgent,
   underlayNetns,
-  unboost,
+  removePrograms,
 } from '../../src/lab/index.ts';
 import { addNetns, deleteNetns, setSysctls } from '../../src/lab/netns.ts';
 import { randomMac } from '../../src/net/mac.ts';
@@ -147,7 +147,7 @@ describe.skipIf(missingHere())('with DirectRouting, two nodes of one L2 and one 
 
   it('use the same routes without programs, without a loss', async () => {
     const lost = await lostDuring(all(), async () => {
-      for (const one of [node(1), node(2)]) await unboost(cluster.lab, one);
+      for (const one of [node(1), node(2)]) await removePrograms(cluster.lab, one);
       const forwarded = () =>
         Promise.all(
           [node(1), node(2)].map(async (one) => (await readForwardCounters(inNetns(one)))!.packets),

@@ -2,7 +2,7 @@
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { ipBatch, ipJson } from '../../src/lab/ip.ts';
 import { run, tryRun } from '../../src/host/run.ts';
-import { type NodeState, restartAgent, unboost } from '../../src/lab/index.ts';
+import { type NodeState, restartAgent, removePrograms } from '../../src/lab/index.ts';
 import {
   carriedDuring,
   inNetns,
@@ -157,7 +157,7 @@ describe.skipIf(missingHere())(
         expect(one!['from_wire fast_decap']).toBeGreaterThanOrEqual(30);
         expect(one!).not.toHaveProperty(['xdp_from_wire fast_decap']);
 
-        await unboost(cluster.lab, node(2));
+        await removePrograms(cluster.lab, node(2));
         await expect.poll(() => xdpOf(node(2))).toBeUndefined();
         for (const { from, to } of ways()) await ping(from, to, 20);
       });

@@ -14,7 +14,7 @@ import {
   protocols as numbers,
   udp,
   vxlan,
-} from '../support/packets.ts';
+} from '../../src/net/packets.ts';
 import { Random, seedOf } from '../support/random.ts';
 import type { Offload } from '../support/raw-socket.ts';
 import { ICMP, ICMP_ERRORS, ICMPV6, ICMPV6_ERRORS, IPV4, IPV6, TCP, UDP } from './dissect.ts';
@@ -446,6 +446,7 @@ const frame: Maker = (random, tag, family) => {
       ? 0x0800
       : 0x86dd;
   const neighbour = random.pick(podsOn(nodeOf(from)));
+  const isForged = one(random, 8);
   return {
     from,
     frames: [
@@ -460,7 +461,7 @@ const frame: Maker = (random, tag, family) => {
             macs.pod(neighbour),
             macs.hop(from, ends.dst),
           ][to]!;
-          const src = one(random, 8) ? strangersMac : macs.pod(from);
+          const src = isForged ? strangersMac : macs.pod(from);
           if (tagged === undefined) return ethernet({ dst, src, type }, packet);
           const inVlan = Uint8Array.from([tagged >>> 8, tagged & 255, type >>> 8, type & 255, ...packet]);
           return ethernet({ dst, src, type: 0x8100 }, inVlan);

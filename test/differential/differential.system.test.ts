@@ -29,3 +29,18 @@ it.skipIf(missing)(
     expect(idle, 'rules that explain nothing any more').toEqual([]);
   },
 );
+
+/** Of pods on bridges in both labs, little is left to explain. */
+const BOOSTED_CASES = 3000;
+
+it.skipIf(missing)(
+  `a boosted flannel delivers the same as flannel alone of ${BOOSTED_CASES} cases of seed ${SEED}${missing ? ` (skipped: ${missing})` : ''}`,
+  { timeout: 180_000 },
+  async () => {
+    await using labs = await openLabs(`b${process.pid}`, 'boost');
+    const report = await compareLabs(labs, { seed: SEED, count: BOOSTED_CASES });
+    expect.soft(describeFaults(report, SEED)).toBe('');
+    for (const way of ['from_pod fast_local', 'from_pod fast_encap', 'from_wire fast_decap'])
+      expect.soft(report.carried.get(way), way).toBeGreaterThan(BOOSTED_CASES / 60);
+  },
+);

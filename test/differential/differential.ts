@@ -4,6 +4,7 @@
  * it.
  */
 import { join } from 'node:path';
+import type { Mode } from '../../src/agent/options.ts';
 import { readCounters } from '../../src/dataplane/counters.ts';
 import { openTables } from '../../src/dataplane/tables.ts';
 import { type Datapath, nodeDir, openLab } from '../../src/lab/index.ts';
@@ -43,8 +44,9 @@ export type Labs = readonly [flannel: DiffLab, ripstop: DiffLab];
  */
 const CHUNK = 2500;
 
-/** Bring up both labs. @param name the prefix of their names */
-export const openLabs = (name: string): Promise<Labs & AsyncDisposable> => openBoth(name, openDiffLab);
+/** Bring up both labs. @param name the prefix of their names. @param mode how ripstop runs. */
+export const openLabs = (name: string, mode: Mode = 'cni'): Promise<Labs & AsyncDisposable> =>
+  openBoth(name, (each, datapath) => openDiffLab(each, datapath, mode));
 
 /** Open a lab of each datapath, which are closed together. @param name the prefix of their names */
 export async function openBoth<L extends AsyncDisposable>(
@@ -125,6 +127,7 @@ function judge(
   ];
   const context = {
     case: one,
+    isBoosted: labs[1].isBridged,
     sent: dissect({ frame: frames[0]! }, labs[1].names),
     sentWithFlannel: dissect({ frame: withFlannel[0]! }, labs[0].names),
     largest: Math.max(...frames.map(({ length }) => length - 14)),

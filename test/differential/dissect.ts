@@ -5,7 +5,7 @@
  */
 import { bytesToAddress } from '../../src/net/ip.ts';
 import { bytesToMac } from '../../src/net/mac.ts';
-import { checksum } from '../support/packets.ts';
+import { checksum } from '../../src/net/packets.ts';
 import type { Received } from '../support/raw-socket.ts';
 
 /** Fields, in the order of the frame. */

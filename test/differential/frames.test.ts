@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Dissecting, reassembling and recognizing frames. */
 import { describe, expect, it } from 'vitest';
-import { ethernet, ip, ipv4, udp, vxlan } from '../support/packets.ts';
+import { ethernet, ip, ipv4, udp, vxlan } from '../../src/net/packets.ts';
 import { dissect, TCP, UDP } from './dissect.ts';
 import { cut, isComplete, reassemble } from './reassemble.ts';
 import { finished, icmpMessage, numberedTcp } from './segments.ts';

@@ -14,6 +14,8 @@ import {
   parseLabOptions,
   underlayNetns,
 } from '../../src/lab/index.ts';
+import type { Mode } from '../../src/agent/options.ts';
+import { hasFlannel } from '../../src/lab/state.ts';
 import { setSysctls } from '../../src/lab/netns.ts';
 import { type Received, RawSocket } from '../support/raw-socket.ts';
 import type { Names } from './dissect.ts';
@@ -38,6 +40,8 @@ import {
 export interface DiffLab extends AsyncDisposable {
   readonly name: string;
   readonly datapath: Datapath;
+  /** Whether its pods are on a bridge. */
+  readonly isBridged: boolean;
   readonly macs: Macs;
   readonly names: Names;
   readonly sockets: ReadonlyMap<Place, RawSocket>;
@@ -57,9 +61,10 @@ interface LinkInfo {
 /** The kernel's VXLAN device of each family. */
 const DEVICES = { 4: 'flannel.1', 6: 'flannel-v6.1' } as const;
 
-export async function openDiffLab(name: string, datapath: Datapath): Promise<DiffLab> {
+/** @param mode how ripstop runs: with `boost`, the pods are on bridges in both labs. */
+export async function openDiffLab(name: string, datapath: Datapath, mode: Mode): Promise<DiffLab> {
   try {
-    await labUp(parseLabOptions({ name, datapath, nodes: 2, pods: 2, ipv6: true }));
+    await labUp(parseLabOptions({ name, datapath, mode, nodes: 2, pods: 2, ipv6: true }));
     return await equip(name, datapath);
   } catch (error) {
     await labDown(name);
@@ -85,7 +90,8 @@ export function netnsIn({ name, state: { nodes } }: Lab): (place: NodeName | Pod
 }
 
 async function equip(name: string, datapath: Datapath): Promise<DiffLab> {
-  const netnsOf = netnsIn(openLab(name));
+  const lab = openLab(name);
+  const netnsOf = netnsIn(lab);
 
   const roles = new Map<string, string>();
   const macOf = new Map<string, string>();
@@ -161,6 +167,7 @@ async function equip(name: string, datapath: Datapath): Promise<DiffLab> {
       return [address, `fe80:: of ${role.startsWith('the gateway') ? 'a gateway' : role}`] as const;
     }),
   ]);
+  const isBridged = hasFlannel(lab.state.nodes[0]!);
   const get = (role: string): string => macOf.get(role)!;
   const macs: Macs = {
     pod: get,
@@ -168,7 +175,7 @@ async function equip(name: string, datapath: Datapath): Promise<DiffLab> {
     hop: (from, dst) => {
       const neighbour = podWith(dst);
       // With a bridge the other pods of the node are neighbours. Without one only the node is.
-      const bridged = datapath === 'flannel' && neighbour && nodeOf(neighbour) === nodeOf(from);
+      const bridged = isBridged && neighbour && nodeOf(neighbour) === nodeOf(from);
       return bridged && neighbour !== from ? get(neighbour) : get(`the gateway of ${from}`);
     },
     uplink: (node) => get(`the uplink of ${node}`),
@@ -178,6 +185,7 @@ async function equip(name: string, datapath: Datapath): Promise<DiffLab> {
   return {
     name,
     datapath,
+    isBridged,
     macs,
     sockets,
     names: {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-import { checksum, readIp } from '../support/packets.ts';
+import { checksum, readIp } from '../../src/net/packets.ts';
 import { IPV4, IPV6, IPV6_HEADER, ipv6Chain, TCP, u16, u32, UDP, VLAN } from './dissect.ts';
 import type { Arrival } from './exchange.ts';
 import { finished } from './segments.ts';

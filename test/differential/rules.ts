@@ -39,6 +39,8 @@ export interface Context {
   readonly largest: number;
   /** Whether the frames make up datagrams without gaps or overlaps. */
   readonly isWhole: boolean;
+  /** Whether pods are on a bridge in both labs. */
+  readonly isBoosted: boolean;
 }
 
 export interface Rule {
@@ -144,7 +146,7 @@ const isMasqueraded = (context: Context): boolean =>
     : !inPodCidr(nodeOf(context.case.from), destination(context));
 
 /** Whether it is between pods of one node, which ripstop's kernel path routes, and its fast path too; flannel's bridge does not. */
-const isRouted = (context: Context): boolean => neighbour(context) !== undefined;
+const isRouted = (context: Context): boolean => !context.isBoosted && neighbour(context) !== undefined;
 
 /** Whether this is an ICMP error from this sender, in a tunnel or not: unreachable, time exceeded, parameter problem. */
 function isRefusal(fields: Fields, by: string): boolean {
@@ -216,7 +218,8 @@ export const rules: readonly Rule[] = [
     explains: differs(
       ({ field, seen: { place } }, context) =>
         isMasqueraded(context) &&
-        (((isCable(place) || spoofs(context)) &&
+        // A bridge with netfilter also masquerades what it floods to the pods beside the sender.
+        (((isCable(place) || spoofs(context) || nodeOf(place) === nodeOf(context.case.from)) &&
           /^(inner )?(quoted )?(udp src|tcp src|tcp dst|icmp rest)$/.test(field)) ||
           /^(inner )?quoted (udp|tcp|icmp) checksum$/.test(field) ||
           // Only the first fragment's.

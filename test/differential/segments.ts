@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** The payloads of IP packets, made before their IP headers, so that they can be fragmented. */
 import { addressFamily, addressToBytes } from '../../src/net/ip.ts';
-import { checksum, icmp, tcp } from '../support/packets.ts';
+import { checksum, icmp, tcp } from '../../src/net/packets.ts';
 import { ICMP, ICMPV6, TCP, UDP } from './dissect.ts';
 
 interface Ends {

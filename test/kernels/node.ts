@@ -10,6 +10,7 @@
 import { join } from 'node:path';
 import type { Logger } from 'pino';
 import { Incarnation } from '../../src/agent/incarnation.ts';
+import type { Mode } from '../../src/agent/options.ts';
 import { AttachmentStore } from '../../src/cni/attachments.ts';
 import { configureVeth, createVeth, hostVethName } from '../../src/cni/pod-network.ts';
 import { Steps } from '../../src/cni/steps.ts';
@@ -30,6 +31,8 @@ export interface NodeSpec {
   /** Default: `auto`. */
   readonly ingress?: IngressFlag;
   readonly directRouting?: boolean;
+  /** Default: `cni`. */
+  readonly mode?: Mode;
   readonly podCidr: string;
   readonly vtepMac: string;
   readonly network: string;
@@ -97,7 +100,7 @@ export async function pass(spec: NodeSpec): Promise<PassReport> {
     agent: {
       nodeName: name,
       netConf: '',
-      mode: 'cni',
+      mode: spec.mode ?? 'cni',
       ingress: spec.ingress ?? 'auto',
       flowTableSize: 4096,
       iface: [spec.uplink],

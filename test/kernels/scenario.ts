@@ -91,6 +91,56 @@ async function createNodes(): Promise<void> {
   }
 }
 
+/**
+ * A node that flannel runs on, and its bridge with two pods; the far end of its uplink is in the same place. Undefined
+ * on kernels without bridges.
+ */
+async function createBridgedNode(): Promise<{ node: Node; pods: [Pod, Pod] } | undefined> {
+  if (!(await hasKind('bridge'))) return undefined;
+  const [name, ip, podCidr, vtepMac] = ['node3', '192.168.77.3', '10.42.3.0/24', '02:00:00:00:00:03'];
+  const at = { bpffs: join(BPFFS, name), runDir: join('/run', name), netns: `/run/netns/${name}` };
+  const node: Node = {
+    name,
+    ip,
+    podCidr,
+    vtepMac,
+    ...at,
+    network: NETWORK,
+    mode: 'boost',
+    peers: identities,
+  };
+  const pods = ['e', 'f'].map((pod, i): Pod => {
+    return {
+      name: pod,
+      node,
+      ip: `10.42.3.${i + 2}`,
+      netns: `/run/netns/${pod}`,
+      hostIfname: `veth000000${i}e`,
+    };
+  }) as [Pod, Pod];
+  mkdirSync(node.bpffs);
+  await ipBatch([name, ...pods.map((pod) => pod.name)].map((netns) => `netns add ${netns}`));
+  const inNode = [
+    `link add ${uplink} type veth peer name wire`,
+    `address add ${ip}/24 dev ${uplink}`,
+    `link set ${uplink} up`,
+    'link set wire up',
+    `link add flannel.1 address ${vtepMac} mtu 1450 type vxlan id 1 local ${ip} dev ${uplink} dstport 8472 nolearning`,
+    'link set flannel.1 up',
+    'link add cni0 type bridge',
+    'address add 10.42.3.1/24 dev cni0',
+    'link set cni0 up',
+    ...pods.flatMap(({ hostIfname, netns }) => [
+      `link add ${hostIfname} type veth peer name eth0 netns ${netns}`,
+      `link set ${hostIfname} master cni0 up`,
+    ]),
+  ];
+  await ipBatch(inNode, { netns: node.netns });
+  for (const pod of pods)
+    await ipBatch(['link set lo up', `address add ${pod.ip}/24 dev eth0`, 'link set eth0 up'], pod);
+  return { node, pods };
+}
+
 /** Move the nodes' addresses, and so their tunnels, to this device. `make` creates it on one node. */
 async function moveUplink(device: string, kind: string, make: readonly string[]): Promise<void> {
   for (const { netns, ip } of [one, two]) {
@@ -563,6 +613,29 @@ const steps: readonly Step[] = [
       await ipBatch(['route add 203.0.113.0/24 via 192.168.77.2'], { netns: one.netns });
       const movedByRoute = epochOf(one) - before - moved;
       expectThat(moved === 0 && movedByRoute > 0, `${moved} moves by the pod, ${movedByRoute} by the route`);
+      return undefined;
+    },
+  ],
+  [
+    'boost: pods on a bridge talk fast, and as across the bridge',
+    async () => {
+      const bridged = await createBridgedNode();
+      if (!bridged) return 'there are no bridges here';
+      const [e, f] = bridged.pods;
+      await serve(f);
+      for (const { netns } of bridged.pods) await run('ping', ['-c', '1', '10.42.3.1'], { netns });
+      await pass(bridged.node);
+      const fast = (): number => countersOf(bridged.node)['from_pod fast_local'] ?? 0;
+      await ping(e, f);
+      await tcp(e, f.ip, 1024 * KIB);
+      expectThat(
+        fast() >= 20,
+        `only ${fast()} packets were fast: ${JSON.stringify(countersOf(bridged.node))}`,
+      );
+      const { stdout } = await tryRun('ping', ['-c', '3', '-i', '0.1', f.ip], { netns: e.netns });
+      expectThat(stdout.includes('ttl=64'), `the TTL has changed: ${errorText(stdout)}`);
+      await onNode(bridged.node, 'strip');
+      await ping(e, f);
       return undefined;
     },
   ],

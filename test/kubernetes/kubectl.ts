@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+import { dirname, join } from 'node:path';
 import { run, type RunResult, tryRun } from '../../src/host/run.ts';
 import { netnsPath } from '../../src/lab/netns.ts';
 import { peerPath } from '../support/peer-programs.ts';
@@ -24,6 +25,14 @@ export async function kubectl(cluster: Cluster, ...args: string[]): Promise<stri
 export function tryKubectl(cluster: Cluster, ...args: string[]): Promise<RunResult> {
   const [program, ...argv] = kubectlCommand(cluster, ...args);
   return tryRun(program, argv, inControlPlane(cluster));
+}
+
+/** `kubectl ripstop …`: the plugin, with the same kubectl. */
+export function kubectlRipstop(cluster: Cluster, ...args: string[]): Promise<string> {
+  const plugin = join(import.meta.dirname, '../../deploy/kubectl/kubectl-ripstop');
+  const PATH = `${dirname(peerPath('kubectl'))}:${process.env['PATH']}`;
+  const env = { ...process.env, PATH, KUBECONFIG: kubeconfigOf(cluster, 'admin') };
+  return run(plugin, args, { ...inControlPlane(cluster), env });
 }
 
 /** `kubectl apply` of a manifest's text, or of objects. */

@@ -29,7 +29,7 @@ import {
   udp,
   vxlan,
   unsummed,
-} from '../support/packets.ts';
+} from '../../src/net/packets.ts';
 import { Random, seedOf } from '../support/random.ts';
 import { type Arrival, type Entry, EPOCH, type Hook } from './model.ts';
 import { type IpPacket, familyOf, headerLength, membership, readFlow, readIp, u16 } from './read.ts';

@@ -20,7 +20,7 @@ import {
 import { addressToBytes, type Family, familyKey } from '../../src/net/ip.ts';
 import { macToBytes } from '../../src/net/mac.ts';
 import { type Flow, type LearnedFlow, type NotedArrival, tunnel } from '../bpf/node.ts';
-import { checksum, protocols } from '../support/packets.ts';
+import { checksum, protocols } from '../../src/net/packets.ts';
 import {
   addressNumber,
   decrementTtl,
@@ -474,9 +474,12 @@ export class Model {
     const reasons = [...ip.faults, ...(ip.fragment === 'none' ? [] : ['fragment'])];
     // The kernel has let the packet through, so the length that its header tells does not matter.
     const isReadable = reasons.every((reason) => reason === 'malformed');
+    const isOfPod = view.isInNetwork(ip.src) && (!view.isOurs(ip.src) || view.endpoints.has(ip.src));
+
     const reading = readFlow(readIp(packet.subarray(ETHER), view.family)!);
     const learned = isReadable ? learnedEntry(reading, ip, receiver, noted) : undefined;
     if (learned) return { ...kernel('learned'), learns: learned };
+    if (!isOfPod) return kernel(...ip.faults, 'outside');
     if (!reading.flow) return kernel(...reasons, reading.why);
     if (reading.isEnd && !reading.isAnswer) return kernel(...reasons, 'handshake');
     return kernel(...reasons, 'not_seen');

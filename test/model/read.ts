@@ -4,7 +4,7 @@
  */
 import { addressToBytes, bytesToAddress, type Cidr, type Family } from '../../src/net/ip.ts';
 import type { Flow } from '../bpf/node.ts';
-import { checksum, protocols } from '../support/packets.ts';
+import { checksum, protocols } from '../../src/net/packets.ts';
 
 export const u16 = (bytes: Uint8Array, at: number): number => (bytes[at]! << 8) | bytes[at + 1]!;
 

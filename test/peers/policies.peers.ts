@@ -6,19 +6,11 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { gatewayAddress } from '../../src/lab/addresses.ts';
 import { kubeconfigText } from '../../src/lab/apiserver/index.ts';
 import { startDaemon } from '../../src/lab/daemon.ts';
-import {
-  type Lab,
-  labDown,
-  netnsPath,
-  nodeDir,
-  type NodeState,
-  type PodState,
-  withPort,
-} from '../../src/lab/index.ts';
+import { type Lab, labDown, netnsPath, nodeDir, type NodeState, type PodState } from '../../src/lab/index.ts';
 import type { ApiAccess } from '../../src/lab/kube.ts';
 import { type Background, tracesOf } from '../../src/lab/lab.support.ts';
 import { run, tryRun } from '../../src/host/run.ts';
-import type { Family } from '../../src/net/ip.ts';
+import { type Family, withPort } from '../../src/net/ip.ts';
 import { FRESH, KINDS, NUMBERS_PORT, PAIR, Receiver, sendTo } from '../cluster/arrivals.ts';
 import { monotonicMs } from '../cluster/numbers.ts';
 import {
@@ -102,8 +94,8 @@ async function missingFor({ name, needs }: Engine): Promise<string | undefined> 
 for (const engine of ENGINES) {
   const missing = await missingFor(engine);
   if (missing) console.log(`skipped: ${missing}`);
-  describe.skipIf(missing)(`NetworkPolicies by ${engine.name}`, () => {
-    const purpose = `policies${engine.name.replaceAll('-', '')}`;
+  describe.skipIf(missing).each(['cni', 'boost'])(`NetworkPolicies by ${engine.name}, in mode %s`, (mode) => {
+    const purpose = `policies${engine.name.replaceAll('-', '')}${mode}`;
     let lab: Lab;
     const node = (i: number): NodeState => lab.state.nodes[i - 1]!;
     const client = (): PodState => podOf(node(1));
@@ -203,7 +195,12 @@ for (const engine of ENGINES) {
     }
 
     beforeAll(async () => {
-      lab = await realLab(purpose, ['ripstop', 'ripstop'], { pods: 3, ipv6: true, kubeProxy: 'iptables' });
+      lab = await realLab(purpose, ['ripstop', 'ripstop'], {
+        pods: 3,
+        ipv6: true,
+        kubeProxy: 'iptables',
+        mode,
+      });
       await create('/api/v1/namespaces/default/serviceaccounts', { metadata: { name: 'default' } });
       await createPod(node(1), client(), 'client');
       await createPod(node(1), stranger(), 'stranger');

@@ -23,7 +23,7 @@ import { peerPath } from '../support/peer-programs.ts';
 export async function realLab(
   purpose: string,
   datapaths: readonly Datapath[],
-  flags: Pick<LabFlags, 'pods' | 'ipv6' | 'kubeProxy'> = {},
+  flags: Pick<LabFlags, 'pods' | 'ipv6' | 'kubeProxy' | 'mode'> = {},
 ): Promise<Lab> {
   const options = parseLabOptions({ ...flags, name: labNameFor(purpose) });
   await tellingWhy({

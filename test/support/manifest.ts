@@ -10,6 +10,9 @@ import { run } from '../../src/host/run.ts';
 const DEPLOY = join(import.meta.dirname, '../../deploy');
 
 export const manifest = readFileSync(join(DEPLOY, 'ripstop.yml'), 'utf8');
+/** Install ripstop beside a running flannel, and take it off again. */
+export const boostManifest = readFileSync(join(DEPLOY, 'boost.yml'), 'utf8');
+export const unboostManifest = readFileSync(join(DEPLOY, 'unboost.yml'), 'utf8');
 export const readme = readFileSync(join(DEPLOY, 'README.md'), 'utf8');
 
 export interface Manifest {

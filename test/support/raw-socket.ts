@@ -7,7 +7,7 @@ import { closeSync, openSync } from 'node:fs';
 import { constants } from 'node:os';
 import { getSystemErrorName } from 'node:util';
 import koffi from 'koffi';
-import { checksum } from './packets.ts';
+import { checksum } from '../../src/net/packets.ts';
 
 type Fd = number;
 

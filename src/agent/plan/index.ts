@@ -6,7 +6,7 @@ import { type LinkPlan, mayAttach, planLinks } from './links.ts';
 import { type NodePlan, planNode } from './node.ts';
 import { type Outline, planOutline } from './outline.ts';
 import { type PeerPlan, planPeers } from './peers.ts';
-import { planPods, type PodPlan, podsOf } from './pods.ts';
+import { hostVeths, planPods, type PodPlan, podsOf } from './pods.ts';
 
 export { KERNEL_PATH_REASONS, type KernelPathOnly, type PeerService, peerService } from './fast-path.ts';
 export type { NodeFamily, Peers, PlanOptions } from './inputs.ts';
@@ -45,7 +45,7 @@ export function plan(peers: Peers, node: NodeSnapshot, options: PlanOptions): Pl
     peers: planPeers(outline, peers, node, options),
     pods: planPods(outline, pods, node, options, mayAttach(node, peers)),
     links: planLinks(outline, peers, node, options),
-    podCount: pods.devices.size,
+    podCount: hostVeths([...pods.routed, ...pods.bridged]).size,
     blocked: foreignPrograms(node),
   };
 }

@@ -49,7 +49,8 @@ export function planLinks(
   // With empty maps they would drop packets of all peers as those of strangers.
   const mayReceive =
     peers.synced || peers.peers.length > 0 || node.attached.has(linkKey('from_wire', uplink.name));
-  for (const name of mayReceive ? vteps.keys() : []) {
+  // Only with our nft rules it knows the senders; in boost mode there are none.
+  for (const name of mayReceive && agent.mode !== 'boost' ? vteps.keys() : []) {
     const device = node.links.value.get(name);
     if (device) hooked.push({ hook: 'from_vtep', ifname: name, ifindex: device.ifindex });
   }

@@ -8,7 +8,13 @@ import type { FlannelRule } from '../../host/flannel-rules.ts';
 import { podBridgeSysctls } from '../../host/pod-bridge.ts';
 import { RULES_KEY, type DesiredRules } from '../../host/rules.ts';
 import { renderSubnetEnv } from '../../host/subnet-env.ts';
-import { nodeSysctls, podVethSysctls, type Sysctl, vtepSysctls } from '../../host/sysctl.ts';
+import {
+  CONNTRACK_LIBERAL,
+  nodeSysctls,
+  podVethSysctls,
+  type Sysctl,
+  vtepSysctls,
+} from '../../host/sysctl.ts';
 import { type VtepDevice, vtepDeviceName } from '../../host/vtep-device.ts';
 import { vxlanSenders } from '../../host/vtep-set.ts';
 import { type Family, familyKey } from '../../net/ip.ts';
@@ -17,12 +23,18 @@ import type { Desired } from '../../reconcile/reconciled.ts';
 import type { NodeSnapshot } from '../snapshot.ts';
 import { always, type Peers, type PlanOptions } from './inputs.ts';
 import type { Outline } from './outline.ts';
-import type { Pods } from './pods.ts';
+import { hostVeths, type Pods } from './pods.ts';
 
 export interface NodePlan {
   readonly kernelModules: Desired<true>;
-  readonly vtepDevices: Desired<VtepDevice>;
   readonly sysctls: Desired<Sysctl>;
+  /** Undefined in boost mode: there flannel has made it. */
+  readonly kernelPath?: NodeKernelPath;
+  readonly programs: Desired<NodeSettings>;
+}
+
+interface NodeKernelPath {
+  readonly vtepDevices: Desired<VtepDevice>;
   readonly rules: Desired<DesiredRules>;
   readonly files: Desired<FileContent>;
   /** What a previous flanneld left, and is not needed once our own are in place: nothing of it is desired. */
@@ -30,7 +42,6 @@ export interface NodePlan {
   readonly flannelRules: Desired<FlannelRule>;
   /** flannel's bridges without pods: none is desired. */
   readonly idleBridges: Desired<true>;
-  readonly programs: Desired<NodeSettings>;
 }
 
 export function planNode(
@@ -40,13 +51,26 @@ export function planNode(
   node: NodeSnapshot,
   options: PlanOptions,
 ): NodePlan {
-  const { settings, vteps, revision } = outline;
+  const { settings, revision } = outline;
+  const plan = {
+    kernelModules: always<true>(new Map([[CONNTRACK_MODULE, true]])),
+    programs: { revision, entries: () => new Map([[ProgramSet.KEY, settings]]), complete: true },
+  };
+  if (options.agent.mode === 'boost')
+    return { ...plan, sysctls: always(new Map([[CONNTRACK_LIBERAL.path, CONNTRACK_LIBERAL]])) };
+  return {
+    ...plan,
+    sysctls: sysctls(outline, pods, node, options),
+    kernelPath: kernelPathOf(outline, pods, peers, options),
+  };
+}
+
+function kernelPathOf(outline: Outline, pods: Pods, peers: Peers, options: PlanOptions): NodeKernelPath {
+  const { vteps, revision } = outline;
   const rules = desiredRules(outline, pods, peers, options);
   const strangers = rules.networks.map(({ strangers }) => strangers).join();
   return {
-    kernelModules: always(new Map([[CONNTRACK_MODULE, true]])),
     vtepDevices: { revision: JSON.stringify([...vteps.values()]), entries: () => vteps, complete: true },
-    sysctls: sysctls(outline, pods, node, options),
     rules: {
       revision: `${revision} ${strangers} ${rules.masquerade} ${rules.uplink} ${rules.bridges.join()}`,
       entries: () => new Map([[RULES_KEY, rules]]),
@@ -56,19 +80,19 @@ export function planNode(
     flannelRoutes: always(new Map()),
     flannelRules: always(new Map()),
     idleBridges: always(new Map()),
-    programs: { revision, entries: () => new Map([[ProgramSet.KEY, settings]]), complete: true },
   };
 }
 
 function sysctls(
   { uplink, settings }: Outline,
-  { devices, bridges }: Pods,
+  { routed, bridges }: Pods,
   node: NodeSnapshot,
   { families }: PlanOptions,
 ): Desired<Sysctl> {
   const { tunnel } = settings;
   const used = families.map(({ family }) => family);
   const vteps = tunnel ? used.map((family) => ({ family, name: vtepDeviceName(family, tunnel.vni) })) : [];
+  const devices = hostVeths(routed);
   // The uplink's settings must be made before forwarding is switched on.
   const all = [
     ...nodeSysctls(used, [uplink.name, ...uplink.advertised]),

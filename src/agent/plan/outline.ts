@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 /** The outline of the plan: the node's uplink, its part of the cluster network, its VTEP devices. Pure. */
 import { encapBytes, type FamilySettings, type NodeSettings } from '../../dataplane/desired.ts';
+import { RipstopError } from '../../errors.ts';
+import type { Link, VxlanDetails } from '../../host/links.ts';
+import { findPodBridges } from '../../host/pod-bridge.ts';
 import { chooseUplink, type Uplink } from '../../host/uplink.ts';
 import { type VtepDevice, vtepDeviceName } from '../../host/vtep-device.ts';
-import { familyKey, hostCidr } from '../../net/ip.ts';
+import { addressFamily, familyKey, hostCidr, partsOf, perFamily } from '../../net/ip.ts';
 import { NO_MAC } from '../../net/mac.ts';
 import type { NodeSnapshot } from '../snapshot.ts';
 import type { NodeFamily, PlanOptions } from './inputs.ts';
@@ -34,14 +37,19 @@ export function planOutline(node: NodeSnapshot, options: PlanOptions): Outline {
     podCidrs: families.map(({ podCidr }) => podCidr),
   };
   const links = node.links.value;
-  const uplink = chooseUplink(request, { ...node.routes.value, links });
   const tunnel = backend.type === 'vxlan' ? backend : undefined;
-  const mtu = Math.min(uplink.mtu, tunnel?.mtu ?? uplink.mtu);
+  const flannels = tunnel && agent.mode === 'boost' ? flannelDevices(tunnel.vni, node, families) : undefined;
+  const uplink = flannels ? uplinkOf(flannels, node) : chooseUplink(request, { ...node.routes.value, links });
+  const mtu = flannels
+    ? flannels[0]!.mtu + encapBytes[families[0]!.family]
+    : Math.min(uplink.mtu, tunnel?.mtu ?? uplink.mtu);
   const vteps = new Map<string, VtepDevice>();
   const parts: { v4?: FamilySettings; v6?: FamilySettings } = {};
-  for (const one of families) {
+  for (const [i, one] of families.entries()) {
     const vtepIp = uplink.ips[familyKey(one.family)]!;
-    const device = tunnel && vtepDevice(one, { ...tunnel, uplink, localIp: vtepIp, mtu }, node, options);
+    const device =
+      flannels?.[i] ??
+      (tunnel && vtepDevice(one, { ...tunnel, uplink, localIp: vtepIp, mtu }, node, options));
     if (device) vteps.set(device.name, device);
     const { network, podCidr } = one;
     parts[familyKey(one.family)] = { network, podCidr, vtepIp, vtepMac: device?.mac ?? NO_MAC };
@@ -49,12 +57,57 @@ export function planOutline(node: NodeSnapshot, options: PlanOptions): Outline {
   const device = links.get(uplink.name)!;
   const settings: NodeSettings = {
     ...parts,
-    ...(tunnel && { tunnel: { vni: tunnel.vni, port: tunnel.port } }),
+    ...(tunnel && { tunnel: { vni: tunnel.vni, port: flannels?.[0]?.port ?? tunnel.port } }),
     uplink: { ifindex: uplink.ifindex, mtu, mac: device.mac ?? NO_MAC, gsoMaxSegs: device.gsoMaxSegs },
     directRouting: tunnel?.directRouting ?? true,
+    bridge: findPodBridges(
+      families.map(({ podCidr }) => podCidr),
+      links,
+    )[0]?.ifindex,
+    // flannel does not mind them. And the node must be able to hear of new nodes when our agent is gone.
+    admitsStrangers: agent.mode === 'boost',
     flowTableSize: agent.flowTableSize,
   };
   return { uplink, mtu, settings, revision: JSON.stringify(settings), vteps };
+}
+
+/** flannel's own devices, one for each family, as they are. @throws RipstopError when one is not there. */
+function flannelDevices(vni: number, node: NodeSnapshot, families: readonly NodeFamily[]): VtepDevice[] {
+  return families.map(({ family, podCidr }) => {
+    const name = vtepDeviceName(family, vni);
+    const { mtu, mac, vxlan } = node.links.value.get(name) ?? ({} as Partial<Link>);
+    const { port, local, uplink } = vxlan ?? ({} as Partial<VxlanDetails>);
+    if (
+      mtu === undefined ||
+      mac === undefined ||
+      port === undefined ||
+      local === undefined ||
+      uplink === undefined
+    ) {
+      throw new RipstopError(
+        `there is no ${name} that sends from an address of its own over an interface; flannel makes it: see whether it runs`,
+      );
+    }
+    return { name, vni, port, localIp: local, uplink, mtu, mac, address: hostCidr(podCidr.base) };
+  });
+}
+
+/** The interface over which flannel's devices send. */
+function uplinkOf(devices: readonly VtepDevice[], { links }: NodeSnapshot): Uplink {
+  const { name: device, uplink } = devices[0]!;
+  const link = links.value.get(uplink);
+  if (!link) throw new RipstopError(`there is no ${uplink}, over which ${device} sends`);
+  const ips = perFamily(
+    (family) => devices.find(({ localIp }) => addressFamily(localIp) === family)?.localIp,
+  );
+  return {
+    name: uplink,
+    ifindex: link.ifindex,
+    ips,
+    mtu: link.mtu,
+    advertised: [],
+    explanation: `${uplink} (${partsOf(ips).join(', ')}): ${device} sends from there`,
+  };
 }
 
 function vtepDevice(

@@ -14,14 +14,20 @@ import { lazily, type Peers, type PlanOptions } from './inputs.ts';
 import type { Outline } from './outline.ts';
 
 export interface PeerPlan {
-  readonly vtepSet: Desired<true>;
-  readonly neighbours: Desired<string>;
-  readonly fdb: Desired<string>;
-  readonly peerRoutes: Desired<PeerRoute>;
+  /** Undefined in boost mode: there flannel writes it. */
+  readonly kernelPath?: PeerKernelPath;
   /** The following are undefined as long as no programs are loaded. */
   readonly vteps?: Desired<Struct<'vtep'>>;
   readonly peers?: Desired<Struct<'peer'>>;
   readonly peers6?: Desired<Struct<'peer6'>>;
+}
+
+interface PeerKernelPath {
+  /** First, so that packets of a new peer are admitted before any are sent to it. */
+  readonly vtepSet: Desired<true>;
+  readonly neighbours: Desired<string>;
+  readonly fdb: Desired<string>;
+  readonly peerRoutes: Desired<PeerRoute>;
 }
 
 export function planPeers(outline: Outline, all: Peers, node: NodeSnapshot, options: PlanOptions): PeerPlan {
@@ -35,17 +41,17 @@ export function planPeers(outline: Outline, all: Peers, node: NodeSnapshot, opti
     complete: synced,
   });
   const nextHopTo = nextHops(outline, node);
-  const kernelPath = lazily(() => kernelPathOf(outline, peers, node, nextHopTo));
-  const plan: PeerPlan = {
-    // First, so that packets of a new peer are admitted before any are sent to it.
+  const entries = lazily(() => kernelPathOf(outline, peers, node, nextHopTo));
+  const kernelPath: PeerKernelPath = {
     vtepSet: desired(() => (settings.tunnel ? sendersOf(peers) : new Map())),
-    neighbours: desired(() => kernelPath().neighbours),
-    fdb: desired(() => kernelPath().fdb),
+    neighbours: desired(() => entries().neighbours),
+    fdb: desired(() => entries().fdb),
     peerRoutes: {
-      ...desired(() => kernelPath().routes),
+      ...desired(() => entries().routes),
       impossible: () => unreachable(outline, peers, nextHopTo),
     },
   };
+  const plan: PeerPlan = options.agent.mode === 'boost' ? {} : { kernelPath };
   if (!node.programs.value) return plan;
   const service = `${node.programs.revision} ${node.policies.revision} ${node.shaped.revision}`;
   const peerMaps = lazily(() => {

@@ -3,6 +3,7 @@ import { describe, expect, it } from 'vitest';
 import type { Peer } from '../../cluster/index.ts';
 import type { Policy } from '#netlink';
 import type { Attachment } from '../../cni/attachments.ts';
+import type { PodBridges } from '../../host/bridged-pods.ts';
 import type { Link } from '../../host/links.ts';
 import { link } from '../../host/links.support.ts';
 import { parseCidr } from '../../net/ip.ts';
@@ -78,6 +79,7 @@ const ids = { from_pod: 11, to_pod: 12, from_wire: 13, to_wire: 14, xdp_from_wir
 interface Given {
   readonly links?: readonly Link[];
   readonly pods?: readonly Attachment[];
+  readonly bridged?: Partial<PodBridges>;
   readonly lostPods?: readonly string[];
   readonly shaped?: readonly number[];
   readonly programs?: 'none' | 'loaded' | 'pending';
@@ -100,6 +102,7 @@ function node(given: Given = {}): NodeSnapshot {
     },
     policies: { revision: 1, value: given.policies ?? [] },
     pods: { revision: 1, value: pods },
+    bridged: { revision: 1, value: { ports: [], pods: [], contradictions: [], ...given.bridged } },
     lostPods: given.lostPods ?? [],
     shaped: { revision: 1, value: given.shaped ?? [] },
     programs: {
@@ -122,9 +125,69 @@ function entries(desired: Desired<unknown> | undefined): Record<string, unknown>
   return desired && Object.fromEntries(desired.entries());
 }
 
+describe('in boost mode', () => {
+  const boosted: PlanOptions = { ...OPTIONS, agent: { ...OPTIONS.agent, mode: 'boost' } };
+  const vxlan = {
+    vni: 1,
+    port: 8472,
+    local: '192.0.2.1',
+    uplink: 'eth0',
+    learning: false,
+    zeroChecksum6: { tx: false, rx: false },
+    extras: [],
+  };
+  const device = { ...flannel1, mac: '02:00:00:00:00:99', vxlan };
+  const port = { ...veth, master: 'cni0', peer: { ifindex: 2, netnsId: 1 } };
+  const bridge = { ...cni0, mac: '02:00:00:00:00:b0' };
+  const bridged = {
+    ports: [9],
+    pods: [{ ip: '10.42.1.7', podMac: '02:00:00:00:00:07', bridge: 4, port: 9 }],
+  };
+  const given = { links: [eth0, device, port, bridge], bridged };
+
+  it('nothing is desired that flannel owns, and one setting alone', () => {
+    const { node: ofNode, peers: toPeers, pods } = plan(peers(), node(given), boosted);
+    expect([ofNode.kernelPath, toPeers.kernelPath, pods.kernelPath]).toEqual([
+      undefined,
+      undefined,
+      undefined,
+    ]);
+    expect(Object.keys(entries(ofNode.sysctls)!)).toEqual(['net/netfilter/nf_conntrack_tcp_be_liberal']);
+  });
+
+  it('the settings are those of flannel’s own device, whatever our Node says', () => {
+    const { settings, uplink, mtu } = plan(peers(), node(given), boosted).outline;
+    expect({ uplink: uplink.name, mtu, vtep: settings.v4!.vtepIp, mac: settings.v4!.vtepMac }).toEqual({
+      uplink: 'eth0',
+      mtu: 1500,
+      vtep: '192.0.2.1',
+      mac: '02:00:00:00:00:99',
+    });
+    expect(settings).toMatchObject({ bridge: 4, admitsStrangers: true });
+  });
+
+  it('there is no plan without flannel’s device', () => {
+    expect(() => plan(peers(), node({ ...given, links: [eth0, port, bridge] }), boosted)).toThrow(
+      'there is no flannel.1',
+    );
+  });
+
+  it('pods on the bridge are endpoints; programs are on every port that leads to a pod', () => {
+    const { endpoints, podLinks } = plan(
+      peers(),
+      node({ ...given, bridged: { ...bridged, ports: [9] } }),
+      boosted,
+    ).pods;
+    expect(entries(endpoints)).toMatchObject({
+      7: { ifindex: 9, pod_mac: '02:00:00:00:00:07', host_mac: '02:00:00:00:00:b0', mtu: 1450 },
+    });
+    expect(Object.keys(entries(podLinks)!)).toHaveLength(2);
+  });
+});
+
 describe('the node itself', () => {
   it('has a VTEP device on its uplink, with the MAC that it has published', () => {
-    const { vtepDevices } = plan(peers(), node(), OPTIONS).node;
+    const { vtepDevices } = plan(peers(), node(), OPTIONS).node.kernelPath!;
     expect(entries(vtepDevices)).toEqual({
       'flannel.1': {
         name: 'flannel.1',
@@ -151,9 +214,9 @@ describe('the node itself', () => {
   it('has no VTEP device without tunnels', () => {
     const backend = { type: 'host-gw' as const };
     const { node: planned, peers: toPeers } = plan(peers(), node({ links: [eth0] }), { ...OPTIONS, backend });
-    expect(entries(planned.vtepDevices)).toEqual({});
-    expect(entries(toPeers.vtepSet)).toEqual({});
-    expect(entries(toPeers.peerRoutes)).toEqual({
+    expect(entries(planned.kernelPath!.vtepDevices)).toEqual({});
+    expect(entries(toPeers.kernelPath!.vtepSet)).toEqual({});
+    expect(entries(toPeers.kernelPath!.peerRoutes)).toEqual({
       '10.42.2.0/24': { via: '192.0.2.2', dev: 'eth0', onlink: false },
     });
   });
@@ -161,7 +224,7 @@ describe('the node itself', () => {
   it('admits VXLAN from strangers until all peers are known, and while one is behind NAT', () => {
     const strangers = (given: Peers) =>
       plan(given, node(), OPTIONS)
-        .node.rules.entries()
+        .node.kernelPath!.rules.entries()
         .get('inet ripstop')
         ?.networks.map((one) => one.strangers);
     expect(strangers(peers())).toEqual(['drop']);
@@ -170,7 +233,9 @@ describe('the node itself', () => {
   });
 
   it('writes subnet.env for CNI plugins', () => {
-    expect(plan(peers(), node(), OPTIONS).node.files.entries().get('/run/flannel/subnet.env')?.text).toBe(
+    expect(
+      plan(peers(), node(), OPTIONS).node.kernelPath!.files.entries().get('/run/flannel/subnet.env')?.text,
+    ).toBe(
       'FLANNEL_NETWORK=10.42.0.0/16\nFLANNEL_SUBNET=10.42.1.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n',
     );
   });
@@ -191,11 +256,11 @@ describe('the node itself', () => {
 
 describe('peers', () => {
   it('have an entry in each place: neighbours, FDB, routes, sets and maps', () => {
-    const planned = plan(peers(), node(), OPTIONS).peers;
-    expect(entries(planned.vtepSet)).toEqual({ '192.0.2.2': true });
-    expect(entries(planned.neighbours)).toEqual({ 'flannel.1 10.42.2.0': '02:00:00:00:00:02' });
-    expect(entries(planned.fdb)).toEqual({ 'flannel.1 02:00:00:00:00:02': '192.0.2.2' });
-    expect(entries(planned.peerRoutes)).toEqual({
+    const { kernelPath, ...planned } = plan(peers(), node(), OPTIONS).peers;
+    expect(entries(kernelPath!.vtepSet)).toEqual({ '192.0.2.2': true });
+    expect(entries(kernelPath!.neighbours)).toEqual({ 'flannel.1 10.42.2.0': '02:00:00:00:00:02' });
+    expect(entries(kernelPath!.fdb)).toEqual({ 'flannel.1 02:00:00:00:00:02': '192.0.2.2' });
+    expect(entries(kernelPath!.peerRoutes)).toEqual({
       '10.42.2.0/24': { via: '10.42.2.0', dev: 'flannel.1', onlink: true },
     });
     expect(Object.keys(entries(planned.peers)!)).toEqual(['2']);
@@ -213,7 +278,7 @@ describe('peers', () => {
   ])('are routed directly with DirectRouting only %s', (_, hop, route) => {
     const backend = { type: 'vxlan', vni: 1, port: 8472, directRouting: true } as const;
     const given = node({ hops: { '192.0.2.2': hop } });
-    const { peerRoutes } = plan(peers(), given, { ...OPTIONS, backend }).peers;
+    const { peerRoutes } = plan(peers(), given, { ...OPTIONS, backend }).peers.kernelPath!;
     expect(entries(peerRoutes)).toEqual({ '10.42.2.0/24': route });
   });
 
@@ -229,15 +294,16 @@ describe('peers', () => {
 
   it('are reported when neither a tunnel nor a direct route leads to them', () => {
     const given = node({ links: [eth0], hops: { '192.0.2.2': { dev: 'eth0', gateway: '192.0.2.254' } } });
-    const { peerRoutes } = plan(peers(), given, { ...OPTIONS, backend: { type: 'host-gw' } }).peers;
+    const { peerRoutes } = plan(peers(), given, { ...OPTIONS, backend: { type: 'host-gw' } }).peers
+      .kernelPath!;
     expect(entries(peerRoutes)).toEqual({});
     expect(peerRoutes.impossible?.().get('10.42.2.0/24')).toContain('not node2 (192.0.2.2)');
   });
 
   it('are removed only when all nodes have been seen', () => {
     const areComplete = (given: Peers): boolean[] => {
-      const { peerRoutes, fdb, peers: map } = plan(given, node(), OPTIONS).peers;
-      return [peerRoutes, fdb, map!].map(({ complete }) => complete);
+      const { kernelPath, peers: map } = plan(given, node(), OPTIONS).peers;
+      return [kernelPath!.peerRoutes, kernelPath!.fdb, map!].map(({ complete }) => complete);
     };
     expect(areComplete(peers([], false))).toEqual([false, false, false]);
     expect(areComplete(peers([]))).toEqual([true, true, true]);
@@ -360,12 +426,12 @@ describe('peers', () => {
   it('are not written to maps before programs are loaded', () => {
     const planned = plan(peers(), node({ programs: 'none' }), OPTIONS).peers;
     expect([planned.peers, planned.peers6, planned.vteps]).toEqual([undefined, undefined, undefined]);
-    expect(entries(planned.neighbours)).not.toEqual({});
+    expect(entries(planned.kernelPath!.neighbours)).not.toEqual({});
   });
 
   it('have another revision when, and only when, something that they depend on changes', () => {
     const revision = (given: Peers, snapshot: NodeSnapshot) =>
-      plan(given, snapshot, OPTIONS).peers.peerRoutes.revision;
+      plan(given, snapshot, OPTIONS).peers.kernelPath!.peerRoutes.revision;
     const base = revision(peers(), node());
     expect(revision(peers(), node({ pods: [pod] }))).toBe(base);
     expect(revision({ ...peers(), revision: 2 }, node())).not.toBe(base);
@@ -382,7 +448,7 @@ describe('pods', () => {
   it('have a route, an endpoint and programs; the rest of the podCIDR is unreachable', () => {
     const planned = plan(peers(), node({ pods: [pod] }), OPTIONS);
     expect(planned.podCount).toBe(1);
-    expect(entries(planned.pods.podRoutes)).toEqual({
+    expect(entries(planned.pods.kernelPath!.podRoutes)).toEqual({
       '10.42.1.5/32': { dev: 'veth00000001' },
       '10.42.1.0/24': { unreachable: true },
     });
@@ -413,7 +479,7 @@ describe('pods', () => {
   ])('are ignored while their host veth %s', (_, given) => {
     const planned = plan(peers(), node({ pods: [pod], links: [eth0, flannel1, given] }), OPTIONS);
     expect(planned.podCount).toBe(0);
-    expect(Object.keys(entries(planned.pods.podRoutes)!)).toEqual(['10.42.1.0/24']);
+    expect(Object.keys(entries(planned.pods.kernelPath!.podRoutes)!)).toEqual(['10.42.1.0/24']);
   });
 
   it('are followed when their host veth is renamed, unless it is another device', () => {
@@ -426,7 +492,10 @@ describe('pods', () => {
   });
 
   it('keep what they have while the file of one that lives cannot be read', () => {
-    const planned = (hostIfname: string) => plan(peers(), node({ lostPods: [hostIfname] }), OPTIONS).pods;
+    const planned = (hostIfname: string) => {
+      const { kernelPath, ...maps } = plan(peers(), node({ lostPods: [hostIfname] }), OPTIONS).pods;
+      return { ...kernelPath!, ...maps };
+    };
     for (const key of ['podRoutes', 'endpoints', 'podLinks'] as const) {
       expect(planned('veth00000001')[key]!.complete, key).toBe(false);
       expect(planned('veth99999999')[key]!.complete, key).toBe(true);
@@ -435,8 +504,8 @@ describe('pods', () => {
 
   it("get proxy neighbours on a bridge of flannel's pods, whose connected route then covers the podCIDR", () => {
     const planned = plan(peers(), node({ pods: [pod], links: [eth0, flannel1, veth, cni0] }), OPTIONS);
-    expect(entries(planned.pods.proxies)).toEqual({ 'cni0 10.42.1.5': true });
-    expect(Object.keys(entries(planned.pods.podRoutes)!)).toEqual(['10.42.1.5/32']);
+    expect(entries(planned.pods.kernelPath!.proxies)).toEqual({ 'cni0 10.42.1.5': true });
+    expect(Object.keys(entries(planned.pods.kernelPath!.podRoutes)!)).toEqual(['10.42.1.5/32']);
   });
 
   it('cannot be added while programs are attached that this ripstop cannot load', () => {

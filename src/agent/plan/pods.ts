@@ -14,40 +14,73 @@ import type { Outline } from './outline.ts';
 
 /** The observed pods. */
 export interface Pods {
-  /** One for each address. */
-  readonly endpoints: readonly Endpoint[];
-  /** Host veths: name → ifindex. */
-  readonly devices: ReadonlyMap<string, number>;
+  /** One for each address, of pods with a routed veth, which ripstop's plugin attached. */
+  readonly routed: readonly Endpoint[];
+  /** The same, of pods on a bridge, which another plugin attached. */
+  readonly bridged: readonly Endpoint[];
+  /** The ports of bridges that lead to pods, also to those of which no address is known yet: name → ifindex. */
+  readonly ports: ReadonlyMap<string, number>;
   /** Indexes of host veths whose packets somebody shapes: their endpoints are marked for the kernel path. */
   readonly shaped: readonly number[];
-  /** Bridges of pods that flannel's plugin attached, with their address families. */
+  /** Bridges of our podCIDRs, with their address families. */
   readonly bridges: ReadonlyMap<string, readonly Family[]>;
   readonly revision: string;
 }
 
 /**
- * The pods whose host veth is the one that ADD created, and up: the kernel refuses routes over interfaces that are
- * down.
+ * Of the attachments, those whose host veth is the one that ADD created, and up: the kernel refuses routes over
+ * interfaces that are down.
  */
-export function podsOf({ links, pods, shaped }: NodeSnapshot, { families }: PlanOptions): Pods {
-  const endpoints = pods.value.flatMap((attachment) => {
+export function podsOf(node: NodeSnapshot, { families }: PlanOptions): Pods {
+  const { links, pods, bridged, shaped } = node;
+  const routed = pods.value.flatMap((attachment) => {
     const link = links.value.get(attachment.hostIfname);
     if (link?.ifindex !== attachment.hostIfindex || !link.up) return [];
     const kernelPath = attachment.kernelPath === true || shaped.value.includes(attachment.hostIfindex);
     return attachment.ips.map((ip) => ({ ...attachment, ip, mtu: link.mtu, kernelPath }));
   });
+  const isRouted = new Set(routed.map(({ ip }) => ip));
   const bridges = new Map<string, Family[]>();
   for (const { family, podCidr } of families) {
     const bridge = findPodBridge(podCidr, links.value)?.name;
     if (bridge !== undefined) bridges.set(bridge, [...(bridges.get(bridge) ?? []), family]);
   }
   return {
-    endpoints,
-    devices: new Map(endpoints.map(({ hostIfname, hostIfindex }) => [hostIfname, hostIfindex])),
+    routed,
+    bridged: bridgedEndpoints(node, families).filter(({ ip }) => !isRouted.has(ip)),
+    ports: portsOf(node),
     shaped: shaped.value,
     bridges,
-    revision: `${pods.revision}.${links.revision}.${shaped.revision}`,
+    revision: [pods, bridged, links, shaped].map(({ revision }) => revision).join('.'),
   };
+}
+
+/** Pods on bridges, by their addresses in our podCIDRs. */
+function bridgedEndpoints(
+  { links, bridged, shaped }: NodeSnapshot,
+  families: PlanOptions['families'],
+): Endpoint[] {
+  if (bridged.value.pods.length === 0) return [];
+  const byIndex = new Map(links.value.values().map((link) => [link.ifindex, link]));
+  return bridged.value.pods.flatMap(({ ip, podMac, bridge, port }) => {
+    const [link, mac] = [byIndex.get(port), byIndex.get(bridge)?.mac];
+    if (!link?.up || mac === undefined || !families.some(({ podCidr }) => cidrContains(podCidr, ip)))
+      return [];
+    const host = { hostIfname: link.name, hostIfindex: port, hostMac: mac };
+    return [{ ip, ...host, podMac, mtu: link.mtu, kernelPath: shaped.value.includes(port) }];
+  });
+}
+
+function portsOf({ links, bridged }: NodeSnapshot): Map<string, number> {
+  const ports = new Set(bridged.value.ports);
+  if (ports.size === 0) return new Map();
+  const found = links.value.values().filter(({ ifindex, up }) => up && ports.has(ifindex));
+  return new Map(found.map(({ name, ifindex }) => [name, ifindex]));
+}
+
+/** Host veths: name → ifindex. */
+export function hostVeths(endpoints: readonly Endpoint[]): Map<string, number> {
+  return new Map(endpoints.map(({ hostIfname, hostIfindex }) => [hostIfname, hostIfindex]));
 }
 
 /** The attachments whose host veth somebody has renamed, under its new name: the index and the MAC address stay. */
@@ -64,8 +97,8 @@ export function renamedPods({ links, pods }: NodeSnapshot): Attachment[] {
 }
 
 export interface PodPlan {
-  readonly podRoutes: Desired<PodRoute>;
-  readonly proxies: Desired<true>;
+  /** Undefined in boost mode: there flannel's plugin has made all that pods need on the kernel path. */
+  readonly kernelPath?: { readonly podRoutes: Desired<PodRoute>; readonly proxies: Desired<true> };
   /** The following are undefined as long as no programs are loaded. */
   readonly endpoints?: Desired<Struct<'endpoint'>>;
   readonly endpoints6?: Desired<Struct<'endpoint'>>;
@@ -87,17 +120,22 @@ export function planPods(
     // A pod of which nothing but its host veth is known keeps what it has.
     complete: !node.lostPods.some((hostIfname) => node.links.value.has(hostIfname)),
   });
-  const kernelPath = {
-    podRoutes: desired(() => podRoutes(pods, options)),
-    proxies: desired(() => proxies(pods)),
-  };
+  const plan: PodPlan =
+    options.agent.mode === 'boost'
+      ? {}
+      : {
+          kernelPath: {
+            podRoutes: desired(() => podRoutes(pods, options)),
+            proxies: desired(() => proxies(pods)),
+          },
+        };
   const programs = node.programs;
-  if (!programs.value) return kernelPath;
+  if (!programs.value) return plan;
   const { ids } = programs.value;
   const loaded = `${programs.revision} ${outline.revision}`;
-  const endpoints = lazily(() => desiredEndpoints(outline.settings, pods.endpoints));
+  const endpoints = lazily(() => desiredEndpoints(outline.settings, [...pods.routed, ...pods.bridged]));
   return {
-    ...kernelPath,
+    ...plan,
     endpoints: desired(() => endpoints().endpoints, loaded),
     endpoints6: desired(() => endpoints().endpoints6, loaded),
     ...(attaches && {
@@ -106,9 +144,9 @@ export function planPods(
   };
 }
 
-function podRoutes({ endpoints, bridges }: Pods, { families }: PlanOptions): Map<string, PodRoute> {
+function podRoutes({ routed, bridges }: Pods, { families }: PlanOptions): Map<string, PodRoute> {
   const routes = new Map<string, PodRoute>(
-    endpoints.map(({ ip, hostIfname }) => [hostCidr(ip), { dev: hostIfname }]),
+    routed.map(({ ip, hostIfname }) => [hostCidr(ip), { dev: hostIfname }]),
   );
   const bridged = [...bridges.values()].flat();
   // As long as there are pods of flannel's plugin, the podCIDR has the connected route of their bridge.
@@ -118,10 +156,10 @@ function podRoutes({ endpoints, bridges }: Pods, { families }: PlanOptions): Map
 }
 
 /** On bridges, the node answers for the pods that are not on them. */
-function proxies({ endpoints, bridges }: Pods): Map<string, true> {
+function proxies({ routed, bridges }: Pods): Map<string, true> {
   return new Map(
     [...bridges].flatMap(([bridge, families]) =>
-      endpoints
+      routed
         .filter(({ ip }) => families.includes(addressFamily(ip) ?? 4))
         .map(({ ip }) => [proxyKey(bridge, ip), true] as const),
     ),
@@ -133,14 +171,14 @@ function proxies({ endpoints, bridges }: Pods): Map<string, true> {
  * from addresses that the maps do not have. A shaped endpoint has nothing to learn, so it needs no to_pod. Nor has its
  * host veth always an egress hook: before tcx (Linux 6.6) there is none beside the ingress qdisc of the bandwidth plugin.
  */
-function podHooks({ devices, shaped, endpoints }: Pods, { families }: PlanOptions): HookedInterface[] {
+function podHooks({ routed, ports, shaped }: Pods, { families }: PlanOptions): HookedInterface[] {
   const foreign = new Set(
-    endpoints
+    routed
       .filter(({ ip }) => !families.some(({ podCidr }) => cidrContains(podCidr, ip)))
       .map(({ hostIfname }) => hostIfname),
   );
   return (['from_pod', 'to_pod'] as const).flatMap((hook) =>
-    [...devices]
+    [...hostVeths(routed), ...ports]
       .filter(([ifname, ifindex]) => (hook === 'to_pod' ? !shaped.includes(ifindex) : !foreign.has(ifname)))
       .map(([ifname, ifindex]) => ({ hook, ifname, ifindex })),
   );

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /** One of the two labs, with a program at every place that serves and is the client of flows. */
+import type { Mode } from '../../../src/agent/options.ts';
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { join } from 'node:path';
@@ -71,9 +72,11 @@ export class HostLab implements AsyncDisposable {
   }
 
   /** Bring a lab up, and programs in it. */
-  static async open(name: string, datapath: Datapath): Promise<HostLab> {
+  static async open(name: string, datapath: Datapath, mode: Mode = 'cni'): Promise<HostLab> {
     try {
-      await labUp(parseLabOptions({ name, datapath, nodes: 2, pods: 2, ipv6: true, kubeProxy: 'iptables' }));
+      await labUp(
+        parseLabOptions({ name, datapath, mode, nodes: 2, pods: 2, ipv6: true, kubeProxy: 'iptables' }),
+      );
       const lab = new HostLab(name);
       await lab.#equip();
       return lab;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { beforeAll, describe, expect, it } from 'vitest';
 import { commandInControlPlane } from '../control-plane.ts';
+import { kubectlRipstop } from '../kubectl.ts';
 import { type ClusterNode, underlayAddresses } from '../state.ts';
 import { storyCluster } from '../story.ts';
 import { at, type Probe, probeFrom, probeFromNode, reportOf, UNHARMED } from '../traffic.ts';
@@ -126,5 +127,26 @@ describe.each(pairs)('a pod on $from and one on $to, both known by services now'
   it('get an error for a closed port', async () => {
     const report = await probeFrom(cluster, clientOn(a), 'udp', at(echoOn(b).ips[0]!, 9999), 10);
     expect(report.firstError).toContain('connection refused');
+  });
+});
+
+describe('kubectl ripstop', () => {
+  it('asks the agent of a node, or of a pod', async () => {
+    const flags = [
+      ['--node', node2.name],
+      ['--of', `default/${clientOn(node2).name}`],
+    ];
+    for (const flag of flags) {
+      const endpoints = await kubectlRipstop(cluster, ...flag, 'endpoints', '-o', 'jsonpath={[*].pod}');
+      expect(endpoints.split(/\s+/)).toContain(`default/${clientOn(node2).name}`);
+      expect(endpoints).not.toContain(clientOn(node1).name);
+    }
+  });
+
+  it('finds every map as the API server and the kernel say', async () => {
+    for (const node of [node1, node2])
+      expect(await kubectlRipstop(cluster, '--node', node.name, 'maps', 'diff')).toMatch(
+        /^no difference: peers /,
+      );
   });
 });

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * Packets for tests, built layer by layer from the inside out. Lengths and IP checksums are right by default.
+ * Packets, built layer by layer from the inside out. Lengths and IP checksums are right by default.
  * Both families have the same fields, with IPv4's names; the addresses determine the family of {@link ip}.
  */
-import { addressFamily, addressToBytes, bytesToAddress } from '../../src/net/ip.ts';
-import { macToBytes } from '../../src/net/mac.ts';
+import { addressFamily, addressToBytes, bytesToAddress } from './ip.ts';
+import { macToBytes } from './mac.ts';
 
 /** IANA's numbers of protocols and extension headers. */
 export const protocols = {

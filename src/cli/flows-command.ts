@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+/** `ripstop flows`: the flow table. */
+import type { Command } from 'commander';
+import type { FlowChoice, FlowRow } from './flows.ts';
+import { examples, flag } from './options.ts';
+import { printRows } from './output.ts';
+import { addReaderFlags, type ReaderOptions } from './reader.ts';
+import { addWatchFlags, type WatchOptions } from './watch.ts';
+
+type FlowsOptions = ReaderOptions & WatchOptions & FlowChoice;
+
+export function addFlowsCommand(program: Command): void {
+  const flows = program
+    .command('flows')
+    .description('the flow table: which flows take the fast path, and how their packets leave')
+    .addOption(flag('--pod <pod>', 'those of a pod: its name, namespace/name or address'))
+    .addOption(flag('--peer <node>', "those with a node's pods: its name, podCIDR or VTEP address"))
+    .addOption(
+      flag(
+        '--service <address>',
+        'those through a service: its name, namespace/name, address, or address:port',
+      ),
+    )
+    .addOption(flag('--all', 'those, too, that the kernel path alone has carried lately'))
+    .addOption(
+      flag('--sort <column>', 'the order of the rows')
+        .choices(['age', 'source', 'destination', 'from', 'to', 'state'])
+        .default('age'),
+    );
+  addWatchFlags(addReaderFlags(flows), 'show flows as they come, change and go, until interrupted')
+    .addHelpText('after', NOTES)
+    .action(async (options: FlowsOptions) => {
+      const { entryOf, flowColumns, readFlows } = await import('./flows.ts');
+      const { askAgent } = await import('./ask-agent.ts');
+      const { bpffs, runDir } = options;
+      const read = async (): Promise<FlowRow[]> => readFlows(bpffs, runDir, await askAgent(runDir), options);
+      if (!options.watch) return printRows(options.output, await read(), flowColumns);
+      const { printChanges } = await import('./map-watch.ts');
+      await printChanges(options, async () => (await read()).map(entryOf));
+    });
+}
+
+const NOTES = `
+A row is one direction of a conversation. STATE is what its next packet meets:
+  valid        the fast path
+  unsettled    the kernel path, while earlier packets may still be under way there
+  expired      the kernel path, which renews what was learned: it is older than 5 seconds
+  old epoch    the kernel path: rules, routes or policies have changed since it was learned
+  not learned  the kernel path; only with --all: packets came in, and were not seen to leave unchanged
+A packet of a valid flow takes the kernel path when it does not suit: \`ripstop stats\` counts by reason. A flow of an
+idle connection expires and is learned again with its next packet.
+There are no packets and bytes of each flow: the programs do not count them. \`ripstop stats\` has those of each hook.
+${examples([
+  ['flows', 'all of them, the youngest first'],
+  ['flows --pod default/web-0 -o wide', "a pod's"],
+  ['flows --service kube-system/kube-dns', "a service's, before and after its translation"],
+  ['flows --service 10.43.0.10:53 --sort source', 'the same by its address, in order'],
+  ['flows --peer node2 --watch', 'what comes, changes and goes between this node and another'],
+])}`;

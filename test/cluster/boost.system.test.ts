@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: Apache-2.0
+/** Mode boost: ripstop beside a flannel that goes on owning the node. */
+import { rmSync } from 'node:fs';
+import { join } from 'node:path';
+import { beforeAll, describe, expect, it } from 'vitest';
+import { run, tryRun } from '../../src/host/run.ts';
+import {
+  addPod,
+  boost,
+  nodeDir,
+  type NodeState,
+  type PodState,
+  removePod,
+  startAgent,
+  stopAgent,
+  unboost,
+} from '../../src/lab/index.ts';
+import {
+  addressOf,
+  type Carried,
+  carriedDuring,
+  FAMILIES,
+  inNetns,
+  missingHere,
+  ping,
+  podOf,
+  ripstopJson,
+  serveIn,
+  talkBoth,
+  timeUntil,
+  useLab,
+} from './support.ts';
+import { useTalkingLab } from './talking-lab.ts';
+
+/** What a node has that boosting must leave as it was. Counters, ages and what the kernel learns by itself are left out. */
+const STATE: Record<string, string> = {
+  links: `ip -d -o link | sed -E 's/ [a-z_]*_timer +[^ ]+| (qlen|promiscuity|group) [^ ]+//g'`,
+  addresses: 'ip -o addr | sed "s/valid_lft.*//"',
+  routes: 'ip route show table all; ip -6 route show table all',
+  rules: 'ip rule; ip -6 rule',
+  neighbours: 'ip neigh show nud permanent; ip neigh show proxy',
+  fdb: 'bridge fdb show | grep -E "permanent|self"',
+  qdiscs: 'tc qdisc',
+  iptables: 'iptables-save -t nat; iptables-save -t filter; ip6tables-save -t filter',
+  nft: 'nft -s list ruleset',
+  settings:
+    'sysctl -a 2> /dev/null | grep "^net" | grep -vE "nf_conntrack_(count|max|buckets)|stable_secret|_time |random"',
+};
+
+async function stateOf(node: NodeState): Promise<Record<string, string[]>> {
+  const parts = Object.entries(STATE).map(async ([name, command]) => {
+    const text = (await run('sh', ['-c', command], inNetns(node))).replaceAll(/^#.*|\[\d+:\d+\]/gm, '');
+    return [name, text.split('\n').toSorted()] as const;
+  });
+  return Object.fromEntries(await Promise.all(parts));
+}
+
+/** More often with a real flannel: test/peers. */
+const TIMES = 3;
+
+const liberal = async (node: NodeState): Promise<string> =>
+  (await run('sysctl', ['-n', 'net.netfilter.nf_conntrack_tcp_be_liberal'], inNetns(node))).trim();
+
+describe.skipIf(missingHere('iptables-restore'))('a boosted node', () => {
+  const cluster = useLab('boost', { datapath: 'ripstop,flannel', mode: 'boost', pods: 2, ipv6: true });
+  const node = () => cluster.nodes[0]!;
+  const far = () => podOf(cluster.nodes[1]);
+  const pod = (i: number) => podOf(node(), i);
+  const during = async (work: () => Promise<unknown>): Promise<Carried> =>
+    (await carriedDuring(cluster.lab, [node()], work))[0]!;
+  const ips = async (): Promise<(string | undefined)[]> =>
+    (await ripstopJson<{ ip?: string }[]>(cluster.lab, node(), 'endpoints')).map(({ ip }) => ip);
+
+  beforeAll(async () => {
+    for (const one of [pod(0), pod(1), far()]) await serveIn(one);
+  });
+
+  it('has the pods of flannel’s plugin as endpoints, in both families', async () => {
+    for (const one of [pod(0), pod(1)])
+      for (const family of FAMILIES) await ping(one, addressOf(far(), family));
+    const wanted = [pod(0), pod(1)].flatMap((one) => FAMILIES.map((family) => addressOf(one, family)));
+    await expect.poll(async () => new Set(await ips())).toEqual(new Set(wanted));
+  });
+
+  it.each(FAMILIES)(
+    'carries their flows on the node fast, and like the bridge: the TTL stays, IPv%i',
+    async (family) => {
+      const [from, to] = [pod(0), addressOf(pod(1), family)];
+      const { fast, forwarded } = await during(() => talkBoth(from, to));
+      expect(fast).toBeGreaterThan(10 * forwarded);
+      const { stdout } = await tryRun('ping', ['-c', '20', '-i', '0.01', to], inNetns(from));
+      expect(new Set(stdout.match(/ttl=\d+/g))).toEqual(new Set(['ttl=64']));
+    },
+  );
+
+  it('carries their flows to a flannel node fast, both ways', async () => {
+    const { by, fast, forwarded } = await during(() => talkBoth(pod(0), far().ip));
+    expect(fast).toBeGreaterThan(10 * forwarded);
+    expect(by['from_pod fast_encap']).toBeGreaterThan(0);
+    expect(by['from_wire fast_decap']).toBeGreaterThan(0);
+  });
+
+  it('serves a new pod fast within a second of its first packet', async () => {
+    const added = await addPod(cluster.lab, node());
+    await serveIn(added);
+    const from = performance.now();
+    await ping(added, pod(0).ip, 1);
+    const fast = async (): Promise<boolean> =>
+      ((await during(() => ping(added, pod(0).ip, 2))).by['from_pod fast_local'] ?? 0) > 0;
+    await timeUntil(fast);
+    expect(performance.now() - from).toBeLessThan(1000);
+  });
+
+  it('follows an address that another pod gets at once: no packet goes to the wrong pod', async () => {
+    const old = node().pods.at(-1)!;
+    await talkBoth(pod(0), old.ip);
+    await removePod(cluster.lab, node(), old);
+    // host-local gives out the address after the last one, unless it does not know that one.
+    for (const family of FAMILIES.keys())
+      rmSync(join(nodeDir(cluster.lab, node()), `ipam/cbr0/last_reserved_ip.${family}`), { force: true });
+    const again = await addPod(cluster.lab, node());
+    expect(again.ip).toBe(old.ip);
+    await serveIn(again);
+    // Until it speaks, pods have the MAC of the old one in their caches.
+    await ping(again, pod(0).ip, 1);
+    const { by } = await during(() => talkBoth(pod(0), again.ip));
+    expect(by['from_pod drop_other_source']).toBeUndefined();
+    await expect.poll(() => talksFast(again), { timeout: 5000 }).toBe(true);
+  });
+
+  const talksFast = async (to: PodState): Promise<boolean> => {
+    const { fast, forwarded } = await during(() => talkBoth(pod(0), to.ip));
+    return fast > 10 * forwarded;
+  };
+
+  it('drops what a pod sends from the address of another pod', async () => {
+    await run('ip', ['address', 'add', `${pod(1).ip}/32`, 'dev', 'lo'], inNetns(pod(0)));
+    try {
+      const { by } = await during(() =>
+        tryRun('ping', ['-c', '3', '-W', '0.2', '-i', '0.1', '-I', pod(1).ip, far().ip], inNetns(pod(0))),
+      );
+      expect(by['from_pod drop_other_source']).toBe(3);
+    } finally {
+      await run('ip', ['address', 'del', `${pod(1).ip}/32`, 'dev', 'lo'], inNetns(pod(0)));
+    }
+  });
+
+  it('has programs on the uplink and on the ports of pods only', async () => {
+    const status = await ripstopJson<{ attached: { hook: string; device: string }[] }>(
+      cluster.lab,
+      node(),
+      'status',
+    );
+    const others = status.attached.filter(({ device }) => !device.startsWith('veth'));
+    expect(others.map(({ hook, device }) => `${hook} ${device}`)).toEqual(['from_wire eth0', 'to_wire eth0']);
+  });
+
+  it('says that it is boosted, and that flannel’s device was found', async () => {
+    const status = await ripstopJson<{ agent: { mode: string; uplink: { explanation: string } } }>(
+      cluster.lab,
+      node(),
+      'status',
+    );
+    expect(status.agent).toMatchObject({
+      mode: 'boost',
+      uplink: { explanation: 'eth0 (172.31.0.1, fd00:31::1): flannel.1 sends from there' },
+    });
+  });
+
+  it('goes on while no agent runs: new pods take the kernel path, and nothing is lost', async () => {
+    await stopAgent(cluster.lab, node(), 'SIGKILL');
+    const added = await addPod(cluster.lab, node());
+    await serveIn(added);
+    for (const [from, to] of [
+      [added, pod(0)],
+      [pod(0), added],
+      [far(), added],
+      [added, far()],
+    ] as const)
+      await talkBoth(from, to.ip);
+    await startAgent(cluster.lab, node());
+    await expect.poll(() => talksFast(added), { timeout: 5000 }).toBe(true);
+  });
+});
+
+describe.skipIf(missingHere('iptables-restore'))(
+  'a flannel node that is boosted several times, and left alone again',
+  () => {
+    const { cluster, during } = useTalkingLab('boosts', { datapath: 'flannel,ripstop' });
+    const node = () => cluster.nodes[0]!;
+
+    it('loses nothing, and is as before each time', async () => {
+      // The kernel asks whether anybody has a new address.
+      await expect
+        .poll(() => run('ip', ['-6', 'address', 'show', 'tentative'], inNetns(node())), { timeout: 5000 })
+        .toBe('');
+      const before = await stateOf(node());
+      await during(async () => {
+        for (let i = 0; i < TIMES; i++) {
+          await boost(cluster.lab, node());
+          expect(await liberal(node())).toBe('1');
+          await unboost(cluster.lab, node());
+          expect(await stateOf(node())).toEqual(before);
+        }
+      });
+    }, 120_000);
+  },
+);

@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { run } from '../../src/host/run.ts';
+import { startFlanneld, stopFlanneld } from '../../src/lab/flanneld.ts';
+import {
+  boost,
+  giveBack,
+  type Lab,
+  labDown,
+  type NodeState,
+  takeOver,
+  unboost,
+} from '../../src/lab/index.ts';
+import { tracesOf } from '../../src/lab/lab.support.ts';
+import {
+  agentLog,
+  carriedDuring,
+  holdFrom,
+  inNetns,
+  ping,
+  podOf,
+  released,
+  ripstopJson,
+  serveIn,
+  type Talk,
+  talkBoth,
+  timeUntil,
+  whileNumbering,
+} from '../cluster/support.ts';
+import { INVALID_DROP } from '../cluster/talking-lab.ts';
+import { labNameFor, realLab } from './support.ts';
+
+const NAME = labNameFor('boost');
+
+describe('a node of the real flanneld, between one of plain flannel and one of ripstop', () => {
+  let lab: Lab;
+  const node = (i: number): NodeState => lab.state.nodes[i - 1]!;
+  const boosted = (): NodeState => node(1);
+  const [near, beside] = [() => podOf(boosted()), () => podOf(boosted(), 1)];
+  const [plain, other] = [() => podOf(node(2)), () => podOf(node(3))];
+  const talks = (): Record<string, Talk> => ({
+    'to a pod of the same node': [near(), beside().ip],
+    'to a pod of a plain node': [near(), plain().ip],
+    'from a pod of a plain node': [plain(), near().ip],
+    'to a pod of a ripstop node': [near(), other().ip],
+    'from a pod of a ripstop node': [other(), near().ip],
+  });
+  const during = (work: () => Promise<unknown>): Promise<void> =>
+    whileNumbering(talks(), [near(), beside(), plain(), other()], work);
+
+  beforeAll(async () => {
+    lab = await realLab('boost', ['flannel', 'flannel', 'ripstop'], { pods: 2, kubeProxy: 'none' });
+    for (const one of lab.state.nodes) await run('nft', [INVALID_DROP], inNetns(one));
+    for (const one of [near(), beside(), plain(), other()]) await serveIn(one);
+  });
+  afterAll(async () => {
+    await labDown(NAME);
+    expect(await tracesOf(NAME)).toEqual([]);
+  });
+
+  /** Both ways of every talk, fast on the boosted node. */
+  async function isFast(): Promise<boolean> {
+    const [carried] = await carriedDuring(lab, [boosted()], async () => {
+      for (const [from, address] of Object.values(talks())) await talkBoth(from, address);
+    });
+    return carried!.fast > 10 * carried!.forwarded;
+  }
+
+  it('is boosted and left alone again ten times, and no message of its pods is lost', async () => {
+    await during(async () => {
+      for (let i = 0; i < 10; i++) {
+        await boost(lab, boosted());
+        expect(agentLog(lab, boosted())).not.toContain('"level":50');
+        await unboost(lab, boosted());
+      }
+    });
+  }, 300_000);
+
+  it('is boosted, and its pods are fast to all others', async () => {
+    await boost(lab, boosted());
+    await expect.poll(isFast, { timeout: 30_000 }).toBe(true);
+  });
+
+  it('goes on when flanneld is restarted, which takes its rules away for a moment: no connection breaks', async () => {
+    const held = await Promise.all(Object.values(talks()).map(([from, address]) => holdFrom(from, address)));
+    await stopFlanneld(lab, boosted());
+    await startFlanneld(lab, boosted());
+    for (const one of held) expect(await released(one)).not.toHaveProperty('error');
+    expect(await isFast()).toBe(true);
+  });
+
+  it('follows flanneld within a second when that makes its device again', async () => {
+    const device = async (): Promise<string> =>
+      (await run('ip', ['-o', 'link', 'show', 'flannel.1'], inNetns(boosted()))).split(':')[0]!;
+    const before = await device();
+    await stopFlanneld(lab, boosted());
+    await run('ip', ['link', 'del', 'flannel.1'], inNetns(boosted()));
+    await startFlanneld(lab, boosted());
+    expect(await device()).not.toBe(before);
+    const ready = async (): Promise<boolean> => {
+      const { agent } = await ripstopJson<{ agent: { ready: boolean } }>(lab, boosted(), 'status');
+      return agent.ready;
+    };
+    expect(await timeUntil(ready)).toBeLessThan(3000);
+    for (const [from, address] of Object.values(talks())) await ping(from, address);
+    await expect.poll(isFast, { timeout: 30_000 }).toBe(true);
+  });
+
+  it('moves to mode cni and back while its pods talk: ripstop takes the lease over, and flanneld has it again', async () => {
+    await during(async () => {
+      await unboost(lab, boosted());
+      await stopFlanneld(lab, boosted());
+      await takeOver(lab, boosted());
+    });
+    await expect.poll(isFast, { timeout: 30_000 }).toBe(true);
+    await during(async () => {
+      await giveBack(lab, boosted());
+      await startFlanneld(lab, boosted());
+      await boost(lab, boosted());
+    });
+    await expect.poll(isFast, { timeout: 30_000 }).toBe(true);
+  }, 120_000);
+});
