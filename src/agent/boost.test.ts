@@ -3,7 +3,7 @@ import { describe, expect, it } from 'vitest';
 import { parseNetConf } from '../cluster/index.ts';
 import { RipstopError } from '../errors.ts';
 import type { Link } from '../host/links.ts';
-import { link } from '../host/links.support.ts';
+import { flannelVxlan, link } from '../host/links.support.ts';
 import { parseCidr } from '../net/ip.ts';
 import { chooseMode, describeFlannel, type FlannelFacts, type ModeFacts } from './boost.ts';
 
@@ -46,16 +46,7 @@ describe('--mode auto', () => {
   });
 });
 
-const vxlan = (vni: number): Link['vxlan'] => ({
-  vni,
-  port: 8472,
-  local: '192.0.2.1',
-  uplink: 'eth0',
-  learning: false,
-  zeroChecksum6: { tx: false, rx: false },
-  extras: [],
-});
-const flannel = (vni: number): Link => link(`flannel.${vni}`, { kind: 'vxlan', vxlan: vxlan(vni) });
+const flannel = (vni: number): Link => link(`flannel.${vni}`, { kind: 'vxlan', vxlan: flannelVxlan(vni) });
 const subnetEnv = {
   networks: [{ network: parseCidr('10.42.0.0/16'), podCidr: parseCidr('10.42.1.0/24') }],
   mtu: 1450,

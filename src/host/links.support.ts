@@ -21,3 +21,14 @@ export function link(name: string, more: Partial<Link> = {}): Link {
     ...more,
   };
 }
+
+/** The details of a VXLAN device of flannel's, which sends from 192.0.2.1 over eth0. */
+export const flannelVxlan = (vni = 1): NonNullable<Link['vxlan']> => ({
+  vni,
+  port: 8472,
+  local: '192.0.2.1',
+  uplink: 'eth0',
+  learning: false,
+  zeroChecksum6: { tx: false, rx: false },
+  extras: [],
+});

@@ -129,10 +129,13 @@ describe.skipIf(missingHere('clang-19'))('a ripstop whose maps differ', () => {
       'counters',
       'endpoint_state',
       'epoch',
+      'events',
       'flows4',
       'flows6',
       'ip_ids',
       'last_arrival',
+      'listeners',
+      'sightings',
     ];
     expect(Object.keys(ids)).toEqual(expect.arrayContaining(['underlay', ...kept]));
     expect(Object.keys(ids)).toHaveLength(mapNames.length);

@@ -5,7 +5,7 @@ import type { Policy } from '#netlink';
 import type { Attachment } from '../../cni/attachments.ts';
 import type { PodBridges } from '../../host/bridged-pods.ts';
 import type { Link } from '../../host/links.ts';
-import { link } from '../../host/links.support.ts';
+import { flannelVxlan, link } from '../../host/links.support.ts';
 import { parseCidr } from '../../net/ip.ts';
 import type { Desired } from '../../reconcile/reconciled.ts';
 import type { NodeSnapshot } from '../snapshot.ts';
@@ -127,16 +127,7 @@ function entries(desired: Desired<unknown> | undefined): Record<string, unknown>
 
 describe('in boost mode', () => {
   const boosted: PlanOptions = { ...OPTIONS, agent: { ...OPTIONS.agent, mode: 'boost' } };
-  const vxlan = {
-    vni: 1,
-    port: 8472,
-    local: '192.0.2.1',
-    uplink: 'eth0',
-    learning: false,
-    zeroChecksum6: { tx: false, rx: false },
-    extras: [],
-  };
-  const device = { ...flannel1, mac: '02:00:00:00:00:99', vxlan };
+  const device = { ...flannel1, mac: '02:00:00:00:00:99', vxlan: flannelVxlan() };
   const port = { ...veth, master: 'cni0', peer: { ifindex: 2, netnsId: 1 } };
   const bridge = { ...cni0, mac: '02:00:00:00:00:b0' };
   const bridged = {

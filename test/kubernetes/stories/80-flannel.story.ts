@@ -7,7 +7,7 @@ import { commandsOf, takeOff, type } from '../readme.ts';
 import type { ClusterNode } from '../state.ts';
 import { storyCluster } from '../story.ts';
 import { at, inventory, probeFrom, UNHARMED, unharmed } from '../traffic.ts';
-import { clusterIpOf, deletePod, type Pod, podsOf, rolledOut, runPod } from '../workload.ts';
+import { clusterIpOf, deletePod, listPods, type Pod, podsOf, rolledOut, runPod } from '../workload.ts';
 
 /**
  * From ripstop to the real flannel and back, by the commands of deploy/README.md. Pods that run talk on all the while;
@@ -100,6 +100,47 @@ describe('deploy/README.md, "Roll back": from ripstop to flannel', () => {
 
   it('pods of ripstop can be deleted', async () => {
     await end(attachedByRipstop);
+  });
+});
+
+describe('deploy/README.md, "Boost a running flannel"', () => {
+  /** Packets between pods that the fast path has carried, on all nodes. */
+  async function carriedFast(): Promise<number> {
+    const agents = await listPods(cluster, 'ripstop', 'kube-ripstop-boost');
+    const counted = agents.map(async ({ name }) => {
+      const argv = [
+        '-n',
+        'kube-ripstop-boost',
+        'exec',
+        name,
+        '-c',
+        'ripstop',
+        '--',
+        'ripstop',
+        'stats',
+        '-o',
+        'json',
+      ];
+      const rows = JSON.parse(await kubectl(cluster, ...argv)) as { verdict: string; packets: number }[];
+      return rows.reduce((sum, { verdict, packets }) => sum + (verdict === 'fast' ? packets : 0), 0);
+    });
+    return (await Promise.all(counted)).reduce((sum, packets) => sum + packets, 0);
+  }
+
+  it('makes flannel’s pods fast: no pod is restarted, and no message is lost', async () => {
+    await unharmed(cluster, nodes, async () => {
+      for (const command of commandsOf('## Boost a running flannel')) await type(cluster, command);
+    });
+    const before = await carriedFast();
+    await talk(attachedByFlannel, attachedByFlannel);
+    expect((await carriedFast()) - before).toBeGreaterThan(100);
+  });
+
+  it('is taken back by one command: no message is lost, and no program is left', async () => {
+    await unharmed(cluster, nodes, async () => {
+      for (const command of commandsOf('One command brings every node back')) await type(cluster, command);
+    });
+    for (const node of nodes) expect((await inventory(node))['pin']).toEqual([]);
   });
 });
 
