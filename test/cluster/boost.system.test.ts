@@ -15,6 +15,8 @@ import {
   stopAgent,
   unboost,
 } from '../../src/lab/index.ts';
+import { startIn } from '../../src/lab/lab.support.ts';
+import { ripstopCommand } from '../../src/lab/ripstop.ts';
 import {
   addressOf,
   type Carried,
@@ -133,6 +135,17 @@ describe.skipIf(missingHere('iptables-restore'))('a boosted node', () => {
     return fast > 10 * forwarded;
   };
 
+  it('carries flows on the node fast without br_netfilter, too', async () => {
+    const filter = (value: 0 | 1) =>
+      run('sysctl', ['-qw', `net.bridge.bridge-nf-call-iptables=${value}`], inNetns(node()));
+    await filter(0);
+    try {
+      await expect.poll(() => talksFast(pod(1)), { timeout: 5000 }).toBe(true);
+    } finally {
+      await filter(1);
+    }
+  });
+
   it('drops what a pod sends from the address of another pod', async () => {
     await run('ip', ['address', 'add', `${pod(1).ip}/32`, 'dev', 'lo'], inNetns(pod(0)));
     try {
@@ -166,6 +179,24 @@ describe.skipIf(missingHere('iptables-restore'))('a boosted node', () => {
       uplink: { explanation: 'eth0 (172.31.0.1, fd00:31::1): flannel.1 sends from there' },
     });
   });
+
+  it('takes its peers from flannel’s own entries where it knows no API server', async () => {
+    await stopAgent(cluster.lab, node());
+    const command = ripstopCommand(cluster.lab, node(), 'agent');
+    const [program, ...args] = command.toSpliced(command.indexOf('--kubeconfig'), 2);
+    const agent = startIn(node().netns, program!, ...args, '--mode', 'boost');
+    try {
+      const peers = () => ripstopJson<{ node?: string; podCidr?: string }[]>(cluster.lab, node(), 'peers');
+      const { ip, podCIDR } = cluster.nodes[1]!;
+      await expect
+        .poll(peers, { timeout: 15_000 })
+        .toContainEqual(expect.objectContaining({ node: ip, podCidr: podCIDR, fastPath: true }));
+      await expect.poll(() => talksFast(far()), { timeout: 5000 }).toBe(true);
+    } finally {
+      await agent.stop();
+      await startAgent(cluster.lab, node());
+    }
+  }, 60_000);
 
   it('goes on while no agent runs: new pods take the kernel path, and nothing is lost', async () => {
     await stopAgent(cluster.lab, node(), 'SIGKILL');
