@@ -280,11 +280,21 @@ describe.skipIf(missingHere('iptables'))('the command, on two nodes with a pod e
     const peer = tables.peers.get(1)!;
     const [slot, endpoint] = [...tables.endpoints.entries({ skipZero: true })][0]!;
     const wrong = { ...endpoint, pod_mac: '02:00:00:00:00:99' };
-    tables.endpoints.set(slot, wrong);
-    tables.vteps.delete('172.31.0.2');
-    tables.peers.set(9, { ...peer, head: { ...peer.head, vtep_ip: '172.31.0.9' } });
-    const after = await diff();
-    const table = (await ripstop(here.lab, node, 'maps', 'diff')).stdout;
+    const spoil = (): void => {
+      tables.endpoints.set(slot, wrong);
+      tables.vteps.delete('172.31.0.2');
+      tables.peers.set(9, { ...peer, head: { ...peer.head, vtep_ip: '172.31.0.9' } });
+    };
+    /** Read them spoiled: once more if the agent's audit came in between, for the next one is not near. */
+    const spoiled = async <T extends { code: number }>(read: () => Promise<T>): Promise<T> => {
+      spoil();
+      const seen = await read();
+      if (seen.code === 3 && tables.endpoints.get(slot)?.pod_mac === wrong.pod_mac) return seen;
+      spoil();
+      return read();
+    };
+    const after = await spoiled(diff);
+    const { stdout: table } = await spoiled(() => ripstop(here.lab, node, 'maps', 'diff'));
     tables.endpoints.set(slot, endpoint);
     tables.vteps.set('172.31.0.2', { flags: layout.enums.vtep_flags.VTEP_REMOTE, vtep_ip: '172.31.0.2' });
     tables.peers.set(9, decode({ struct: 'peer' }, new Uint8Array(200)));
