@@ -39,7 +39,7 @@ static __always_inline enum reason deliver(struct __sk_buff *skb, const struct i
 		return KERNEL_TTL;
 	if (packet_bytes(skb, ip) > endpoint->mtu)
 		return KERNEL_TOO_BIG;
-	/* A bridge delivers frames also to a group, or to somebody whom it does not know. */
+	/* A bridge also delivers frames that are for a group, or for a MAC address that it does not know. */
 	if (learned->frame_dst && learned->frame_dst != mac_end(&endpoint->pod_mac) &&
 	    learned->frame_dst != mac_end(&endpoint->host_mac))
 		return KERNEL_OTHER_MAC;

@@ -52,8 +52,8 @@ export function noteEvent(event: NodeEvent, observer: NodeObserver, targets: Tar
       break;
     case 'shaping':
       return observer.noteShaping(event.ifindex);
+    // The incarnation has seen to these two.
     case 'policy':
-    // The incarnation has seen to it.
     case 'bridge':
       return false;
     case 'ipsec':

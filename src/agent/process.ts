@@ -265,7 +265,7 @@ class AgentProcess {
   }
 
   /** What flannel has entered in the kernel; undefined where no flannel runs. */
-  async #entered(): Promise<(Omit<LastKnown, 'own'> & { own: OwnNode; at: number }) | undefined> {
+  async #entered(): Promise<(LastKnown & { at: number }) | undefined> {
     if (!this.#flannel) return undefined;
     const own = await enteredOwn(this.#options);
     return { own, peers: await enteredPeers(this.#options, this.#flannel.tunnel), at: Date.now() };

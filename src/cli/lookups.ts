@@ -6,8 +6,7 @@ import type { Attachment } from '../cni/attachments.ts';
 import type { Struct } from '../dataplane/codec.ts';
 import { layout } from '../dataplane/layout.gen.ts';
 import type { Tables } from '../dataplane/tables.ts';
-import { addressFamily, addressToBytes, bytesToAddress, ipv4ToInt } from '../net/ip.ts';
-import { withPort } from '../net/ip.ts';
+import { addressFamily, addressToBytes, bytesToAddress, ipv4ToInt, withPort } from '../net/ip.ts';
 import { flagNames, protocols } from './map-values.ts';
 import { podOf } from './rows.ts';
 

@@ -53,12 +53,10 @@ export function kernelModulesTarget(): Target<true> {
 /**
  * Let all open TCP connections be liberal, each for itself. Conntrack has not seen the windows of those that the fast path
  * has carried, so without the setting for all it would call the rest of their packets INVALID.
- * @returns how many there are.
  */
-export function keepConnectionsLiberal(): number {
+export function keepConnectionsLiberal(): void {
   using socket = NetlinkSocket.open('netfilter');
   const open = ([4, 6] as const).flatMap((family) => listConnections(socket, family)).filter(isOpenTcp);
   for (const error of socket.writeAll(open.map(makeLiberal)))
     if (error && error.code !== 'ENOENT') throw error;
-  return open.length;
 }

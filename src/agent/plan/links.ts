@@ -49,7 +49,7 @@ export function planLinks(
   // With empty maps they would drop packets of all peers as those of strangers.
   const mayReceive =
     peers.synced || peers.peers.length > 0 || node.attached.has(linkKey('from_wire', uplink.name));
-  // Only with our nft rules it knows the senders; in boost mode there are none.
+  // from_vtep knows the senders by our nft rules, and boost mode has none.
   for (const name of mayReceive && agent.mode !== 'boost' ? vteps.keys() : []) {
     const device = node.links.value.get(name);
     if (device) hooked.push({ hook: 'from_vtep', ifname: name, ifindex: device.ifindex });
