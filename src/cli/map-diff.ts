@@ -9,6 +9,7 @@ import { type Kind, kindCodec } from '../dataplane/codec.ts';
 import { layout } from '../dataplane/layout.gen.ts';
 import { RipstopError } from '../errors.ts';
 import { requireAgent } from './ask-agent.ts';
+import { hexText } from './map-values.ts';
 import { memberChanges, type MemberChange } from './map-watch.ts';
 import { entryDecoder, inline, openMap, readEntries, usedEntries } from './maps.ts';
 import type { Column } from './table.ts';
@@ -89,16 +90,16 @@ async function mapDifferences(
   const { key: keyKind, value: valueKind }: { key: Kind; value: Kind } = layout.maps[name];
   const hasSlots = keyKind === 'u32';
   const decode = await entryDecoder(bpffs, open);
-  const actual = new Map(usedEntries(open.map).map((entry) => [textOf(entry.key), entry]));
+  const actual = new Map(usedEntries(open.map).map((entry) => [hexText(entry.key), entry]));
   const differences: MapDifference[] = [];
   for (const [text, value] of entries) {
     const wanted = {
       key: encode(keyKind, hasSlots ? Number(text) : text),
       value: encode(valueKind, value),
     };
-    const found = actual.get(textOf(wanted.key));
-    actual.delete(textOf(wanted.key));
-    if (found && textOf(found.value) === textOf(wanted.value)) continue;
+    const found = actual.get(hexText(wanted.key));
+    actual.delete(hexText(wanted.key));
+    if (found && hexText(found.value) === hexText(wanted.value)) continue;
     const to = decode(wanted);
     if (!found) differences.push({ map: name, ...to, problem: 'missing' });
     else {
@@ -132,5 +133,3 @@ function encode(kind: Kind, value: unknown): Uint8Array {
   codec.encode(value as never, bytes);
   return bytes;
 }
-
-const textOf = (bytes: Uint8Array): string => Buffer.from(bytes).toString('hex');

@@ -8,6 +8,7 @@ import { currentGeneration } from '../dataplane/generation.ts';
 import { pinPaths } from '../dataplane/tables.ts';
 import { errorText, RipstopError } from '../errors.ts';
 import { askAgent } from './ask-agent.ts';
+import { hexText } from './map-values.ts';
 import { entryDecoder, inline, openOwnMaps, type OpenMap, usedEntries } from './maps.ts';
 import type { Column } from './table.ts';
 
@@ -61,9 +62,9 @@ async function dumpOf(bpffs: string, open: OpenMap): Promise<DumpedMap> {
   const entries = usedEntries(open.map).map((entry) => {
     const { key, value } = decode(entry);
     return {
-      key: Buffer.from(entry.key).toString('hex'),
+      key: hexText(entry.key),
       ...(entry.cpu !== undefined && { cpu: entry.cpu }),
-      value: Buffer.from(entry.value).toString('hex'),
+      value: hexText(entry.value),
       means: `${inline(key)}  ${inline(value)}`,
     };
   });
@@ -146,7 +147,7 @@ function replace(map: BpfMap, entries: DumpedMap['entries']): void {
   const wanted = new Map(entries.map(({ key, value }) => [key, Buffer.from(value, 'hex')] as const));
   const others = usedEntries(map)
     .map(({ key }) => key)
-    .filter((key) => !wanted.has(Buffer.from(key).toString('hex')));
+    .filter((key) => !wanted.has(hexText(key)));
   if (map.info.type === 'array')
     map.updateBatch(others.map((key) => [key, new Uint8Array(map.info.valueSize)] as const));
   else map.deleteBatch(others);

@@ -33,6 +33,16 @@ export function asText(value: unknown): unknown {
   return Object.fromEntries(Object.entries(value).map(([name, member]) => [name, asText(member)]));
 }
 
+/** Whether it has members to show. */
+export function hasMembers(value: unknown): value is Record<string, unknown> {
+  return typeof value === 'object' && value !== null && !Array.isArray(value) && !(value instanceof Shown);
+}
+
+/** Bytes as hexadecimal digits, without spaces. */
+export function hexText(bytes: Uint8Array): string {
+  return Buffer.from(bytes).toString('hex');
+}
+
 /** Decoders of one map's keys and values. */
 export interface MapDecoders {
   readonly key: BtfDecoder;
@@ -44,8 +54,7 @@ export interface MapDecoders {
  * @param devices names of network interfaces by their index
  */
 export function mapDecoders({ info }: BpfMap, devices: ReadonlyMap<number, string>): MapDecoders {
-  const bare = (size: number): BtfDecoder =>
-    size === 4 ? (bytes) => decode('u32', bytes) : (bytes) => Buffer.from(bytes).toString('hex');
+  const bare = (size: number): BtfDecoder => (size === 4 ? (bytes) => decode('u32', bytes) : hexText);
   if (info.btfId === 0) return { key: bare(info.keySize), value: bare(info.valueSize) };
   const btf = kernelBtf(info.btfId);
   const nowNs = Number(hrtime.bigint());

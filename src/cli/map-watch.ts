@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** What differs between two readings of a map, entry by entry and member by member. */
 import { inline, type MapEntry } from './maps.ts';
-import { Shown } from './map-values.ts';
+import { hasMembers } from './map-values.ts';
 import { repeatedly } from './watch.ts';
 
 /** One member that differs, by its path; `''` is the whole value. */
@@ -62,10 +62,6 @@ export function memberChanges(from: unknown, to: unknown, path = ''): MemberChan
   return [...names].flatMap((name) =>
     memberChanges(from[name], to[name], path === '' ? name : `${path}.${name}`),
   );
-}
-
-function hasMembers(value: unknown): value is Record<string, unknown> {
-  return typeof value === 'object' && value !== null && !Array.isArray(value) && !(value instanceof Shown);
 }
 
 const signs = { added: '+', changed: '~', removed: '-' } as const;

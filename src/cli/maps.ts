@@ -10,7 +10,7 @@ import { mapNames, pinPaths, requirePins, typedTable } from '../dataplane/tables
 import { errorText, RipstopError } from '../errors.ts';
 import { listLinks } from '../host/links.ts';
 import { intToIpv4, ipv4ToInt } from '../net/ip.ts';
-import { mapDecoders, mapTypes, Shown } from './map-values.ts';
+import { hasMembers, hexText, mapDecoders, mapTypes, Shown } from './map-values.ts';
 import type { Column } from './table.ts';
 import { bytesText } from './text.ts';
 
@@ -262,11 +262,12 @@ function readable<T>({ name, map }: OpenMap, read: () => T): T {
 
 function withCpu(key: unknown, cpu: number | undefined): unknown {
   if (cpu === undefined) return key;
-  return isObject(key) ? { ...key, cpu } : { key, cpu };
+  return hasMembers(key) ? { ...key, cpu } : { key, cpu };
 }
 
 /** Names of interfaces by their indexes. */
-async function deviceNames(): Promise<ReadonlyMap<number, string>> {
+/** Names of this node's devices by their index. */
+export async function deviceNames(): Promise<ReadonlyMap<number, string>> {
   const links = await listLinks();
   return new Map(links.values().map(({ ifindex, name }) => [ifindex, name]));
 }
@@ -307,7 +308,7 @@ export async function readConfig(bpffs: string): Promise<ReadonlyMap<string, unk
  */
 export function selectEntries(entries: readonly MapEntry[], terms: readonly string[]): MapEntry[] {
   return entries.filter(({ key }) => {
-    const members = isObject(key) ? Object.entries(key) : [];
+    const members = hasMembers(key) ? Object.entries(key) : [];
     return terms.every((term) => {
       const [name, wanted] = term.split('=', 2);
       if (wanted === undefined) return spellings(key).includes(term);
@@ -325,21 +326,12 @@ function spellings(value: unknown): string[] {
 /** A value on one line: `a=1 b={c=2}`. Text with spaces is in quotes. */
 export function inline(value: unknown): string {
   if (Array.isArray(value)) return value.map(inline).join(',') || '-';
-  if (!isObject(value)) return String(value);
+  if (!hasMembers(value)) return String(value);
   return Object.entries(value)
     .map(([name, member]) => {
-      if (isObject(member)) return `${name}={${inline(member)}}`;
+      if (hasMembers(member)) return `${name}={${inline(member)}}`;
       const text = inline(member);
       return `${name}=${text.includes(' ') ? JSON.stringify(text) : text}`;
     })
     .join(' ');
-}
-
-/** Whether it has members to show. */
-function isObject(value: unknown): value is object {
-  return typeof value === 'object' && value !== null && !Array.isArray(value) && !(value instanceof Shown);
-}
-
-function hexText(bytes: Uint8Array): string {
-  return Buffer.from(bytes).toString('hex');
 }

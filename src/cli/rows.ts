@@ -7,9 +7,8 @@ import { stateSlot6 } from '../dataplane/desired.ts';
 import { layout } from '../dataplane/layout.gen.ts';
 import { openTables, pinPaths, type Tables } from '../dataplane/tables.ts';
 import { findShaped } from '../host/shaping.ts';
-import { listLinks } from '../host/links.ts';
 import { intToIpv4, ipv4ToInt } from '../net/ip.ts';
-import { readConfig } from './maps.ts';
+import { deviceNames, readConfig } from './maps.ts';
 import { flagNames } from './map-values.ts';
 import type { Column } from './table.ts';
 
@@ -112,7 +111,7 @@ export async function readEndpoints(bpffs: string, runDir: string): Promise<Endp
   using tables = openTables(bpffs);
   const attachments = await new AttachmentStore(runDir).list();
   const shaped = new Set(findShaped(ifindexesOf(tables), pinPaths(bpffs).links));
-  const names = new Map((await listLinks()).values().map(({ ifindex, name }) => [ifindex, name]));
+  const names = await deviceNames();
   const rows: EndpointRow[] = [];
   const add = (endpoint: Struct<'endpoint'>, ip: string | undefined, stateSlot: number): void => {
     const known = attachments.find(({ hostIfindex }) => hostIfindex === endpoint.ifindex);
