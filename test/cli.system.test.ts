@@ -353,8 +353,8 @@ describe.skipIf(missingHere('iptables'))('the command, on two nodes with a pod e
     await ping(podOf(node), podOf(here.nodes[1]).ip);
     const where = `--bpffs ${bpffsOf(here.lab, node)} --run-dir ${runDirOf(here.lab, node)}`;
     const command = `${process.execPath} ${CLI} flows ${where}`;
-    const env: NodeJS.ProcessEnv = { ...process.env, TERM: 'xterm' };
-    for (const name of ['NO_COLOR', 'FORCE_COLOR', 'NODE_DISABLE_COLORS']) delete env[name];
+    // What else the environment says of colours (NO_COLOR, FORCE_COLOR, CI and more) is left out.
+    const env = { PATH: process.env['PATH'], TERM: 'xterm' };
     const onTerminal = await run('script', ['-qec', command, '/dev/null'], { ...inNetns(node), env });
     expect(onTerminal).toContain('\u001B[32mvalid\u001B[39m');
     expect((await tableOf('flows')).join('\n')).not.toContain('\u001B');

@@ -35,7 +35,8 @@ export interface Background {
 
 export function startIn(netns: string, program: string, ...args: string[]): Background {
   const child = spawn('nsenter', [`--net=${netnsPath(netns)}`, '--', program, ...args]);
-  const closed = once(child, 'close');
+  let isClosed = false;
+  const closed = once(child, 'close').then(() => (isClosed = true));
   let output = '';
   child.stdout.setEncoding('utf8').on('data', (text: string) => (output += text));
   child.stderr.setEncoding('utf8').on('data', (text: string) => (output += text));
@@ -44,7 +45,8 @@ export function startIn(netns: string, program: string, ...args: string[]): Back
     async prints(pattern) {
       const signal = AbortSignal.timeout(10_000);
       while (!pattern.test(output)) {
-        if (signal.aborted || child.exitCode !== null) {
+        // Not as soon as it has ended: what it printed last may still be on its way.
+        if (signal.aborted || isClosed) {
           throw new Error(`${program} did not print ${String(pattern)} but: ${output}`);
         }
         await new Promise((resolve) => setTimeout(resolve, 10));
