@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import { defineConfig } from 'vitest/config';
+import './test/support/compile-cache.ts';
 
 /** How many times longer than usual a test may take, for slow machines. Limits that a test itself measures stay. */
 const scale = Number(process.env['TEST_TIME_SCALE'] ?? 1);

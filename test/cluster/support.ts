@@ -441,9 +441,7 @@ export function ripstop(
   node: NodeState,
   ...args: string[]
 ): Promise<{ code: number; stdout: string; stderr: string }> {
-  // Node strips the types from every source at each start, unless it may keep the result.
-  const env = { ...process.env, NODE_COMPILE_CACHE: join(lab.dir, 'compiled') };
-  return tryRun(process.execPath, [CLI, ...args, ...ofNode(lab, node)], { ...inNetns(node), env });
+  return tryRun(process.execPath, [CLI, ...args, ...ofNode(lab, node)], inNetns(node));
 }
 
 /** Start `ripstop COMMAND` on a node, for commands that run until they are interrupted. */

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import { BaseSequencer, type TestSpecification } from 'vitest/node';
 import { defineConfig } from 'vitest/config';
+import '../support/compile-cache.ts';
 
 /** Sort by name: vitest's own order begins with files that failed or took long the last time. */
 class ByName extends BaseSequencer {

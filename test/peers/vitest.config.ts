@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import { defineConfig } from 'vitest/config';
+import '../support/compile-cache.ts';
 
 /** Not part of `npm test`: these stories need the real peers, which scripts/test-peers.ts builds first. */
 export default defineConfig({
