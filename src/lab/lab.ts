@@ -191,7 +191,7 @@ async function waitForAnswer(
 ): Promise<void> {
   const netns = from.pods[0]?.netns ?? from.netns;
   for (;;) {
-    const { code, stdout } = await tryRun('ping', ['-n', '-c', '1', '-W', '1', address], {
+    const { code, stdout } = await tryRun('ping', ['-n', '-c', '1', '-W', '0.3', address], {
       netns: netnsPath(netns),
     });
     if (code === 0) return;
