@@ -58,11 +58,13 @@ export async function monitor(bpffs: string, options: MonitorOptions): Promise<v
   };
   const signals = ['SIGINT', 'SIGTERM'] as const;
   for (const signal of signals) process.once(signal, resolve);
-  using listener = listen(bpffs, options, onSeen, reject);
+  const listener = listen(bpffs, options, onSeen, reject);
   process.stderr.write('listening; end with Ctrl-C\n');
   try {
     await ended;
   } finally {
+    // Before another signal may end this process: the programs would go on reporting.
+    listener.close();
     for (const signal of signals) process.off(signal, resolve);
     const missed = listener.missed > 0 ? `; ${listener.missed} were over --rate ${options.rate}` : '';
     process.stderr.write(`${shown} packets shown${missed}\n`);
