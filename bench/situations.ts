@@ -65,6 +65,8 @@ function* idleFlows({ epoch }: Pick<Tables, 'epoch'>, count: number): Generator<
     frame_dst: 0,
     is_translated: 0,
     noted_ns: 0,
+    packets: 0,
+    bytes: 0,
     is_settled: 1,
     is_ending: 0,
     hops: 1,

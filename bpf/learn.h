@@ -222,6 +222,8 @@ static __always_inline enum reason learn(struct __sk_buff *skb, const struct ip 
 
 	const struct learned *before = find_learned(&in, v6);
 	__u64 now = bpf_ktime_get_coarse_ns();
+	/* What another CPU counts from here on is missing from the sums. */
+	__u64 packets = before ? before->packets : 0, fast_bytes = before ? before->bytes : 0;
 
 	if (before && (before->epoch != arrival->epoch || now - before->learned_ns > config.lifetime_ns))
 		before = NULL;
@@ -230,6 +232,8 @@ static __always_inline enum reason learn(struct __sk_buff *skb, const struct ip 
 	struct learned head = {
 		.learned_ns = now,
 		.noted_ns = arrival->noted_ns,
+		.packets = packets,
+		.bytes = fast_bytes,
 		.epoch = arrival->epoch,
 		.ifindex = arrival->ifindex,
 		.mtu = bytes < mtu ? bytes : mtu,

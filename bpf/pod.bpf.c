@@ -27,9 +27,9 @@ static __always_inline bool is_vxlan_to_node(const struct __sk_buff *skb, const 
 }
 
 /* To a pod on this node. */
-static __always_inline enum reason deliver(struct __sk_buff *skb, const struct ip *ip, const struct learned *learned)
+static __always_inline enum reason deliver(struct __sk_buff *skb, const struct ip *ip, struct learned *learned)
 {
-	const struct endpoint *endpoint = find_endpoint(learned_dst(learned, ip->v6), ip->v6);
+	const struct endpoint *endpoint = find_endpoint(leaving_dst(learned, ip), ip->v6);
 
 	if (!endpoint || endpoint->ifindex == skb->ifindex)
 		return KERNEL_NO_ENDPOINT;
@@ -58,6 +58,7 @@ static __always_inline enum reason deliver(struct __sk_buff *skb, const struct i
 	ether->dst = endpoint->pod_mac;
 	if (skb->pkt_type != PACKET_HOST) /* as it may be at a bridge's port */
 		bpf_skb_change_type(skb, PACKET_HOST);
+	count_in_flow(learned, ip->bytes);
 	bpf_redirect_peer(endpoint->ifindex, 0);
 	return FAST_LOCAL;
 }
@@ -75,10 +76,10 @@ static __always_inline void note_forwarder(const void *address, bool v6)
 }
 
 /* To a pod on another node. */
-static __always_inline enum reason send(struct __sk_buff *skb, const struct ip *ip, const struct learned *learned)
+static __always_inline enum reason send(struct __sk_buff *skb, const struct ip *ip, struct learned *learned)
 {
 	bool v6 = ip->v6;
-	const struct peer_head *peer = find_peer(learned_dst(learned, v6), v6);
+	const struct peer_head *peer = find_peer(leaving_dst(learned, ip), v6);
 	struct bpf_redir_neigh next_hop = { .nh_family = v6 ? AF_INET6 : AF_INET };
 	__u32 ip_at = sizeof(struct ether);
 
@@ -113,6 +114,7 @@ static __always_inline enum reason send(struct __sk_buff *skb, const struct ip *
 	skb->mark = learned->mark;
 	skb->priority = learned->priority;
 	skb->cb[0] = FROM_FAST_PATH;
+	count_in_flow(learned, ip->bytes);
 	if (v6)
 		__builtin_memcpy(next_hop.ipv6_nh, &peer->next_hop, sizeof(next_hop.ipv6_nh));
 	else
@@ -213,7 +215,7 @@ static __always_inline enum reason from_pod_ip(struct __sk_buff *skb, bool v6)
 				     KERNEL_OTHER_MAC;
 
 	if (reason == FAST_DECAP)
-		reason = in_pod_cidr(learned_dst(learned, v6), v6) ? deliver(skb, &ip, learned) : send(skb, &ip, learned);
+		reason = in_pod_cidr(leaving_dst(learned, &ip), v6) ? deliver(skb, &ip, learned) : send(skb, &ip, learned);
 	if (verdict_of(reason) == FAST)
 		return reason;
 	/* The packet is unchanged, but pointers to it may have become invalid. */

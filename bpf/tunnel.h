@@ -92,7 +92,7 @@ static __always_inline enum reason judge_sender(const struct ip *outer, const st
 static __always_inline enum reason judge_delivery(const struct ip *ip, const struct learned *learned,
 						  const struct endpoint **found)
 {
-	const void *dst = learned_dst(learned, ip->v6);
+	const void *dst = leaving_dst(learned, ip);
 	struct endpoint *endpoint = in_pod_cidr(dst, ip->v6) ? find_endpoint(dst, ip->v6) : NULL;
 
 	if (!endpoint)

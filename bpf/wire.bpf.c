@@ -17,10 +17,14 @@
 
 /*
  * Deliver to the pod: its MAC addresses, and one hop less, as if the kernel routed it. `new_ecn` -1 leaves ECN alone.
+ * `ip`: the packet to deliver, as it was read; of a tunnelled one the inner packet. What xdp_from_wire has decapsulated is
+ * counted here as well, and only here.
  */
 static __always_inline enum reason deliver(struct __sk_buff *skb, const struct endpoint *endpoint,
-					   const struct learned *learned, bool v6, int new_ecn, enum reason reason)
+					   const struct ip *ip, struct learned *learned, int new_ecn, enum reason reason)
 {
+	bool v6 = ip->v6;
+
 	if (learned->is_translated && !rewrite(skb, sizeof(struct ether), v6, learned))
 		return KERNEL_MALFORMED; /* impossible: its ports were read before */
 
@@ -43,6 +47,7 @@ static __always_inline enum reason deliver(struct __sk_buff *skb, const struct e
 	 */
 	if (v6)
 		bpf_csum_update(skb, sum16(at.pos, IPV6_BEFORE_ADDRESSES) + (__u16)~fold(before));
+	count_in_flow(learned, ip->bytes);
 	bpf_redirect_peer(endpoint->ifindex, 0);
 	return reason;
 }
@@ -82,7 +87,7 @@ static __always_inline enum reason from_direct_peer(struct __sk_buff *skb, bool 
 	if (reason == FAST_DECAP && packet_bytes(skb, ip) > endpoint->mtu)
 		reason = KERNEL_TOO_BIG;
 	if (reason == FAST_DECAP)
-		return deliver(skb, endpoint, learned, v6, -1, FAST_DIRECT);
+		return deliver(skb, endpoint, ip, learned, -1, FAST_DIRECT);
 	if (known.flow.protocol)
 		note_arrival(skb, &known, ip, learned, reason);
 	return reason;
@@ -103,7 +108,7 @@ static __always_inline bool is_marked(const struct __sk_buff *skb, const struct 
 static __always_inline enum reason from_xdp(struct __sk_buff *skb, const struct ip *ip)
 {
 	const struct endpoint *endpoint;
-	const struct learned *learned;
+	struct learned *learned;
 	struct flow_packet known;
 	enum reason reason = read_flow(ip, &known);
 
@@ -115,7 +120,7 @@ static __always_inline enum reason from_xdp(struct __sk_buff *skb, const struct 
 	reason = judge_delivery(ip, learned, &endpoint);
 	if (reason != FAST_DECAP)
 		return reason;
-	return deliver(skb, endpoint, learned, ip->v6, -1, FAST_DECAP);
+	return deliver(skb, endpoint, ip, learned, -1, FAST_DECAP);
 }
 
 /* linux/bpf.h has it since 2026. The loader looks in the kernel's BTF whether it knows it, and which bit it is. */
@@ -183,7 +188,7 @@ static __always_inline enum reason decapsulate(struct __sk_buff *skb, bool v6, c
 				BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET | unmark_flag()))
 		return KERNEL_NO_ROOM;
 	bpf_csum_level(skb, BPF_CSUM_LEVEL_DEC);
-	return deliver(skb, packet->endpoint, packet->learned, v6, new_ecn == ecn ? -1 : new_ecn, FAST_DECAP);
+	return deliver(skb, packet->endpoint, &packet->inner, packet->learned, new_ecn == ecn ? -1 : new_ecn, FAST_DECAP);
 }
 
 static __always_inline enum reason from_wire_ip(struct __sk_buff *skb, bool v6)

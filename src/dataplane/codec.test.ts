@@ -95,7 +95,8 @@ const flow6: Golden<'flow6'> = {
 const learned: Golden<'learned'> = {
   value: {
     learned_ns: 0x0001_0203_0405_0607,
-    noted_ns: 0x0001_0203_0405_0608,
+    packets: 0x0001_0000_0000_0009,
+    bytes: 0x0001_0203_0405_0700,
     epoch: 7,
     ifindex: 0x01020304,
     mtu: 1450,
@@ -109,9 +110,10 @@ const learned: Golden<'learned'> = {
     dscp: 46,
     is_ending: 1,
     source_port: 45678,
+    noted_ns: 0x0001_0203_0405_0608,
   },
-  bytes:
-    '0706050403020100 0806050403020100 07000000 04030201 aa050000 00400000 06000000 0d0c0b0a 01 01 01 3f 2e 01 b26e',
+  bytes: `0706050403020100 0900000000000100 0007050403020100
+    07000000 04030201 aa050000 00400000 06000000 0d0c0b0a 01 01 01 3f 2e 01 b26e 0806050403020100`,
 };
 
 const golden: { readonly [S in StructName]: Golden<S> } = {

@@ -79,7 +79,8 @@ function isMapped(bytes: Uint8Array, at: number): boolean {
   return mappedPrefix.every((byte, i) => bytes[at + i] === byte);
 }
 
-const littleEndian = new Uint8Array(Uint16Array.of(1).buffer)[0] === 1;
+/** Whether the machine is, and so the integers in maps are. */
+export const littleEndian = new Uint8Array(Uint16Array.of(1).buffer)[0] === 1;
 
 const plain: Record<Exclude<Kind, object>, Access> = {
   u8: {

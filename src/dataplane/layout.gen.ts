@@ -7,7 +7,7 @@
  * layouts of the maps; `since` is the version in which a map last changed.
  */
 export const layout = {
-  version: 2,
+  version: 3,
   structs: {
     peer_head: {
       size: 48,
@@ -132,30 +132,32 @@ export const layout = {
       },
     },
     learned: {
-      size: 48,
+      size: 64,
       fields: {
         learned_ns: { offset: 0, kind: 'u64' },
-        noted_ns: { offset: 8, kind: 'u64' },
-        epoch: { offset: 16, kind: 'u32' },
-        ifindex: { offset: 20, kind: 'u32' },
-        mtu: { offset: 24, kind: 'u32' },
-        mark: { offset: 28, kind: 'u32' },
-        priority: { offset: 32, kind: 'u32' },
-        frame_dst: { offset: 36, kind: 'u32' },
-        is_translated: { offset: 40, kind: 'u8' },
-        is_settled: { offset: 41, kind: 'u8' },
-        hops: { offset: 42, kind: 'u8' },
-        ttl: { offset: 43, kind: 'u8' },
-        dscp: { offset: 44, kind: 'u8' },
-        is_ending: { offset: 45, kind: 'u8' },
-        source_port: { offset: 46, kind: 'be16' },
+        packets: { offset: 8, kind: 'u64' },
+        bytes: { offset: 16, kind: 'u64' },
+        epoch: { offset: 24, kind: 'u32' },
+        ifindex: { offset: 28, kind: 'u32' },
+        mtu: { offset: 32, kind: 'u32' },
+        mark: { offset: 36, kind: 'u32' },
+        priority: { offset: 40, kind: 'u32' },
+        frame_dst: { offset: 44, kind: 'u32' },
+        is_translated: { offset: 48, kind: 'u8' },
+        is_settled: { offset: 49, kind: 'u8' },
+        hops: { offset: 50, kind: 'u8' },
+        ttl: { offset: 51, kind: 'u8' },
+        dscp: { offset: 52, kind: 'u8' },
+        is_ending: { offset: 53, kind: 'u8' },
+        source_port: { offset: 54, kind: 'be16' },
+        noted_ns: { offset: 56, kind: 'u64' },
       },
     },
     learned4: {
-      size: 64,
+      size: 80,
       fields: {
         head: { offset: 0, kind: { struct: 'learned' } },
-        out: { offset: 48, kind: { struct: 'flow4' } },
+        out: { offset: 64, kind: { struct: 'flow4' } },
       },
     },
     flow6: {
@@ -169,10 +171,10 @@ export const layout = {
       },
     },
     learned6: {
-      size: 88,
+      size: 104,
       fields: {
         head: { offset: 0, kind: { struct: 'learned' } },
-        out: { offset: 48, kind: { struct: 'flow6' } },
+        out: { offset: 64, kind: { struct: 'flow6' } },
       },
     },
     arrival: {
@@ -353,7 +355,7 @@ export const layout = {
       value: { struct: 'learned4' },
       maxEntries: 131072,
       flags: 0,
-      since: 2,
+      since: 3,
     },
     flows6: {
       type: 'lru_hash',
@@ -361,7 +363,7 @@ export const layout = {
       value: { struct: 'learned6' },
       maxEntries: 131072,
       flags: 0,
-      since: 2,
+      since: 3,
     },
     ip_ids: { type: 'percpu_array', key: 'u32', value: 'u32', maxEntries: 1, flags: 0, since: 1 },
     last_arrival: { type: 'percpu_array', key: 'u32', value: 'u32', maxEntries: 1, flags: 0, since: 1 },

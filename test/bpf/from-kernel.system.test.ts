@@ -251,6 +251,8 @@ describeOnNode('to_pod and to_wire, packet by packet', (node) => {
       expect({ ...head, learned_ns: 'now', noted_ns: 'then', out }).toEqual({
         noted_ns: 'then',
         learned_ns: 'now',
+        packets: 0,
+        bytes: 0,
         epoch: 3,
         ifindex: 9,
         mtu: side.pods.sender.mtu,

@@ -228,6 +228,8 @@ function learnedValue({ flow, out, ageMs = 1000, ...head }: LearnedFlow): Struct
     head: {
       learned_ns: nowNs() - ageMs * 1e6,
       noted_ns: 0,
+      packets: 0,
+      bytes: 0,
       epoch: 0,
       ifindex: TEST_RUN_IFINDEX,
       mtu: podMtu(settings, addressFamily(flow.src) ?? 4),
