@@ -5,6 +5,7 @@
  */
 #pragma once
 
+#include "carried.h"
 #include "flows.h"
 #include "lookup.h"
 #include "parse.h"
@@ -211,6 +212,8 @@ static __always_inline enum reason learn(struct __sk_buff *skb, const struct ip 
 	if (reason != KERNEL_NEW_FLOW && !(reason == KERNEL_HANDSHAKE && is_syn_ack(packet.tcp_flags)))
 		return reason;
 	reason = find_origin(skb, &packet, v6, &in);
+	if (reason == KERNEL_LEARNED || reason == KERNEL_NOT_ESTABLISHED)
+		count_service(&in, out, ip->bytes);
 	if (reason != KERNEL_LEARNED)
 		return reason;
 

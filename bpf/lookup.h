@@ -37,13 +37,18 @@ static __always_inline bool is_our_vtep(const void *address, bool v6)
 	return *(const __be32 *)address == config.vtep_ip;
 }
 
+/* The base of the podCIDR that contains an IPv6 address, if it is as long as ours. */
+static __always_inline struct address pod_cidr_base6(const struct address *address)
+{
+	return (struct address){ .halves = { address->halves[0] & config.pod_cidr6_mask.halves[0],
+					     address->halves[1] & config.pod_cidr6_mask.halves[1] } };
+}
+
 /* The peer whose podCIDR contains an address of the cluster network. */
 static __always_inline const struct peer_head *find_peer(const void *address, bool v6)
 {
 	if (v6) {
-		const struct address *a = address;
-		struct address base = { .halves = { a->halves[0] & config.pod_cidr6_mask.halves[0],
-						    a->halves[1] & config.pod_cidr6_mask.halves[1] } };
+		struct address base = pod_cidr_base6(address);
 		struct peer6 *peer = bpf_map_lookup_elem(&peers6, &base);
 
 		return peer ? &peer->head : NULL;
@@ -74,6 +79,12 @@ static __always_inline struct endpoint *find_endpoint(const void *address, bool 
 		endpoint = bpf_map_lookup_elem(&endpoints, &slot);
 	}
 	return endpoint && endpoint->ifindex ? endpoint : NULL;
+}
+
+/* Whether an address is a pod's, as far as can be told: nodes have addresses in their podCIDRs, too. */
+static __always_inline bool is_pods(const void *address, bool v6)
+{
+	return in_network(address, v6) && (!in_pod_cidr(address, v6) || find_endpoint(address, v6));
 }
 
 /* See endpoint_state in maps.h. */

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* The host veths: packets that pods send (tc ingress), and packets that the kernel path delivers to them (tc egress). */
+#include "carried.h"
 #include "flows.h"
 #include "learn.h"
 #include "lookup.h"
@@ -243,12 +244,6 @@ int from_pod(struct __sk_buff *skb)
 	return finish(skb, HOOK_FROM_POD, reason);
 }
 
-/* Whether an address is a pod's, as far as can be told: nodes have addresses in their podCIDRs, too. */
-static __always_inline bool is_pods(const void *address, bool v6)
-{
-	return in_network(address, v6) && (!in_pod_cidr(address, v6) || find_endpoint(address, v6));
-}
-
 /* A packet that the kernel path delivers to a pod: learn its flow. */
 static __always_inline enum reason to_pod_ip(struct __sk_buff *skb, bool v6)
 {
@@ -262,6 +257,7 @@ static __always_inline enum reason to_pod_ip(struct __sk_buff *skb, bool v6)
 	endpoint = in_pod_cidr(ip.dst, v6) ? find_endpoint(ip.dst, v6) : NULL;
 	if (!endpoint || endpoint->ifindex != skb->ifindex)
 		return KERNEL_NO_ENDPOINT;
+	count_carried(&ip);
 	if (endpoint->flags & ENDPOINT_KERNEL_PATH)
 		return KERNEL_MARKED;
 	reason = learn(skb, &ip, false, endpoint->mtu, 0);

@@ -251,6 +251,22 @@ struct learned6 {
 };
 
 /*
+ * A party to packets that the kernel path carries: a pod of this node, by its address; a peer, by its podCIDR's base
+ * address; or a Service, which alone has a port and a protocol.
+ */
+struct party {
+	struct address address;
+	__be16 port;
+	__u8 protocol;
+	__u8 unused[5];
+};
+
+struct carried {
+	__u64 packets; /* skbs, so a GSO super-packet counts once */
+	__u64 bytes; /* of IP, without a tunnel's headers */
+};
+
+/*
  * A packet that was left to the kernel path, as it came in. The program that sees it leave the kernel path compares.
  */
 struct arrival {

@@ -5,6 +5,7 @@
  */
 #include <bpf/bpf_core_read.h>
 
+#include "carried.h"
 #include "flows.h"
 #include "learn.h"
 #include "lookup.h"
@@ -361,6 +362,7 @@ static __always_inline enum reason to_peer(struct __sk_buff *skb, bool v6)
 		return KERNEL_NOT_IP;
 	if (!read_ip(&at, skb->len - OUTER_LEN(v6), v6, &inner))
 		return KERNEL_MALFORMED;
+	count_carried(&inner);
 	peer = in_network(inner.dst, v6) ? find_peer(inner.dst, v6) : NULL;
 	if (!peer)
 		return KERNEL_NO_PEER;
@@ -387,6 +389,7 @@ static __always_inline enum reason to_direct_peer(struct __sk_buff *skb, bool v6
 
 	if (!ether || !read_ip(&at, skb->len - sizeof(*ether), v6, &ip))
 		return KERNEL_MALFORMED;
+	count_carried(&ip);
 	peer = find_peer(ip.dst, v6);
 	if (!peer || !(peer->flags & PEER_DIRECT))
 		return KERNEL_NO_PEER;

@@ -24,7 +24,7 @@ export function addFlowsCommand(program: Command): void {
     .addOption(flag('--all', 'those, too, that the kernel path alone has carried lately'))
     .addOption(
       flag('--sort <column>', 'the order of the rows')
-        .choices(['age', 'source', 'destination', 'from', 'to', 'state'])
+        .choices(['age', 'packets', 'bytes', 'source', 'destination', 'from', 'to', 'state'])
         .default('age'),
     );
   addWatchFlags(addReaderFlags(flows), 'show flows as they come, change and go, until interrupted')

@@ -31,6 +31,10 @@ export interface FlowRow {
   /** As they leave, if they are translated. */
   readonly translatedSource?: string;
   readonly translatedDestination?: string;
+  /** That took the fast path since the flow was first learned; a super-packet counts once. Absent: not learned. */
+  readonly packets?: number;
+  /** Of these packets: bytes of IP as they came in, without a tunnel's headers. */
+  readonly bytes?: number;
   /** Since it was last learned, or was last seen if it was not. */
   readonly ageSeconds: number;
   readonly state: FlowState;
@@ -52,6 +56,8 @@ export const flowColumns: Column<FlowRow>[] = [
   { title: 'FROM', value: (row) => row.from },
   { title: 'TO', value: (row) => row.to },
   { title: 'LEAVES AS', value: leavesAs },
+  { title: 'PACKETS', align: 'right', value: (row) => row.packets },
+  { title: 'BYTES', align: 'right', value: (row) => row.bytes },
   { title: 'AGE', align: 'right', value: (row) => durationText(row.ageSeconds * 1000) },
   {
     title: 'STATE',
@@ -82,7 +88,7 @@ export function entryOf(row: FlowRow): MapEntry {
   };
 }
 
-export const SORTS = ['age', 'source', 'destination', 'from', 'to', 'state'] as const;
+export const SORTS = ['age', 'packets', 'bytes', 'source', 'destination', 'from', 'to', 'state'] as const;
 
 /** Which flows to show, and in which order. */
 export interface FlowChoice {
@@ -183,6 +189,8 @@ function rowOf(flow: Flow, { head, out }: Learned, { names, nowNs, epoch }: Cont
     to: names.to(out.dst),
     ...(leaving.source !== incoming.source && { translatedSource: leaving.source }),
     ...(leaving.destination !== incoming.destination && { translatedDestination: leaving.destination }),
+    packets: head.packets,
+    bytes: head.bytes,
     ageSeconds: Math.round(ageMs / 100) / 10,
     state: stateOf(head, ageMs, epoch),
     epoch: head.epoch,
@@ -282,5 +290,7 @@ function isThrough(services: readonly string[], flow: Flow, out: Flow): boolean 
 
 function orderOf(sort: (typeof SORTS)[number]): (a: FlowRow, b: FlowRow) => number {
   if (sort === 'age') return (a, b) => a.ageSeconds - b.ageSeconds;
+  // The largest first.
+  if (sort === 'packets' || sort === 'bytes') return (a, b) => (b[sort] ?? 0) - (a[sort] ?? 0);
   return (a, b) => a[sort].localeCompare(b[sort], undefined, { numeric: true });
 }

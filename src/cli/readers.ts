@@ -26,14 +26,16 @@ export function addReaderCommands(program: Command): void {
     .action(async (options: ReaderOptions) => {
       const { askAgent } = await import('./ask-agent.ts');
       const { peerColumns, readPeers } = await import('./rows.ts');
-      await printRows(options.output, readPeers(options.bpffs, await askAgent(options.runDir)), peerColumns);
+      const { bpffs, runDir, output } = options;
+      const rows = readPeers(bpffs, await askAgent(runDir), output !== 'table');
+      await printRows(output, rows, peerColumns);
     });
 
   reader('endpoints', 'the pods of this node, from the BPF maps')
     .addHelpText('after', ENDPOINT_EXAMPLES)
     .action(async (options: ReaderOptions) => {
       const { endpointColumns, readEndpoints } = await import('./rows.ts');
-      const rows = await readEndpoints(options.bpffs, options.runDir);
+      const rows = await readEndpoints(options.bpffs, options.runDir, options.output !== 'table');
       await printRows(options.output, rows, endpointColumns);
     });
 
@@ -63,11 +65,13 @@ ${examples([
 
 const PEER_EXAMPLES = examples([
   ['peers', 'each with the reason where the kernel path alone serves it'],
+  ['peers -o wide', 'with flows, and the packets and bytes that these have sent by the fast path, both ways'],
   ["peers -o jsonpath='{[?(@.fastPath==false)].node}'", 'the names of those'],
 ]);
 
 const ENDPOINT_EXAMPLES = examples([
   ['endpoints', 'each with the reason where the kernel path alone serves it'],
+  ['endpoints -o wide', 'with flows, and the packets and bytes that these have sent by the fast path, both ways'],
   ['endpoints -o yaml', 'the same as YAML'],
 ]);
 

@@ -4,7 +4,9 @@ import type { AgentStatus } from '../agent/status.ts';
 import { type Attachment, AttachmentStore } from '../cni/attachments.ts';
 import type { Struct } from '../dataplane/codec.ts';
 import { stateSlot6 } from '../dataplane/desired.ts';
+import { type FlowSum, type FlowSums, sumFlows } from '../dataplane/flow-sums.ts';
 import { layout } from '../dataplane/layout.gen.ts';
+import { readPinnedConfig } from '../dataplane/rehearsal.ts';
 import { openTables, pinPaths, type Tables } from '../dataplane/tables.ts';
 import { findShaped } from '../host/shaping.ts';
 import { intToIpv4, ipv4ToInt } from '../net/ip.ts';
@@ -27,7 +29,18 @@ export interface PeerRow {
   readonly vtepMac?: string;
   readonly nextHop?: string;
   readonly flags: string[];
+  /** Of the flow table; absent where nobody asked for it, and while no programs are loaded. */
+  readonly live?: FlowSum;
 }
+
+/** Of live flows: see `flow-sums.ts`. */
+const liveColumns: Column<{ readonly live?: FlowSum }>[] = [
+  { title: 'FLOWS', align: 'right', wide: true, value: ({ live }) => live?.flows },
+  { title: 'PACKETS', align: 'right', wide: true, value: ({ live }) => live?.packets },
+  { title: 'BYTES', align: 'right', wide: true, value: ({ live }) => live?.bytes },
+];
+
+const noFlows: FlowSum = { flows: 0, packets: 0, bytes: 0 };
 
 export const peerColumns: Column<PeerRow>[] = [
   { title: 'NODE', value: (row) => row.node },
@@ -36,6 +49,7 @@ export const peerColumns: Column<PeerRow>[] = [
   { title: 'VTEP MAC', value: (row) => row.vtepMac },
   { title: 'NEXT HOP', value: (row) => row.nextHop },
   { title: 'FLAGS', value: (row) => row.flags.join(',') },
+  ...liveColumns,
   { title: 'FAST PATH', value: fastPathColumn },
 ];
 
@@ -43,9 +57,19 @@ function fastPathColumn({ fastPath, why }: { fastPath: boolean; why?: string }):
   return fastPath ? 'yes' : `no: ${why}`;
 }
 
-/** The entries of the maps, and the peers of the agent that the maps lack. */
-export function readPeers(bpffs: string, agent: AgentStatus | undefined): PeerRow[] {
+/** The sums of the flow table, which may be large: read only if somebody asks. */
+function liveSums(bpffs: string, tables: Tables, isAsked: boolean): FlowSums | undefined {
+  const config = isAsked ? readPinnedConfig(bpffs) : undefined;
+  return config && sumFlows(tables, config);
+}
+
+/**
+ * The entries of the maps, and the peers of the agent that the maps lack.
+ * @param withLive read the sums of their flows, too.
+ */
+export function readPeers(bpffs: string, agent: AgentStatus | undefined, withLive = false): PeerRow[] {
   using tables = openTables(bpffs);
+  const live = liveSums(bpffs, tables, withLive);
   const known = new Map(agent?.peers.map((peer) => [peer.vtepIp, peer]));
   const rows: PeerRow[] = [];
   const add = (key: string, { head, header }: Struct<'peer'> | Struct<'peer6'>): void => {
@@ -61,6 +85,7 @@ export function readPeers(bpffs: string, agent: AgentStatus | undefined): PeerRo
       vtepMac: header.inner_ether.dst,
       nextHop: head.next_hop,
       flags: flagNames(layout.enums.peer_flags, head.flags),
+      ...(live && { live: live.peers.get(key) ?? noFlows }),
     });
   };
   for (const [slot, peer] of tables.peers.entries()) if (peer.head.flags !== 0) add(String(slot), peer);
@@ -84,6 +109,8 @@ export interface EndpointRow {
   readonly fastPath: boolean;
   readonly why?: string;
   readonly flags: string[];
+  /** Of all its addresses: see {@link PeerRow}. */
+  readonly live?: FlowSum;
 }
 
 export const endpointColumns: Column<EndpointRow>[] = [
@@ -93,6 +120,7 @@ export const endpointColumns: Column<EndpointRow>[] = [
   { title: 'POD MAC', value: (row) => row.podMac },
   { title: 'MTU', align: 'right', value: (row) => row.mtu },
   { title: 'FLAGS', value: (row) => row.flags.join(',') },
+  ...liveColumns,
   { title: 'FAST PATH', value: fastPathColumn },
 ];
 
@@ -107,8 +135,14 @@ function ifindexesOf({ endpoints, endpoints6 }: Tables): number[] {
   return [...new Set(all)].filter((ifindex) => ifindex !== 0);
 }
 
-export async function readEndpoints(bpffs: string, runDir: string): Promise<EndpointRow[]> {
+/** @param withLive read the sums of their flows, too. */
+export async function readEndpoints(
+  bpffs: string,
+  runDir: string,
+  withLive = false,
+): Promise<EndpointRow[]> {
   using tables = openTables(bpffs);
+  const live = liveSums(bpffs, tables, withLive);
   const attachments = await new AttachmentStore(runDir).list();
   const shaped = new Set(findShaped(ifindexesOf(tables), pinPaths(bpffs).links));
   const names = await deviceNames();
@@ -136,6 +170,7 @@ export async function readEndpoints(bpffs: string, runDir: string): Promise<Endp
         ...(isShaped ? ['shaped'] : []),
         ...(state && state.forwards !== 0 ? ['forwards'] : []),
       ],
+      ...(live && { live: live.endpoints.get(endpoint.ifindex) ?? noFlows }),
     });
   };
   const { maxEntries: slots } = tables.endpoints.map.info;

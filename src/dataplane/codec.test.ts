@@ -163,6 +163,14 @@ const golden: { readonly [S in StructName]: Golden<S> } = {
     value: { head: learned.value, out: flow6.value },
     bytes: `${learned.bytes} ${flow6.bytes}`,
   },
+  party: {
+    value: { address: '10.43.0.10', port: 80, protocol: 6 },
+    bytes: '00000000000000000000ffff 0a2b000a 0050 06 0000000000',
+  },
+  carried: {
+    value: { packets: 7, bytes: 0x0102 },
+    bytes: '0700000000000000 0201000000000000',
+  },
   arrival: {
     value: {
       flow: flow6.value,
@@ -256,6 +264,7 @@ describe('the codec of', () => {
     const unused: Partial<Record<StructName, number>> = {
       flow4: 3,
       flow6: 3,
+      party: 5,
       arrival: 2,
       sighting: 2,
       peer_head: 4,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * What the flow table counts, by peer, pod and Service. It counts the packets of the fast path; the flows of a large table
- * (100,000) are read without making an object of every member.
+ * Packets and bytes by peer, pod and Service: of the fast path as the flow table counts them, and of the kernel path from
+ * the map `carried`. The flows of a large table (100,000) are read without making an object of every member.
  */
 import { addressToBytes, bytesToAddress, intToIpv4, ipv4ToInt, withPort } from '../net/ip.ts';
 import { protocols } from '../net/packets.ts';
@@ -26,6 +26,19 @@ export interface FlowSums {
   readonly endpoints: ReadonlyMap<number, FlowSum>;
   /** By protocol and address of the Service, such as `tcp 10.43.0.10:80`: flows that were translated, and their answers. */
   readonly services: ReadonlyMap<string, FlowSum>;
+}
+
+/** What the kernel path has carried between pods, since the maps were made. */
+export interface Carried {
+  readonly packets: number;
+  readonly bytes: number;
+}
+
+/** By the same keys as {@link FlowSums}. A masquerading address may be among the Services. */
+export interface CarriedSums {
+  readonly peers: ReadonlyMap<string, Carried>;
+  readonly endpoints: ReadonlyMap<number, Carried>;
+  readonly services: ReadonlyMap<string, Carried>;
 }
 
 /** A flow's counters, and whose it is. */
@@ -64,6 +77,29 @@ export function sumFlows(tables: FlowTables, networks: Networks): FlowSums {
   return addUp(readFlowCounts(tables, networks));
 }
 
+/** See {@link sumFlows}. */
+export function readCarried(tables: FlowTables & Pick<Tables, 'carried'>, networks: Networks): CarriedSums {
+  const owners = new Owners(tables, networks);
+  const sums = {
+    peers: new Map<string, Carried>(),
+    endpoints: new Map<number, Carried>(),
+    services: new Map<string, Carried>(),
+  };
+  for (const [{ address, port, protocol }, sum] of tables.carried.entries()) {
+    const { peer, endpoint } = owners.find(address);
+    if (protocol !== 0) sums.services.set(serviceText(protocol, address, port), sum);
+    else if (endpoint !== undefined) sums.endpoints.set(endpoint, added(sums.endpoints.get(endpoint), sum));
+    else if (peer !== undefined) sums.peers.set(peer, sum);
+  }
+  return sums;
+}
+
+/** A pod has an address of each family. */
+function added(a: Carried | undefined, b: Carried): Carried {
+  return { packets: (a?.packets ?? 0) + b.packets, bytes: (a?.bytes ?? 0) + b.bytes };
+}
+
+/** The flows of all peers, pods and Services added up. */
 export function addUp(flows: Iterable<FlowCount>): FlowSums {
   const peers = new Map<string, FlowSum>();
   const endpoints = new Map<number, FlowSum>();
@@ -182,8 +218,12 @@ function serviceOf(
   const [before, after] = [end(key, 0, 'dst'), end(value, out.offset, 'dst')];
   const isAnswer = before.address === after.address && before.port === after.port;
   const { address, port } = isAnswer ? end(value, out.offset, 'src') : before;
-  const number = key.getUint8(flow.protocol.offset);
-  return { service: `${protocolNames[number] ?? number} ${withPort(textOf(address), port)}`, isAnswer };
+  const protocol = key.getUint8(flow.protocol.offset);
+  return { service: serviceText(protocol, textOf(address), port), isAnswer };
+}
+
+function serviceText(protocol: number, address: string, port: number): string {
+  return `${protocolNames[protocol] ?? protocol} ${withPort(address, port)}`;
 }
 
 const protocolNames: Readonly<Record<number, string>> = { [protocols.tcp]: 'tcp', [protocols.udp]: 'udp' };
@@ -218,12 +258,12 @@ class Owners {
   of(address: Address, { textOf }: Family): Owner {
     const known = this.#known.get(address);
     if (known) return known;
-    const owner = this.#find(textOf(address));
+    const owner = this.find(textOf(address));
     this.#known.set(address, owner);
     return owner;
   }
 
-  #find(address: string): Owner {
+  find(address: string): Owner {
     const networks = this.#networks;
     const endpoint = this.#endpoints.get(address);
     if (endpoint !== undefined) return { endpoint };

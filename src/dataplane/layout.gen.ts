@@ -177,6 +177,18 @@ export const layout = {
         out: { offset: 64, kind: { struct: 'flow6' } },
       },
     },
+    party: {
+      size: 24,
+      fields: {
+        address: { offset: 0, kind: 'address' },
+        port: { offset: 16, kind: 'be16' },
+        protocol: { offset: 18, kind: 'u8' },
+      },
+    },
+    carried: {
+      size: 16,
+      fields: { packets: { offset: 0, kind: 'u64' }, bytes: { offset: 8, kind: 'u64' } },
+    },
     arrival: {
       size: 72,
       fields: {
@@ -314,6 +326,14 @@ export const layout = {
       maxEntries: 1024,
       flags: 0,
       since: 2,
+    },
+    carried: {
+      type: 'lru_hash',
+      key: { struct: 'party' },
+      value: { struct: 'carried' },
+      maxEntries: 8192,
+      flags: 0,
+      since: 3,
     },
     counters: {
       type: 'percpu_array',

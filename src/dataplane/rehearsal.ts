@@ -4,6 +4,7 @@
  * configuration of the attached program. Maps that programs only read are the real ones; of all others it gets copies,
  * with what they hold at that moment.
  */
+import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import {
   BpfError,
@@ -146,6 +147,14 @@ function testRun(program: BpfProgram, run: TestRun): TestRunResult {
 /** The configuration that a loaded program has. */
 export function readConfig(programId: number): Struct<'config'> {
   using program = BpfProgram.fromId(programId);
+  return configIn(readGlobals(program.info));
+}
+
+/** The configuration of the programs that are pinned below a bpffs mount; undefined while there are none. */
+export function readPinnedConfig(bpffs: string): Struct<'config'> | undefined {
+  const path = join(pinPaths(bpffs).programs, 'from_pod');
+  if (!existsSync(path)) return undefined;
+  using program = BpfProgram.openPinned(path);
   return configIn(readGlobals(program.info));
 }
 

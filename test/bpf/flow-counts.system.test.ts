@@ -2,7 +2,7 @@
 /** The packets and bytes that the flow table counts, and their sums by peer, pod and Service. */
 import { describe, expect, it } from 'vitest';
 import { desiredConfig } from '../../src/dataplane/desired.ts';
-import { countedSince, addUp, readFlowCounts, sumFlows } from '../../src/dataplane/flow-sums.ts';
+import { addUp, countedSince, readCarried, readFlowCounts, sumFlows } from '../../src/dataplane/flow-sums.ts';
 import { protocols, tcp } from '../../src/net/packets.ts';
 import { ipBytes, podFlow, podFrame, wireFlow, wireFrame } from './frames.ts';
 import {
@@ -91,6 +91,32 @@ describeOnNode('a flow counts', (node) => {
         Number(process.hrtime.bigint()) - 30e9,
       );
       expect(countsOf(node(), flow)).toEqual({ packets: 4, bytes: 400 });
+    });
+  });
+});
+
+describeOnNode('what the kernel path carries to a pod counts', (node) => {
+  const networks = desiredConfig(settings);
+  const carried = () => {
+    const { peers, endpoints } = readCarried(node().tables, networks);
+    return { peers: Object.fromEntries(peers), endpoints: Object.fromEntries(endpoints) };
+  };
+
+  it.each(sides)('for its peer and for itself, over IPv$family', (side) => {
+    const { sender, near } = side.pods;
+    const payload = segment({ src: 80, dst: 40000 });
+    const sum = (packets: number) => ({ packets, bytes: packets * (ipBytes[side.family] + SEGMENT_BYTES) });
+    const deliver = (src: string) =>
+      node().run('to_pod', podFrame(side, { src, dst: sender.ip }, payload)).verdict;
+    node().tables.carried.deleteMany([...node().tables.carried.keys()]);
+    for (const src of [side.podOf(1, 7), side.podOf(1, 8), side.podOf(2, 9), near.ip])
+      expect(deliver(src)).toBe('kernel');
+    // Of these the other end is no pod: the node itself, and somebody outside.
+    for (const src of [side.podOf(3, 0), side.world]) expect(deliver(src)).toBe('kernel');
+    const peer = (n: number) => (side.family === 4 ? String(n) : side.podOf(n, 0));
+    expect(carried()).toEqual({
+      peers: { [peer(1)]: sum(2), [peer(2)]: sum(1) },
+      endpoints: { [sender.hostIfindex]: sum(4), [near.hostIfindex]: sum(1) },
     });
   });
 });
