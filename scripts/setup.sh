@@ -11,7 +11,7 @@ fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 
 # What the build, the data plane, the lab and the tests call, by Debian package.
 packages="clang-19 llvm-19 libbpf1 libbpf-dev libc6-dev gcc iproute2 nftables iptables util-linux procps kmod
-  ethtool tcpdump tshark iperf3 conntrack iputils-ping containernetworking-plugins fonts-dejavu-core bash-completion fish zsh"
+  ethtool tcpdump tshark iperf3 conntrack iputils-ping containernetworking-plugins fonts-dejavu-core bash-completion fish zsh tmux"
 
 missing=""
 if command -v dpkg-query >/dev/null 2>&1; then

@@ -6,6 +6,7 @@ import { addMapsCommand } from './maps-command.ts';
 import { examples, FOUND } from './options.ts';
 import { print, printRows } from './output.ts';
 import { addReaderFlags, type ReaderOptions } from './reader.ts';
+import { addTopCommand } from './top-command.ts';
 import { addWatchFlags, type WatchOptions } from './watch.ts';
 
 export function addReaderCommands(program: Command): void {
@@ -52,6 +53,7 @@ export function addReaderCommands(program: Command): void {
       else await watchStats(options.bpffs, options);
     });
 
+  addTopCommand(program);
   addMapsCommand(program);
 }
 
@@ -71,7 +73,10 @@ const PEER_EXAMPLES = examples([
 
 const ENDPOINT_EXAMPLES = examples([
   ['endpoints', 'each with the reason where the kernel path alone serves it'],
-  ['endpoints -o wide', 'with flows, and the packets and bytes that these have sent by the fast path, both ways'],
+  [
+    'endpoints -o wide',
+    'with flows, and the packets and bytes that these have sent by the fast path, both ways',
+  ],
   ['endpoints -o yaml', 'the same as YAML'],
 ]);
 

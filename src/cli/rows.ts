@@ -136,11 +136,7 @@ function ifindexesOf({ endpoints, endpoints6 }: Tables): number[] {
 }
 
 /** @param withLive read the sums of their flows, too. */
-export async function readEndpoints(
-  bpffs: string,
-  runDir: string,
-  withLive = false,
-): Promise<EndpointRow[]> {
+export async function readEndpoints(bpffs: string, runDir: string, withLive = false): Promise<EndpointRow[]> {
   using tables = openTables(bpffs);
   const live = liveSums(bpffs, tables, withLive);
   const attachments = await new AttachmentStore(runDir).list();

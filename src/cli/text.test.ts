@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import { expect, it } from 'vitest';
-import { bytesText, durationText } from './text.ts';
+import { bytesText, durationText, rateText } from './text.ts';
 
 it.each([
   [0, '0ms'],
@@ -19,3 +19,14 @@ it.each([
   [1024, '1.0 KiB'],
   [18_875_264, '18.0 MiB'],
 ])('%i bytes are %s', (bytes, text) => expect(bytesText(bytes)).toBe(text));
+
+it.each([
+  [0, '0'],
+  [0.04, '0'],
+  [0.44, '0.4'],
+  [9.96, '10'],
+  [999.4, '999'],
+  [999.6, '1.0k'],
+  [12_345, '12.3k'],
+  [9_876_543_210, '9.9G'],
+])('a rate of %d is %s', (rate, text) => expect(rateText(rate)).toBe(text));

@@ -12,6 +12,15 @@ export function durationText(ms: number): string {
   return `${Math.round(seconds / 86_400)}d`;
 }
 
+const steps = ['', 'k', 'M', 'G', 'T'];
+
+/** A rate with three digits, in powers of ten, as networks have it: `0`, `0.4`, `870`, `12.3k`, `1.2G`. */
+export function rateText(rate: number): string {
+  if (rate < 9.95) return rate < 0.05 ? '0' : rate.toFixed(1);
+  const power = Math.min(steps.length - 1, Math.floor(Math.log10(Math.round(rate)) / 3));
+  return power === 0 ? String(Math.round(rate)) : `${(rate / 1000 ** power).toFixed(1)}${steps[power]}`;
+}
+
 const units = ['B', 'KiB', 'MiB', 'GiB', 'TiB'];
 
 /** `512 B`, `18.0 MiB`. */

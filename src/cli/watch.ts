@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** `--watch`: read again and again, and tell what has changed. */
 import { setTimeout as sleep } from 'node:timers/promises';
-import { type Command, InvalidArgumentError } from 'commander';
+import { type Command, InvalidArgumentError, type Option } from 'commander';
 import { flag } from './options.ts';
 
 export interface WatchOptions {
@@ -10,9 +10,11 @@ export interface WatchOptions {
 }
 
 export function addWatchFlags(command: Command, what: string): Command {
-  return command
-    .addOption(flag('-w, --watch', what))
-    .addOption(flag('--interval <seconds>', 'how often to look').argParser(parseInterval).default(1));
+  return command.addOption(flag('-w, --watch', what)).addOption(intervalFlag());
+}
+
+export function intervalFlag(): Option {
+  return flag('--interval <seconds>', 'how often to look').argParser(parseInterval).default(1);
 }
 
 function parseInterval(text: string): number {

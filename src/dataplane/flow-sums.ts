@@ -222,8 +222,13 @@ function serviceOf(
   return { service: serviceText(protocol, textOf(address), port), isAnswer };
 }
 
+/** A key of {@link FlowSums.services}. */
+export function serviceKey(protocol: string, address: string, port: number): string {
+  return `${protocol} ${withPort(address, port)}`;
+}
+
 function serviceText(protocol: number, address: string, port: number): string {
-  return `${protocolNames[protocol] ?? protocol} ${withPort(address, port)}`;
+  return serviceKey(protocolNames[protocol] ?? String(protocol), address, port);
 }
 
 const protocolNames: Readonly<Record<number, string>> = { [protocols.tcp]: 'tcp', [protocols.udp]: 'udp' };
