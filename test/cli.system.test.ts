@@ -95,6 +95,14 @@ describe.skipIf(missingHere('iptables'))('the command, on two nodes with a pod e
       fastPath: true,
     });
     expect((await tableOf('peers'))[1]).toMatch(/^node2 +10\.42\.1\.0\/24 +172\.31\.0\.2 /);
+    // All traffic so far was with this peer's pod, so its sums are the whole table's, and the pod's.
+    const flows = await json<FlowRow[]>('flows');
+    const sum = (of: 'packets' | 'bytes') => flows.reduce((total, one) => total + (one[of] ?? 0), 0);
+    const live = { flows: flows.length, packets: sum('packets'), bytes: sum('bytes') };
+    expect(live.packets).toBeGreaterThan(0);
+    expect(await json('peers')).toMatchObject([{ live }]);
+    expect(await json('endpoints')).toMatchObject([{ live }]);
+    expect((await tableOf('peers -o wide'))[0]).toMatch(/ FLOWS +PACKETS +BYTES /);
   });
 
   it('lists pods, and the flow table', async () => {
@@ -137,6 +145,9 @@ describe.skipIf(missingHere('iptables'))('the command, on two nodes with a pod e
       code: 1,
       stderr: 'ripstop: the agent knows no peer "node7"; `ripstop peers` lists them\n',
     });
+    const byBytes = (await json<FlowRow[]>('flows --sort bytes')).map(({ bytes }) => bytes ?? 0);
+    expect(byBytes).toEqual(byBytes.toSorted((a, b) => b - a));
+    expect(byBytes[0]).toBeGreaterThan(0);
     const ages = (await json<FlowRow[]>('flows')).map(({ ageSeconds }) => ageSeconds);
     expect(ages).toEqual(ages.toSorted((a, b) => a - b));
     // Nobody answers there, so there is nothing to learn of it.

@@ -30,13 +30,18 @@ export function addFlowsCommand(program: Command): void {
   addWatchFlags(addReaderFlags(flows), 'show flows as they come, change and go, until interrupted')
     .addHelpText('after', NOTES)
     .action(async (options: FlowsOptions) => {
-      const { entryOf, flowColumns, readFlows } = await import('./flows.ts');
+      const { entryOf, flowColumns, FlowRates, readFlows } = await import('./flows.ts');
       const { askAgent } = await import('./ask-agent.ts');
       const { bpffs, runDir } = options;
       const read = async (): Promise<FlowRow[]> => readFlows(bpffs, runDir, await askAgent(runDir), options);
       if (!options.watch) return printRows(options.output, await read(), flowColumns);
       const { printChanges } = await import('./map-watch.ts');
-      await printChanges(options, async () => (await read()).map(entryOf));
+      const rates = new FlowRates();
+      await printChanges(options, async () => {
+        const rows = await read();
+        const ofRows = rates.of(rows, performance.now());
+        return rows.map((row, i) => entryOf(row, ofRows[i]!));
+      });
     });
 }
 
@@ -49,9 +54,12 @@ A row is one direction of a conversation. STATE is what its next packet meets:
   not learned  the kernel path; only with --all: packets came in, and were not seen to leave unchanged
 A packet of a valid flow takes the kernel path when it does not suit: \`ripstop stats\` counts by reason. A flow of an
 idle connection expires and is learned again with its next packet.
-There are no packets and bytes of each flow: the programs do not count them. \`ripstop stats\` has those of each hook.
+PACKETS and BYTES are those of the fast path since the flow was first learned: of IP as it comes in, without a tunnel's
+headers; a super-packet counts once. With --watch, a flow's rate is told when it has doubled or halved, from 10 packets
+a second on. \`ripstop top\` adds flows up by peer, pod and Service.
 ${examples([
   ['flows', 'all of them, the youngest first'],
+  ['flows --sort bytes', 'those that have sent the most first'],
   ['flows --pod default/web-0 -o wide', "a pod's"],
   ['flows --service kube-system/kube-dns', "a service's, before and after its translation"],
   ['flows --service 10.43.0.10:53 --sort source', 'the same by its address, in order'],

@@ -78,14 +78,65 @@ function leavesAs(row: FlowRow): string | undefined {
   return `${translatedSource ?? source} → ${translatedDestination ?? destination}`;
 }
 
-/** For `--watch`: what a flow is, and what may change of it beside its age. */
-export function entryOf(row: FlowRow): MapEntry {
+/** For `--watch`: what a flow is, and what may change of it beside its age and its counters. */
+export function entryOf(row: FlowRow, rate: FlowRate): MapEntry {
   const { protocol, source, destination, from, to, state, epoch } = row;
   const leaves = leavesAs(row);
   return {
     key: { protocol, source, destination },
-    value: { from, to, state, epoch, ...(leaves !== undefined && { leavesAs: leaves }) },
+    value: { from, to, state, epoch, ...(leaves !== undefined && { leavesAs: leaves }), ...rate },
   };
+}
+
+/** On the fast path. */
+export interface FlowRate {
+  readonly packetsPerSecond: number;
+  readonly bitsPerSecond: number;
+}
+
+const idle: FlowRate = { packetsPerSecond: 0, bitsPerSecond: 0 };
+/** Below this a flow counts as idle: one packet more or less is no news. Packets a second. */
+const LEAST_RATE = 10;
+
+/** For `--watch`: the rates of flows, each as it was when it last doubled or halved. So a steady flow is no news. */
+export class FlowRates {
+  #last = new Map<string, { readonly row: FlowRow; readonly rate: FlowRate }>();
+  #lastMs = 0;
+
+  /** Of the rows of the next reading, in their order. @param atMs monotonic. */
+  of(rows: readonly FlowRow[], atMs: number): FlowRate[] {
+    const seconds = (atMs - this.#lastMs) / 1000;
+    const next = new Map<string, { row: FlowRow; rate: FlowRate }>();
+    const rates = rows.map((row) => {
+      const { protocol, source, destination } = row;
+      const key = JSON.stringify([protocol, source, destination]);
+      const last = this.#last.get(key);
+      const rate = last ? newsOf(last.rate, rateBetween(last.row, row, seconds)) : idle;
+      next.set(key, { row, rate });
+      return rate;
+    });
+    this.#last = next;
+    this.#lastMs = atMs;
+    return rates;
+  }
+}
+
+function rateBetween(before: FlowRow, after: FlowRow, seconds: number): FlowRate {
+  const more = (name: 'packets' | 'bytes'): number => {
+    const [then, now] = [before[name] ?? 0, after[name] ?? 0];
+    return now - (then > now ? 0 : then); // learned anew: from zero
+  };
+  const packetsPerSecond = Math.round(more('packets') / seconds);
+  if (packetsPerSecond < LEAST_RATE) return idle;
+  return { packetsPerSecond, bitsPerSecond: Math.round((8 * more('bytes')) / seconds) };
+}
+
+function newsOf(told: FlowRate, now: FlowRate): FlowRate {
+  const isSteady = (a: number, b: number): boolean => a === b || (a < 2 * b && b < 2 * a);
+  const { packetsPerSecond, bitsPerSecond } = told;
+  return isSteady(packetsPerSecond, now.packetsPerSecond) && isSteady(bitsPerSecond, now.bitsPerSecond)
+    ? told
+    : now;
 }
 
 export const SORTS = ['age', 'packets', 'bytes', 'source', 'destination', 'from', 'to', 'state'] as const;

@@ -146,15 +146,15 @@ class Terminal implements Disposable {
     const listen = (
       emitter: NodeJS.EventEmitter,
       name: string,
-      listener: (...args: never[]) => void,
+      listener: (...args: unknown[]) => void,
     ): void => {
-      emitter.on(name, listener as () => void);
-      this.#stack.defer(() => emitter.off(name, listener as () => void));
+      emitter.on(name, listener);
+      this.#stack.defer(() => emitter.off(name, listener));
     };
     // In case of a crash: by then, streams write nothing.
     listen(process, 'exit', () => restore());
     for (const signal of SIGNALS) listen(process, signal, () => this.quit());
-    listen(stdin, 'keypress', (_text: string | undefined, key: Key) => this.#try(() => this.onKey(key)));
+    listen(stdin, 'keypress', (_text, key) => this.#try(() => this.onKey(key as Key)));
     listen(stdin, 'end', () => this.quit());
     listen(stdout, 'resize', () => {
       this.#drawn = '';

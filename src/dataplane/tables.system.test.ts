@@ -31,7 +31,7 @@ describe.skipIf(missing)(`a table${missing ? ` (skipped: ${missing})` : ''}`, ()
       'hash',
       16,
       48,
-      'its keys have 16 bytes, the codec 40; its values have 48 bytes, the codec 88',
+      'its keys have 16 bytes, the codec 40; its values have 48 bytes, the codec 104',
     ],
   ] as const)(
     '%s refuses a %s of another layout before a byte is read',
