@@ -4,6 +4,7 @@
  * incarnation; a node that gets another podCIDR gets another incarnation.
  */
 import { mkdirSync } from 'node:fs';
+import { release } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Logger } from 'pino';
@@ -25,12 +26,14 @@ import { ConflistInstaller, installedConflist } from '../cni/conflist.ts';
 import { deferredDir, listSetAside } from '../cni/deferred.ts';
 import { HostLocalStore } from '../cni/host-local.ts';
 import { type CniContext, forgetGone } from '../cni/ops.ts';
+import { choosePodDevice, type PodDeviceChoice, whyNoNetkit } from '../cni/pod-device.ts';
 import { createCniServer } from '../cni/server.ts';
 import { readCounters } from '../dataplane/counters.ts';
 import { packetsBetweenPods, type RecentTraffic, TrafficHistory } from '../dataplane/pod-traffic.ts';
 import { errorText, RipstopError } from '../errors.ts';
 import { forgetBoost, noteBoost } from '../host/boost-state.ts';
 import { ensureBpffs } from '../host/mount.ts';
+import { openNetlink } from '../host/netlink.ts';
 import { gatherHostFacts, missingRequirements } from '../host/requirements.ts';
 import { LogOnce } from '../log-once.ts';
 import { createMetrics, type Metrics } from '../metrics/metrics.ts';
@@ -66,13 +69,26 @@ export async function runAgent(options: AgentOptions, log: Logger, signal: Abort
   if (missing.length > 0) throw new RipstopError(missing.join('; '));
   const { mode, why } = await findMode(options.mode);
   log.info({ mode, why }, 'chose the mode');
+  const podDevice = findPodDevice(options.podDevice, mode);
+  if (podDevice) log.info({ device: podDevice.kind, why: podDevice.why }, 'chose what new pods get');
   const open = (sourceLog: Logger): Promise<Source | undefined> =>
     (mode === 'boost' ? openBoost : openSource)(options, sourceLog, signal);
   const source = await open(log);
   if (!source) return;
   if (await ensureBpffs(options.bpffs)) log.info({ bpffs: options.bpffs }, 'mounted a BPF file system');
   mkdirSync(options.runDir, { recursive: true, mode: 0o700 });
-  await new AgentProcess({ ...options, mode }, source, open, log).run(signal);
+  await new AgentProcess({ ...options, mode }, podDevice, source, open, log).run(signal);
+}
+
+/** What new pods get; undefined in boost mode, where flannel makes their devices. */
+function findPodDevice(flag: AgentOptions['podDevice'], mode: Mode): PodDeviceChoice | undefined {
+  if (mode === 'boost') {
+    const whyNot = "in boost mode flannel's plugin makes the pods' devices";
+    return flag === 'netkit' ? choosePodDevice(flag, whyNot) : undefined;
+  }
+  if (flag === 'veth') return choosePodDevice(flag, undefined);
+  using socket = openNetlink({});
+  return choosePodDevice(flag, whyNoNetkit(release(), socket));
 }
 
 /** Where the configuration and the cluster's nodes come from. */
@@ -138,6 +154,7 @@ interface Start {
 
 class AgentProcess {
   readonly #options: AgentOptions & { readonly mode: Mode };
+  readonly #podDevice: PodDeviceChoice | undefined;
   readonly #netConf: NetConf;
   readonly #subnets: SubnetManager;
   readonly #flannel: RunningFlannel | undefined;
@@ -159,11 +176,13 @@ class AgentProcess {
   /** @param openSource opens the source once more. */
   constructor(
     options: AgentOptions & { readonly mode: Mode },
+    podDevice: PodDeviceChoice | undefined,
     { netConf, subnets, flannel }: Source,
     openSource: (log: Logger) => Promise<Source | undefined>,
     log: Logger,
   ) {
-    this.#options = options;
+    this.#options = { ...options, podDevice: podDevice?.kind ?? 'veth' };
+    this.#podDevice = podDevice;
     this.#openSource = openSource;
     this.#netConf = netConf;
     this.#subnets = subnets;
@@ -382,6 +401,7 @@ class AgentProcess {
     const incarnation = this.#incarnation;
     return {
       families: podNetworks(incarnation?.standing?.plan.outline),
+      ...(this.#podDevice && { podDevice: this.#podDevice.kind }),
       addresses: this.#addresses,
       store: this.#store,
       attach: async (attachment) => incarnation?.attach(attachment),
@@ -459,6 +479,7 @@ class AgentProcess {
     return this.#report.toStatus({
       notReady: this.#notReady,
       health: this.#subnets.health,
+      podDevice: this.#podDevice,
       standing,
       serviceOf,
       statuses,

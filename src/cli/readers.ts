@@ -68,6 +68,7 @@ const PEER_EXAMPLES = examples([
 
 const ENDPOINT_EXAMPLES = examples([
   ['endpoints', 'each with the reason where the kernel path alone serves it'],
+  ['endpoints -o wide', 'also whether its device is a veth or a netkit'],
   ['endpoints -o yaml', 'the same as YAML'],
 ]);
 
