@@ -39,7 +39,7 @@ import { LogOnce } from '../log-once.ts';
 import { createMetrics, type Metrics } from '../metrics/metrics.ts';
 import { type HttpRoute, serveRoutes } from '../metrics/server.ts';
 import { familyKey, formatCidr } from '../net/ip.ts';
-import { findMode, type RunningFlannel, waitForFlannel } from './boost.ts';
+import { findMode, otherTunnel, type RunningFlannel, waitForFlannel } from './boost.ts';
 import { listCluster } from './desired-maps.ts';
 import { Incarnation } from './incarnation.ts';
 import { enteredOwn, enteredPeers, KernelSubnetManager } from './kernel-source.ts';
@@ -73,11 +73,14 @@ export async function runAgent(options: AgentOptions, log: Logger, signal: Abort
   if (podDevice) log.info({ device: podDevice.kind, why: podDevice.why }, 'chose what new pods get');
   const open = (sourceLog: Logger): Promise<Source | undefined> =>
     (mode === 'boost' ? openBoost : openSource)(options, sourceLog, signal);
-  const source = await open(log);
-  if (!source) return;
-  if (await ensureBpffs(options.bpffs)) log.info({ bpffs: options.bpffs }, 'mounted a BPF file system');
-  mkdirSync(options.runDir, { recursive: true, mode: 0o700 });
-  await new AgentProcess({ ...options, mode }, podDevice, source, open, log).run(signal);
+  for (;;) {
+    const source = await open(log);
+    if (!source) return;
+    if (await ensureBpffs(options.bpffs)) log.info({ bpffs: options.bpffs }, 'mounted a BPF file system');
+    mkdirSync(options.runDir, { recursive: true, mode: 0o700 });
+    const end = await new AgentProcess({ ...options, mode }, podDevice, source, open, log).run(signal);
+    if (end === 'stopped') return;
+  }
 }
 
 /** What new pods get; undefined in boost mode, where flannel makes their devices. */
@@ -169,6 +172,8 @@ class AgentProcess {
   readonly #conflist: ConflistInstaller;
   readonly #garbage = new GarbageCollector();
   readonly #traffic = new TrafficHistory();
+  readonly #otherFlannel = new AbortController();
+  readonly #flannelFailure: LogOnce;
   #phase: Phase = { kind: 'waiting', why: 'starting' };
   /** The addresses of the uplink as of the last pass. */
   #uplinkIps = '';
@@ -188,6 +193,7 @@ class AgentProcess {
     this.#subnets = subnets;
     this.#flannel = flannel;
     this.#log = log;
+    this.#flannelFailure = new LogOnce(log, 'cannot find out which tunnel flannel has; retrying');
     this.#store = new AttachmentStore(options.runDir);
     this.#addresses = new HostLocalStore(options.ipamDir);
     this.#publisher = new Publisher(subnets, log);
@@ -209,8 +215,17 @@ class AgentProcess {
     });
   }
 
-  /** Start servers first, writers last; stop in reverse order. */
-  async run(signal: AbortSignal): Promise<void> {
+  /**
+   * Start servers first, writers last; stop in reverse order. Resolves when the signal comes, or when the flannel that is
+   * boosted has another tunnel, so that all that was derived from it must be derived anew.
+   */
+  async run(stop: AbortSignal): Promise<'stopped' | 'other flannel'> {
+    const signal = AbortSignal.any([stop, this.#otherFlannel.signal]);
+    await this.#run(signal);
+    return stop.aborted ? 'stopped' : 'other flannel';
+  }
+
+  async #run(signal: AbortSignal): Promise<void> {
     await using running = new AsyncDisposableStack();
     running.defer(() => this.#subnets.stop());
     running.use(this.#garbage);
@@ -362,7 +377,7 @@ class AgentProcess {
     if (!this.#flannel) {
       if (cluster.synced) this.#subnets.report?.(cluster.alarms);
       if (this.#notReady === undefined) await this.#conflist.install();
-    }
+    } else await this.#followFlannel(this.#flannel);
     const standing = this.#incarnation?.standing;
     if (!standing) return;
     this.#report.noteDoubtfulPods(standing.node.bridged.value.contradictions);
@@ -374,6 +389,19 @@ class AgentProcess {
     const lease = leaseOf(standing, this.#options);
     if (!this.#flannel) this.#publisher.publish(now, lease);
     this.#lastKnownFile.noteCluster(now, lease, cluster);
+  }
+
+  /** flannel may have been given another VNI, and another uplink. */
+  async #followFlannel({ tunnel: was }: RunningFlannel): Promise<void> {
+    try {
+      const is = await otherTunnel(was, this.#options);
+      this.#flannelFailure.over();
+      if (!is) return;
+      this.#log.warn({ was, is }, 'flannel has another tunnel: beginning anew with it');
+      this.#otherFlannel.abort();
+    } catch (error) {
+      this.#flannelFailure.met(error);
+    }
   }
 
   /** What is wrong with files of ours: attachments, deferred DELs, leases of the networks that our pods are on. */

@@ -7,6 +7,7 @@ import { run, tryRun } from '../../src/host/run.ts';
 import {
   addPod,
   boost,
+  type Lab,
   nodeDir,
   type NodeState,
   type PodState,
@@ -15,10 +16,16 @@ import {
   stopAgent,
   unboost,
 } from '../../src/lab/index.ts';
+import { familyParts } from '../../src/lab/addresses.ts';
+import { FLANNEL_ANNOTATION, FLANNEL_NAMES } from '../../src/lab/flannel.ts';
+import { bridgeBatch, ipBatch, ipJson } from '../../src/lab/ip.ts';
+import { patchNodeStatus } from '../../src/lab/kube.ts';
 import { startIn } from '../../src/lab/lab.support.ts';
 import { ripstopCommand } from '../../src/lab/ripstop.ts';
+import { type Family, parseCidr } from '../../src/net/ip.ts';
 import {
   addressOf,
+  agentLog,
   type Carried,
   carriedDuring,
   FAMILIES,
@@ -212,7 +219,69 @@ describe.skipIf(missingHere('iptables-restore'))('a boosted node', () => {
     await startAgent(cluster.lab, node());
     await expect.poll(() => talksFast(added), { timeout: 5000 }).toBe(true);
   });
+
+  it('follows flannel to another VNI without a restart, also where its former devices stay', async () => {
+    const agent = node().agentPid;
+    for (const [vni, leaves] of [
+      [7, true],
+      [9, false],
+    ] as const) {
+      for (const one of cluster.nodes) await renumber(cluster.lab, one, vni, leaves);
+      await expect.poll(() => talksFast(far()), { timeout: 30_000 }).toBe(true);
+      await talkBoth(pod(0), addressOf(far(), 6));
+    }
+    expect(node().agentPid).toBe(agent);
+    expect(agentLog(cluster.lab, node())).toContain('"is":{"vni":9,"port":8472,"uplink":"eth0"}');
+  }, 90_000);
 });
+
+/** What flannel does on a node that starts with another VNI: devices, entries of peers, and its annotations. */
+async function renumber(lab: Lab, node: NodeState, vni: number, leavesFormer: boolean): Promise<void> {
+  const others = lab.state.nodes.filter((one) => one !== node);
+  const macOf = ({ family }: { family: number }, { name }: NodeState) => {
+    const end = name.replace(/\D/g, '').padStart(2, '0');
+    return `02:00:00:0${family}:${String(vni).padStart(2, '0')}:${end}`;
+  };
+  const peers = others.flatMap((other) =>
+    familyParts(other).map((part) => ({ ...part, mac: macOf(part, other) })),
+  );
+  const deviceOf = (family: Family) => `flannel${family === 6 ? '-v6' : ''}.${vni}`;
+  const links = await ipJson<{ ifname: string }>(['link', 'show', 'type', 'vxlan'], inNetns(node));
+  const parts = familyParts(node);
+  await ipBatch(
+    [
+      ...(leavesFormer ? [] : links.map(({ ifname }) => `link del ${ifname}`)),
+      ...parts.flatMap((part) => {
+        const device = deviceOf(part.family);
+        return [
+          `link add ${device} address ${macOf(part, node)} mtu 1450 type vxlan id ${vni} local ${part.ip} dev eth0 dstport 8472 nolearning`,
+          `address add ${parseCidr(part.podCIDR).base} dev ${device}`,
+          `link set ${device} up`,
+        ];
+      }),
+      ...peers.map(
+        ({ family, podCIDR, mac }) =>
+          `neigh replace ${parseCidr(podCIDR).base} lladdr ${mac} dev ${deviceOf(family)} nud permanent`,
+      ),
+    ],
+    inNetns(node),
+  );
+  const fdb = peers.map(({ family, ip, mac }) => `fdb replace ${mac} dev ${deviceOf(family)} dst ${ip}`);
+  await bridgeBatch(fdb, inNetns(node));
+  await ipBatch(
+    peers.flatMap(({ family, podCIDR }) => {
+      const route = `${podCIDR} via ${parseCidr(podCIDR).base} dev ${deviceOf(family)} onlink`;
+      // Of IPv6 the kernel takes no route whose gateway another device leads to.
+      return [...(family === 6 && leavesFormer ? [`route del ${podCIDR}`] : []), `route replace ${route}`];
+    }),
+    inNetns(node),
+  );
+  const data = parts.map((part) => [
+    `${FLANNEL_ANNOTATION}/${FLANNEL_NAMES[part.family].backendData}`,
+    JSON.stringify({ VNI: vni, VtepMAC: macOf(part, node) }),
+  ]);
+  await patchNodeStatus(lab, node.name, { metadata: { annotations: Object.fromEntries(data) as object } });
+}
 
 describe.skipIf(missingHere('iptables-restore'))(
   'a flannel node that is boosted several times, and left alone again',
