@@ -28,6 +28,7 @@ import { HostLocalStore } from '../cni/host-local.ts';
 import { type CniContext, forgetGone } from '../cni/ops.ts';
 import { choosePodDevice, type PodDeviceChoice, whyNoNetkit } from '../cni/pod-device.ts';
 import { createCniServer } from '../cni/server.ts';
+import { contradictions, hearWitnesses } from '../cni/witnesses.ts';
 import { readCounters } from '../dataplane/counters.ts';
 import { packetsBetweenPods, type RecentTraffic, TrafficHistory } from '../dataplane/pod-traffic.ts';
 import { errorText, RipstopError } from '../errors.ts';
@@ -51,12 +52,15 @@ import { KERNEL_PATH_REASONS, type NodeFamily } from './plan/index.ts';
 import { podNetworks } from './pod-networks.ts';
 import { Publisher } from './publisher.ts';
 import { Report } from './report.ts';
+import type { NodeSnapshot } from './snapshot.ts';
 import type { AgentStatus } from './status.ts';
 
 /** /healthz fails when a pass takes longer, so that the kubelet restarts the agent. A first pass takes seconds. */
 const STUCK_MS = 120_000;
 /** How often the counters are read, for the traffic of the last minute. */
 const NOTE_TRAFFIC_MS = 10_000;
+/** How often, at most, files are asked whether they contradict what the kernel says of pods on a bridge. */
+const HEAR_WITNESSES_MS = 5000;
 /** How long to wait for our own Node before the last-known state is used. */
 const ANSWER_MS = 3000;
 
@@ -172,8 +176,13 @@ class AgentProcess {
   readonly #conflist: ConflistInstaller;
   readonly #garbage = new GarbageCollector();
   readonly #traffic = new TrafficHistory();
+  /** What files said against the kernel when they were last asked, and when that was (monotonic ms). */
+  #heard: { readonly whys: readonly string[]; readonly atMs: number } = { whys: [], atMs: -Infinity };
+  /** What they said twice in a row: once may be an ADD or DEL under way. */
+  #doubts: readonly string[] = [];
   readonly #otherFlannel = new AbortController();
   readonly #flannelFailure: LogOnce;
+  readonly #witnessFailure: LogOnce;
   #phase: Phase = { kind: 'waiting', why: 'starting' };
   /** The addresses of the uplink as of the last pass. */
   #uplinkIps = '';
@@ -194,6 +203,7 @@ class AgentProcess {
     this.#flannel = flannel;
     this.#log = log;
     this.#flannelFailure = new LogOnce(log, 'cannot find out which tunnel flannel has; retrying');
+    this.#witnessFailure = new LogOnce(log, "cannot read the pods' leases and libcni's notes; retrying");
     this.#store = new AttachmentStore(options.runDir);
     this.#addresses = new HostLocalStore(options.ipamDir);
     this.#publisher = new Publisher(subnets, log);
@@ -380,7 +390,8 @@ class AgentProcess {
     } else await this.#followFlannel(this.#flannel);
     const standing = this.#incarnation?.standing;
     if (!standing) return;
-    this.#report.noteDoubtfulPods(standing.node.bridged.value.contradictions);
+    if (this.#flannel) await this.#hearWitnesses(standing.node);
+    this.#report.noteDoubtfulPods([...standing.node.bridged.value.contradictions, ...this.#doubts]);
     const ips = Object.values(standing.plan.outline.uplink.ips).join();
     if (this.#uplinkIps !== '' && ips !== this.#uplinkIps) this.#subnets.reconnect();
     this.#uplinkIps = ips;
@@ -389,6 +400,27 @@ class AgentProcess {
     const lease = leaseOf(standing, this.#options);
     if (!this.#flannel) this.#publisher.publish(now, lease);
     this.#lastKnownFile.noteCluster(now, lease, cluster);
+  }
+
+  /** Find what leases and libcni's notes say against what the kernel says of pods on the bridge. */
+  async #hearWitnesses({ bridged, links }: NodeSnapshot): Promise<void> {
+    const nowMs = performance.now();
+    if (nowMs - this.#heard.atMs < HEAR_WITNESSES_MS) return;
+    const names = new Map(links.value.values().map(({ ifindex, name }) => [ifindex, name]));
+    const pods = bridged.value.pods.map(({ ip, podMac, port }) => ({
+      ip,
+      podMac,
+      device: names.get(port) ?? `port ${port}`,
+    }));
+    try {
+      const testimony = await hearWitnesses(this.#addresses, this.#incarnation?.podCidrs ?? []);
+      const whys = contradictions(pods, testimony);
+      this.#doubts = whys.filter((why) => this.#heard.whys.includes(why));
+      this.#heard = { whys, atMs: nowMs };
+      this.#witnessFailure.over();
+    } catch (error) {
+      this.#witnessFailure.met(error);
+    }
   }
 
   /** flannel may have been given another VNI, and another uplink. */

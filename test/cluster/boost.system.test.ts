@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Mode boost: ripstop beside a flannel that goes on owning the node. */
-import { rmSync } from 'node:fs';
+import { renameSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
+import type { AgentStatus } from '../../src/agent/status.ts';
 import { run, tryRun } from '../../src/host/run.ts';
 import {
   addPod,
@@ -31,6 +32,7 @@ import {
   FAMILIES,
   inNetns,
   missingHere,
+  nudge,
   ping,
   podOf,
   ripstopJson,
@@ -219,6 +221,25 @@ describe.skipIf(missingHere('iptables-restore'))('a boosted node', () => {
     await startAgent(cluster.lab, node());
     await expect.poll(() => talksFast(added), { timeout: 5000 }).toBe(true);
   });
+
+  it('raises an alarm while host-local has leased a pod’s address to nobody', async () => {
+    const { ip } = pod(1);
+    const alarms = async () => {
+      await nudge(node());
+      const { agent } = await ripstopJson<{ agent: AgentStatus }>(cluster.lab, node(), 'status');
+      return agent.alarms.map(({ reason }) => reason).filter((reason) => reason.includes(ip));
+    };
+    await ping(pod(1), far().ip, 1);
+    expect(await alarms()).toEqual([]);
+    const file = join(nodeDir(cluster.lab, node()), 'ipam/cbr0', ip);
+    renameSync(file, `${file}.gone`);
+    const why = expect.stringMatching(
+      /^the kernel has .* host-local has leased that address to nobody$/,
+    ) as string;
+    await expect.poll(alarms, { timeout: 30_000, interval: 500 }).toEqual([why]);
+    renameSync(`${file}.gone`, file);
+    await expect.poll(alarms, { timeout: 30_000, interval: 500 }).toEqual([]);
+  }, 90_000);
 
   it('follows flannel to another VNI without a restart, also where its former devices stay', async () => {
     const agent = node().agentPid;
