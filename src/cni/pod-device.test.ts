@@ -48,7 +48,7 @@ describe('whether there can be netkits', () => {
   it('is what the kernel says to a netkit that there cannot be', () => {
     expect(whyNoNetkit('6.12.0', answers(EINVAL))).toBeUndefined();
     expect(whyNoNetkit('7.0.1', answers(EOPNOTSUPP))).toMatch(/^this kernel has no netkit/);
-    expect(() => whyNoNetkit('6.12.0', answers(EPERM))).toThrow('EPERM');
+    expect(whyNoNetkit('6.12.0', answers(EPERM))).toMatch(/does not say .*EPERM/);
   });
 });
 

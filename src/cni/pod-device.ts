@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** What connects a pod to its node: a veth pair, or a netkit pair, whose program runs when the pod sends. */
 import { NetlinkError, type NetlinkSocket, probeNetkit } from '#netlink';
-import { RipstopError } from '../errors.ts';
+import { errorText, RipstopError } from '../errors.ts';
 
 export type PodDevice = 'veth' | 'netkit';
 /** `--pod-device`. */
@@ -39,7 +39,6 @@ export function choosePodDevice(flag: PodDeviceFlag, whyNot: string | undefined)
 /**
  * Why pods cannot have netkits on this node; undefined when they can. Makes nothing.
  * @param kernelRelease as `uname -r` prints it.
- * @throws NetlinkError when the kernel gives an answer that says neither.
  */
 export function whyNoNetkit(kernelRelease: string, socket: NetlinkSocket): string | undefined {
   const [major = 0, minor = 0] = kernelRelease.split('.').map((part) => Number.parseInt(part, 10));
@@ -53,7 +52,7 @@ export function whyNoNetkit(kernelRelease: string, socket: NetlinkSocket): strin
     if (error.code === 'EINVAL') return undefined;
     if (error.code === 'EOPNOTSUPP')
       return 'this kernel has no netkit (CONFIG_NETKIT is not set, or its module is not there)';
-    throw error;
+    return `the kernel does not say whether it has netkit: ${errorText(error)}`;
   }
   throw new RipstopError('the kernel has made a netkit of a mode that does not exist');
 }
