@@ -21,8 +21,9 @@ export interface PodDeviceChoice {
 const OLDEST_KERNEL = [6, 12] as const;
 
 /**
- * Choose by the flag and the kernel. `auto` takes no netkit, even where there is one: the bandwidth plugin refuses to
- * limit a pod that has no veth, and `tcpdump` on the node does not see what the fast path takes at a netkit. Pure.
+ * Choose by the flag and the kernel. `auto` takes no netkit, even where there is one. It is better between nodes, and
+ * worse between pods of one node; the bandwidth plugin refuses to limit a pod that has no veth; and `tcpdump` on the node
+ * does not see what the fast path takes at a netkit. Pure.
  * @param whyNot why there can be no netkits; undefined when there can. See {@link whyNoNetkit}.
  * @throws RipstopError when the flag asks for what there cannot be.
  */
