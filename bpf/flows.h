@@ -166,10 +166,11 @@ static __always_inline bool same_flow(const struct flow6 *a, const struct flow6 
 /*
  * A packet is left to the kernel path. `learned`: what is known of its flow; NULL when nothing is. Where that is valid,
  * but this packet does not suit the fast path (`reason`), those that follow had better not overtake it. A packet that is
- * larger than those before it waits in no queue on its way to the wire: from_pod and to_wire run one after the other.
+ * larger than those before it waits in no queue on its way to the wire: from_pod and to_wire run one after the other,
+ * unless it is `queued` first.
  */
 static __always_inline void note_arrival(const struct __sk_buff *skb, const struct flow_packet *packet,
-					 const struct ip *ip, struct learned *learned, enum reason reason)
+					 const struct ip *ip, struct learned *learned, enum reason reason, bool queued)
 {
 	const struct flow6 *flow = &packet->flow;
 	struct arrival *arrival = find_arrival(flow);
@@ -189,7 +190,7 @@ static __always_inline void note_arrival(const struct __sk_buff *skb, const stru
 		since = arrival->since_ns;
 	if (packet->is_bare_ack) {
 		noted = is_known ? arrival->noted_ns : 0;
-	} else if (learned && (reason != KERNEL_TOO_BIG || in_pod_cidr(learned_dst(learned, ip->v6), ip->v6))) {
+	} else if (learned && (queued || reason != KERNEL_TOO_BIG || in_pod_cidr(learned_dst(learned, ip->v6), ip->v6))) {
 		learned->is_settled = 0;
 		learned->noted_ns = now;
 	}

@@ -148,14 +148,24 @@ static __always_inline void remove_priority_tag(struct __sk_buff *skb)
 		bpf_skb_vlan_pop(skb);
 }
 
+/* The same where the kernel has not taken tags off yet: the first one of those that the frame itself has. */
+static __always_inline void remove_written_priority_tag(struct __sk_buff *skb)
+{
+	__be16 tci;
+
+	if (!skb->vlan_present && is_tag(skb->protocol) && !bpf_skb_load_bytes(skb, sizeof(struct ether), &tci, sizeof(tci)) &&
+	    !(tci & bpf_htons(VLAN_ID)))
+		bpf_skb_vlan_pop(skb);
+}
+
 /*
- * The reason that `handle(arguments, v6)` gives for a frame's IP packet. Each family gets its own code, since `v6` is a
- * constant.
+ * The reason that `handle(arguments, v6)` gives for an IP packet of this ethertype. Each family gets its own code, since
+ * `v6` is a constant.
  */
-#define BY_FAMILY(ether, handle, arguments...)                           \
-	((ether)->type == ETHERTYPE_IPV4 ? handle(arguments, false) :    \
-	 (ether)->type == ETHERTYPE_IPV6 ? handle(arguments, true) :     \
-					   KERNEL_NOT_IP)
+#define BY_FAMILY(ethertype, handle, arguments...)                  \
+	((ethertype) == ETHERTYPE_IPV4 ? handle(arguments, false) : \
+	 (ethertype) == ETHERTYPE_IPV6 ? handle(arguments, true) :  \
+					 KERNEL_NOT_IP)
 
 /*
  * What the programs read of an IP packet of either family. `v6` is a constant wherever this is used, since all

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* The host veths: packets that pods send (tc ingress), and packets that the kernel path delivers to them (tc egress). */
+/*
+ * The pods' devices: packets that pods send (tc ingress of a host veth; the hook of a netkit's peer), and packets that the
+ * kernel path delivers to them (tc egress of the host's end).
+ */
 #include "carried.h"
 #include "flows.h"
 #include "learn.h"
@@ -27,8 +30,15 @@ static __always_inline bool is_vxlan_to_node(const struct __sk_buff *skb, const 
 	       ports.dst == config.vxlan_port && find_vtep(ip->dst, ip->v6);
 }
 
+/*
+ * Where a packet is that a pod sends. A netkit runs its program when the pod sends, in the pod's own turn: before the
+ * queue in which a packet of a veth waits, and before the kernel has read the frame.
+ */
+enum stage { RECEIVED, SENT };
+
 /* To a pod on this node. */
-static __always_inline enum reason deliver(struct __sk_buff *skb, const struct ip *ip, struct learned *learned)
+static __always_inline enum reason deliver(struct __sk_buff *skb, const struct ip *ip, struct learned *learned,
+					   enum stage stage)
 {
 	const struct endpoint *endpoint = find_endpoint(leaving_dst(learned, ip), ip->v6);
 
@@ -57,10 +67,18 @@ static __always_inline enum reason deliver(struct __sk_buff *skb, const struct i
 	if (learned->hops || !learned->frame_dst) /* else it is bridged, and keeps its sender's */
 		ether->src = endpoint->host_mac;
 	ether->dst = endpoint->pod_mac;
+	if (stage == SENT) /* the kernel takes it for that, whatever the frame says */
+		ether->type = ip->v6 ? ETHERTYPE_IPV6 : ETHERTYPE_IPV4;
 	if (skb->pkt_type != PACKET_HOST) /* as it may be at a bridge's port */
 		bpf_skb_change_type(skb, PACKET_HOST);
 	count_in_flow(learned, ip->bytes);
-	bpf_redirect_peer(endpoint->ifindex, 0);
+	if (stage == SENT) {
+		/* The kernel moves a packet into another namespace at once only where it was received. */
+		skb->cb[0] = FROM_FAST_PATH;
+		bpf_redirect(endpoint->ifindex, 0);
+	} else {
+		bpf_redirect_peer(endpoint->ifindex, 0);
+	}
 	return FAST_LOCAL;
 }
 
@@ -179,7 +197,7 @@ static __always_inline enum reason judge_other_source(struct __sk_buff *skb, con
 
 /* A packet for the kernel path. What it does with the packet can be learned only if the arrival was noted. */
 static __always_inline enum reason leave_to_kernel(struct __sk_buff *skb, const struct ip *ip, const struct flow_packet *packet,
-						   struct learned *learned, enum reason reason)
+						   struct learned *learned, enum reason reason, enum stage stage)
 {
 	bool v6 = ip->v6;
 
@@ -193,11 +211,11 @@ static __always_inline enum reason leave_to_kernel(struct __sk_buff *skb, const 
 	if (sender->flags & ENDPOINT_KERNEL_PATH)
 		return KERNEL_MARKED;
 	if (packet->flow.protocol)
-		note_arrival(skb, packet, ip, learned, reason);
+		note_arrival(skb, packet, ip, learned, reason, stage == SENT);
 	return reason;
 }
 
-static __always_inline enum reason from_pod_ip(struct __sk_buff *skb, bool v6)
+static __always_inline enum reason from_pod_ip(struct __sk_buff *skb, enum stage stage, bool v6)
 {
 	struct cursor at = packet(skb, sizeof(struct ether) + IP_LEN(v6) + sizeof(struct tcp));
 	struct learned *learned = NULL;
@@ -216,32 +234,47 @@ static __always_inline enum reason from_pod_ip(struct __sk_buff *skb, bool v6)
 				     KERNEL_OTHER_MAC;
 
 	if (reason == FAST_DECAP)
-		reason = in_pod_cidr(leaving_dst(learned, &ip), v6) ? deliver(skb, &ip, learned) : send(skb, &ip, learned);
+		reason = in_pod_cidr(leaving_dst(learned, &ip), v6) ? deliver(skb, &ip, learned, stage) :
+									send(skb, &ip, learned);
 	if (verdict_of(reason) == FAST)
 		return reason;
 	/* The packet is unchanged, but pointers to it may have become invalid. */
 	at = packet(skb, sizeof(struct ether) + IP_LEN(v6));
 	if (!parse_ether(&at) || !read_ip(&at, skb->len - sizeof(struct ether), v6, &ip))
 		return KERNEL_MALFORMED;
-	return leave_to_kernel(skb, &ip, &known, learned, reason);
+	return leave_to_kernel(skb, &ip, &known, learned, reason, stage);
 }
 
+/* The family is the one that the kernel takes the packet for. Where it has read the frame, the frame says the same. */
+static __always_inline enum reason judge_from_pod(struct __sk_buff *skb, enum stage stage)
+{
+	struct cursor at = packet(skb, sizeof(struct ether));
+
+	if (!parse_ether(&at))
+		return KERNEL_MALFORMED;
+	return is_untagged(skb) ? BY_FAMILY(skb->protocol, from_pod_ip, skb, stage) : KERNEL_NOT_IP;
+}
+
+/* At tc ingress of a host veth. */
 SEC("tc")
 int from_pod(struct __sk_buff *skb)
 {
 	/* Not of what a bridge may carry: it delivers tags, and has no rules for tagged packets. */
 	if (!config.bridge_ifindex)
 		remove_priority_tag(skb);
+	return finish(skb, HOOK_FROM_POD, judge_from_pod(skb, RECEIVED));
+}
 
-	struct cursor at = packet(skb, sizeof(struct ether));
-	struct ether *ether = parse_ether(&at);
-	enum reason reason = KERNEL_NOT_IP;
-
-	if (!ether)
-		reason = KERNEL_MALFORMED;
-	else if (is_untagged(skb))
-		reason = BY_FAMILY(ether, from_pod_ip, skb);
-	return finish(skb, HOOK_FROM_POD, reason);
+/*
+ * The same at the hook of a netkit's peer, which is the pod's device. There a raw socket may have given any protocol to any
+ * frame, and tags are still in the frame.
+ */
+SEC("tc")
+int from_netkit(struct __sk_buff *skb)
+{
+	remove_priority_tag(skb);
+	remove_written_priority_tag(skb);
+	return finish(skb, HOOK_FROM_POD, judge_from_pod(skb, SENT));
 }
 
 /* A packet that the kernel path delivers to a pod: learn its flow. */
@@ -268,12 +301,16 @@ static __always_inline enum reason to_pod_ip(struct __sk_buff *skb, bool v6)
 SEC("tc")
 int to_pod(struct __sk_buff *skb)
 {
+	/* from_netkit has counted it already. */
+	if (skb->cb[0] == FROM_FAST_PATH)
+		return KERNEL;
+
 	struct cursor at = packet(skb, sizeof(struct ether));
 	struct ether *ether = parse_ether(&at);
 	enum reason reason = KERNEL_NOT_IP;
 
 	if (ether && is_untagged(skb))
-		reason = BY_FAMILY(ether, to_pod_ip, skb);
+		reason = BY_FAMILY(ether->type, to_pod_ip, skb);
 	return finish(skb, HOOK_TO_POD, reason);
 }
 

@@ -90,7 +90,7 @@ static __always_inline enum reason from_direct_peer(struct __sk_buff *skb, bool 
 	if (reason == FAST_DECAP)
 		return deliver(skb, endpoint, ip, learned, -1, FAST_DIRECT);
 	if (known.flow.protocol)
-		note_arrival(skb, &known, ip, learned, reason);
+		note_arrival(skb, &known, ip, learned, reason, false);
 	return reason;
 }
 
@@ -223,7 +223,7 @@ static __always_inline enum reason from_wire_ip(struct __sk_buff *skb, bool v6)
 	if (reason == FAST_DECAP)
 		reason = decapsulate(skb, v6, &inside);
 	if (verdict_of(reason) == KERNEL && known.flow.protocol)
-		note_arrival(skb, &known, &inside.inner, inside.learned, reason);
+		note_arrival(skb, &known, &inside.inner, inside.learned, reason, false);
 	return reason;
 }
 
@@ -243,7 +243,7 @@ int from_wire(struct __sk_buff *skb)
 	else if (skb->pkt_type != PACKET_HOST)
 		reason = KERNEL_OTHER_MAC;
 	else
-		reason = BY_FAMILY(ether, from_wire_ip, skb);
+		reason = BY_FAMILY(ether->type, from_wire_ip, skb);
 	return finish(skb, HOOK_FROM_WIRE, reason);
 }
 
@@ -292,7 +292,7 @@ int from_vtep(struct __sk_buff *skb)
 	else if (!is_untagged(skb) || is_tag(ether->type))
 		reason = DROP_SPOOFED_SOURCE; /* or as good as spoofed: no node sends tagged inner frames */
 	else
-		reason = BY_FAMILY(ether, from_vtep_ip, skb, sender);
+		reason = BY_FAMILY(ether->type, from_vtep_ip, skb, sender);
 	return finish(skb, HOOK_FROM_VTEP, reason);
 }
 
@@ -426,7 +426,7 @@ int to_wire(struct __sk_buff *skb)
 	enum reason reason = KERNEL_NOT_IP;
 
 	if (ether && is_untagged(skb))
-		reason = BY_FAMILY(ether, to_wire_ip, skb);
+		reason = BY_FAMILY(ether->type, to_wire_ip, skb);
 	return finish(skb, HOOK_TO_WIRE, reason);
 }
 

@@ -402,20 +402,21 @@ describe('boost.yml and unboost.yml', () => {
     ]);
   });
 
-  it('mount nothing of flannel’s but subnet.env’s directory, which is read-only', () => {
+  it('mount nothing of flannel’s and the runtime’s but subnet.env’s directory and that of leases, read-only', () => {
     expect(volumesOf(agents)).toEqual([
       '/run/ripstop',
       '/var/lib/ripstop',
       '/run/flannel',
+      '/var/lib/cni',
       '/sys/fs/bpf',
       '/proc',
     ]);
     const [agent] = agents.spec!.template.spec!.containers;
-    expect(agent!.volumeMounts).toContainEqual({
-      name: 'run-flannel',
-      mountPath: '/run/flannel',
-      readOnly: true,
-    });
+    for (const [name, mountPath] of [
+      ['run-flannel', '/run/flannel'],
+      ['cni-data', '/var/lib/cni'],
+    ])
+      expect(agent!.volumeMounts).toContainEqual({ name, mountPath, readOnly: true });
     expect(agent!.env).toContainEqual({ name: 'RIPSTOP_MODE', value: 'boost' });
   });
 

@@ -57,6 +57,7 @@ const conf = (backend: string, network = '10.42.0.0/16') =>
 
 const facts = (of: Partial<FlannelFacts> & { devices?: readonly Link[] }): FlannelFacts => ({
   links: new Map((of.devices ?? [flannel(1)]).map((one) => [one.name, one])),
+  routed: new Set(),
   subnetEnv,
   netConf: undefined,
   hasDirectRoutes: false,
@@ -74,6 +75,13 @@ describe('the flannel that runs here', () => {
       tunnel: { vni: 7, port: 8472, uplink: 'eth0' },
       contradictions: [],
     });
+  });
+
+  it('is the one that routes to other nodes, where a device of its former VNI is left', () => {
+    const devices = [flannel(1), { ...flannel(7), ifindex: 77 }];
+    expect(describeFlannel(facts({ devices, routed: new Set([77]) })).tunnel).toMatchObject({ vni: 7 });
+    const both = new Set([77, devices[0]!.ifindex]);
+    expect(() => describeFlannel(facts({ devices, routed: both }))).toThrow('several networks');
   });
 
   it('wins over a net-conf.json that says something else, and that is told', () => {

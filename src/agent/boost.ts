@@ -11,6 +11,7 @@ import { readIfThere } from '../host/files.ts';
 import { type Link, listLinks } from '../host/links.ts';
 import { listNft, NFT_TABLE } from '../host/nft.ts';
 import {
+  devicesToPeers,
   findFlannelPrograms,
   findFlannelTunnel,
   type FlannelTunnel,
@@ -19,6 +20,7 @@ import {
 import { readSubnetEnv, type SubnetEnv } from '../host/subnet-env.ts';
 import { LogOnce } from '../log-once.ts';
 import { formatCidr } from '../net/ip.ts';
+import { isSame } from '../reconcile/target.ts';
 import type { AgentOptions, Mode } from './options.ts';
 
 const RETRY_MS = 1000;
@@ -81,6 +83,8 @@ export interface RunningFlannel {
 /** What is known of the flannel that runs here. */
 export interface FlannelFacts {
   readonly links: ReadonlyMap<string, Link>;
+  /** The indexes of devices with routes to other nodes' pods. */
+  readonly routed: ReadonlySet<number>;
   readonly subnetEnv: SubnetEnv | undefined;
   /** net-conf.json, or why it cannot be used; undefined without one. */
   readonly netConf: NetConf | RipstopError | undefined;
@@ -101,7 +105,7 @@ export function describeFlannel(facts: FlannelFacts): RunningFlannel {
         'give the node back with "ripstop uninstall --restore-flannel", and start flannel',
     );
   }
-  const tunnel = findFlannelTunnel(links);
+  const tunnel = findFlannelTunnel(links, () => facts.routed);
   const conf = netConf instanceof RipstopError ? undefined : netConf;
   if (!tunnel && netConf instanceof RipstopError) throw netConf;
   if (!tunnel && conf?.backend.type !== 'host-gw') {
@@ -175,6 +179,18 @@ export async function waitForFlannel(
   return undefined;
 }
 
+/**
+ * The tunnel of the flannel that runs here, when it is no longer this one; undefined while it is, and while there is none.
+ */
+export async function otherTunnel(
+  known: FlannelTunnel | undefined,
+  { subnetFile }: Pick<AgentOptions, 'subnetFile'>,
+): Promise<FlannelTunnel | undefined> {
+  const networks = (await readSubnetEnv(subnetFile))?.networks.map(({ network }) => network) ?? [];
+  const now = findFlannelTunnel(await listLinks(), () => devicesToPeers(networks));
+  return isSame(now, known) ? undefined : now;
+}
+
 async function flannelFacts({
   netConf: file,
   subnetFile,
@@ -183,10 +199,12 @@ async function flannelFacts({
   const subnetEnv = await readSubnetEnv(subnetFile);
   const netConf =
     (await readIfThere(file)) === undefined ? undefined : await readNetConf(file).catch(asReason);
-  const uplink = links.get(findFlannelTunnel(links)?.uplink ?? '');
   const networks = subnetEnv?.networks.map(({ network }) => network) ?? [];
+  const routed = devicesToPeers(networks);
+  const uplink = links.get(findFlannelTunnel(links, () => routed)?.uplink ?? '');
   return {
     links,
+    routed,
     subnetEnv,
     netConf,
     isOurs: await isOurs(),

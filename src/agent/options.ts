@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import type { EtcdOptions } from '../cluster/etcd-options.ts';
 import type { ConflistFiles } from '../cni/conflist.ts';
+import type { PodDeviceFlag } from '../cni/pod-device.ts';
 
 /** What ripstop does on a node: replace flannel, or make the pods of a running flannel fast. */
 export type Mode = 'cni' | 'boost';
@@ -16,6 +17,8 @@ export interface AgentOptions {
   /** `auto`: see chooseMode(). */
   readonly mode: 'auto' | Mode;
   readonly ingress: 'auto' | 'tc' | 'xdp';
+  /** What new pods get. `auto`: see choosePodDevice(). */
+  readonly podDevice: PodDeviceFlag;
   readonly iface?: readonly string[];
   readonly ifaceRegex?: readonly string[];
   readonly ifaceCanReach?: string;

@@ -4,6 +4,7 @@
  * incarnation; a node that gets another podCIDR gets another incarnation.
  */
 import { mkdirSync } from 'node:fs';
+import { release } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Logger } from 'pino';
@@ -25,18 +26,21 @@ import { ConflistInstaller, installedConflist } from '../cni/conflist.ts';
 import { deferredDir, listSetAside } from '../cni/deferred.ts';
 import { HostLocalStore } from '../cni/host-local.ts';
 import { type CniContext, forgetGone } from '../cni/ops.ts';
+import { choosePodDevice, type PodDeviceChoice, whyNoNetkit } from '../cni/pod-device.ts';
 import { createCniServer } from '../cni/server.ts';
+import { contradictions, hearWitnesses } from '../cni/witnesses.ts';
 import { readCounters } from '../dataplane/counters.ts';
 import { packetsBetweenPods, type RecentTraffic, TrafficHistory } from '../dataplane/pod-traffic.ts';
 import { errorText, RipstopError } from '../errors.ts';
 import { forgetBoost, noteBoost } from '../host/boost-state.ts';
 import { ensureBpffs } from '../host/mount.ts';
+import { openNetlink } from '../host/netlink.ts';
 import { gatherHostFacts, missingRequirements } from '../host/requirements.ts';
 import { LogOnce } from '../log-once.ts';
 import { createMetrics, type Metrics } from '../metrics/metrics.ts';
 import { type HttpRoute, serveRoutes } from '../metrics/server.ts';
 import { familyKey, formatCidr } from '../net/ip.ts';
-import { findMode, type RunningFlannel, waitForFlannel } from './boost.ts';
+import { findMode, otherTunnel, type RunningFlannel, waitForFlannel } from './boost.ts';
 import { listCluster } from './desired-maps.ts';
 import { Incarnation } from './incarnation.ts';
 import { enteredOwn, enteredPeers, KernelSubnetManager } from './kernel-source.ts';
@@ -48,12 +52,15 @@ import { KERNEL_PATH_REASONS, type NodeFamily } from './plan/index.ts';
 import { podNetworks } from './pod-networks.ts';
 import { Publisher } from './publisher.ts';
 import { Report } from './report.ts';
+import type { NodeSnapshot } from './snapshot.ts';
 import type { AgentStatus } from './status.ts';
 
 /** /healthz fails when a pass takes longer, so that the kubelet restarts the agent. A first pass takes seconds. */
 const STUCK_MS = 120_000;
 /** How often the counters are read, for the traffic of the last minute. */
 const NOTE_TRAFFIC_MS = 10_000;
+/** How often, at most, files are asked whether they contradict what the kernel says of pods on a bridge. */
+const HEAR_WITNESSES_MS = 5000;
 /** How long to wait for our own Node before the last-known state is used. */
 const ANSWER_MS = 3000;
 
@@ -66,13 +73,29 @@ export async function runAgent(options: AgentOptions, log: Logger, signal: Abort
   if (missing.length > 0) throw new RipstopError(missing.join('; '));
   const { mode, why } = await findMode(options.mode);
   log.info({ mode, why }, 'chose the mode');
+  const podDevice = findPodDevice(options.podDevice, mode);
+  if (podDevice) log.info({ device: podDevice.kind, why: podDevice.why }, 'chose what new pods get');
   const open = (sourceLog: Logger): Promise<Source | undefined> =>
     (mode === 'boost' ? openBoost : openSource)(options, sourceLog, signal);
-  const source = await open(log);
-  if (!source) return;
-  if (await ensureBpffs(options.bpffs)) log.info({ bpffs: options.bpffs }, 'mounted a BPF file system');
-  mkdirSync(options.runDir, { recursive: true, mode: 0o700 });
-  await new AgentProcess({ ...options, mode }, source, open, log).run(signal);
+  for (;;) {
+    const source = await open(log);
+    if (!source) return;
+    if (await ensureBpffs(options.bpffs)) log.info({ bpffs: options.bpffs }, 'mounted a BPF file system');
+    mkdirSync(options.runDir, { recursive: true, mode: 0o700 });
+    const end = await new AgentProcess({ ...options, mode }, podDevice, source, open, log).run(signal);
+    if (end === 'stopped') return;
+  }
+}
+
+/** What new pods get; undefined in boost mode, where flannel makes their devices. */
+function findPodDevice(flag: AgentOptions['podDevice'], mode: Mode): PodDeviceChoice | undefined {
+  if (mode === 'boost') {
+    const whyNot = "in boost mode flannel's plugin makes the pods' devices";
+    return flag === 'netkit' ? choosePodDevice(flag, whyNot) : undefined;
+  }
+  if (flag === 'veth') return choosePodDevice(flag, undefined);
+  using socket = openNetlink({});
+  return choosePodDevice(flag, whyNoNetkit(release(), socket));
 }
 
 /** Where the configuration and the cluster's nodes come from. */
@@ -138,6 +161,7 @@ interface Start {
 
 class AgentProcess {
   readonly #options: AgentOptions & { readonly mode: Mode };
+  readonly #podDevice: PodDeviceChoice | undefined;
   readonly #netConf: NetConf;
   readonly #subnets: SubnetManager;
   readonly #flannel: RunningFlannel | undefined;
@@ -152,6 +176,13 @@ class AgentProcess {
   readonly #conflist: ConflistInstaller;
   readonly #garbage = new GarbageCollector();
   readonly #traffic = new TrafficHistory();
+  /** What files said against the kernel when they were last asked, and when that was (monotonic ms). */
+  #heard: { readonly whys: readonly string[]; readonly atMs: number } = { whys: [], atMs: -Infinity };
+  /** What they said twice in a row: once may be an ADD or DEL under way. */
+  #doubts: readonly string[] = [];
+  readonly #otherFlannel = new AbortController();
+  readonly #flannelFailure: LogOnce;
+  readonly #witnessFailure: LogOnce;
   #phase: Phase = { kind: 'waiting', why: 'starting' };
   /** The addresses of the uplink as of the last pass. */
   #uplinkIps = '';
@@ -159,16 +190,20 @@ class AgentProcess {
   /** @param openSource opens the source once more. */
   constructor(
     options: AgentOptions & { readonly mode: Mode },
+    podDevice: PodDeviceChoice | undefined,
     { netConf, subnets, flannel }: Source,
     openSource: (log: Logger) => Promise<Source | undefined>,
     log: Logger,
   ) {
-    this.#options = options;
+    this.#options = { ...options, podDevice: podDevice?.kind ?? 'veth' };
+    this.#podDevice = podDevice;
     this.#openSource = openSource;
     this.#netConf = netConf;
     this.#subnets = subnets;
     this.#flannel = flannel;
     this.#log = log;
+    this.#flannelFailure = new LogOnce(log, 'cannot find out which tunnel flannel has; retrying');
+    this.#witnessFailure = new LogOnce(log, "cannot read the pods' leases and libcni's notes; retrying");
     this.#store = new AttachmentStore(options.runDir);
     this.#addresses = new HostLocalStore(options.ipamDir);
     this.#publisher = new Publisher(subnets, log);
@@ -190,8 +225,17 @@ class AgentProcess {
     });
   }
 
-  /** Start servers first, writers last; stop in reverse order. */
-  async run(signal: AbortSignal): Promise<void> {
+  /**
+   * Start servers first, writers last; stop in reverse order. Resolves when the signal comes, or when the flannel that is
+   * boosted has another tunnel, so that all that was derived from it must be derived anew.
+   */
+  async run(stop: AbortSignal): Promise<'stopped' | 'other flannel'> {
+    const signal = AbortSignal.any([stop, this.#otherFlannel.signal]);
+    await this.#run(signal);
+    return stop.aborted ? 'stopped' : 'other flannel';
+  }
+
+  async #run(signal: AbortSignal): Promise<void> {
     await using running = new AsyncDisposableStack();
     running.defer(() => this.#subnets.stop());
     running.use(this.#garbage);
@@ -343,10 +387,11 @@ class AgentProcess {
     if (!this.#flannel) {
       if (cluster.synced) this.#subnets.report?.(cluster.alarms);
       if (this.#notReady === undefined) await this.#conflist.install();
-    }
+    } else await this.#followFlannel(this.#flannel);
     const standing = this.#incarnation?.standing;
     if (!standing) return;
-    this.#report.noteDoubtfulPods(standing.node.bridged.value.contradictions);
+    if (this.#flannel) await this.#hearWitnesses(standing.node);
+    this.#report.noteDoubtfulPods([...standing.node.bridged.value.contradictions, ...this.#doubts]);
     const ips = Object.values(standing.plan.outline.uplink.ips).join();
     if (this.#uplinkIps !== '' && ips !== this.#uplinkIps) this.#subnets.reconnect();
     this.#uplinkIps = ips;
@@ -355,6 +400,40 @@ class AgentProcess {
     const lease = leaseOf(standing, this.#options);
     if (!this.#flannel) this.#publisher.publish(now, lease);
     this.#lastKnownFile.noteCluster(now, lease, cluster);
+  }
+
+  /** Find what leases and libcni's notes say against what the kernel says of pods on the bridge. */
+  async #hearWitnesses({ bridged, links }: NodeSnapshot): Promise<void> {
+    const nowMs = performance.now();
+    if (nowMs - this.#heard.atMs < HEAR_WITNESSES_MS) return;
+    const names = new Map(links.value.values().map(({ ifindex, name }) => [ifindex, name]));
+    const pods = bridged.value.pods.map(({ ip, podMac, port }) => ({
+      ip,
+      podMac,
+      device: names.get(port) ?? `port ${port}`,
+    }));
+    try {
+      const testimony = await hearWitnesses(this.#addresses, this.#incarnation?.podCidrs ?? []);
+      const whys = contradictions(pods, testimony);
+      this.#doubts = whys.filter((why) => this.#heard.whys.includes(why));
+      this.#heard = { whys, atMs: nowMs };
+      this.#witnessFailure.over();
+    } catch (error) {
+      this.#witnessFailure.met(error);
+    }
+  }
+
+  /** flannel may have been given another VNI, and another uplink. */
+  async #followFlannel({ tunnel: was }: RunningFlannel): Promise<void> {
+    try {
+      const is = await otherTunnel(was, this.#options);
+      this.#flannelFailure.over();
+      if (!is) return;
+      this.#log.warn({ was, is }, 'flannel has another tunnel: beginning anew with it');
+      this.#otherFlannel.abort();
+    } catch (error) {
+      this.#flannelFailure.met(error);
+    }
   }
 
   /** What is wrong with files of ours: attachments, deferred DELs, leases of the networks that our pods are on. */
@@ -382,6 +461,7 @@ class AgentProcess {
     const incarnation = this.#incarnation;
     return {
       families: podNetworks(incarnation?.standing?.plan.outline),
+      ...(this.#podDevice && { podDevice: this.#podDevice.kind }),
       addresses: this.#addresses,
       store: this.#store,
       attach: async (attachment) => incarnation?.attach(attachment),
@@ -459,6 +539,7 @@ class AgentProcess {
     return this.#report.toStatus({
       notReady: this.#notReady,
       health: this.#subnets.health,
+      podDevice: this.#podDevice,
       standing,
       serviceOf,
       statuses,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import type { Logger } from 'pino';
 import type { ClusterSnapshot, Peer, SourceHealth } from '../cluster/index.ts';
+import type { PodDeviceChoice } from '../cni/pod-device.ts';
 import type { RecentTraffic } from '../dataplane/pod-traffic.ts';
 import { vtepDeviceName } from '../host/vtep-device.ts';
 import { LogOnce } from '../log-once.ts';
@@ -25,6 +26,7 @@ const NO_CLUSTER: ClusterSnapshot = {
 export interface StatusFacts {
   readonly notReady: string | undefined;
   readonly health: SourceHealth;
+  readonly podDevice?: PodDeviceChoice | undefined;
   readonly standing: { readonly plan: KeptPlan } | undefined;
   readonly serviceOf: ((peer: Peer) => PeerService) | undefined;
   readonly statuses: readonly TargetStatus[];
@@ -122,13 +124,14 @@ export class Report {
     this.#doubtfulPods = whys;
   }
 
-  toStatus({ notReady, health, standing, serviceOf, statuses, recent }: StatusFacts): AgentStatus {
+  toStatus({ notReady, health, podDevice, standing, serviceOf, statuses, recent }: StatusFacts): AgentStatus {
     const { lastKnownAgeMs, cluster } = this;
     return {
       node: this.#node.nodeName,
       mode: this.#node.mode,
       ready: notReady === undefined,
       ...(notReady !== undefined && { notReady }),
+      ...(podDevice && { podDevice }),
       ...(standing ? nodeStatus(standing.plan) : { families: [] }),
       api: {
         connected: health.connected,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Snapshots of this node. They are immutable; the revision of a part grows when, and only when, the part changes. */
 import type { Attachment } from '../cni/attachments.ts';
-import type { HookName } from '../dataplane/links.ts';
+import type { ProgramIds } from '../dataplane/links.ts';
 import type { PodBridges } from '../host/bridged-pods.ts';
 import type { Link } from '../host/links.ts';
 import type { NextHop } from '../host/neighbours.ts';
@@ -22,7 +22,7 @@ export function observed<T>(before: Observed<T>, value: T): Observed<T> {
 
 /** The loaded programs. */
 export interface LoadedIds {
-  readonly ids: Readonly<Record<HookName, number>>;
+  readonly ids: ProgramIds;
   /** Whether their maps are not in use yet: the attached programs are previous ones, with the previous maps. */
   readonly pending: boolean;
 }
@@ -53,4 +53,10 @@ export interface NodeSnapshot {
   readonly attached: ReadonlySet<string>;
   /** Why drivers refused XDP, by `xdpKey` of dataplane/links.ts. */
   readonly xdpRefusals: ReadonlyMap<string, string>;
+}
+
+/** The indexes of the pods' netkits, of which a previous agent may have made some. */
+export function netkitsOf({ links, pods }: Pick<NodeSnapshot, 'links' | 'pods'>): Set<number> {
+  const found = pods.value.map(({ hostIfname }) => links.value.get(hostIfname));
+  return new Set(found.flatMap((link) => (link?.kind === 'netkit' ? [link.ifindex] : [])));
 }

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+import type { PodDeviceChoice } from '../cni/pod-device.ts';
 import type { RecentTraffic } from '../dataplane/pod-traffic.ts';
 import type { Mode } from './options.ts';
 import type { KernelPathOnly } from './plan/index.ts';
@@ -10,6 +11,8 @@ export interface AgentStatus {
   readonly mode: Mode;
   /** The hook at which packets from the uplink are decapsulated, and why; undefined before it is chosen. */
   readonly ingress?: { readonly hook: 'tc' | 'xdp'; readonly why: string };
+  /** What new pods get, and why; undefined in boost mode, where flannel makes their devices. */
+  readonly podDevice?: PodDeviceChoice;
   readonly ready: boolean;
   /** Why the agent is not ready. */
   readonly notReady?: string;

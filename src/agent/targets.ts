@@ -15,6 +15,7 @@ import { flannelRoutesTarget } from '../host/takeover.ts';
 import { vtepDevicesTarget } from '../host/vtep-device.ts';
 import { vtepSetTarget } from '../host/vtep-set.ts';
 import { fdbTarget, neighbourTarget, peerRouteTarget } from '../host/vxlan-target.ts';
+import { RipstopError } from '../errors.ts';
 import { LogOnce } from '../log-once.ts';
 import type { Cidr } from '../net/ip.ts';
 import { Reconciled } from '../reconcile/reconciled.ts';
@@ -40,7 +41,11 @@ export function createTargets({ programs, xdp, linkPins, podCidrs, vtepNames, lo
   );
   const links = {
     pinDir: linkPins,
-    program: (hook: keyof typeof programs.current.programs) => programs.current.programs[hook],
+    program: (hook: keyof typeof programs.current.programs) => {
+      const program = programs.current.programs[hook];
+      if (!program) throw new RipstopError(`the program ${hook} is not loaded`);
+      return program;
+    },
   };
   return {
     vtepDevices: new Reconciled(

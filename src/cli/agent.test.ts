@@ -114,6 +114,18 @@ describe('the uplink', () => {
   });
 });
 
+describe('the device of a new pod', () => {
+  const deviceOf = async (argv: string[], env: Record<string, string> = {}) =>
+    (await optionsOf(['--node-name=n', ...argv], env)).podDevice;
+
+  it('is chosen by the agent, or by a flag or its variable', async () => {
+    expect(await deviceOf([])).toBe('auto');
+    expect(await deviceOf(['--pod-device=netkit'])).toBe('netkit');
+    expect(await deviceOf([], { RIPSTOP_POD_DEVICE: 'veth' })).toBe('veth');
+    await expect(deviceOf(['--pod-device=macvlan'])).rejects.toThrow(/auto, veth, netkit/);
+  });
+});
+
 describe('the flow table', () => {
   const sizeOf = async (...argv: string[]) => (await optionsOf(['--node-name=n', ...argv])).flowTableSize;
 

@@ -31,6 +31,11 @@ export function addAgentCommand(program: Command): void {
       flag('--ingress <hook>', 'where to decapsulate').choices(['auto', 'tc', 'xdp']).default('auto'),
     )
     .addOption(
+      flag('--pod-device <kind>', 'what new pods get, in mode cni; auto: a veth, even where netkit works')
+        .choices(['auto', 'veth', 'netkit'])
+        .default('auto'),
+    )
+    .addOption(
       flag(
         '--flow-table-size <n>',
         'room for flows, in each address family; more are carried by the kernel path',

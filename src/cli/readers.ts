@@ -75,7 +75,7 @@ const ENDPOINT_EXAMPLES = examples([
   ['endpoints', 'each with the reason where the kernel path alone serves it'],
   [
     'endpoints -o wide',
-    'with flows, and the packets and bytes that these have sent by the fast path, both ways',
+    'also its kind of device, flows, and the packets and bytes that these have sent by the fast path',
   ],
   ['endpoints -o yaml', 'the same as YAML'],
 ]);

@@ -8,9 +8,10 @@ import { type FlowSum, type FlowSums, sumFlows } from '../dataplane/flow-sums.ts
 import { layout } from '../dataplane/layout.gen.ts';
 import { readPinnedConfig } from '../dataplane/rehearsal.ts';
 import { openTables, pinPaths, type Tables } from '../dataplane/tables.ts';
+import { listLinks } from '../host/links.ts';
 import { findShaped } from '../host/shaping.ts';
 import { intToIpv4, ipv4ToInt } from '../net/ip.ts';
-import { deviceNames, readConfig } from './maps.ts';
+import { readConfig } from './maps.ts';
 import { flagNames } from './map-values.ts';
 import type { Column } from './table.ts';
 
@@ -102,6 +103,8 @@ export interface EndpointRow {
   /** namespace/name, where the runtime gave them. */
   readonly pod?: string;
   readonly device?: string;
+  /** `veth` or `netkit`. */
+  readonly deviceKind?: string;
   readonly ifindex: number;
   readonly podMac: string;
   readonly mtu: number;
@@ -117,6 +120,7 @@ export const endpointColumns: Column<EndpointRow>[] = [
   { title: 'IP', value: (row) => row.ip },
   { title: 'POD', value: (row) => row.pod },
   { title: 'DEVICE', value: (row) => row.device },
+  { title: 'DEVICE KIND', wide: true, value: (row) => row.deviceKind },
   { title: 'POD MAC', value: (row) => row.podMac },
   { title: 'MTU', align: 'right', value: (row) => row.mtu },
   { title: 'FLAGS', value: (row) => row.flags.join(',') },
@@ -141,18 +145,19 @@ export async function readEndpoints(bpffs: string, runDir: string, withLive = fa
   const live = liveSums(bpffs, tables, withLive);
   const attachments = await new AttachmentStore(runDir).list();
   const shaped = new Set(findShaped(ifindexesOf(tables), pinPaths(bpffs).links));
-  const names = await deviceNames();
+  const links = new Map((await listLinks()).values().map((link) => [link.ifindex, link]));
   const rows: EndpointRow[] = [];
   const add = (endpoint: Struct<'endpoint'>, ip: string | undefined, stateSlot: number): void => {
     const known = attachments.find(({ hostIfindex }) => hostIfindex === endpoint.ifindex);
     const pod = known && podOf(known);
-    const device = names.get(endpoint.ifindex);
+    const { name: device, kind: deviceKind } = links.get(endpoint.ifindex) ?? {};
     const state = tables.endpoint_state.get(stateSlot);
     const isMarked = (endpoint.flags & layout.enums.endpoint_flags.ENDPOINT_KERNEL_PATH) !== 0;
     const isShaped = shaped.has(endpoint.ifindex);
     rows.push({
       ...(ip !== undefined && { ip }),
       ...(device !== undefined && { device }),
+      ...(deviceKind !== undefined && { deviceKind }),
       ...(pod !== undefined && { pod }),
       ifindex: endpoint.ifindex,
       podMac: endpoint.pod_mac,

@@ -20,6 +20,7 @@ const agent: AgentStatus = {
       vtep: { device: 'flannel-v6.1', ip: 'fd00:31::1', mac: '02:81:6f:6b:74:c6' },
     },
   ],
+  podDevice: { kind: 'netkit', why: '--pod-device netkit says so' },
   uplink: { name: 'eth0', mtu: 1500, explanation: 'eth0 (172.31.0.1): it is --iface eth0' },
   api: { connected: true, synced: true, lastEventAgeMs: 1400 },
   peers: [{ name: 'node2', podCidr: '10.42.1.0/24', vtepIp: '172.31.0.2' }],
@@ -33,6 +34,7 @@ const status: Status = {
   agent,
   attached: [
     { hook: 'from_pod', device: 'veth0fa0b9f8', programId: 1645, live: true },
+    { hook: 'from_pod', device: 'veth11111111', netkit: true, programId: 1646, live: true },
     { hook: 'from_wire', device: 'eth0', programId: 7, live: true },
   ],
   peers: 1,
@@ -49,31 +51,33 @@ const lines = (text: string): string[] => text.split('\n');
 describe('status', () => {
   it('tells how many peers the kernel path alone serves', () => {
     expect(renderStatus({ ...status, peers: 3, peersWithoutFastPath: 2 })).toContain(
-      'peers      3, 2 of them on the kernel path alone\n',
+      'peers       3, 2 of them on the kernel path alone\n',
     );
   });
 
   it('is one screen', () => {
     expect(renderStatus(status)).toMatchInlineSnapshot(`
-      "node       node1, mode cni, ready
-      uplink     eth0 (172.31.0.1): it is --iface eth0, MTU 1500
-      podCIDR    10.42.0.0/24 of 10.42.0.0/16
-      VTEP       flannel.1 02:81:6f:6b:74:c4 at 172.31.0.1
-      podCIDR    fd00:42::/64 of fd00:42::/56
-      VTEP       flannel-v6.1 02:81:6f:6b:74:c6 at fd00:31::1
-      ingress    tc: eth0 is a veth, not a NIC
-      API watch  connected, last event 1 s ago
-      passes     6, the last took 31 ms, 0 errors
-      peers      1
-      endpoints  2
-      flows      3
-      changes    at once, also without an agent (2 functions of the kernel watched)
-      packets    999 fast, 1 kernel path, 0 dropped (99.9 % fast), between pods
-                 590 fast, 10 kernel path, 0 dropped (98.3 % fast) in the last 60 s: 10 per second
+      "node        node1, mode cni, ready
+      uplink      eth0 (172.31.0.1): it is --iface eth0, MTU 1500
+      podCIDR     10.42.0.0/24 of 10.42.0.0/16
+      VTEP        flannel.1 02:81:6f:6b:74:c4 at 172.31.0.1
+      podCIDR     fd00:42::/64 of fd00:42::/56
+      VTEP        flannel-v6.1 02:81:6f:6b:74:c6 at fd00:31::1
+      ingress     tc: eth0 is a veth, not a NIC
+      pod device  netkit: --pod-device netkit says so
+      API watch   connected, last event 1 s ago
+      passes      6, the last took 31 ms, 0 errors
+      peers       1
+      endpoints   2
+      flows       3
+      changes     at once, also without an agent (2 functions of the kernel watched)
+      packets     999 fast, 1 kernel path, 0 dropped (99.9 % fast), between pods
+                  590 fast, 10 kernel path, 0 dropped (98.3 % fast) in the last 60 s: 10 per second
 
-      HOOK       DEVICE        PROGRAM  STATE
-      from_pod   veth0fa0b9f8     1645  attached
-      from_wire  eth0                7  attached
+      HOOK               DEVICE        PROGRAM  STATE
+      from_pod           veth0fa0b9f8     1645  attached
+      from_pod (netkit)  veth11111111     1646  attached
+      from_wire          eth0                7  attached
       "
     `);
   });

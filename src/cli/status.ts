@@ -16,6 +16,8 @@ export interface Status {
   readonly attached: readonly {
     readonly hook: string;
     readonly device: string;
+    /** The program hangs at the hook of the netkit's peer, not at tc ingress. */
+    readonly netkit?: true;
     readonly programId: number;
     readonly live: boolean;
   }[];
@@ -42,9 +44,9 @@ export async function readStatus(bpffs: string, runDir: string): Promise<Status>
   return {
     ...(agent && { agent }),
     attached: [...listLinks(pinPaths(bpffs).links)]
-      .map(([pin, { ifindex, programId }]) => {
+      .map(([pin, { ifindex, programId, netkit }]) => {
         const { hook, ifname } = parseLinkKey(pin);
-        return { hook, device: ifname, programId, live: ifindex !== 0 };
+        return { hook, device: ifname, ...(netkit && { netkit }), programId, live: ifindex !== 0 };
       })
       .sort((a, b) => a.hook.localeCompare(b.hook) || a.device.localeCompare(b.device)),
     peers: peers.length,
@@ -92,7 +94,7 @@ export function renderStatus(status: Status): string {
   });
   const attached = renderTable(
     [
-      { title: 'HOOK', value: (row) => row.hook },
+      { title: 'HOOK', value: ({ hook, netkit }) => (netkit ? `${hook} (netkit)` : hook) },
       { title: 'DEVICE', value: (row) => row.device },
       { title: 'PROGRAM', align: 'right', value: (row) => row.programId },
       {
@@ -108,7 +110,7 @@ export function renderStatus(status: Status): string {
 
 function agentLines(agent: AgentStatus | undefined): Line[] {
   if (!agent) return [];
-  const { uplink, families, ingress, api, passes } = agent;
+  const { uplink, families, ingress, podDevice, api, passes } = agent;
   const lines: Line[] = [['node', `${agent.node}, mode ${agent.mode}${agent.ready ? ', ready' : ''}`]];
   if (uplink) lines.push(['uplink', `${uplink.explanation}, MTU ${uplink.mtu}`]);
   for (const { podCidr, network, vtep } of families) {
@@ -117,6 +119,7 @@ function agentLines(agent: AgentStatus | undefined): Line[] {
     lines.push(['VTEP', device ? `${device} ${mac} at ${ip}` : `${ip}, no tunnels`]);
   }
   if (ingress) lines.push(['ingress', `${ingress.hook}: ${ingress.why}`]);
+  if (podDevice) lines.push(['pod device', `${podDevice.kind}: ${podDevice.why}`]);
   if (api.connected) lines.push(['API watch', describeWatch(agent)]);
   const { count, lastDurationMs, errors } = passes;
   return [...lines, ['passes', `${count}, the last took ${lastDurationMs} ms, ${errors} errors`]];

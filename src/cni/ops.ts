@@ -18,6 +18,7 @@ import type {
   GcCall,
   PodAddress,
 } from './plugin.ts';
+import type { PodDevice } from './pod-device.ts';
 import {
   configureVeth,
   createVeth,
@@ -44,6 +45,8 @@ export interface CniFamily {
 export interface CniContext {
   /** The families that every new pod gets an address of, IPv4 first; none before the node is ready. */
   families: readonly CniFamily[];
+  /** What a new pod gets. Default: `veth`. */
+  podDevice?: PodDevice;
   /** The pods' addresses. */
   addresses: HostLocalStore;
   store: AttachmentStore;
@@ -157,7 +160,8 @@ async function connect(
   const namespaces = { pod: netns, node: context.netns };
   const hostIfname = hostVethName(call);
   const mtu = linkMtu(context);
-  const veth = await createVeth(hostIfname, ifname, mtu, namespaces, call.mac);
+  const { podDevice: kind } = context;
+  const veth = await createVeth(hostIfname, ifname, mtu, namespaces, { kind, podMac: call.mac });
   steps.done('veth');
   const addresses = context.families.map((family, i) => podAddress(family, ips[i]!, mtu));
   const attachment: Attachment = {

@@ -19,6 +19,7 @@ import { ensureSysctls, podVethSysctls, type Sysctl } from '../host/sysctl.ts';
 import { addressFamily, hostCidr } from '../net/ip.ts';
 import { randomMac } from '../net/mac.ts';
 import type { AttachmentId, PodAddress } from './plugin.ts';
+import { isPodDevice, type PodDevice } from './pod-device.ts';
 import type { Steps } from './steps.ts';
 
 /**
@@ -56,7 +57,8 @@ export function hostVethName({ containerId, ifname }: AttachmentId): string {
 }
 
 /**
- * Create the veth pair. The pod's end is created in the pod's namespace, with its final name.
+ * Create the veth pair, or a netkit pair in its place: with MAC addresses, and under the same names, by which rules of
+ * ours and of others know pods. The pod's end is created in the pod's namespace, with its final name.
  * @throws NetlinkError when either name is taken; then nothing was created.
  */
 export async function createVeth(
@@ -64,7 +66,7 @@ export async function createVeth(
   ifname: string,
   mtuBytes: number,
   namespaces: Namespaces,
-  podMac: string = randomMac(),
+  { kind = 'veth', podMac = randomMac() }: { kind?: PodDevice | undefined; podMac?: string | undefined } = {},
 ): Promise<Veth> {
   // With explicit MAC addresses: udev changes those that the kernel generates (systemd's MACAddressPolicy), perhaps
   // only after the endpoint was written.
@@ -73,7 +75,8 @@ export async function createVeth(
   const netns = openSync(namespaces.pod, 'r');
   try {
     const peer = { name: ifname, mtu: mtuBytes, mac: podMac, netns };
-    node.write(addLink({ name: hostIfname, kind: 'veth', mtu: mtuBytes, mac: hostMac, peer }));
+    const mode = kind === 'netkit' && ({ netkitMode: 'l2' } as const);
+    node.write(addLink({ name: hostIfname, kind, ...mode, mtu: mtuBytes, mac: hostMac, peer }));
   } finally {
     closeSync(netns);
   }
@@ -218,7 +221,7 @@ export async function deleteRenamedVeth(
   node?: string,
 ): Promise<void> {
   const link = await readLinkIfThere(hostIfindex, { netns: node });
-  if (link?.kind === 'veth' && link.mac === hostMac) await removeLink(hostIfindex, node);
+  if (isPodDevice(link?.kind) && link?.mac === hostMac) await removeLink(hostIfindex, node);
 }
 
 /**

@@ -48,6 +48,8 @@ export interface NodeSettings {
   readonly bridge?: number | undefined;
   /** Whether VXLAN from addresses that no node has is left to the kernel path, and not dropped. */
   readonly admitsStrangers?: boolean | undefined;
+  /** Whether pods may have netkits. */
+  readonly netkit?: boolean | undefined;
   /** Room for flows, in each family. */
   readonly flowTableSize: number;
 }

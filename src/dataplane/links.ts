@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/** The programs on hooks as targets: tcx links, clsact filters before Linux 6.6, and XDP links. */
+/** The programs on hooks as targets: tcx links, clsact filters before Linux 6.6, netkit links and XDP links. */
 import { existsSync, readdirSync, renameSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
-import { attachTc, BpfError, BpfLink, type BpfProgram, ifindexOf, TcFilter, tcxPrograms } from '#libbpf-ts';
+import { attachTc, BpfError, BpfLink, type BpfProgram, ifindexOf, programsAt, TcFilter } from '#libbpf-ts';
 import { errorText } from '../errors.ts';
 import { type Failures, noFailures, type Target } from '../reconcile/target.ts';
 
@@ -26,6 +26,8 @@ export interface LinkState {
   readonly programId: number;
   /** XDP only: the interface's MTU when the driver accepted the program; 0 when another process attached it. */
   readonly mtu?: number;
+  /** `from_pod` only: it hangs at the hook of the netkit's peer, not at tc ingress. */
+  readonly netkit?: true;
 }
 
 /** A link's key. bpffs allows no dots in file names, and interface names have no colons. */
@@ -46,19 +48,26 @@ export interface HookedInterface {
   readonly ifindex: number;
   /** XDP only. */
   readonly mtu?: number;
+  /** `from_pod` only: the interface is the primary of a netkit. */
+  readonly netkit?: boolean;
 }
 
-/** The desired links. @param programIds of the loaded programs, by hook. */
+/** The ids of the loaded programs, by hook; of `from_pod` also the one for netkits, when it is loaded. */
+export type ProgramIds = Readonly<Record<HookName, number>> & { readonly from_netkit?: number };
+
+/** The desired links. Without the program for netkits, none at their hooks. */
 export function desiredLinks(
-  programIds: Readonly<Record<HookName, number>>,
+  programIds: ProgramIds,
   hooked: readonly HookedInterface[],
 ): Map<string, LinkState> {
-  return new Map(
-    hooked.map(({ hook, ifname, ifindex, mtu }) => [
-      linkKey(hook, ifname),
-      { ifindex, programId: programIds[hook], ...(mtu !== undefined && { mtu }) },
-    ]),
-  );
+  const links = new Map<string, LinkState>();
+  for (const { hook, ifname, ifindex, mtu, netkit } of hooked) {
+    const programId = netkit ? programIds.from_netkit : programIds[hook];
+    if (programId === undefined) continue;
+    const rest = { ...(mtu !== undefined && { mtu }), ...(netkit && { netkit }) };
+    links.set(linkKey(hook, ifname), { ifindex, programId, ...rest });
+  }
+  return links;
 }
 
 /**
@@ -114,7 +123,7 @@ export interface LinkTargetOptions {
   readonly hooks: readonly HookName[];
   readonly pinDir: string;
   /** The loaded program of a hook; called at each use, since programs may be loaded again. */
-  readonly program: (hook: HookName) => BpfProgram;
+  readonly program: (hook: HookName | 'from_netkit') => BpfProgram;
   readonly xdp?: XdpAnswers;
   /** Attaches a program. Default: by tcx where the kernel has it, else by clsact. */
   readonly attach?: typeof attachTc;
@@ -136,12 +145,13 @@ export function linksTarget(options: LinkTargetOptions): Target<LinkState> {
     list: async () => listLinks(pinDir, keep, xdp),
     upsert: async (entries) => {
       const failures = new Map<string, string>();
-      for (const [key, { ifindex, mtu = 0 }] of entries) {
+      for (const [key, { ifindex, mtu = 0, netkit = false }] of entries) {
         const { hook, ifname } = parseLinkKey(key);
         try {
           followRename(pinDir, key, ifindex);
           if (hook === 'xdp_from_wire')
             attachXdp(pinDir, key, program(hook), { name: ifname, ifindex, mtu }, xdp);
+          else if (netkit) await attachToNetkit(join(pinDir, key), program('from_netkit'), ifindex);
           else await attachOrReplace(pinDir, key, program(hook), ifindex, attach);
         } catch (error) {
           failures.set(key, errorText(error));
@@ -172,12 +182,23 @@ export function listLinks(
       continue;
     }
     using link = BpfLink.openPinned(join(pinDir, pin));
-    const { ifindex = 0, programId } = link.info();
+    const { ifindex = 0, programId, type } = link.info();
     const { hook, ifname } = parseLinkKey(key);
+    if (type === 'netkit') {
+      const primary = indexIfThere(ifname);
+      found.set(key, { ifindex: hangsAtNetkit(link, primary) ? primary : 0, programId, netkit: true });
+      continue;
+    }
     const mtu = hook === 'xdp_from_wire' ? { mtu: xdp.acceptedMtu({ name: ifname, ifindex }) ?? 0 } : {};
     found.set(key, { ifindex, programId, ...mtu });
   }
   return found;
+}
+
+/** A link at the hook of a netkit's peer tells the index that the peer has in the pod. So the hook is asked. */
+function hangsAtNetkit(link: BpfLink, primary: number): boolean {
+  const { type, ifindex, programId } = link.info();
+  return type === 'netkit' && ifindex !== 0 && programsAt(primary, 'netkit_peer').includes(programId);
 }
 
 /** The keys of all pins, whether still attached or not. */
@@ -189,8 +210,8 @@ export function listLinkKeys(pinDir: string): Set<string> {
 export function withForeignTcx(pinDir: string, ifindexes: readonly number[]): number[] {
   const ours = new Set([...listLinks(pinDir).values()].map(({ programId }) => programId));
   return ifindexes.filter((ifindex) =>
-    (['ingress', 'egress'] as const).some((direction) =>
-      tcxPrograms(ifindex, direction).some((id) => !ours.has(id)),
+    (['tcx_ingress', 'tcx_egress'] as const).some((hook) =>
+      programsAt(ifindex, hook).some((id) => !ours.has(id)),
     ),
   );
 }
@@ -215,17 +236,20 @@ function followRename(pinDir: string, key: string, ifindex: number): void {
   const { hook } = parseLinkKey(key);
   for (const pin of listPins(pinDir)) {
     const old = parseLinkKey(pin);
-    if (old.hook !== hook || isThere(old.ifname)) continue;
+    if (old.hook !== hook || indexIfThere(old.ifname) > 0) continue;
     using link = BpfLink.openPinned(join(pinDir, pin));
-    if (link.info().ifindex === ifindex) return renameSync(join(pinDir, pin), join(pinDir, key));
+    const { type, ifindex: at } = link.info();
+    if (type === 'netkit' ? hangsAtNetkit(link, ifindex) : at === ifindex)
+      return renameSync(join(pinDir, pin), join(pinDir, key));
   }
 }
 
-function isThere(ifname: string): boolean {
+/** 0 when there is no such device. */
+function indexIfThere(ifname: string): number {
   try {
-    return ifindexOf(ifname) > 0;
+    return ifindexOf(ifname);
   } catch {
-    return false;
+    return 0;
   }
 }
 
@@ -241,7 +265,8 @@ async function attachOrReplace(
   if (place === 'xdp') throw new Error(`${key} is no tc hook`);
   if (existsSync(pin)) {
     using link = BpfLink.openPinned(pin);
-    if (link.info().ifindex === ifindex) return link.update(program);
+    const { ifindex: at, type } = link.info();
+    if (at === ifindex && type !== 'netkit') return link.update(program);
     rmSync(pin);
   }
   // A clsact filter replaces the previous one at the same place.
@@ -250,6 +275,20 @@ async function attachOrReplace(
   const record = join(pinDir, `${filterPin}${key}`);
   rmSync(record, { force: true });
   program.pin(record);
+}
+
+/**
+ * The link has the key that it would have at tc ingress. So a version that knows no netkits finds it, sees that it is not
+ * where it should be, and puts its own in its place; and this one does so with that of such a version. At no time do two
+ * programs of ours judge the packets that a pod sends, but for the moment between attaching the one and detaching the other.
+ */
+async function attachToNetkit(pin: string, program: BpfProgram, primary: number): Promise<void> {
+  using old = existsSync(pin) ? BpfLink.openPinned(pin) : undefined;
+  if (old && hangsAtNetkit(old, primary)) return old.update(program);
+  using link = await BpfLink.attachNetkit(program, primary, 'netkit_peer');
+  if (old?.info().ifindex) old.detach(); // at once; unpinning alone would detach it a moment later
+  rmSync(pin, { force: true });
+  link.pin(pin);
 }
 
 /** @throws Error with the driver's refusal, which is also noted in `answers`. */

@@ -35,7 +35,7 @@ import { noFailures, type Target } from '../reconcile/target.ts';
 
 /** Which object holds which programs. */
 export const objects = {
-  pod: ['from_pod', 'to_pod'],
+  pod: ['from_pod', 'from_netkit', 'to_pod'],
   wire: ['from_wire', 'to_wire', 'from_vtep'],
   xdp: ['xdp_from_wire'],
   conntrack: ['connection_deleted'],
@@ -48,8 +48,13 @@ export type ProgramName = (typeof objects)[keyof typeof objects][number];
 /** Where the build puts the objects. */
 export const objectDir = join(import.meta.dirname, '../../build');
 
+/** The program for netkits takes as long to load as all else of its object, so it is loaded only where it is needed. */
+type Loaded = Readonly<
+  Record<Exclude<ProgramName, 'from_netkit'>, BpfProgram> & { from_netkit?: BpfProgram }
+>;
+
 export interface LoadedPrograms extends Disposable {
-  readonly programs: Readonly<Record<ProgramName, BpfProgram>>;
+  readonly programs: Loaded;
   readonly tables: Tables;
   /**
    * Set when these programs have new maps, beside the maps in use, until {@link LoadedPrograms.takeOver}. Fill the new
@@ -107,8 +112,10 @@ export function loadPrograms(settings: NodeSettings, paths: PinPaths, directory 
   const adopts = current?.version === layout.version && kept.length === mapNames.length;
   const generation = adopts ? current : makeGeneration(paths, layout.version);
   const pins = Object.fromEntries(mapNames.map((name) => [name, join(generation.path, name)]));
+  const skipPrograms = settings.netkit ? [] : ['from_netkit'];
   const open = (name: string): BpfObject => {
-    const object = BpfObject.open(objectFile(directory, name), { maxEntries, pinPaths: pins });
+    const skips = name === 'pod' && { skipPrograms };
+    const object = BpfObject.open(objectFile(directory, name), { maxEntries, pinPaths: pins, ...skips });
     object.patchGlobal(layout.globals.config.section, layout.globals.config.offset, config);
     return object;
   };
@@ -120,14 +127,15 @@ export function loadPrograms(settings: NodeSettings, paths: PinPaths, directory 
       const object = open(name);
       opened.push(object);
       object.load();
-      for (const program of programNames) programs[program] = object.program(program);
+      for (const program of programNames)
+        if (!skipPrograms.includes(program)) programs[program] = object.program(program);
     }
   } catch (error) {
     for (const object of opened) object.close();
     if (!adopts) rmSync(generation.path, { recursive: true, force: true });
     throw error;
   }
-  const loaded = programs as Record<ProgramName, BpfProgram>;
+  const loaded = programs as Loaded;
   for (const [name, program] of Object.entries(loaded)) repin(program, join(paths.programs, name));
   // A pin of a program that only another version has would keep that version's maps in memory.
   const stale = readdirSync(paths.programs).filter((name) => !(name in loaded));

@@ -22,7 +22,7 @@ import { decode, type Struct } from './codec.ts';
 import { readCounters, type Verdict } from './counters.ts';
 import { layout } from './layout.gen.ts';
 import type { HookName } from './links.ts';
-import { objectDir, objectFile, objectOf, objects } from './programs.ts';
+import { objectDir, objectFile, objectOf, objects, type ProgramName } from './programs.ts';
 import { type MapName, mapNames, pinPaths, typedTable } from './tables.ts';
 
 /** Maps that programs only read. */
@@ -53,6 +53,7 @@ export class Rehearsal implements Disposable {
   /** The configuration that the attached program was loaded with. */
   readonly config: Struct<'config'>;
   readonly #hook: HookName;
+  readonly #program: BpfProgram;
   readonly #attached: Pick<ProgramInfo, 'id' | 'tag'>;
   readonly #object: BpfObject;
 
@@ -73,16 +74,16 @@ export class Rehearsal implements Disposable {
         `the attached program ${hook} has other maps than those pinned; an agent is replacing them: try again in a moment`,
       );
     }
-    const name = objectOf(hook);
+    const [name, program] = [objectOf(hook), programOf(hook, attached)];
     const object = BpfObject.open(objectFile(directory, name), {
       maxEntries: Object.fromEntries(pinned.map(([map, { info }]) => [map, info.maxEntries])),
       pinPaths: Object.fromEntries(READ_ONLY.map((map) => [map, join(maps, map)])),
-      skipPrograms: objects[name].filter((program) => program !== hook),
+      skipPrograms: objects[name].filter((other) => other !== program),
     });
     try {
       object.patchGlobal(layout.globals.config.section, 0, globals);
       object.load();
-      const copy = object.program(hook).info;
+      const copy = object.program(program).info;
       if (copy.tag !== attached.tag) {
         throw new RipstopError(
           `the attached program ${hook} (${attached.tag}) is of another build than this ripstop's (${copy.tag}); ` +
@@ -100,6 +101,7 @@ export class Rehearsal implements Disposable {
     }
     this.config = configIn(globals);
     this.#hook = hook;
+    this.#program = object.program(program);
     this.#attached = attached;
     this.#object = object;
   }
@@ -108,10 +110,9 @@ export class Rehearsal implements Disposable {
   run(frame: Uint8Array, beside: Partial<SkBuff>): Rehearsed {
     const counters = typedTable('counters', this.#object.map('counters'));
     const before = readCounters({ counters });
-    const program = this.#object.program(this.#hook);
     const isXdp = this.#hook === 'xdp_from_wire';
     const ofTc = { context: encodeSkBuff(beside) };
-    const { returnValue, data } = testRun(program, { data: frame, ...(!isXdp && ofTc) });
+    const { returnValue, data } = testRun(this.#program, { data: frame, ...(!isXdp && ofTc) });
     const counted = readCounters({ counters }).find(({ packets }, i) => packets !== before[i]!.packets);
     const verdict = isXdp ? counted?.verdict : TC_VERDICTS[returnValue];
     return {
@@ -127,6 +128,11 @@ export class Rehearsal implements Disposable {
   [Symbol.dispose](): void {
     this.#object.close();
   }
+}
+
+/** The program's name. At from_pod's place a netkit has another one. */
+function programOf(hook: HookName, { name }: ProgramInfo): ProgramName {
+  return name === 'from_netkit' ? name : hook;
 }
 
 /** A test-run's packet and its headroom must fit a page of memory. */

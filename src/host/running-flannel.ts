@@ -19,22 +19,43 @@ export interface FlannelTunnel {
 }
 
 /**
- * The network of the devices `flannel.<VNI>` and `flannel-v6.<VNI>`; undefined when there is none.
- * @throws RipstopError when there are several.
+ * The network of the devices `flannel.<VNI>` and `flannel-v6.<VNI>`; undefined when there is none. A flannel that changes
+ * its VNI leaves its former devices there. Then the one counts over which it routes to other nodes.
+ * @param routed the indexes of devices with such routes; called only where it matters, since routes may be many.
+ * @throws RipstopError when there are several all the same.
  */
-export function findFlannelTunnel(links: ReadonlyMap<string, Link>): FlannelTunnel | undefined {
-  const found = new Map<number, FlannelTunnel>();
-  for (const { name, vxlan } of links.values()) {
-    if (vxlan?.uplink === undefined || !/^flannel(-v6)?\.\d+$/.test(name)) continue;
-    found.set(vxlan.vni, { vni: vxlan.vni, port: vxlan.port, uplink: vxlan.uplink });
-  }
-  if (found.size > 1) {
+export function findFlannelTunnel(
+  links: ReadonlyMap<string, Link>,
+  routed: () => ReadonlySet<number>,
+): FlannelTunnel | undefined {
+  const devices = links.values().flatMap(({ name, ifindex, vxlan }) => {
+    if (vxlan?.uplink === undefined || !/^flannel(-v6)?\.\d+$/.test(name)) return [];
+    return [{ ifindex, tunnel: { vni: vxlan.vni, port: vxlan.port, uplink: vxlan.uplink } }];
+  });
+  const all = devices.toArray();
+  const networksOf = (some: typeof all) => new Map(some.map(({ tunnel }) => [tunnel.vni, tunnel]));
+  const found = networksOf(all);
+  if (found.size <= 1) return all[0]?.tunnel;
+  const inUse = routed();
+  const used = networksOf(all.filter(({ ifindex }) => inUse.has(ifindex)));
+  if (used.size !== 1) {
     const names = [...found.keys()].map((vni) => vtepDeviceName(4, vni)).join(', ');
     throw new RipstopError(
       `flannel has devices of several networks here: ${names}; delete those of networks that flannel uses no longer`,
     );
   }
-  return found.values().next().value;
+  return used.values().next().value;
+}
+
+/** The indexes of the devices over which there are routes, by gateways, to parts of these networks. */
+export function devicesToPeers(networks: readonly Cidr[], where: Where = {}): Set<number> {
+  using socket = openNetlink(where);
+  const routes = networks.flatMap((network) =>
+    listRoutes(socket, { family: network.family, gateway: true }).filter(({ dst }) =>
+      cidrCovers(network, parseCidr(dst)),
+    ),
+  );
+  return new Set(routes.flatMap(({ ifindex }) => (ifindex === undefined ? [] : [ifindex])));
 }
 
 /** Another node, as flannel has entered it in this node's kernel. */

@@ -13,11 +13,18 @@ export interface LinkInfo {
   /** Such as `tcx` or `xdp`. */
   type: string;
   programId: number;
-  /** 0 once the interface is gone or the link detached; undefined for links that have no interface. */
+  /**
+   * 0 once the interface is gone or the link detached; undefined for links that have no interface. Of `netkit_peer` it is
+   * the peer's, in the peer's network namespace.
+   */
   ifindex: number | undefined;
-  /** The hook of the interface; undefined for links other than tcx and XDP. */
-  attachType: 'tcx_ingress' | 'tcx_egress' | 'xdp' | undefined;
+  /** The hook of the interface; undefined for links other than tcx, netkit and XDP. */
+  attachType: TcxHook | NetkitHook | 'xdp' | undefined;
 }
+
+type TcxHook = `tcx_${TcDirection}`;
+/** A netkit's hooks, by which of the two devices sends: `netkit_primary` sees what the primary sends, and so on. */
+export type NetkitHook = 'netkit_primary' | 'netkit_peer';
 
 /** `native` runs in the driver, `generic` after it, on every device. */
 export type XdpMode = 'native' | 'generic';
@@ -26,6 +33,8 @@ const XDP_FLAGS: Record<XdpMode, number> = { native: 1 << 2, generic: 1 << 1 };
 /** linux/bpf.h: replace only the given program. */
 const BPF_F_REPLACE = 1 << 2;
 const ENOENT = 2;
+const ENXIO = 6;
+const EACCES = 13;
 const ENODEV = 19;
 const EINVAL = 22;
 
@@ -49,6 +58,16 @@ export class BpfLink extends BpfHandle {
   static async attachTcx(program: BpfProgram, ifindex: number, direction: TcDirection): Promise<BpfLink> {
     const subject = `tcx ${direction} of interface ${ifindex}`;
     return BpfLink.#create(program, ifindex, ATTACH_TYPES[`tcx_${direction}`], subject);
+  }
+
+  /**
+   * Attach a tc program to a hook of a netkit, after those that are already there. Since Linux 6.7; otherwise like {@link
+   * attachTcx}. At this hook the program sees a packet before the other device has received it.
+   * @param ifindex of the primary, also for the peer's hook: the peer may be in any network namespace.
+   * @throws BpfError: ENODEV without such an interface, ENXIO when it is no netkit, EACCES when it is the peer.
+   */
+  static async attachNetkit(program: BpfProgram, ifindex: number, hook: NetkitHook): Promise<BpfLink> {
+    return BpfLink.#create(program, ifindex, ATTACH_TYPES[hook], `${hook} of interface ${ifindex}`);
   }
 
   /**
@@ -91,7 +110,7 @@ export class BpfLink extends BpfHandle {
     const attachType =
       type === 'xdp'
         ? 'xdp'
-        : TCX_TYPES.find((name) => type === 'tcx' && ATTACH_TYPES[name] === info.u32(20));
+        : OTHER_HOOKS.find((name) => name.startsWith(`${type}_`) && ATTACH_TYPES[name] === info.u32(20));
     return {
       id: info.u32(4),
       type,
@@ -118,19 +137,22 @@ export class BpfLink extends BpfHandle {
   }
 }
 
-const TCX_TYPES = ['tcx_ingress', 'tcx_egress'] as const;
+const OTHER_HOOKS = ['tcx_ingress', 'tcx_egress', 'netkit_primary', 'netkit_peer'] as const;
 
 /** The kernel's own limit of programs on one hook (BPF_MPROG_MAX). */
-const TCX_PROGRAMS_MAX = 64;
+const PROGRAMS_MAX = 64;
 
-/** The ids of the programs on a tcx hook, whoever attached them, in order. None on a kernel without tcx. */
-export function tcxPrograms(ifindex: number, direction: TcDirection): number[] {
-  const ids = new Uint32Array(TCX_PROGRAMS_MAX);
+/**
+ * The ids of the programs on a hook, whoever attached them, in order. None on a kernel without such hooks, and none on the
+ * hooks of a netkit where the interface is no primary of one.
+ */
+export function programsAt(ifindex: number, hook: TcxHook | NetkitHook): number[] {
+  const ids = new Uint32Array(PROGRAMS_MAX);
   const options = progQueryOptions.of({ prog_ids: ids, prog_cnt: ids.length });
-  const status = libbpf().bpf_prog_query_opts(ifindex, ATTACH_TYPES[`tcx_${direction}`], options);
-  // The interface is gone, or nothing was ever attached to it; EINVAL: no tcx.
-  if (status === -ENODEV || status === -ENOENT || status === -EINVAL) return [];
-  checkStatus('bpf_prog_query_opts', status, `tcx ${direction} of interface ${ifindex}`);
+  const status = libbpf().bpf_prog_query_opts(ifindex, ATTACH_TYPES[hook], options);
+  // The interface is gone, or nothing was ever attached to it; EINVAL: the kernel has no such hooks.
+  if ([ENODEV, ENOENT, EINVAL, ENXIO, EACCES].includes(-status)) return [];
+  checkStatus('bpf_prog_query_opts', status, `${hook} of interface ${ifindex}`);
   return [...ids.subarray(0, Number(options.prog_cnt))];
 }
 

@@ -96,7 +96,14 @@ export const LINK_TYPES = [
 ] as const;
 
 /** The members of `enum bpf_attach_type` that this library attaches to. */
-export const ATTACH_TYPES = { fexit: 25, xdp: 37, tcx_ingress: 46, tcx_egress: 47 } as const;
+export const ATTACH_TYPES = {
+  fexit: 25,
+  xdp: 37,
+  tcx_ingress: 46,
+  tcx_egress: 47,
+  netkit_primary: 54,
+  netkit_peer: 55,
+} as const;
 
 /** The name of a number, or the number itself if it is newer than these lists. */
 export function nameOf(names: readonly string[], value: number): string {

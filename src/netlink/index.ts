@@ -5,7 +5,7 @@ export { inNetns } from './calls.ts';
 export { findConnection, isOpenTcp, listConnections, makeLiberal } from './conntrack.ts';
 export type { Connection, Tuple } from './conntrack.ts';
 export { NetlinkError } from './error.ts';
-export { addLink, deleteLink, getLink, listLinks, setLink } from './link.ts';
+export { addLink, deleteLink, getLink, listLinks, probeNetkit, setLink } from './link.ts';
 export type {
   AddrGenMode,
   BridgeInfo,

@@ -62,6 +62,9 @@ const VXLAN = {
   vnifilter: 30,
 } as const;
 const VETH_INFO_PEER = 1;
+const NETKIT = { peerInfo: 1, mode: 5 } as const;
+/** linux/if_link.h `enum netkit_mode`. */
+const NETKIT_MODES = { l2: 0, l3: 1 } as const;
 const BRIDGE = { forwardDelay: 1, ageingTime: 4, stpState: 5, vlanFiltering: 7 } as const;
 /** linux/if.h IF_OPER_ states (RFC 2863), by number. */
 const OPER_STATES = ['unknown', 'notpresent', 'down', 'lowerlayerdown', 'testing', 'dormant', 'up'] as const;
@@ -152,9 +155,11 @@ export interface LinkSettings {
 /** A link to be made. */
 export interface NewLink extends LinkSettings {
   readonly name: string;
-  readonly kind: 'veth' | 'vxlan' | 'bridge' | (string & {});
-  /** The other end, of a veth; it can be set up once this end is there. */
+  readonly kind: 'veth' | 'netkit' | 'vxlan' | 'bridge' | (string & {});
+  /** The other end, of a veth or netkit; it can be set up once this end is there. */
   readonly peer?: Pick<LinkSettings, 'mtu' | 'mac' | 'netns'> & { readonly name: string };
+  /** With Ethernet headers and MAC addresses, or without. Default: `l3`, as the kernel's. */
+  readonly netkitMode?: keyof typeof NETKIT_MODES;
   readonly vxlan?: Pick<VxlanInfo, 'vni' | 'port'> &
     Partial<Pick<VxlanInfo, 'local' | 'group' | 'lower' | 'learning' | 'ttl' | 'checksum' | 'zeroChecksum6'>>;
   readonly bridge?: Partial<BridgeInfo>;
@@ -252,11 +257,14 @@ function readBridge(data: Attributes): BridgeInfo {
 export function addLink(link: NewLink): Request {
   const writer = settings(header(0, link.up), link).nest(IFLA.linkinfo, (info) => {
     info.text(IFLA_INFO.kind, link.kind);
-    const { peer, vxlan, bridge } = link;
-    if (peer) {
-      info.nest(IFLA_INFO.data, (data) =>
-        data.nest(VETH_INFO_PEER, (end) => settings(end.raw(header(0).done()), peer)),
-      );
+    const { peer, netkitMode, vxlan, bridge } = link;
+    if (link.kind === 'netkit') {
+      info.nest(IFLA_INFO.data, (data) => {
+        if (peer) data.nest(NETKIT.peerInfo, (end) => writePeer(end, peer));
+        data.u32(NETKIT.mode, netkitMode && NETKIT_MODES[netkitMode]);
+      });
+    } else if (peer) {
+      info.nest(IFLA_INFO.data, (data) => data.nest(VETH_INFO_PEER, (end) => writePeer(end, peer)));
     }
     if (vxlan) info.nest(IFLA_INFO.data, (data) => writeVxlan(data, vxlan));
     if (bridge) info.nest(IFLA_INFO.data, (data) => writeBridge(data, bridge));
@@ -267,6 +275,27 @@ export function addLink(link: NewLink): Request {
     payload: writer.done(),
     what: () => `add link ${link.name} of type ${link.kind}`,
   };
+}
+
+/**
+ * Asks whether the kernel has netkits, and makes none: the driver refuses such a mode (EINVAL), and without the driver the
+ * kind is unknown (EOPNOTSUPP).
+ */
+export function probeNetkit(): Request {
+  const payload = header(0)
+    .nest(IFLA.linkinfo, (info) =>
+      info
+        .text(IFLA_INFO.kind, 'netkit')
+        .nest(IFLA_INFO.data, (data) => data.u32(NETKIT.mode, NO_NETKIT_MODE)),
+    )
+    .done();
+  return { type: RTM_NEWLINK, flags: CREATE.add, payload, what: () => 'look for netkit' };
+}
+
+const NO_NETKIT_MODE = 0xff;
+
+function writePeer(end: Writer, peer: NonNullable<NewLink['peer']>): void {
+  settings(end.raw(header(0).done()), peer);
 }
 
 function writeVxlan(data: Writer, vxlan: NonNullable<NewLink['vxlan']>): void {

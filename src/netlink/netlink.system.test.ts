@@ -40,6 +40,7 @@ import {
   removeLink,
   NetlinkError,
   NetlinkSocket,
+  probeNetkit,
   replaceFdbEntry,
   replaceNeighbour,
   replaceNexthop,
@@ -198,6 +199,29 @@ describe(title('a netlink socket'), { skip: skip !== undefined }, () => {
     expect(inNetns(netns, () => readFileSync('/proc/sys/net/ipv4/conf/host/rp_filter', 'utf8'))).toBe('1\n');
     using other = NetlinkSocket.open('route', far);
     expect(getLink(other, 'eth7')).toMatchObject({ kind: 'veth', mtu: 1400, mac, up: false });
+  });
+
+  it('says whether it has netkits without making one, and makes one with MAC addresses', (test) => {
+    const before = listLinks(socket).length;
+    let code = 'none';
+    try {
+      socket.write(probeNetkit());
+    } catch (error) {
+      code = (error as NetlinkError).code;
+    }
+    expect(['EINVAL', 'EOPNOTSUPP']).toContain(code);
+    expect(listLinks(socket)).toHaveLength(before);
+    if (code === 'EOPNOTSUPP') test.skip('this kernel has no netkit');
+    const there = openSync(far, 'r');
+    const [mac, peerMac] = ['02:00:00:00:00:0a', '02:00:00:00:00:0b'];
+    const peer = { name: 'nk9', mtu: 1400, mac: peerMac, netns: there };
+    socket.write(addLink({ name: 'nk8', kind: 'netkit', netkitMode: 'l2', mtu: 1400, mac, peer }));
+    closeSync(there);
+    expect(getLink(socket, 'nk8')).toMatchObject({ kind: 'netkit', mtu: 1400, mac });
+    using other = NetlinkSocket.open('route', far);
+    expect(getLink(other, 'nk9')).toMatchObject({ kind: 'netkit', mtu: 1400, mac: peerMac });
+    socket.write(deleteLink('nk8'));
+    expect(getLink(other, 'nk9')).toBeUndefined();
   });
 
   it('lists links with everything that ip says of them', () => {

@@ -426,6 +426,7 @@ export function openNode(nodeSettings: NodeSettings = settings): TestNode {
       }
       const before = readCounters(tables);
       const called = typeof program === 'string' ? programs[program] : program;
+      if (!called) throw new Error(`${program as string} is not loaded`);
       const result = testRun(called, packet, { ...options, isXdp: program === 'xdp_from_wire' });
       const moved = readCounters(tables)
         .map((counter, i) => ({

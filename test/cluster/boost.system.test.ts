@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Mode boost: ripstop beside a flannel that goes on owning the node. */
-import { rmSync } from 'node:fs';
+import { renameSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
+import type { AgentStatus } from '../../src/agent/status.ts';
 import { run, tryRun } from '../../src/host/run.ts';
 import {
   addPod,
   boost,
+  type Lab,
   nodeDir,
   type NodeState,
   type PodState,
@@ -15,15 +17,22 @@ import {
   stopAgent,
   unboost,
 } from '../../src/lab/index.ts';
+import { familyParts } from '../../src/lab/addresses.ts';
+import { FLANNEL_ANNOTATION, FLANNEL_NAMES } from '../../src/lab/flannel.ts';
+import { bridgeBatch, ipBatch, ipJson } from '../../src/lab/ip.ts';
+import { patchNodeStatus } from '../../src/lab/kube.ts';
 import { startIn } from '../../src/lab/lab.support.ts';
 import { ripstopCommand } from '../../src/lab/ripstop.ts';
+import { type Family, parseCidr } from '../../src/net/ip.ts';
 import {
   addressOf,
+  agentLog,
   type Carried,
   carriedDuring,
   FAMILIES,
   inNetns,
   missingHere,
+  nudge,
   ping,
   podOf,
   ripstopJson,
@@ -212,7 +221,88 @@ describe.skipIf(missingHere('iptables-restore'))('a boosted node', () => {
     await startAgent(cluster.lab, node());
     await expect.poll(() => talksFast(added), { timeout: 5000 }).toBe(true);
   });
+
+  it('raises an alarm while host-local has leased a pod’s address to nobody', async () => {
+    const { ip } = pod(1);
+    const alarms = async () => {
+      await nudge(node());
+      const { agent } = await ripstopJson<{ agent: AgentStatus }>(cluster.lab, node(), 'status');
+      return agent.alarms.map(({ reason }) => reason).filter((reason) => reason.includes(ip));
+    };
+    await ping(pod(1), far().ip, 1);
+    expect(await alarms()).toEqual([]);
+    const file = join(nodeDir(cluster.lab, node()), 'ipam/cbr0', ip);
+    renameSync(file, `${file}.gone`);
+    const why = expect.stringMatching(
+      /^the kernel has .* host-local has leased that address to nobody$/,
+    ) as string;
+    await expect.poll(alarms, { timeout: 30_000, interval: 500 }).toEqual([why]);
+    renameSync(`${file}.gone`, file);
+    await expect.poll(alarms, { timeout: 30_000, interval: 500 }).toEqual([]);
+  }, 90_000);
+
+  it('follows flannel to another VNI without a restart, also where its former devices stay', async () => {
+    const agent = node().agentPid;
+    for (const [vni, leaves] of [
+      [7, true],
+      [9, false],
+    ] as const) {
+      for (const one of cluster.nodes) await renumber(cluster.lab, one, vni, leaves);
+      await expect.poll(() => talksFast(far()), { timeout: 30_000 }).toBe(true);
+      await talkBoth(pod(0), addressOf(far(), 6));
+    }
+    expect(node().agentPid).toBe(agent);
+    expect(agentLog(cluster.lab, node())).toContain('"is":{"vni":9,"port":8472,"uplink":"eth0"}');
+  }, 90_000);
 });
+
+/** What flannel does on a node that starts with another VNI: devices, entries of peers, and its annotations. */
+async function renumber(lab: Lab, node: NodeState, vni: number, leavesFormer: boolean): Promise<void> {
+  const others = lab.state.nodes.filter((one) => one !== node);
+  const macOf = ({ family }: { family: number }, { name }: NodeState) => {
+    const end = name.replace(/\D/g, '').padStart(2, '0');
+    return `02:00:00:0${family}:${String(vni).padStart(2, '0')}:${end}`;
+  };
+  const peers = others.flatMap((other) =>
+    familyParts(other).map((part) => ({ ...part, mac: macOf(part, other) })),
+  );
+  const deviceOf = (family: Family) => `flannel${family === 6 ? '-v6' : ''}.${vni}`;
+  const links = await ipJson<{ ifname: string }>(['link', 'show', 'type', 'vxlan'], inNetns(node));
+  const parts = familyParts(node);
+  await ipBatch(
+    [
+      ...(leavesFormer ? [] : links.map(({ ifname }) => `link del ${ifname}`)),
+      ...parts.flatMap((part) => {
+        const device = deviceOf(part.family);
+        return [
+          `link add ${device} address ${macOf(part, node)} mtu 1450 type vxlan id ${vni} local ${part.ip} dev eth0 dstport 8472 nolearning`,
+          `address add ${parseCidr(part.podCIDR).base} dev ${device}`,
+          `link set ${device} up`,
+        ];
+      }),
+      ...peers.map(
+        ({ family, podCIDR, mac }) =>
+          `neigh replace ${parseCidr(podCIDR).base} lladdr ${mac} dev ${deviceOf(family)} nud permanent`,
+      ),
+    ],
+    inNetns(node),
+  );
+  const fdb = peers.map(({ family, ip, mac }) => `fdb replace ${mac} dev ${deviceOf(family)} dst ${ip}`);
+  await bridgeBatch(fdb, inNetns(node));
+  await ipBatch(
+    peers.flatMap(({ family, podCIDR }) => {
+      const route = `${podCIDR} via ${parseCidr(podCIDR).base} dev ${deviceOf(family)} onlink`;
+      // Of IPv6 the kernel takes no route whose gateway another device leads to.
+      return [...(family === 6 && leavesFormer ? [`route del ${podCIDR}`] : []), `route replace ${route}`];
+    }),
+    inNetns(node),
+  );
+  const data = parts.map((part) => [
+    `${FLANNEL_ANNOTATION}/${FLANNEL_NAMES[part.family].backendData}`,
+    JSON.stringify({ VNI: vni, VtepMAC: macOf(part, node) }),
+  ]);
+  await patchNodeStatus(lab, node.name, { metadata: { annotations: Object.fromEntries(data) as object } });
+}
 
 describe.skipIf(missingHere('iptables-restore'))(
   'a flannel node that is boosted several times, and left alone again',

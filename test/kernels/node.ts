@@ -4,14 +4,17 @@
  *
  *   node.ts pass NODE   load the programs and bring everything to what the node should have, as a start or restart does
  *   node.ts strip NODE  take the programs off
+ *   node.ts older NODE  attach from_pod at tc ingress of netkits, too, as a version that does not know them
  *
  * NODE is a NodeSpec as JSON; prints a PassReport.
  */
 import { join } from 'node:path';
 import type { Logger } from 'pino';
+import { BpfProgram } from '#libbpf-ts';
 import { Incarnation } from '../../src/agent/incarnation.ts';
 import type { Mode } from '../../src/agent/options.ts';
 import { AttachmentStore } from '../../src/cni/attachments.ts';
+import type { PodDevice } from '../../src/cni/pod-device.ts';
 import { configureVeth, createVeth, hostVethName } from '../../src/cni/pod-network.ts';
 import { Steps } from '../../src/cni/steps.ts';
 import { watchedFunctions } from '../../src/dataplane/changes.ts';
@@ -20,7 +23,7 @@ import type { ClusterSnapshot } from '../../src/cluster/index.ts';
 import type { Ingress, IngressFlag } from '../../src/dataplane/ingress.ts';
 import { removePins } from '../../src/dataplane/programs.ts';
 import { openTables, pinPaths } from '../../src/dataplane/tables.ts';
-import { type LinkState, listLinks } from '../../src/dataplane/links.ts';
+import { type LinkState, linksTarget, listLinks, parseLinkKey } from '../../src/dataplane/links.ts';
 import { parseCidr } from '../../src/net/ip.ts';
 import type { Outcome } from '../../src/reconcile/reconciled.ts';
 
@@ -30,6 +33,8 @@ export interface NodeSpec {
   readonly uplink: string;
   /** Default: `auto`. */
   readonly ingress?: IngressFlag;
+  /** Default: `veth`. */
+  readonly podDevice?: PodDevice;
   readonly directRouting?: boolean;
   /** Default: `cni`. */
   readonly mode?: Mode;
@@ -102,6 +107,7 @@ export async function pass(spec: NodeSpec): Promise<PassReport> {
       netConf: '',
       mode: spec.mode ?? 'cni',
       ingress: spec.ingress ?? 'auto',
+      podDevice: spec.podDevice ?? 'veth',
       flowTableSize: 4096,
       iface: [spec.uplink],
       bpffs,
@@ -148,6 +154,27 @@ export function strip({ bpffs }: Pick<NodeSpec, 'bpffs'>): PassReport {
   return { problems: [], again: [], found, ...now(bpffs) };
 }
 
+/**
+ * The pods' links as a version leaves them that does not know netkits: it compares the interface of each link with the one
+ * where it should be, and attaches another one where they differ.
+ */
+export async function older({ bpffs }: Pick<NodeSpec, 'bpffs'>): Promise<PassReport> {
+  const { links, programs } = pinPaths(bpffs);
+  const found = attachedIn(bpffs);
+  using program = BpfProgram.openPinned(join(programs, 'from_pod'));
+  const target = linksTarget({
+    name: 'pod-links',
+    hooks: ['from_pod'],
+    pinDir: links,
+    program: () => program,
+  });
+  const wanted = Object.entries(found).flatMap(([key, { ifindex }]) =>
+    parseLinkKey(key).hook === 'from_pod' ? [[key, { ifindex, programId: program.info.id }] as const] : [],
+  );
+  const failures = await target.upsert(new Map(wanted));
+  return { problems: [...failures.values()], again: [], found, ...now(bpffs) };
+}
+
 function now(bpffs: string): Pick<PassReport, 'attached' | 'watched'> {
   return { attached: attachedIn(bpffs), watched: watchedFunctions(pinPaths(bpffs).changes) };
 }
@@ -172,10 +199,11 @@ export function vethOf(pod: Pick<PodSpec, 'name'>): string {
 export async function connectPod(
   { name, netns, ip }: PodSpec,
   node: { podCidr: string; runDir: string; netns?: string },
+  kind: PodDevice = 'veth',
 ): Promise<void> {
   const namespaces = { pod: netns, node: node.netns };
   const hostIfname = vethOf({ name });
-  const veth = await createVeth(hostIfname, 'eth0', 1450, namespaces);
+  const veth = await createVeth(hostIfname, 'eth0', 1450, namespaces, { kind });
   const gateway = node.podCidr.replace('.0/24', '.1');
   await configureVeth(hostIfname, 'eth0', [{ ip, gateway, routes: ['0.0.0.0/0'] }], namespaces, new Steps());
   const attachment = {
@@ -203,7 +231,7 @@ export function countersOf({ bpffs }: Pick<NodeSpec, 'bpffs'>): Record<string, n
 
 if (import.meta.main) {
   const [command, spec = ''] = process.argv.slice(2);
-  const act = { pass, strip }[command ?? ''];
+  const act = { pass, strip, older }[command ?? ''];
   if (!act) throw new Error(`no such command: ${command}`);
   console.log(JSON.stringify(await act(JSON.parse(spec) as NodeSpec)));
 }

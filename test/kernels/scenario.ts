@@ -11,16 +11,25 @@ import { mkdirSync } from 'node:fs';
 import { release } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { isDeepStrictEqual } from 'node:util';
+import { AttachmentStore } from '../../src/cni/attachments.ts';
+import { whyNoNetkit } from '../../src/cni/pod-device.ts';
+import { deleteVeth } from '../../src/cni/pod-network.ts';
 import { FLOW_LIFETIME_MS } from '../../src/dataplane/desired.ts';
 import { openTables, pinPaths } from '../../src/dataplane/tables.ts';
 import { linkKey } from '../../src/dataplane/links.ts';
 import { errorText } from '../../src/errors.ts';
 import { ipBatch, ipJson } from '../../src/lab/ip.ts';
+import { readLink } from '../../src/host/links.ts';
+import { openNetlink } from '../../src/host/netlink.ts';
 import { ROUTE_PROTOCOL } from '../../src/host/routes.ts';
 import { ensureBpffs } from '../../src/host/mount.ts';
 import { readForwardCounters } from '../../src/lab/rule-counters.ts';
 import { commandIn, run, tryRun } from '../../src/host/run.ts';
-import { BpfLink } from '#libbpf-ts';
+import { BpfLink, ifindexOf, programsAt } from '#libbpf-ts';
+import { inNetns } from '#netlink';
+import { ethernet, ip, protocols, sealed, udp } from '../../src/net/packets.ts';
+import { RawSocket } from '../support/raw-socket.ts';
 import type { HoldReport, TcpReport, UdpReport } from '../cluster/talker.ts';
 import { ipvsadm, moveEndpoint, setIpv4, startIpvs, whyNoIpvs } from './ipvs.ts';
 import { connectPod, countersOf, type NodeSpec, type PassReport, type PodSpec, vethOf } from './node.ts';
@@ -175,7 +184,7 @@ async function pass(node: Node): Promise<PassReport> {
   return report;
 }
 
-async function onNode({ netns, ...spec }: Node, command: 'pass' | 'strip'): Promise<PassReport> {
+async function onNode({ netns, ...spec }: Node, command: 'pass' | 'strip' | 'older'): Promise<PassReport> {
   const program = join(import.meta.dirname, 'node.ts');
   const { code, stdout, stderr } = await tryRun(
     process.execPath,
@@ -298,6 +307,74 @@ function fastOn(node: Node): number {
   return counters.reduce((sum, [, packets]) => sum + packets, 0);
 }
 
+/** Pods with netkits: `g` and `h` on the first node, `i` on the second. */
+const [g, h, i] = (
+  [
+    ['g', one, '10.42.1.7'],
+    ['h', one, '10.42.1.8'],
+    ['i', two, '10.42.2.7'],
+  ] as const
+).map(([name, node, ip]): Pod => ({
+  name,
+  node,
+  ip,
+  netns: `/run/netns/${name}`,
+  hostIfname: vethOf({ name }),
+})) as [Pod, Pod, Pod];
+/** Set once they are there. */
+let hasNetkits = false;
+const NO_NETKITS = 'there is no netkit here';
+
+async function createNetkits(): Promise<string | undefined> {
+  const why = inNetns(one.netns, () => {
+    using socket = openNetlink({});
+    return whyNoNetkit(release(), socket);
+  });
+  if (why !== undefined) return why;
+  await ipBatch([g, h, i].map(({ name }) => `netns add ${name}`));
+  await Promise.all([g, h, i].map((pod) => connectPod(pod, pod.node, 'netkit')));
+  hasNetkits = true;
+  return undefined;
+}
+
+/** Which programs judge what the pod sends: those at tc ingress of the node's end, and at the hook of the pod's. */
+function judgesOf({ node, hostIfname }: Pod): { ingress: number; netkit: number } {
+  return inNetns(node.netns, () => {
+    const ifindex = ifindexOf(hostIfname);
+    return {
+      ingress: programsAt(ifindex, 'tcx_ingress').length,
+      netkit: programsAt(ifindex, 'netkit_peer').length,
+    };
+  });
+}
+
+function expectJudges(expected: { ingress: number; netkit: number }): void {
+  for (const pod of [g, h]) {
+    const judges = judgesOf(pod);
+    expectThat(isDeepStrictEqual(judges, expected), `${pod.name} has ${JSON.stringify(judges)}`);
+  }
+}
+
+/** Pods with netkits reach each other and pods with veths on the fast path. */
+async function isFastWithNetkits(): Promise<void> {
+  const expected = [
+    [one, 'from_pod fast_local', 60],
+    [one, 'from_pod fast_encap', 15],
+    [one, 'from_wire fast_decap', 15],
+  ] as const;
+  await counting(expected, async () => {
+    for (const [from, to] of [
+      [g, h],
+      [a, h],
+      [g, b],
+      [g, i],
+    ] as const) {
+      await ping(from, to, 20);
+      await tcp(from, to.ip, 256 * KIB);
+    }
+  });
+}
+
 /** Check that pods of both nodes reach each other on the fast path. */
 async function isFastAcross(): Promise<void> {
   const expected = [one, two].flatMap((node) => [
@@ -308,6 +385,55 @@ async function isFastAcross(): Promise<void> {
     await ping(a, c);
     await tcp(a, c.ip, 256 * KIB);
   });
+}
+
+type Dress = 'plain' | 'tagged' | 'tagged twice' | 'with another type';
+
+/**
+ * Send a datagram out of a raw socket of the pod: in its frame, behind tags of VLAN 0, or in a frame of another type. The
+ * kernel goes by the protocol of the socket, not by the frame's type.
+ * @returns the name of the error when it is refused.
+ */
+async function sendDressed(
+  from: Pod,
+  ends: { src: string; dst: string },
+  dress: Dress,
+  text: string,
+): Promise<string | undefined> {
+  const { pod, host } = await macsOf(from);
+  const datagram = udp({ src: 4000, dst: 4001 }, Buffer.from(text));
+  const packet = sealed(ip({ ...ends, protocol: protocols.udp }, datagram));
+  const tag = (frame: Uint8Array) => Uint8Array.of(...frame.slice(0, 12), 0x81, 0, 0, 0, ...frame.slice(12));
+  const plain = ethernet({ dst: host, src: pod }, packet);
+  const frame = {
+    plain,
+    tagged: tag(plain),
+    'tagged twice': tag(tag(plain)),
+    'with another type': ethernet({ dst: host, src: pod, type: 0x1234 }, packet),
+  }[dress];
+  using socket = new RawSocket(from.netns, 'eth0', dress === 'with another type' ? 0x0800 : undefined);
+  return socket.send(frame);
+}
+
+/** Wait until a frame with this text arrives. No frame with the other one may have come before. */
+async function arrives(victim: RawSocket, text: string, never: string): Promise<void> {
+  for (const deadline = performance.now() + 30_000; ; await sleep(20)) {
+    for (let got = victim.receive(); got; got = victim.receive()) {
+      const received = Buffer.from(got.frame).toString('latin1');
+      expectThat(!received.includes(never), `${never} has arrived before ${text}`);
+      if (received.includes(text)) return;
+    }
+    expectThat(performance.now() < deadline, `${text} has not arrived`);
+  }
+}
+
+/** The MACs of both ends of its device. */
+async function macsOf({ node, netns, hostIfname }: Pod): Promise<{ pod: string; host: string }> {
+  const [ofPod, ofHost] = await Promise.all([
+    readLink('eth0', { netns }),
+    readLink(hostIfname, { netns: node.netns }),
+  ]);
+  return { pod: ofPod.mac!, host: ofHost.mac! };
 }
 
 async function kernelPath(node: Node): Promise<{ forwarded: number; tunnelled: number }> {
@@ -495,6 +621,76 @@ const steps: readonly Step[] = [
         [one, 'from_wire fast_decap', 5],
       ] as const;
       await counting(expected, () => tcp(a, SERVICE, 1024 * KIB));
+    },
+  ],
+  [
+    'netkit: pods talk fast, on their node and across, to pods with veths too',
+    async () => {
+      const why = await createNetkits();
+      if (why !== undefined) return why;
+      const { attached } = await pass(one);
+      await pass(two);
+      const ofPod = attached[linkKey('from_pod', g.hostIfname)];
+      expectThat(ofPod?.netkit === true && ofPod.ifindex > 0, `from_pod of g: ${JSON.stringify(ofPod)}`);
+      expectJudges({ ingress: 0, netkit: 1 });
+      await Promise.all([serve(h), serve(i)]);
+      await isFastWithNetkits();
+      return undefined;
+    },
+  ],
+  [
+    'netkit: a connection to a service is fast, both ways',
+    async () => {
+      if (!hasNetkits) return NO_NETKITS;
+      const expected = [
+        [one, 'from_pod fast_encap', 5],
+        [one, 'from_wire fast_decap', 5],
+      ] as const;
+      await counting(expected, () => tcp(g, SERVICE, 1024 * KIB));
+      return undefined;
+    },
+  ],
+  [
+    'netkit: no frame hides that its source is not the pod’s own',
+    async () => {
+      if (!hasNetkits) return NO_NETKITS;
+      using victim = new RawSocket(c.netns, 'eth0');
+      for (const dress of ['plain', 'tagged', 'tagged twice', 'with another type'] as const) {
+        // Who sends a packet that a netkit's program drops is told so (ENOBUFS).
+        await sendDressed(g, { src: b.ip, dst: c.ip }, dress, 'a lie');
+        const refused = await sendDressed(g, { src: g.ip, dst: c.ip }, dress, `the truth, ${dress}`);
+        expectThat(refused === undefined, `the kernel refuses the frame ${dress}: ${refused}`);
+        await arrives(victim, `the truth, ${dress}`, 'a lie');
+      }
+      return undefined;
+    },
+  ],
+  [
+    'netkit: after a downgrade and an upgrade one program judges a packet, and nothing is lost',
+    async () => {
+      if (!hasNetkits) return NO_NETKITS;
+      const watch = await Promise.all([hold(g, h), hold(g, i)]);
+      const older = await onNode(one, 'older');
+      expectThat(older.problems.length === 0, older.problems.join(' · '));
+      expectJudges({ ingress: 1, netkit: 0 });
+      await isFastWithNetkits();
+      await pass(one);
+      expectJudges({ ingress: 0, netkit: 1 });
+      await isFastWithNetkits();
+      await Promise.all(watch.map((unharmed) => unharmed()));
+      return undefined;
+    },
+  ],
+  [
+    'netkit: a pod that goes leaves nothing behind',
+    async () => {
+      if (!hasNetkits) return NO_NETKITS;
+      await new AttachmentStore(one.runDir).remove({ containerId: 'h', ifname: 'eth0' });
+      expectThat(await deleteVeth(h.hostIfname, one.netns), 'there was no device');
+      const { attached } = await pass(one);
+      const left = Object.keys(attached).filter((key) => key.endsWith(h.hostIfname));
+      expectThat(left.length === 0, `still there: ${left.join(', ')}`);
+      return undefined;
     },
   ],
   [

@@ -87,8 +87,13 @@ vector.writeBigUInt64LE(BigInt(data.length), 8);
 export class RawSocket implements Disposable {
   readonly #fd: Fd;
 
-  /** @param netns path of the namespace. @throws Error when there is no such namespace or device. */
-  constructor(netns: string, device: string) {
+  /**
+   * @param netns path of the namespace.
+   * @param protocol what the kernel takes each sent frame for, and which ones are received. Default: what the frame says, and
+   * all.
+   * @throws Error when there is no such namespace or device.
+   */
+  constructor(netns: string, device: string, protocol: number = ETH_P_ALL) {
     const home = openSync('/proc/thread-self/ns/net', 'r');
     const there = openSync(netns, 'r');
     try {
@@ -101,7 +106,7 @@ export class RawSocket implements Disposable {
         this.#set(SOL_PACKET, option, 1);
       const address = Buffer.alloc(20); // struct sockaddr_ll
       address.writeUInt16LE(AF_PACKET, 0);
-      address.writeUInt16BE(ETH_P_ALL, 2);
+      address.writeUInt16BE(protocol, 2);
       address.writeInt32LE(index, 4);
       check('bind', libc.bind(this.#fd, address, address.length));
     } finally {

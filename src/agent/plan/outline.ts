@@ -8,7 +8,7 @@ import { chooseUplink, type Uplink } from '../../host/uplink.ts';
 import { type VtepDevice, vtepDeviceName } from '../../host/vtep-device.ts';
 import { addressFamily, familyKey, hostCidr, partsOf, perFamily } from '../../net/ip.ts';
 import { NO_MAC } from '../../net/mac.ts';
-import type { NodeSnapshot } from '../snapshot.ts';
+import { netkitsOf, type NodeSnapshot } from '../snapshot.ts';
 import type { NodeFamily, PlanOptions } from './inputs.ts';
 
 /** The basis of the rest of the plan. */
@@ -66,6 +66,7 @@ export function planOutline(node: NodeSnapshot, options: PlanOptions): Outline {
     )[0]?.ifindex,
     // flannel does not mind them. And the node must be able to hear of new nodes when our agent is gone.
     admitsStrangers: agent.mode === 'boost',
+    netkit: agent.podDevice === 'netkit' || netkitsOf(node).size > 0,
     flowTableSize: agent.flowTableSize,
   };
   return { uplink, mtu, settings, revision: JSON.stringify(settings), vteps };

@@ -19,6 +19,7 @@ const OPTIONS: PlanOptions = {
     netConf: '',
     mode: 'cni',
     ingress: 'auto',
+    podDevice: 'veth',
     setNodeNetworkUnavailable: false,
     bpffs: '/bpf',
     runDir: '/run/ripstop',
@@ -458,6 +459,31 @@ describe('pods', () => {
     expect(entries(others.endpoints)).toMatchObject({ '5': { flags: 0 } });
   });
 
+  it('with a netkit have from_pod at its hook, once the program for it is loaded', () => {
+    const links = [eth0, flannel1, { ...veth, kind: 'netkit' }];
+    const planned = (from_netkit?: number) => {
+      const snapshot = node({ pods: [pod], links });
+      const value = { ids: { ...ids, ...(from_netkit !== undefined && { from_netkit }) }, pending: false };
+      return plan(peers(), { ...snapshot, programs: { revision: 1, value } }, OPTIONS);
+    };
+    const to_pod = { 'to_pod@veth00000001': { ifindex: 9, programId: 12 } };
+    expect(entries(planned(17).pods.podLinks)).toEqual({
+      ...to_pod,
+      'from_pod@veth00000001': { ifindex: 9, programId: 17, netkit: true },
+    });
+    expect(entries(planned().pods.podLinks)).toEqual(to_pod);
+  });
+
+  it('with netkits need a program of their own: those that may come, and those of a previous agent', () => {
+    const netkits = [eth0, flannel1, { ...veth, kind: 'netkit' }];
+    const isLoaded = (given: Given, podDevice: 'veth' | 'netkit') =>
+      plan(peers(), node(given), { ...OPTIONS, agent: { ...OPTIONS.agent, podDevice } }).outline.settings
+        .netkit;
+    expect(isLoaded({ pods: [pod] }, 'veth')).toBe(false);
+    expect(isLoaded({ pods: [pod] }, 'netkit')).toBe(true);
+    expect(isLoaded({ pods: [pod], links: netkits }, 'veth')).toBe(true);
+  });
+
   it('with an address of another podCIDR get no from_pod, which would drop all that they send', () => {
     const moved = { ...pod, ips: ['10.42.77.5'] };
     const planned = plan(peers(), node({ pods: [moved] }), OPTIONS);
@@ -477,6 +503,7 @@ describe('pods', () => {
     const lan7 = { ...veth, name: 'lan7', mac: pod.hostMac };
     const renamed = (...links: Link[]) => renamedPods(node({ pods: [pod], links: [eth0, ...links] }));
     expect(renamed(lan7)).toEqual([{ ...pod, hostIfname: 'lan7' }]);
+    expect(renamed({ ...lan7, kind: 'netkit' })).toEqual([{ ...pod, hostIfname: 'lan7' }]);
     expect(renamed(lan7, { ...veth, ifindex: 10 })).toEqual([{ ...pod, hostIfname: 'lan7' }]);
     for (const other of [{ ...lan7, mac: '02:00:00:00:09:09' }, { ...lan7, kind: 'dummy' }, veth])
       expect(renamed(other)).toEqual([]);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** The pods of this node: their routes, endpoints and programs. Pure. */
 import type { Attachment } from '../../cni/attachments.ts';
+import { isPodDevice } from '../../cni/pod-device.ts';
 import { desiredEndpoints, type Endpoint, endpointSlot } from '../../dataplane/desired.ts';
 import { desiredLinks, type HookedInterface, type LinkState } from '../../dataplane/links.ts';
 import type { Struct } from '../../dataplane/codec.ts';
@@ -8,7 +9,7 @@ import { findPodBridge, proxyKey } from '../../host/pod-bridge.ts';
 import type { PodRoute } from '../../host/pod-routes.ts';
 import { addressFamily, cidrContains, type Family, formatCidr, hostCidr } from '../../net/ip.ts';
 import type { Desired } from '../../reconcile/reconciled.ts';
-import type { NodeSnapshot } from '../snapshot.ts';
+import { netkitsOf, type NodeSnapshot } from '../snapshot.ts';
 import { lazily, type PlanOptions } from './inputs.ts';
 import type { Outline } from './outline.ts';
 
@@ -22,6 +23,8 @@ export interface Pods {
   readonly ports: ReadonlyMap<string, number>;
   /** Indexes of host veths whose packets somebody shapes: their endpoints are marked for the kernel path. */
   readonly shaped: readonly number[];
+  /** Indexes of those that are no veths, but primaries of netkits. */
+  readonly netkits: ReadonlySet<number>;
   /** Bridges of our podCIDRs, with their address families. */
   readonly bridges: ReadonlyMap<string, readonly Family[]>;
   readonly revision: string;
@@ -50,6 +53,7 @@ export function podsOf(node: NodeSnapshot, { families }: PlanOptions): Pods {
     bridged: bridgedEndpoints(node, families).filter(({ ip }) => !isRouted.has(ip)),
     ports: portsOf(node),
     shaped: shaped.value,
+    netkits: netkitsOf(node),
     bridges,
     revision: [pods, bridged, links, shaped].map(({ revision }) => revision).join('.'),
   };
@@ -92,7 +96,7 @@ export function renamedPods({ links, pods }: NodeSnapshot): Attachment[] {
   const byIndex = new Map(links.value.values().map((link) => [link.ifindex, link]));
   return renamed.flatMap((pod) => {
     const link = byIndex.get(pod.hostIfindex);
-    return link?.kind === 'veth' && link.mac === pod.hostMac ? [{ ...pod, hostIfname: link.name }] : [];
+    return isPodDevice(link?.kind) && link?.mac === pod.hostMac ? [{ ...pod, hostIfname: link.name }] : [];
   });
 }
 
@@ -171,7 +175,7 @@ function proxies({ routed, bridges }: Pods): Map<string, true> {
  * from addresses that the maps do not have. A shaped endpoint has nothing to learn, so it needs no to_pod. Nor has its
  * host veth always an egress hook: before tcx (Linux 6.6) there is none beside the ingress qdisc of the bandwidth plugin.
  */
-function podHooks({ routed, ports, shaped }: Pods, { families }: PlanOptions): HookedInterface[] {
+function podHooks({ routed, ports, shaped, netkits }: Pods, { families }: PlanOptions): HookedInterface[] {
   const foreign = new Set(
     routed
       .filter(({ ip }) => !families.some(({ podCidr }) => cidrContains(podCidr, ip)))
@@ -180,7 +184,12 @@ function podHooks({ routed, ports, shaped }: Pods, { families }: PlanOptions): H
   return (['from_pod', 'to_pod'] as const).flatMap((hook) =>
     [...hostVeths(routed), ...ports]
       .filter(([ifname, ifindex]) => (hook === 'to_pod' ? !shaped.includes(ifindex) : !foreign.has(ifname)))
-      .map(([ifname, ifindex]) => ({ hook, ifname, ifindex })),
+      .map(([ifname, ifindex]) => ({
+        hook,
+        ifname,
+        ifindex,
+        ...(hook === 'from_pod' && netkits.has(ifindex) && { netkit: true }),
+      })),
   );
 }
 
