@@ -44,6 +44,7 @@ export async function check(
 ): Promise<Report> {
   const site = await step(progress, PREPARE, prepare);
   const sessions = new Map<string, Session>();
+  const ended = new AbortController();
   const aborted = new Promise<never>((_, reject) => {
     const abort = (): void => reject(signal.reason as Error);
     if (signal.aborted) abort();
@@ -54,7 +55,7 @@ export async function check(
     const scope = { nodes: site.nodes, kinds: kinds.filter((kind) => !isSkipped(kind, site.skipped)) };
     const plan = planProbes(scope);
     const work = async () => {
-      await step(progress, PROBERS, () => startProbers(plan, site, sessions));
+      await step(progress, PROBERS, () => startProbers(plan, site, sessions, ended.signal));
       return runPlan(plan, site, sessions, (kind, passed) =>
         progress({ title: kind, state: passed ? 'done' : 'failed' }),
       );
@@ -71,7 +72,7 @@ export async function check(
       next: site.next,
     });
   } finally {
-    for (const session of sessions.values()) session.close();
+    ended.abort();
     if (!keep) await step(progress, CLEAN_UP, site.close);
   }
 }
@@ -81,14 +82,20 @@ function isSkipped(kind: Kind, skipped: readonly Skipped[]): boolean {
   return skipped.some((one) => one.kind === kind && one.node === undefined);
 }
 
+/** @param ended ends them, also those that are about to start. */
 async function startProbers(
   plan: readonly Planned[],
   site: Site,
   sessions: Map<string, Session>,
+  ended: AbortSignal,
 ): Promise<void> {
   await Promise.all(
     [...probersOf(plan)].map(async ([place, serve]) => {
-      sessions.set(place.name, await Session.open(place.name, await site.start(place, serve)));
+      const process = await site.start(place, serve);
+      const end = (): unknown => process.stdin.end();
+      if (ended.aborted) end();
+      else ended.addEventListener('abort', end, { once: true });
+      sessions.set(place.name, await Session.open(place.name, process));
     }),
   );
 }

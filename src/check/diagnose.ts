@@ -102,9 +102,13 @@ function find(group: Group, groups: Groups): Finding {
   };
 }
 
+/** Between nodes, these go the way of pods' packets. */
+const EXPLAINED: readonly string[] = ['service', 'mtu', 'fast-path', 'node-to-pod'];
+
 /** Whether the pods of these nodes do not reach each other by these protocols anyway. */
 function isExplained(group: Group, groups: Groups): boolean {
-  if (!['service', 'mtu', 'fast-path'].includes(group.one.kind)) return false;
+  const sharesWay = group.from === group.to ? ['service', 'mtu', 'fast-path'] : EXPLAINED;
+  if (!sharesWay.includes(group.one.kind)) return false;
   const plain = groups.get(keyOf('pod-to-pod', group.from, group.to));
   return plain !== undefined && group.protocols.every((protocol) => plain.protocols.includes(protocol));
 }
@@ -140,13 +144,12 @@ function betweenPods(group: Group, groups: Groups): string {
   if (group.has('refused') || group.has('prohibited')) return `a rule or a NetworkPolicy ${where} rejects it`;
   if (!group.isTotal) return `a rule or a NetworkPolicy ${where} that drops ${group.protocols.join(' and ')}`;
   if (group.has('unreachable')) return `${from} has no route or no neighbour for it`;
-  if (from === to)
-    return `${from} drops it between its pods: a rule in its FORWARD chain, or a NetworkPolicy`;
   const alone = ownFault(from, groups);
   if (alone !== undefined) return alone;
+  if (from === to) return `a rule in the FORWARD chain of ${from}, or a NetworkPolicy, drops it`;
   const nodes = groups.get(keyOf('pod-to-node', from, to));
   if (nodes?.failed.length === 0)
-    return `${from} reaches ${to}, but its tunnel does not: a firewall that drops it (UDP 8472, flannel's default), or the VTEP that ${from} has for ${to}`;
+    return `${from} reaches ${to}, but its tunnel does not: a firewall (UDP 8472), or the VTEP that ${from} has for ${to}`;
   if (nodes) return `${from} does not reach ${to} at all: the network between the nodes`;
   return `nothing arrives on ${to}: the network between the nodes, or a rule ${where}`;
 }
@@ -160,8 +163,7 @@ function ownFault(from: string, groups: Groups): string | undefined {
 
 function ofService(group: Group): string {
   const { from } = group;
-  if (group.has('refused'))
-    return `the kube-proxy of ${from} refuses it: it knows no endpoint of the Service`;
+  if (group.has('refused')) return `the kube-proxy of ${from} knows no endpoint of the Service`;
   return `the kube-proxy of ${from} has no rules for the Service, or they lead elsewhere`;
 }
 
@@ -172,13 +174,13 @@ function ofDns(group: Group): string {
 }
 
 function ofMtu(group: Group): string {
-  const { from, to = '' } = group;
+  const { from } = group;
   const { outcome } = group.one;
   const pods = outcome.mtu === undefined ? 'the MTU of pods' : `${outcome.mtu} bytes, the MTU of pods`;
   if (group.has('too-big'))
-    return `the path carries ${outcome.pathMtu} bytes, not ${pods}: an uplink on the way is smaller than that of ${from}`;
+    return `the path carries ${outcome.pathMtu} bytes, not ${pods}: the uplinks' MTU differs`;
   if (group.has('not-refused')) return `${from} sends more than ${pods}, though fragments are forbidden`;
   if (group.has('lost'))
-    return `small packets arrive, those of ${pods}, are lost without an error: the network between ${from} and ${to} carries less than their uplinks say`;
+    return `packets of ${pods}, are lost without an error, smaller ones arrive: the MTU of the network between the nodes`;
   return `packets of ${pods} fail`;
 }

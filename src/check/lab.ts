@@ -136,16 +136,19 @@ async function isLearned(nodeDir: string, source: string, destination: string): 
 }
 
 /** The command to run next, in the lab: a trace where ripstop runs, otherwise what every node has. */
-function nextInLab(lab: Lab, { kind, lookAt, sender, address, probe }: Failed): string {
+function nextInLab(lab: Lab, { kind, lookAt, sender, address, from, probe, outcome }: Failed): string {
   const exec = `ripstop lab exec${lab.name === 'lab' ? '' : ` --name ${lab.name}`}`;
+  if (sender === undefined || address === undefined) return `${exec} ${lookAt} -- ip route`;
   const node = lab.state.nodes.find(({ name }) => name === lookAt);
-  const isPod = sender !== undefined && sender.name !== sender.node;
-  if (address === undefined) return `${exec} ${lookAt} -- ip route`;
-  if (node?.datapath === 'ripstop' && isPod) {
-    const proto = probe.protocol === 'tcp' || probe.protocol === 'icmp' ? probe.protocol : 'udp';
-    const to = 'port' in probe ? withPort(address, probe.port) : address;
+  if (node?.datapath === 'ripstop' && sender.name !== sender.node) {
+    // An answer goes to a port that nobody has any more.
+    const isAnswer = sender !== from || !('port' in probe);
+    const to = isAnswer ? address : withPort(address, probe.port);
+    const proto = isAnswer ? 'icmp' : probe.protocol === 'tcp' ? 'tcp' : 'udp';
     return `${exec} ${lookAt} -- ripstop trace --from ${sender.addresses[0]} --to ${to} --proto ${proto}`;
   }
   if (kind === 'service') return `${exec} ${lookAt} -- sh -c 'iptables-save | grep ${address}'`;
-  return `${exec} ${sender?.name ?? lookAt} -- ping -c 3 ${address}`;
+  // ping counts neither the IP header nor its own.
+  const size = kind === 'mtu' ? ` -M do -s ${outcome.mtu! - (address.includes(':') ? 48 : 28)}` : '';
+  return `${exec} ${sender.name} -- ping -c 3${size} ${address}`;
 }

@@ -79,24 +79,25 @@ export function planProbes({ nodes, kinds }: Scope): Planned[] {
     });
   const icmp = (address: string): Probe => ({ protocol: 'icmp', address });
   const all = [toServer('tcp'), toServer('udp'), icmp];
-  const between = (kind: Kind, from: Place | undefined, to: Place | undefined, make: Make[]): Planned[] =>
+  const between = (
+    kind: Kind,
+    from: Place | undefined,
+    to: Place | undefined,
+    make: readonly Make[],
+    addresses = to?.addresses ?? [],
+  ): Planned[] =>
     from && to
-      ? reachable(from, to.addresses).flatMap((ip) => make.map((one) => planned(kind, from, to, one(ip))))
+      ? reachable(from, addresses).flatMap((ip) => make.map((one) => ({ kind, from, to, probe: one(ip) })))
       : [];
-  const planned = (kind: Kind, from: Place, to: Place, probe: Probe): Planned => ({ kind, from, to, probe });
   const plans: Readonly<Record<Kind, (from: CheckNode, to: CheckNode) => Planned[]>> = {
     'pod-to-pod': (from, to) => between('pod-to-pod', client(from, to), to.pods[0], all),
     'pod-to-node': (from, to) => between('pod-to-node', from.pods[0], to, [icmp]),
     'node-to-pod': (from, to) => (from.pods.length > 0 ? between('node-to-pod', from, to.pods[0], all) : []),
-    service: (from, to) => {
-      if (!from.hasServices) return [];
-      const service = to.pods[0] && { ...to.pods[0], addresses: to.clusterIps };
-      return between('service', client(from, to), service, [toServer('tcp'), toServer('udp')]);
-    },
-    dns: (from, to) =>
-      from === to && from.pods[0]
-        ? [{ kind: 'dns', from: from.pods[0], probe: { protocol: 'dns', name: DNS_NAME } }]
+    service: (from, to) =>
+      from.hasServices
+        ? between('service', client(from, to), to.pods[0], all.slice(0, 2), to.clusterIps)
         : [],
+    dns: (from, to) => (from === to && from.pods[0] ? [dns(from.pods[0])] : []),
     mtu: (from, to) => between('mtu', client(from, to), to.pods[0], [toServer('mtu')]),
     'fast-path': (from, to) =>
       from.ripstop ? between('fast-path', client(from, to), to.pods[0], [toServer('train')]) : [],
@@ -105,6 +106,8 @@ export function planProbes({ nodes, kinds }: Scope): Planned[] {
 }
 
 type Make = (address: string) => Probe;
+
+const dns = (from: Place): Planned => ({ kind: 'dns', from, probe: { protocol: 'dns', name: DNS_NAME } });
 
 /** The pod that sends to another node's first pod; or, on one node, the second one to the first. */
 function client(from: CheckNode, to: CheckNode): Place | undefined {

@@ -8,7 +8,7 @@ import { once } from 'node:events';
 import { createServer } from 'node:net';
 import { createInterface } from 'node:readline';
 import { errorText } from '../errors.ts';
-import { type Outcome, type Probe, runProbe } from './probe.ts';
+import { type Outcome, type Probe, runProbe, warmUp } from './probe.ts';
 
 /** The port of all probers that serve. Each is in a network namespace of its own. */
 export const PORT = 4280;
@@ -44,6 +44,7 @@ export async function runProber(port: number | undefined): Promise<void> {
       return tell({ error: `cannot serve port ${port}: ${errorText(error)}` });
     }
   }
+  warmUp();
   tell({});
   const ask = async (question: Question): Promise<Answer> =>
     'seen' in question ? question.seen.filter((token) => seen.has(token)) : runProbe(question.probe);

@@ -17,6 +17,8 @@ export interface Report {
   readonly sample?: { readonly of: number; readonly seed: number };
   readonly probes: number;
   readonly failed: number;
+  /** Passed only when they were sent again. */
+  readonly again: number;
   /** By the sender's node, then by the receiver's, or `dns`: `ok`, or what failed. */
   readonly matrix: Readonly<Record<string, Readonly<Record<string, string>>>>;
   readonly failures: readonly Failure[];
@@ -55,6 +57,7 @@ export function reportOf(results: readonly Result[], { next, ...about }: About):
     ...about,
     probes: results.length,
     failed: results.filter(({ outcome }) => outcome.failure).length,
+    again: results.filter(({ again }) => again).length,
     matrix: matrixOf(about.nodes, results, findings),
     failures: findings.map(({ failed, from, to, ...rest }) => ({
       ...rest,
@@ -62,7 +65,7 @@ export function reportOf(results: readonly Result[], { next, ...about }: About):
       ...(to && { to: to.name }),
       next: next(failed),
     })),
-    results: results.map(({ kind, from, to, probe, outcome, arrived }) => {
+    results: results.map(({ kind, from, to, probe, outcome, arrived, again }) => {
       const { protocol, ...where } = { name: undefined, address: undefined, token: undefined, ...probe };
       return {
         kind,
@@ -74,6 +77,7 @@ export function reportOf(results: readonly Result[], { next, ...about }: About):
         passed: outcome.failure === undefined,
         ...outcome,
         ...(arrived !== undefined && { arrived }),
+        ...(again && { again }),
       };
     }),
   };

@@ -23,7 +23,7 @@ export interface Site {
 }
 
 /** A failed probe, as far as {@link Site.next} needs to know it. */
-export interface Failed extends Planned {
+export interface Failed extends Result {
   /** The node to look at first. */
   readonly lookAt: string;
   /** The pod there, and the address that it sends to. */
@@ -34,6 +34,8 @@ export interface Failed extends Planned {
 /** A probe, and what became of it. */
 export interface Result extends Planned {
   readonly outcome: Outcome;
+  /** It passed only when it was sent again: a packet was lost, or the machine was busy. */
+  readonly again?: true;
   /** Of a datagram without an answer: whether it has arrived, so that its answer was lost. */
   readonly arrived?: boolean;
 }
@@ -62,9 +64,9 @@ export function probersOf(plan: readonly Planned[]): Map<Place, boolean> {
 }
 
 /**
- * Send all probes of a plan.
+ * Send all probes of a plan; what was lost is sent again when the others are done.
  * @param sessions of all that {@link probersOf} names, by the place's name
- * @param done is told of each kind when its last probe has an outcome, and whether all have passed
+ * @param done is told of each kind when all its probes have an outcome, and whether all have passed
  * @throws RipstopError when a prober ends meanwhile
  */
 export async function runPlan(
@@ -73,24 +75,39 @@ export async function runPlan(
   sessions: ReadonlyMap<string, Session>,
   done: (kind: Kind, passed: boolean) => void,
 ): Promise<Result[]> {
-  const left = new Map<Kind, number>();
-  const failed = new Set<Kind>();
-  for (const { kind } of plan) left.set(kind, (left.get(kind) ?? 0) + 1);
-  const results: Result[] = [];
-  const runOne = async (planned: Planned): Promise<void> => {
-    const outcome = await send(planned, site, sessions.get(planned.from.name)!);
-    results.push({ ...planned, outcome });
-    if (outcome.failure) failed.add(planned.kind);
-    const rest = left.get(planned.kind)! - 1;
-    left.set(planned.kind, rest);
-    if (rest === 0) done(planned.kind, !failed.has(planned.kind));
+  const runAll = async (probes: readonly Planned[]): Promise<Map<Planned, Outcome>> => {
+    const outcomes = new Map<Planned, Outcome>();
+    const runOne = async (planned: Planned): Promise<void> => {
+      outcomes.set(planned, await send(planned, site, sessions.get(planned.from.name)!));
+    };
+    const bySender = Map.groupBy(probes, ({ from }) => from.name);
+    await Promise.all([...bySender.values()].map((queue) => inTurn(queue, AT_ONCE, runOne)));
+    return outcomes;
   };
-  const bySender = Map.groupBy(plan, ({ from }) => from.name);
-  await Promise.all([...bySender.values()].map((queue) => inTurn(queue, AT_ONCE, runOne)));
-  const order = new Map(plan.map((planned, i) => [planned.probe, i]));
-  results.sort((a, b) => order.get(a.probe)! - order.get(b.probe)!);
+  const first = await runAll(plan);
+  const isLost = (planned: Planned): boolean => first.get(planned)?.failure === 'lost';
+  for (const kind of kindsOf(plan)) {
+    const all = plan.filter((planned) => planned.kind === kind);
+    if (!all.some(isLost))
+      done(
+        kind,
+        all.every((planned) => !first.get(planned)?.failure),
+      );
+  }
+  const second = await runAll(plan.filter(isLost));
+  const results = plan.map((planned): Result => {
+    const outcome = second.get(planned) ?? first.get(planned)!;
+    return { ...planned, outcome, ...(second.has(planned) && !outcome.failure && { again: true as const }) };
+  });
+  for (const kind of kindsOf(plan.filter(isLost)))
+    done(
+      kind,
+      results.every((result) => result.kind !== kind || !result.outcome.failure),
+    );
   return withArrivals(results, sessions);
 }
+
+const kindsOf = (plan: readonly Planned[]): Set<Kind> => new Set(plan.map(({ kind }) => kind));
 
 /** Work at so many of these at once. */
 async function inTurn<T>(

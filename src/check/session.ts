@@ -52,10 +52,6 @@ export class Session {
     return session;
   }
 
-  close(): void {
-    this.#process.stdin.end();
-  }
-
   /** @throws RipstopError when the prober ends, or does not answer. */
   async run(probe: Probe): Promise<Outcome> {
     return (await this.#ask({ probe })) as Outcome;

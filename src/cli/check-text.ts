@@ -27,9 +27,10 @@ export function renderReport(report: Report, isWide: boolean, width = Infinity):
   ].join('');
 }
 
-function summary({ nodes, probes, failed }: Report): string {
+function summary({ nodes, probes, failed, again }: Report): string {
   const all = `${probes} probes between ${nodes.length} ${nodes.length === 1 ? 'node' : 'nodes'}`;
-  return failed === 0 ? `${all}: all passed` : `${all}: ${failed} failed`;
+  const twice = again === 0 ? '' : `; ${again} passed only when they were sent again`;
+  return `${all}: ${failed === 0 ? 'all passed' : `${failed} failed`}${twice}`;
 }
 
 function renderMatrix({ matrix, nodes }: Report, width: number): string {
@@ -69,5 +70,5 @@ function renderFailures(failures: readonly Failure[], isWide: boolean): string {
     { title: 'THE SYSTEM SAYS', wide: true, value: ({ detail }) => detail },
   ];
   const more = failures.length - told.length;
-  return `\n${renderTable(columns, told, isWide)}${more > 0 ? `and ${more} more, which these explain or are like them: -o wide\n` : ''}\n`;
+  return `\n${renderTable(columns, told, isWide)}${more > 0 ? `and ${more} more: -o wide\n` : ''}\n`;
 }
