@@ -34,16 +34,13 @@ export function addCheckCommand(program: Command): void {
     .addOption(flag('--context <name>', 'the context of the kubeconfig'))
     .addOption(flag('-n, --namespace <name>', 'where the test pods are created').default('ripstop-check'))
     .addOption(flag('--image <image>', "of the test pods (default: that of the cluster's ripstop)"))
-    .addOption(flag('--keep', 'leave the test pods, or the lab’s Services, where they are'))
+    .addOption(flag('--keep', "leave the test pods, or the lab's Services, where they are"))
     .addOption(flag('--only <kinds>', `some of ${KINDS.join(', ')}, joined by commas`).argParser(kindsOf))
     .addOption(flag('--sample <n>', 'of more than n nodes, draw n at random').argParser(count).default(20))
     .addOption(flag('--seed <n>', 'draw the same nodes again').argParser(seed))
     .addOption(outputFlag())
     .addHelpText('after', NOTES)
-    .action((flags: CheckFlags, command: Command) =>
-      // A variable chooses among labs; it does not forbid to check a cluster.
-      check(flags, command.getOptionValueSource('lab') === 'env' && isForCluster(flags)),
-    );
+    .action(async (flags: CheckFlags, command: Command) => check(flags, await labOf(flags, command)));
   program
     .command('check-prober', { hidden: true })
     .description('what `check` runs in each pod and on each node')
@@ -64,11 +61,13 @@ The matrix has a row for each sender's node and a column for each receiver's. A 
   dns          kubernetes.default, from a pod
   mtu          a packet of the MTU of pods, and one of a byte more, which must be refused; fragments are forbidden
   fast-path    in a lab: whether the fast path carries a flow after its first packets
-  answers lost the packets arrive, their answers do not: the cell of the other direction says more
+
+"answers lost" means that the packets arrive and their answers do not: the cell of the other direction says more.
 
 In a cluster it creates the namespace, pods and Services, and removes them at the end, also after Ctrl-C. It never
-touches a namespace of this name that is not its own. It takes your own rights, not those of ripstop's agent: to create and
-delete namespaces, pods (with host network) and Services, to exec into these pods, and to list Nodes and DaemonSets.
+touches a namespace of this name that is not its own. It takes your own rights,
+not those of ripstop's agent: to create and delete namespaces, to create pods (with host network) and Services, to exec
+into these pods, and to list Nodes and DaemonSets.
 
 Exit codes: 0 all passed, 1 it could not be tried, 2 wrong usage, 3 something did not get through.
 ${examples([
@@ -78,9 +77,9 @@ ${examples([
   ['check -o json', 'each probe and its outcome'],
 ])}`;
 
-async function check(flags: CheckFlags, inCluster: boolean): Promise<void> {
+/** @param lab its name; undefined: check a cluster. */
+async function check(flags: CheckFlags, lab: string | undefined): Promise<void> {
   const { output } = flags;
-  const lab = inCluster ? undefined : await labOf(flags);
   const seedUsed = flags.seed ?? Math.floor(Math.random() * 2 ** 31);
   const controller = new AbortController();
   // Removed at the end: what has been prepared must be cleaned up first, and a second Ctrl-C ends it at once.
@@ -136,16 +135,16 @@ async function runCheck(
   );
 }
 
-const isForCluster = ({ kubeconfig, context, image }: CheckFlags): boolean =>
-  (kubeconfig ?? context ?? image) !== undefined;
-
-/** The lab to check; undefined: a cluster. */
-async function labOf(flags: CheckFlags): Promise<string | undefined> {
-  const { lab } = flags;
-  if (lab !== undefined && isForCluster(flags))
+/** The lab to check; undefined: a cluster. What is said on the command line comes before variables. */
+async function labOf({ lab }: CheckFlags, command: Command): Promise<string | undefined> {
+  const isFrom = (source: string, ...names: string[]): boolean =>
+    names.some((name) => command.getOptionValueSource(name) === source);
+  const ofCluster = ['kubeconfig', 'context', 'image'];
+  if (isFrom('cli', 'lab') && isFrom('cli', ...ofCluster))
     throw new RipstopError('give either --lab, or --kubeconfig, --context and --image', { exitCode: 2 });
+  if (isFrom('cli', ...ofCluster)) return undefined;
   if (lab !== undefined) return lab === true ? DEFAULT_LAB : lab;
-  if (isForCluster(flags)) return undefined;
+  if (isFrom('env', ...ofCluster)) return undefined;
   const { existsSync } = await import('node:fs');
   return existsSync(`/run/ripstop-lab/${DEFAULT_LAB}`) ? DEFAULT_LAB : undefined;
 }
