@@ -272,12 +272,13 @@ async function makeNamespace(cluster: Cluster, signal: AbortSignal): Promise<voi
   // An earlier check was killed, or told to keep it.
   if (found) await removeNamespace(cluster);
   signal.throwIfAborted();
-  await cluster.create('/api/v1/namespaces', {
-    apiVersion: 'v1',
-    kind: 'Namespace',
-    // Pods on the host's network are for privileged namespaces only (Pod Security Standards).
-    metadata: { name: namespace, labels: { ...OURS, 'pod-security.kubernetes.io/enforce': 'privileged' } },
-  });
+  await cluster.create('/api/v1/namespaces', namespaceNamed(namespace));
+}
+
+export function namespaceNamed(name: string): object {
+  // Pods on the host's network are for privileged namespaces only (Pod Security Standards).
+  const labels = { ...OURS, 'pod-security.kubernetes.io/enforce': 'privileged' };
+  return { apiVersion: 'v1', kind: 'Namespace', metadata: { name, labels } };
 }
 
 function isOurs({ metadata }: z.infer<typeof namespaceObject>): boolean {
@@ -306,7 +307,7 @@ async function removeNamespace(cluster: Cluster): Promise<void> {
 const podNames = (node: string) => ({ first: `${node}-pod1`, second: `${node}-pod2`, host: `${node}-host` });
 
 /** The pods of one node. They are bound to it, so that a check of some nodes starts no pods on others. */
-function podsOn(node: string, index: number, image: string): object[] {
+export function podsOn(node: string, index: number, image: string): object[] {
   const { first, second, host } = podNames(node);
   const pod = (name: string, labels: object, hostNetwork: boolean): object => ({
     apiVersion: 'v1',
@@ -343,7 +344,7 @@ function podsOn(node: string, index: number, image: string): object[] {
 }
 
 /** The Service whose only backend is the first pod of a node. */
-function serviceTo(index: number): object {
+export function serviceTo(index: number): object {
   return {
     apiVersion: 'v1',
     kind: 'Service',

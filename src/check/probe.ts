@@ -4,8 +4,9 @@ import { randomBytes } from 'node:crypto';
 import { lookup } from 'node:dns/promises';
 import { connect } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { DatagramSocket, getLink, lookUpRoutes, NetlinkError, NetlinkSocket } from '#netlink';
+import { DatagramSocket, getLink, listRoutes, NetlinkError, NetlinkSocket } from '#netlink';
 import { errorText } from '../errors.ts';
+import { addressFamily, cidrContains, parseCidr } from '../net/ip.ts';
 import { checksum } from '../net/packets.ts';
 
 /** What to send. `token` is the message; the server at the other side remembers it, and answers it. */
@@ -42,7 +43,7 @@ export interface Outcome {
   readonly detail?: string;
   /** From the first packet to the answer, or until it was given up. */
   readonly milliseconds: number;
-  /** The MTU of the sender's device, bytes. */
+  /** The MTU of the sender, bytes. */
   readonly mtu?: number;
   /** The largest packet that the path is known to carry, bytes. */
   readonly pathMtu?: number;
@@ -196,11 +197,11 @@ async function icmp(address: string): Promise<object> {
 /** UDP's header and the IP header before it. */
 const headerBytes = (socket: DatagramSocket): number => 8 + (socket.family === 4 ? 20 : 40);
 
-/** A packet of exactly the device's MTU arrives whole, and one byte more is refused at once, with the right MTU. */
+/** A packet of exactly the own MTU arrives whole, and one byte more is refused at once, with the right MTU. */
 async function mtu({ address, port, token }: ToServer): Promise<Omit<Outcome, 'milliseconds'>> {
   using socket = DatagramSocket.connect('udp', address, port);
   socket.forbidFragments();
-  const ours = deviceMtu(address);
+  const ours = ownMtu(address);
   const message = Buffer.alloc(ours - headerBytes(socket), ' ');
   message.write(token);
   try {
@@ -221,13 +222,19 @@ async function mtu({ address, port, token }: ToServer): Promise<Omit<Outcome, 'm
   throw new Failed({ failure: 'not-refused', mtu: ours });
 }
 
-/** The MTU of the device that packets to an address leave by. */
-function deviceMtu(address: string): number {
+/**
+ * The MTU that packets to an address have by this pod's own configuration: its route's, or else its device's. Not asked by
+ * looking up the route, whose answer knows what the path was found to carry lately.
+ */
+function ownMtu(address: string): number {
   using socket = NetlinkSocket.open('route');
-  const [route] = lookUpRoutes(socket, [address]);
-  if (route === undefined || route instanceof NetlinkError)
-    throw route ?? new Error(`no route to ${address}`);
-  return getLink(socket, route.ifindex ?? 0)!.mtu;
+  const family = addressFamily(address) ?? 4;
+  const [route] = listRoutes(socket, { family })
+    .map((one) => ({ ...one, prefix: parseCidr(one.dst) }))
+    .filter(({ prefix }) => cidrContains(prefix, address))
+    .toSorted((a, b) => b.prefix.length - a.prefix.length || a.metric - b.metric);
+  if (!route) throw new Error(`the main routing table has no route to ${address}`);
+  return route.mtu ?? getLink(socket, route.ifindex ?? 0)!.mtu;
 }
 
 /** Many datagrams of one flow, at least the last one answered. */

@@ -32,7 +32,11 @@ export function addCheckCommand(program: Command): void {
     )
     .addOption(flag('--kubeconfig <file>', 'check a cluster, as kubectl finds it (default: as kubectl)'))
     .addOption(flag('--context <name>', 'the context of the kubeconfig'))
-    .addOption(flag('-n, --namespace <name>', 'where the test pods are created').default('ripstop-check'))
+    .addOption(
+      flag('-n, --namespace <name>', 'where the test pods are created')
+        .argParser(namespace)
+        .default('ripstop-check'),
+    )
     .addOption(flag('--image <image>', "of the test pods (default: that of the cluster's ripstop)"))
     .addOption(flag('--keep', "leave the test pods, or the lab's Services, where they are"))
     .addOption(flag('--only <kinds>', `some of ${KINDS.join(', ')}, joined by commas`).argParser(kindsOf))
@@ -129,10 +133,14 @@ async function runCheck(
   }
   const { openCluster, prepareCluster } = await import('../check/cluster.ts');
   const cluster = await openCluster(flags);
-  const { drawn, ...sampled } = draw(cluster.nodeNames);
-  return show(titles, (progress) =>
-    check(() => prepareCluster(cluster, drawn, signal), { ...options, ...sampled }, progress, signal),
-  );
+  try {
+    const { drawn, ...sampled } = draw(cluster.nodeNames);
+    return await show(titles, (progress) =>
+      check(() => prepareCluster(cluster, drawn, signal), { ...options, ...sampled }, progress, signal),
+    );
+  } finally {
+    cluster.client.close();
+  }
 }
 
 /** The lab to check; undefined: a cluster. What is said on the command line comes before variables. */
@@ -147,6 +155,12 @@ async function labOf({ lab }: CheckFlags, command: Command): Promise<string | un
   if (isFrom('env', ...ofCluster)) return undefined;
   const { existsSync } = await import('node:fs');
   return existsSync(`/run/ripstop-lab/${DEFAULT_LAB}`) ? DEFAULT_LAB : undefined;
+}
+
+/** It becomes part of paths of the API, one of which is deleted. */
+function namespace(text: string): string {
+  if (/^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$/.test(text)) return text;
+  throw new InvalidArgumentError('Give a name of up to 63 lower-case letters, digits and dashes.');
 }
 
 function kindsOf(text: string): Kind[] {
