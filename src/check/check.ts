@@ -65,6 +65,7 @@ export async function check(
     working.catch(() => {});
     const results = await Promise.race([working, aborted]);
     return reportOf(results, {
+      where: site.name,
       nodes: site.nodes.map(({ name }) => name),
       ...(sample && { sample }),
       notReady: site.notReady ?? [],

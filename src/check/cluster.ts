@@ -239,6 +239,7 @@ export async function prepareCluster(
     const statuses = await waitForPods(cluster, pods.length, signal);
     const { ready, notReady } = sortOut(nodes, services, statuses);
     return {
+      name: `context ${cluster.config.getCurrentContext()}`,
       nodes: ready,
       notReady: [...unreadyNodes(cluster), ...notReady],
       skipped: await skippedIn(cluster),

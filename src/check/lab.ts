@@ -34,6 +34,7 @@ export async function prepareLab(module: LabModule, name: string, chosen: readon
   const proxied = states.filter(({ kubeProxy }) => kubeProxy);
   await changeServices(module, name, proxied, (before) => [...before, ...services]);
   return {
+    name: `lab ${name}`,
     nodes,
     skipped: skippedIn(states),
     start: (place, serve) => startProber(module, lab, place, serve),

@@ -53,6 +53,7 @@ function report(broken: Broken): Report {
     };
   });
   return reportOf(results, {
+    where: 'lab demo',
     nodes: nodes.map(({ name }) => name),
     notReady: [],
     skipped: [],
@@ -171,7 +172,7 @@ describe('its text', () => {
       'node2  ok  ok  ok  ok',
       'node3  ok  ok  ok  ok',
       '',
-      '102 probes between 3 nodes: 4 failed',
+      '102 probes between 3 nodes of lab demo: 4 failed',
       '',
       'FAILED  FROM  TO  LIKELY CAUSE  RUN NEXT',
       expect.stringMatching(

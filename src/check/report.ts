@@ -11,6 +11,8 @@ export interface Unready {
 }
 
 export interface Report {
+  /** What was checked: `lab demo`, `context prod`. */
+  readonly where: string;
   /** The nodes that took part. */
   readonly nodes: readonly string[];
   /** If they were drawn at random: of how many, and by which seed. */
@@ -44,6 +46,7 @@ export interface Failure {
 export const DNS = 'dns';
 
 interface About {
+  readonly where: string;
   readonly nodes: readonly string[];
   readonly sample?: NonNullable<Report['sample']>;
   readonly notReady: readonly Unready[];

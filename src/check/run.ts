@@ -7,6 +7,8 @@ import type { ProberProcess, Session } from './session.ts';
 
 /** Where a check takes place: a lab or a cluster, prepared. */
 export interface Site {
+  /** `lab demo`, `context prod`. */
+  readonly name: string;
   readonly nodes: readonly CheckNode[];
   /** Kinds that cannot be tried here. */
   readonly skipped: readonly Skipped[];

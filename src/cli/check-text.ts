@@ -27,8 +27,8 @@ export function renderReport(report: Report, isWide: boolean, width = Infinity):
   ].join('');
 }
 
-function summary({ nodes, probes, failed, again }: Report): string {
-  const all = `${probes} probes between ${nodes.length} ${nodes.length === 1 ? 'node' : 'nodes'}`;
+function summary({ where, nodes, probes, failed, again }: Report): string {
+  const all = `${probes} probes between ${nodes.length} ${nodes.length === 1 ? 'node' : 'nodes'} of ${where}`;
   const twice = again === 0 ? '' : `; ${again} passed only when they were sent again`;
   return `${all}: ${failed === 0 ? 'all passed' : `${failed} failed`}${twice}`;
 }
