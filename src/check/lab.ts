@@ -39,7 +39,7 @@ export async function prepareLab(module: LabModule, name: string, chosen: readon
     skipped: skippedIn(states),
     start: (place, serve) => startProber(module, lab, place, serve),
     isLearned: (node, source, destination) =>
-      isLearned(join(module.nodeDir(lab, { name: node })), source, destination),
+      isLearned(module.nodeDir(lab, { name: node }), source, destination),
     patienceMs: 0,
     next: (failed) => nextInLab(lab, failed),
     close: () =>
@@ -116,7 +116,9 @@ function skippedIn(states: readonly NodeState[]): Skipped[] {
 function startProber({ labCommand }: LabModule, lab: Lab, place: Place, serve: boolean): ProberProcess {
   const command = ['ripstop', 'check-prober', ...(serve ? ['--serve', String(PORT)] : [])];
   const { program, args, env } = labCommand(lab, place.name, command);
-  const child = spawn(program, args, { env, stdio: 'pipe' });
+  // Node strips the types from every source at each start, unless it may keep the result.
+  const NODE_COMPILE_CACHE = join(lab.dir, 'compiled');
+  const child = spawn(program, args, { env: { NODE_COMPILE_CACHE, ...env }, stdio: 'pipe' });
   const said = text(child.stderr);
   const ended = once(child, 'close').then(
     () => said,
