@@ -442,17 +442,20 @@ async function startProber({ config, flags }: Cluster, place: Place): Promise<Pr
   let said = '';
   stderr.setEncoding('utf8').on('data', (text: string) => (said += text));
   const { promise: ended, resolve } = Promise.withResolvers<string>();
-  const socket = await new Exec(config).exec(
-    flags.namespace,
-    pod,
-    CONTAINER,
-    command,
-    stdout,
-    stderr,
-    stdin,
-    false,
-    (status) => resolve(said || (status.message ?? '')),
-  );
+  const socket = await new Exec(config)
+    .exec(flags.namespace, pod, CONTAINER, command, stdout, stderr, stdin, false, (status) =>
+      resolve(said || (status.message ?? '')),
+    )
+    .catch((cause: unknown) => {
+      // A failed handshake is an event, not an Error.
+      const { message } = cause as { message?: string };
+      throw new RipstopError(
+        `cannot exec into the pod ${pod}: ${message ?? String(cause)}; it takes ${RIGHTS}`,
+        {
+          cause,
+        },
+      );
+    });
   socket.on('close', () => resolve(said));
   socket.on('error', (error: unknown) => resolve(errorText(error)));
   return { stdin, stdout, ended };
