@@ -5,9 +5,9 @@ import { describe, expect, it } from 'vitest';
 import type { Failure, Report } from '../src/check/report.ts';
 import { renderReport } from '../src/cli/check-text.ts';
 import { run, tryRun } from '../src/host/run.ts';
-import { underlayNetns } from '../src/lab/index.ts';
+import { setServices, underlayNetns } from '../src/lab/index.ts';
 import { startIn } from '../src/lab/lab.support.ts';
-import { inNetns, missingHere, podOf, useLab } from './cluster/support.ts';
+import { inNetns, missingHere, podOf, serviceOf, useLab } from './cluster/support.ts';
 
 const CLI = join(import.meta.dirname, '../src/cli/main.ts');
 
@@ -20,7 +20,7 @@ describe.skipIf(missingHere('iptables', 'nft'))('check, on ripstop, flannel and 
 
   async function check(...args: string[]): Promise<{ code: number; report: Report; stderr: string }> {
     const argv = [CLI, 'check', '--lab', here.lab.name, '-o', 'json', ...args];
-    const { code, stdout, stderr } = await tryRun(process.execPath, argv);
+    const { code, stdout, stderr } = await tryRun(process.execPath, argv, { timeoutMs: 55_000 });
     return { code, stderr, report: JSON.parse(stdout || '{}') as Report };
   }
 
@@ -32,7 +32,9 @@ describe.skipIf(missingHere('iptables', 'nft'))('check, on ripstop, flannel and 
     return all.map((text) => text.trim()).join();
   }
 
-  it('finds nothing where all is right, and leaves nothing', async () => {
+  it('finds nothing where all is right, and leaves nothing but what was there', async () => {
+    await setServices(here.lab, node(1), serviceOf('web', '10.43.0.10', 80, podOf(node(1)).ip));
+    const before = await onNode(1, 'iptables-save -t nat | grep default/web');
     const { code, report, stderr } = await check();
     const ok = { node1: 'ok', node2: 'ok', node3: 'ok' };
     expect({ code, stderr, matrix: report.matrix, failures: report.failures }).toEqual({
@@ -57,6 +59,7 @@ describe.skipIf(missingHere('iptables', 'nft'))('check, on ripstop, flannel and 
       ),
     ).toEqual({ 'pod-to-pod': 27, 'pod-to-node': 9, 'node-to-pod': 27, service: 18, mtu: 9, 'fast-path': 6 });
     expect(await rulesLeft()).toBe('0,0,0');
+    expect(await onNode(1, 'iptables-save -t nat | grep default/web')).toBe(before);
   });
 
   it('names each of four faults in the cell where it is', async () => {

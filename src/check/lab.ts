@@ -32,7 +32,13 @@ export async function prepareLab(module: LabModule, name: string, chosen: readon
   const services = states.flatMap((node) => servicesOf(module, node));
   const nodes = states.map((node) => checkNode(node, services));
   const proxied = states.filter(({ kubeProxy }) => kubeProxy);
-  await changeServices(module, name, proxied, (before) => [...before, ...services]);
+  const close = () => setOurServices(module, name, proxied, []);
+  try {
+    await setOurServices(module, name, proxied, services);
+  } catch (error) {
+    await close();
+    throw error;
+  }
   return {
     name: `lab ${name}`,
     nodes,
@@ -42,10 +48,7 @@ export async function prepareLab(module: LabModule, name: string, chosen: readon
       isLearned(module.nodeDir(lab, { name: node }), source, destination),
     patienceMs: 0,
     next: (failed) => nextInLab(lab, failed),
-    close: () =>
-      changeServices(module, name, proxied, (before) =>
-        before.filter(({ service }) => !service.startsWith(NAMESPACE)),
-      ),
+    close,
   };
 }
 
@@ -70,17 +73,19 @@ function servicesOf(module: LabModule, node: NodeState): ServicePort[] {
   });
 }
 
-async function changeServices(
+/** Give the kube-proxy of these nodes the Services of a check, in place of those of an earlier one. */
+async function setOurServices(
   { openLab, findNode, setServices }: LabModule,
   name: string,
   nodes: readonly NodeState[],
-  change: (before: readonly ServicePort[]) => ServicePort[],
+  services: readonly ServicePort[],
 ): Promise<void> {
   // The lab may have changed since, by another process.
   const lab = openLab(name);
   for (const { name: nodeName } of nodes) {
     const node = findNode(lab, nodeName);
-    if (node.kubeProxy) await setServices(lab, node, change(node.kubeProxy.services ?? []));
+    const others = (node.kubeProxy?.services ?? []).filter(({ service }) => !service.startsWith(NAMESPACE));
+    if (node.kubeProxy) await setServices(lab, node, [...others, ...services]);
   }
 }
 
