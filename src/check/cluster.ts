@@ -349,7 +349,7 @@ export function serviceTo(index: number): object {
   return {
     apiVersion: 'v1',
     kind: 'Service',
-    metadata: { name: `node${index}`, labels: OURS },
+    metadata: { name: `backend${index}`, labels: OURS },
     spec: {
       selector: { [BACKEND]: String(index) },
       ipFamilyPolicy: 'PreferDualStack',
@@ -359,7 +359,18 @@ export function serviceTo(index: number): object {
 }
 
 const isRunning = ({ phase, podIPs }: PodStatus): boolean => phase === 'Running' && podIPs.length > 0;
-const hasEnded = ({ phase }: PodStatus): boolean => phase === 'Failed' || phase === 'Succeeded';
+/** Kubernetes' reasons why a container does not start, and will not soon. */
+const HOPELESS = [
+  'ErrImagePull',
+  'ImagePullBackOff',
+  'ErrImageNeverPull',
+  'InvalidImageName',
+  'CreateContainerConfigError',
+];
+const hasEnded = ({ phase, containerStatuses }: PodStatus): boolean =>
+  phase === 'Failed' ||
+  phase === 'Succeeded' ||
+  containerStatuses.some(({ state }) => HOPELESS.includes(state.waiting?.reason ?? ''));
 
 /** Wait until so many pods run, or some have had their time. @returns their status, by name */
 async function waitForPods(
@@ -413,7 +424,9 @@ const NO_STATUS: PodStatus = { phase: 'Pending', podIPs: [], containerStatuses: 
 
 function whyIdle({ phase, reason, containerStatuses }: PodStatus = NO_STATUS): string {
   const waiting = containerStatuses.flatMap(({ state }) => state.waiting ?? [])[0];
-  return waiting?.message ?? waiting?.reason ?? reason ?? `it is ${phase}`;
+  if (waiting?.message) return waiting.message;
+  const state = waiting?.reason ?? reason ?? phase;
+  return `it is ${state} after ${START_MS / 1000} s; why tells kubectl describe pod, with --keep`;
 }
 
 async function skippedIn(cluster: Cluster): Promise<Skipped[]> {

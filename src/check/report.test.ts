@@ -192,6 +192,13 @@ describe('its text', () => {
     ]);
   });
 
+  it('has no matrix where nothing was tried, but tells why', () => {
+    const notReady = [{ node: 'node1', why: 'the node is not ready' }];
+    expect(renderReport({ ...report({}), probes: 0, notReady }, false)).toBe(
+      'not tried: node1: the node is not ready\n',
+    );
+  });
+
   it('says how to draw the same nodes again', () => {
     const drawn = { ...report({}), sample: { of: 50, seed: 42 } };
     expect(renderReport(drawn, false)).toContain(

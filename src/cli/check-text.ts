@@ -12,8 +12,7 @@ const LISTED = 20;
 export function renderReport(report: Report, isWide: boolean, width = Infinity): string {
   const { nodes, sample, notReady, skipped } = report;
   return [
-    renderMatrix(report, width),
-    `\n${summary(report)}\n`,
+    ...(report.probes > 0 ? [renderMatrix(report, width), `\n${summary(report)}\n`] : []),
     ...(sample
       ? [
           `${nodes.length} of ${sample.of} nodes, drawn at random; the same ones again: --sample ${nodes.length} --seed ${sample.seed}\n`,

@@ -98,7 +98,7 @@ async function check(flags: CheckFlags, lab: string | undefined): Promise<void> 
     const { renderReport } = await import('./check-text.ts');
     await print(output, report, (isWide) => renderReport(report, isWide, process.stdout.columns));
     if (report.failed > 0 || report.notReady.length > 0) process.exitCode = FOUND;
-    if (report.probes === 0)
+    else if (report.probes === 0)
       throw new RipstopError('there was nothing to try: it takes two pods, or a pod and a node');
   } finally {
     for (const signal of ['SIGINT', 'SIGTERM'] as const) process.off(signal, interrupt);
