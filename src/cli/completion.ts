@@ -13,6 +13,8 @@ export function addCompletionCommand(program: Command): void {
     .find((command) => command.name() === 'completion')
     ?.description('the script with which a shell completes ripstop commands')
     .addHelpText('after', SCRIPTS);
+  // What nobody types.
+  completed.commands.delete('check-prober');
   for (const { options } of completed.commands.values()) {
     const output = options.get('output');
     if (output)

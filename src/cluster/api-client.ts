@@ -54,6 +54,10 @@ const NOBODY_THERE: ReadonlySet<string> = new Set([
 export interface ApiClientOptions {
   /** A kubeconfig file; the pod's service account when left out. */
   kubeconfig?: string;
+  /** A kubeconfig that has been read already, in place of a file. */
+  config?: KubeConfig;
+  /** The rights that its user needs, for errors. Default: those of an agent. */
+  needs?: string;
   /** Where the service account's files are looked for, before `/var/run/secrets/…`. For tests. */
   root?: string;
 }
@@ -191,7 +195,9 @@ export class ApiClient {
     if (status >= 200 && status < 300) return response;
     if (status === 401 || status === 403) this.#credentialsMayBeStale();
     const body = await this.#readBody(response, `${method} ${path}`).catch(() => '');
-    throw statusError(`${method} ${path}`, status, response.headers['retry-after'], body, this.#source);
+    const { needs = 'nodes get, list, watch and nodes/status patch' } = this.#options;
+    const retryAfter = response.headers['retry-after'];
+    throw statusError(`${method} ${path}`, status, retryAfter, body, { credentials: this.#source, needs });
   }
 
   async #readBody(response: IncomingMessage, what: string): Promise<string> {
@@ -228,13 +234,15 @@ export class ApiClient {
     if (/CERT|ALTNAME|SELF_SIGNED|SIGNATURE|^ERR_SSL/.test(reason))
       return "check the kubeconfig's certificate authority and server name";
     // The service account comes with the address of the Service `kubernetes`.
-    if (this.#options.kubeconfig === undefined && NOBODY_THERE.has(reason))
+    const { kubeconfig, config } = this.#options;
+    if (kubeconfig === undefined && config === undefined && NOBODY_THERE.has(reason))
       return 'this is KUBERNETES_SERVICE_HOST, which kube-proxy serves on this node: it may not run yet';
     return 'is the API server up and reachable from this node?';
   }
 
   get #source(): string {
-    return this.#options.kubeconfig ?? 'the service account';
+    const { kubeconfig, config } = this.#options;
+    return kubeconfig ?? (config ? `context ${config.getCurrentContext()}` : 'the service account');
   }
 
   /** Read them again before the next request; the connections stay if nothing changed. */
@@ -260,6 +268,7 @@ export class ApiClient {
 }
 
 async function loadKubeConfig(options: ApiClientOptions): Promise<KubeConfig> {
+  if (options.config) return options.config;
   const { KubeConfig } = await import('@kubernetes/client-node');
   const config = new KubeConfig();
   const { kubeconfig, root = '' } = options;
@@ -457,7 +466,7 @@ function statusError(
   status: number,
   retryAfter: string | undefined,
   body: string,
-  credentials: string,
+  { credentials, needs }: { credentials: string; needs: string },
 ): ApiError {
   const parsed = statusSchema.safeParse(tryJson(body));
   const { message = '', reason = '', details } = parsed.success ? parsed.data : {};
@@ -466,7 +475,7 @@ function statusError(
     status === 401
       ? `; the credentials of ${credentials} are not (or no longer) valid`
       : status === 403
-        ? '; ripstop needs nodes get, list, watch and nodes/status patch'
+        ? `; ripstop needs ${needs}`
         : '';
   const seconds = parseRetryAfter(retryAfter) ?? details?.retryAfterSeconds;
   return new ApiError(

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-export { gatewayAddress } from './addresses.ts';
+export { gatewayAddress, serviceNetwork } from './addresses.ts';
 export { callCni, type CniCall } from './cni.ts';
 export { flannelPeers, syncFlannel, type FlannelPeer } from './flannel-peers.ts';
 export {
+  labCommand,
   labDown,
   labExec,
   labExecEnvironment,
@@ -12,7 +13,7 @@ export {
   type LabStep,
   type Progress,
 } from './lab.ts';
-export { setServices, startKubeProxy, type ServicePort } from './kube-proxy.ts';
+export { setServices, startKubeProxy } from './kube-proxy.ts';
 export { netnsPath } from './netns.ts';
 export { addNode, removeNode } from './nodes.ts';
 export {
@@ -37,5 +38,6 @@ export {
   type LabStatus,
   type NodeState,
   type PodState,
+  type ServicePort,
 } from './state.ts';
 export { OUTSIDE_ADDRESS, OUTSIDE_ADDRESS6 } from './underlay.ts';

@@ -5,26 +5,13 @@ import { addressFamily, cidrContains, type Family, parseCidr, withPort } from '.
 import { clusterNetwork, familyParts, type FamilyPart, serviceNetwork } from './addresses.ts';
 import { netnsPath, setSysctls } from './netns.ts';
 import type { KubeProxyMode } from './options.ts';
-import { type Lab, type NodeState, saveLab } from './state.ts';
+import { type Lab, type NodeState, saveLab, type ServicePort } from './state.ts';
 
 /*
  * The rules that kube-proxy of Kubernetes 1.36 writes (pkg/proxy/iptables and pkg/proxy/nftables there). The lab's
  * Services have no load balancers, external IPs, session affinity or policy Local, so rules for these are missing.
  * test/peers compares the rules with those of the real kube-proxy.
  */
-
-/** One port of a Service in one address family, that of its ClusterIP. */
-export interface ServicePort {
-  /** `namespace/name` of the Service. */
-  readonly service: string;
-  /** The port's name. The only port of a Service may have none. */
-  readonly name?: string;
-  readonly protocol: 'tcp' | 'udp';
-  readonly clusterIp: string;
-  readonly port: number;
-  readonly nodePort?: number;
-  readonly endpoints: readonly { readonly ip: string; readonly port: number }[];
-}
 
 /** The input for the rules of one family on one node. */
 interface Proxied {
@@ -90,6 +77,8 @@ export async function setServices(
       await run('nft', ['-f', '-'], { netns, stdin: deletedTable(family) + nftablesRules(proxied) });
     }
   }
+  kubeProxy.services = services;
+  saveLab(lab);
 }
 
 /** kube-proxy's name of a port, which its comments show and its names of chains are made from. */

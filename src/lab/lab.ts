@@ -119,21 +119,30 @@ export async function labExec(name: string, target: string, argv: readonly strin
   if (argv.length === 0)
     throw new RipstopError('give a command after "--", e.g. -- ip route', { exitCode: 2 });
   const lab = openLab(name);
-  const netns = targetNetns(lab, target);
+  const { program, args, env } = labCommand(lab, target, argv);
   requireRoot();
   // Ctrl-C is meant for the command, which has the same terminal; this process waits for its end.
   const ignore = () => {};
   process.on('SIGINT', ignore);
   try {
     return await new Promise<number>((resolve, reject) => {
-      const env = labExecEnvironment(lab, target);
-      const child = spawn('nsenter', [`--net=${netnsPath(netns)}`, '--', ...argv], { stdio: 'inherit', env });
+      const child = spawn(program, args, { stdio: 'inherit', env });
       child.on('error', reject);
       child.on('exit', (code, signal) => resolve(code ?? 128 + (signal ? constants.signals[signal] : 0)));
     });
   } finally {
     process.off('SIGINT', ignore);
   }
+}
+
+/** What to start, to run a command inside a node, a pod or the `underlay`. @throws RipstopError for an unknown target. */
+export function labCommand(
+  lab: Lab,
+  target: string,
+  argv: readonly string[],
+): { program: string; args: string[]; env: NodeJS.ProcessEnv } {
+  const args = [`--net=${netnsPath(targetNetns(lab, target))}`, '--', ...argv];
+  return { program: 'nsenter', args, env: labExecEnvironment(lab, target) };
 }
 
 /** There `ripstop` is this checkout's, and on a node it finds that node's pins and agent without flags. */

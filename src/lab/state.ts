@@ -6,6 +6,19 @@ import { RipstopError } from '../errors.ts';
 import { type NodeAddresses, nodeAddresses } from './addresses.ts';
 import { type Datapath, type KubeProxyMode, type LabOptions, labName } from './options.ts';
 
+/** One port of a Service in one address family, that of its ClusterIP. */
+export interface ServicePort {
+  /** `namespace/name` of the Service. */
+  readonly service: string;
+  /** The port's name. The only port of a Service may have none. */
+  readonly name?: string;
+  readonly protocol: 'tcp' | 'udp';
+  readonly clusterIp: string;
+  readonly port: number;
+  readonly nodePort?: number;
+  readonly endpoints: readonly { readonly ip: string; readonly port: number }[];
+}
+
 export interface PodState {
   /** Unique on its node: `pod1`. */
   readonly name: string;
@@ -33,7 +46,12 @@ export interface NodeState extends NodeAddresses {
   /** The process id of the ripstop agent, while there is one. */
   agentPid?: number;
   /** The kube-proxy that the lab imitates, where there is one. */
-  kubeProxy?: { readonly mode: Exclude<KubeProxyMode, 'none'>; readonly dropInvalid: boolean };
+  kubeProxy?: {
+    readonly mode: Exclude<KubeProxyMode, 'none'>;
+    readonly dropInvalid: boolean;
+    /** The Services that it knows. */
+    services?: readonly ServicePort[];
+  };
   pods: PodState[];
 }
 

@@ -19,6 +19,9 @@ interface Send {
 interface Calls {
   socket(domain: number, type: number, protocol: number): number;
   bind(socket: number, address: Uint8Array, size: number): number;
+  connect(socket: number, address: Uint8Array, size: number): number;
+  getsockname(socket: number, address: Uint8Array, size: Uint32Array): number;
+  getsockopt(socket: number, level: number, option: number, value: Uint32Array, size: Uint32Array): number;
   setsockopt(socket: number, level: number, option: number, value: Uint32Array, size: number): number;
   send: Send;
   recv(socket: number, bytes: Uint8Array, size: number, flags: number): number;
@@ -34,6 +37,9 @@ export function libc(): Calls {
     bound = {
       socket: c.func('int socket(int, int, int)'),
       bind: c.func('int bind(int, const void *, uint32_t)'),
+      connect: c.func('int connect(int, const void *, uint32_t)'),
+      getsockname: c.func('int getsockname(int, void *, void *)'),
+      getsockopt: c.func('int getsockopt(int, int, int, void *, void *)'),
       setsockopt: c.func('int setsockopt(int, int, int, const void *, uint32_t)'),
       send: c.func('int64_t send(int, const void *, size_t, int)'),
       recv: c.func('int64_t recv(int, void *, size_t, int)'),

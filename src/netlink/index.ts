@@ -4,6 +4,7 @@ export type { Address, NewAddress, Scope } from './address.ts';
 export { inNetns } from './calls.ts';
 export { findConnection, isOpenTcp, listConnections, makeLiberal } from './conntrack.ts';
 export type { Connection, Tuple } from './conntrack.ts';
+export { DatagramSocket } from './datagram.ts';
 export { NetlinkError } from './error.ts';
 export { addLink, deleteLink, getLink, listLinks, probeNetkit, setLink } from './link.ts';
 export type {
