@@ -586,11 +586,15 @@ describe('README.md', () => {
 
   it('has a table of clusters, each with its own edit', () => {
     expect(shapes.map(({ cluster }) => cluster)).toEqual([
-      'kubeadm, minikube',
+      'kubeadm, minikube, Talos with `cni: none`',
       'k3s with `--flannel-backend=none`, RKE2 with `cni: none`',
       'k3s with directories of its own',
     ]);
     expect(new Set(shapes.map(({ edit }) => edit.join('\n'))).size).toBe(3);
+    const overlays = globSync('deploy/overlays/*', { cwd: root });
+    expect(shapes.flatMap(({ values }) => values).toSorted()).toEqual(
+      overlays.map((path) => join(root, path)).toSorted(),
+    );
   });
 
   it('lists each variable of flannel with the flag that reads it', () => {
