@@ -28,6 +28,7 @@ import { supportedVersions } from '../src/cni/spec.ts';
 import { REQUIRED_PROGRAMS } from '../src/host/requirements.ts';
 import { run } from '../src/host/run.ts';
 import { formatCidr } from '../src/net/ip.ts';
+import { commandsOf } from './support/commands.ts';
 import {
   boostManifest,
   installInto,
@@ -654,10 +655,60 @@ describe('README.md', () => {
   });
 });
 
+describe('BOOST-K3S.md', () => {
+  it('has the commands of README.md, which test:kubernetes runs', () => {
+    const here = (after: string) => commandsOf(after, 'BOOST-K3S.md');
+    expect(here('Install it:')).toEqual(commandsOf('## Boost a running flannel'));
+    expect(here('Take it off.')).toEqual(commandsOf('One command brings every node back'));
+  });
+
+  it('looks where the agents are', () => {
+    const { metadata, spec } = loadAll(boostManifest).at(-1) as k8s.V1DaemonSet;
+    const at = `kubectl -n ${metadata!.namespace} exec daemonset/${metadata!.name} -c ${spec!.template.spec!.containers[0]!.name} -- ripstop`;
+    expect(commandsOf('Look at it.', 'BOOST-K3S.md')).toEqual([`${at} status`, `${at} stats`]);
+  });
+});
+
+describe('MIGRATE.md', () => {
+  const edits = commandsOf('## Node by node', 'MIGRATE.md').filter((command) => command.startsWith('sed '));
+
+  /** The DaemonSet of an edit, which test:kubernetes applies too. */
+  async function edited(command: string): Promise<k8s.V1DaemonSet> {
+    const flannel = join(root, 'test/kubernetes/manifests/kube-flannel.yml');
+    const [sed = ''] = command.replace('kube-flannel.yml', flannel).split(' | kubectl');
+    const documents = loadAll(await run('sh', ['-c', `cd '${root}' && ${sed}`])) as object[];
+    if (!command.includes('kube-flannel.yml'))
+      for (const document of documents) expect(mistakes(document)).toEqual([]);
+    return documents.at(-1) as k8s.V1DaemonSet;
+  }
+
+  it('keeps flannel, ripstop and the way back to nodes with a label each', async () => {
+    const sets = await Promise.all(edits.map(edited));
+    const seen = sets.map(({ metadata, spec }) => [metadata!.name, spec!.template.spec!.nodeSelector]);
+    expect(seen).toEqual([
+      ['kube-flannel-ds', { network: 'flannel' }],
+      ['kube-ripstop-ds', { network: 'ripstop' }],
+      ['kube-ripstop-restore', { network: 'restore' }],
+    ]);
+    for (const { spec } of sets)
+      expect(spec!.template.metadata!.labels).toMatchObject(spec!.selector.matchLabels!);
+    const selectors = sets.map(({ spec }) => spec!.selector.matchLabels!['app']);
+    expect(selectors).toEqual(['flannel', 'ripstop', 'ripstop-restore']);
+  });
+
+  it('takes ripstop off by what README.md takes it off with', async () => {
+    const [, , restore] = await Promise.all(edits.map(edited));
+    const back = parseManifest(await rendered(rollBackEdit)).daemonSet;
+    expect(restore!.spec!.template.spec!.containers[0]!.args).toEqual(
+      back.spec!.template.spec!.containers[0]!.args,
+    );
+  });
+});
+
 // ---- the version -------------------------------------------------------------------------------------------------
 
 describe('the version of package.json', () => {
-  it.each(['deploy/ripstop.yml', 'deploy/README.md', 'deploy/Dockerfile'])(
+  it.each(['deploy/ripstop.yml', 'deploy/README.md', 'deploy/BOOST-K3S.md', 'deploy/Dockerfile'])(
     'is that of every image in %s',
     (path) => {
       const named = [...read(path).matchAll(/ripstop[:-]v?(\d[\w.]*)/g)].map(([, tag]) => tag);
