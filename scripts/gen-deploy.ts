@@ -16,36 +16,53 @@ const chart = join(root, 'deploy/chart/ripstop');
 const read = (name: string): string => readFileSync(join(root, name), 'utf8');
 const { version, description } = JSON.parse(read('package.json')) as { version: string; description: string };
 
-/** Lines of a manifest, and the lines of the template that replace them wherever they are. */
-type Choice = readonly [lines: string, template: string];
+/** Lines of a manifest, and those of the template that replace them wherever they are. */
+type Choice = readonly [lines: string | RegExp, template: string];
 
-/** What can be chosen for every container of ripstop, with its indentation in a manifest. */
+/** A key, and all that is indented deeper than it: what stands there is the default in values.yaml. */
+const block = (indent: number, key: string): RegExp =>
+  new RegExp(`^ {${indent}}${key.replace('.', '\\.')}:.*\\n(?: {${indent + 1}}.*\\n)+`, 'gm');
+
+/** What can be chosen for every container of ripstop. */
 const everywhere: readonly Choice[] = [
   [`image: ripstop:${version}`, 'image: {{ include "ripstop.image" . }}'],
   ['imagePullPolicy: IfNotPresent', 'imagePullPolicy: {{ .Values.image.pullPolicy }}'],
   [
-    '      nodeSelector:\n        kubernetes.io/os: linux',
-    '      nodeSelector:\n        {{- toYaml .Values.flannel.nodeSelector | nindent 8 }}',
+    block(6, 'nodeSelector'),
+    `      nodeSelector:
+        {{- toYaml .Values.flannel.nodeSelector | nindent 8 }}
+`,
   ],
   [
-    '      tolerations:\n        - operator: Exists',
-    '      tolerations:\n        {{- toYaml .Values.flannel.tolerations | nindent 8 }}',
+    block(6, 'tolerations'),
+    `      tolerations:
+        {{- toYaml .Values.flannel.tolerations | nindent 8 }}
+`,
   ],
   [
-    '      hostNetwork: true',
+    '      hostNetwork: true\n',
     `      {{- with (.Values.global).imagePullSecrets }}
       imagePullSecrets:
         {{- toYaml . | nindent 8 }}
       {{- end }}
-      hostNetwork: true`,
+      hostNetwork: true
+`,
   ],
+];
+
+/** How often a probe asks. */
+const probe = (path: string, value: string): Choice => [
+  new RegExp(`(?<=^ {14}path: ${path}\\n)(?: {12}\\w+: \\d+\\n)+`, 'gm'),
+  `            {{- toYaml .Values.flannel.healthz.${value} | nindent 12 }}
+`,
 ];
 
 /** What can be chosen for the agent in any mode. */
 const ofAgent: readonly Choice[] = [
   [
-    '            - mount -o remount,bind,rw /proc/sys; exec ripstop agent',
-    '            - {{ printf "mount -o remount,bind,rw /proc/sys; exec ripstop agent%s" (include "ripstop.args" .) | quote }}',
+    '            - mount -o remount,bind,rw /proc/sys; exec ripstop agent\n',
+    `            - {{ printf "mount -o remount,bind,rw /proc/sys; exec ripstop agent%s" (include "ripstop.args" .) | quote }}
+`,
   ],
   [
     '          env:\n',
@@ -56,82 +73,44 @@ const ofAgent: readonly Choice[] = [
             {{- end }}
 `,
   ],
-  ...(['liveness', 'readiness'] as const).map((kind): Choice => {
-    const path = kind === 'liveness' ? '/healthz' : '/readyz';
-    const times = {
-      liveness: { initialDelaySeconds: 10, periodSeconds: 10, timeoutSeconds: 5, failureThreshold: 6 },
-      readiness: { periodSeconds: 5, timeoutSeconds: 5 },
-    }[kind];
-    const lines = Object.entries(times).map(([name, value]) => `            ${name}: ${value}`);
-    return [
-      [`              path: ${path}`, ...lines].join('\n'),
-      `              path: ${path}\n            {{- toYaml .Values.flannel.healthz.${kind}Probe | nindent 12 }}`,
-    ];
-  }),
+  [
+    block(10, 'resources'),
+    `          resources:
+            {{- toYaml .Values.flannel.resources | nindent 12 }}
+`,
+  ],
+  probe('/healthz', 'livenessProbe'),
+  probe('/readyz', 'readinessProbe'),
 ];
 
-const resources = (comment: string): Choice => [
-  `          resources:
-            requests:
-              cpu: 100m
-              memory: 128Mi
-${comment}            limits:
-              memory: 512Mi`,
-  '          resources:\n            {{- toYaml .Values.flannel.resources | nindent 12 }}',
-];
-
+/** What can be chosen for the network, which with boost is flannel's. */
 const ofNetwork: readonly Choice[] = [
-  resources('            # The BPF maps count too. No CPU limit: it would throttle the start of pods.\n'),
   [
+    block(2, 'net-conf.json'),
     `  net-conf.json: |
-    {
-      "Network": "10.244.0.0/16",
-      "Backend": {
-        "Type": "vxlan"
-      }
-    }`,
-    '  net-conf.json: |\n    {{- include "ripstop.netConf" . | nindent 4 }}',
+    {{- include "ripstop.netConf" . | nindent 4 }}
+`,
   ],
+  [block(2, 'cni-conf.json'), '  cni-conf.json: {{ .Values.flannel.cniConf | toJson }}\n'],
   [
-    blockFrom(read('deploy/ripstop.yml'), '  cni-conf.json: |'),
-    '  cni-conf.json: {{ .Values.flannel.cniConf | toJson }}',
+    /^ {12}- name: RIPSTOP_CNI_CONF\n(?: {12}.*\n)+/gm,
+    '            {{- if not .Values.flannel.skipCNIConfigInstallation }}\n$&            {{- end }}\n',
   ],
-  [
-    `            - name: RIPSTOP_CNI_CONF
-              value: /etc/kube-flannel/cni-conf.json
-            # Which versions of the protocol the chained plugins support, they are asked.
-            - name: RIPSTOP_CNI_PLUGINS
-              value: /host/opt/cni/bin`,
-    `            {{- if not .Values.flannel.skipCNIConfigInstallation }}
-            - name: RIPSTOP_CNI_CONF
-              value: /etc/kube-flannel/cni-conf.json
-            # Which versions of the protocol the chained plugins support, they are asked.
-            - name: RIPSTOP_CNI_PLUGINS
-              value: /host/opt/cni/bin
-            {{- end }}`,
-  ],
-  ['            path: /opt/cni/bin', '            path: {{ .Values.flannel.cniBinDir }}'],
-  ['            path: /etc/cni/net.d', '            path: {{ .Values.flannel.cniConfDir }}'],
+  ['            path: /opt/cni/bin\n', '            path: {{ .Values.flannel.cniBinDir }}\n'],
+  ['            path: /etc/cni/net.d\n', '            path: {{ .Values.flannel.cniConfDir }}\n'],
 ];
 
-/** A block scalar with its key, to its last line. */
-function blockFrom(text: string, key: string): string {
-  const lines = text.split('\n');
-  const begin = lines.indexOf(key);
-  const end = lines.findIndex((line, i) => i > begin && !line.startsWith('    '));
-  return lines.slice(begin, end).join('\n');
-}
-
-/** A manifest as a template. @throws RipstopError when a line to choose is not there, or something reads as a template. */
+/** A manifest as a template. @throws RipstopError when lines to choose are not there, or something reads as a template. */
 function templateOf(name: string, choices: readonly Choice[]): string {
   let text = read(name);
   if (text.includes('{{')) throw new RipstopError(`${name} has "{{", which helm takes for a template`);
   for (const [lines, template] of choices) {
-    if (!text.includes(lines))
-      throw new RipstopError(`${name} lacks these lines, which scripts/gen-deploy.ts replaces by a value`, {
-        details: lines,
-      });
-    text = text.replaceAll(lines, template);
+    const changed = text.replaceAll(lines, template);
+    if (changed === text)
+      throw new RipstopError(
+        `${name} lacks these lines, which scripts/gen-deploy.ts replaces by a value: ${String(lines).trim()}`,
+      );
+    text = changed;
   }
   return text;
 }
@@ -163,7 +142,7 @@ export function generated(): Record<string, string> {
   const head = (source: string): string =>
     `# SPDX-License-Identifier: Apache-2.0\n# Made of ${source} by scripts/gen-deploy.ts. Do not edit: change that, and run npm run gen-deploy.\n`;
   const cni = documentsOf(templateOf('deploy/ripstop.yml', [...everywhere, ...ofAgent, ...ofNetwork]));
-  const boost = documentsOf(templateOf('deploy/boost.yml', [...everywhere, ...ofAgent, resources('')]));
+  const boost = documentsOf(templateOf('deploy/boost.yml', [...everywhere, ...ofAgent]));
   const unboost = documentsOf(templateOf('deploy/unboost.yml', everywhere));
   return {
     'Chart.yaml': `${head('package.json')}apiVersion: v2
