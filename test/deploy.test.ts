@@ -3,7 +3,7 @@ import { existsSync, globSync, mkdirSync, mkdtempSync, readFileSync, rmSync, wri
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import * as k8s from '@kubernetes/client-node';
-import { loadAll } from 'js-yaml';
+import { load, loadAll } from 'js-yaml';
 import { validate as validatePolicy } from 'kubernetes-models/_schemas/IoK8sApiAdmissionregistrationV1ValidatingAdmissionPolicy';
 import { validate as validatePolicyBinding } from 'kubernetes-models/_schemas/IoK8sApiAdmissionregistrationV1ValidatingAdmissionPolicyBinding';
 import { validate as validateDaemonSet } from 'kubernetes-models/_schemas/IoK8sApiAppsV1DaemonSet';
@@ -652,6 +652,30 @@ describe('README.md', () => {
       expect(name).toBe(daemonSet.metadata!.name);
     for (const [path] of readme.matchAll(/deploy\/[\w.]+\w/g))
       expect(existsSync(join(root, path)), path).toBe(true);
+  });
+});
+
+describe('the chart’s values.yaml', () => {
+  // That the chart makes the manifest of them is tested with the real helm (npm run test:tools).
+  it('has as defaults what stands in ripstop.yml', () => {
+    const { flannel, podCidr } = load(read('deploy/chart/ripstop/values.yaml')) as {
+      podCidr: string;
+      flannel: Record<string, unknown>;
+    };
+    const { httpGet: _live, ...livenessProbe } = container('ripstop').livenessProbe!;
+    const { httpGet: _ready, ...readinessProbe } = container('ripstop').readinessProbe!;
+    const { network, backend } = parseNetConf(config.data!['net-conf.json']!);
+    expect({ podCidr, ...flannel }).toMatchObject({
+      podCidr: formatCidr(network!),
+      backend: backend.type,
+      resources: container('ripstop').resources,
+      tolerations: pod.tolerations,
+      nodeSelector: pod.nodeSelector,
+      healthz: { port: 0, livenessProbe, readinessProbe },
+      cniBinDir: hostPath('cni-bin'),
+      cniConfDir: hostPath('cni-conf'),
+      cniConf: config.data!['cni-conf.json'],
+    });
   });
 });
 
