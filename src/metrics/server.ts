@@ -74,10 +74,12 @@ export async function serveRoutes(
   };
 }
 
-function placeOf({ flag, text }: Address): { host: string; port: number } {
+function placeOf({ flag, text }: Address): { host?: string; port: number } {
   const match = /^(?:\[([0-9a-fA-F:]+)\]|([^:]*)):(\d{1,5})$/.exec(text);
   if (!match) throw new RipstopError(`${flag} "${text}" is not HOST:PORT`, { exitCode: 2 });
-  return { host: match[1] ?? (match[2] || '::'), port: Number(match[3]) };
+  const host = match[1] ?? match[2];
+  // Without one Node takes IPv4 where the kernel has no IPv6.
+  return { ...(host && { host }), port: Number(match[3]) };
 }
 
 const onlyOf = (routes: Readonly<Record<string, HttpRoute>>, paths: readonly string[]) =>
