@@ -3,7 +3,7 @@ import { existsSync, globSync, mkdirSync, mkdtempSync, readFileSync, rmSync, wri
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import * as k8s from '@kubernetes/client-node';
-import { loadAll } from 'js-yaml';
+import { load, loadAll } from 'js-yaml';
 import { validate as validatePolicy } from 'kubernetes-models/_schemas/IoK8sApiAdmissionregistrationV1ValidatingAdmissionPolicy';
 import { validate as validatePolicyBinding } from 'kubernetes-models/_schemas/IoK8sApiAdmissionregistrationV1ValidatingAdmissionPolicyBinding';
 import { validate as validateDaemonSet } from 'kubernetes-models/_schemas/IoK8sApiAppsV1DaemonSet';
@@ -28,6 +28,7 @@ import { supportedVersions } from '../src/cni/spec.ts';
 import { REQUIRED_PROGRAMS } from '../src/host/requirements.ts';
 import { run } from '../src/host/run.ts';
 import { formatCidr } from '../src/net/ip.ts';
+import { commandsOf } from './support/commands.ts';
 import {
   boostManifest,
   installInto,
@@ -590,11 +591,15 @@ describe('README.md', () => {
 
   it('has a table of clusters, each with its own edit', () => {
     expect(shapes.map(({ cluster }) => cluster)).toEqual([
-      'kubeadm, minikube',
+      'kubeadm, minikube, Talos with `cni: none`',
       'k3s with `--flannel-backend=none`, RKE2 with `cni: none`',
       'k3s with directories of its own',
     ]);
     expect(new Set(shapes.map(({ edit }) => edit.join('\n'))).size).toBe(3);
+    const overlays = globSync('deploy/overlays/*', { cwd: root });
+    expect(shapes.flatMap(({ values }) => values).toSorted()).toEqual(
+      overlays.map((path) => join(root, path)).toSorted(),
+    );
   });
 
   it('lists each variable of flannel with the flag that reads it', () => {
@@ -654,10 +659,84 @@ describe('README.md', () => {
   });
 });
 
+describe('the chart’s values.yaml', () => {
+  // That the chart makes the manifest of them is tested with the real helm (npm run test:tools).
+  it('has as defaults what stands in ripstop.yml', () => {
+    const { flannel, podCidr } = load(read('deploy/chart/ripstop/values.yaml')) as {
+      podCidr: string;
+      flannel: Record<string, unknown>;
+    };
+    const { httpGet: _live, ...livenessProbe } = container('ripstop').livenessProbe!;
+    const { httpGet: _ready, ...readinessProbe } = container('ripstop').readinessProbe!;
+    const { network, backend } = parseNetConf(config.data!['net-conf.json']!);
+    expect({ podCidr, ...flannel }).toMatchObject({
+      podCidr: formatCidr(network!),
+      backend: backend.type,
+      resources: container('ripstop').resources,
+      tolerations: pod.tolerations,
+      nodeSelector: pod.nodeSelector,
+      healthz: { port: 0, livenessProbe, readinessProbe },
+      cniBinDir: hostPath('cni-bin'),
+      cniConfDir: hostPath('cni-conf'),
+      cniConf: config.data!['cni-conf.json'],
+    });
+  });
+});
+
+describe('BOOST-K3S.md', () => {
+  it('has the commands of README.md, which test:kubernetes runs', () => {
+    const here = (after: string) => commandsOf(after, 'BOOST-K3S.md');
+    expect(here('Install it:')).toEqual(commandsOf('## Boost a running flannel'));
+    expect(here('Take it off.')).toEqual(commandsOf('One command brings every node back'));
+  });
+
+  it('looks where the agents are', () => {
+    const { metadata, spec } = loadAll(boostManifest).at(-1) as k8s.V1DaemonSet;
+    const at = `kubectl -n ${metadata!.namespace} exec daemonset/${metadata!.name} -c ${spec!.template.spec!.containers[0]!.name} -- ripstop`;
+    expect(commandsOf('Look at it.', 'BOOST-K3S.md')).toEqual([`${at} status`, `${at} stats`]);
+  });
+});
+
+describe('MIGRATE.md', () => {
+  const edits = commandsOf('## Node by node', 'MIGRATE.md').filter((command) => command.startsWith('sed '));
+
+  /** The DaemonSet of an edit, which test:kubernetes applies too. */
+  async function edited(command: string): Promise<k8s.V1DaemonSet> {
+    const flannel = join(root, 'test/kubernetes/manifests/kube-flannel.yml');
+    const [sed = ''] = command.replace('kube-flannel.yml', flannel).split(' | kubectl');
+    const documents = loadAll(await run('sh', ['-c', `cd '${root}' && ${sed}`])) as object[];
+    if (!command.includes('kube-flannel.yml'))
+      for (const document of documents) expect(mistakes(document)).toEqual([]);
+    return documents.at(-1) as k8s.V1DaemonSet;
+  }
+
+  it('keeps flannel, ripstop and the way back to nodes with a label each', async () => {
+    const sets = await Promise.all(edits.map(edited));
+    const seen = sets.map(({ metadata, spec }) => [metadata!.name, spec!.template.spec!.nodeSelector]);
+    expect(seen).toEqual([
+      ['kube-flannel-ds', { network: 'flannel' }],
+      ['kube-ripstop-ds', { network: 'ripstop' }],
+      ['kube-ripstop-restore', { network: 'restore' }],
+    ]);
+    for (const { spec } of sets)
+      expect(spec!.template.metadata!.labels).toMatchObject(spec!.selector.matchLabels!);
+    const selectors = sets.map(({ spec }) => spec!.selector.matchLabels!['app']);
+    expect(selectors).toEqual(['flannel', 'ripstop', 'ripstop-restore']);
+  });
+
+  it('takes ripstop off by what README.md takes it off with', async () => {
+    const [, , restore] = await Promise.all(edits.map(edited));
+    const back = parseManifest(await rendered(rollBackEdit)).daemonSet;
+    expect(restore!.spec!.template.spec!.containers[0]!.args).toEqual(
+      back.spec!.template.spec!.containers[0]!.args,
+    );
+  });
+});
+
 // ---- the version -------------------------------------------------------------------------------------------------
 
 describe('the version of package.json', () => {
-  it.each(['deploy/ripstop.yml', 'deploy/README.md', 'deploy/Dockerfile'])(
+  it.each(['deploy/ripstop.yml', 'deploy/README.md', 'deploy/BOOST-K3S.md', 'deploy/Dockerfile'])(
     'is that of every image in %s',
     (path) => {
       const named = [...read(path).matchAll(/ripstop[:-]v?(\d[\w.]*)/g)].map(([, tag]) => tag);

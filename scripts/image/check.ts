@@ -1,18 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Checks of an image. Each runs inside the image, with a read-only root. */
-import { closeSync, openSync, readFileSync, readSync } from 'node:fs';
+import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { RipstopError } from '../../src/errors.ts';
 import { run } from '../../src/host/run.ts';
-import { hostArch, runInside } from './chroot.ts';
-import type { Arch } from './oci.ts';
-
-export interface Candidate {
-  readonly arch: Arch;
-  /** The image's files. */
-  readonly rootfs: string;
-  readonly env: Readonly<Record<string, string>>;
-}
+import { hostArch } from './chroot.ts';
+import { type Candidate, elfFiles, inside } from './inside.ts';
 
 const MAX_MIB = 250;
 
@@ -29,7 +22,7 @@ export async function checkImage(image: Candidate): Promise<string[]> {
     checkSize(files),
     checkUnwanted(files),
     checkPrivileged(files),
-    await checkLibraries(image, files),
+    await checkLibraries(image),
     await checkPrograms(image),
   ];
 }
@@ -76,10 +69,8 @@ function checkPrivileged(files: readonly File[]): string {
 }
 
 /** Check that the loader finds all libraries of every program and library. */
-async function checkLibraries(image: Candidate, files: readonly File[]): Promise<string> {
-  const elf = files
-    .filter(({ path, size }) => size > 4 && isElf(join(image.rootfs, path)))
-    .map(({ path }) => path);
+async function checkLibraries(image: Candidate): Promise<string> {
+  const elf = elfFiles(image.rootfs);
   // ldd exits with 1 when one of them is linked statically.
   const said = await inside(image, ['sh', '-c', 'ldd "$@" 2>&1 || true', 'sh', ...elf]);
   const missing: string[] = [];
@@ -95,17 +86,6 @@ async function checkLibraries(image: Candidate, files: readonly File[]): Promise
   throw new RipstopError(`libraries are missing in the image: ${missing[0]}`, {
     details: missing.join('\n'),
   });
-}
-
-function isElf(path: string): boolean {
-  const file = openSync(path, 'r');
-  try {
-    const magic = Buffer.alloc(4);
-    readSync(file, magic);
-    return magic.toString('latin1') === '\x7fELF';
-  } finally {
-    closeSync(file);
-  }
 }
 
 /** Check that every program that a node calls starts, and prints what it should. */
@@ -159,9 +139,4 @@ function netfilterCalls({ arch }: Candidate): [expected: string, script: string]
     ['-P FORWARD', 'ip6tables-nft -S'],
     ['iptables v', 'iptables-legacy --version; iptables-save -V; iptables-restore -V'],
   ];
-}
-
-/** Run in a new network namespace, which the checks may change. */
-function inside({ arch, rootfs, env }: Candidate, argv: readonly string[]): Promise<string> {
-  return runInside(arch, { layers: [rootfs] }, argv, env, { network: false });
 }

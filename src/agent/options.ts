@@ -36,7 +36,11 @@ export interface AgentOptions {
   readonly stateDir: string;
   readonly subnetFile: string;
   readonly metricsAddr: string;
+  /** Where else to serve the health routes alone. */
+  readonly healthzAddr?: string;
   readonly ipMasq: boolean;
+  /** Masqueraded connections keep their source ports where these are free. */
+  readonly ipMasqFullyRandomDisable?: boolean;
   /** The directory of host-local's leases. */
   readonly ipamDir: string;
   /**

@@ -38,7 +38,7 @@ import { openNetlink } from '../host/netlink.ts';
 import { gatherHostFacts, missingRequirements } from '../host/requirements.ts';
 import { LogOnce } from '../log-once.ts';
 import { createMetrics, type Metrics } from '../metrics/metrics.ts';
-import { type HttpRoute, serveRoutes } from '../metrics/server.ts';
+import { type Address, type HttpRoute, serveRoutes } from '../metrics/server.ts';
 import { familyKey, formatCidr } from '../net/ip.ts';
 import { findMode, otherTunnel, type RunningFlannel, waitForFlannel } from './boost.ts';
 import { listCluster } from './desired-maps.ts';
@@ -241,9 +241,9 @@ class AgentProcess {
     running.use(this.#garbage);
     const noting = setInterval(() => this.#noteTraffic(), NOTE_TRAFFIC_MS);
     running.defer(() => clearInterval(noting));
-    const { runDir, stateDir, metricsAddr } = this.#options;
+    const { runDir, stateDir } = this.#options;
     const socket = join(runDir, runFiles.agentSocket);
-    const http = await serveRoutes(metricsAddr, socket, this.#routes(), this.#localRoutes());
+    const http = await serveRoutes(this.#served(), socket, this.#routes(), this.#localRoutes());
     running.defer(() => http.close());
 
     if (this.#flannel) await noteBoost(stateDir);
@@ -473,6 +473,15 @@ class AgentProcess {
           : { ok: false, reason, limited: incarnation?.isImpaired ?? false };
       },
     };
+  }
+
+  #served(): Address[] {
+    const { metricsAddr, healthzAddr } = this.#options;
+    const health = { flag: '--healthz-addr', paths: ['/healthz', '/readyz'] };
+    return [
+      { flag: '--metrics-addr', text: metricsAddr },
+      ...(healthzAddr ? [{ ...health, text: healthzAddr }] : []),
+    ];
   }
 
   #routes(): Record<string, HttpRoute> {

@@ -31,6 +31,7 @@ describe('flannel’s variables', () => {
       FLANNELD_PUBLIC_IP: '10.0.0.7',
       FLANNELD_PUBLIC_IPV6: 'FD00:0::7',
       FLANNELD_IP_MASQ: 'false',
+      FLANNELD_IP_MASQ_FULLY_RANDOM_DISABLE: 'true',
       FLANNELD_SUBNET_FILE: '/run/other/subnet.env',
       FLANNELD_NET_CONFIG_PATH: '/etc/other/net-conf.json',
       FLANNELD_KUBECONFIG_FILE: '/etc/other/kubeconfig',
@@ -44,6 +45,7 @@ describe('flannel’s variables', () => {
       ifaceCanReach: '192.0.2.1',
       publicIp: { v4: '10.0.0.7', v6: 'fd00::7' },
       ipMasq: false,
+      ipMasqFullyRandomDisable: true,
       subnetFile: '/run/other/subnet.env',
       netConf: '/etc/other/net-conf.json',
       kubeconfig: '/etc/other/kubeconfig',
@@ -72,7 +74,11 @@ describe('flannel’s variables', () => {
     const options = await optionsOf(['--node-name=n'], { FLANNELD_IFACE: '', FLANNELD_PUBLIC_IP: '' });
     expect(options).not.toHaveProperty('iface');
     expect(options.publicIp).toEqual({});
-    expect(options).toMatchObject({ setNodeNetworkUnavailable: true, ipMasq: true });
+    expect(options).toMatchObject({
+      setNodeNetworkUnavailable: true,
+      ipMasq: true,
+      ipMasqFullyRandomDisable: false,
+    });
   });
 
   it.each([
@@ -95,7 +101,7 @@ describe('flannel’s variables', () => {
     expect(ignoredFlannelVariables(env, new Set(['FLANNELD_IFACE']))).toEqual({
       EVENT_QUEUE_DEPTH: expect.stringContaining('no queue') as string,
       FLANNELD_FROBNICATE: 'ripstop has no such setting',
-      FLANNELD_HEALTHZ_PORT: expect.stringContaining('--metrics-addr') as string,
+      FLANNELD_HEALTHZ_PORT: expect.stringContaining('--healthz-addr') as string,
     });
   });
 });

@@ -4,7 +4,7 @@ import type { AgentOptions } from '../agent/options.ts';
 import { addressFamily, canonicalAddress, type Family } from '../net/ip.ts';
 import { addEtcdFlags, type EtcdFlags, withEtcd } from './etcd-flags.ts';
 import { ignoredFlannelVariables } from './flannel-env.ts';
-import { addNodeFlags, booleanFlag, Flag, flag } from './options.ts';
+import { addNodeFlags, booleanFlag, Flag, flag, fullyRandomDisableFlag } from './options.ts';
 
 export function addAgentCommand(program: Command): void {
   const agent = addNodeFlags(program.command('agent'))
@@ -50,12 +50,19 @@ export function addAgentCommand(program: Command): void {
       ),
     )
     .addOption(
+      flag(
+        '--healthz-addr <host:port>',
+        "where to serve /healthz and /readyz too, such as :8081, which is flannel's port",
+      ),
+    )
+    .addOption(
       booleanFlag(
         '--ip-masq [true|false]',
         'masquerade what pods send out of the cluster network',
         'FLANNELD_IP_MASQ',
       ),
     )
+    .addOption(fullyRandomDisableFlag())
     .addOption(
       flag(
         '--cni-conf <file>',

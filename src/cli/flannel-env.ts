@@ -2,8 +2,8 @@
 
 /** The variables of flannel that ripstop ignores, each with the reason. */
 const IGNORED: Readonly<Record<string, string>> = {
-  FLANNELD_HEALTHZ_IP: '/healthz and /readyz are served at --metrics-addr',
-  FLANNELD_HEALTHZ_PORT: '/healthz and /readyz are served at --metrics-addr',
+  FLANNELD_HEALTHZ_IP: 'set --healthz-addr=HOST:PORT',
+  FLANNELD_HEALTHZ_PORT: 'set --healthz-addr=HOST:PORT',
   FLANNELD_IPTABLES_RESYNC: 'rules are compared after every change to them, and periodically',
   FLANNELD_IPTABLES_FORWARD_RULES: 'pods’ traffic is always accepted, by an nftables table of ripstop’s own',
   FLANNELD_IP_BLACKHOLE_ROUTE: 'there is always an unreachable route for the podCIDR',

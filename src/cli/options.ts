@@ -42,6 +42,15 @@ export function booleanFlag(flags: string, description: string, ...others: strin
   return option;
 }
 
+/** How masqueraded connections get their source port, for the agent and for what it leaves to flannel. */
+export function fullyRandomDisableFlag(): Option {
+  return booleanFlag(
+    '--ip-masq-fully-random-disable [bool]',
+    'let a masqueraded connection keep its source port where that is free, instead of a random one',
+    'FLANNELD_IP_MASQ_FULLY_RANDOM_DISABLE',
+  ).default(false);
+}
+
 /** As Go's flag package reads a boolean, for manifests that were written for flannel. */
 function parseBoolean(text: string): boolean {
   if (['true', '1', 't'].includes(text.toLowerCase())) return true;

@@ -10,12 +10,13 @@ import { errorText, RipstopError } from '../errors.ts';
 import type { SubnetEnv } from '../host/subnet-env.ts';
 import { askAgent } from './ask-agent.ts';
 import { addEtcdFlags, type EtcdFlags, withEtcd } from './etcd-flags.ts';
-import { addNodeFlags, flag } from './options.ts';
+import { addNodeFlags, flag, fullyRandomDisableFlag } from './options.ts';
 
 export interface UninstallOptions {
   /** Where subnets come from, if not from Kubernetes. */
   readonly etcd?: EtcdOptions;
   readonly restoreFlannel: boolean;
+  readonly ipMasqFullyRandomDisable: boolean;
   readonly nodeName?: string;
   readonly kubeconfig?: string;
   readonly netConf: string;
@@ -46,6 +47,7 @@ export function addUninstallCommand(program: Command): void {
         'leave the node as a stopped flanneld leaves it, so that flanneld can be started; pods keep their network',
       ).default(false),
     )
+    .addOption(fullyRandomDisableFlag())
     .addOption(flag('--node-name <name>', "this node's name in the cluster", 'NODE_NAME'))
     .addOption(flag('--cni-bin-dir <path>', "the container runtime's plugins").default('/opt/cni/bin'))
     .action((flags: UninstallOptions & EtcdFlags) => uninstall(withEtcd(flags)));
@@ -192,12 +194,18 @@ async function removeState({ stateDir }: UninstallOptions): Promise<string[]> {
   return removeDir(stateDir);
 }
 
-async function restoreRules({ subnetFile, netConf, etcd, stateDir }: UninstallOptions): Promise<string[]> {
+async function restoreRules(options: UninstallOptions): Promise<string[]> {
+  const { subnetFile, netConf, etcd, stateDir, ipMasqFullyRandomDisable } = options;
   const { etcdNetConfCopy } = await import('../agent/etcd-source.ts');
   const { networks, ipMasq } = await subnetEnv(subnetFile);
   const { replaceRules } = await host();
   const file = etcd ? etcdNetConfCopy(stateDir) : netConf;
-  return replaceRules({ networks, masquerade: ipMasq, nftables: await usesNftables(file) });
+  return replaceRules({
+    networks,
+    masquerade: ipMasq,
+    keepPorts: ipMasqFullyRandomDisable,
+    nftables: await usesNftables(file),
+  });
 }
 
 async function restoreBridge(options: UninstallOptions): Promise<string[]> {

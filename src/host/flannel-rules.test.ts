@@ -101,7 +101,7 @@ describe("flannel's rules, written for it", () => {
   const v6 = { network: parseCidr('fd00:42::/56'), podCidr: parseCidr('fd00:42:0:1::/64') };
 
   it('are exactly the chains of its iptables mode', () => {
-    expect(renderFlannelChains(v4, true, new Set())).toBe(`*nat
+    expect(renderFlannelChains(v4, { masquerade: true }, new Set())).toBe(`*nat
 :FLANNEL-POSTRTG - [0:0]
 -A FLANNEL-POSTRTG -m mark --mark 0x4000/0x4000 -m comment --comment "flanneld masq" -j RETURN
 -A FLANNEL-POSTRTG -s 10.42.1.0/24 -d 10.42.0.0/16 -m comment --comment "flanneld masq" -j RETURN
@@ -121,7 +121,7 @@ COMMIT
   });
 
   it('are jumped to once, and masquerade only where flannel does', () => {
-    const text = renderFlannelChains(v6, false, new Set(['FLANNEL-FWD']));
+    const text = renderFlannelChains(v6, { masquerade: false }, new Set(['FLANNEL-FWD']));
     expect(text).toContain('-A FLANNEL-FWD -s fd00:42::/56 ');
     expect(text).not.toMatch(/-A FORWARD|nat|MASQUERADE/);
   });
@@ -148,5 +148,13 @@ table ip6 flannel-ipv6 {
 }
 `);
     expect(renderFlannelTables({ networks: [v4], masquerade: false, nftables: true })).not.toContain('nat');
+  });
+
+  it('keep source ports where flanneld has --ip-masq-fully-random-disable', () => {
+    const options = { masquerade: true, keepPorts: true };
+    const chains = renderFlannelChains(v4, options, new Set());
+    expect(chains.match(/-j MASQUERADE.*$/gm)).toEqual(['-j MASQUERADE', '-j MASQUERADE']);
+    const tables = renderFlannelTables({ networks: [v4], nftables: true, ...options });
+    expect(tables.match(/masquerade.*$/gm)).toEqual(['masquerade', 'masquerade']);
   });
 });

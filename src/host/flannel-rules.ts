@@ -242,6 +242,8 @@ export interface FlannelRules {
   networks: readonly PodNetwork[];
   /** flanneld's `--ip-masq`. */
   masquerade: boolean;
+  /** flanneld's `--ip-masq-fully-random-disable`. */
+  keepPorts?: boolean;
   /** `EnableNFTables` of net-conf.json. */
   nftables: boolean;
 }
@@ -250,7 +252,8 @@ export interface FlannelRules {
  * flannel's tables, for `nft -f`. When flanneld starts, it replaces them in one transaction, so at no moment are they
  * missing. (The condition `saddr != P daddr C` differs from that of its iptables rules; flanneld writes it so.)
  */
-export function renderFlannelTables({ networks, masquerade }: FlannelRules): string {
+export function renderFlannelTables({ networks, masquerade, keepPorts }: FlannelRules): string {
+  const verdict = keepPorts ? 'masquerade' : 'masquerade fully-random';
   return networks
     .map(wordsOf)
     .flatMap(({ ip, cluster, pods, multicast }) => {
@@ -260,8 +263,8 @@ export function renderFlannelTables({ networks, masquerade }: FlannelRules): str
         `${ip} saddr ${pods} ${ip} daddr ${cluster} return`,
         `${ip} saddr ${cluster} ${ip} daddr ${pods} return`,
         `${ip} saddr != ${pods} ${ip} daddr ${cluster} return`,
-        `${ip} saddr ${cluster} ${ip} daddr != ${multicast} masquerade fully-random`,
-        `${ip} saddr != ${cluster} ${ip} daddr ${cluster} masquerade fully-random`,
+        `${ip} saddr ${cluster} ${ip} daddr != ${multicast} ${verdict}`,
+        `${ip} saddr != ${cluster} ${ip} daddr ${cluster} ${verdict}`,
       ];
       return [
         `add table ${table}`,
@@ -293,18 +296,19 @@ export function renderFlannelTables({ networks, masquerade }: FlannelRules): str
  */
 export function renderFlannelChains(
   network: PodNetwork,
-  masquerade: boolean,
+  { masquerade, keepPorts }: Pick<FlannelRules, 'masquerade' | 'keepPorts'>,
   jumps: ReadonlySet<string>,
 ): string {
   const { cluster, pods, multicast } = wordsOf(network);
+  const verdict = `-j MASQUERADE${keepPorts ? '' : ' --random-fully'}`;
   const rules: Record<(typeof CHAINS)[number]['table'], string[]> = {
     nat: [
       '-m mark --mark 0x4000/0x4000 -j RETURN',
       `-s ${pods} -d ${cluster} -j RETURN`,
       `-s ${cluster} -d ${pods} -j RETURN`,
       `! -s ${cluster} -d ${pods} -j RETURN`,
-      `-s ${cluster} ! -d ${multicast} -j MASQUERADE --random-fully`,
-      `! -s ${cluster} -d ${cluster} -j MASQUERADE --random-fully`,
+      `-s ${cluster} ! -d ${multicast} ${verdict}`,
+      `! -s ${cluster} -d ${cluster} ${verdict}`,
     ],
     filter: [`-s ${cluster} -j ACCEPT`, `-d ${cluster} -j ACCEPT`],
   };
@@ -348,7 +352,7 @@ export async function writeFlannelRules(desired: FlannelRules, options: RunOptio
       const { chains } = readSavedTable(backend, table, await run(`${backend}-save`, ['-t', table], options));
       if (chains.get(from)?.rules.some(({ jump }) => jump === chain)) jumps.add(chain);
     }
-    const stdin = renderFlannelChains(network, desired.masquerade, jumps);
+    const stdin = renderFlannelChains(network, desired, jumps);
     await run(`${backend}-restore`, ['--noflush', '--wait', '5'], { ...options, stdin });
     written.push(`${desired.masquerade ? 'FLANNEL-POSTRTG and ' : ''}FLANNEL-FWD in ${backend}`);
   }

@@ -108,11 +108,11 @@ async function testNet(): Promise<Net> {
   return { node, pod, world, lan, [Symbol.asyncDispose]: () => stack.disposeAsync() };
 }
 
-/** Answer every UDP datagram with the source address that it arrived with. */
+/** Answer every UDP datagram with the source address and port that it arrived with. */
 async function mirror(where: TestNetns, ...addresses: string[]): Promise<AsyncDisposable> {
   const script = `for (const ip of process.argv.slice(1)) {
     const socket = require('node:dgram').createSocket(ip.includes(':') ? 'udp6' : 'udp4');
-    socket.on('message', (_, from) => socket.send(from.address, from.port, from.address));
+    socket.on('message', (_, from) => socket.send(from.address + ' ' + from.port, from.port, from.address));
     socket.bind(5555, ip, () => console.log('listening'));
   }`;
   const [file, ...args] = commandIn(where.path, process.execPath, ['-e', script, ...addresses]);
@@ -133,11 +133,16 @@ async function mirror(where: TestNetns, ...addresses: string[]): Promise<AsyncDi
 
 /** Send a datagram to a mirror. @returns the source address that the mirror saw, or `nothing` without an answer. */
 async function seenFrom(sender: TestNetns, target: string): Promise<string> {
+  return (await askMirror(sender, target)).split(' ')[0]!;
+}
+
+/** The same with the source port, `ADDRESS PORT`. @param port to send from; default: any */
+async function askMirror(sender: TestNetns, target: string, port = 0): Promise<string> {
   const script = `const socket = require('node:dgram').createSocket(process.argv[1].includes(':') ? 'udp6' : 'udp4');
     socket.on('message', (text) => { console.log(String(text)); process.exit(); });
     setTimeout(() => { console.log('nothing'); process.exit(); }, 1500);
-    socket.send('?', 5555, process.argv[1]);`;
-  return (await sender.run(process.execPath, '-e', script, target)).trim();
+    socket.bind(Number(process.argv[2]), () => socket.send('?', 5555, process.argv[1]));`;
+  return (await sender.run(process.execPath, '-e', script, target, String(port))).trim();
 }
 
 describe(title('the nft table'), { skip: skip !== undefined }, () => {
@@ -244,6 +249,19 @@ describe(title('packets through the node'), { skip: skip !== undefined }, () => 
       'table ip kube { chain pre { type filter hook prerouting priority 0; meta mark set 0x4000; }; }',
     );
     expect(await seenFrom(net.pod, WORLD)).toBe(POD);
+  });
+
+  it('get a random source port, or keep theirs with --ip-masq-fully-random-disable', async () => {
+    await using net = await testNet();
+    await using _world = await mirror(net.world, WORLD);
+    await ensureRules({ ...DESIRED, keepPorts: true }, net.node.options);
+    expect(await askMirror(net.pod, WORLD, 40_000)).toBe('192.168.9.1 40000');
+    expect(await ensureRules(DESIRED, net.node.options)).toBe(true);
+    const random = [40_001, 40_002, 40_003].map(async (port) =>
+      (await askMirror(net.pod, WORLD, port)).endsWith(` ${port}`),
+    );
+    // One of them may meet its own port by chance, one in 64,512.
+    expect(await Promise.all(random)).toContain(false);
   });
 
   it('keep their address without --ip-masq', async () => {

@@ -59,6 +59,15 @@ describe('the rendered table', () => {
     ]);
   });
 
+  it('keeps source ports with --ip-masq-fully-random-disable', () => {
+    const random = renderRules({ networks: [V4, V6], masquerade: true, ...VXLAN });
+    const kept = renderRules({ networks: [V4, V6], masquerade: true, keepPorts: true, ...VXLAN });
+    expect(rulesOf(kept.text, 'postrouting')).toEqual(
+      rulesOf(random.text, 'postrouting').map((rule) => rule.replace(' fully-random', '')),
+    );
+    expect(kept.fingerprint).not.toEqual(random.fingerprint);
+  });
+
   it('translates nothing without --ip-masq', () => {
     const { text } = renderRules({ networks: [V4], masquerade: false, ...VXLAN });
     expect(text).not.toContain('postrouting');

@@ -28,6 +28,8 @@ export interface DesiredRules {
   networks: readonly DesiredNetwork[];
   /** Masquerade pods when they talk to addresses outside the cluster network (`--ip-masq`). */
   masquerade: boolean;
+  /** Masqueraded connections keep their source ports where these are free (`--ip-masq-fully-random-disable`). */
+  keepPorts?: boolean;
   /** The tunnels that only nodes may use; VXLAN of another VNI is admitted from any address. */
   tunnel?: Tunnel | undefined;
   /** The device that carries the tunnels. */
@@ -299,8 +301,8 @@ function backRule(desired: DesiredNetwork, { vni }: Tunnel, uplink: string): Rul
   };
 }
 
-function postroutingChain({ networks }: DesiredRules): Chain {
-  const masquerade = 'masquerade fully-random';
+function postroutingChain({ networks, keepPorts }: DesiredRules): Chain {
+  const masquerade = keepPorts ? 'masquerade' : 'masquerade fully-random';
   return {
     name: 'postrouting',
     hook: { type: 'nat', at: 'postrouting', priority: 100 },

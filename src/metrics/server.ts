@@ -7,21 +7,29 @@ import { errorText, RipstopError } from '../errors.ts';
 /** Answers one path; `contentType` defaults to text. */
 export type HttpRoute = () => Promise<{ status?: number; body: string; contentType?: string }>;
 
+/** A TCP address to serve at. */
+export interface Address {
+  /** The flag that gives it, for errors. */
+  readonly flag: string;
+  /** `host:port`, `[v6]:port` or `:port`. */
+  readonly text: string;
+  /** The paths that are served there. Default: all. */
+  readonly paths?: readonly string[];
+}
+
 /**
- * Serve GET routes on a TCP address and on a unix socket (mode 0600): the first for Prometheus and the kubelet, the
+ * Serve GET routes on TCP addresses and on a unix socket (mode 0600): the first for Prometheus and the kubelet, the
  * second for readers on the node, whichever network namespace they are in.
- * @param address `host:port`, `[v6]:port` or `:port`.
  * @param localRoutes more of them, on the socket alone.
- * @throws RipstopError when the address is taken or no address.
+ * @throws RipstopError when an address is taken or no address.
  */
 export async function serveRoutes(
-  address: string,
+  addresses: readonly Address[],
   socketPath: string,
   routes: Readonly<Record<string, HttpRoute>>,
   localRoutes: Readonly<Record<string, HttpRoute>> = {},
 ): Promise<{ close(): Promise<void> }> {
-  const match = /^(?:\[([0-9a-fA-F:]+)\]|([^:]*)):(\d{1,5})$/.exec(address);
-  if (!match) throw new RipstopError(`--metrics-addr "${address}" is not HOST:PORT`, { exitCode: 2 });
+  const places = addresses.map(placeOf);
   const answering =
     (known: Readonly<Record<string, HttpRoute>>): RequestListener =>
     (request, response) => {
@@ -42,17 +50,17 @@ export async function serveRoutes(
   process.umask(before);
   const servers: Server[] = [
     local,
-    createServer(answering(routes)).listen(Number(match[3]), match[1] ?? (match[2] || '::')),
+    ...addresses.map(({ paths }, i) =>
+      createServer(answering(paths ? onlyOf(routes, paths) : routes)).listen(places[i]),
+    ),
   ];
   try {
     await Promise.all(servers.map(async (server) => server.listening || once(server, 'listening')));
   } catch (error) {
     for (const server of servers) server.close();
     throw new RipstopError(
-      `cannot serve metrics on ${address}: ${errorText(error)}; choose another --metrics-addr`,
-      {
-        cause: error,
-      },
+      `cannot serve HTTP: ${errorText(error)}; choose another ${addresses.map(({ flag }) => flag).join(' or ')}`,
+      { cause: error },
     );
   }
   return {
@@ -65,3 +73,14 @@ export async function serveRoutes(
     },
   };
 }
+
+function placeOf({ flag, text }: Address): { host?: string; port: number } {
+  const match = /^(?:\[([0-9a-fA-F:]+)\]|([^:]*)):(\d{1,5})$/.exec(text);
+  if (!match) throw new RipstopError(`${flag} "${text}" is not HOST:PORT`, { exitCode: 2 });
+  const host = match[1] ?? match[2];
+  // Without one Node takes IPv4 where the kernel has no IPv6.
+  return { ...(host && { host }), port: Number(match[3]) };
+}
+
+const onlyOf = (routes: Readonly<Record<string, HttpRoute>>, paths: readonly string[]) =>
+  Object.fromEntries(Object.entries(routes).filter(([path]) => paths.includes(path)));

@@ -101,11 +101,14 @@ describe.skipIf(missingHere('setpriv', 'unshare'))('a node with something wrong'
     expect(await ripstop(args)).toEqual(refusal(2, says));
   });
 
-  it('gets exit code 2 and one line for an invalid metrics address', async () => {
-    expect(await ripstop(agent({ 'metrics-addr': 'everywhere' }))).toEqual(
-      refusal(2, /--metrics-addr "everywhere" is not HOST:PORT/),
-    );
-  });
+  it.each(['metrics-addr', 'healthz-addr'])(
+    'gets exit code 2 and one line for an invalid --%s',
+    async (flag) => {
+      expect(await ripstop(agent({ [flag]: 'everywhere' }))).toEqual(
+        refusal(2, new RegExp(`--${flag} "everywhere" is not HOST:PORT`)),
+      );
+    },
+  );
 
   it('gets exit code 2 for an environment variable with a wrong value', async () => {
     expect(await ripstop(['agent', '--node-name=n'], { RIPSTOP_MODE: 'fast' })).toEqual(

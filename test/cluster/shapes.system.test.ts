@@ -7,7 +7,7 @@ import { run } from '../../src/host/run.ts';
 import { nodeDir, restartAgent } from '../../src/lab/index.ts';
 import { listNodes } from '../../src/lab/kube.ts';
 import { installInto, parseManifest, rendered, shapes } from '../support/manifest.ts';
-import { inNetns, missingHere, ping, podOf, talkTcp, serveIn, useLab } from './support.ts';
+import { askOverHttp, inNetns, missingHere, ping, podOf, talkTcp, serveIn, useLab } from './support.ts';
 
 const IMAGE = join(import.meta.dirname, '../../build');
 
@@ -43,7 +43,11 @@ const CASES: Case[] = [
     row: 2,
     network: '10.42.0.0/16',
     mtu: 1500,
-    env: { FLANNELD_SET_NODE_NETWORK_UNAVAILABLE: 'false' },
+    env: {
+      FLANNELD_SET_NODE_NETWORK_UNAVAILABLE: 'false',
+      FLANNELD_IP_MASQ_FULLY_RANDOM_DISABLE: 'true',
+      RIPSTOP_HEALTHZ_ADDR: ':8081',
+    },
     netConf: K3S_NET_CONF,
     condition: false,
   },
@@ -119,8 +123,20 @@ describe.skipIf(missingHere()).each(CASES)(
       expect(
         rules.split('\n').flatMap((line) => / saddr (?:!= )?(\S+) .*masquerade/.exec(line)?.[1] ?? []),
       ).toEqual([network, network]);
+      const random = env['FLANNELD_IP_MASQ_FULLY_RANDOM_DISABLE'] ? 0 : 2;
+      expect(rules.match(/masquerade fully-random/g) ?? []).toHaveLength(random);
       expect(rules).toContain(`ip saddr ${subnet}.0/24 ip daddr ${network} return`);
     });
+
+    if (env['RIPSTOP_HEALTHZ_ADDR'])
+      it('answers probes that were written for flannel, on 8081', async () => {
+        const node = cluster.nodes[0]!;
+        const at = `${node.ip}:8081`;
+        for (const path of ['/healthz', '/readyz'])
+          expect(await askOverHttp(node, path, at)).toMatchObject({ status: 200, body: 'ok\n' });
+        expect(await askOverHttp(node, '/metrics', at)).toMatchObject({ status: 404 });
+        expect(await askOverHttp(node, '/metrics')).toMatchObject({ status: 200 });
+      });
 
     it('publishes its leases with the given prefix', async () => {
       const prefix = env['FLANNELD_KUBE_ANNOTATION_PREFIX'];

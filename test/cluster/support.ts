@@ -472,8 +472,8 @@ export interface HttpAnswer {
 }
 
 /** What the agent of a node answers on the node's loopback. */
-export async function askOverHttp(node: NodeState, path: string): Promise<HttpAnswer> {
-  const script = `const r = await fetch(${JSON.stringify(`http://127.0.0.1:9480${path}`)});
+export async function askOverHttp(node: NodeState, path: string, at = '127.0.0.1:9480'): Promise<HttpAnswer> {
+  const script = `const r = await fetch(${JSON.stringify(`http://${at}${path}`)});
     console.log(JSON.stringify({ status: r.status, type: r.headers.get('content-type'), body: await r.text() }))`;
   const answer = await run(process.execPath, ['--input-type=module', '-e', script], inNetns(node));
   return JSON.parse(answer) as HttpAnswer;

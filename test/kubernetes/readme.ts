@@ -3,29 +3,14 @@ import { mkdtempSync, rmSync, symlinkSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { run } from '../../src/host/run.ts';
-import { readme } from '../support/manifest.ts';
+import { commandsOf } from '../support/commands.ts';
 import { flannelManifest } from './flannel.ts';
 import type { Cluster } from './state.ts';
 import { until } from './until.ts';
 
-/** The stories run the commands that deploy/README.md gives to operators. */
+/** The stories run the commands that the documents in deploy/ give to operators. */
 
 const ROOT = join(import.meta.dirname, '../..');
-
-/**
- * The commands of a code block of deploy/README.md, in order, without comments.
- * @param after text before the block: the first block after it is used
- */
-export function commandsOf(after: string): string[] {
-  const begin = readme.indexOf(after);
-  const block = /^ *```sh\n(.*?)^ *```$/ms.exec(readme.slice(begin))?.[1];
-  if (begin < 0 || block === undefined) throw new Error(`deploy/README.md has no commands after "${after}"`);
-  return block
-    .replaceAll(/\\\n/g, ' ')
-    .split('\n')
-    .map((line) => line.replace(/ {2,}# .*$/, '').trim())
-    .filter((line) => line !== '');
-}
 
 /** Run a command at the repository's root, with the cluster's kubectl and kube-flannel.yml. */
 export async function type(cluster: Cluster, command: string): Promise<string> {

@@ -69,18 +69,21 @@ export interface Shape {
   network: string;
   confDir: string;
   binDir: string;
+  /** The files of values for the chart that are for it, by their paths. */
+  values: readonly string[];
   /** Its edit of the manifest. */
   edit: readonly string[];
 }
 
 /** The rows of the README's table, in the order of the edits. */
 export const shapes: readonly Shape[] = [
-  ...readme.matchAll(/^\| ([^|]+) \| (\d[\d./]+) \| (\/[^|]+) \| (\/[^|]+) \|$/gm),
-].map(([, cluster = '', network = '', confDir = '', binDir = ''], i) => ({
+  ...readme.matchAll(/^\| ([^|]+) \| (\d[\d./]+) \| (\/[^|]+) \| (\/[^|]+) \| (`[^|]+`) \|$/gm),
+].map(([, cluster = '', network = '', confDir = '', binDir = '', values = ''], i) => ({
   cluster,
   network,
   confDir,
   binDir,
+  values: [...values.matchAll(/`([^`]+)`/g)].map(([, name]) => join(DEPLOY, 'overlays', name!)),
   edit: [[], ...readmeEdits][i] ?? [],
 }));
 

@@ -110,6 +110,12 @@ export const programs = {
   sbr: chainedPlugin('sbr'),
   'install-cni': ofIstio('install-cni'),
   'istio-cni': ofIstio('istio-cni'),
+  helm: {
+    name: 'helm',
+    module: 'helm.sh/helm/v4',
+    version: `v${versions.helm}`,
+    main: 'helm.sh/helm/v4/cmd/helm',
+  },
   'kube-router': {
     name: 'kube-router',
     module: 'github.com/cloudnativelabs/kube-router/v2',
@@ -141,6 +147,7 @@ export const peersOfLab = [
   programs.sbr,
   programs.etcd,
   programs.flanneld,
+  programs.helm,
   programs['kube-apiserver'],
   programs['kube-proxy'],
   programs['kube-router'],

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * The versions of all real programs that tests run beside ripstop (test:peers, test:kubernetes). They are pinned only
+ * The versions of all real programs that tests run beside ripstop (test:peers, test:kubernetes, test:tools). They are pinned only
  * here. Images and etcd follow the version of Kubernetes, as its test suite expects.
  */
 export const versions = {
@@ -25,6 +25,8 @@ export const versions = {
   // The NetworkPolicy engine of k3s, and the one of flannel's chart, kube-network-policies.
   kubeRouter: '2.1.0',
   kubeNetworkPolicies: '0.8.0',
+  // Renders the chart (test:tools).
+  helm: '4.3.1',
 } as const;
 
 /** Images that Kubernetes' own tests use (test/utils/image/manifest.go), built here from its sources. */

@@ -124,6 +124,7 @@ function desiredRules(
       ...vxlanSenders(ofFamily(family), synced),
     })),
     masquerade: agent.ipMasq,
+    keepPorts: agent.ipMasqFullyRandomDisable ?? false,
     tunnel: settings.tunnel,
     uplink: uplink.name,
     bridges: [...bridges.keys()],
