@@ -101,7 +101,7 @@ describe.skipIf(missingHere('tmux', 'iptables'))('ripstop top', () => {
   });
 
   const start = async (...flags: string[]) => {
-    await screen.shows(/ready>/);
+    await screen.shows(/ready>\s*$/);
     await screen.press('clear; echo be""fore', 'Enter');
     await screen.shows(/^before$/m);
     const words = ['nsenter', `--net=${netnsPath(here.nodes[0]!.netns)}`, ...command, ...flags];
@@ -109,7 +109,7 @@ describe.skipIf(missingHere('tmux', 'iptables'))('ripstop top', () => {
     await screen.shows(/^ripstop top on node1 /m);
   };
   const isRestored = async (): Promise<void> => {
-    await screen.shows(/^before\n(.*\n)*ready>/m);
+    await screen.shows(/before\n[^]*\nready>\s*$/);
     expect(await screen.state()).toBe('0 1');
     expect(await screen.read()).not.toContain('ripstop top on');
     // The shell reads and echoes lines again.

@@ -5,6 +5,7 @@ import { emitKeypressEvents } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { requirePins } from '../dataplane/tables.ts';
 import { RipstopError } from '../errors.ts';
+import { type ClusterIp, listClusterIps } from '../host/services.ts';
 import { type Facts, firstView, type Key, press, screen, shownRows, type View } from './top-view.ts';
 import {
   readNames,
@@ -29,8 +30,10 @@ export interface TopOptions {
 const MOST_OF_A_CPU = 0.1;
 /** The first rates come after this. */
 const FIRST_MS = 300;
-/** Names change seldom, and asking kube-proxy's rules for them takes long. */
+/** How long names are kept. */
 const NAMES_MS = 5000;
+/** Services change seldom, and kube-proxy's rules for them may be many. */
+const SERVICES_MS = 60_000;
 
 /** @throws RipstopError when nothing is pinned, or there is no terminal. */
 export async function top(options: TopOptions): Promise<void> {
@@ -53,6 +56,8 @@ class Meter {
   readonly #options: TopOptions;
   #names: TrafficNames | undefined;
   #namesMs = 0;
+  #services: readonly ClusterIp[] = [];
+  #servicesMs = -Infinity;
   #last: TrafficReading | undefined;
   #cpuSeconds = 0;
 
@@ -73,9 +78,14 @@ class Meter {
   /** The rates since the last time; undefined the first time. */
   async read(): Promise<Traffic | undefined> {
     const { bpffs, runDir } = this.#options;
-    if (!this.#names || performance.now() - this.#namesMs > NAMES_MS) {
-      this.#names = await readNames(bpffs, runDir);
-      this.#namesMs = performance.now();
+    const nowMs = performance.now();
+    if (nowMs - this.#servicesMs > SERVICES_MS) {
+      this.#services = await listClusterIps();
+      this.#servicesMs = nowMs;
+    }
+    if (!this.#names || nowMs - this.#namesMs > NAMES_MS) {
+      this.#names = await readNames(bpffs, runDir, this.#services);
+      this.#namesMs = nowMs;
     }
     const start = process.cpuUsage();
     const before = this.#last;
@@ -119,10 +129,12 @@ async function showScreen(options: TopOptions): Promise<void> {
   };
   draw();
   await terminal.sleep(Math.min(FIRST_MS, options.interval * 1000));
-  for (let left = options.count ?? Infinity; left > 0 && !terminal.isOver; left--) {
+  for (let left = options.count ?? Infinity; left > 0 && !terminal.isOver;) {
     // While paused nothing is read. The rates after that are those of the whole pause.
-    if (!view.isPaused) traffic = await meter.read();
-    else left++;
+    if (!view.isPaused) {
+      traffic = await meter.read();
+      left--;
+    }
     draw();
     await terminal.sleep(meter.every * 1000);
   }

@@ -19,7 +19,7 @@ import { type PacketsByVerdict, packetsBetweenPods } from '../dataplane/pod-traf
 import { readPinnedConfig } from '../dataplane/rehearsal.ts';
 import { openTables, pinPaths } from '../dataplane/tables.ts';
 import { RipstopError } from '../errors.ts';
-import { listClusterIps } from '../host/services.ts';
+import type { ClusterIp } from '../host/services.ts';
 import { intToIpv4, ipv4ToInt } from '../net/ip.ts';
 import { askAgent } from './ask-agent.ts';
 import { podOf } from './rows.ts';
@@ -76,13 +76,13 @@ function readPrograms(bpffs: string): Map<string, ProgramRuns> {
   return new Map(readdirSync(programs).map((name) => [name, read(name)]));
 }
 
-/** The peers and pods that the maps have, and the Services of kube-proxy, by the names that this node knows. */
-export async function readNames(bpffs: string, runDir: string): Promise<TrafficNames> {
-  const [agent, attachments, clusterIps] = await Promise.all([
-    askAgent(runDir),
-    new AttachmentStore(runDir).list(),
-    listClusterIps(),
-  ]);
+/** The peers and pods that the maps have, and the Services, by the names that this node knows. */
+export async function readNames(
+  bpffs: string,
+  runDir: string,
+  clusterIps: readonly ClusterIp[],
+): Promise<TrafficNames> {
+  const [agent, attachments] = await Promise.all([askAgent(runDir), new AttachmentStore(runDir).list()]);
   using tables = openTables(bpffs);
   const nodes = new Map(agent?.peers.map(({ vtepIp, name }) => [vtepIp, name]));
   const peers = [...tables.peers.entries({ skipZero: true }), ...tables.peers6.entries()].map(
