@@ -43,7 +43,26 @@ export function addAgentCommand(program: Command): void {
         .argParser(flowTableSize)
         .default(131_072),
     );
-  addUplinkFlags(agent)
+  addUplinkFlags(agent);
+  addServingFlags(agent)
+    .addOption(
+      booleanFlag(
+        '--ip-masq [true|false]',
+        'masquerade what pods send out of the cluster network',
+        'FLANNELD_IP_MASQ',
+      ),
+    )
+    .addOption(fullyRandomDisableFlag());
+  addCniFlags(agent)
+    .addOption(
+      flag('--log-level <level>', 'what to log').choices(['debug', 'info', 'warn', 'error']).default('info'),
+    )
+    .action(run);
+  addEtcdFlags(agent);
+}
+
+function addServingFlags(command: Command): Command {
+  return command
     .addOption(
       flag('--metrics-addr <host:port>', 'where to serve /metrics, /healthz, /readyz').default(
         '127.0.0.1:9480',
@@ -54,15 +73,11 @@ export function addAgentCommand(program: Command): void {
         '--healthz-addr <host:port>',
         "where to serve /healthz and /readyz too, such as :8081, which is flannel's port",
       ),
-    )
-    .addOption(
-      booleanFlag(
-        '--ip-masq [true|false]',
-        'masquerade what pods send out of the cluster network',
-        'FLANNELD_IP_MASQ',
-      ),
-    )
-    .addOption(fullyRandomDisableFlag())
+    );
+}
+
+function addCniFlags(command: Command): Command {
+  return command
     .addOption(
       flag(
         '--cni-conf <file>',
@@ -74,12 +89,7 @@ export function addAgentCommand(program: Command): void {
         '--cni-plugins <path>',
         "the container runtime's plugins, to be asked which of the cniVersions in --cni-conf they support",
       ),
-    )
-    .addOption(
-      flag('--log-level <level>', 'what to log').choices(['debug', 'info', 'warn', 'error']).default('info'),
-    )
-    .action(run);
-  addEtcdFlags(agent);
+    );
 }
 
 function addUplinkFlags(command: Command): Command {
