@@ -60,7 +60,7 @@ const STUCK_MS = 120_000;
 /** How often the counters are read, for the traffic of the last minute. */
 const NOTE_TRAFFIC_MS = 10_000;
 /** How often, at most, files are asked whether they contradict what the kernel says of pods on a bridge. */
-const HEAR_WITNESSES_MS = 5000;
+const HEAR_WITNESSES_MS = 2000;
 /** How long to wait for our own Node before the last-known state is used. */
 const ANSWER_MS = 3000;
 
