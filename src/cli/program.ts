@@ -3,6 +3,7 @@ import { Command, CommanderError, Option, type OutputConfiguration } from 'comma
 import packageJson from '../../package.json' with { type: 'json' };
 import { errorText, RipstopError } from '../errors.ts';
 import { addAgentCommand } from './agent.ts';
+import { addDoctorCommand } from './doctor-command.ts';
 import { addInspectCommands } from './inspect.ts';
 import { addCompletionCommand } from './completion.ts';
 import { addLabCommands } from './lab.ts';
@@ -26,6 +27,7 @@ export function createProgram(output: OutputConfiguration = {}): Command {
   addAgentCommand(program);
   addReaderCommands(program);
   addInspectCommands(program);
+  addDoctorCommand(program);
   addUninstallCommand(program);
   addLabCommands(program);
   addCompletionCommand(program);

@@ -2,8 +2,11 @@
 export { addAddress, deleteAddress, listAddresses } from './address.ts';
 export type { Address, NewAddress, Scope } from './address.ts';
 export { inNetns } from './calls.ts';
+export { isClockSynchronized } from './clock.ts';
 export { findConnection, isOpenTcp, listConnections, makeLiberal } from './conntrack.ts';
 export type { Connection, Tuple } from './conntrack.ts';
+export { echo } from './echo.ts';
+export type { Echo, EchoResult } from './echo.ts';
 export { NetlinkError } from './error.ts';
 export { addLink, deleteLink, getLink, listLinks, setLink } from './link.ts';
 export type {
