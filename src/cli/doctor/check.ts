@@ -93,6 +93,9 @@ export const warn = (what: string, why: string, cure: string): Problem => ({
   cure,
 });
 
+/** A command in a text. */
+export const code = (command: string): string => `\`${command}\``;
+
 const SHOWN = 3;
 
 /** Some of many, for a sentence: `a, b, c and 4 more`. */

@@ -82,7 +82,13 @@ export interface Facts {
     readonly wrong: number;
     readonly received: number;
   }[];
-  readonly flowTables: readonly { readonly name: string; readonly used: number; readonly max: number }[];
+  readonly flowTables: readonly {
+    readonly name: string;
+    readonly used: number;
+    readonly max: number;
+    /** How many entries the kernel may keep free on its CPUs while it evicts others. */
+    readonly spare: number;
+  }[];
   readonly epoch: {
     readonly seconds: number;
     readonly moves: number;

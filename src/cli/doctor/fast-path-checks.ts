@@ -2,7 +2,7 @@
 /** Checks of what keeps traffic off the fast path. */
 import { ipsecOf } from '../../host/ipsec.ts';
 import { parseCidr, hostCidr } from '../../net/ip.ts';
-import { type Check, check, fail, type Problem, some, warn } from './check.ts';
+import { type Check, check, code, fail, type Problem, some, warn } from './check.ts';
 import type { Facts } from './facts.ts';
 
 /** A table that is this full evicts flows that are in use. */
@@ -132,7 +132,7 @@ export const fastPathChecks: readonly Check[] = [
         warn(
           `somebody shapes or filters packets on ${device}: ${what}`,
           `these must see every packet, so ${role === 'pod' ? 'the pod' : 'all peers'} stays on the kernel path`,
-          `if it is not wanted: ${role === 'pod' ? 'remove the annotation for bandwidth and restart the pod, or ' : ''}tc qdisc delete dev ${device} ${what.includes('filter') ? 'clsact' : 'root'}`,
+          `if it is not wanted: ${role === 'pod' ? 'remove the annotation for bandwidth and restart the pod, or ' : ''}${code(`tc qdisc delete dev ${device} ${what.includes('filter') ? 'clsact' : 'root'}`)}`,
         ),
       ),
   ),
@@ -153,7 +153,7 @@ export const fastPathChecks: readonly Check[] = [
           role === 'uplink'
             ? 'they may take packets before ripstop’s do, or after'
             : `they must see every packet, so ${role === 'pod' ? 'the pod' : 'all peers'} stays on the kernel path`,
-          'find whose they are with bpftool net, and remove them there',
+          'find whose they are with `bpftool net`, and remove them there',
         ),
       ),
   ),
@@ -182,7 +182,7 @@ export const fastPathChecks: readonly Check[] = [
         warn(
           `IPsec policies concern all packets to ${some(found.map(({ node: name, vtepIp }) => name ?? vtepIp))}`,
           'only the kernel path encrypts, so these peers stay there',
-          'none is needed. If it need not be encrypted, exclude UDP port 8472 in the policy; see them with ip xfrm policy',
+          'none is needed. If it need not be encrypted, exclude UDP port 8472 in the policy; see them with `ip xfrm policy`',
         ),
       ];
     },
@@ -199,7 +199,7 @@ export const fastPathChecks: readonly Check[] = [
     },
     ({ flowTables }) =>
       flowTables
-        .filter(({ used, max }) => used >= max * FULL)
+        .filter(({ used, max, spare }) => used >= Math.max(max / 2, Math.min(max * FULL, max - spare)))
         .map(({ name, used, max }) =>
           warn(
             `${name} is full: ${used} of ${max} flows`,
@@ -281,7 +281,7 @@ export const fastPathChecks: readonly Check[] = [
         state(
           `conntrack has ${count} of ${max} connections`,
           'once it is full, the kernel drops packets of new connections',
-          `sysctl -w net.netfilter.nf_conntrack_max=${max * 2}`,
+          code(`sysctl -w net.netfilter.nf_conntrack_max=${max * 2}`),
         ),
       ];
     },
@@ -303,7 +303,7 @@ export const fastPathChecks: readonly Check[] = [
             fail(
               'net.netfilter.nf_conntrack_tcp_be_liberal is 0',
               'conntrack calls packets INVALID that come back from the fast path, and rules drop those',
-              'sysctl -w net.netfilter.nf_conntrack_tcp_be_liberal=1, and remove what sets it to 0 from /etc/sysctl.d',
+              '`sysctl -w net.netfilter.nf_conntrack_tcp_be_liberal=1`, and remove what sets it to 0 from /etc/sysctl.d',
             ),
           ],
   ),

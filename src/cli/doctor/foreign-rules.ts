@@ -82,6 +82,8 @@ interface Match {
 function networksOf(expr: readonly object[]): string[] {
   const words = expr.flatMap((one) => Object.entries(one) as [string, unknown][]);
   if (!words.some(([word]) => word === 'accept')) return [];
+  // Matches of iptables' own extensions are shown as `xt`.
+  if (words.some(([word]) => !['accept', 'match', 'counter', 'comment'].includes(word))) return [];
   const matches = words.filter(([word]) => word === 'match').map(([, match]) => match as Match);
   if (matches.length === 0) return ['0.0.0.0/0', '::/0'];
   const [{ op, left, right }, ...more] = matches as [Match, ...Match[]];

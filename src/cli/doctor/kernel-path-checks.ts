@@ -10,12 +10,12 @@ import {
   hostCidr,
   parseMaskedCidr,
 } from '../../net/ip.ts';
-import { type Check, check, fail, type Problem, some, warn } from './check.ts';
+import { type Check, check, code, fail, type Problem, some, warn } from './check.ts';
 import type { Facts, PeerFacts } from './facts.ts';
 
 const restart = ({ mode }: Facts['node']): string =>
   mode === 'boost'
-    ? 'restart flannel: kubectl -n kube-flannel rollout restart daemonset kube-flannel-ds (k3s: systemctl restart k3s)'
+    ? 'restart flannel: `kubectl -n kube-flannel rollout restart daemonset kube-flannel-ds` (k3s: `systemctl restart k3s`)'
     : 'start the agent: it puts this right by itself, within a second';
 
 export const deviceChecks: readonly Check[] = [
@@ -50,7 +50,7 @@ export const deviceChecks: readonly Check[] = [
           fail(
             `the uplink ${uplink} is down`,
             'it is off, or has no carrier',
-            `ip link set ${uplink} up; see its cable or its switch`,
+            `${code(`ip link set ${uplink} up`)}; see its cable or its switch`,
           ),
         );
       for (const { vtep } of families) {
@@ -97,7 +97,7 @@ export const deviceChecks: readonly Check[] = [
             fail(
               `no interface has ${vtepIp}, to which peers send`,
               'the node’s address has changed since',
-              `ip address add ${vtepIp}/LENGTH dev ${node.uplink ?? 'UPLINK'}, or let the node have another: ${restart(node)}`,
+              `${code(`ip address add ${vtepIp}/LENGTH dev ${node.uplink ?? 'UPLINK'}`)}, or let the node have another: ${restart(node)}`,
             ),
           ];
         if (local !== undefined && local !== canonicalAddress(vtepIp))
@@ -174,7 +174,7 @@ export const deviceChecks: readonly Check[] = [
           fail(
             `${vtep.device} has the MAC ${mac}, and peers send to ${vtep.mac}`,
             'somebody changed it after it was published, as systemd-networkd does with MACAddressPolicy=persistent',
-            `ip link set ${vtep.device} address ${vtep.mac}; and a .link file for flannel* with MACAddressPolicy=none keeps it`,
+            `${code(`ip link set ${vtep.device} address ${vtep.mac}`)}; and a .link file for flannel* with MACAddressPolicy=none keeps it`,
           ),
         ];
       }),
@@ -255,7 +255,7 @@ export const deviceChecks: readonly Check[] = [
           state(
             `cni0 has ${own.map(({ ip, length }) => `${ip}/${length}`).join(', ')}, and this node’s gateway is ${gateway}/${podCidr.length}`,
             'the bridge is from an earlier podCIDR; flannel’s plugin refuses to add pods to it',
-            'drain the node, then: ip link delete cni0',
+            'drain the node, then: `ip link delete cni0`',
           ),
         ];
       });
@@ -284,7 +284,7 @@ export const deviceChecks: readonly Check[] = [
               fail(
                 `${device.name} has MTU ${device.mtu}, and ${uplink.name} takes only ${most} bytes in a tunnel`,
                 `${uplink.name} has MTU ${uplink.mtu}`,
-                `ip link set ${device.name} mtu ${most}`,
+                code(`ip link set ${device.name} mtu ${most}`),
               ),
             );
           return Math.min(most, device?.mtu ?? most);
@@ -330,7 +330,7 @@ export const rulesChecks: readonly Check[] = [
           fail(
             `${name} is 0`,
             'the kernel does not forward packets of pods',
-            `sysctl -w ${name}=1, and remove what sets it to 0 from /etc/sysctl.d`,
+            `${code(`sysctl -w ${name}=1`)}, and remove what sets it to 0 from /etc/sysctl.d`,
           ),
         ];
       }),
@@ -357,7 +357,7 @@ export const rulesChecks: readonly Check[] = [
           state(
             `${vtep.device} filters strictly (rp_filter 1)`,
             'packets of peers whose answers leave by another device are dropped',
-            `sysctl -w net.ipv4.conf.${vtep.device.replace('.', '/')}.rp_filter=2`,
+            code(`sysctl -w net.ipv4.conf.${vtep.device.replace('.', '/')}.rp_filter=2`),
           ),
         ];
       }),
@@ -411,14 +411,14 @@ export const rulesChecks: readonly Check[] = [
             fail(
               'br_netfilter is not loaded',
               'packets across cni0 pass by the rules for Services and policies',
-              `modprobe br_netfilter && sysctl -w ${name}=1`,
+              code(`modprobe br_netfilter && sysctl -w ${name}=1`),
             ),
           ];
         return [
           fail(
             `${name} is ${value}`,
             'packets across cni0 pass by the rules for Services and policies',
-            `sysctl -w ${name}=1`,
+            code(`sysctl -w ${name}=1`),
           ),
         ];
       });
@@ -440,7 +440,7 @@ export const rulesChecks: readonly Check[] = [
           fail(
             `${flannels.join(' and ')} runs beside ripstop in mode cni`,
             'both write flannel.1, its peers and their rules, each against the other',
-            'stop flanneld: kubectl -n kube-flannel delete daemonset kube-flannel-ds; or run ripstop with --mode boost',
+            'stop flanneld: `kubectl -n kube-flannel delete daemonset kube-flannel-ds`; or run ripstop with --mode boost',
           ),
         ];
       if (flannelRules.length === 0) return [];
@@ -469,7 +469,7 @@ export const rulesChecks: readonly Check[] = [
             warn(
               `both backends of iptables have rules: ${some(legacyTables)}; ${some(nftTables)}`,
               'each program sees its own backend only, and the kernel applies both',
-              'let all use iptables-nft (update-alternatives --set iptables /usr/sbin/iptables-nft), and flush the other: iptables-legacy -F',
+              'let all use iptables-nft (`update-alternatives --set iptables /usr/sbin/iptables-nft`), and flush each table of the other: `iptables-legacy -F`',
             ),
           ],
   ),
@@ -563,10 +563,7 @@ function staleEntries(
     fail(
       `the kernel has entries for nodes that are none: ${some(stale.map(([what]) => what!))}`,
       `${mode === 'boost' ? 'their nodes went while flannel was down' : 'somebody made them, or their nodes went while no agent ran'}; packets there are lost`,
-      stale
-        .slice(0, 4)
-        .map(([, command]) => command)
-        .join('; '),
+      code(stale.map(([, command]) => command).join('; ')),
     ),
   ];
 }
@@ -584,7 +581,11 @@ function acceptIn(chain: string, network: string): string {
     family
   ];
   if (program !== undefined && table === 'filter' && name === 'FORWARD')
-    return `${program} -I FORWARD -s ${network} -j ACCEPT; ${program} -I FORWARD -d ${network} -j ACCEPT`;
+    return code(
+      `${program} -I FORWARD -s ${network} -j ACCEPT; ${program} -I FORWARD -d ${network} -j ACCEPT`,
+    );
   const ip = network.includes(':') ? 'ip6' : 'ip';
-  return `nft insert rule ${chain} ${ip} saddr ${network} accept; nft insert rule ${chain} ${ip} daddr ${network} accept`;
+  return code(
+    `nft insert rule ${chain} ${ip} saddr ${network} accept; nft insert rule ${chain} ${ip} daddr ${network} accept`,
+  );
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Checks of what ripstop stands on: the machine, and its agent. */
 import { missingRequirements } from '../../host/requirements.ts';
-import { type Check, check, fail, type Problem, some, warn } from './check.ts';
+import { type Check, check, code, fail, type Problem, some, warn } from './check.ts';
 
 const LOGS = '`kubectl -n kube-ripstop logs -l app=ripstop -c ripstop` (boost: `-n kube-ripstop-boost`)';
 
@@ -51,7 +51,7 @@ export const nodeChecks: readonly Check[] = [
             fail(
               '/proc/sys is read-only here',
               'the agent must set ip_forward, rp_filter and conntrack’s settings',
-              'use the command of deploy/ripstop.yml, which mounts it writable: mount -o remount,rw /proc/sys',
+              'use the command of deploy/ripstop.yml, which mounts it writable: `mount -o remount,rw /proc/sys`',
             ),
           ]),
     ],
@@ -72,7 +72,7 @@ export const nodeChecks: readonly Check[] = [
           fail(
             `the clock says ${date}, which is before this ripstop was made`,
             'certificates are not valid yet by such a clock, so the API server cannot be reached',
-            'set the clock, and keep it right with an NTP client: timedatectl set-ntp true',
+            'set the clock, and keep it right with an NTP client: `timedatectl set-ntp true`',
           ),
         ];
       if (isSynchronized) return [];
@@ -80,7 +80,7 @@ export const nodeChecks: readonly Check[] = [
         warn(
           `nothing keeps the clock right; it says ${date}`,
           'the kernel has not been told by an NTP client that its clock is synchronized',
-          'run an NTP client: timedatectl set-ntp true. A virtual machine may get its time from its host: then ignore this',
+          'run an NTP client: `timedatectl set-ntp true`. A virtual machine may get its time from its host: then ignore this',
         ),
       ];
     },
@@ -101,7 +101,7 @@ export const nodeChecks: readonly Check[] = [
             fail(
               `there is no BPF file system at ${bpffs}`,
               'nothing can be pinned there, and programs end with the process that has loaded them',
-              `mount -t bpf bpf ${bpffs}`,
+              code(`mount -t bpf bpf ${bpffs}`),
             ),
           ],
   ),
@@ -123,7 +123,7 @@ export const nodeChecks: readonly Check[] = [
             fail(
               `the pinned maps have layout ${layout}, and this ripstop reads layout ${ownLayout}`,
               'another version of ripstop has pinned them',
-              'run the ripstop of the agent’s container, or remove them with ripstop uninstall --restore-flannel',
+              'run the ripstop of the agent’s container, or remove them with `ripstop uninstall --restore-flannel`',
             ),
           ],
   ),
@@ -303,7 +303,7 @@ export const agentChecks: readonly Check[] = [
             warn(
               `${leaked.length} addresses are leased and no pod has them: ${some(leaked.map((file) => file.slice(dir.length + 1)))}`,
               'their pods are gone, and no DEL came for them',
-              `rm ${leaked.join(' ')}`,
+              code(`rm ${leaked.join(' ')}`),
             ),
           ]),
       ...(used - leaked.length < size * 0.95
@@ -331,5 +331,7 @@ const ALARM_CURES: Readonly<Record<string, string>> = {
 };
 
 function cureOfAlarm(kind: string, node: string): string {
-  return ALARM_CURES[kind] ?? `kubectl describe node ${node}, and mend its annotations or its podCIDR`;
+  return (
+    ALARM_CURES[kind] ?? `${code(`kubectl describe node ${node}`)}, and mend its annotations or its podCIDR`
+  );
 }

@@ -4,7 +4,7 @@ import { readFileSync, statSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { AgentStatus } from '../../agent/status.ts';
 import { AttachmentStore } from '../../cni/attachments.ts';
-import { supportsPrograms } from '#libbpf-ts';
+import { possibleCpus, supportsPrograms } from '#libbpf-ts';
 import { watchedFunctions } from '../../dataplane/changes.ts';
 import { currentGeneration } from '../../dataplane/generation.ts';
 import { readCounters } from '../../dataplane/counters.ts';
@@ -49,6 +49,8 @@ export interface Places {
   readonly ipamDir: string;
 }
 
+/** LOCAL_FREE_TARGET of the kernel's bpf_lru_list.c. */
+const LRU_SPARE = 128;
 /** How long the epoch and the ruleset are watched. */
 const WATCH_MS = 1000;
 
@@ -176,6 +178,7 @@ class Observer {
         name,
         used: [...tables[name].keys()].length,
         max: tables[name].map.info.maxEntries,
+        spare: LRU_SPARE * possibleCpus(),
       }));
     },
     epoch: () => watchEpoch(this.#places.bpffs),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Checks between nodes: what probes and counters say of the way to peers. */
-import { type Check, check, fail, type Problem, some, warn } from './check.ts';
+import { type Check, check, code, fail, type Problem, some, warn } from './check.ts';
 import type { ProbedPeer, Probes } from './facts.ts';
 
 /** Bytes that VXLAN adds, by family of the outer packet. */
@@ -39,7 +39,7 @@ export const pathChecks: readonly Check[] = [
           isUnrouted
             ? 'this node has no route there'
             : 'the node is down, or something on the way drops ICMP and VXLAN alike',
-          `see the node, and from here: ping ${silent[0]!.vtepIp}`,
+          `see the node, and from here: ${code(`ping ${silent[0]!.vtepIp}`)}`,
         ),
       ];
     },
@@ -72,7 +72,7 @@ export const pathChecks: readonly Check[] = [
             : 'something on the way drops VXLAN (UDP port 8472), or the peer has no tunnel to this node',
           isUnrouted
             ? 'see the check peer-entries'
-            : 'allow UDP port 8472 between the nodes, both ways; if it is, run ripstop doctor on the peer',
+            : 'allow UDP port 8472 between the nodes, both ways; if it is, run `ripstop doctor` on the peer',
         ),
       ];
     },
@@ -129,7 +129,7 @@ export const pathChecks: readonly Check[] = [
             .slice(0, 3)
             .join(', ')} got packets with wrong checksums: ${where} ${wrong} since its start`,
           'a sender’s NIC computes checksums inside VXLAN wrongly, or the wire damages packets',
-          'on the nodes that send: ethtool -K flannel.1 tx-checksum-ip-generic off. Run this again to see whether the count grows',
+          'on the nodes that send: `ethtool -K flannel.1 tx-checksum-ip-generic off`. Run this again to see whether the count grows',
         ),
       ];
     },
