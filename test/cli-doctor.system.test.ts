@@ -47,6 +47,8 @@ import { RawSocket } from './support/raw-socket.ts';
 
 const CLI = join(import.meta.dirname, '../src/cli/main.ts');
 const FLOWS = 1024;
+/** What this machine itself may lack. */
+const OF_MACHINE = ['clock', 'changes', 'receive-counters'];
 
 const ALL = checks.map(({ name }) => name);
 
@@ -110,8 +112,6 @@ describe.skipIf(missingHere('iptables', 'tc'))('doctor, on two nodes with a pod 
     ),
   ];
 
-  /** What this machine itself may lack. */
-  const OF_MACHINE = ['clock', 'changes', 'receive-counters'];
   const complaintsOfNode = (findings: readonly Finding[]): string[] =>
     complaints(findings).filter((check) => !OF_MACHINE.includes(check));
 
@@ -266,7 +266,7 @@ describe.skipIf(missingHere('iptables', 'tc'))('doctor, on two nodes with a pod 
       {
         check: 'bridge-address',
         state: 'warn',
-        sees: /cni0 has 10\.42\.9\.1\/24, and this node’s gateway is 10\.42\.0\.1\/24/,
+        sees: /cni0 has 10\.42\.9\.1\/24, and this node's gateway is 10\.42\.0\.1\/24/,
         breaks: () => sh('ip address add 10.42.9.1/24 dev cni0'),
       },
       {
@@ -574,6 +574,13 @@ describe.skipIf(missingHere('iptables', 'tc'))('doctor, on two nodes with a pod 
       ]);
     });
 
+    it('says why it cannot ask peers', async () => {
+      const without = ['setpriv', '--bounding-set=-net_raw', '--inh-caps=-net_raw'];
+      expect(await doctorBy(without, 'tunnel')).toMatchObject([
+        { state: 'skipped', why: expect.stringContaining('give it CAP_NET_RAW') as string },
+      ]);
+    });
+
     it('names a missing BPF file system', async () => {
       const { stdout } = await ripstop(here.lab, node, 'doctor', 'bpffs', '-o', 'json');
       expect(JSON.parse(stdout)).toMatchObject([{ state: 'ok' }]);
@@ -666,5 +673,43 @@ describe.skipIf(missingHere('iptables', 'tc'))('doctor, on two nodes with a pod 
     await expect
       .poll(async () => await doctor('api-server'), { timeout: 20_000 })
       .toMatchObject([{ state: 'fail', what: 'the agent is not connected to the API server' }]);
+  });
+});
+
+describe.skipIf(missingHere('iptables'))('doctor, beside a flannel', () => {
+  const here = useLab('doctorb', { nodes: 2, pods: 1, mode: 'boost' });
+
+  it('names what flannel does not notice, and finds nothing before', async () => {
+    const node = here.nodes[0]!;
+    const dir = nodeDir(here.lab, node);
+    const places = ['--subnet-file', join(dir, 'subnet.env'), '--ipam-dir', join(dir, 'ipam')];
+    const complaints = async (): Promise<Record<string, string>> => {
+      const { stdout } = await ripstop(here.lab, node, 'doctor', ...places, '-o', 'json');
+      const findings = JSON.parse(stdout) as Finding[];
+      return Object.fromEntries(
+        findings
+          .filter(({ state, check }) => state !== 'ok' && !OF_MACHINE.includes(check))
+          .map(({ check, what, cure }) => [check, `${what} | ${cure}`]),
+      );
+    };
+    await ping(podOf(node), podOf(here.nodes[1]).ip);
+    // A pod's programs follow its first packets.
+    await expect.poll(complaints, { timeout: 20_000 }).toEqual({});
+    const commands = [
+      'iptables -w -F FLANNEL-FWD',
+      'sysctl -qw net.bridge.bridge-nf-call-iptables=0',
+      'ip address add 10.42.9.1/24 dev cni0',
+      'ip address delete 10.42.0.1/24 dev cni0',
+      'ip neigh flush dev flannel.1 nud permanent',
+    ];
+    await run('sh', ['-c', commands.join('; ')], inNetns(node));
+    expect(await complaints()).toMatchObject({
+      'forward-policy': expect.stringContaining('ip filter FORWARD drops packets of pods') as string,
+      'bridge-netfilter': expect.stringContaining('net.bridge.bridge-nf-call-iptables is 0') as string,
+      'bridge-address': expect.stringContaining(
+        "cni0 has 10.42.9.1/24, and this node's gateway is",
+      ) as string,
+      'peer-entries': expect.stringMatching(/lacks entries for node2 .*restart flannel/) as string,
+    });
   });
 });

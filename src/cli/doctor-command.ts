@@ -52,5 +52,5 @@ ${examples([
   ['doctor', 'all checks: problems first, each with its cause and its cure'],
   ['doctor tunnel path-mtu', 'only these two'],
   ['doctor -o jsonpath=\'{[?(@.state=="fail")].check}\'', 'the names of what is broken'],
-  ['doctor --bundle ripstop.tar.gz', 'one archive for a bug report, secrets left out'],
+  ['doctor --bundle - > ripstop.tar.gz', 'only an archive for a bug report, secrets left out'],
 ])}`;

@@ -137,7 +137,7 @@ const buffer = Buffer.alloc(64 << 10);
 /** Read all that has come. A raw socket gets every ICMP packet of the node: the cookie tells which are ours. */
 function receive(fd: number, family: Family, cookie: Buffer, answered: (index: number) => void): void {
   for (;;) {
-    const length = Number(libc().recv(fd, buffer, buffer.length, 0));
+    const length = libc().recv(fd, buffer, buffer.length, 0);
     if (length < 0) return;
     // Only raw sockets of IPv4 show the IP header. Echo replies begin with 0 or 129, IPv4 headers with 0x45 to 0x4f.
     const at = family === 4 && buffer[0]! >> 4 === 4 ? (buffer[0]! & 15) * 4 : 0;

@@ -13,7 +13,7 @@ const MOVES_MAX = 4;
 /** What helps a peer that the kernel path alone serves, by reason; and whether somebody must look at it. */
 const REASONS: Readonly<Record<string, { readonly state: Problem['state']; readonly cure: string }>> = {
   backend: { state: 'warn', cure: 'use the backend vxlan or host-gw for a fast path' },
-  no_programs: { state: 'fail', cure: 'see the agent’s log, which says why no programs are loaded' },
+  no_programs: { state: 'fail', cure: "see the agent's log, which says why no programs are loaded" },
   no_route: { state: 'fail', cure: 'give this node a route to the peer, or see the check uplink' },
   other_interface: {
     state: 'fail',
@@ -31,7 +31,7 @@ const REASONS: Readonly<Record<string, { readonly state: Problem['state']; reado
   pod_cidr: { state: 'warn', cure: 'give all nodes podCIDRs of one length (--node-cidr-mask-size)' },
   checksum: {
     state: 'warn',
-    cure: 'run ripstop on that node too: flannel’s IPv6 device requires checksums that BPF cannot make',
+    cure: "run ripstop on that node too: flannel's IPv6 device requires checksums that BPF cannot make",
   },
 };
 /** These have checks of their own. */
@@ -101,7 +101,7 @@ export const fastPathChecks: readonly Check[] = [
       needs: ['endpoints'],
       symptom: 'One pod is slower than the others.',
       cause: 'It is marked for the kernel path.',
-      cure: 'See the check `shaping`; a mark in the attachment’s file ends with the pod: restart it.',
+      cure: "See the check `shaping`; a mark in the attachment's file ends with the pod: restart it.",
     },
     ({ endpoints }) => {
       const slow = endpoints.filter(({ fastPath, flags }) => !fastPath && !flags.includes('shaped'));
@@ -119,12 +119,12 @@ export const fastPathChecks: readonly Check[] = [
   check(
     'shaping',
     {
-      ok: 'nobody shapes the pods’ packets',
+      ok: "nobody shapes the pods' packets",
       needs: ['strangers'],
       symptom:
-        'A pod’s traffic, or all of it, takes the kernel path; `ripstop endpoints` has the flag `shaped`.',
+        "A pod's traffic, or all of it, takes the kernel path; `ripstop endpoints` has the flag `shaped`.",
       cause:
-        'A qdisc or a filter is on its interface or on flannel.1: the bandwidth plugin (annotations `kubernetes.io/ingress-bandwidth` and `egress-bandwidth`), or a person’s `tc`.',
+        "A qdisc or a filter is on its interface or on flannel.1: the bandwidth plugin (annotations `kubernetes.io/ingress-bandwidth` and `egress-bandwidth`), or a person's `tc`.",
       cure: 'If the limit is not wanted, remove the annotation and restart the pod, or `tc qdisc delete dev DEVICE root`.',
     },
     ({ strangers }) =>
@@ -139,11 +139,11 @@ export const fastPathChecks: readonly Check[] = [
   check(
     'other-programs',
     {
-      ok: 'no other BPF programs are on ripstop’s hooks',
+      ok: "no other BPF programs are on ripstop's hooks",
       needs: ['strangers'],
       symptom: 'Packets vanish or take another way before ripstop sees them; pods stay on the kernel path.',
       cause:
-        'Another BPF data plane or an observability tool has programs on the uplink or on pods’ interfaces.',
+        "Another BPF data plane or an observability tool has programs on the uplink or on pods' interfaces.",
       cure: 'Remove the other data plane (`bpftool net` shows its programs). Tools that only watch may stay on the uplink.',
     },
     ({ strangers }) =>
@@ -151,7 +151,7 @@ export const fastPathChecks: readonly Check[] = [
         warn(
           `programs of others are on ${role === 'uplink' ? 'the uplink ' : ''}${device}: ${what}`,
           role === 'uplink'
-            ? 'they may take packets before ripstop’s do, or after'
+            ? "they may take packets before ripstop's do, or after"
             : `they must see every packet, so ${role === 'pod' ? 'the pod' : 'all peers'} stays on the kernel path`,
           'find whose they are with `bpftool net`, and remove them there',
         ),
@@ -243,7 +243,7 @@ export const fastPathChecks: readonly Check[] = [
         'A new DROP rule takes some milliseconds, or without an agent 5 s, to stop an established flow.',
       cause:
         'The kernel lets no program trace its functions: it is built without BPF trampolines, or a capability is missing.',
-      cure: 'A kernel with CONFIG_FUNCTION_TRACER and CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS (Debian’s, Ubuntu’s); CAP_PERFMON or SYS_ADMIN.',
+      cure: "A kernel with CONFIG_FUNCTION_TRACER and CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS (Debian's, Ubuntu's); CAP_PERFMON or SYS_ADMIN.",
     },
     ({ changes: { watched, isTracingAllowed } }) =>
       watched.length > 0
@@ -266,7 +266,7 @@ export const fastPathChecks: readonly Check[] = [
       ok: 'conntrack has room',
       needs: ['settings'],
       symptom:
-        'New connections fail at times; the kernel’s log has `nf_conntrack: table full, dropping packet`.',
+        "New connections fail at times; the kernel's log has `nf_conntrack: table full, dropping packet`.",
       cause: 'There are more connections than `nf_conntrack_max` allows, on the whole machine.',
       cure: '`sysctl -w net.netfilter.nf_conntrack_max=…`, twice as much; kube-proxy sets it by `--conntrack-max-per-core`.',
     },
@@ -310,10 +310,10 @@ export const fastPathChecks: readonly Check[] = [
   check(
     'receive-counters',
     {
-      ok: 'pods’ receive counters count what the fast path delivers',
+      ok: "pods' receive counters count what the fast path delivers",
       needs: ['requirements'],
       symptom:
-        'cAdvisor’s `container_network_receive_…` and `ip -s link` in a pod show much less than arrives.',
+        "cAdvisor's `container_network_receive_…` and `ip -s link` in a pod show much less than arrives.",
       cause: '`bpf_redirect_peer` counts only since Linux 6.7, and 6.1.120 of the 6.1 series.',
       cure: 'A newer kernel. `ripstop stats` and its metrics count in any case.',
     },
@@ -324,7 +324,7 @@ export const fastPathChecks: readonly Check[] = [
             warn(
               `Linux ${kernelRelease} does not count what the fast path delivers to pods`,
               'bpf_redirect_peer counts only since Linux 6.7, and 6.1.120',
-              'use Linux 6.7 or later, or 6.1.120; ripstop’s own metrics count in any case',
+              "use Linux 6.7 or later, or 6.1.120; ripstop's own metrics count in any case",
             ),
           ],
   ),

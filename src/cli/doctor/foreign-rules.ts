@@ -48,7 +48,7 @@ async function rulesOf([family, table, chain]: Place): Promise<NftRule[]> {
 /** Such as firewalld's last rule of its forward chain. */
 function dropsAll({ expr }: NftRule): boolean {
   const words = expr.flatMap((one) => Object.keys(one));
-  return words.some((word) => word === 'drop' || word === 'reject') && !words.includes('match');
+  return conditionsOf(expr).length === 0 && (words.includes('drop') || words.includes('reject'));
 }
 
 /** The networks from or to which a chain, or one that it jumps to, accepts all packets. */
@@ -78,15 +78,27 @@ interface Match {
   readonly right?: string | { readonly prefix?: { readonly addr: string; readonly len: number } };
 }
 
+/** Parts of a rule that are no conditions. */
+const OTHER_WORDS = new Set(['accept', 'drop', 'reject', 'jump', 'counter', 'comment']);
+
+/** What a rule matches; of iptables' own extensions, which are shown as `xt`, without their content. */
+function conditionsOf(expr: readonly object[]): Match[] {
+  return expr.flatMap((one) =>
+    Object.entries(one as Record<string, Match | { name?: string }>).flatMap(([word, value]): Match[] => {
+      if (word === 'match') return [value as Match];
+      if (OTHER_WORDS.has(word) || (word === 'xt' && (value as { name?: string }).name === 'comment'))
+        return [];
+      return [{}];
+    }),
+  );
+}
+
 /** The network that a rule accepts, if an address is all that it matches. */
 function networksOf(expr: readonly object[]): string[] {
-  const words = expr.flatMap((one) => Object.entries(one) as [string, unknown][]);
-  if (!words.some(([word]) => word === 'accept')) return [];
-  // Matches of iptables' own extensions are shown as `xt`.
-  if (words.some(([word]) => !['accept', 'match', 'counter', 'comment'].includes(word))) return [];
-  const matches = words.filter(([word]) => word === 'match').map(([, match]) => match as Match);
-  if (matches.length === 0) return ['0.0.0.0/0', '::/0'];
-  const [{ op, left, right }, ...more] = matches as [Match, ...Match[]];
+  if (!expr.some((one) => 'accept' in one)) return [];
+  const [condition, ...more] = conditionsOf(expr);
+  if (!condition) return ['0.0.0.0/0', '::/0'];
+  const { op, left, right } = condition;
   const isAddress = left?.payload?.field === 'saddr' || left?.payload?.field === 'daddr';
   if (more.length > 0 || op !== '==' || !isAddress || typeof right !== 'object' || !right.prefix) return [];
   return [`${right.prefix.addr}/${right.prefix.len}`];

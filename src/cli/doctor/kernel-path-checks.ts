@@ -27,7 +27,7 @@ export const deviceChecks: readonly Check[] = [
       symptom:
         'Pods of other nodes are not reached, although the nodes are; often on hosts with several NICs.',
       cause:
-        'The tunnel leaves by an interface that does not lead to the other nodes (Vagrant’s NAT interface, a second NIC), ' +
+        "The tunnel leaves by an interface that does not lead to the other nodes (Vagrant's NAT interface, a second NIC), " +
         'or that interface is down or gone.',
       cure:
         'Choose it: `--iface`, `--iface-regex` or `--iface-can-reach` of the agent (of flanneld in boost mode). ' +
@@ -81,9 +81,9 @@ export const deviceChecks: readonly Check[] = [
     {
       ok: 'this node has the address that its peers send to',
       needs: ['node', 'links'],
-      symptom: 'After a DHCP lease or a move to another network no other node reaches this one’s pods.',
+      symptom: "After a DHCP lease or a move to another network no other node reaches this one's pods.",
       cause:
-        'The node’s address has changed, and the tunnel, or what the Node publishes, still has the old one.',
+        "The node's address has changed, and the tunnel, or what the Node publishes, still has the old one.",
       cure: 'Give the node its address back, or restart the agent (flanneld in boost mode), which publishes the new one.',
     },
     ({ node, links }) =>
@@ -96,7 +96,7 @@ export const deviceChecks: readonly Check[] = [
           return [
             fail(
               `no interface has ${vtepIp}, to which peers send`,
-              'the node’s address has changed since',
+              "the node's address has changed since",
               `${code(`ip address add ${vtepIp}/LENGTH dev ${node.uplink ?? 'UPLINK'}`)}, or let the node have another: ${restart(node)}`,
             ),
           ];
@@ -163,8 +163,8 @@ export const deviceChecks: readonly Check[] = [
       cause:
         'systemd-networkd or udev gave the device another MAC after the Node had published the first (MACAddressPolicy=persistent).',
       cure:
-        'Put `[Match]\\nOriginalName=flannel*\\n[Link]\\nMACAddressPolicy=none` into ' +
-        '`/etc/systemd/network/10-flannel.link` (each `\\n` is a new line). The agent sets the MAC back by itself.',
+        'The agent sets the MAC back by itself. To keep others from changing it: ' +
+        "`printf '[Match]\\nOriginalName=flannel*\\n\\n[Link]\\nMACAddressPolicy=none\\n' > /etc/systemd/network/10-flannel.link`.",
     },
     ({ node, links }) =>
       node.families.flatMap(({ vtep }) => {
@@ -209,7 +209,7 @@ export const deviceChecks: readonly Check[] = [
       ok: 'routes, neighbours and FDB are what the API says of the peers',
       needs: ['node', 'peers', 'entries', 'agent'],
       symptom:
-        'Some nodes’ pods are reached and others’ are not; after a node went, its podCIDR leads nowhere.',
+        "Some nodes' pods are reached and others' are not; after a node went, its podCIDR leads nowhere.",
       cause:
         'Entries are missing, because the device was made anew or somebody flushed them; or they are left over from nodes ' +
         'that went while nobody watched.',
@@ -237,7 +237,7 @@ export const deviceChecks: readonly Check[] = [
   check(
     'bridge-address',
     {
-      ok: 'the pods’ bridge has the gateway’s address',
+      ok: "the pods' bridge has the gateway's address",
       needs: ['node', 'links'],
       symptom: 'Pods fail with `"cni0" already has an IP address different from …`.',
       cause: 'The node got another podCIDR, and the bridge still has the gateway of the old one.',
@@ -253,8 +253,8 @@ export const deviceChecks: readonly Check[] = [
         const state = node.mode === 'boost' ? fail : warn;
         return [
           state(
-            `cni0 has ${own.map(({ ip, length }) => `${ip}/${length}`).join(', ')}, and this node’s gateway is ${gateway}/${podCidr.length}`,
-            'the bridge is from an earlier podCIDR; flannel’s plugin refuses to add pods to it',
+            `cni0 has ${own.map(({ ip, length }) => `${ip}/${length}`).join(', ')}, and this node's gateway is ${gateway}/${podCidr.length}`,
+            "the bridge is from an earlier podCIDR; flannel's plugin refuses to add pods to it",
             'drain the node, then: `ip link delete cni0`',
           ),
         ];
@@ -269,7 +269,7 @@ export const deviceChecks: readonly Check[] = [
       symptom: 'Small answers arrive, large ones hang: TLS handshakes, image pulls, `kubectl logs`.',
       cause:
         'A device or a pod has a larger MTU than fits the uplink once it is encapsulated (50 bytes, over IPv6 70).',
-      cure: 'The uplink’s MTU must be the same on all nodes. Pods take a new MTU when they are created: restart those that doctor names.',
+      cure: "The uplink's MTU must be the same on all nodes. Pods take a new MTU when they are created: restart those that doctor names.",
     },
     ({ node, links, endpoints, subnetEnv: { path, content } }) => {
       const uplink = links.get(node.uplink ?? '');
@@ -338,12 +338,12 @@ export const rulesChecks: readonly Check[] = [
   check(
     'rp-filter',
     {
-      ok: 'rp_filter lets peers’ packets in',
+      ok: "rp_filter lets peers' packets in",
       needs: ['node', 'settings', 'links'],
       symptom: 'Packets of some peers arrive on flannel.1 and vanish; `nstat` counts `IPReversePathFilter`.',
       cause:
         'Strict reverse-path filtering on flannel.1, where answers take another way: DirectRouting, or a second leg.',
-      cure: '`sysctl -w net.ipv4.conf.flannel/1.rp_filter=2` (in sysctl’s names `/` stands for the dot in flannel.1).',
+      cure: "`sysctl -w net.ipv4.conf.flannel/1.rp_filter=2` (in sysctl's names `/` stands for the dot in flannel.1).",
     },
     ({ node, settings, links }) =>
       node.families.flatMap(({ family, vtep }) => {
@@ -365,12 +365,12 @@ export const rulesChecks: readonly Check[] = [
   check(
     'forward-policy',
     {
-      ok: 'no forward chain drops the pods’ packets',
+      ok: "no forward chain drops the pods' packets",
       needs: ['node', 'forward'],
       symptom:
         'Pods of other nodes are not reached, or only while a flow is on the fast path; Docker or firewalld was installed.',
       cause:
-        'A base chain at the forward hook drops what it does not accept (Docker’s FORWARD policy, firewalld). With nftables a ' +
+        "A base chain at the forward hook drops what it does not accept (Docker's FORWARD policy, firewalld). With nftables a " +
         'packet must pass every base chain: the accept in another table does not help.',
       cure: 'Accept the cluster network there, both ways: `iptables -I FORWARD -s NETWORK -j ACCEPT` and `iptables -I FORWARD -d NETWORK -j ACCEPT`.',
     },
@@ -391,7 +391,7 @@ export const rulesChecks: readonly Check[] = [
   check(
     'bridge-netfilter',
     {
-      ok: 'packets across the pods’ bridge meet the node’s rules',
+      ok: "packets across the pods' bridge meet the node's rules",
       needs: ['node', 'links', 'settings'],
       symptom:
         'A pod reaches a Service unless its backend is on the same node; DNS works for some pods only.',
@@ -427,7 +427,7 @@ export const rulesChecks: readonly Check[] = [
   check(
     'owners',
     {
-      ok: 'one program alone owns the node’s network',
+      ok: "one program alone owns the node's network",
       needs: ['node', 'owners'],
       symptom: 'Rules, routes or flannel.1 change every few seconds; the xtables lock is always busy.',
       cause: 'flanneld runs beside ripstop in mode `cni`: both own flannel.1, its peers and its rules.',
@@ -448,7 +448,7 @@ export const rulesChecks: readonly Check[] = [
         warn(
           `rules of a flannel are here: ${some(flannelRules)}`,
           'they are left over, or a flanneld in a container writes them again every few seconds',
-          'see whether a flanneld runs; the agent removes what is left over, unless a rule after it would drop pods’ packets',
+          "see whether a flanneld runs; the agent removes what is left over, unless a rule after it would drop pods' packets",
         ),
       ];
     },
@@ -460,7 +460,7 @@ export const rulesChecks: readonly Check[] = [
       needs: ['owners'],
       symptom: 'A rule is there, and has no effect; what `iptables -S` shows is not all.',
       cause: 'One program writes iptables-legacy and another iptables-nft; the kernel applies both.',
-      cure: 'Let all programs use one: `update-alternatives --set iptables /usr/sbin/iptables-nft`, then reboot, or flush the other one’s tables.',
+      cure: "Let all programs use one: `update-alternatives --set iptables /usr/sbin/iptables-nft`, then reboot, or flush the other one's tables.",
     },
     ({ owners: { legacyTables, nftTables } }) =>
       legacyTables.length === 0 || nftTables.length === 0
@@ -482,7 +482,7 @@ export const rulesChecks: readonly Check[] = [
         'Pods lose packets for no reason that ripstop or flannel knows, after a change of the network plugin.',
       cause:
         'Chains, devices or programs of Calico, Cilium, Weave, Antrea or OVN are still there, and drop or redirect.',
-      cure: 'Remove them by that plugin’s own instructions; the surest way is to reboot the node once the plugin is gone.',
+      cure: "Remove them by that plugin's own instructions; the surest way is to reboot the node once the plugin is gone.",
     },
     ({ owners: { otherChains }, links }) => {
       const devices = [...links.keys()].filter((name) => OTHER_DEVICES.test(name));

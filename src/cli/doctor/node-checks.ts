@@ -29,10 +29,10 @@ export const nodeChecks: readonly Check[] = [
     {
       ok: 'this process has the capabilities that the agent needs',
       needs: ['privileges'],
-      symptom: '`Operation not permitted` in the agent’s log; programs are not loaded, settings not made.',
+      symptom: "`Operation not permitted` in the agent's log; programs are not loaded, settings not made.",
       cause: 'The container lacks a capability, or its runtime mounts `/proc/sys` read-only.',
       cure:
-        'Use the manifest’s `securityContext`: NET_ADMIN and SYS_ADMIN, AppArmor unconfined, ' +
+        "Use the manifest's `securityContext`: NET_ADMIN and SYS_ADMIN, AppArmor unconfined, " +
         'and its command, which makes `/proc/sys` writable.',
     },
     ({ privileges: { missing, isSysWritable } }) => [
@@ -50,7 +50,7 @@ export const nodeChecks: readonly Check[] = [
         : [
             fail(
               '/proc/sys is read-only here',
-              'the agent must set ip_forward, rp_filter and conntrack’s settings',
+              "the agent must set ip_forward, rp_filter and conntrack's settings",
               'use the command of deploy/ripstop.yml, which mounts it writable: `mount -o remount,rw /proc/sys`',
             ),
           ]),
@@ -61,8 +61,8 @@ export const nodeChecks: readonly Check[] = [
     {
       ok: 'the clock is synchronized',
       needs: ['clock'],
-      symptom: 'The API server’s certificate is “not yet valid” or “expired”; ages in logs are odd.',
-      cause: 'The node’s clock is wrong, or nothing keeps it right.',
+      symptom: 'The API server\'s certificate is "not yet valid" or "expired"; ages in logs are odd.',
+      cause: "The node's clock is wrong, or nothing keeps it right.",
       cure: 'Run an NTP client: `timedatectl set-ntp true`, or chrony.',
     },
     ({ clock: { now, builtAt, isSynchronized } }) => {
@@ -110,10 +110,10 @@ export const nodeChecks: readonly Check[] = [
     {
       ok: 'the pinned maps are of this version',
       needs: ['pins'],
-      symptom: 'Commands refuse: “the pinned maps have layout …”; after a downgrade no pod can be added.',
+      symptom: 'Commands refuse: "the pinned maps have layout …"; after a downgrade no pod can be added.',
       cause: 'The programs and maps on this node were pinned by another version of ripstop.',
       cure:
-        'Use the `ripstop` of the agent’s own container. To go back to an older version, run ' +
+        "Use the `ripstop` of the agent's own container. To go back to an older version, run " +
         '`ripstop uninstall --restore-flannel` first.',
     },
     ({ pins: { layout, ownLayout } }) =>
@@ -123,7 +123,7 @@ export const nodeChecks: readonly Check[] = [
             fail(
               `the pinned maps have layout ${layout}, and this ripstop reads layout ${ownLayout}`,
               'another version of ripstop has pinned them',
-              'run the ripstop of the agent’s container, or remove them with `ripstop uninstall --restore-flannel`',
+              "run the ripstop of the agent's container, or remove them with `ripstop uninstall --restore-flannel`",
             ),
           ],
   ),
@@ -195,7 +195,7 @@ export const agentChecks: readonly Check[] = [
           fail(
             'the agent is not connected to the API server',
             lastError ?? 'it has not connected yet',
-            'see whether this node reaches the API server, and whether the agent’s kubeconfig or service account is right',
+            "see whether this node reaches the API server, and whether the agent's kubeconfig or service account is right",
           ),
         ];
       if (lastKnownAgeMs === undefined) return [];
@@ -213,10 +213,10 @@ export const agentChecks: readonly Check[] = [
     {
       ok: 'no node and no file contradicts another',
       needs: ['agent'],
-      symptom: 'One node’s pods are not reached, while all others are.',
+      symptom: "One node's pods are not reached, while all others are.",
       cause:
         'Two nodes claim one podCIDR, VTEP address or MAC; an annotation is malformed; a podCIDR lies outside the ' +
-        'network of net-conf.json; a file of the agent’s is damaged.',
+        "network of net-conf.json; a file of the agent's is damaged.",
       cure: 'The alarm says which node or file. `ripstop status`, the metrics and Events on the Node have it too.',
     },
     ({ agent: { status } }) => {
@@ -233,7 +233,7 @@ export const agentChecks: readonly Check[] = [
       needs: ['agent'],
       symptom: '`ripstop status` has lines with ERROR.',
       cause: 'The kernel or a program refused something that the agent tries to set; it tries again.',
-      cure: 'The reason is the kernel’s own. Mend what it says; the agent goes on by itself.',
+      cure: "The reason is the kernel's own. Mend what it says; the agent goes on by itself.",
     },
     ({ agent: { status } }) => {
       if (!status) return { skipped: 'no agent runs' };
@@ -241,7 +241,7 @@ export const agentChecks: readonly Check[] = [
         const [first] = failures;
         if (!first) return [];
         const keys = some(failures.map(({ key }) => key));
-        return [fail(`${name}: ${keys}`, first.why, `see the agent’s log: ${LOGS}`)];
+        return [fail(`${name}: ${keys}`, first.why, `see the agent's log: ${LOGS}`)];
       });
     },
   ),
@@ -276,7 +276,7 @@ export const agentChecks: readonly Check[] = [
       );
       return differing.map(({ podCidr }) =>
         fail(
-          `${path} is for another podCIDR than this node’s ${podCidr}`,
+          `${path} is for another podCIDR than this node's ${podCidr}`,
           `it has ${content.networks.map((one) => cidrText(one.podCidr)).join(' and ')}: the node has got another podCIDR, or the file is from before`,
           `restart ${writer}; then restart pods that have addresses of the old one`,
         ),
@@ -291,7 +291,7 @@ export const agentChecks: readonly Check[] = [
       symptom: 'Pods fail with `no IP addresses available in range set`, although few pods run.',
       cause:
         'Pods ended while nobody could be told (a runtime that was killed, a reboot): their addresses stay leased in ' +
-        'host-local’s store.',
+        "host-local's store.",
       cure:
         'In mode cni a running agent sweeps them. Elsewhere remove the files that doctor names, each of which is an ' +
         'address that no pod has. If all are in use, the node needs a larger podCIDR, or fewer pods (`--max-pods`).',
@@ -326,8 +326,8 @@ function cidrText({ base, length }: { readonly base: string; readonly length: nu
 const ALARM_CURES: Readonly<Record<string, string>> = {
   net_conf: 'make net-conf.json of the agent agree with what flannel runs with, and restart the agent',
   malformed_file: 'do what the reason says; the file is left alone until then',
-  doubtful_pod: 'find the pod that sends from another’s address; it stays on the kernel path meanwhile',
-  podcidr_outside: 'make net-conf.json’s Network agree with kube-controller-manager’s --cluster-cidr',
+  doubtful_pod: "find the pod that sends from another's address; it stays on the kernel path meanwhile",
+  podcidr_outside: "make net-conf.json's Network agree with kube-controller-manager's --cluster-cidr",
 };
 
 function cureOfAlarm(kind: string, node: string): string {

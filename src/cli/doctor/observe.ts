@@ -67,7 +67,7 @@ export async function observe(places: Places, needs: ReadonlySet<keyof Facts>): 
       }
     }),
   );
-  return known as Known;
+  return known;
 }
 
 /** Looks once at each fact that is asked for; facts may rest on others. */

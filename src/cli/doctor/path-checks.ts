@@ -51,7 +51,7 @@ export const pathChecks: readonly Check[] = [
       needs: ['probes'],
       symptom: 'Nodes reach each other, and pods do not.',
       cause:
-        'A firewall, a security group or a cloud’s network drops UDP port 8472 on the way, or the peer has no tunnel: its ' +
+        "A firewall, a security group or a cloud's network drops UDP port 8472 on the way, or the peer has no tunnel: its " +
         'flannel.1 is missing, or it does not know this node.',
       cure:
         'Allow UDP 8472 (`Port` of net-conf.json) between all nodes, both ways. If that is so, run `ripstop doctor` on the ' +
@@ -80,12 +80,12 @@ export const pathChecks: readonly Check[] = [
   check(
     'path-mtu',
     {
-      ok: 'pods’ largest packets pass to peers',
+      ok: "pods' largest packets pass to peers",
       needs: ['probes'],
       symptom: 'Connections open, and hang with the first large packet; `ping` works, `curl` does not.',
       cause:
-        'The way between the nodes carries less than the uplink’s MTU says: a VPN, a cloud’s overlay, one switch without jumbo frames.',
-      cure: 'Raise the MTU on the way, or set `"MTU"` of net-conf.json’s Backend to what passes, as doctor computes it, and restart the pods.',
+        "The way between the nodes carries less than the uplink's MTU says: a VPN, a cloud's overlay, one switch without jumbo frames.",
+      cure: 'Raise the MTU on the way, or set `"MTU"` of net-conf.json\'s Backend to what passes, as doctor computes it, and restart the pods.',
     },
     ({ probes }) => {
       const cut = probes.probed.filter(({ largest, podMtu }) => largest !== undefined && largest < podMtu);
@@ -128,7 +128,7 @@ export const pathChecks: readonly Check[] = [
             .map((one) => one.where)
             .slice(0, 3)
             .join(', ')} got packets with wrong checksums: ${where} ${wrong} since its start`,
-          'a sender’s NIC computes checksums inside VXLAN wrongly, or the wire damages packets',
+          "a sender's NIC computes checksums inside VXLAN wrongly, or the wire damages packets",
           'on the nodes that send: `ethtool -K flannel.1 tx-checksum-ip-generic off`. Run this again to see whether the count grows',
         ),
       ];

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Asks peers with ICMP echo, all at once: whether they are there, whether the tunnel works, and for which sizes. */
-import { type Echo, echo, type EchoResult } from '#netlink';
+import { RipstopError } from '../../errors.ts';
+import { type Echo, echo, type EchoResult, NetlinkError } from '#netlink';
 import type { PeerFacts, ProbedPeer, Probes } from './facts.ts';
 
 /** How many peers are probed at most; of more, another sample each time. */
@@ -35,7 +36,7 @@ export async function probe(targets: readonly ProbeTarget[]): Promise<Probes> {
       : [];
     return [underlay, ...tunnel];
   });
-  const answers = inGroups(asked, await echo(asked.flat(), ROUND));
+  const answers = inGroups(asked, await ask(asked.flat()));
   const probed = sample.map(({ peer, podMtu }, i): ProbedPeer => {
     const [underlay = 'silent', tunnel, full] = answers[i]!;
     return {
@@ -48,6 +49,19 @@ export async function probe(targets: readonly ProbeTarget[]): Promise<Probes> {
     };
   });
   return { peers: targets.length, probed: await withLargest(probed, sample) };
+}
+
+/** @throws RipstopError where this process may not ask. */
+async function ask(requests: readonly Echo[]): Promise<EchoResult[]> {
+  try {
+    return await echo(requests, ROUND);
+  } catch (cause) {
+    if (!(cause instanceof NetlinkError) || !['EPERM', 'EACCES'].includes(cause.code)) throw cause;
+    throw new RipstopError(
+      'this process may send no ICMP echo: give it CAP_NET_RAW, or set net.ipv4.ping_group_range to "0 2147483647"',
+      { cause },
+    );
+  }
 }
 
 function sampleOf<T>(all: readonly T[]): T[] {
@@ -92,7 +106,7 @@ function sizesFor({ largest = 0, podMtu }: ProbedPeer, step: number, { peer }: P
   return sizes;
 }
 
-function inGroups<T>(groups: readonly (readonly T[])[], results: readonly EchoResult[]): EchoResult[][] {
+function inGroups(groups: readonly (readonly Echo[])[], results: readonly EchoResult[]): EchoResult[][] {
   let at = 0;
   return groups.map(({ length }) => results.slice(at, (at += length)));
 }

@@ -13,6 +13,7 @@ kubectl -n kube-ripstop exec daemonset/kube-ripstop-ds -c ripstop -- ripstop doc
 or, with the [kubectl plugin](README.md#look), \`kubectl ripstop --node NODE doctor\`. Look at the node of the pod that suffers, and at the
 node of the pod that it talks to. \`ripstop doctor NAME\` makes one check, \`-o wide\` shows those too that find nothing, and
 \`ripstop doctor --bundle FILE.tar.gz\` packs all that a bug report needs, without secrets. It changes nothing on the node.
+The commands of the cures are for a shell on the node itself: the image has no \`ip\`, \`tc\` or \`sysctl\`.
 
 This page describes each check by the name that doctor prints. It is made from the same table as the command
 (\`npx vitest run src/cli/doctor -u\` writes it again).
