@@ -61,6 +61,7 @@ describe('the examples', () => {
     vi.stubEnv('RIPSTOP_BPFFS', '/nowhere');
     vi.stubEnv('RIPSTOP_RUN_DIR', '/nowhere');
     vi.spyOn(process.stdout, 'write').mockReturnValue(true);
+    vi.spyOn(process.stderr, 'write').mockReturnValue(true);
     vi.spyOn(console, 'log').mockReturnValue();
   });
   afterEach(() => {

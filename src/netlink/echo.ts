@@ -86,6 +86,8 @@ export async function echo(
     }
     if (!results.includes('silent')) break;
     await Promise.race([all, sleep(timeoutMs / tries)]);
+    // This process may have been too busy to read what has come in time.
+    for (const [family, fd] of open) receive(fd, family, cookie, answered);
     if (!results.includes('silent')) break;
   }
   return results;

@@ -305,6 +305,26 @@ const rows: readonly Row[] = [
     /rules of a flannel are here: FLANNEL-FWD in ip filter/,
   ],
   [
+    'owners',
+    'k3s, which runs without its flannel',
+    {
+      node: NODE,
+      owners: { flannels: ['k3s'], flannelRules: [], legacyTables: [], nftTables: [], otherChains: [] },
+    },
+    'ok',
+    /./,
+  ],
+  [
+    'subnet-env',
+    'a malformed file',
+    {
+      agent: agentWith({}),
+      subnetEnv: { path: '/run/flannel/subnet.env', malformed: 'line 1: "x" is not KEY=value' },
+    },
+    'fail',
+    /subnet\.env is malformed.*line 1/,
+  ],
+  [
     'underlay',
     'a sample',
     { probes: { peers: 9000, probed: [probed({ underlay: 'silent', tunnel: 'silent' })] } },
@@ -418,6 +438,29 @@ describe('the checks', () => {
     const findings = judge(name, facts);
     expect(findings.map((one) => one.state)).toContain(state);
     expect(findings.map(({ what, why, cure }) => `${what} | ${why} | ${cure}`).join('\n')).toMatch(sees);
+  });
+
+  it('judge the entries of 15,000 peers in well under a second', () => {
+    const peers = Array.from({ length: 15_000 }, (_, n) => {
+      const [high, low] = [n >> 8, n & 255];
+      return peer(low, {
+        node: `node${n}`,
+        podCidr: parseCidr(`10.${high}.${low}.0/24`),
+        vtepIp: `172.16.${high}.${low}`,
+        vtepMac: `02:00:00:00:${high.toString(16).padStart(2, '0')}:${low.toString(16).padStart(2, '0')}`,
+        key: String(n),
+      });
+    });
+    const device = 'flannel.1';
+    const entries: Facts['entries'] = {
+      routes: peers.map(({ podCidr: { base } }) => ({ dst: `${base}/24`, gateway: base, device })),
+      neighbours: peers.map(({ podCidr: { base }, vtepMac }) => ({ address: base, mac: vtepMac!, device })),
+      fdb: peers.slice(1).map(({ vtepMac, vtepIp }) => ({ mac: vtepMac!, dst: vtepIp, device })),
+    };
+    const begunAt = performance.now();
+    const findings = judge('peer-entries', { node: NODE, peers, entries, agent: { runDir: '' } });
+    expect(performance.now() - begunAt).toBeLessThan(1000);
+    expect(findings).toMatchObject([{ state: 'fail', what: 'the kernel lacks entries for node0' }]);
   });
 
   it('have names of their own, and are all made to find something in a test', () => {

@@ -64,7 +64,13 @@ export interface Facts {
     readonly what: string;
     readonly kind: 'program' | 'shaping';
   }[];
-  readonly subnetEnv: { readonly path: string; readonly content?: SubnetEnv };
+  readonly subnetEnv: {
+    readonly path: string;
+    /** Undefined: there is no such file, or it is malformed. */
+    readonly content?: SubnetEnv;
+    /** What is wrong in it. */
+    readonly malformed?: string;
+  };
   readonly portHolder: { readonly port: number; readonly holder?: string };
   readonly leases: {
     readonly dir: string;

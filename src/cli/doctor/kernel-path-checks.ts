@@ -216,16 +216,15 @@ export const deviceChecks: readonly Check[] = [
       cure: 'A running agent puts them right within a second. In boost mode restart flannel; delete what is left over by hand.',
     },
     ({ node, peers, entries, agent }) => {
-      const missing = peers.filter(
-        (peer) => peer.key !== undefined && whatLacks(peer, node, entries).length > 0,
-      );
+      const lacks = lacking(node, entries);
+      const missing = peers.filter((peer) => peer.key !== undefined && lacks(peer).length > 0);
       const problems: Problem[] = [];
       if (missing.length > 0) {
         const [first] = missing;
         problems.push(
           fail(
             `the kernel lacks entries for ${some(missing.map(nameOf))}`,
-            `of ${nameOf(first!)}: ${whatLacks(first!, node, entries).join(', ')}; somebody removed them, or made the device anew`,
+            `of ${nameOf(first!)}: ${lacks(first!).join(', ')}; somebody removed them, or made the device anew`,
             restart(node),
           ),
         );
@@ -435,10 +434,11 @@ export const rulesChecks: readonly Check[] = [
     },
     ({ node, owners: { flannels, flannelRules } }) => {
       if (node.mode === 'boost') return [];
-      if (flannels.length > 0)
+      // A k3s may run without its flannel.
+      if (flannels.includes('flanneld'))
         return [
           fail(
-            `${flannels.join(' and ')} runs beside ripstop in mode cni`,
+            'flanneld runs beside ripstop in mode cni',
             'both write flannel.1, its peers and their rules, each against the other',
             'stop flanneld: `kubectl -n kube-flannel delete daemonset kube-flannel-ds`; or run ripstop with --mode boost',
           ),
@@ -447,8 +447,8 @@ export const rulesChecks: readonly Check[] = [
       return [
         warn(
           `rules of a flannel are here: ${some(flannelRules)}`,
-          'they are left over, or a flanneld in a container writes them again every few seconds',
-          "see whether a flanneld runs; the agent removes what is left over, unless a rule after it would drop pods' packets",
+          'they are left over, or a flannel that cannot be seen from here (in a container, in k3s) writes them again',
+          "see whether a flannel runs (k3s: `--flannel-backend=none`); the agent removes what is left over, unless a rule after it would drop pods' packets",
         ),
       ];
     },
@@ -512,26 +512,27 @@ function nameOf({ node, vtepIp }: Pick<PeerFacts, 'node' | 'vtepIp'>): string {
   return node ?? vtepIp;
 }
 
-/** What the kernel lacks to reach a peer, in words. */
-function whatLacks(
-  { podCidr, vtepIp, vtepMac, isDirect }: PeerFacts,
+/** Tells what the kernel lacks to reach a peer, in words. There may be thousands, so entries are found by their keys. */
+function lacking(
   { families, tunnel, uplink }: Facts['node'],
   { routes, neighbours, fdb }: Facts['entries'],
-): string[] {
-  const dst = formatCidr(podCidr);
-  const { vtep } = families.find(({ family }) => family === podCidr.family) ?? {};
-  const route = routes.find((one) => one.dst === dst);
-  if (!tunnel || !vtep || isDirect) return route ? [] : [`no route to ${dst} over ${uplink}`];
-  // DirectRouting of flannel itself, which the maps need not know.
-  if (route && route.device !== vtep.device) return [];
-  const hasNeighbour = neighbours.some(({ address, mac }) => address === podCidr.base && mac === vtepMac);
-  return [
-    ...(route ? [] : [`no route to ${dst} over ${vtep.device}`]),
-    ...(hasNeighbour ? [] : [`no neighbour ${podCidr.base} with ${vtepMac}`]),
-    ...(fdb.some(({ mac, dst: to }) => mac === vtepMac && to === vtepIp)
-      ? []
-      : [`no FDB entry of ${vtepMac} to ${vtepIp}`]),
-  ];
+): (peer: PeerFacts) => string[] {
+  const routeTo = new Map(routes.map((route) => [route.dst, route]));
+  const macOf = new Map(neighbours.map(({ address, mac }) => [address, mac]));
+  const behind = new Set(fdb.map(({ mac, dst }) => `${mac} ${dst}`));
+  return ({ podCidr, vtepIp, vtepMac, isDirect }) => {
+    const dst = formatCidr(podCidr);
+    const { vtep } = families.find(({ family }) => family === podCidr.family) ?? {};
+    const route = routeTo.get(dst);
+    if (!tunnel || !vtep || isDirect) return route ? [] : [`no route to ${dst} over ${uplink}`];
+    // DirectRouting of flannel itself, which the maps need not know.
+    if (route && route.device !== vtep.device) return [];
+    return [
+      ...(route ? [] : [`no route to ${dst} over ${vtep.device}`]),
+      ...(macOf.get(podCidr.base) === vtepMac ? [] : [`no neighbour ${podCidr.base} with ${vtepMac}`]),
+      ...(behind.has(`${vtepMac} ${vtepIp}`) ? [] : [`no FDB entry of ${vtepMac} to ${vtepIp}`]),
+    ];
+  };
 }
 
 /** Entries of VTEP devices that lead to no peer, with the commands that delete them. */

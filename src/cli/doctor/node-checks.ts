@@ -258,8 +258,16 @@ export const agentChecks: readonly Check[] = [
         'Do not write the file yourself. `ripstop doctor agent pod-cidr api-server` names what failed first; of flannel, ' +
         '`kubectl -n kube-flannel logs -l app=flannel` does.',
     },
-    ({ subnetEnv: { path, content }, agent: { status } }) => {
+    ({ subnetEnv: { path, content, malformed }, agent: { status } }) => {
       const writer = status?.mode === 'boost' ? 'flanneld' : 'the agent';
+      if (malformed !== undefined)
+        return [
+          fail(
+            `${path} is malformed`,
+            `${malformed}; somebody else has written it`,
+            `restart ${writer}, which writes it again`,
+          ),
+        ];
       if (!content) {
         const why =
           status?.notReady ?? (status ? `${writer} has not written it` : `no agent runs to write it`);

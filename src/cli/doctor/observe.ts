@@ -141,8 +141,13 @@ class Observer {
       return findStrangers(devices, pinPaths(this.#places.bpffs).links);
     },
     subnetEnv: async () => {
-      const content = await readSubnetEnv(this.#places.subnetFile);
-      return { path: this.#places.subnetFile, ...(content && { content }) };
+      const path = this.#places.subnetFile;
+      try {
+        const content = await readSubnetEnv(path);
+        return { path, ...(content && { content }) };
+      } catch (error) {
+        return { path, malformed: errorText(error) };
+      }
     },
     portHolder: async () => {
       const { tunnel } = await this.get('node');
@@ -176,7 +181,7 @@ class Observer {
       using tables = openTables(this.#places.bpffs);
       return (['flows4', 'flows6'] as const).map((name) => ({
         name,
-        used: [...tables[name].keys()].length,
+        used: tables[name].map.lookupBatch().length,
         max: tables[name].map.info.maxEntries,
         spare: LRU_SPARE * possibleCpus(),
       }));
