@@ -274,7 +274,8 @@ export const deviceChecks: readonly Check[] = [
       const uplink = links.get(node.uplink ?? '');
       if (!uplink) return { skipped: 'there is no uplink' };
       const problems: Problem[] = [];
-      const fits = Math.min(
+      // In a dual-stack cluster a pod's route over IPv6 may have a smaller MTU than its interface.
+      const fits = Math.max(
         ...node.families.map(({ family, vtep }) => {
           const device = vtep && links.get(vtep.device);
           const most = uplink.mtu - (node.tunnel ? encapBytes[family] : 0);
