@@ -2,7 +2,6 @@
 /** What `doctor` knows of a node: observed by observe.ts, judged by the checks. Plain data, so that a test can make it. */
 import type { AgentStatus } from '../../agent/status.ts';
 import type { Mode } from '../../agent/options.ts';
-import type { Counter } from '../../dataplane/counters.ts';
 import type { Link } from '../../host/links.ts';
 import type { HostFacts } from '../../host/requirements.ts';
 import type { SubnetEnv } from '../../host/subnet-env.ts';
@@ -109,7 +108,6 @@ export interface Facts {
     readonly isTracingAllowed: boolean;
   };
   readonly policies: readonly Policy[];
-  readonly counters: readonly Counter[];
 }
 
 /** This node's part of the network, from the programs' configuration or the agent. */

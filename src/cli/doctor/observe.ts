@@ -7,7 +7,6 @@ import { AttachmentStore } from '../../cni/attachments.ts';
 import { possibleCpus, supportsPrograms } from '#libbpf-ts';
 import { watchedFunctions } from '../../dataplane/changes.ts';
 import { currentGeneration } from '../../dataplane/generation.ts';
-import { readCounters } from '../../dataplane/counters.ts';
 import { layout } from '../../dataplane/layout.gen.ts';
 import { listLinks as listPinnedLinks, parseLinkKey } from '../../dataplane/links.ts';
 import { readConfig } from '../../dataplane/rehearsal.ts';
@@ -192,10 +191,6 @@ class Observer {
       isTracingAllowed: supportsPrograms('tracing'),
     }),
     policies: async () => listIpsecPolicies(),
-    counters: async () => {
-      using tables = openTables(this.#places.bpffs);
-      return readCounters(tables);
-    },
   };
 }
 
