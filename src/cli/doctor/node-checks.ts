@@ -147,7 +147,7 @@ export const agentChecks: readonly Check[] = [
         return [
           fail(
             `no agent answers in ${runDir}`,
-            'it does not run on this node, or has another --run-dir; pods cannot be added without it',
+            'it does not run on this node, has another --run-dir, or takes more than 2 s to answer; pods cannot be added without it',
             `start it; its log says why it ended: ${LOGS}`,
           ),
         ];
