@@ -93,6 +93,11 @@ export const warn = (what: string, why: string, cure: string): Problem => ({
   cure,
 });
 
+/** An endpoint for people. */
+export function endpointName({ pod, ip, device }: Facts['endpoints'][number]): string {
+  return pod ?? ip ?? device ?? 'a pod that is gone';
+}
+
 /** A command in a text. */
 export const code = (command: string): string => `\`${command}\``;
 

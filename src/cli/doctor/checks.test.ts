@@ -440,7 +440,7 @@ describe('the checks', () => {
     expect(findings.map(({ what, why, cure }) => `${what} | ${why} | ${cure}`).join('\n')).toMatch(sees);
   });
 
-  it('judge the entries of 15,000 peers in well under a second', () => {
+  it('judge the entries of 15,000 peers in well under a second of the CPU', () => {
     const peers = Array.from({ length: 15_000 }, (_, n) => {
       const [high, low] = [n >> 8, n & 255];
       return peer(low, {
@@ -457,9 +457,10 @@ describe('the checks', () => {
       neighbours: peers.map(({ podCidr: { base }, vtepMac }) => ({ address: base, mac: vtepMac!, device })),
       fdb: peers.slice(1).map(({ vtepMac, vtepIp }) => ({ mac: vtepMac!, dst: vtepIp, device })),
     };
-    const begunAt = performance.now();
+    const before = process.cpuUsage();
     const findings = judge('peer-entries', { node: NODE, peers, entries, agent: { runDir: '' } });
-    expect(performance.now() - begunAt).toBeLessThan(1000);
+    const { user } = process.cpuUsage(before);
+    expect(user / 1000).toBeLessThan(1000);
     expect(findings).toMatchObject([{ state: 'fail', what: 'the kernel lacks entries for node0' }]);
   });
 

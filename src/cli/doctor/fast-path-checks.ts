@@ -2,7 +2,7 @@
 /** Checks of what keeps traffic off the fast path. */
 import { ipsecOf } from '../../host/ipsec.ts';
 import { parseCidr, hostCidr } from '../../net/ip.ts';
-import { type Check, check, code, fail, type Problem, some, warn } from './check.ts';
+import { type Check, check, code, endpointName, fail, type Problem, some, warn } from './check.ts';
 import type { Facts } from './facts.ts';
 
 /** A table that is this full evicts flows that are in use. */
@@ -106,7 +106,7 @@ export const fastPathChecks: readonly Check[] = [
     ({ endpoints }) => {
       const slow = endpoints.filter(({ fastPath, flags }) => !fastPath && !flags.includes('shaped'));
       if (slow.length === 0) return [];
-      const pods = some(slow.map(({ pod, ip, device }) => pod ?? ip ?? device ?? '?'));
+      const pods = some(slow.map(endpointName));
       return [
         warn(
           `the kernel path alone serves ${pods}`,
@@ -124,17 +124,24 @@ export const fastPathChecks: readonly Check[] = [
       symptom:
         "A pod's traffic, or all of it, takes the kernel path; `ripstop endpoints` has the flag `shaped`.",
       cause:
-        "A qdisc or a filter is on its interface or on flannel.1: the bandwidth plugin (annotations `kubernetes.io/ingress-bandwidth` and `egress-bandwidth`), or a person's `tc`.",
-      cure: 'If the limit is not wanted, remove the annotation and restart the pod, or `tc qdisc delete dev DEVICE root`.',
+        'A qdisc or a filter is on its interface or on flannel.1: the bandwidth plugin (annotations ' +
+        "`kubernetes.io/ingress-bandwidth` and `egress-bandwidth`), or a person's `tc`.",
+      cure:
+        'If the limit is not wanted, remove the annotation and restart the pod, or ' +
+        '`tc qdisc delete dev DEVICE root`.',
     },
     ({ strangers }) =>
-      byDevice(strangers, 'shaping').map(({ device, role, what }) =>
-        warn(
+      byDevice(strangers, 'shaping').map(({ device, role, what }) => {
+        const remove = code(`tc qdisc delete dev ${device} ${what.includes('filter') ? 'clsact' : 'root'}`);
+        const isPod = role === 'pod';
+        return warn(
           `somebody shapes or filters packets on ${device}: ${what}`,
-          `these must see every packet, so ${role === 'pod' ? 'the pod' : 'all peers'} stays on the kernel path`,
-          `if it is not wanted: ${role === 'pod' ? 'remove the annotation for bandwidth and restart the pod, or ' : ''}${code(`tc qdisc delete dev ${device} ${what.includes('filter') ? 'clsact' : 'root'}`)}`,
-        ),
-      ),
+          `these must see every packet, so ${isPod ? 'the pod stays' : 'all peers stay'} on the kernel path`,
+          isPod
+            ? `if it is not wanted: remove the annotation for bandwidth and restart the pod, or ${remove}`
+            : `if it is not wanted: ${remove}`,
+        );
+      }),
   ),
   check(
     'other-programs',
@@ -144,7 +151,9 @@ export const fastPathChecks: readonly Check[] = [
       symptom: 'Packets vanish or take another way before ripstop sees them; pods stay on the kernel path.',
       cause:
         "Another BPF data plane or an observability tool has programs on the uplink or on pods' interfaces.",
-      cure: 'Remove the other data plane (`bpftool net` shows its programs). Tools that only watch may stay on the uplink.',
+      cure:
+        'Remove the other data plane (`bpftool net` shows its programs). Tools that only watch may stay ' +
+        'on the uplink.',
     },
     ({ strangers }) =>
       byDevice(strangers, 'program').map(({ device, role, what }) =>
@@ -152,7 +161,7 @@ export const fastPathChecks: readonly Check[] = [
           `programs of others are on ${role === 'uplink' ? 'the uplink ' : ''}${device}: ${what}`,
           role === 'uplink'
             ? "they may take packets before ripstop's do, or after"
-            : `they must see every packet, so ${role === 'pod' ? 'the pod' : 'all peers'} stays on the kernel path`,
+            : `they must see every packet, so ${role === 'pod' ? 'the pod stays' : 'all peers stay'} on the kernel path`,
           'find whose they are with `bpftool net`, and remove them there',
         ),
       ),
@@ -164,8 +173,11 @@ export const fastPathChecks: readonly Check[] = [
       needs: ['node', 'links', 'peers', 'policies'],
       symptom: 'Traffic with some nodes is as slow as before; `ripstop peers` has the reason `ipsec`.',
       cause:
-        'An IPsec policy (strongSwan, Libreswan) transforms or drops packets to them, which only the kernel path does.',
-      cure: 'None is needed: encrypted traffic takes the kernel path. If it need not be encrypted, exclude UDP 8472 in the policy.',
+        'An IPsec policy (strongSwan, Libreswan) transforms or drops packets to them, which only the kernel ' +
+        'path does.',
+      cure:
+        'None is needed: encrypted traffic takes the kernel path. If it need not be encrypted, exclude ' +
+        'UDP 8472 in the policy.',
     },
     ({ node, links, peers, policies }) => {
       const ifindex = links.get(node.uplink ?? '')?.ifindex ?? 0;
@@ -182,7 +194,8 @@ export const fastPathChecks: readonly Check[] = [
         warn(
           `IPsec policies concern all packets to ${some(found.map(({ node: name, vtepIp }) => name ?? vtepIp))}`,
           'only the kernel path encrypts, so these peers stay there',
-          'none is needed. If it need not be encrypted, exclude UDP port 8472 in the policy; see them with `ip xfrm policy`',
+          'none is needed. If it need not be encrypted, exclude UDP port 8472 in the policy; see them with ' +
+            '`ip xfrm policy`',
         ),
       ];
     },
@@ -195,7 +208,9 @@ export const fastPathChecks: readonly Check[] = [
       symptom: 'The share of the fast path falls as the load grows.',
       cause:
         'There are more flows at once than the table has room for: the least used are evicted, and learned again.',
-      cure: '`--flow-table-size` of the agent (`RIPSTOP_FLOW_TABLE_SIZE`), twice as large; `ripstop maps` shows what it takes.',
+      cure:
+        '`--flow-table-size` of the agent (`RIPSTOP_FLOW_TABLE_SIZE`), twice as large; `ripstop maps` ' +
+        'shows what it takes.',
     },
     ({ flowTables }) =>
       flowTables
@@ -216,8 +231,11 @@ export const fastPathChecks: readonly Check[] = [
       symptom:
         '`ripstop stats` counts many `old_epoch`; the share of the fast path is low, although flows last.',
       cause:
-        'A program rewrites rules or routes all the time. Each change invalidates all flows, which the kernel path must judge anew.',
-      cure: 'Doctor names the program. Let it write less often: kube-proxy `--iptables-min-sync-period`, a fight of two owners, a script in a loop.',
+        'A program rewrites rules or routes all the time. Each change invalidates all flows, which the ' +
+        'kernel path must judge anew.',
+      cure:
+        'Doctor names the program. Let it write less often: kube-proxy `--iptables-min-sync-period`, a ' +
+        'fight of two owners, a script in a loop.',
     },
     ({ epoch: { seconds, moves, commits, others } }) => {
       if (moves / seconds <= MOVES_MAX) return [];
@@ -242,8 +260,11 @@ export const fastPathChecks: readonly Check[] = [
       symptom:
         'A new DROP rule takes some milliseconds, or without an agent 5 s, to stop an established flow.',
       cause:
-        'The kernel lets no program trace its functions: it is built without BPF trampolines, or a capability is missing.',
-      cure: "A kernel with CONFIG_FUNCTION_TRACER and CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS (Debian's, Ubuntu's); CAP_PERFMON or SYS_ADMIN.",
+        'The kernel lets no program trace its functions: it is built without BPF trampolines, or a ' +
+        'capability is missing.',
+      cure:
+        "A kernel with CONFIG_FUNCTION_TRACER and CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS (Debian's, " +
+        "Ubuntu's); CAP_PERFMON or SYS_ADMIN.",
     },
     ({ changes: { watched, isTracingAllowed } }) =>
       watched.length > 0
@@ -256,7 +277,8 @@ export const fastPathChecks: readonly Check[] = [
                 : 'the kernel lets no program trace its functions',
               isTracingAllowed
                 ? 'restart the agent; its log says why the programs were refused'
-                : 'use a kernel with CONFIG_FUNCTION_TRACER and BPF trampolines, and give the agent SYS_ADMIN or PERFMON',
+                : 'use a kernel with CONFIG_FUNCTION_TRACER and BPF trampolines, and give the agent ' +
+                    'SYS_ADMIN or PERFMON',
             ),
           ],
   ),
@@ -268,7 +290,9 @@ export const fastPathChecks: readonly Check[] = [
       symptom:
         "New connections fail at times; the kernel's log has `nf_conntrack: table full, dropping packet`.",
       cause: 'There are more connections than `nf_conntrack_max` allows, on the whole machine.',
-      cure: '`sysctl -w net.netfilter.nf_conntrack_max=…`, twice as much; kube-proxy sets it by `--conntrack-max-per-core`.',
+      cure:
+        '`sysctl -w net.netfilter.nf_conntrack_max=…`, twice as much; kube-proxy sets it by ' +
+        '`--conntrack-max-per-core`.',
     },
     ({ settings }) => {
       const [count, max] = ['count', 'max'].map((name) =>
@@ -293,8 +317,11 @@ export const fastPathChecks: readonly Check[] = [
       needs: ['settings'],
       symptom: 'Long connections through a Service break now and then, with a RST.',
       cause:
-        '`nf_conntrack_tcp_be_liberal` is 0: conntrack has not seen what the fast path carried, and calls what follows INVALID.',
-      cure: '`sysctl -w net.netfilter.nf_conntrack_tcp_be_liberal=1`; the agent sets it, unless somebody sets it back.',
+        '`nf_conntrack_tcp_be_liberal` is 0: conntrack has not seen what the fast path carried, and calls ' +
+        'what follows INVALID.',
+      cure:
+        '`sysctl -w net.netfilter.nf_conntrack_tcp_be_liberal=1`; the agent sets it, unless somebody ' +
+        'sets it back.',
     },
     ({ settings }) =>
       settings.get('net/netfilter/nf_conntrack_tcp_be_liberal') !== '0'
@@ -303,7 +330,8 @@ export const fastPathChecks: readonly Check[] = [
             fail(
               'net.netfilter.nf_conntrack_tcp_be_liberal is 0',
               'conntrack calls packets INVALID that come back from the fast path, and rules drop those',
-              '`sysctl -w net.netfilter.nf_conntrack_tcp_be_liberal=1`, and remove what sets it to 0 from /etc/sysctl.d',
+              '`sysctl -w net.netfilter.nf_conntrack_tcp_be_liberal=1`, and remove what sets it to 0 from ' +
+                '/etc/sysctl.d',
             ),
           ],
   ),

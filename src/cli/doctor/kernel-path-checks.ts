@@ -10,12 +10,13 @@ import {
   hostCidr,
   parseMaskedCidr,
 } from '../../net/ip.ts';
-import { type Check, check, code, fail, type Problem, some, warn } from './check.ts';
+import { type Check, check, code, endpointName, fail, type Problem, some, warn } from './check.ts';
 import type { Facts, PeerFacts } from './facts.ts';
 
 const restart = ({ mode }: Facts['node']): string =>
   mode === 'boost'
-    ? 'restart flannel: `kubectl -n kube-flannel rollout restart daemonset kube-flannel-ds` (k3s: `systemctl restart k3s`)'
+    ? 'restart flannel: `kubectl -n kube-flannel rollout restart daemonset kube-flannel-ds` (k3s: ' +
+      '`systemctl restart k3s`)'
     : 'start the agent: it puts this right by itself, within a second';
 
 export const deviceChecks: readonly Check[] = [
@@ -27,7 +28,8 @@ export const deviceChecks: readonly Check[] = [
       symptom:
         'Pods of other nodes are not reached, although the nodes are; often on hosts with several NICs.',
       cause:
-        "The tunnel leaves by an interface that does not lead to the other nodes (Vagrant's NAT interface, a second NIC), " +
+        "The tunnel leaves by an interface that does not lead to the other nodes (Vagrant's NAT interface, " +
+        'a second NIC), ' +
         'or that interface is down or gone.',
       cure:
         'Choose it: `--iface`, `--iface-regex` or `--iface-can-reach` of the agent (of flanneld in boost mode). ' +
@@ -35,7 +37,10 @@ export const deviceChecks: readonly Check[] = [
     },
     ({ node, links, peers }) => {
       const { uplink, families } = node;
-      const choose = `set --iface${node.mode === 'boost' ? ' of flanneld' : ''} to the interface that leads to the other nodes, or --iface-can-reach to the address of one`;
+      const whose = node.mode === 'boost' ? ' of flanneld' : '';
+      const choose =
+        `set --iface${whose} to the interface that leads to the other nodes, ` +
+        'or --iface-can-reach to the address of one';
       if (uplink === undefined)
         return [
           fail(
@@ -84,7 +89,9 @@ export const deviceChecks: readonly Check[] = [
       symptom: "After a DHCP lease or a move to another network no other node reaches this one's pods.",
       cause:
         "The node's address has changed, and the tunnel, or what the Node publishes, still has the old one.",
-      cure: 'Give the node its address back, or restart the agent (flanneld in boost mode), which publishes the new one.',
+      cure:
+        'Give the node its address back, or restart the agent (flanneld in boost mode), which publishes ' +
+        'the new one.',
     },
     ({ node, links }) =>
       node.families.flatMap(({ vtepIp, vtep }) => {
@@ -118,10 +125,12 @@ export const deviceChecks: readonly Check[] = [
       needs: ['node', 'links'],
       symptom: 'All tunnels of a node stop at once.',
       cause:
-        'Something deleted the device, created it again without its peers, or changed it: a network manager, a second ' +
+        'Something deleted the device, created it again without its peers, or changed it: a network ' +
+        'manager, a second ' +
         'flannel, a script.',
       cure:
-        'The agent makes it again within a second, peers included. In boost mode restart flannel, which does not notice. ' +
+        'The agent makes it again within a second, peers included. In boost mode restart flannel, which ' +
+        'does not notice. ' +
         'Tell NetworkManager and systemd-networkd to leave `flannel*` alone.',
     },
     ({ node, links }) => {
@@ -161,7 +170,8 @@ export const deviceChecks: readonly Check[] = [
       symptom:
         'Packets leave other nodes, arrive here (tcpdump shows VXLAN), and reach no pod. Often after a reboot.',
       cause:
-        'systemd-networkd or udev gave the device another MAC after the Node had published the first (MACAddressPolicy=persistent).',
+        'systemd-networkd or udev gave the device another MAC after the Node had published the first ' +
+        '(MACAddressPolicy=persistent).',
       cure:
         'The agent sets the MAC back by itself. To keep others from changing it: ' +
         "`printf '[Match]\\nOriginalName=flannel*\\n\\n[Link]\\nMACAddressPolicy=none\\n' > /etc/systemd/network/10-flannel.link`.",
@@ -187,7 +197,9 @@ export const deviceChecks: readonly Check[] = [
       symptom: 'The VXLAN device cannot be set up: `Address already in use`.',
       cause:
         'Another VXLAN device or a program has the UDP port, often one that an earlier network left behind.',
-      cure: 'Remove the device or stop the program that doctor names, or give `Port` in net-conf.json another value on all nodes.',
+      cure:
+        'Remove the device or stop the program that doctor names, or give `Port` in net-conf.json ' +
+        'another value on all nodes.',
     },
     ({ portHolder: { port, holder } }) => {
       if (holder === undefined) return [];
@@ -211,9 +223,12 @@ export const deviceChecks: readonly Check[] = [
       symptom:
         "Some nodes' pods are reached and others' are not; after a node went, its podCIDR leads nowhere.",
       cause:
-        'Entries are missing, because the device was made anew or somebody flushed them; or they are left over from nodes ' +
+        'Entries are missing, because the device was made anew or somebody flushed them; or they are left ' +
+        'over from nodes ' +
         'that went while nobody watched.',
-      cure: 'A running agent puts them right within a second. In boost mode restart flannel; delete what is left over by hand.',
+      cure:
+        'A running agent puts them right within a second. In boost mode restart flannel; delete what is ' +
+        'left over by hand.',
     },
     ({ node, peers, entries, agent }) => {
       const lacks = lacking(node, entries);
@@ -268,7 +283,9 @@ export const deviceChecks: readonly Check[] = [
       symptom: 'Small answers arrive, large ones hang: TLS handshakes, image pulls, `kubectl logs`.',
       cause:
         'A device or a pod has a larger MTU than fits the uplink once it is encapsulated (50 bytes, over IPv6 70).',
-      cure: "The uplink's MTU must be the same on all nodes. Pods take a new MTU when they are created: restart those that doctor names.",
+      cure:
+        "The uplink's MTU must be the same on all nodes. Pods take a new MTU when they are created: " +
+        'restart those that doctor names.',
     },
     ({ node, links, endpoints, subnetEnv: { path, content } }) => {
       const uplink = links.get(node.uplink ?? '');
@@ -294,7 +311,7 @@ export const deviceChecks: readonly Check[] = [
       if (large.length > 0)
         problems.push(
           warn(
-            `pods have a larger MTU than the ${fits} bytes that fit: ${some(large.map(({ pod, ip, device }) => pod ?? ip ?? device ?? '?'))}`,
+            `pods have a larger MTU than the ${fits} bytes that fit: ${some(large.map(endpointName))}`,
             'their interfaces were made when the MTU was larger; they rely on ICMP to send less',
             'restart these pods',
           ),
@@ -343,7 +360,9 @@ export const rulesChecks: readonly Check[] = [
       symptom: 'Packets of some peers arrive on flannel.1 and vanish; `nstat` counts `IPReversePathFilter`.',
       cause:
         'Strict reverse-path filtering on flannel.1, where answers take another way: DirectRouting, or a second leg.',
-      cure: "`sysctl -w net.ipv4.conf.flannel/1.rp_filter=2` (in sysctl's names `/` stands for the dot in flannel.1).",
+      cure:
+        "`sysctl -w net.ipv4.conf.flannel/1.rp_filter=2` (in sysctl's names `/` stands for the dot in " +
+        'flannel.1).',
     },
     ({ node, settings, links }) =>
       node.families.flatMap(({ family, vtep }) => {
@@ -368,11 +387,15 @@ export const rulesChecks: readonly Check[] = [
       ok: "no forward chain drops the pods' packets",
       needs: ['node', 'forward'],
       symptom:
-        'Pods of other nodes are not reached, or only while a flow is on the fast path; Docker or firewalld was installed.',
+        'Pods of other nodes are not reached, or only while a flow is on the fast path; Docker or firewalld ' +
+        'was installed.',
       cause:
-        "A base chain at the forward hook drops what it does not accept (Docker's FORWARD policy, firewalld). With nftables a " +
+        "A base chain at the forward hook drops what it does not accept (Docker's FORWARD policy, " +
+        'firewalld). With nftables a ' +
         'packet must pass every base chain: the accept in another table does not help.',
-      cure: 'Accept the cluster network there, both ways: `iptables -I FORWARD -s NETWORK -j ACCEPT` and `iptables -I FORWARD -d NETWORK -j ACCEPT`.',
+      cure:
+        'Accept the cluster network there, both ways: `iptables -I FORWARD -s NETWORK -j ACCEPT` and ' +
+        '`iptables -I FORWARD -d NETWORK -j ACCEPT`.',
     },
     ({ node, forward }) =>
       forward.flatMap(({ name, accepts }) =>
@@ -382,7 +405,8 @@ export const rulesChecks: readonly Check[] = [
           .map(({ network }) =>
             fail(
               `${name} drops packets of pods: it does not accept ${formatCidr(network)}`,
-              'with its policy or its last rule it drops what it does not accept, and every base chain decides on its own',
+              'with its policy or its last rule it drops what it does not accept, and every base chain ' +
+                'decides on its own',
               acceptIn(name, formatCidr(network)),
             ),
           ),
@@ -396,8 +420,11 @@ export const rulesChecks: readonly Check[] = [
       symptom:
         'A pod reaches a Service unless its backend is on the same node; DNS works for some pods only.',
       cause:
-        'Packets between ports of cni0 pass by iptables: `br_netfilter` is not loaded, or `bridge-nf-call-iptables` is 0.',
-      cure: '`modprobe br_netfilter`, `sysctl -w net.bridge.bridge-nf-call-iptables=1`, and both in /etc/modules-load.d and /etc/sysctl.d.',
+        'Packets between ports of cni0 pass by iptables: `br_netfilter` is not loaded, or ' +
+        '`bridge-nf-call-iptables` is 0.',
+      cure:
+        '`modprobe br_netfilter`, `sysctl -w net.bridge.bridge-nf-call-iptables=1`, and both in ' +
+        '/etc/modules-load.d and /etc/sysctl.d.',
     },
     ({ node, links, settings }) => {
       const hasPorts = [...links.values()].some(({ master }) => master === 'cni0');
@@ -431,7 +458,9 @@ export const rulesChecks: readonly Check[] = [
       needs: ['node', 'owners'],
       symptom: 'Rules, routes or flannel.1 change every few seconds; the xtables lock is always busy.',
       cause: 'flanneld runs beside ripstop in mode `cni`: both own flannel.1, its peers and its rules.',
-      cure: 'Stop flanneld (`kubectl -n kube-flannel delete daemonset kube-flannel-ds`), or run ripstop with `--mode boost`, beside it.',
+      cure:
+        'Stop flanneld (`kubectl -n kube-flannel delete daemonset kube-flannel-ds`), or run ripstop ' +
+        'with `--mode boost`, beside it.',
     },
     ({ node, owners: { flannels, flannelRules } }) => {
       if (node.mode === 'boost') return [];
@@ -441,7 +470,8 @@ export const rulesChecks: readonly Check[] = [
           fail(
             'flanneld runs beside ripstop in mode cni',
             'both write flannel.1, its peers and their rules, each against the other',
-            'stop flanneld: `kubectl -n kube-flannel delete daemonset kube-flannel-ds`; or run ripstop with --mode boost',
+            'stop flanneld: `kubectl -n kube-flannel delete daemonset kube-flannel-ds`; or run ripstop with ' +
+              '--mode boost',
           ),
         ];
       if (flannelRules.length === 0) return [];
@@ -449,7 +479,8 @@ export const rulesChecks: readonly Check[] = [
         warn(
           `rules of a flannel are here: ${some(flannelRules)}`,
           'they are left over, or a flannel that cannot be seen from here (in a container, in k3s) writes them again',
-          "see whether a flannel runs (k3s: `--flannel-backend=none`); the agent removes what is left over, unless a rule after it would drop pods' packets",
+          'see whether a flannel runs (k3s: `--flannel-backend=none`); the agent removes what is left over, ' +
+            "unless a rule after it would drop pods' packets",
         ),
       ];
     },
@@ -461,7 +492,9 @@ export const rulesChecks: readonly Check[] = [
       needs: ['owners'],
       symptom: 'A rule is there, and has no effect; what `iptables -S` shows is not all.',
       cause: 'One program writes iptables-legacy and another iptables-nft; the kernel applies both.',
-      cure: "Let all programs use one: `update-alternatives --set iptables /usr/sbin/iptables-nft`, then reboot, or flush the other one's tables.",
+      cure:
+        'Let all programs use one: `update-alternatives --set iptables /usr/sbin/iptables-nft`, then ' +
+        "reboot, or flush the other one's tables.",
     },
     ({ owners: { legacyTables, nftTables } }) =>
       legacyTables.length === 0 || nftTables.length === 0
@@ -470,7 +503,8 @@ export const rulesChecks: readonly Check[] = [
             warn(
               `both backends of iptables have rules: ${some(legacyTables)}; ${some(nftTables)}`,
               'each program sees its own backend only, and the kernel applies both',
-              'let all use iptables-nft (`update-alternatives --set iptables /usr/sbin/iptables-nft`), and flush each table of the other: `iptables-legacy -F`',
+              'let all use iptables-nft (`update-alternatives --set iptables /usr/sbin/iptables-nft`), and ' +
+                'flush each table of the other: `iptables-legacy -F`',
             ),
           ],
   ),
@@ -483,7 +517,9 @@ export const rulesChecks: readonly Check[] = [
         'Pods lose packets for no reason that ripstop or flannel knows, after a change of the network plugin.',
       cause:
         'Chains, devices or programs of Calico, Cilium, Weave, Antrea or OVN are still there, and drop or redirect.',
-      cure: "Remove them by that plugin's own instructions; the surest way is to reboot the node once the plugin is gone.",
+      cure:
+        "Remove them by that plugin's own instructions; the surest way is to reboot the node once the " +
+        'plugin is gone.',
     },
     ({ owners: { otherChains }, links }) => {
       const devices = [...links.keys()].filter((name) => OTHER_DEVICES.test(name));
@@ -536,6 +572,8 @@ function lacking(
   };
 }
 
+const COMMANDS_SHOWN = 6;
+
 /** Entries of VTEP devices that lead to no peer, with the commands that delete them. */
 function staleEntries(
   { mode }: Facts['node'],
@@ -561,11 +599,14 @@ function staleEntries(
       ]),
   ];
   if (stale.length === 0) return [];
+  const commands = stale.map(([, command]) => command);
   return [
     fail(
       `the kernel has entries for nodes that are none: ${some(stale.map(([what]) => what!))}`,
-      `${mode === 'boost' ? 'their nodes went while flannel was down' : 'somebody made them, or their nodes went while no agent ran'}; packets there are lost`,
-      code(stale.map(([, command]) => command).join('; ')),
+      mode === 'boost'
+        ? 'their nodes went while flannel was down; packets there are lost'
+        : 'somebody made them, or their nodes went while no agent ran; packets there are lost',
+      `${code(commands.slice(0, COMMANDS_SHOWN).join('; '))}${commands.length > COMMANDS_SHOWN ? ', and the others likewise' : ''}`,
     ),
   ];
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Checks of what ripstop stands on: the machine, and its agent. */
 import { missingRequirements } from '../../host/requirements.ts';
+import { formatCidr } from '../../net/ip.ts';
 import { type Check, check, code, fail, type Problem, some, warn } from './check.ts';
 
 const LOGS = '`kubectl -n kube-ripstop logs -l app=ripstop -c ripstop` (boost: `-n kube-ripstop-boost`)';
@@ -80,7 +81,8 @@ export const nodeChecks: readonly Check[] = [
         warn(
           `nothing keeps the clock right; it says ${date}`,
           'the kernel has not been told by an NTP client that its clock is synchronized',
-          'run an NTP client: `timedatectl set-ntp true`. A virtual machine may get its time from its host: then ignore this',
+          'run an NTP client: `timedatectl set-ntp true`. A virtual machine may get its time from its host: ' +
+            'then ignore this',
         ),
       ];
     },
@@ -147,7 +149,8 @@ export const agentChecks: readonly Check[] = [
         return [
           fail(
             `no agent answers in ${runDir}`,
-            'it does not run on this node, has another --run-dir, or takes more than 2 s to answer; pods cannot be added without it',
+            'it does not run on this node, has another --run-dir, or takes more than 2 s to answer; pods ' +
+              'cannot be added without it',
             `start it; its log says why it ended: ${LOGS}`,
           ),
         ];
@@ -195,7 +198,8 @@ export const agentChecks: readonly Check[] = [
           fail(
             'the agent is not connected to the API server',
             lastError ?? 'it has not connected yet',
-            "see whether this node reaches the API server, and whether the agent's kubeconfig or service account is right",
+            "see whether this node reaches the API server, and whether the agent's kubeconfig or service " +
+              'account is right',
           ),
         ];
       if (lastKnownAgeMs === undefined) return [];
@@ -252,10 +256,12 @@ export const agentChecks: readonly Check[] = [
       needs: ['subnetEnv', 'agent'],
       symptom: 'Pods fail with `open /run/flannel/subnet.env: no such file or directory`.',
       cause:
-        'The file is written last, once the network stands. It is missing because something before it failed: mostly a ' +
+        'The file is written last, once the network stands. It is missing because something before it ' +
+        'failed: mostly a ' +
         'missing podCIDR or an API server that does not answer.',
       cure:
-        'Do not write the file yourself. `ripstop doctor agent pod-cidr api-server` names what failed first; of flannel, ' +
+        'Do not write the file yourself. `ripstop doctor agent pod-cidr api-server` names what failed ' +
+        'first; of flannel, ' +
         '`kubectl -n kube-flannel logs -l app=flannel` does.',
     },
     ({ subnetEnv: { path, content, malformed }, agent: { status } }) => {
@@ -280,12 +286,13 @@ export const agentChecks: readonly Check[] = [
         ];
       }
       const differing = (status?.families ?? []).filter(
-        ({ podCidr }) => !content.networks.some((one) => cidrText(one.podCidr) === podCidr),
+        ({ podCidr }) => !content.networks.some((one) => formatCidr(one.podCidr) === podCidr),
       );
       return differing.map(({ podCidr }) =>
         fail(
           `${path} is for another podCIDR than this node's ${podCidr}`,
-          `it has ${content.networks.map((one) => cidrText(one.podCidr)).join(' and ')}: the node has got another podCIDR, or the file is from before`,
+          `it has ${content.networks.map((one) => formatCidr(one.podCidr)).join(' and ')}: ` +
+            'the node has got another podCIDR, or the file is from before',
           `restart ${writer}; then restart pods that have addresses of the old one`,
         ),
       );
@@ -298,10 +305,12 @@ export const agentChecks: readonly Check[] = [
       needs: ['leases'],
       symptom: 'Pods fail with `no IP addresses available in range set`, although few pods run.',
       cause:
-        'Pods ended while nobody could be told (a runtime that was killed, a reboot): their addresses stay leased in ' +
+        'Pods ended while nobody could be told (a runtime that was killed, a reboot): their addresses stay ' +
+        'leased in ' +
         "host-local's store.",
       cure:
-        'In mode cni a running agent sweeps them. Elsewhere remove the files that doctor names, each of which is an ' +
+        'In mode cni a running agent sweeps them. Elsewhere remove the files that doctor names, each of ' +
+        'which is an ' +
         'address that no pod has. If all are in use, the node needs a larger podCIDR, or fewer pods (`--max-pods`).',
     },
     ({ leases: { dir, used, size, leaked } }) => [
@@ -326,10 +335,6 @@ export const agentChecks: readonly Check[] = [
     ],
   ),
 ];
-
-function cidrText({ base, length }: { readonly base: string; readonly length: number }): string {
-  return `${base}/${length}`;
-}
 
 const ALARM_CURES: Readonly<Record<string, string>> = {
   net_conf: 'make net-conf.json of the agent agree with what flannel runs with, and restart the agent',

@@ -51,10 +51,12 @@ export const pathChecks: readonly Check[] = [
       needs: ['probes'],
       symptom: 'Nodes reach each other, and pods do not.',
       cause:
-        "A firewall, a security group or a cloud's network drops UDP port 8472 on the way, or the peer has no tunnel: its " +
+        "A firewall, a security group or a cloud's network drops UDP port 8472 on the way, or the peer has " +
+        'no tunnel: its ' +
         'flannel.1 is missing, or it does not know this node.',
       cure:
-        'Allow UDP 8472 (`Port` of net-conf.json) between all nodes, both ways. If that is so, run `ripstop doctor` on the ' +
+        'Allow UDP 8472 (`Port` of net-conf.json) between all nodes, both ways. If that is so, run ' +
+        '`ripstop doctor` on the ' +
         'peer. `tcpdump -ni UPLINK udp port 8472` on both shows how far packets come.',
     },
     ({ probes }) => {
@@ -84,8 +86,11 @@ export const pathChecks: readonly Check[] = [
       needs: ['probes'],
       symptom: 'Connections open, and hang with the first large packet; `ping` works, `curl` does not.',
       cause:
-        "The way between the nodes carries less than the uplink's MTU says: a VPN, a cloud's overlay, one switch without jumbo frames.",
-      cure: 'Raise the MTU on the way, or set `"MTU"` of net-conf.json\'s Backend to what passes, as doctor computes it, and restart the pods.',
+        "The way between the nodes carries less than the uplink's MTU says: a VPN, a cloud's overlay, one " +
+        'switch without jumbo frames.',
+      cure:
+        'Raise the MTU on the way, or set `"MTU"` of net-conf.json\'s Backend to what passes, as doctor ' +
+        'computes it, and restart the pods.',
     },
     ({ probes }) => {
       const cut = probes.probed.filter(({ largest, podMtu }) => largest !== undefined && largest < podMtu);
@@ -100,7 +105,8 @@ export const pathChecks: readonly Check[] = [
           'a link on the way has a smaller MTU than the uplink, and tells nobody',
           largest === 0
             ? 'raise the MTU on the way between the nodes'
-            : `raise the MTU on the way by ${podMtu - largest} bytes, or set "MTU": ${largest + overhead(vtepIp)} in the Backend of net-conf.json, and restart the pods`,
+            : `raise the MTU on the way by ${podMtu - largest} bytes, or set "MTU": ${largest + overhead(vtepIp)} ` +
+                'in the Backend of net-conf.json, and restart the pods',
         );
       });
     },
@@ -114,7 +120,9 @@ export const pathChecks: readonly Check[] = [
         'Connections from nodes to Services take 63 seconds, or 1, 3, 7, …; some NICs and virtual switches only.',
       cause:
         'A NIC or its driver computes the checksum of packets inside VXLAN wrongly, so the receiver drops them.',
-      cure: 'On the nodes that send: `ethtool -K flannel.1 tx-checksum-ip-generic off`; if that does not help, the same on the uplink.',
+      cure:
+        'On the nodes that send: `ethtool -K flannel.1 tx-checksum-ip-generic off`; if that does not ' +
+        'help, the same on the uplink.',
     },
     ({ checksums }) => {
       const bad = checksums.filter(
@@ -129,7 +137,8 @@ export const pathChecks: readonly Check[] = [
             .slice(0, 3)
             .join(', ')} got packets with wrong checksums: ${where} ${wrong} since its start`,
           "a sender's NIC computes checksums inside VXLAN wrongly, or the wire damages packets",
-          'on the nodes that send: `ethtool -K flannel.1 tx-checksum-ip-generic off`. Run this again to see whether the count grows',
+          'on the nodes that send: `ethtool -K flannel.1 tx-checksum-ip-generic off`. Run this again to see ' +
+            'whether the count grows',
         ),
       ];
     },
