@@ -1,13 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 /** One probe: a few packets to an address, and what became of them. It runs where the packets begin. */
-import { randomBytes } from 'node:crypto';
 import { lookup } from 'node:dns/promises';
 import { connect } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { DatagramSocket, getLink, listRoutes, NetlinkError, NetlinkSocket } from '#netlink';
+import { DatagramSocket, echo, getLink, listRoutes, NetlinkError, NetlinkSocket } from '#netlink';
 import { errorText } from '../errors.ts';
 import { addressFamily, cidrContains, parseCidr } from '../net/ip.ts';
-import { checksum } from '../net/packets.ts';
 
 /** What to send. `token` is the message; the server at the other side remembers it, and answers it. */
 export type Probe =
@@ -75,7 +73,7 @@ const CODES: Readonly<Record<string, Failure>> = {
 
 /** Load what probes need, which takes a moment that must not be part of the first one. */
 export function warmUp(): void {
-  using socket = DatagramSocket.connect('udp', '127.0.0.1', 9);
+  using socket = DatagramSocket.connect('127.0.0.1', 9);
   socket.receive();
 }
 
@@ -119,7 +117,7 @@ function attempt(probe: Probe): Promise<Omit<Outcome, 'milliseconds'>> {
 type ToServer = Extract<Probe, { token: string }>;
 
 async function udp({ address, port, token }: ToServer): Promise<object> {
-  using socket = DatagramSocket.connect('udp', address, port);
+  using socket = DatagramSocket.connect(address, port);
   const message = Buffer.from(token);
   await exchange(socket, message, (answer) => answer.equals(message));
   return {};
@@ -173,25 +171,14 @@ async function exchange(
 
 /** An ICMP echo (RFC 792, RFC 4443). */
 async function icmp(address: string): Promise<object> {
-  let socket: DatagramSocket;
   try {
-    socket = DatagramSocket.connect('icmp', address);
+    const [result] = await echo([{ to: address, bytes: 84 }], { tries: TRIES, timeoutMs: TRIES * TRY_MS });
+    if (result === 'answered') return {};
+    throw new Failed({ failure: result === 'unreachable' ? result : 'lost' });
   } catch (error) {
-    if (!(error instanceof NetlinkError) || error.code !== 'EPERM') throw error;
+    if (!(error instanceof NetlinkError) || !['EPERM', 'EACCES'].includes(error.code)) throw error;
     throw new Failed({ failure: 'no-rights', detail: 'it takes CAP_NET_RAW' });
   }
-  using opened = socket;
-  const isV4 = opened.family === 4;
-  // Type, code, checksum, identifier, sequence number; then data that tells this echo from others.
-  const request = Buffer.concat([Buffer.of(isV4 ? 8 : 128, 0, 0, 0), randomBytes(4), randomBytes(16)]);
-  // The kernel writes the checksum of ICMPv6, which covers addresses.
-  if (isV4) request.writeUInt16BE(checksum(request), 2);
-  await exchange(opened, request, (packet) => {
-    // IPv4's raw sockets show the IP header.
-    const answer = isV4 ? packet.subarray((packet[0]! & 15) * 4) : packet;
-    return answer[0] === (isV4 ? 0 : 129) && answer.subarray(4).equals(request.subarray(4));
-  });
-  return {};
 }
 
 /** UDP's header and the IP header before it. */
@@ -199,7 +186,7 @@ const headerBytes = (socket: DatagramSocket): number => 8 + (socket.family === 4
 
 /** A packet of exactly the own MTU arrives whole, and one byte more is refused at once, with the right MTU. */
 async function mtu({ address, port, token }: ToServer): Promise<Omit<Outcome, 'milliseconds'>> {
-  using socket = DatagramSocket.connect('udp', address, port);
+  using socket = DatagramSocket.connect(address, port);
   socket.forbidFragments();
   const ours = ownMtu(address);
   const message = Buffer.alloc(ours - headerBytes(socket), ' ');
@@ -239,7 +226,7 @@ function ownMtu(address: string): number {
 
 /** Many datagrams of one flow, at least the last one answered. */
 async function train({ address, port, token }: ToServer): Promise<Omit<Outcome, 'milliseconds'>> {
-  using socket = DatagramSocket.connect('udp', address, port);
+  using socket = DatagramSocket.connect(address, port);
   const message = Buffer.from(token);
   for (let sent = 1; sent < TRAIN.datagrams; sent++) {
     socket.send(message);

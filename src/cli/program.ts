@@ -4,6 +4,7 @@ import packageJson from '../../package.json' with { type: 'json' };
 import { errorText, RipstopError } from '../errors.ts';
 import { addAgentCommand } from './agent.ts';
 import { addCheckCommand } from './check.ts';
+import { addDoctorCommand } from './doctor-command.ts';
 import { addInspectCommands } from './inspect.ts';
 import { addCompletionCommand } from './completion.ts';
 import { addLabCommands } from './lab.ts';
@@ -28,6 +29,7 @@ export function createProgram(output: OutputConfiguration = {}): Command {
   addReaderCommands(program);
   addInspectCommands(program);
   addCheckCommand(program);
+  addDoctorCommand(program);
   addUninstallCommand(program);
   addLabCommands(program);
   addCompletionCommand(program);

@@ -34,7 +34,7 @@ export function isHook({ kind }: Pick<Qdisc, 'kind'>): boolean {
 }
 
 /** What the kernel gives a device by itself has no handle. */
-function shapes(qdisc: Qdisc): boolean {
+export function shapes(qdisc: Pick<Qdisc, 'kind' | 'handle'>): boolean {
   return qdisc.handle !== 0 && qdisc.kind !== 'noqueue' && !isHook(qdisc);
 }
 

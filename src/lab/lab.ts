@@ -155,6 +155,8 @@ export function labExecEnvironment(lab: Lab, target: string): NodeJS.ProcessEnv 
     ...(node?.datapath === 'ripstop' && {
       RIPSTOP_BPFFS: join(nodeDir(lab, node), 'bpf'),
       RIPSTOP_RUN_DIR: join(nodeDir(lab, node), 'run'),
+      RIPSTOP_SUBNET_FILE: join(nodeDir(lab, node), 'subnet.env'),
+      RIPSTOP_IPAM_DIR: join(nodeDir(lab, node), 'ipam'),
     }),
   };
 }

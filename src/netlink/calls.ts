@@ -24,9 +24,18 @@ interface Calls {
   getsockopt(socket: number, level: number, option: number, value: Uint32Array, size: Uint32Array): number;
   setsockopt(socket: number, level: number, option: number, value: Uint32Array, size: number): number;
   send: Send;
+  sendto(
+    socket: number,
+    bytes: Uint8Array,
+    size: number,
+    flags: number,
+    address: Uint8Array,
+    addressSize: number,
+  ): number;
   recv(socket: number, bytes: Uint8Array, size: number, flags: number): number;
   setns(fd: number, type: number): number;
   ioctl(fd: number, request: number, argument: Uint8Array): number;
+  adjtimex(timex: Uint8Array): number;
 }
 
 let bound: Calls | undefined;
@@ -42,9 +51,11 @@ export function libc(): Calls {
       getsockopt: c.func('int getsockopt(int, int, int, void *, void *)'),
       setsockopt: c.func('int setsockopt(int, int, int, const void *, uint32_t)'),
       send: c.func('int64_t send(int, const void *, size_t, int)'),
+      sendto: c.func('int64_t sendto(int, const void *, size_t, int, const void *, uint32_t)'),
       recv: c.func('int64_t recv(int, void *, size_t, int)'),
       setns: c.func('int setns(int, int)'),
       ioctl: c.func('int ioctl(int, unsigned long, void *)'),
+      adjtimex: c.func('int adjtimex(void *)'),
     };
   }
   return bound;

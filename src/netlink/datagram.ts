@@ -7,13 +7,11 @@ import { NetlinkError } from './error.ts';
 
 /* sys/socket.h, linux/in.h, linux/in6.h */
 const SOCK_DGRAM = 2;
-const SOCK_RAW = 3;
 const SOCK_FLAGS = 0o2004000; // CLOEXEC, NONBLOCK
 const PMTUDISC_DO = 2;
 const FAMILIES = {
   4: {
     number: 2,
-    icmp: 1,
     addressAt: 4,
     addressBytes: 16,
     /** SOL_IP: IP_MTU_DISCOVER, IP_MTU. */
@@ -23,7 +21,6 @@ const FAMILIES = {
   },
   6: {
     number: 10,
-    icmp: 58,
     addressAt: 8,
     addressBytes: 28,
     /** SOL_IPV6: IPV6_MTU_DISCOVER, IPV6_MTU. */
@@ -36,7 +33,7 @@ const FAMILIES = {
 const buffer = Buffer.alloc(64 << 10);
 
 /**
- * A socket that talks to one address, UDP or ICMP, and can do what Node's `dgram` cannot: forbid fragments, and tell
+ * A UDP socket that talks to one address, and can do what Node's `dgram` cannot: forbid fragments, and tell
  * the path's MTU. Every call is synchronous; none blocks.
  */
 export class DatagramSocket implements Disposable {
@@ -48,16 +45,11 @@ export class DatagramSocket implements Disposable {
     this.family = family;
   }
 
-  /**
-   * @param port of the other side; 0 for ICMP, for which the socket is a raw one: it takes CAP_NET_RAW.
-   * @throws NetlinkError such as ENETUNREACH where there is no route, and EPERM without CAP_NET_RAW.
-   */
-  static connect(protocol: 'udp' | 'icmp', address: string, port = 0): DatagramSocket {
+  /** @throws NetlinkError such as ENETUNREACH where there is no route. */
+  static connect(address: string, port: number): DatagramSocket {
     const family = addressFamily(address) ?? 4;
-    const { number, icmp } = FAMILIES[family];
-    const raw = protocol === 'icmp';
-    const type = (raw ? SOCK_RAW : SOCK_DGRAM) | SOCK_FLAGS;
-    const fd = check(`open a socket for ${protocol}`, libc().socket(number, type, raw ? icmp : 0));
+    const { number } = FAMILIES[family];
+    const fd = check('open a UDP socket', libc().socket(number, SOCK_DGRAM | SOCK_FLAGS, 0));
     const socket = new DatagramSocket(fd, family);
     try {
       const to = socketAddress(family, address, port);
@@ -111,7 +103,7 @@ export class DatagramSocket implements Disposable {
 }
 
 /** `struct sockaddr_in` or `sockaddr_in6`. */
-function socketAddress(family: Family, address: string, port: number): Buffer {
+export function socketAddress(family: Family, address: string, port: number): Buffer {
   const { number, addressAt, addressBytes } = FAMILIES[family];
   const bytes = Buffer.alloc(addressBytes);
   if (endianness() === 'LE') bytes.writeUInt16LE(number, 0);

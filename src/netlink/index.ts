@@ -2,9 +2,12 @@
 export { addAddress, deleteAddress, listAddresses } from './address.ts';
 export type { Address, NewAddress, Scope } from './address.ts';
 export { inNetns } from './calls.ts';
+export { isClockSynchronized } from './clock.ts';
 export { findConnection, isOpenTcp, listConnections, makeLiberal } from './conntrack.ts';
 export type { Connection, Tuple } from './conntrack.ts';
 export { DatagramSocket } from './datagram.ts';
+export { echo } from './echo.ts';
+export type { Echo, EchoResult } from './echo.ts';
 export { NetlinkError } from './error.ts';
 export { addLink, deleteLink, getLink, listLinks, probeNetkit, setLink } from './link.ts';
 export type {
