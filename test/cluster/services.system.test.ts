@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 import { join } from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
+import { readCarried } from '../../src/dataplane/flow-sums.ts';
+import { readPinnedConfig } from '../../src/dataplane/rehearsal.ts';
+import { openTables } from '../../src/dataplane/tables.ts';
+import type { Traffic } from '../../src/cli/traffic.ts';
 import { tryRun } from '../../src/host/run.ts';
 import { callCni, type NodeState, setServices } from '../../src/lab/index.ts';
 import { withPort } from '../../src/net/ip.ts';
@@ -8,6 +12,7 @@ import { CNI_PLUGINS } from '../../src/lab/cni.ts';
 import type { Family } from '../../src/net/ip.ts';
 import {
   addressOf,
+  bpffsOf,
   carriedDuring,
   FAMILIES,
   holdFrom,
@@ -127,6 +132,25 @@ describe.skipIf(missingHere('iptables-restore', 'conntrack', 'nft')).each(PROXY_
           expect(ofService.every(({ protocol }) => !protocol.startsWith('icmp'))).toBe(true);
           expect(await released(held)).not.toHaveProperty('error');
         }
+        const { services } = await ripstopJson<Traffic>(
+          cluster.lab,
+          node,
+          'top',
+          '-n',
+          '1',
+          '--interval',
+          '0.1',
+        );
+        const name = `default/${service === TO_NEAR ? 'near' : 'far'}`;
+        // Of two families and two protocols, both ways.
+        const shown = services.find((row) => row.name === name);
+        expect(shown?.flows).toBeGreaterThanOrEqual(8);
+        // What the kernel path carries counts for the Service, too: a connection's beginning and end, both ways.
+        const bpffs = bpffsOf(cluster.lab, node);
+        using tables = openTables(bpffs);
+        const byKernel = readCarried(tables, readPinnedConfig(bpffs)!).services;
+        for (const family of FAMILIES)
+          expect(byKernel.get(`tcp ${withPort(service[family], PORT)}`)?.packets).toBeGreaterThan(1);
       },
     );
 

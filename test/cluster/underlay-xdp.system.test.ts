@@ -1,9 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { readCounters } from '../../src/dataplane/counters.ts';
+import { readFlowCounts } from '../../src/dataplane/flow-sums.ts';
+import { readPinnedConfig } from '../../src/dataplane/rehearsal.ts';
+import { openTables } from '../../src/dataplane/tables.ts';
 import { ipBatch, ipJson } from '../../src/lab/ip.ts';
 import { run, tryRun } from '../../src/host/run.ts';
 import { type NodeState, restartAgent, removePrograms } from '../../src/lab/index.ts';
 import {
+  bpffsOf,
   carriedDuring,
   inNetns,
   missingHere,
@@ -75,6 +80,20 @@ describe.skipIf(missingHere())(
         expect(by['from_wire fast_decap']).toBeLessThan(by['xdp_from_wire fast_decap']! / 2);
         expect(Object.keys(by).filter((name) => name.includes(' drop_'))).toEqual([]);
         expect(vtep + forwarded).toBeLessThan(120);
+      }
+      // A flow counts what tc delivers, and not what XDP has seen of it.
+      for (const one of ripstopNodes()) {
+        const bpffs = bpffsOf(cluster.lab, one);
+        using tables = openTables(bpffs);
+        const arriving = readFlowCounts(tables, readPinnedConfig(bpffs)!).filter(
+          ({ sender }) => sender === undefined,
+        );
+        const counted = arriving.reduce((sum, { packets }) => sum + packets, 0);
+        const delivered = readCounters(tables).find(
+          ({ hook, verdict, reason }) => `${hook} ${verdict} ${reason}` === 'from_wire fast decap',
+        )!;
+        expect(counted).toBeGreaterThan(100);
+        expect(counted).toBeLessThanOrEqual(delivered.packets);
       }
     });
 
