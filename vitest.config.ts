@@ -26,6 +26,8 @@ export default defineConfig({
           name: 'unit',
           include: ['{src,bench,test}/**/*.test.ts'],
           exclude: ['**/*.system.test.ts', '**/node_modules/**'],
+          // On a busy machine what must come may come late.
+          expect: { poll: { timeout: 4_000 * scale } },
           testTimeout: 5_000 * scale,
           hookTimeout: 10_000 * scale,
         },
