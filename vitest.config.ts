@@ -25,7 +25,8 @@ export default defineConfig({
         test: {
           name: 'unit',
           include: ['{src,bench,test}/**/*.test.ts'],
-          exclude: ['**/*.system.test.ts', '**/node_modules/**'],
+          // *.tools.test.ts: npm run test:tools.
+          exclude: ['**/*.system.test.ts', '**/*.tools.test.ts', '**/node_modules/**'],
           // On a busy machine what must come may come late.
           expect: { poll: { timeout: 4_000 * scale } },
           testTimeout: 5_000 * scale,

@@ -16,6 +16,7 @@ import {
 } from '../src/host/vxlan-target.ts';
 import { parseCidr } from '../src/net/ip.ts';
 import type { Lease } from './scale-nodes.ts';
+import { median } from './stats.ts';
 
 /** In bytes. */
 export interface Memory {
@@ -74,9 +75,9 @@ export function appliedIn(log: string): Applied[] {
   });
 }
 
-/** How many passes an agent has made, by its metrics. */
-export async function passesOf(socketPath: string): Promise<number> {
-  const metrics = await new Promise<string>((resolve, reject) => {
+/** The metrics of an agent. */
+function scrape(socketPath: string): Promise<string> {
+  return new Promise<string>((resolve, reject) => {
     request({ socketPath, path: '/metrics' }, (response) => {
       let text = '';
       response.setEncoding('utf8').on('data', (part: string) => (text += part));
@@ -85,7 +86,24 @@ export async function passesOf(socketPath: string): Promise<number> {
       .on('error', reject)
       .end();
   });
+}
+
+/** How many passes an agent has made, by its metrics. */
+export async function passesOf(socketPath: string): Promise<number> {
+  const metrics = await scrape(socketPath);
   return Number(/^ripstop_reconcile_duration_seconds_count (\d+)/m.exec(metrics)?.[1]);
+}
+
+/** The median of a few scrapes, as who scrapes sees it, and how much text they are. */
+export async function scrapeCost(socketPath: string): Promise<{ ms: number; bytes: number }> {
+  const times: number[] = [];
+  let bytes = 0;
+  for (let i = 0; i < 11; i++) {
+    const beganMs = performance.now();
+    bytes = (await scrape(socketPath)).length;
+    times.push(performance.now() - beganMs);
+  }
+  return { ms: median(times), bytes };
 }
 
 /** Follows what changes in a namespace's kernel path, whoever changes it. */

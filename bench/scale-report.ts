@@ -21,6 +21,9 @@ export interface Figures {
   readonly cpuShare: number;
   /** Undefined where the agent does not tell. */
   readonly passesDuringBeats: number | undefined;
+  /** Of the metrics: undefined where the agent has none. */
+  readonly scrapeMs: number | undefined;
+  readonly scrapeBytes: number | undefined;
   /** From the last of a burst of changes until all were in place. */
   readonly burstSeconds: number;
   readonly burstFromFirstSeconds: number;
@@ -105,6 +108,18 @@ const scaleTargets: readonly Target[] = [
     bounds: { all: { atMost: 3 } },
   },
   {
+    figure: 'a scrape of the metrics',
+    unit: 'ms',
+    value: ({ scrapeMs }) => scrapeMs,
+    bounds: { 15_000: { atMost: 100 } },
+  },
+  {
+    figure: 'text of a scrape',
+    unit: 'MB',
+    value: ({ scrapeBytes }) => scrapeBytes && scrapeBytes / 1e6,
+    bounds: { 15_000: { atMost: 5 } },
+  },
+  {
     figure: 'a burst of changes in place',
     unit: 's',
     value: ({ burstSeconds }) => burstSeconds,
@@ -166,6 +181,8 @@ export const scaleColumns: Column<Figures>[] = [
   right('steady PSS, MB', ({ steadyPssBytes }) => mb(steadyPssBytes)),
   right('CPU steady, %', ({ cpuShare }) => (cpuShare * 100).toFixed(1)),
   right('passes then', ({ passesDuringBeats }) => passesDuringBeats),
+  right('scrape, ms', ({ scrapeMs }) => scrapeMs?.toFixed(1)),
+  right('… kB', ({ scrapeBytes }) => scrapeBytes && (scrapeBytes / 1e3).toFixed(0)),
   right('burst, s', ({ burstSeconds }) => burstSeconds.toFixed(2)),
   right('… from its first', ({ burstFromFirstSeconds }) => burstFromFirstSeconds.toFixed(2)),
   right('restart writes', writes),

@@ -80,6 +80,8 @@ const figures = (own: Partial<Figures>): Figures => ({
   cpuToSync: 6,
   cpuShare: 0.02,
   passesDuringBeats: 2,
+  scrapeMs: 30,
+  scrapeBytes: 60e3,
   burstSeconds: 0.5,
   burstFromFirstSeconds: 0.9,
   peakBytes: 140e6,
@@ -123,6 +125,8 @@ describe('the verdicts on a run', () => {
     ['resident memory, peak', { peakBytes: 151e6 }],
     ['resident memory, steady', { steadyBytes: 151e6 }],
     ['CPU while nothing of interest changes', { cpuShare: 0.031 }],
+    ['a scrape of the metrics', { scrapeMs: 101 }],
+    ['text of a scrape', { scrapeBytes: 5.1e6 }],
     ['a burst of changes in place', { burstSeconds: 1.1 }],
     ['written by a restart with everything in place', { restartWrites: { 'node-links': 2, peers: 1 } }],
   ] as [string, Partial<Figures>][])('name what is not reached: %s', (figure, own) => {

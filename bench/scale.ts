@@ -27,6 +27,7 @@ import {
   missing,
   passesOf,
   type Place,
+  scrapeCost,
 } from './scale-measure.ts';
 import { CLUSTER_NETWORK, leaseOf } from './scale-nodes.ts';
 import {
@@ -131,6 +132,7 @@ interface Subject {
   /** Entries written since so many ms after 1970, by target. */
   writtenSince(since: number): Record<string, number> | undefined;
   passes(): Promise<number | undefined>;
+  scrape(): Promise<{ ms: number; bytes: number } | undefined>;
 }
 
 function ripstop(lab: Lab, node: NodeState): Subject {
@@ -152,6 +154,7 @@ function ripstop(lab: Lab, node: NodeState): Subject {
       return sums;
     },
     passes: () => passesOf(join(dir, 'run/agent.sock')),
+    scrape: () => scrapeCost(join(dir, 'run/agent.sock')),
   };
 }
 
@@ -191,6 +194,7 @@ function flanneld(lab: Lab, node: NodeState, program: string): Subject {
     lastChangeAt: () => watch?.lastAt,
     writtenSince: () => undefined,
     passes: async () => undefined,
+    scrape: async () => undefined,
   };
 }
 
@@ -252,6 +256,8 @@ async function measure(
   const cpuShare = (cpuSeconds(subject.pid()) - cpuBefore) / lasted;
   const passesAfter = await subject.passes();
   const steady = memoryOf(subject.pid());
+  const scrape = await subject.scrape();
+  if (scrape) tell(`a scrape takes ${scrape.ms.toFixed(1)} ms and has ${(scrape.bytes / 1e3).toFixed(0)} kB`);
   tell(
     `${(cpuShare * 100).toFixed(1)} % of a core during ${(beats / lasted).toFixed(0)} heartbeats/s; ${mb(steady.rss)} MB resident, peak ${mb(steady.peak)}`,
   );
@@ -290,6 +296,8 @@ async function measure(
     cpuToSync,
     cpuShare,
     passesDuringBeats: passesAfter === undefined ? undefined : passesAfter - passesBefore!,
+    scrapeMs: scrape?.ms,
+    scrapeBytes: scrape?.bytes,
     burstSeconds: (changedAt - last) / 1000,
     burstFromFirstSeconds: (changedAt - first) / 1000,
     peakBytes: Math.max(afterBurst.peak, afterRestart.peak),

@@ -145,7 +145,7 @@ async function moveEpochs(bpffs: readonly string[], firstMs: number, end: AbortS
   for (let waitMs = firstMs; ; waitMs = 1000) {
     const elapsed = await sleep(waitMs, true, { signal: end }).catch(() => false);
     if (!elapsed || programs.length === 0) return moves;
-    programs.forEach(moveEpoch);
+    for (const program of programs) moveEpoch(program, 'network');
     moves += 1;
   }
 }

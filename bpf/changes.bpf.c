@@ -88,26 +88,33 @@ struct nl_info {
 
 /* ---- The programs ---- */
 
-static __always_inline int move(void)
+static __always_inline int move(__u32 cause)
 {
 	__u32 key = 0;
 	__u32 *now = bpf_map_lookup_elem(&epoch, &key);
+	struct invalidation *invalidation = bpf_map_lookup_elem(&invalidations, &cause);
 
 	if (now)
 		__sync_fetch_and_add(now, 1);
+	if (invalidation)
+		__sync_fetch_and_add(&invalidation->times, 1);
 	return 0;
 }
 
+/* The packet's payload is the cause. */
 SEC("tc")
 int move_epoch(struct __sk_buff *skb)
 {
-	return move();
+	__u32 cause = CAUSES;
+
+	bpf_skb_load_bytes(skb, sizeof(struct ether), &cause, sizeof(cause));
+	return move(cause);
 }
 
 /* Something has changed in this network namespace. Those of pods do not matter. */
-static __always_inline int changed(const struct net *net)
+static __always_inline int changed(const struct net *net, enum cause cause)
 {
-	return net->ns.inum == config.netns ? move() : 0;
+	return net->ns.inum == config.netns ? move(cause) : 0;
 }
 
 #define AT_EXIT(function, ...)     \
@@ -118,56 +125,56 @@ static __always_inline int changed(const struct net *net)
 
 AT_EXIT(nf_tables_commit, struct net *net)
 {
-	return changed(net);
+	return changed(net, CAUSE_TRACED_NFTABLES);
 }
 
 AT_EXIT(xt_replace_table, void *table)
 {
-	return changed(bpf_get_current_task_btf()->nsproxy->net_ns);
+	return changed(bpf_get_current_task_btf()->nsproxy->net_ns, CAUSE_TRACED_IPTABLES);
 }
 
 AT_EXIT(ip_set_uadd, struct sk_buff *skb, struct nfnl_info *info)
 {
-	return changed(info->net);
+	return changed(info->net, CAUSE_TRACED_IPSET);
 }
 
 AT_EXIT(ip_set_udel, struct sk_buff *skb, struct nfnl_info *info)
 {
-	return changed(info->net);
+	return changed(info->net, CAUSE_TRACED_IPSET);
 }
 
 AT_EXIT(ip_set_flush, struct sk_buff *skb, struct nfnl_info *info)
 {
-	return changed(info->net);
+	return changed(info->net, CAUSE_TRACED_IPSET);
 }
 
 AT_EXIT(ip_set_swap, struct sk_buff *skb, struct nfnl_info *info)
 {
-	return changed(info->net);
+	return changed(info->net, CAUSE_TRACED_IPSET);
 }
 
 AT_EXIT(ip_vs_genl_set_cmd, struct sk_buff *skb, struct genl_info *info)
 {
-	return changed(info->_net.net);
+	return changed(info->_net.net, CAUSE_TRACED_IPVS);
 }
 
 /* IPsec policies. */
 
 AT_EXIT(km_policy_notify, void *policy, int direction, struct km_event *event)
 {
-	return changed(event->net);
+	return changed(event->net, CAUSE_TRACED_IPSEC);
 }
 
 /* Routing rules and routes. */
 
 AT_EXIT(fib_nl_newrule, struct sk_buff *skb)
 {
-	return changed(skb->sk->__sk_common.skc_net.net);
+	return changed(skb->sk->__sk_common.skc_net.net, CAUSE_TRACED_ROUTING_RULES);
 }
 
 AT_EXIT(fib_nl_delrule, struct sk_buff *skb)
 {
-	return changed(skb->sk->__sk_common.skc_net.net);
+	return changed(skb->sk->__sk_common.skc_net.net, CAUSE_TRACED_ROUTING_RULES);
 }
 
 /*
@@ -185,7 +192,7 @@ static __always_inline int route_changed(const struct net *net, const struct fib
 {
 	struct address dst = { .words = { 0, 0, IPV4_MAPPED, route->fc_dst } };
 
-	return leads_to_pods(route->fc_protocol, &dst, false) ? 0 : changed(net);
+	return leads_to_pods(route->fc_protocol, &dst, false) ? 0 : changed(net, CAUSE_TRACED_ROUTES);
 }
 
 static __always_inline int route6_changed(const struct net *net, const struct fib6_info *route)
@@ -193,7 +200,7 @@ static __always_inline int route6_changed(const struct net *net, const struct fi
 	const __be32 *words = route->fib6_dst.addr.in6_u.u6_addr32;
 	struct address dst = { .words = { words[0], words[1], words[2], words[3] } };
 
-	return leads_to_pods(route->fib6_protocol, &dst, true) ? 0 : changed(net);
+	return leads_to_pods(route->fib6_protocol, &dst, true) ? 0 : changed(net, CAUSE_TRACED_ROUTES);
 }
 
 AT_EXIT(fib_table_insert, struct net *net, void *table, struct fib_config *route)

@@ -78,7 +78,8 @@ static __always_inline void remove4(const struct tuple4 *tuple)
 		.protocol = tuple->protocol.number,
 	};
 
-	bpf_map_delete_elem(&flows4, &flow);
+	if (bpf_map_delete_elem(&flows4, &flow) == 0)
+		note_flow(FLOW_REMOVED, false);
 }
 
 static __always_inline void remove6(const struct tuple6 *tuple)
@@ -91,7 +92,8 @@ static __always_inline void remove6(const struct tuple6 *tuple)
 		.protocol = tuple->protocol.number,
 	};
 
-	bpf_map_delete_elem(&flows6, &flow);
+	if (bpf_map_delete_elem(&flows6, &flow) == 0)
+		note_flow(FLOW_REMOVED, true);
 }
 
 /* Returns how many bytes of the message the agent shall get: none. */

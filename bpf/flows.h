@@ -262,10 +262,8 @@ static __always_inline void forget_flow(const struct flow6 *flow, bool v6)
 {
 	struct flow4 key = to_flow4(flow);
 
-	if (v6)
-		bpf_map_delete_elem(&flows6, flow);
-	else
-		bpf_map_delete_elem(&flows4, &key);
+	if ((v6 ? bpf_map_delete_elem(&flows6, flow) : bpf_map_delete_elem(&flows4, &key)) == 0)
+		note_flow(FLOW_REMOVED, v6);
 }
 
 /* Whether what was learned of a flow still holds: FAST_DECAP when it does. */

@@ -181,19 +181,19 @@ static __always_inline __u32 carried_bytes(const struct __sk_buff *skb, const st
 	return before && before->mtu > bytes ? before->mtu : bytes;
 }
 
-/* Learn that packets of flow `in` leave as `out`. */
-static __always_inline void store(const struct flow6 *in, const struct flow6 *out, bool v6, const struct learned *head)
+/* Learn that packets of flow `in` leave as `out`. @returns 0 when the table took it. */
+static __always_inline long store(const struct flow6 *in, const struct flow6 *out, bool v6, const struct learned *head)
 {
 	if (v6) {
 		struct learned6 learned = { .head = *head, .out = *out };
 
-		bpf_map_update_elem(&flows6, in, &learned, BPF_ANY);
-	} else {
-		struct flow4 key = to_flow4(in);
-		struct learned4 learned = { .head = *head, .out = to_flow4(out) };
-
-		bpf_map_update_elem(&flows4, &key, &learned, BPF_ANY);
+		return bpf_map_update_elem(&flows6, in, &learned, BPF_ANY);
 	}
+
+	struct flow4 key = to_flow4(in);
+	struct learned4 learned = { .head = *head, .out = to_flow4(out) };
+
+	return bpf_map_update_elem(&flows4, &key, &learned, BPF_ANY);
 }
 
 /*
@@ -224,6 +224,7 @@ static __always_inline enum reason learn(struct __sk_buff *skb, const struct ip 
 		return KERNEL_NOT_SEEN;
 
 	const struct learned *before = find_learned(&in, v6);
+	enum flow_change change = before ? FLOW_RENEWED : FLOW_ADDED;
 	__u64 now = bpf_ktime_get_coarse_ns();
 	/* What another CPU counts from here on is missing from the sums. */
 	__u64 packets = before ? before->packets : 0, fast_bytes = before ? before->bytes : 0;
@@ -251,6 +252,7 @@ static __always_inline enum reason learn(struct __sk_buff *skb, const struct ip 
 		.source_port = source_port,
 	};
 
-	store(&in, out, v6, &head);
+	if (store(&in, out, v6, &head) == 0)
+		note_flow(change, v6);
 	return KERNEL_LEARNED;
 }

@@ -6,6 +6,7 @@
  */
 #pragma once
 
+#include <stdbool.h>
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
@@ -157,6 +158,22 @@ struct {
 	__type(value, struct counter);
 } counters SEC(".maps");
 
+/* How the flow table changes, indexed by enum flow_change. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, FLOW_CHANGES);
+	__type(key, __u32);
+	__type(value, struct flow_count);
+} flow_changes SEC(".maps");
+
+/* How often the epoch has moved, indexed by enum cause. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, CAUSES);
+	__type(key, __u32);
+	__type(value, struct invalidation);
+} invalidations SEC(".maps");
+
 /* Who listens to events. Written by `ripstop monitor`. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -176,3 +193,17 @@ struct {
 		__uint(max_entries, 1 << 20);
 	});
 } events SEC(".maps");
+
+/* Count a change of the flow table. */
+static __always_inline void note_flow(enum flow_change change, bool v6)
+{
+	__u32 key = change;
+	struct flow_count *count = bpf_map_lookup_elem(&flow_changes, &key);
+
+	if (!count)
+		return;
+	if (v6)
+		count->ipv6++;
+	else
+		count->ipv4++;
+}

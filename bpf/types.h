@@ -370,6 +370,50 @@ struct counter {
 	enum reason by_reason[0];
 };
 
+/* How the flow table changes. What was added and not removed, and is not there, was evicted. */
+enum flow_change {
+	FLOW_ADDED, /* learned, and not in the table before */
+	FLOW_RENEWED, /* learned again: the entry was invalid, or the packet larger than those before */
+	FLOW_REMOVED, /* with its connection, or by a packet that begins the next one or resets it */
+	FLOW_CHANGES,
+};
+
+/* Per CPU. */
+struct flow_count {
+	__u64 ipv4;
+	__u64 ipv6;
+	enum flow_change by_change[0];
+};
+
+/*
+ * Why the epoch moved. EVENT: an event told the agent of a change. TRACED: a program at a function of the kernel saw it;
+ * then an event may tell of the same change too.
+ */
+enum cause {
+	CAUSE_EVENT_NETWORK, /* an address, a route or a routing rule */
+	CAUSE_EVENT_SETTINGS,
+	CAUSE_EVENT_RULES, /* in nftables, ours */
+	CAUSE_EVENT_FLANNEL_RULES,
+	CAUSE_EVENT_POLICY, /* in nftables, others' */
+	CAUSE_EVENT_IPSEC,
+	CAUSE_EVENT_SHAPING,
+	CAUSE_EVENT_LOST, /* events were lost */
+	CAUSE_EVENT_MARKED, /* the agent has marked an endpoint for the kernel path */
+	CAUSE_TRACED_NFTABLES,
+	CAUSE_TRACED_IPTABLES,
+	CAUSE_TRACED_IPSET,
+	CAUSE_TRACED_IPVS,
+	CAUSE_TRACED_IPSEC,
+	CAUSE_TRACED_ROUTING_RULES,
+	CAUSE_TRACED_ROUTES,
+	CAUSES,
+};
+
+struct invalidation {
+	__u64 times;
+	enum cause by_cause[0];
+};
+
 /* ---- Events: what `ripstop monitor` shows ---- */
 
 #define EVENT_BYTES 192 /* of the packet: all headers, of two packets if it is tunnelled */

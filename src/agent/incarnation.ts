@@ -7,7 +7,7 @@ import type { Logger } from 'pino';
 import type { ClusterSnapshot, NetConf, OwnNode, Peer, SubnetManager } from '../cluster/index.ts';
 import { type Attachment, AttachmentStore } from '../cni/attachments.ts';
 import { XdpAnswers } from '../dataplane/links.ts';
-import { ProgramSet } from '../dataplane/programs.ts';
+import { type LoadedPrograms, ProgramSet } from '../dataplane/programs.ts';
 import { pinPaths, type Tables } from '../dataplane/tables.ts';
 import { RipstopError } from '../errors.ts';
 import { BridgedPods } from '../host/bridged-pods.ts';
@@ -21,7 +21,7 @@ import type { Outcome, TargetStatus } from '../reconcile/reconciled.ts';
 import { type DesiredMaps, desiredMapsOf } from './desired-maps.ts';
 import { linkJobs, nodeJobs, peerJobs, podJobs, podLinkJobs, programJobs } from './jobs.ts';
 import { Loop } from './loop.ts';
-import { audit, changesDecisions, noteEvent } from './node-events.ts';
+import { audit, causeOf, noteEvent } from './node-events.ts';
 import { NodeObserver, type ObserverOptions } from './observer.ts';
 import type { AgentOptions } from './options.ts';
 import {
@@ -166,8 +166,12 @@ export class Incarnation implements Disposable {
   }
 
   /** Undefined before programs were loaded. */
+  get loaded(): LoadedPrograms | undefined {
+    return this.#programs.loaded;
+  }
+
   get tables(): Tables | undefined {
-    return this.#programs.loaded?.tables;
+    return this.loaded?.tables;
   }
 
   get statuses(): TargetStatus[] {
@@ -407,7 +411,8 @@ export class Incarnation implements Disposable {
   }
 
   #onEvents(events: readonly NodeEvent[]): void {
-    if (events.some(changesDecisions)) this.#programs.loaded?.moveEpoch();
+    const [cause] = events.flatMap((event) => causeOf(event) ?? []);
+    if (cause !== undefined) this.#programs.loaded?.moveEpoch(cause);
     if (events.map((event) => this.#noteBridge(event)).some(Boolean)) this.#followPods();
     const noted = events.map((event) => noteEvent(event, this.#observer, this.#targets));
     if (noted.some(Boolean)) this.#loop.trigger();

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+import type { Cause } from '../dataplane/changes.ts';
 import { isPodVeth } from '../host/links.ts';
 import type { NodeEvent } from '../host/monitor.ts';
 import { proxyKey } from '../host/pod-bridge.ts';
@@ -69,14 +70,27 @@ export function noteEvent(event: NodeEvent, observer: NodeObserver, targets: Tar
 }
 
 /**
- * Whether an event tells of something on which the kernel path's decisions may rest: rules, policies, routes, settings,
- * and tc's filters, also those of the uplink.
+ * Why all flows are invalid after an event that tells of something on which the kernel path's decisions may rest: rules,
+ * policies, routes, settings, and tc's filters, also those of the uplink. Undefined after other events.
  * Pods and peers come and go without it, since the programs look both up for each packet. Interfaces do, too: what of it
  * matters changes routes; and a VTEP device that is gone is made again.
  */
-export function changesDecisions(event: NodeEvent): boolean {
-  if (event.kind === 'settings') return event.name === undefined;
-  return ['network', 'rules', 'flannel-rules', 'policy', 'ipsec', 'shaping', 'lost'].includes(event.kind);
+export function causeOf(event: NodeEvent): Cause | undefined {
+  switch (event.kind) {
+    case 'settings':
+      return event.name === undefined ? 'settings' : undefined;
+    case 'flannel-rules':
+      return 'flannel_rules';
+    case 'network':
+    case 'rules':
+    case 'policy':
+    case 'ipsec':
+    case 'shaping':
+    case 'lost':
+      return event.kind;
+    default:
+      return undefined;
+  }
 }
 
 /** Invalidate everything, since events were lost. */

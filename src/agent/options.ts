@@ -38,6 +38,8 @@ export interface AgentOptions {
   readonly metricsAddr: string;
   /** Where else to serve the health routes alone. */
   readonly healthzAddr?: string;
+  /** How many peers, and how many pods, have metrics of their own. */
+  readonly metricsTop: number;
   readonly ipMasq: boolean;
   /** Masqueraded connections keep their source ports where these are free. */
   readonly ipMasqFullyRandomDisable?: boolean;

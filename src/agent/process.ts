@@ -17,6 +17,7 @@ import {
   type NetConf,
   type OwnNode,
   ownPodCidrs,
+  type Peer,
   type PeerNode,
   readNetConf,
   type SubnetManager,
@@ -30,14 +31,17 @@ import { choosePodDevice, type PodDeviceChoice, whyNoNetkit } from '../cni/pod-d
 import { createCniServer } from '../cni/server.ts';
 import { contradictions, hearWitnesses } from '../cni/witnesses.ts';
 import { readCounters } from '../dataplane/counters.ts';
+import { readRuns } from '../dataplane/programs.ts';
 import { packetsBetweenPods, type RecentTraffic, TrafficHistory } from '../dataplane/pod-traffic.ts';
 import { errorText, RipstopError } from '../errors.ts';
 import { forgetBoost, noteBoost } from '../host/boost-state.ts';
+import { conntrackUse } from '../host/conntrack.ts';
 import { ensureBpffs } from '../host/mount.ts';
 import { openNetlink } from '../host/netlink.ts';
 import { gatherHostFacts, missingRequirements } from '../host/requirements.ts';
 import { LogOnce } from '../log-once.ts';
-import { createMetrics, type Metrics } from '../metrics/metrics.ts';
+import { MapReader } from '../metrics/map-reader.ts';
+import { createMetrics, type Facts, type Metrics } from '../metrics/metrics.ts';
 import { type Address, type HttpRoute, serveRoutes } from '../metrics/server.ts';
 import { familyKey, formatCidr } from '../net/ip.ts';
 import { findMode, otherTunnel, type RunningFlannel, waitForFlannel } from './boost.ts';
@@ -54,6 +58,7 @@ import { Publisher } from './publisher.ts';
 import { Report } from './report.ts';
 import type { NodeSnapshot } from './snapshot.ts';
 import type { AgentStatus } from './status.ts';
+import { Talkers } from './talkers.ts';
 
 /** /healthz fails when a pass takes longer, so that the kubelet restarts the agent. A first pass takes seconds. */
 const STUCK_MS = 120_000;
@@ -171,6 +176,8 @@ class AgentProcess {
   readonly #addresses: HostLocalStore;
   readonly #report: Report;
   readonly #metrics: Metrics;
+  readonly #mapReader = new MapReader();
+  readonly #talkers = new Talkers();
   readonly #lastKnownFile: LastKnownFile;
   readonly #publisher: Publisher;
   readonly #conflist: ConflistInstaller;
@@ -184,6 +191,13 @@ class AgentProcess {
   readonly #flannelFailure: LogOnce;
   readonly #witnessFailure: LogOnce;
   #phase: Phase = { kind: 'waiting', why: 'starting' };
+  #servedPeers:
+    | {
+        readonly standing: Incarnation['standing'];
+        readonly peers: readonly Peer[];
+        readonly counts: ReadonlyMap<string, number>;
+      }
+    | undefined;
   /** The addresses of the uplink as of the last pass. */
   #uplinkIps = '';
 
@@ -213,16 +227,7 @@ class AgentProcess {
     const file = join(options.stateDir, 'last-known.json');
     this.#lastKnownFile = new LastKnownFile(file, { nodeName: options.nodeName, lease }, log);
     this.#report = new Report(options, flannel?.contradictions ?? [], log);
-    this.#metrics = createMetrics({
-      tables: () => this.#incarnation?.tables,
-      api: () => subnets.health,
-      peers: () => this.#report.cluster.nodes.length,
-      withoutFastPath: () => this.#withoutFastPath(),
-      endpoints: () => this.#incarnation?.podCount ?? 0,
-      alarms: () => this.#report.alarms,
-      targets: () => this.#incarnation?.statuses ?? [],
-      lastKnownAgeMs: () => this.#report.lastKnownAgeMs,
-    });
+    this.#metrics = createMetrics(() => this.#facts());
   }
 
   /**
@@ -266,6 +271,7 @@ class AgentProcess {
       deferredDir: deferredDir(stateDir),
       log: this.#log,
       context: () => this.#cniContext(),
+      onCall: (call) => this.#metrics.observeCni(call),
     });
     return () => cni.close();
   }
@@ -487,8 +493,8 @@ class AgentProcess {
   #routes(): Record<string, HttpRoute> {
     return {
       '/metrics': async () => ({
-        body: await this.#metrics.registry.metrics(),
-        contentType: this.#metrics.registry.contentType,
+        body: await this.#metrics.scrape(),
+        contentType: this.#metrics.contentType,
       }),
       '/healthz': async () => {
         const stuckMs = this.#incarnation?.underWayMs ?? 0;
@@ -522,14 +528,43 @@ class AgentProcess {
     };
   }
 
-  /** How many peers the kernel path alone serves, by reason. */
-  #withoutFastPath(): Map<string, number> {
+  /** What the metrics are made of. */
+  #facts(): Facts {
+    const { statuses = [], podCount = 0, loaded, standing } = this.#incarnation ?? {};
+    const { cluster } = this.#report;
+    const maps = loaded && this.#mapReader.read(loaded, statuses);
+    return {
+      ready: this.#notReady === undefined,
+      api: this.#subnets.health,
+      peers: cluster.nodes.length,
+      withoutFastPath: this.#withoutFastPath(),
+      endpoints: podCount,
+      lastKnownAgeMs: this.#report.lastKnownAgeMs,
+      alarms: this.#report.alarms,
+      targets: statuses,
+      conntrack: conntrackUse(),
+      runs: loaded ? readRuns(loaded.programs) : [],
+      maps,
+      talkers:
+        loaded && maps && standing
+          ? this.#talkers.find(maps.flows, loaded.settings, cluster.peers, standing.node)
+          : { peers: [], pods: [] },
+      top: this.#options.metricsTop,
+    };
+  }
+
+  /** How many peers the kernel path alone serves, by reason: counted again after a pass or a change of the peers. */
+  #withoutFastPath(): ReadonlyMap<string, number> {
+    const { standing, serviceOf } = this.#incarnation ?? {};
+    const { peers } = this.#report.cluster;
+    const last = this.#servedPeers;
+    if (last?.standing === standing && last?.peers === peers) return last.counts;
     const counts = new Map<string, number>(KERNEL_PATH_REASONS.map((reason) => [reason, 0]));
-    const serviceOf = this.#incarnation?.serviceOf;
-    for (const peer of serviceOf ? this.#report.cluster.peers : []) {
+    for (const peer of serviceOf ? peers : []) {
       const reason = serviceOf!(peer).kernelPathOnly?.reason;
       if (reason !== undefined) counts.set(reason, counts.get(reason)! + 1);
     }
+    this.#servedPeers = { standing, peers, counts };
     return counts;
   }
 

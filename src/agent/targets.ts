@@ -37,7 +37,7 @@ export function createTargets({ programs, xdp, linkPins, podCidrs, vtepNames, lo
   const flannelRulesStay = new LogOnce(log, "some of flannel's rules stay");
   const maps = mapTargets(
     () => programs.current.tables,
-    () => programs.current.moveEpoch(),
+    () => programs.current.moveEpoch('marked'),
   );
   const links = {
     pinDir: linkPins,

@@ -145,6 +145,19 @@ describe('the flow table', () => {
   });
 });
 
+describe('the metrics', () => {
+  const topOf = async (...argv: string[]) => (await optionsOf(['--node-name=n', ...argv])).metricsTop;
+
+  it('name as many peers and pods as asked', async () => {
+    expect(await topOf()).toBe(250);
+    expect(await topOf('--metrics-top=0')).toBe(0);
+  });
+
+  it.each(['-1', '1.5', '1001', 'all', ''])('cannot name %o', async (top) => {
+    await expect(topOf(`--metrics-top=${top}`)).rejects.toThrow(/Give a whole number from 0/);
+  });
+});
+
 describe('subnets', () => {
   const etcdOf = async (argv: readonly string[], env: Record<string, string> = {}) =>
     (await optionsOf(['--node-name=n', ...argv], env)).etcd;

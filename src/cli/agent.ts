@@ -70,6 +70,14 @@ function addServingFlags(command: Command): Command {
     )
     .addOption(
       flag(
+        '--metrics-top <n>',
+        'how many peers, and how many pods, have metrics of their own: the largest by bytes',
+      )
+        .argParser(metricsTop)
+        .default(250),
+    )
+    .addOption(
+      flag(
         '--healthz-addr <host:port>',
         "where to serve /healthz and /readyz too, such as :8081, which is flannel's port",
       ),
@@ -175,6 +183,13 @@ function flowTableSize(text: string): number {
   if (!Number.isInteger(size) || size < 1024 || size > 2 ** 24)
     throw new InvalidArgumentError('Give a whole number from 1024 to 16777216.');
   return size;
+}
+
+function metricsTop(text: string): number {
+  const top = Number(text);
+  if (text.trim() === '' || !Number.isInteger(top) || top < 0 || top > 1000)
+    throw new InvalidArgumentError('Give a whole number from 0 to 1000.');
+  return top;
 }
 
 function addressParser(family: Family): (text: string) => string {

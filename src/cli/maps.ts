@@ -278,11 +278,22 @@ function constants(variables: unknown): MapEntry[] {
   return Object.entries(config).map(([key, value]) => ({ key, value: value as unknown }));
 }
 
+/** Arrays whose slots are the enumerators of bpf/types.h. */
+const slotEnums: Readonly<Record<string, Readonly<Record<string, number>>>> = {
+  invalidations: layout.enums.cause,
+  flow_changes: layout.enums.flow_change,
+};
+
 /** What a slot number stands for in our arrays. Undefined for other maps, and where there is no IPv4. */
 function slotNames(
   map: string,
   config: ReadonlyMap<string, unknown>,
 ): ((slot: number) => unknown) | undefined {
+  const enumerators = slotEnums[map];
+  if (enumerators) {
+    const names = new Map(Object.entries(enumerators).map(([name, number]) => [number, name.toLowerCase()]));
+    return (slot) => new Shown(slot, `${slot} (${names.get(slot) ?? 'unknown'})`);
+  }
   const [network, podCidr, shift] = ['network', 'pod_cidr', 'subnet_shift'].map((name) => config.get(name));
   if (typeof network !== 'string' || typeof podCidr !== 'string' || typeof shift !== 'number')
     return undefined;

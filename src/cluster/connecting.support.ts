@@ -25,7 +25,7 @@ const reflector = new Reflector({
 });
 reflector.start();
 await sleep(Number(watchMs));
-const { faults } = reflector.health;
+const { faults } = reflector.health.activity;
 await reflector.stop();
 const { message, reason, nobodyThere } = error;
 console.log(JSON.stringify({ ms, message, reason, nobodyThere, faults }));

@@ -121,7 +121,8 @@ export class EtcdMirror<T> {
   #faultOf(error: unknown): Fault {
     // etcd refuses a watch with an outdated token, and says little more.
     if (error instanceof EtcdError && error.code !== grpcStatus.unavailable) this.#options.client.dropToken();
-    return { text: errorText(error), relist: false };
+    const unreachable = error instanceof EtcdError && error.code === grpcStatus.unavailable;
+    return { kind: unreachable ? 'unreachable' : 'status', text: errorText(error), relist: false };
   }
 
   async #list(signal: AbortSignal): Promise<boolean> {

@@ -18,7 +18,7 @@ import type { PeerAlarm, PeerNode } from './peer.ts';
 import { type BareNode, type FetchTiming, PodCidrFetcher } from './pod-cidr-fetcher.ts';
 import { Reflector, type ReflectorTiming } from './reflector.ts';
 import { type ClusterSnapshot, Snapshots } from './snapshot.ts';
-import type { SourceHealth, SubnetManager } from './subnet-manager.ts';
+import type { SourceActivity, SourceHealth, SubnetManager } from './subnet-manager.ts';
 
 /** When a larger share of a page's Nodes lacks podCIDRs, listing whole Nodes costs less than a request for each. */
 const MANY = 0.1;
@@ -106,13 +106,14 @@ export class KubeSubnetManager implements SubnetManager {
   }
 
   get health(): SourceHealth {
-    const { connected, lastEventAgeMs, lastError } = this.#all.health;
+    const { connected, lastEventAgeMs, lastError, activity } = this.#all.health;
     const own = this.#own.health;
     const error = lastError ?? own.lastError ?? this.#fetcher.lastError;
     return {
       connected: connected && own.connected,
       ...(lastEventAgeMs !== undefined && { lastEventAgeMs }),
       ...(error !== undefined && { lastError: error }),
+      activity: sumOf(activity, own.activity),
     };
   }
 
@@ -207,6 +208,12 @@ export class KubeSubnetManager implements SubnetManager {
 }
 
 const NOBODY: ReadonlySet<string> = new Set();
+
+function sumOf(one: SourceActivity, other: SourceActivity): SourceActivity {
+  const faults = { ...one.faults };
+  for (const [kind, times] of Object.entries(other.faults)) faults[kind] = (faults[kind] ?? 0) + times;
+  return { lists: one.lists + other.lists, watches: one.watches + other.watches, faults };
+}
 
 function viewOwn(object: unknown, settings: LeaseSettings): OwnNode | undefined {
   try {

@@ -3,7 +3,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import type { Logger } from 'pino';
 import { LogOnce } from '../log-once.ts';
 import { backoffMs, type BackoffTiming } from './backoff.ts';
-import type { SourceHealth } from './subnet-manager.ts';
+import type { SourceActivity, SourceHealth } from './subnet-manager.ts';
 
 /** How to list and watch one kind of server. */
 export interface ListWatchSource {
@@ -24,6 +24,8 @@ export interface ListWatchSource {
 }
 
 export interface Fault {
+  /** A word, by which faults are counted. */
+  readonly kind: string;
   readonly text: string;
   /** Whether what was last seen is of no use to a watch, or in doubt: list again. */
   readonly relist: boolean;
@@ -49,6 +51,9 @@ export class ListWatch {
   #listNext = true;
   #connected = false;
   #lastEventAt: number | undefined;
+  #lists = 0;
+  #watches = 0;
+  readonly #faults: Record<string, number> = {};
   /** Faults since a watch last proved itself; sets the back-off. */
   #failures = 0;
 
@@ -64,10 +69,15 @@ export class ListWatch {
     return this.#synced;
   }
 
+  get activity(): SourceActivity {
+    return { lists: this.#lists, watches: this.#watches, faults: { ...this.#faults } };
+  }
+
   get health(): SourceHealth {
     const { reason } = this.#failure;
     return {
       connected: this.#connected,
+      activity: this.activity,
       ...(this.#lastEventAt !== undefined && { lastEventAgeMs: performance.now() - this.#lastEventAt }),
       ...(reason !== undefined && { lastError: reason }),
     };
@@ -86,7 +96,13 @@ export class ListWatch {
 
   /** The watch is open. */
   connected(): void {
+    if (!this.#connected) this.#watches++;
     this.#connected = true;
+  }
+
+  /** A fault was met. */
+  count(kind: string): void {
+    this.#faults[kind] = (this.#faults[kind] ?? 0) + 1;
   }
 
   /** The server has sent something. */
@@ -132,6 +148,7 @@ export class ListWatch {
   async #list(signal: AbortSignal): Promise<void> {
     const changed = await this.#source.list(signal);
     const first = !this.#synced;
+    this.#lists++;
     this.#listNext = false;
     this.#synced = true;
     this.seen();
@@ -140,7 +157,8 @@ export class ListWatch {
 
   /** @returns how long to wait before the next attempt, in ms. */
   #noteFault(error: unknown): number {
-    const { text, relist, retryAfterMs, nobodyThere } = this.#source.faultOf(error);
+    const { kind, text, relist, retryAfterMs, nobodyThere } = this.#source.faultOf(error);
+    this.count(kind);
     if (relist) this.#listNext = true;
     // A node that has just started waits only for its own kube-proxy. Later the whole cluster may be waiting.
     const failures = nobodyThere && !this.#synced ? 0 : this.#failures;

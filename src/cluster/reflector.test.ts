@@ -121,7 +121,7 @@ async function expectAlive(): Promise<void> {
   await until(() => content().includes(mark), mark);
 }
 
-const faults = (kind: FaultKind): number => reflector.health.faults[kind] ?? 0;
+const faults = (kind: FaultKind): number => reflector.health.activity.faults[kind] ?? 0;
 const warnings = (): string[] => logged.filter(({ level }) => level >= 40).map(({ why, msg }) => why ?? msg);
 
 describe('a reflector in good times', () => {
@@ -134,7 +134,10 @@ describe('a reflector in good times', () => {
     server.store.delete('nodes', 'n3');
     await until(() => changes === 4);
     expect(content()).toBe('n1=first n2=changed n4=first n5=first n6=first n7=first n8=new');
-    expect(reflector.health).toMatchObject({ connected: true, relists: 1, watches: 1, faults: {} });
+    expect(reflector.health).toMatchObject({
+      connected: true,
+      activity: { lists: 1, watches: 1, faults: {} },
+    });
     expect(warnings()).toEqual([]);
   });
 
@@ -170,9 +173,9 @@ describe('a reflector in good times', () => {
 
   it('renews a watch at the end of its life from where it was, without a list', async () => {
     await synced({ watchSecondsMin: 1, watchSecondsMax: 1 });
-    await until(() => reflector.health.watches === 3);
+    await until(() => reflector.health.activity.watches === 3);
     await expectAlive();
-    expect(reflector.health).toMatchObject({ relists: 1, faults: {} });
+    expect(reflector.health).toMatchObject({ activity: { lists: 1, faults: {} } });
   });
 
   it('goes on from bookmarks, so that a forgotten history of other events costs no list', async () => {
@@ -186,9 +189,9 @@ describe('a reflector in good times', () => {
     for (let i = 0; i < 20; i++) server.store.create('pods', { metadata: { name: `p${i}` } });
     await until(() => (reflector.health.lastEventAgeMs ?? 1e9) < 20);
     server.faults.dropWatches();
-    await until(() => reflector.health.watches === 2);
+    await until(() => reflector.health.activity.watches === 2);
     await expectAlive();
-    expect(reflector.health.relists).toBe(1);
+    expect(reflector.health.activity.lists).toBe(1);
   });
 
   it('takes a node that is deleted and made again for another one', async () => {
@@ -252,7 +255,7 @@ describe('a reflector of metadata alone', () => {
     put('n2', 'changed');
     await until(() => changes === 2);
     expect(content()).toContain('n1=first whole n2=changed whole n3=first whole');
-    expect(reflector.health.faults).toEqual({});
+    expect(reflector.health.activity.faults).toEqual({});
   });
 
   it('lists from the page on whole that its consumer wants so, and watches as before', async () => {
@@ -264,7 +267,7 @@ describe('a reflector of metadata alone', () => {
     expect(content()).toBe(
       'n1=first n2=first n3=first n4=first whole n5=lacking whole n6=changed n7=first whole',
     );
-    expect(reflector.health).toMatchObject({ relists: 1, faults: {} });
+    expect(reflector.health).toMatchObject({ activity: { lists: 1, faults: {} } });
   });
 });
 
@@ -276,7 +279,7 @@ describe('a watch that breaks', () => {
     put('n2', 'meanwhile');
     await until(() => content().includes('n2=meanwhile'));
     await expectAlive();
-    expect(reflector.health.relists).toBe(1);
+    expect(reflector.health.activity.lists).toBe(1);
     expect(changes).toBe(3);
   });
 
@@ -286,12 +289,12 @@ describe('a watch that breaks', () => {
     put('n2', 'meanwhile');
     await until(() => content().includes('n2=meanwhile'));
     expect(faults('unreachable')).toBe(1);
-    expect(reflector.health.relists).toBe(1);
+    expect(reflector.health.activity.lists).toBe(1);
   });
 
   it('again and again at once is retried ever more slowly, and told once', async () => {
     await synced();
-    await until(() => reflector.health.watches === 1);
+    await until(() => reflector.health.activity.watches === 1);
     const drop = setInterval(() => server.faults.dropWatches(), 1);
     await new Promise((resolve) => void setTimeout(resolve, 600));
     clearInterval(drop);
@@ -315,7 +318,7 @@ describe('a watch that breaks', () => {
     await expectAlive();
     expect(injection.hits).toBe(1);
     expect(faults(kind)).toBe(1);
-    expect(reflector.health.relists).toBe(relists);
+    expect(reflector.health.activity.lists).toBe(relists);
     expect(fewest).toBe(7);
   });
 
@@ -324,7 +327,7 @@ describe('a watch that breaks', () => {
     await synced({ pageDeadlineMs: 5000 });
     put('n2', 'ä€😀');
     await until(() => content().includes('n2=ä€😀'));
-    expect(reflector.health.faults).toEqual({});
+    expect(reflector.health.activity.faults).toEqual({});
   });
 
   it('duplicates cause no event, older versions are ignored', async () => {
@@ -337,7 +340,7 @@ describe('a watch that breaks', () => {
     await new Promise((resolve) => void setTimeout(resolve, 50));
     expect(content()).toContain('n2=second n3=second');
     expect(changes).toBe(3);
-    expect(reflector.health.faults).toEqual({});
+    expect(reflector.health.activity.faults).toEqual({});
   });
 
   it('mute, on an open connection, is noticed and renewed', async () => {
@@ -346,7 +349,7 @@ describe('a watch that breaks', () => {
     put('n2', 'unheard');
     await until(() => content().includes('n2=unheard'));
     expect(faults('idle')).toBeGreaterThan(0);
-    expect(reflector.health.relists).toBe(1);
+    expect(reflector.health.activity.lists).toBe(1);
     expect(warnings()).toEqual([]);
   });
 
@@ -355,7 +358,7 @@ describe('a watch that breaks', () => {
     await synced({ watchSecondsMin: 1, watchSecondsMax: 1, watchGraceMs: 50 });
     put('n2', 'unheard');
     await until(() => content().includes('n2=unheard'));
-    expect(reflector.health.watches).toBeGreaterThan(1);
+    expect(reflector.health.activity.watches).toBeGreaterThan(1);
   });
 });
 
@@ -372,7 +375,7 @@ describe('a forgotten history', () => {
       put('n4', 'after');
       server.faults.expireHistory(as);
       expect(reflector.items.size).toBe(7);
-      await until(() => reflector.health.relists === 2);
+      await until(() => reflector.health.activity.lists === 2);
       expect(fewest).toBe(6);
       expect(content()).toBe('n1=first n2=before n4=after n5=first n6=first n7=first');
       expect(faults('gone')).toBeGreaterThan(0);
@@ -384,7 +387,7 @@ describe('a forgotten history', () => {
     await synced();
     const items = new Map(reflector.items);
     server.faults.expireHistory('stream');
-    await until(() => reflector.health.relists === 2);
+    await until(() => reflector.health.activity.lists === 2);
     expect(changes).toBe(1);
     for (const [uid, item] of items) expect(reflector.items.get(uid)).toBe(item);
   });
@@ -439,7 +442,7 @@ describe('an API server in trouble', () => {
     server.store.delete('nodes', 'n3');
     server.faults.connections = 'serve';
     await until(() => reflector.items.size === 6);
-    expect(reflector.health.relists).toBe(1);
+    expect(reflector.health.activity.lists).toBe(1);
   });
 
   it('is found again within a minute of its return, whatever we are waiting for, by the timing of production', () => {
@@ -460,7 +463,7 @@ describe('an API server in trouble', () => {
     expect(warnings().at(-1)).toContain(`answered ${code}`);
     server.faults.clear();
     await expectAlive();
-    expect(reflector.health.relists).toBe(1);
+    expect(reflector.health.activity.lists).toBe(1);
   });
 
   it('gets the time that it asks for with Retry-After', async () => {
@@ -503,7 +506,7 @@ describe('an API server in trouble', () => {
     server.faults.expireHistory();
     await until(() => injection.hits === 2);
     expect(reflector.items.size).toBe(7);
-    await until(() => reflector.health.relists === 2);
+    await until(() => reflector.health.activity.lists === 2);
     expect(faults(kind)).toBe(2);
     await expectAlive();
     expect(fewest).toBe(7);

@@ -16,7 +16,7 @@ import {
 } from './frames.ts';
 import { type Item, ItemStore } from './item-store.ts';
 import { type Fault, ListWatch } from './list-watch.ts';
-import type { SourceHealth } from './subnet-manager.ts';
+import type { SourceActivity, SourceHealth } from './subnet-manager.ts';
 
 /**
  * A live copy of one resource of the API server, for a daemon that must never lose sight of it for good.
@@ -34,9 +34,6 @@ export class Reflector<T> {
   readonly #log: Logger;
   readonly #store = new ItemStore<T>();
   readonly #listWatch: ListWatch;
-  readonly #faults: Partial<Record<FaultKind, number>> = {};
-  #relists = 0;
-  #watches = 0;
 
   constructor(options: ReflectorOptions<T>) {
     this.#options = options;
@@ -45,11 +42,7 @@ export class Reflector<T> {
     const source = {
       list: (signal: AbortSignal) => this.#list(signal),
       watch: (signal: AbortSignal) => this.#watch(signal),
-      faultOf: (error: unknown) => {
-        const fault = classify(error);
-        this.#count(fault.kind);
-        return fault;
-      },
+      faultOf: classify,
       onChange: () => options.onChange(),
     };
     this.#listWatch = new ListWatch(source, this.#timing, this.#log);
@@ -66,12 +59,8 @@ export class Reflector<T> {
   }
 
   get health(): ReflectorHealth {
-    return {
-      ...this.#listWatch.health,
-      relists: this.#relists,
-      watches: this.#watches,
-      faults: { ...this.#faults },
-    };
+    const { activity, health } = this.#listWatch;
+    return { ...health, activity };
   }
 
   /** Begin; returns at once, and goes on for ever. */
@@ -107,7 +96,6 @@ export class Reflector<T> {
       list.push(...objects);
       next = page.next;
       if (next !== '') continue;
-      this.#relists++;
       this.#log.debug({ objects: list.length, resourceVersion: page.resourceVersion }, 'listed');
       return this.#store.replace(list, page.resourceVersion);
     }
@@ -131,7 +119,6 @@ export class Reflector<T> {
     // Each node has its own time, or all nodes of a cluster would come back to the API server at once.
     const timeoutSeconds = Math.ceil(watchSecondsMin + Math.random() * (watchSecondsMax - watchSecondsMin));
     const response = await this.#openWatch(timeoutSeconds, signal);
-    this.#watches++;
     this.#listWatch.connected();
     let proven = false;
     let renew: 'idle' | 'life' | undefined;
@@ -160,7 +147,7 @@ export class Reflector<T> {
       response.destroy();
     }
     if (renew === 'idle') {
-      this.#count('idle');
+      this.#listWatch.count('idle' satisfies FaultKind);
       this.#log.debug({ idleMs }, 'watch was silent, renewing it');
     } else if (!proven && !signal.aborted) {
       throw new ShortWatchError();
@@ -205,10 +192,6 @@ export class Reflector<T> {
     if (frame.type === 'ERROR') throw new StreamError(frame.code, frame.message, frame.retryAfterMs);
     if (frame.type === 'BOOKMARK') this.#store.advance(frame.resourceVersion);
     else if (this.#store.apply(frame, this.#options.project)) this.#listWatch.changed();
-  }
-
-  #count(kind: FaultKind): void {
-    this.#faults[kind] = (this.#faults[kind] ?? 0) + 1;
   }
 }
 
@@ -294,14 +277,8 @@ export type FaultKind =
   | 'short_watch'
   | 'idle';
 
-export interface ReflectorHealth extends SourceHealth {
-  /** Complete lists so far, the first included. */
-  readonly relists: number;
-  /** Watches opened so far. */
-  readonly watches: number;
-  /** How often each kind of fault was met. */
-  readonly faults: Readonly<Partial<Record<FaultKind, number>>>;
-}
+/** A reflector always follows a server. Faults are counted by {@link FaultKind}. */
+export type ReflectorHealth = SourceHealth & { readonly activity: SourceActivity };
 
 /** An ERROR event, with the code of its Status. */
 class StreamError extends Error {

@@ -43,6 +43,16 @@ export interface SubnetManager {
   stop(): Promise<void>;
 }
 
+/** What following a server has taken so far. */
+export interface SourceActivity {
+  /** Complete lists, the first included. */
+  readonly lists: number;
+  /** Watches that were opened. */
+  readonly watches: number;
+  /** How often each kind of fault was met. */
+  readonly faults: Readonly<Record<string, number>>;
+}
+
 /** The state of the connection to the API server, or to etcd. */
 export interface SourceHealth {
   /** A watch is open. */
@@ -51,4 +61,6 @@ export interface SourceHealth {
   readonly lastEventAgeMs?: number;
   /** What is wrong now; absent when nothing is. */
   readonly lastError?: string;
+  /** Absent where no server is followed. */
+  readonly activity?: SourceActivity;
 }

@@ -139,29 +139,33 @@ const commandSince = {
   GC: '1.1.0',
   VERSION: '0.3.1',
 } as const satisfies Record<string, CniVersion>;
-type Command = keyof typeof commandSince;
+export type Command = keyof typeof commandSince;
 
-/** The answer to a call; for the log, of an ADD that succeeded also how long each step took. */
-export type Answer = CniResponse & Partial<Pick<Attached, 'stepsMs'>>;
+/** The answer to a call; for log and metrics its code, and of an ADD that succeeded also how long each step took. */
+export type Answer = CniResponse & {
+  /** 0 when the call succeeded. */
+  readonly code: 0 | CniCode;
+} & Partial<Pick<Attached, 'stepsMs'>>;
 
 /** Answer one call of the plugin. Never throws: errors are answers too. */
 export async function dispatch(request: CniRequest, ops: CniOps): Promise<Answer> {
   const config = decodeJson(request.stdin);
   try {
     const { output, ...rest } = await execute(request.env, config, ops);
-    return { exitCode: 0, stdout: Buffer.from(output), ...rest };
+    return { exitCode: 0, code: 0, stdout: Buffer.from(output), ...rest };
   } catch (thrown) {
     return errorResponse(thrown, config);
   }
 }
 
 /** The answer for an error. @param config the input from stdin, whose version the answer repeats. */
-export function errorResponse(thrown: unknown, config?: unknown): CniResponse {
+export function errorResponse(thrown: unknown, config?: unknown): Answer {
   const code = thrown instanceof CniError ? thrown.code : CniCode.failed;
   const details = thrown instanceof RipstopError ? thrown.details : undefined;
   const version = configVersion(config);
   const cniVersion = version !== undefined && /^[0-9.]{1,15}$/.test(version) ? version : '1.0.0';
-  return { exitCode: 1, stdout: Buffer.from(json({ cniVersion, code, msg: errorText(thrown), details })) };
+  const stdout = Buffer.from(json({ cniVersion, code, msg: errorText(thrown), details }));
+  return { exitCode: 1, code, stdout };
 }
 
 /** @returns what to print. */
@@ -212,9 +216,16 @@ async function execute(
   return { output: '' };
 }
 
-function parseCommand(env: CniRequest['env']): Command {
+/** The command of a request; undefined when it is none of CNI's. */
+export function commandOf({ env }: Pick<CniRequest, 'env'>): Command | undefined {
   const command = env['CNI_COMMAND'] ?? '';
-  if (Object.hasOwn(commandSince, command)) return command as Command;
+  return Object.hasOwn(commandSince, command) ? (command as Command) : undefined;
+}
+
+function parseCommand(env: CniRequest['env']): Command {
+  const known = commandOf({ env });
+  if (known !== undefined) return known;
+  const command = env['CNI_COMMAND'] ?? '';
   const commands = Object.keys(commandSince).join(', ');
   throw new CniError(CniCode.environment, `CNI_COMMAND is ${quote(command)}; it must be one of ${commands}`);
 }

@@ -8,7 +8,7 @@ import { errorText, RipstopError } from '../errors.ts';
 import { DeferredDels } from './deferred.ts';
 import { LogOnce } from '../log-once.ts';
 import { type CniContext, createCniOps, type Sweeper } from './ops.ts';
-import { type Answer, dispatch, errorResponse } from './plugin.ts';
+import { type Answer, type Command, commandOf, dispatch, errorResponse } from './plugin.ts';
 import { type CniRequest, encodeResponse, requestDecoder } from './protocol.ts';
 import { CniCode, CniError } from './spec.ts';
 
@@ -21,6 +21,8 @@ export interface CniServerOptions {
   deferredDir: string;
   /** The agent's state. */
   context: () => CniContext;
+  /** Called after each call that was answered. */
+  onCall?: (call: CniCall) => void;
   log: Logger;
   /** The time for the shim to send its request. Default 10 s: it reads its input before it connects. */
   requestDeadlineMs?: number;
@@ -40,6 +42,15 @@ export interface CniServerOptions {
     /** Where the pods' network namespaces are. */
     netnsDir?: string;
   };
+}
+
+/** A call that was answered. */
+export interface CniCall {
+  /** `other`: none of CNI's. */
+  readonly command: Command | 'other';
+  /** Of the error; 0 when the call succeeded. */
+  readonly code: number;
+  readonly durationMs: number;
 }
 
 export interface CniServer {
@@ -62,11 +73,8 @@ export async function createCniServer(options: CniServerOptions): Promise<CniSer
   const ops = createCniOps(options.context);
   const reading = new Set<Socket>();
 
-  const deferred = new DeferredDels({
-    dir: options.deferredDir,
-    del: (request) => dispatch(request, ops),
-    log,
-  });
+  const del = (request: CniRequest): Promise<Answer> => dispatch(request, ops);
+  const deferred = new DeferredDels({ dir: options.deferredDir, del, log });
 
   const carryOut = async (request: CniRequest): Promise<Answer> => {
     if (request.env['CNI_COMMAND'] === 'ADD') await deferred.carryOut();
@@ -98,7 +106,9 @@ export async function createCniServer(options: CniServerOptions): Promise<CniSer
     const { CNI_COMMAND: command, CNI_CONTAINERID: containerId, CNI_IFNAME: ifname } = request.env;
     const started = performance.now();
     const response = await withDeadline(carryOut(request), options.answerDeadlineMs ?? 55_000);
-    const fields = { command, containerId, ifname, ms: Math.round(performance.now() - started) };
+    const durationMs = performance.now() - started;
+    options.onCall?.({ command: commandOf(request) ?? 'other', code: response.code, durationMs });
+    const fields = { command, containerId, ifname, ms: Math.round(durationMs) };
     // A kubelet asks every few seconds: only a change is worth a line.
     const output = Buffer.from(response.stdout).toString().trim();
     if (command === 'STATUS' && output === lastStatus) return response;

@@ -9,7 +9,9 @@ import { existsSync, readdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { BpfLink, type BpfObject, type BpfProgram, supportsPrograms, VerifierError } from '#libbpf-ts';
 import { errorText } from '../errors.ts';
-import { repin } from './tables.ts';
+import { encode } from './codec.ts';
+import { layout } from './layout.gen.ts';
+import { repin, type Tables } from './tables.ts';
 
 export interface ChangesReport {
   readonly watched: readonly string[];
@@ -19,11 +21,41 @@ export interface ChangesReport {
   readonly missing: readonly string[];
 }
 
-const ANY_PACKET = new Uint8Array(64);
+const { CAUSES: _count, ...causes } = layout.enums.cause;
+type Enumerator = keyof typeof causes;
+
+/** Of a move of the epoch that an event told of. */
+export type Cause = Enumerator extends infer E
+  ? E extends `CAUSE_EVENT_${infer Name}`
+    ? Lowercase<Name>
+    : never
+  : never;
+
+const PACKET_BYTES = 64;
+const ETHERNET_BYTES = 14;
 
 /** Invalidate all flows. @param program bpf/changes.bpf.c's `move_epoch` */
-export function moveEpoch(program: BpfProgram): void {
-  program.testRun({ data: ANY_PACKET });
+export function moveEpoch(program: BpfProgram, cause: Cause): void {
+  const data = new Uint8Array(PACKET_BYTES);
+  const enumerator = `CAUSE_EVENT_${cause.toUpperCase()}` as Enumerator;
+  data.set(encode('u32', causes[enumerator]), ETHERNET_BYTES);
+  program.testRun({ data });
+}
+
+/** How often all flows were invalidated for one cause. */
+export interface Invalidations {
+  /** Who saw the change: `event` (the agent was told) or `traced` (a program at a function of the kernel). */
+  readonly by: string;
+  readonly cause: string;
+  readonly times: number;
+}
+
+/** Those of all causes, zero ones too. */
+export function readInvalidations(tables: Pick<Tables, 'invalidations'>): Invalidations[] {
+  return Object.entries(causes).map(([name, key]) => {
+    const [, by, ...cause] = name.toLowerCase().split('_');
+    return { by: by!, cause: cause.join('_'), times: tables.invalidations.get(key)?.times ?? 0 };
+  });
 }
 
 /** What tells when the kernel may have got new functions: its modules that describe theirs. */

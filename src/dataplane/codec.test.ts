@@ -193,6 +193,8 @@ const golden: { readonly [S in StructName]: Golden<S> } = {
     value: { reasons: 2 ** 40 + 1, heard: 3, allowed: 1000, sample: 10, owner: 0x01020304 },
     bytes: '0100000000010000 0300000000000000 e803000000000000 0a000000 04030201',
   },
+  flow_count: { value: { ipv4: 2, ipv6: 2 ** 40 }, bytes: '0200000000000000 0000000000010000' },
+  invalidation: { value: { times: 2 ** 40 }, bytes: '0000000000010000' },
   counter: { value: { packets: 1, bytes: 2 ** 40 }, bytes: '0100000000000000 0000000000010000' },
   config: {
     value: {

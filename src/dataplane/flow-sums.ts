@@ -74,7 +74,7 @@ type FlowTables = Pick<Tables, 'flows4' | 'flows6' | 'endpoints' | 'endpoints6'>
 
 /** The sums of all flows in the table. @param networks of the programs: `desiredConfig()` or `readConfig()`. */
 export function sumFlows(tables: FlowTables, networks: Networks): FlowSums {
-  return addUp(readFlowCounts(tables, networks));
+  return addUp(scanFlowCounts(tables, networks));
 }
 
 /** See {@link sumFlows}. */
@@ -141,8 +141,14 @@ export function countedSince(before: readonly FlowCount[], after: readonly FlowC
 
 /** Every flow in the table. */
 export function readFlowCounts(tables: FlowTables, networks: Networks): FlowCount[] {
+  return [...scanFlowCounts(tables, networks)];
+}
+
+/** The same, one after the other: of a full table all of them together are large. */
+export function* scanFlowCounts(tables: FlowTables, networks: Networks): Generator<FlowCount> {
   const owners = new Owners(tables, networks);
-  return [...readTable(tables.flows4, family4, owners), ...readTable(tables.flows6, family6, owners)];
+  yield* readTable(tables.flows4, family4, owners);
+  yield* readTable(tables.flows6, family6, owners);
 }
 
 /** An address as it is cheap to read, to compare and to keep: a number of IPv4, and of IPv6 its bytes. */
@@ -175,23 +181,23 @@ function u64(view: DataView, at: number): number {
   return view.getUint32(high, littleEndian) * 2 ** 32 + view.getUint32(low, littleEndian);
 }
 
-function readTable(
+function* readTable(
   { map }: Tables['flows4'] | Tables['flows6'],
   family: Family,
   owners: Owners,
-): FlowCount[] {
+): Generator<FlowCount> {
   const {
     flow,
     value: { out },
     addressAt,
   } = family;
-  return map.lookupBatch().map(([keyBytes, valueBytes]) => {
+  for (const [keyBytes, valueBytes] of map.scan()) {
     const key = new DataView(keyBytes.buffer, keyBytes.byteOffset, keyBytes.length);
     const value = new DataView(valueBytes.buffer, valueBytes.byteOffset, valueBytes.length);
     const from = owners.of(addressAt(key, flow.src.offset), family);
     const to = owners.of(addressAt(value, out.offset + flow.dst.offset), family);
     const isTranslated = value.getUint8(head.is_translated.offset) !== 0;
-    return {
+    yield {
       key: Buffer.from(keyBytes.buffer, keyBytes.byteOffset, keyBytes.length).toString('latin1'),
       packets: u64(value, head.packets.offset),
       bytes: u64(value, head.bytes.offset),
@@ -200,7 +206,7 @@ function readTable(
       receiver: to.endpoint,
       ...(isTranslated ? serviceOf(key, value, family) : notTranslated),
     };
-  });
+  }
 }
 
 const notTranslated = { service: undefined, isAnswer: false };

@@ -7,7 +7,7 @@
  * layouts of the maps; `since` is the version in which a map last changed.
  */
 export const layout = {
-  version: 3,
+  version: 4,
   structs: {
     peer_head: {
       size: 48,
@@ -210,6 +210,14 @@ export const layout = {
       size: 16,
       fields: { packets: { offset: 0, kind: 'u64' }, bytes: { offset: 8, kind: 'u64' } },
     },
+    flow_count: {
+      size: 16,
+      fields: { ipv4: { offset: 0, kind: 'u64' }, ipv6: { offset: 8, kind: 'u64' } },
+    },
+    invalidation: {
+      size: 8,
+      fields: { times: { offset: 0, kind: 'u64' } },
+    },
     event: {
       size: 32,
       fields: {
@@ -317,6 +325,26 @@ export const layout = {
       DROP_OTHER_VLAN: 37,
       REASONS: 38,
     },
+    flow_change: { FLOW_ADDED: 0, FLOW_RENEWED: 1, FLOW_REMOVED: 2, FLOW_CHANGES: 3 },
+    cause: {
+      CAUSE_EVENT_NETWORK: 0,
+      CAUSE_EVENT_SETTINGS: 1,
+      CAUSE_EVENT_RULES: 2,
+      CAUSE_EVENT_FLANNEL_RULES: 3,
+      CAUSE_EVENT_POLICY: 4,
+      CAUSE_EVENT_IPSEC: 5,
+      CAUSE_EVENT_SHAPING: 6,
+      CAUSE_EVENT_LOST: 7,
+      CAUSE_EVENT_MARKED: 8,
+      CAUSE_TRACED_NFTABLES: 9,
+      CAUSE_TRACED_IPTABLES: 10,
+      CAUSE_TRACED_IPSET: 11,
+      CAUSE_TRACED_IPVS: 12,
+      CAUSE_TRACED_IPSEC: 13,
+      CAUSE_TRACED_ROUTING_RULES: 14,
+      CAUSE_TRACED_ROUTES: 15,
+      CAUSES: 16,
+    },
   },
   maps: {
     arrivals: {
@@ -369,6 +397,14 @@ export const layout = {
     },
     epoch: { type: 'array', key: 'u32', value: 'u32', maxEntries: 1, flags: 0, since: 1 },
     events: { type: 'array_of_maps', key: 'u32', value: 'u32', maxEntries: 1, flags: 0, since: 2 },
+    flow_changes: {
+      type: 'percpu_array',
+      key: 'u32',
+      value: { struct: 'flow_count' },
+      maxEntries: 3,
+      flags: 0,
+      since: 4,
+    },
     flows4: {
       type: 'lru_hash',
       key: { struct: 'flow4' },
@@ -384,6 +420,14 @@ export const layout = {
       maxEntries: 131072,
       flags: 0,
       since: 3,
+    },
+    invalidations: {
+      type: 'array',
+      key: 'u32',
+      value: { struct: 'invalidation' },
+      maxEntries: 16,
+      flags: 0,
+      since: 4,
     },
     ip_ids: { type: 'percpu_array', key: 'u32', value: 'u32', maxEntries: 1, flags: 0, since: 1 },
     last_arrival: { type: 'percpu_array', key: 'u32', value: 'u32', maxEntries: 1, flags: 0, since: 1 },

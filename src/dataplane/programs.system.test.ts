@@ -19,7 +19,7 @@ import { supportsPrograms } from '../libbpf-ts/index.ts';
 import { fixture, noKernel, TemporaryBpffs } from '../libbpf-ts/libbpf.support.ts';
 import { parseCidr } from '../net/ip.ts';
 import { layout } from './layout.gen.ts';
-import { watchedFunctions } from './changes.ts';
+import { readInvalidations, watchedFunctions } from './changes.ts';
 import { type LoadedPrograms, loadPrograms, objectDir, removePins } from './programs.ts';
 import { mapNames, openTables, pinPaths, type PinPaths } from './tables.ts';
 
@@ -138,11 +138,14 @@ describe.skipIf(noKernel)(`maps of a node${noKernel ? ` (skipped: ${noKernel})` 
     expect(directories()).toHaveLength(2);
   });
 
-  it('have an epoch, which each change moves by one', () => {
+  it('have an epoch, which each change moves by one, and count the causes', () => {
     const programs = load();
-    programs.moveEpoch();
-    programs.moveEpoch();
-    expect(programs.tables.epoch.get(0)).toBe(2);
+    for (const cause of ['network', 'flannel_rules', 'network'] as const) programs.moveEpoch(cause);
+    expect(programs.tables.epoch.get(0)).toBe(3);
+    expect(readInvalidations(programs.tables).filter(({ times }) => times > 0)).toEqual([
+      { by: 'event', cause: 'network', times: 2 },
+      { by: 'event', cause: 'flannel_rules', times: 1 },
+    ]);
   });
 
   it('have links to functions of the kernel where it lets programs trace it, else a reason why not', async () => {

@@ -10,7 +10,7 @@ import { dirname, join } from 'node:path';
 import { BpfMap, BpfObject, type BpfProgram } from '#libbpf-ts';
 import { filterDestroyed } from '#netlink';
 import { RipstopError } from '../errors.ts';
-import { type ChangesReport, kernelFunctions, moveEpoch, watchChanges } from './changes.ts';
+import { type Cause, type ChangesReport, kernelFunctions, moveEpoch, watchChanges } from './changes.ts';
 import { encode } from './codec.ts';
 import { desiredConfig, endpointCapacity, type NodeSettings, peerCapacity } from './desired.ts';
 import {
@@ -20,6 +20,7 @@ import {
   makeGeneration,
   useGeneration,
 } from './generation.ts';
+import type { Networks } from './flow-sums.ts';
 import { layout } from './layout.gen.ts';
 import {
   makePinDirs,
@@ -56,6 +57,9 @@ type Loaded = Readonly<
 export interface LoadedPrograms extends Disposable {
   readonly programs: Loaded;
   readonly tables: Tables;
+  /** With which they were loaded. */
+  readonly settings: NodeSettings;
+  readonly networks: Networks;
   /**
    * Set when these programs have new maps, beside the maps in use, until {@link LoadedPrograms.takeOver}. Fill the new
    * maps before links lead to these programs.
@@ -67,7 +71,7 @@ export interface LoadedPrograms extends Disposable {
    */
   takeOver(): void;
   /** Invalidate all flows: something has changed on which the kernel path's decisions may rest. */
-  moveEpoch(): void;
+  moveEpoch(cause: Cause): void;
   /** Have the kernel move it, too, where it can: see changes.ts. */
   watchChanges(): Promise<ChangesReport>;
 }
@@ -102,10 +106,8 @@ function mapCapacities(settings: NodeSettings): Partial<Record<MapName, number>>
  */
 export function loadPrograms(settings: NodeSettings, paths: PinPaths, directory = objectDir): LoadedPrograms {
   makePinDirs(paths);
-  const config = encode(
-    { struct: 'config' },
-    { ...desiredConfig(settings), netns: statSync('/proc/self/ns/net').ino },
-  );
+  const desired = desiredConfig(settings);
+  const config = encode({ struct: 'config' }, { ...desired, netns: statSync('/proc/self/ns/net').ino });
   const maxEntries = mapCapacities(settings);
   const current = currentGeneration(paths);
   const kept = current ? keptMaps(current, objectFile(directory, 'pod'), maxEntries) : [];
@@ -148,6 +150,8 @@ export function loadPrograms(settings: NodeSettings, paths: PinPaths, directory 
   return {
     programs: loaded,
     tables,
+    settings,
+    networks: desired,
     get pending() {
       return pending;
     },
@@ -155,10 +159,25 @@ export function loadPrograms(settings: NodeSettings, paths: PinPaths, directory 
       useGeneration(paths, generation);
       pending = undefined;
     },
-    moveEpoch: () => moveEpoch(loaded.move_epoch),
+    moveEpoch: (cause) => moveEpoch(loaded.move_epoch, cause),
     watchChanges: () => watchChanges(() => open('changes'), paths.changes),
     [Symbol.dispose]: () => opened.forEach((object) => object.close()),
   };
+}
+
+/** How long a program has run, and how often, since it was loaded. */
+export interface ProgramRuns {
+  readonly program: string;
+  readonly runs: number;
+  readonly seconds: number;
+}
+
+/** Of programs whose runs the kernel has measured: it does so only while kernel.bpf_stats_enabled is on. */
+export function readRuns(programs: LoadedPrograms['programs']): ProgramRuns[] {
+  return Object.entries(programs).flatMap(([program, { info }]) => {
+    const { runCount, runTimeNs } = info;
+    return runCount === 0n ? [] : [{ program, runs: Number(runCount), seconds: Number(runTimeNs) / 1e9 }];
+  });
 }
 
 /** The object that holds a program. */

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-import { existsSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { isOpenTcp, listConnections, makeLiberal, NetlinkSocket } from '#netlink';
 import { errorText, RipstopError } from '../errors.ts';
 import { noFailures, type Target } from '../reconcile/target.ts';
@@ -8,6 +8,7 @@ import { run } from './run.ts';
 export const CONNTRACK_MODULE = 'nf_conntrack';
 /** This file exists in every network namespace once nf_conntrack is loaded. */
 const MAX_SETTING = '/proc/sys/net/netfilter/nf_conntrack_max';
+const COUNT = '/proc/sys/net/netfilter/nf_conntrack_count';
 
 /**
  * Load nf_conntrack, whose kfuncs the programs call. On a node without masquerading and kube-proxy nothing else loads
@@ -35,6 +36,13 @@ async function ensureConntrack(): Promise<boolean> {
     );
   }
   return true;
+}
+
+/** How full the table of conntrack is in this network namespace; undefined where conntrack is not loaded. */
+export function conntrackUse(): { entries: number; maxEntries: number } | undefined {
+  if (!existsSync(MAX_SETTING)) return undefined;
+  const read = (file: string): number => Number(readFileSync(file, 'utf8'));
+  return { entries: read(COUNT), maxEntries: read(MAX_SETTING) };
 }
 
 /** The kernel modules that the programs need: `nf_conntrack`. */

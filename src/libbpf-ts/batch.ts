@@ -15,6 +15,13 @@ const ENOSPC = 28;
 /** Entries for each system call, during which the kernel holds locks and memory. */
 const CHUNK = 4096;
 
+/** A part of a map's entries: `count` keys and values, one after the other. */
+interface Chunk {
+  readonly keys: Uint8Array;
+  readonly values: Uint8Array;
+  readonly count: number;
+}
+
 /**
  * Every entry of a map; undefined where the map's type does not support batches.
  * @param skipZero leave out values that are all zero, as most of a large array's are
@@ -26,33 +33,66 @@ export function lookupInBatches(
   skipZero: boolean,
 ): RawEntry[] | undefined {
   const entries: RawEntry[] = [];
+  for (const chunk of readChunks(fd, map, subject, 'keep')) {
+    if (chunk === undefined) return undefined;
+    for (const entry of entriesOf(chunk, map))
+      if (!skipZero || !isZero(entry[1], 0, map.valueSize)) entries.push(entry);
+  }
+  return entries;
+}
+
+/** The keys and values of a chunk, as views of it. */
+export function* entriesOf(
+  { keys, values, count }: Chunk,
+  { keySize, valueSize }: Sizes,
+): Generator<RawEntry> {
+  for (let i = 0; i < count; i++)
+    yield [
+      keys.subarray(i * keySize, (i + 1) * keySize),
+      values.subarray(i * valueSize, (i + 1) * valueSize),
+    ];
+}
+
+/**
+ * All entries, one chunk after the other; a chunk that is undefined, and the last one: the map's type does not support
+ * batches, or no longer.
+ * @param memory whether the memory of a chunk is kept, or used for the next one.
+ */
+export function* readChunks(
+  fd: number,
+  map: Sizes,
+  subject: string,
+  memory: 'keep' | 'reuse',
+): Generator<Chunk | undefined> {
   // The position is a bucket number in a hash and a key elsewhere.
   const position = new Uint8Array(Math.max(map.keySize, 8));
   const count = new Uint32Array(1);
-  let chunk = Math.min(map.maxEntries, CHUNK);
+  let room = Math.min(map.maxEntries, CHUNK);
+  const allocate = () => ({
+    keys: new Uint8Array(room * map.keySize),
+    values: new Uint8Array(room * map.valueSize),
+  });
+  let { keys, values } = allocate();
   for (let first = true; ;) {
-    const keys = new Uint8Array(chunk * map.keySize);
-    const values = new Uint8Array(chunk * map.valueSize);
-    count[0] = chunk;
+    count[0] = room;
     const from = first ? null : position;
     const status = libbpf().bpf_map_lookup_batch(fd, from, position, keys, values, count, null);
     if (status === -ENOSPC) {
       // One hash bucket holds more than a whole chunk, so the kernel has returned nothing.
-      chunk *= 2;
+      room *= 2;
+      ({ keys, values } = allocate());
       continue;
     }
     // EINTR: in maps other than hashes a key has vanished during the walk. A walk one by one copes with that.
-    if (status === -ENOTSUPP || status === -EINTR) return undefined;
-    if (status !== -ENOENT) checkStatus('bpf_map_lookup_batch', status, subject);
-    for (let i = 0; i < count[0]; i++) {
-      if (skipZero && isZero(values, i * map.valueSize, map.valueSize)) continue;
-      entries.push([
-        keys.subarray(i * map.keySize, (i + 1) * map.keySize),
-        values.subarray(i * map.valueSize, (i + 1) * map.valueSize),
-      ]);
+    if (status === -ENOTSUPP || status === -EINTR) {
+      yield undefined;
+      return;
     }
+    if (status !== -ENOENT) checkStatus('bpf_map_lookup_batch', status, subject);
+    yield { keys, values, count: count[0] };
     // ENOENT marks the last chunk; its count is valid.
-    if (status === -ENOENT) return entries;
+    if (status === -ENOENT) return;
+    if (memory === 'keep') ({ keys, values } = allocate());
     first = false;
   }
 }

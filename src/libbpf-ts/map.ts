@@ -1,6 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 import { readFileSync, readlinkSync } from 'node:fs';
-import { deleteInBatches, isZero, lookupInBatches, updateInBatches, type RawEntry } from './batch.ts';
+import {
+  entriesOf,
+  deleteInBatches,
+  isZero,
+  lookupInBatches,
+  readChunks,
+  updateInBatches,
+  type RawEntry,
+} from './batch.ts';
 import { BatchError, checkStatus } from './error.ts';
 import { mapCreateOptions } from './calls.ts';
 import { libbpf } from './ffi.ts';
@@ -190,6 +198,19 @@ export class BpfMap extends BpfHandle {
       lookupInBatches(this.fd, this.info, this.subject, skipZero) ??
       [...this.entries()].filter(([, value]) => !skipZero || !isZero(value, 0, value.length))
     );
+  }
+
+  /**
+   * All entries of a hash, read in batches as {@link lookupBatch} does, but with room for one batch alone: an entry is
+   * a view of memory that is used again, so keep none of it.
+   */
+  *scan(): Generator<RawEntry> {
+    if (this.#perCpu) throw new TypeError(`${this.subject} is per CPU: use keys and lookupPerCpu`);
+    for (const chunk of readChunks(this.fd, this.info, this.subject, 'reuse')) {
+      if (chunk === undefined)
+        throw new TypeError(`${this.subject} (${this.info.type}) cannot be read in batches`);
+      yield* entriesOf(chunk, this.info);
+    }
   }
 
   /**

@@ -1,205 +1,258 @@
 // SPDX-License-Identifier: Apache-2.0
-import { Counter, collectDefaultMetrics, Gauge, Histogram, type Metric, Registry } from 'prom-client';
-import { readCounters } from '../dataplane/counters.ts';
-import { mapNames, type Tables } from '../dataplane/tables.ts';
+/** The agent's Prometheus metrics: table.ts says which, this module from what. */
+import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client';
+import type { Invalidations } from '../dataplane/changes.ts';
+import type { Counter as PacketCounter } from '../dataplane/counters.ts';
+import type { FlowChanges, FlowTable } from '../dataplane/flow-table.ts';
+import { packetsBetweenPods } from '../dataplane/pod-traffic.ts';
+import type { ProgramRuns } from '../dataplane/programs.ts';
 import type { Outcome, TargetStatus } from '../reconcile/reconciled.ts';
+import { type MetricName, metricSpecs, OTHER, PROCESS_PREFIX, type table } from './table.ts';
 
-/** What the metrics are read from when they are scraped. Tables are undefined until the programs are loaded. */
-export interface MetricsSource {
-  readonly tables: () => Tables | undefined;
-  readonly api: () => { connected: boolean; lastEventAgeMs?: number | undefined };
-  readonly peers: () => number;
+/** What a scrape is made of: read once for all metrics. Packets and flows are counted by the BPF programs alone. */
+export interface Facts {
+  readonly ready: boolean;
+  readonly api: {
+    readonly connected: boolean;
+    readonly lastEventAgeMs?: number;
+    readonly activity?: {
+      readonly lists: number;
+      readonly watches: number;
+      readonly faults: Readonly<Record<string, number>>;
+    };
+  };
+  readonly peers: number;
   /** How many peers the kernel path alone serves, by reason. */
-  readonly withoutFastPath: () => ReadonlyMap<string, number>;
-  readonly endpoints: () => number;
+  readonly withoutFastPath: ReadonlyMap<string, number>;
+  readonly endpoints: number;
   /** Undefined unless the agent runs on the last-known state. */
-  readonly lastKnownAgeMs: () => number | undefined;
+  readonly lastKnownAgeMs: number | undefined;
   /** The kind of each alarm that is raised. */
-  readonly alarms: () => readonly { readonly kind: string }[];
-  readonly targets: () => readonly TargetStatus[];
+  readonly alarms: readonly { readonly kind: string }[];
+  readonly targets: readonly TargetStatus[];
+  /** Undefined where conntrack is not loaded. */
+  readonly conntrack: { readonly entries: number; readonly maxEntries: number } | undefined;
+  readonly runs: readonly ProgramRuns[];
+  /** Undefined until programs are loaded. */
+  readonly maps: MapFacts | undefined;
+  /** Those whose flows are in the flow table, in any order. */
+  readonly talkers: { readonly peers: readonly Talker[]; readonly pods: readonly Talker[] };
+  /** How many of them have samples of their own. */
+  readonly top: number;
+}
+
+/** A peer or a pod, and what was carried from and to it. */
+export interface Talker {
+  /** Of a peer the node's name; of a pod namespace and name. */
+  readonly name: readonly string[];
+  /** Its flows in the flow table, and what the fast path has carried of them. */
+  readonly flows: number;
+  readonly packets: number;
+  readonly bytes: number;
+  /** What the kernel path has carried. */
+  readonly kernelPackets: number;
+  readonly kernelBytes: number;
+}
+
+export interface MapFacts {
+  readonly counters: readonly PacketCounter[];
+  readonly flows: FlowTable;
+  readonly invalidations: readonly Invalidations[];
+  /** How many entries are in use, by map. */
+  readonly entries: ReadonlyMap<string, number>;
+  readonly maxEntries: ReadonlyMap<string, number>;
 }
 
 export interface Metrics {
-  readonly registry: Registry;
+  readonly contentType: string;
+  /** All metrics, in Prometheus' text format. */
+  scrape(): Promise<string>;
   /** A reconcile pass is over. */
   observePass(durationMs: number): void;
   observeOutcomes(outcomes: readonly Outcome[]): void;
+  /** A call of the container runtime was answered. */
+  observeCni(call: { readonly command: string; readonly code: number; readonly durationMs: number }): void;
 }
 
-/**
- * The agent's Prometheus metrics. Packets are counted by the BPF programs alone: a scrape reads their maps, as the CLI
- * does.
- */
-export function createMetrics(source: MetricsSource): Metrics {
+type Table = typeof table;
+type LabelOf<N extends MetricName> = keyof Table[N]['labels'] & string;
+type Exported = {
+  readonly [N in MetricName]: {
+    counter: Counter<LabelOf<N>>;
+    gauge: Gauge<LabelOf<N>>;
+    histogram: Histogram<LabelOf<N>>;
+  }[Table[N]['type']];
+};
+
+/** What happens only once is observed when it happens; everything else is read when it is asked for. */
+type ObservedName =
+  | 'ripstop_reconcile_duration_seconds'
+  | 'ripstop_reconcile_errors_total'
+  | 'ripstop_cni_call_duration_seconds';
+
+type Sample<L extends string> = readonly [labels: Readonly<Record<L, string | number>>, value: number];
+type Readings = {
+  readonly [N in Exclude<MetricName, ObservedName>]: (facts: Facts) => Iterable<Sample<LabelOf<N>>>;
+};
+
+/** @param observe is called for each scrape. */
+export function createMetrics(observe: () => Facts): Metrics {
   const registry = new Registry();
   collectDefaultMetrics({
     register: registry,
-    prefix: 'ripstop_agent_',
+    prefix: PROCESS_PREFIX,
     // The event loop's delay is measured by waking so often. The default of 10 ms costs an agent at rest 0.4 % of a core.
     eventLoopMonitoringPrecision: 250,
   });
-  const { duration, errors, entries } = reconcileMetrics(source);
-  const all = [
-    ...trafficMetrics(source),
-    ...clusterMetrics(source),
-    ...mapMetrics(source),
-    duration,
-    errors,
-    entries,
-  ];
-  for (const metric of all) registry.registerMetric(metric);
+  // Gauges with the suffix of counters, which promtool refuses; those of the same name without it say the same, by type.
+  for (const what of ['handles', 'requests', 'resources'])
+    registry.removeSingleMetric(`${PROCESS_PREFIX}nodejs_active_${what}_total`);
+  const exported = createAll(registry);
   return {
-    registry,
-    observePass(durationMs) {
-      duration.observe(durationMs / 1000);
+    contentType: registry.contentType,
+    async scrape() {
+      const facts = ranked(observe());
+      for (const [name, read] of Object.entries(readings))
+        replace(exported[name as keyof Readings], read(facts));
+      return registry.metrics();
     },
+    observePass: (durationMs) => exported.ripstop_reconcile_duration_seconds.observe(durationMs / 1000),
     observeOutcomes(outcomes) {
-      for (const { target, failures } of outcomes) if (failures > 0) errors.inc({ target }, failures);
+      for (const { target, failures } of outcomes)
+        if (failures > 0) exported.ripstop_reconcile_errors_total.inc({ target }, failures);
     },
+    observeCni: ({ command, code, durationMs }) =>
+      exported.ripstop_cni_call_duration_seconds.observe({ command, code }, durationMs / 1000),
   };
 }
 
-/** Metrics are made without a registry, so that {@link createMetrics} lists all of them. */
-const registers: Registry[] = [];
-
-function trafficMetrics(source: MetricsSource): Metric[] {
-  const counterLabels = ['hook', 'verdict', 'reason'] as const;
-  const bytes = new Counter({
-    name: 'ripstop_bytes_total',
-    help: 'Bytes of packets seen by the BPF programs, by hook, verdict (fast, kernel, drop) and reason',
-    labelNames: counterLabels,
-    registers,
+function createAll(registry: Registry): Exported {
+  const create = { counter: Counter, gauge: Gauge, histogram: Histogram };
+  const made = metricSpecs.map(({ name, type, help, labels, buckets }) => {
+    const options = { name, help, labelNames: Object.keys(labels), registers: [registry] };
+    return [name, new create[type]({ ...options, ...(buckets && { buckets: [...buckets] }) })];
   });
-  const packets = new Counter({
-    name: 'ripstop_packets_total',
-    help: 'Packets (GSO super-packets count once) seen by the BPF programs, by hook, verdict and reason',
-    labelNames: counterLabels,
-    registers,
-    collect() {
-      this.reset();
-      bytes.reset();
-      const tables = source.tables();
-      for (const counter of tables ? readCounters(tables) : []) {
-        if (counter.packets === 0) continue;
-        const { hook, verdict, reason } = counter;
-        this.inc({ hook, verdict, reason }, counter.packets);
-        bytes.inc({ hook, verdict, reason }, counter.bytes);
-      }
-    },
-  });
-  return [packets, bytes];
+  return Object.fromEntries(made) as Exported;
 }
 
-function clusterMetrics(source: MetricsSource): Metric[] {
-  const alarms = new Gauge({
-    name: 'ripstop_node_alarms',
-    help: 'Alarms about nodes that are quarantined, refused or in conflict, by kind',
-    labelNames: ['kind'] as const,
-    registers,
-    collect() {
-      this.reset();
-      for (const { kind } of source.alarms()) this.inc({ kind });
-    },
-  });
-  const withoutFastPath = new Gauge({
-    name: 'ripstop_peers_without_fast_path',
-    help: 'Peers that the kernel path alone serves, by reason; a dual-stack node is two peers',
-    labelNames: ['reason'] as const,
-    registers,
-    collect() {
-      for (const [reason, peers] of source.withoutFastPath()) this.set({ reason }, peers);
-    },
-  });
-  return [
-    gauge('ripstop_peers', 'Nodes that this node forwards to', source.peers),
-    withoutFastPath,
-    gauge('ripstop_endpoints', 'Pods attached on this node', source.endpoints),
-    alarms,
-    gauge(
-      'ripstop_last_known_age_seconds',
-      'Age of the last-known state, while the agent runs on it because the API server has not answered yet',
-      () => inSeconds(source.lastKnownAgeMs()),
-    ),
-    gauge('ripstop_api_watch_connected', 'Whether the watch on Nodes is open', () =>
-      Number(source.api().connected),
-    ),
-    gauge('ripstop_api_watch_age_seconds', 'Time since the last event of the watch on Nodes', () =>
-      inSeconds(source.api().lastEventAgeMs),
-    ),
+/** The same, with the largest talkers first. */
+function ranked(facts: Facts): Facts {
+  const bytesOf = ({ bytes, kernelBytes }: Talker): number => bytes + kernelBytes;
+  const rank = (talkers: readonly Talker[]) => talkers.toSorted((a, b) => bytesOf(b) - bytesOf(a));
+  const { peers, pods } = facts.talkers;
+  return { ...facts, talkers: { peers: rank(peers), pods: rank(pods) } };
+}
+
+/** Make these the only samples of a metric. */
+function replace(metric: Counter | Gauge, samples: Iterable<Sample<string>>): void {
+  metric.reset();
+  // One without labels is zero now.
+  metric.remove({});
+  for (const [labels, value] of samples) {
+    if (metric instanceof Gauge) metric.set(labels, value);
+    else metric.inc(labels, value);
+  }
+}
+
+/**
+ * A sample for each of the first talkers, which are the largest.
+ * @param labels for the parts of the name.
+ * @param others whether there is one for all others together.
+ */
+function largest<L extends string>(
+  talkers: readonly Talker[],
+  top: number,
+  labels: readonly L[],
+  read: (talker: Talker) => number,
+  others: boolean,
+): Sample<L>[] {
+  const sample = (name: readonly string[], value: number): Sample<L> => [
+    Object.fromEntries(labels.map((label, i) => [label, name[i] ?? ''])) as Record<L, string>,
+    value,
   ];
+  const samples = talkers.slice(0, top).map((talker) => sample(talker.name, read(talker)));
+  const rest = talkers.slice(top);
+  if (!others || rest.length === 0) return samples;
+  const sum = rest.reduce((total, talker) => total + read(talker), 0);
+  return [...samples, sample([...labels.slice(1).map(() => ''), OTHER], sum)];
 }
 
-function gauge(name: string, help: string, read: () => number | undefined): Gauge {
-  return new Gauge({
-    name,
-    help,
-    registers,
-    collect() {
-      const value = read();
-      if (value === undefined) this.remove();
-      else this.set(value);
-    },
-  });
+/** The sum of the others falls when one of them becomes one of the largest: of a counter there is none. */
+const peersBy =
+  (read: (talker: Talker) => number, others = true) =>
+  ({ talkers, top }: Facts) =>
+    largest(talkers.peers, top, ['peer'], read, others);
+
+const podsBy =
+  (read: (talker: Talker) => number, others = true) =>
+  ({ talkers, top }: Facts) =>
+    largest(talkers.pods, top, ['pod_namespace', 'pod_name'], read, others);
+
+/** The sample of a metric without labels; undefined: it is not there. */
+function one(value: number | undefined): Iterable<Sample<never>> {
+  return value === undefined ? [] : [[{}, value]];
 }
 
-function mapMetrics(source: MetricsSource): Metric[] {
-  const entries = new Gauge({
-    name: 'ripstop_map_entries',
-    help: 'Entries in use, by map',
-    labelNames: ['map'] as const,
-    registers,
-    collect() {
-      const tables = source.tables();
-      if (!tables) return;
-      this.set({ map: 'peers' }, source.peers());
-      this.set({ map: 'endpoints' }, source.endpoints());
-      this.set({ map: 'vteps' }, [...tables.vteps.keys()].length);
-      for (const map of ['flows4', 'flows6'] as const) this.set({ map }, [...tables[map].keys()].length);
-    },
-  });
-  const maxEntries = new Gauge({
-    name: 'ripstop_map_max_entries',
-    help: 'Room for entries, by map',
-    labelNames: ['map'] as const,
-    registers,
-    collect() {
-      const tables = source.tables();
-      for (const map of tables ? mapNames : []) this.set({ map }, tables![map].map.info.maxEntries);
-    },
-  });
-  return [entries, maxEntries];
-}
+const inSeconds = (ms: number | undefined): number | undefined => (ms === undefined ? undefined : ms / 1000);
 
-function reconcileMetrics(source: MetricsSource) {
-  const duration = new Histogram({
-    name: 'ripstop_reconcile_duration_seconds',
-    help: 'Duration of reconcile passes',
-    buckets: [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5],
-    registers,
-  });
-  const errors = new Counter({
-    name: 'ripstop_reconcile_errors_total',
-    help: 'Entries that could not be brought to their desired state, by target; one that is retried counts again',
-    labelNames: ['target'] as const,
-    registers,
-  });
-  const entries = new Gauge({
-    name: 'ripstop_target_entries',
-    help: 'Entries that there should be, by target and how they stand (ok, pending, failed)',
-    labelNames: ['target', 'state'] as const,
-    registers,
-    collect() {
-      for (const { name, desired, pending, failures } of source.targets()) {
-        const failed = failures.length;
-        this.set({ target: name, state: 'ok' }, Math.max(0, desired - pending - failed));
-        this.set({ target: name, state: 'pending' }, pending);
-        this.set({ target: name, state: 'failed' }, failed);
-      }
-    },
-  });
-  return { duration, errors, entries };
-}
+const seen = ({ maps }: Facts): readonly PacketCounter[] =>
+  (maps?.counters ?? []).filter(({ packets }) => packets > 0);
 
-function inSeconds(ms: number | undefined): number | undefined {
-  return ms === undefined ? undefined : ms / 1000;
-}
+const flows = ({ maps }: Facts): readonly FlowChanges[] => maps?.flows.families ?? [];
+
+const readings: Readings = {
+  ripstop_packets_total: (facts) =>
+    seen(facts).map(({ hook, verdict, reason, packets }) => [{ hook, verdict, reason }, packets]),
+  ripstop_bytes_total: (facts) =>
+    seen(facts).map(({ hook, verdict, reason, bytes }) => [{ hook, verdict, reason }, bytes]),
+  ripstop_pod_packets_total: ({ maps }) =>
+    Object.entries(maps ? packetsBetweenPods(maps.counters) : {}).map(([verdict, packets]) => [
+      { verdict },
+      packets,
+    ]),
+  ripstop_flows_learned_total: (facts) =>
+    flows(facts).flatMap(({ family, added, renewed }) => [
+      [{ family, was: 'new' }, added],
+      [{ family, was: 'known' }, renewed],
+    ]),
+  ripstop_flows_ended_total: (facts) => flows(facts).map(({ family, removed }) => [{ family }, removed]),
+  ripstop_flows_evicted_total: (facts) => flows(facts).map(({ family, evicted }) => [{ family }, evicted]),
+  ripstop_flow_invalidations_total: ({ maps }) =>
+    (maps?.invalidations ?? []).map(({ by, cause, times }) => [{ by, cause }, times]),
+  ripstop_map_entries: ({ maps }) => [...(maps?.entries ?? [])].map(([map, entries]) => [{ map }, entries]),
+  ripstop_map_max_entries: ({ maps }) => [...(maps?.maxEntries ?? [])].map(([map, room]) => [{ map }, room]),
+  ripstop_conntrack_entries: ({ conntrack }) => one(conntrack?.entries),
+  ripstop_conntrack_max_entries: ({ conntrack }) => one(conntrack?.maxEntries),
+  ripstop_peers: ({ peers }) => one(peers),
+  ripstop_peers_without_fast_path: ({ withoutFastPath }) =>
+    [...withoutFastPath].map(([reason, peers]) => [{ reason }, peers]),
+  ripstop_endpoints: ({ endpoints }) => one(endpoints),
+  ripstop_peer_live_flows: peersBy(({ flows }) => flows),
+  ripstop_peer_live_flow_packets: peersBy(({ packets }) => packets),
+  ripstop_peer_live_flow_bytes: peersBy(({ bytes }) => bytes),
+  ripstop_peer_kernel_path_packets_total: peersBy(({ kernelPackets }) => kernelPackets, false),
+  ripstop_peer_kernel_path_bytes_total: peersBy(({ kernelBytes }) => kernelBytes, false),
+  ripstop_pod_kernel_path_packets_total: podsBy(({ kernelPackets }) => kernelPackets, false),
+  ripstop_pod_kernel_path_bytes_total: podsBy(({ kernelBytes }) => kernelBytes, false),
+  ripstop_pod_live_flows: podsBy(({ flows }) => flows),
+  ripstop_pod_live_flow_packets: podsBy(({ packets }) => packets),
+  ripstop_pod_live_flow_bytes: podsBy(({ bytes }) => bytes),
+  ripstop_node_alarms: ({ alarms }) =>
+    [...Map.groupBy(alarms, ({ kind }) => kind)].map(([kind, raised]) => [{ kind }, raised.length]),
+  ripstop_ready: ({ ready }) => one(Number(ready)),
+  ripstop_last_known_age_seconds: ({ lastKnownAgeMs }) => one(inSeconds(lastKnownAgeMs)),
+  ripstop_api_watch_connected: ({ api }) => one(Number(api.connected)),
+  ripstop_api_watch_age_seconds: ({ api }) => one(inSeconds(api.lastEventAgeMs)),
+  ripstop_api_watches_total: ({ api }) => one(api.activity?.watches),
+  ripstop_api_lists_total: ({ api }) => one(api.activity?.lists),
+  ripstop_api_faults_total: ({ api }) =>
+    Object.entries(api.activity?.faults ?? {}).map(([kind, times]) => [{ kind }, times]),
+  ripstop_target_entries: ({ targets }) =>
+    targets.flatMap(({ name: target, desired, pending, failures: { length: failed } }) => [
+      [{ target, state: 'ok' }, Math.max(0, desired - pending - failed)],
+      [{ target, state: 'pending' }, pending],
+      [{ target, state: 'failed' }, failed],
+    ]),
+  ripstop_program_run_seconds_total: ({ runs }) => runs.map(({ program, seconds }) => [{ program }, seconds]),
+  ripstop_program_runs_total: ({ runs }) => runs.map(({ program, runs: times }) => [{ program }, times]),
+};

@@ -7,6 +7,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { isDeepStrictEqual } from 'node:util';
 import { describe, expect, it } from 'vitest';
 import { readCounters } from '../../src/dataplane/counters.ts';
+import { layout } from '../../src/dataplane/layout.gen.ts';
 import { FLOW_LIFETIME_MS } from '../../src/dataplane/desired.ts';
 import { ethernet, icmp, ip, protocols, tcp, udp } from '../../src/net/packets.ts';
 import { describeOnNode, type Fixture, runFixtures } from './support.ts';
@@ -93,6 +94,12 @@ const flagged = (flags: readonly Flag[]): Uint8Array =>
 const isEnd = (payload: Uint8Array): boolean => (payload[13]! & (FLAGS.FIN | FLAGS.SYN | FLAGS.RST)) !== 0;
 
 describeOnNode('the flow table, packet by packet', (node) => {
+  /** How many flows the programs say that they have removed. */
+  const removedOf = ({ family }: Side): number =>
+    node()
+      .tables.flow_changes.getPerCpu(layout.enums.flow_change.FLOW_REMOVED)!
+      .reduce((sum, count) => sum + count[`ipv${family}`], 0);
+
   const notesOf = (flow: Flow) =>
     node()
       .arrivals()
@@ -107,7 +114,9 @@ describeOnNode('the flow table, packet by packet', (node) => {
           const { packet, flow } = arrivalAt(side, hook, flagged(flags));
           const other = { ...flow, src_port: 40001 };
           using _ = node().learn([{ flow }, { flow: other }]);
+          const before = removedOf(side);
           expect(node().run(hook, packet).counted).toBe(`${hook}: kernel handshake`);
+          expect(removedOf(side) - before).toBe(1);
           expect(node().flows()).toEqual([other]);
           expect(node().run(hook, arrivalAt(side, hook).packet).counted).toBe(`${hook}: kernel new_flow`);
         },

@@ -458,7 +458,7 @@ export function openNode(nodeSettings: NodeSettings = settings): TestNode {
     },
     flows: () => [...tables.flows4.keys(), ...tables.flows6.keys()],
     arrivals: () => arrivalsOf(tables),
-    moveEpoch: () => loaded.moveEpoch(),
+    moveEpoch: () => loaded.moveEpoch('network'),
     [Symbol.dispose]: () => resources[Symbol.dispose](),
   };
 }

@@ -109,6 +109,7 @@ export async function pass(spec: NodeSpec): Promise<PassReport> {
       ingress: spec.ingress ?? 'auto',
       podDevice: spec.podDevice ?? 'veth',
       flowTableSize: 4096,
+      metricsTop: 250,
       iface: [spec.uplink],
       bpffs,
       runDir,

@@ -146,7 +146,7 @@ describe('the agent’s view of the cluster', () => {
       await expect.poll(peers, { timeout: 30_000 }).toEqual(left.map(peer));
       await expect.poll(names).toEqual([SELF, ...left.map((n) => `node-${n}`)]);
       await expect.poll(() => manager.health.connected && whole.health.connected).toBe(true);
-      expect(whole.health).toMatchObject({ relists: 2, faults: { gone: 1 } });
+      expect(whole.health).toMatchObject({ activity: { lists: 2, faults: { gone: 1 } } });
     } finally {
       await whole.stop();
     }
@@ -209,7 +209,9 @@ async function reflect(client: ApiClient, done: (reflector: Reflector<unknown>) 
   const reflector = reflectorOf(client, { metadataOnly: true });
   reflector.start();
   try {
-    await expect.poll(() => done(reflector) || (reflector.health.faults.auth ?? 0) > 0).toBe(true);
+    await expect
+      .poll(() => done(reflector) || (reflector.health.activity.faults['auth'] ?? 0) > 0)
+      .toBe(true);
     if (!done(reflector)) throw new Error(reflector.health.lastError);
   } finally {
     await reflector.stop();

@@ -13,6 +13,8 @@ const debian = {
   runc: [['runc'], 'usr/sbin/runc'],
   busybox: [['busybox-static'], 'bin/busybox'],
   ipset: [['ipset', 'libipset13'], 'usr/sbin/ipset'],
+  prometheus: [['prometheus'], 'usr/bin/prometheus'],
+  promtool: [['prometheus'], 'usr/bin/promtool'],
 } as const;
 
 export type DebianProgram = keyof typeof debian;

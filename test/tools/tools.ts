@@ -5,7 +5,7 @@ import { buildPrograms, missingForPrograms, type Program } from '../support/go-p
 import { programs } from '../support/peer-programs.ts';
 
 /** Unpacked from Debian's packages, outside the checkout. */
-const fromDebian: readonly DebianProgram[] = [];
+const fromDebian: readonly DebianProgram[] = ['prometheus', 'promtool'];
 
 /** Built from their Go modules. */
 const fromGo: readonly Program[] = [programs.helm];

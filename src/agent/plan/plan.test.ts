@@ -28,6 +28,7 @@ const OPTIONS: PlanOptions = {
     metricsAddr: '',
     ipMasq: true,
     flowTableSize: 1024,
+    metricsTop: 250,
     ipamDir: '',
   },
   backend: { type: 'vxlan', vni: 1, port: 8472, directRouting: false },
