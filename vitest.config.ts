@@ -11,6 +11,7 @@ const scale = Number(process.env['TEST_TIME_SCALE'] ?? 1);
  *
  * How files for tests are named:
  * - Tests lie beside what they test: NAME.test.ts, NAME.system.test.ts. Tests of the whole are below test/.
+ * - What needs other people's tools is test/tools/NAME.tools.test.ts, and has a configuration of its own: `npm run test:tools`.
  * - What tests import is NAME.support.ts, and lies beside them. Below test/, where everything is for tests, a folder's files
  *   share `support.ts`, and folders share test/support/.
  * - What runs as a child process, often in a network namespace of its own, is NAME.child.ts. Nothing imports it.
@@ -26,7 +27,7 @@ export default defineConfig({
           name: 'unit',
           include: ['{src,bench,test}/**/*.test.ts'],
           // *.tools.test.ts: npm run test:tools.
-          exclude: ['**/*.system.test.ts', '**/*.tools.test.ts', '**/node_modules/**'],
+          exclude: ['**/*.{system,tools}.test.ts', '**/node_modules/**'],
           // On a busy machine what must come may come late.
           expect: { poll: { timeout: 4_000 * scale } },
           testTimeout: 5_000 * scale,

@@ -5,10 +5,11 @@
  * the agent's memory and most of its start-up time.
  */
 import { readFileSync } from 'node:fs';
-import { rm, writeFile } from 'node:fs/promises';
+import { cp, rm, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { rolldown } from 'rolldown';
+import { PAGE_PARTS } from '../src/agent/page/page.ts';
 
 const root = dirname(import.meta.dirname);
 /** As deep below the root as the sources, which find build/ by `../../build`. */
@@ -51,6 +52,7 @@ export async function buildAgent(): Promise<string> {
   await bundle.close();
   const modules = output.flatMap((part) => (part.type === 'chunk' ? part.moduleIds : []));
   await writeFile(join(root, BUNDLED_PACKAGES), `${JSON.stringify(packagesOf(modules), undefined, 2)}\n`);
+  for (const part of PAGE_PARTS) await cp(join(root, 'src/agent/page/browser', part), join(directory, part));
   return join(directory, 'main.js');
 }
 

@@ -6,6 +6,8 @@ import { isDeepStrictEqual } from 'node:util';
 import { beforeAll, describe, expect, it } from 'vitest';
 import { BpfMap } from '#libbpf-ts';
 import { buildAgent } from '../scripts/build-agent.ts';
+import type { Overview } from '../src/agent/page/overview.ts';
+import { requireAgent } from '../src/cli/ask-agent.ts';
 import type { FlowRow } from '../src/cli/flows.ts';
 import type { MapAudit } from '../src/cli/map-diff.ts';
 import type { MapRow } from '../src/cli/maps.ts';
@@ -14,6 +16,7 @@ import type { Status } from '../src/cli/status.ts';
 import { decode } from '../src/dataplane/codec.ts';
 import { type Counter, readCounters } from '../src/dataplane/counters.ts';
 import { layout } from '../src/dataplane/layout.gen.ts';
+import { packetsBetweenPods } from '../src/dataplane/pod-traffic.ts';
 import { mapNames, openTables, pinPaths } from '../src/dataplane/tables.ts';
 import { listLinks } from '../src/dataplane/links.ts';
 import { run, tryRun } from '../src/host/run.ts';
@@ -429,9 +432,9 @@ describe.skipIf(missingHere('iptables'))('the command, on two nodes with a pod e
     }
   }, 180_000);
 
-  describe('for Prometheus and the kubelet', () => {
-    const get = (path: string) => askOverHttp(node, path);
+  const get = (path: string) => askOverHttp(node, path);
 
+  describe('for Prometheus and the kubelet', () => {
     it.each(['/healthz', '/readyz'])('answers %s', async (path) => {
       expect(await get(path)).toMatchObject({ status: 200, body: 'ok\n' });
     });
@@ -477,6 +480,55 @@ describe.skipIf(missingHere('iptables'))('the command, on two nodes with a pod e
       });
       const found = exported.split('\n').filter((line) => /^ripstop_(packets|bytes)_total\{/.test(line));
       expect(found.sort()).toEqual(lines.sort());
+    });
+  });
+
+  describe('for people, the page', () => {
+    it('is one document that the browser may only run as it is', async () => {
+      const { status, type, headers, body } = await get('/');
+      expect({ status, type }).toEqual({ status: 200, type: 'text/html; charset=utf-8' });
+      expect(body).toMatch(/^<!doctype html>[^]*<\/html>\s*$/);
+      expect(headers).toMatchObject({
+        'content-security-policy': expect.stringMatching(
+          /^default-src 'none'; script-src 'sha256-/,
+        ) as unknown,
+        'x-content-type-options': 'nosniff',
+        'cache-control': 'no-store',
+      });
+      expect(headers).not.toHaveProperty('set-cookie');
+    });
+
+    it('shows what the commands show', async () => {
+      const [pod, other] = [podOf(node), podOf(here.nodes[1])];
+      const read = async () =>
+        (await requireAgent(runDirOf(here.lab, node), '/overview.json', 5000)) as Overview;
+      await ping(pod, other.ip, 5);
+      using tables = openTables(bpffsOf(here.lab, node));
+      const counters = () => readCounters(tables);
+      await expect.poll(async () => (await read()).betweenPods).toEqual(packetsBetweenPods(counters()));
+      const { agent } = await json<Status>('status');
+      const after = await read();
+      expect(after).toMatchObject({
+        node: 'node1',
+        mode: 'cni',
+        ready: true,
+        podCidrs: [node.podCIDR],
+        uplink: { name: agent?.uplink?.name, mtu: agent?.uplink?.mtu },
+        problems: [],
+        pods: { total: 1, kernelPath: 0, shown: [{ name: 'default/pod1', addresses: [pod.ip] }] },
+        peers: { total: 1, kernelPath: 0, shown: [{ name: 'node2', addresses: [here.nodes[1]!.podCIDR] }] },
+      });
+      // Another counter may have moved for the first time in between.
+      const moved = counters().filter(({ packets }) => packets > 0);
+      const nameOf = ({ hook, verdict, reason }: Counter) => `${hook} ${verdict} ${reason}`;
+      expect(moved.map(nameOf)).toEqual(expect.arrayContaining(after.counters.map(nameOf)));
+      await expect
+        .poll(async () => {
+          await ping(pod, other.ip, 5);
+          const { pods, peers } = await read();
+          return Math.min(...[pods, peers].map(({ shown }) => shown[0]?.rate?.fastPerSecond ?? 0));
+        })
+        .toBeGreaterThan(1);
     });
   });
 

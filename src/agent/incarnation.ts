@@ -6,6 +6,8 @@
 import type { Logger } from 'pino';
 import type { ClusterSnapshot, NetConf, OwnNode, Peer, SubnetManager } from '../cluster/index.ts';
 import { type Attachment, AttachmentStore } from '../cni/attachments.ts';
+import { desiredConfig } from '../dataplane/desired.ts';
+import type { Networks } from '../dataplane/flow-sums.ts';
 import { XdpAnswers } from '../dataplane/links.ts';
 import { type LoadedPrograms, ProgramSet } from '../dataplane/programs.ts';
 import { pinPaths, type Tables } from '../dataplane/tables.ts';
@@ -172,6 +174,12 @@ export class Incarnation implements Disposable {
 
   get tables(): Tables | undefined {
     return this.loaded?.tables;
+  }
+
+  /** The networks by which the programs tell whose an address is; undefined before there was a plan for them. */
+  get networks(): Networks | undefined {
+    const { standing } = this;
+    return standing && desiredConfig(standing.plan.outline.settings);
   }
 
   get statuses(): TargetStatus[] {

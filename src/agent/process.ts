@@ -51,13 +51,14 @@ import { enteredOwn, enteredPeers, KernelSubnetManager } from './kernel-source.t
 import { type LastKnown, LastKnownFile } from './last-known.ts';
 import { GarbageCollector } from './memory.ts';
 import { leaseOf } from './lease.ts';
+import { readPage } from './page/page.ts';
+import { OverviewReader } from './page/reader.ts';
 import { type AgentOptions, type Mode, runFiles } from './options.ts';
 import { KERNEL_PATH_REASONS, type NodeFamily } from './plan/index.ts';
 import { podNetworks } from './pod-networks.ts';
 import { Publisher } from './publisher.ts';
-import { Report } from './report.ts';
+import { Report, type StatusFacts } from './report.ts';
 import type { NodeSnapshot } from './snapshot.ts';
-import type { AgentStatus } from './status.ts';
 import { Talkers } from './talkers.ts';
 
 /** /healthz fails when a pass takes longer, so that the kubelet restarts the agent. A first pass takes seconds. */
@@ -183,6 +184,7 @@ class AgentProcess {
   readonly #conflist: ConflistInstaller;
   readonly #garbage = new GarbageCollector();
   readonly #traffic = new TrafficHistory();
+  readonly #overview: OverviewReader;
   /** What files said against the kernel when they were last asked, and when that was (monotonic ms). */
   #heard: { readonly whys: readonly string[]; readonly atMs: number } = { whys: [], atMs: -Infinity };
   /** What they said twice in a row: once may be an ADD or DEL under way. */
@@ -228,6 +230,14 @@ class AgentProcess {
     this.#lastKnownFile = new LastKnownFile(file, { nodeName: options.nodeName, lease }, log);
     this.#report = new Report(options, flannel?.contradictions ?? [], log);
     this.#metrics = createMetrics(() => this.#facts());
+    this.#overview = new OverviewReader({
+      summary: () => this.#report.summary(this.#statusFacts()),
+      peers: () => this.#report.peers(this.#incarnation?.serviceOf),
+      attachments: () => this.#store.list(),
+      node: () => this.#incarnation?.standing?.node,
+      tables: () => this.#incarnation?.tables,
+      networks: () => this.#incarnation?.networks,
+    });
   }
 
   /**
@@ -492,6 +502,11 @@ class AgentProcess {
 
   #routes(): Record<string, HttpRoute> {
     return {
+      '/': readPage,
+      '/overview.json': async () => ({
+        body: await this.#overview.text(),
+        contentType: 'application/json',
+      }),
       '/metrics': async () => ({
         body: await this.#metrics.scrape(),
         contentType: this.#metrics.contentType,
@@ -506,7 +521,7 @@ class AgentProcess {
         return why === undefined ? { body: 'ok\n' } : { status: 503, body: `not ready: ${why}\n` };
       },
       '/status': async () => ({
-        body: JSON.stringify(this.#status()),
+        body: JSON.stringify(this.#report.toStatus({ ...this.#statusFacts(), recent: this.#recent() })),
         contentType: 'application/json',
       }),
     };
@@ -578,16 +593,15 @@ class AgentProcess {
     if (tables) this.#traffic.note(packetsBetweenPods(readCounters(tables)), performance.now());
   }
 
-  #status(): AgentStatus {
+  #statusFacts(): StatusFacts {
     const { standing, serviceOf, statuses = [] } = this.#incarnation ?? {};
-    return this.#report.toStatus({
+    return {
       notReady: this.#notReady,
       health: this.#subnets.health,
       podDevice: this.#podDevice,
       standing,
       serviceOf,
       statuses,
-      recent: this.#recent(),
-    });
+    };
   }
 }

@@ -124,7 +124,22 @@ export class Report {
     this.#doubtfulPods = whys;
   }
 
-  toStatus({ notReady, health, podDevice, standing, serviceOf, statuses, recent }: StatusFacts): AgentStatus {
+  toStatus(facts: StatusFacts): AgentStatus {
+    return { ...this.summary(facts), peers: this.peers(facts.serviceOf) };
+  }
+
+  /** The peers, which may be many. */
+  peers(serviceOf: StatusFacts['serviceOf']): AgentStatus['peers'] {
+    return this.cluster.peers.map((peer) => {
+      const { name, podCidr, vtepIp } = peer;
+      const { kernelPathOnly } = serviceOf?.(peer) ?? {};
+      return { name, podCidr: formatCidr(podCidr), vtepIp, ...(kernelPathOnly && { kernelPathOnly }) };
+    });
+  }
+
+  /** All else. */
+  summary(facts: StatusFacts): Omit<AgentStatus, 'peers'> {
+    const { notReady, health, podDevice, standing, statuses, recent } = facts;
     const { lastKnownAgeMs, cluster } = this;
     return {
       node: this.#node.nodeName,
@@ -140,11 +155,6 @@ export class Report {
         ...(health.lastError !== undefined && { lastError: health.lastError }),
         ...(lastKnownAgeMs !== undefined && { lastKnownAgeMs }),
       },
-      peers: cluster.peers.map((peer) => {
-        const { name, podCidr, vtepIp } = peer;
-        const { kernelPathOnly } = serviceOf?.(peer) ?? {};
-        return { name, podCidr: formatCidr(podCidr), vtepIp, ...(kernelPathOnly && { kernelPathOnly }) };
-      }),
       ...(recent && { recent }),
       alarms: this.alarms,
       targets: statuses,

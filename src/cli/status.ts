@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+import { agentProblems, describeWatch, type Problem } from '../agent/problems.ts';
 import type { AgentStatus } from '../agent/status.ts';
 import { readCounters } from '../dataplane/counters.ts';
 import { fastPercentOf, packetsBetweenPods, type PacketsByVerdict } from '../dataplane/pod-traffic.ts';
@@ -59,25 +60,12 @@ export async function readStatus(bpffs: string, runDir: string): Promise<Status>
   };
 }
 
-/** How many failures of a target are shown; the rest is in the JSON. */
-const FAILURES_SHOWN = 3;
-
-type Line = readonly [name: string, text: string];
+type Line = Problem;
 
 /** What a person must look at; none when all is well. */
 export function problemsOf({ agent, attached }: Status): Line[] {
   if (!agent) return [['agent', 'NOT RUNNING (the pinned programs forward without it)']];
-  const { ready, notReady, api, alarms, targets } = agent;
-  const lines: Line[] = alarms.map(({ node, reason }) => ['ALARM', `${node}: ${reason}`]);
-  for (const { name, failures } of targets)
-    for (const { key, why } of failures.slice(0, FAILURES_SHOWN))
-      lines.push(['ERROR', `${name} ${key}: ${why}`]);
-  if (!ready) lines.push(['NOT READY', notReady ?? 'the agent does not say why']);
-  if (!api.connected) lines.push(['API watch', describeWatch(agent)]);
-  if (api.lastKnownAgeMs !== undefined) {
-    const age = Math.round(api.lastKnownAgeMs / 1000);
-    lines.push(['LAST KNOWN', `runs on the last-known state, ${age} s old, until the API server answers`]);
-  }
+  const lines = agentProblems(agent);
   const gone = attached.filter(({ live }) => !live).map(({ hook, device }) => `${hook} of ${device}`);
   if (gone.length > 0) lines.push(['DETACHED', `${gone.join(', ')}: the device is gone`]);
   return lines;
@@ -155,11 +143,4 @@ function describeWatched(watched: readonly string[]): string {
     return `at once, also without an agent (${watched.length} functions of the kernel watched)`;
   const seconds = FLOW_LIFETIME_MS / 1000;
   return `with the agent's next event; without one, and of iptables-legacy and ipset, within ${seconds} s`;
-}
-
-function describeWatch({ api }: AgentStatus): string {
-  const age =
-    api.lastEventAgeMs === undefined ? '' : `, last event ${Math.round(api.lastEventAgeMs / 1000)} s ago`;
-  if (api.connected) return `connected${api.synced ? '' : ', waiting for the first list'}${age}`;
-  return `NOT CONNECTED${age}${api.lastError === undefined ? '' : `: ${api.lastError}`}`;
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /** A trace and the kernel's answer, for people. */
+import { EXPLANATIONS } from '../dataplane/explanations.ts';
 import { type KernelAnswer, type NextHop, tableName } from '../host/kernel-answer.ts';
 import { hexDump } from '../net/dissect.ts';
 import { flowText, type Lookup } from './lookups.ts';
@@ -13,18 +14,6 @@ const LISTED = 10;
 function line(title: string, text: string): string {
   return `  ${title.padEnd(11)}${text}\n`;
 }
-
-/** Why packets take the kernel path, where the reason's name does not say it. */
-const EXPLANATIONS: Readonly<Record<string, string>> = {
-  new_flow: 'not in the flow table: the first packets of a flow take the kernel path, and teach it',
-  handshake: 'conntrack must see the beginnings and ends of TCP connections',
-  old_epoch: 'rules, routes or settings have changed since the flow was learned',
-  expired: 'learned too long ago: one packet asks the kernel path again',
-  unsettled: 'earlier packets may still be under way on the kernel path',
-  other_way: 'the flow was learned from another interface, or with another TTL or DSCP',
-  marked: 'the endpoint or the peer is marked for the kernel path',
-  too_big: 'larger than what this way is known to carry',
-};
 
 export function renderTrace({ packet, bytes, knownFlows, hops, kernel }: Trace): string {
   return [

@@ -8,6 +8,7 @@ import { readCounters } from '../dataplane/counters.ts';
 import {
   addUp,
   type Carried,
+  carriedSince,
   type CarriedSums,
   countedSince,
   type FlowCount,
@@ -160,16 +161,6 @@ export function trafficBetween(before: TrafficReading, after: TrafficReading, na
     packetsPerSecond: { fast: perSecond('fast'), kernel: perSecond('kernel'), drop: perSecond('drop') },
     nsPerRun: Object.fromEntries(runs.filter(([, ns]) => ns > 0 && Number.isFinite(ns))),
   };
-}
-
-/** A sum that has become smaller was evicted, and began again. */
-function carriedSince<K>(before: ReadonlyMap<K, Carried>, after: ReadonlyMap<K, Carried>): Map<K, Carried> {
-  const differences = Array.from(after, ([key, now]): [K, Carried] => {
-    const then = before.get(key);
-    if (!then || then.packets > now.packets) return [key, now];
-    return [key, { packets: now.packets - then.packets, bytes: now.bytes - then.bytes }];
-  });
-  return new Map(differences);
 }
 
 function rowsOf<K extends string | number>(

@@ -139,6 +139,19 @@ export function countedSince(before: readonly FlowCount[], after: readonly FlowC
   });
 }
 
+/** What the kernel path has carried since an earlier reading. A sum that has become smaller was evicted, and began again. */
+export function carriedSince<K>(
+  before: ReadonlyMap<K, Carried>,
+  after: ReadonlyMap<K, Carried>,
+): Map<K, Carried> {
+  const differences = Array.from(after, ([key, now]): [K, Carried] => {
+    const then = before.get(key);
+    if (!then || then.packets > now.packets) return [key, now];
+    return [key, { packets: now.packets - then.packets, bytes: now.bytes - then.bytes }];
+  });
+  return new Map(differences);
+}
+
 /** Every flow in the table. */
 export function readFlowCounts(tables: FlowTables, networks: Networks): FlowCount[] {
   return [...scanFlowCounts(tables, networks)];

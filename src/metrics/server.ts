@@ -4,8 +4,19 @@ import { createServer, type RequestListener, type Server } from 'node:http';
 import { once } from 'node:events';
 import { errorText, RipstopError } from '../errors.ts';
 
-/** Answers one path; `contentType` defaults to text. */
-export type HttpRoute = () => Promise<{ status?: number; body: string; contentType?: string }>;
+export interface HttpAnswer {
+  readonly status?: number;
+  readonly body: string;
+  /** Default: text. */
+  readonly contentType?: string;
+  readonly headers?: Readonly<Record<string, string>>;
+}
+
+/** Answers one path. */
+export type HttpRoute = () => Promise<HttpAnswer>;
+
+/** Whatever is served is current, and is what its type says. */
+const HEADERS = { 'cache-control': 'no-store', 'x-content-type-options': 'nosniff' };
 
 /** A TCP address to serve at. */
 export interface Address {
@@ -18,8 +29,8 @@ export interface Address {
 }
 
 /**
- * Serve GET routes on TCP addresses and on a unix socket (mode 0600): the first for Prometheus and the kubelet, the
- * second for readers on the node, whichever network namespace they are in.
+ * Serve GET routes on TCP addresses and on a unix socket (mode 0600): the first for Prometheus, the kubelet and
+ * browsers, the second for readers on the node, whichever network namespace they are in.
  * @param localRoutes more of them, on the socket alone.
  * @throws RipstopError when an address is taken or no address.
  */
@@ -39,8 +50,8 @@ export async function serveRoutes(
         return;
       }
       route().then(
-        ({ status = 200, body, contentType = 'text/plain; charset=utf-8' }) =>
-          response.writeHead(status, { 'content-type': contentType }).end(body),
+        ({ status = 200, body, contentType = 'text/plain; charset=utf-8', headers }) =>
+          response.writeHead(status, { ...HEADERS, ...headers, 'content-type': contentType }).end(body),
         (error: unknown) => response.writeHead(500).end(`${errorText(error)}\n`),
       );
     };

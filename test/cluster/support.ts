@@ -468,13 +468,15 @@ export async function ripstopJson<T>(lab: Lab, node: NodeState, ...args: string[
 export interface HttpAnswer {
   readonly status: number;
   readonly type: string;
+  readonly headers: Readonly<Record<string, string>>;
   readonly body: string;
 }
 
 /** What the agent of a node answers on the node's loopback. */
 export async function askOverHttp(node: NodeState, path: string, at = '127.0.0.1:9480'): Promise<HttpAnswer> {
   const script = `const r = await fetch(${JSON.stringify(`http://${at}${path}`)});
-    console.log(JSON.stringify({ status: r.status, type: r.headers.get('content-type'), body: await r.text() }))`;
+    const headers = Object.fromEntries(r.headers);
+    console.log(JSON.stringify({ status: r.status, type: headers['content-type'], headers, body: await r.text() }))`;
   const answer = await run(process.execPath, ['--input-type=module', '-e', script], inNetns(node));
   return JSON.parse(answer) as HttpAnswer;
 }

@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/** What the reasons of the verdicts `kernel` and `drop` mean, where the reason's name does not say it. For people. */
+export const EXPLANATIONS: Readonly<Record<string, string>> = {
+  new_flow: 'not in the flow table: the first packets of a flow take the kernel path, and teach it',
+  handshake: 'conntrack must see the beginnings and ends of TCP connections',
+  old_epoch: 'rules, routes or settings have changed since the flow was learned',
+  expired: 'learned too long ago: one packet asks the kernel path again',
+  unsettled: 'earlier packets may still be under way on the kernel path',
+  other_way: 'the flow was learned from another interface, or with another TTL or DSCP',
+  marked: 'the endpoint or the peer is marked for the kernel path',
+  too_big: 'larger than what this way is known to carry',
+  not_ip: 'ARP, frames of a VLAN, and the like',
+  not_vxlan: "the node's own traffic on the uplink",
+  ip_options: 'with IP options or IPv6 extension headers',
+  fragment: 'conntrack reassembles packets first',
+  protocol: 'neither TCP, UDP nor an ICMP echo',
+  link_local: 'a pod finds its neighbours, or has no address yet',
+  learned: 'leaves the kernel path, and its flow was learned: the next packets can be fast',
+  outside: 'the other end is no pod, but a node or somebody behind it',
+  from_peer: 'the kernel path has decapsulated it, and its sender may send for its source',
+  not_seen: 'leaves the kernel path, which has changed it, or its arrival was not seen',
+  not_established: 'leaves the kernel path, and conntrack must see more of its connection',
+  no_endpoint: "an address of this node's podCIDR that no pod has",
+  no_peer: 'an address of the cluster network that no peer has',
+  unknown_peer: 'VXLAN from an address that no node has',
+  spoofed_source: 'its inner source belongs to another node than the one that sent it',
+  other_source: 'a pod sent it from an address that is not its own',
+  vxlan_from_pod: 'a pod sent VXLAN to a node',
+  ecn: 'congestion is marked on a packet whose sender cannot react to it',
+};
