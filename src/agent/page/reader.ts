@@ -12,7 +12,7 @@ import { podFacts } from './pods.ts';
 import { ratesBetween, type TrafficReading } from './rates.ts';
 
 /** Of a core: for what grows with the cluster and the flow table, and for all else. With HTTP, less than 1 %. */
-const ENDS_SHARE = 0.004;
+const ENDS_SHARE = 0.002;
 const SHARE = 0.002;
 
 /** What the overview is read from. */
