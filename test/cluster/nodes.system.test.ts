@@ -142,6 +142,7 @@ describe.skipIf(missingHere())('a Node', () => {
       nextHop: WHERE.ip,
       flags: ['present'],
       fastPath: true,
+      live: { flows: 0, packets: 0, bytes: 0 },
     });
     await followed('a new VTEP address', () => annotate('joins', lease(moved)), moved);
     await followed('a new VTEP MAC', () => annotate('joins', lease(renewed)), renewed);
