@@ -83,7 +83,7 @@ describe.skipIf(missingHere())('an agent in a pod that starts before kube-proxy'
     const { agent: status } = await ripstopJson<Status>(cluster.lab, node(), 'status');
     expect(status).toMatchObject({ ready: false, notReady: expect.stringMatching(WHY) });
 
-    await new Promise((resolve) => setTimeout(resolve, 10_000));
+    await new Promise((resolve) => setTimeout(resolve, 5_000));
     await startKubeProxy();
     const ms = await timeUntil(async () => (await cniStatus(cluster.lab, node())) === undefined);
     console.log(`ready ${ms} ms after kube-proxy`);
@@ -101,7 +101,7 @@ describe.skipIf(missingHere())('an agent in a pod that starts before kube-proxy'
       .poll(apiOf)
       .toMatchObject({ connected: false, synced: false, lastError: expect.stringMatching(WHY) });
 
-    await new Promise((resolve) => setTimeout(resolve, 10_000));
+    await new Promise((resolve) => setTimeout(resolve, 5_000));
     await startKubeProxy();
     const ms = await timeUntil(async () => (await apiOf()).synced);
     console.log(`in touch ${ms} ms after kube-proxy`);
