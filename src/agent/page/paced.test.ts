@@ -50,7 +50,7 @@ it('keeps nothing once nobody asks', () => {
   expect(befores).toEqual([undefined, undefined]);
 });
 
-it('reads what costs much so seldom that it takes less than 1 % of a core', () => {
+it('reads what costs much so seldom that its readings take less than 1 % of a core', () => {
   const { paced, befores } = counting(40);
   for (let second = 1; second <= 100; second++) {
     paced.get();

@@ -11,7 +11,7 @@ import { Paced } from './paced.ts';
 import { podFacts } from './pods.ts';
 import { ratesBetween, type TrafficReading } from './rates.ts';
 
-/** Of a core: for what grows with the cluster and the flow table, and for all else. With HTTP, less than 1 %. */
+/** Of a core: for what grows with the cluster and the flow table, and for all else. With HTTP, about 1 %. */
 const ENDS_SHARE = 0.002;
 const SHARE = 0.002;
 
