@@ -9,7 +9,7 @@
  *   sudo npm run test:kubernetes -- --only e2e    all of Kubernetes' network tests; or e2e-iptables, e2e-dual-stack ...
  *   sudo npm run test:kubernetes -- --down        takes down what --keep has kept
  */
-import { spawn } from 'node:child_process';
+import type { ChildProcess } from 'node:child_process';
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { styleText } from 'node:util';
@@ -35,6 +35,7 @@ import { fetchDebianPrograms } from '../test/support/debian-programs.ts';
 import { buildPrograms, missingForPrograms, type Program } from '../test/support/go-programs.ts';
 import { reportFailure } from './failure.ts';
 import { buildImage } from './image.ts';
+import { runStories } from './stories.ts';
 
 const ROOT = join(import.meta.dirname, '..');
 const STORIES = join(ROOT, 'test/kubernetes/stories');
@@ -72,16 +73,10 @@ async function missing(programs: readonly Program[]): Promise<string | undefined
 
 /** Run stories on the cluster. @returns whether all have passed */
 async function tell(cluster: Cluster, chosen: readonly string[]): Promise<boolean> {
-  const vitest = join(ROOT, 'node_modules/vitest/vitest.mjs');
   const files = chosen.map((story) => join(STORIES, `${story}.story.ts`));
-  const argv = [vitest, 'run', '--config', join(ROOT, 'test/kubernetes/vitest.config.ts'), ...files];
   const env = { ...process.env, RIPSTOP_KUBERNETES: cluster.options.name };
-  const child = spawn(process.execPath, argv, { cwd: ROOT, stdio: 'inherit', env });
-  stop = (signal) => child.kill(signal);
-  const code = await new Promise<number>((resolve, reject) => {
-    child.on('error', reject);
-    child.on('exit', (exitCode) => resolve(exitCode ?? 1));
-  });
+  const onStart = (child: ChildProcess): void => void (stop = (signal) => child.kill(signal));
+  const code = await runStories('test/kubernetes/vitest.config.ts', files, { env, onStart });
   return code === 0;
 }
 

@@ -7,9 +7,8 @@
  *
  *   sudo npm run test:peers [-- exchanges | cluster | flannel ...]
  */
-import { spawn } from 'node:child_process';
 import { existsSync, readdirSync } from 'node:fs';
-import { dirname, join } from 'node:path';
+import { dirname } from 'node:path';
 import { labDir, labDown } from '../src/lab/index.ts';
 import { isAlive } from '../src/lab/netns.ts';
 import { missingForLab } from '../src/lab/lab.support.ts';
@@ -17,8 +16,7 @@ import { fetchDebianPrograms } from '../test/support/debian-programs.ts';
 import { buildPrograms, missingForPrograms } from '../test/support/go-programs.ts';
 import { peersOfLab } from '../test/support/peer-programs.ts';
 import { reportFailure } from './failure.ts';
-
-const ROOT = join(import.meta.dirname, '..');
+import { runStories } from './stories.ts';
 
 /** Take down the labs of runs that did not end properly. Their names end in the process id of their run. */
 async function sweep(): Promise<void> {
@@ -39,16 +37,8 @@ async function main(stories: readonly string[]): Promise<number> {
   const note = (line: string): void => console.log(`test-peers: ${line}`);
   await fetchDebianPrograms(['ipset'], note);
   await buildPrograms(peersOfLab, note);
-  const vitest = join(ROOT, 'node_modules/vitest/vitest.mjs');
   const files = stories.map((story) => `test/peers/${story}`);
-  const argv = [vitest, 'run', '--config', join(ROOT, 'test/peers/vitest.config.ts'), ...files];
-  const child = spawn(process.execPath, argv, { cwd: ROOT, stdio: 'inherit' });
-  // The child gets Ctrl-C too, and cleans up.
-  for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => child.kill(signal));
-  const exitCode = await new Promise<number>((resolve, reject) => {
-    child.on('error', reject);
-    child.on('exit', (code) => resolve(code ?? 1));
-  });
+  const exitCode = await runStories('test/peers/vitest.config.ts', files);
   await sweep();
   return exitCode;
 }

@@ -5,9 +5,7 @@ import { once } from 'node:events';
 import type { Writable } from 'node:stream';
 import { reasonNames, type Verdict } from '../dataplane/counters.ts';
 import { Listener, type PacketEvent } from '../dataplane/events.ts';
-import { listLinks } from '../dataplane/links.ts';
-import { readConfig } from '../dataplane/rehearsal.ts';
-import { pinPaths } from '../dataplane/tables.ts';
+import { readAttachedConfig } from '../dataplane/rehearsal.ts';
 import { RipstopError } from '../errors.ts';
 import { linkNames } from '../host/netlink.ts';
 import { addressFamily, type Cidr, cidrContains, hostCidr, parseCidr } from '../net/ip.ts';
@@ -100,8 +98,8 @@ function listen(
 }
 
 function vxlanPort(bpffs: string): number {
-  const link = [...listLinks(pinPaths(bpffs).links).values()].find(({ programId }) => programId !== 0);
-  if (link) return readConfig(link.programId).vxlan_port;
+  const config = readAttachedConfig(bpffs);
+  if (config) return config.vxlan_port;
   throw new RipstopError(`no program of ripstop is attached on this node (looked below ${bpffs})`);
 }
 

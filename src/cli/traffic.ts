@@ -6,14 +6,10 @@ import { BpfProgram } from '#libbpf-ts';
 import { AttachmentStore } from '../cni/attachments.ts';
 import { readCounters } from '../dataplane/counters.ts';
 import {
-  addUp,
   type Carried,
-  carriedSince,
-  type CarriedSums,
-  countedSince,
-  type FlowCount,
-  readCarried,
-  readFlowCounts,
+  type Counted,
+  countedBetween,
+  readCounted,
   serviceKey,
 } from '../dataplane/flow-sums.ts';
 import { type PacketsByVerdict, packetsBetweenPods } from '../dataplane/pod-traffic.ts';
@@ -32,11 +28,9 @@ export interface ProgramRuns {
 }
 
 /** Everything at one moment. */
-export interface TrafficReading {
+export interface TrafficReading extends Counted {
   /** Monotonic. */
   readonly atMs: number;
-  readonly flows: readonly FlowCount[];
-  readonly carried: CarriedSums;
   /** Between pods, since the maps were made. */
   readonly packets: PacketsByVerdict;
   readonly programs: ReadonlyMap<string, ProgramRuns>;
@@ -56,12 +50,10 @@ export function readTraffic(bpffs: string): TrafficReading {
   const networks = readPinnedConfig(bpffs);
   if (!networks)
     throw new RipstopError(`no programs of ripstop are pinned below ${bpffs}; does its agent run?`);
-  const flows = readFlowCounts(tables, networks);
-  const atMs = performance.now();
+  const counted = readCounted(tables, networks);
   return {
-    flows,
-    atMs,
-    carried: readCarried(tables, networks),
+    ...counted,
+    atMs: performance.now(),
     packets: packetsBetweenPods(readCounters(tables)),
     programs: readPrograms(bpffs),
   };
@@ -137,16 +129,11 @@ export interface Traffic {
 /** What happened between two readings. */
 export function trafficBetween(before: TrafficReading, after: TrafficReading, names: TrafficNames): Traffic {
   const seconds = Math.max(0.001, (after.atMs - before.atMs) / 1000);
-  const fast = addUp(countedSince(before.flows, after.flows));
-  const since = <K>(kind: keyof CarriedSums) =>
-    carriedSince(
-      before.carried[kind] as ReadonlyMap<K, Carried>,
-      after.carried[kind] as ReadonlyMap<K, Carried>,
-    );
-  const carriedByServices = since<string>('services');
+  const { fast, kernel } = countedBetween(before, after);
   // What hides addresses is among the Services that the kernel path has translated to; those that are known are real.
-  for (const key of carriedByServices.keys())
-    if (!names.services.has(key) && !fast.services.has(key)) carriedByServices.delete(key);
+  const known = kernel.services
+    .entries()
+    .filter(([key]) => names.services.has(key) || fast.services.has(key));
   const perSecond = (verdict: keyof PacketsByVerdict): number =>
     round(Math.max(0, after.packets[verdict] - before.packets[verdict]) / seconds);
   const runs = Array.from(after.programs, ([name, now]) => {
@@ -155,9 +142,9 @@ export function trafficBetween(before: TrafficReading, after: TrafficReading, na
   });
   return {
     seconds: Math.round(seconds * 1000) / 1000,
-    peers: rowsOf(names.peers, fast.peers, since<string>('peers'), seconds),
-    pods: rowsOf(names.pods, fast.endpoints, since<number>('endpoints'), seconds),
-    services: rowsOf(names.services, fast.services, carriedByServices, seconds),
+    peers: rowsOf(names.peers, fast.peers, kernel.peers, seconds),
+    pods: rowsOf(names.pods, fast.endpoints, kernel.endpoints, seconds),
+    services: rowsOf(names.services, fast.services, new Map(known), seconds),
     packetsPerSecond: { fast: perSecond('fast'), kernel: perSecond('kernel'), drop: perSecond('drop') },
     nsPerRun: Object.fromEntries(runs.filter(([, ns]) => ns > 0 && Number.isFinite(ns))),
   };

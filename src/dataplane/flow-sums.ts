@@ -140,16 +140,36 @@ export function countedSince(before: readonly FlowCount[], after: readonly FlowC
 }
 
 /** What the kernel path has carried since an earlier reading. A sum that has become smaller was evicted, and began again. */
-export function carriedSince<K>(
-  before: ReadonlyMap<K, Carried>,
-  after: ReadonlyMap<K, Carried>,
-): Map<K, Carried> {
+function carriedSince<K>(before: ReadonlyMap<K, Carried>, after: ReadonlyMap<K, Carried>): Map<K, Carried> {
   const differences = Array.from(after, ([key, now]): [K, Carried] => {
     const then = before.get(key);
     if (!then || then.packets > now.packets) return [key, now];
     return [key, { packets: now.packets - then.packets, bytes: now.bytes - then.bytes }];
   });
   return new Map(differences);
+}
+
+/** What was counted on both paths at one moment. */
+export interface Counted {
+  readonly flows: readonly FlowCount[];
+  readonly carried: CarriedSums;
+}
+
+export function readCounted(tables: FlowTables & Pick<Tables, 'carried'>, networks: Networks): Counted {
+  return { flows: readFlowCounts(tables, networks), carried: readCarried(tables, networks) };
+}
+
+/** What was counted between two readings, on each path: see {@link countedSince}. */
+export function countedBetween(before: Counted, after: Counted): { fast: FlowSums; kernel: CarriedSums } {
+  const [was, is] = [before.carried, after.carried];
+  return {
+    fast: addUp(countedSince(before.flows, after.flows)),
+    kernel: {
+      peers: carriedSince(was.peers, is.peers),
+      endpoints: carriedSince(was.endpoints, is.endpoints),
+      services: carriedSince(was.services, is.services),
+    },
+  };
 }
 
 /** Every flow in the table. */

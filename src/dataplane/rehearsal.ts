@@ -21,7 +21,7 @@ import { RipstopError } from '../errors.ts';
 import { decode, type Struct } from './codec.ts';
 import { readCounters, type Verdict } from './counters.ts';
 import { layout } from './layout.gen.ts';
-import type { HookName } from './links.ts';
+import { type HookName, listLinks } from './links.ts';
 import { objectDir, objectFile, objectOf, objects, type ProgramName } from './programs.ts';
 import { type MapName, mapNames, pinPaths, typedTable } from './tables.ts';
 
@@ -154,6 +154,14 @@ function testRun(program: BpfProgram, run: TestRun): TestRunResult {
 export function readConfig(programId: number): Struct<'config'> {
   using program = BpfProgram.fromId(programId);
   return configIn(readGlobals(program.info));
+}
+
+/** The configuration of the programs that are attached; undefined while none is. */
+export function readAttachedConfig(bpffs: string): Struct<'config'> | undefined {
+  const link = listLinks(pinPaths(bpffs).links)
+    .values()
+    .find(({ programId }) => programId !== 0);
+  return link && readConfig(link.programId);
 }
 
 /** The configuration of the programs that are pinned below a bpffs mount; undefined while there are none. */

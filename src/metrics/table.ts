@@ -70,6 +70,11 @@ const podLabels = {
   pod_namespace: "the pod's namespace, where it is known",
   pod_name: `its name, or its address on a bridge; \`${OTHER}\`: all that are not among the \`--metrics-top\` largest`,
 };
+const byReason = {
+  hook: 'where the program is attached, such as `from_pod`',
+  verdict: '`fast`, `kernel` or `drop`',
+  reason: 'as `ripstop stats` names it',
+};
 const live =
   'in the flow table; falls when flows end. The largest by bytes (--metrics-top, 250 unless set), and the rest';
 
@@ -78,11 +83,7 @@ export const table = {
   ripstop_packets_total: {
     type: 'counter',
     help: 'Packets (GSO super-packets count once) seen by the BPF programs, by hook, verdict and reason',
-    labels: {
-      hook: 'where the program is attached, such as `from_pod`',
-      verdict: '`fast`, `kernel` or `drop`',
-      reason: 'as `ripstop stats` names it',
-    },
+    labels: byReason,
     section: 'Fast path',
     panels: [
       {
@@ -123,11 +124,7 @@ export const table = {
   ripstop_bytes_total: {
     type: 'counter',
     help: 'Bytes of packets seen by the BPF programs, by hook, verdict (fast, kernel, drop) and reason',
-    labels: {
-      hook: 'where the program is attached, such as `from_pod`',
-      verdict: '`fast`, `kernel` or `drop`',
-      reason: 'as `ripstop stats` names it',
-    },
+    labels: byReason,
     section: 'Fast path',
     panels: [
       {

@@ -5,11 +5,11 @@ import { addressFamily, addressToBytes, type Family } from '../net/ip.ts';
 import { check, lastErrno, libc } from './calls.ts';
 import { NetlinkError } from './error.ts';
 
-/* sys/socket.h, linux/in.h, linux/in6.h */
-const SOCK_DGRAM = 2;
-const SOCK_FLAGS = 0o2004000; // CLOEXEC, NONBLOCK
+export const SOCK_DGRAM = 2;
+export const SOCK_FLAGS = 0o2004000; // CLOEXEC, NONBLOCK
 const PMTUDISC_DO = 2;
-const FAMILIES = {
+/** Numbers of sys/socket.h, linux/in.h and linux/in6.h. */
+export const IP_SOCKETS = {
   4: {
     number: 2,
     addressAt: 4,
@@ -48,7 +48,7 @@ export class DatagramSocket implements Disposable {
   /** @throws NetlinkError such as ENETUNREACH where there is no route. */
   static connect(address: string, port: number): DatagramSocket {
     const family = addressFamily(address) ?? 4;
-    const { number } = FAMILIES[family];
+    const { number } = IP_SOCKETS[family];
     const fd = check('open a UDP socket', libc().socket(number, SOCK_DGRAM | SOCK_FLAGS, 0));
     const socket = new DatagramSocket(fd, family);
     try {
@@ -67,14 +67,14 @@ export class DatagramSocket implements Disposable {
 
   /** Send no packet that a router, or this node, would have to fragment: {@link send} fails with EMSGSIZE. */
   forbidFragments(): void {
-    const { level, discover } = FAMILIES[this.family];
+    const { level, discover } = IP_SOCKETS[this.family];
     const set = libc().setsockopt(this.#fd, level, discover, Uint32Array.of(PMTUDISC_DO), 4);
     check('forbid fragments', set);
   }
 
   /** The largest IP packet that is known to reach the other side, bytes. */
   get pathMtu(): number {
-    const { level, mtu } = FAMILIES[this.family];
+    const { level, mtu } = IP_SOCKETS[this.family];
     const value = new Uint32Array(1);
     check('ask for the MTU', libc().getsockopt(this.#fd, level, mtu, value, Uint32Array.of(4)));
     return value[0]!;
@@ -82,7 +82,7 @@ export class DatagramSocket implements Disposable {
 
   /** The own port. */
   get port(): number {
-    const address = Buffer.alloc(FAMILIES[6].addressBytes);
+    const address = Buffer.alloc(IP_SOCKETS[6].addressBytes);
     check('getsockname', libc().getsockname(this.#fd, address, Uint32Array.of(address.length)));
     return address.readUInt16BE(2);
   }
@@ -104,7 +104,7 @@ export class DatagramSocket implements Disposable {
 
 /** `struct sockaddr_in` or `sockaddr_in6`. */
 export function socketAddress(family: Family, address: string, port: number): Buffer {
-  const { number, addressAt, addressBytes } = FAMILIES[family];
+  const { number, addressAt, addressBytes } = IP_SOCKETS[family];
   const bytes = Buffer.alloc(addressBytes);
   if (endianness() === 'LE') bytes.writeUInt16LE(number, 0);
   else bytes.writeUInt16BE(number, 0);

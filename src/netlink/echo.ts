@@ -7,33 +7,25 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { addressFamily, type Family } from '../net/ip.ts';
 import { checksum } from '../net/packets.ts';
 import { check, lastErrno, libc, poll } from './calls.ts';
-import { socketAddress } from './datagram.ts';
+import { IP_SOCKETS, SOCK_DGRAM, SOCK_FLAGS, socketAddress } from './datagram.ts';
 import { NetlinkError } from './error.ts';
 
-/* sys/socket.h, linux/in.h, linux/in6.h */
+/* sys/socket.h, linux/in.h */
 const SOCK_RAW = 3;
-const SOCK_DGRAM = 2;
-const SOCK_FLAGS = 0o2004000; // CLOEXEC, NONBLOCK
 const SO_RCVBUF = 8;
 const PMTUDISC_PROBE = 3;
-const FAMILIES = {
+const ICMP = {
   4: {
-    number: 2,
     protocol: 1,
     request: 8,
     reply: 0,
     header: 20,
-    /** SOL_IP, IP_MTU_DISCOVER. */
-    discover: [0, 10],
   },
   6: {
-    number: 10,
     protocol: 58,
     request: 128,
     reply: 129,
     header: 40,
-    /** SOL_IPV6, IPV6_MTU_DISCOVER. */
-    discover: [41, 23],
   },
 } as const;
 const ICMP_HEADER = 8;
@@ -95,7 +87,8 @@ export async function echo(
 }
 
 function openIcmp(family: Family): number {
-  const { number, protocol, discover } = FAMILIES[family];
+  const { number, level, discover } = IP_SOCKETS[family];
+  const { protocol } = ICMP[family];
   let fd = libc().socket(number, SOCK_RAW | SOCK_FLAGS, protocol);
   const { EPERM, EACCES } = constants.errno;
   if (fd < 0 && [EPERM, EACCES].includes(lastErrno()))
@@ -105,7 +98,7 @@ function openIcmp(family: Family): number {
     check('setsockopt', libc().setsockopt(fd, level, option, Uint32Array.of(value), 4));
   };
   try {
-    set(discover[0], discover[1], PMTUDISC_PROBE);
+    set(level, discover, PMTUDISC_PROBE);
     set(1, SO_RCVBUF, RECEIVE_BYTES); // SOL_SOCKET
     return fd;
   } catch (error) {
@@ -115,7 +108,7 @@ function openIcmp(family: Family): number {
 }
 
 function send(fd: number, family: Family, { to, bytes }: Echo, cookie: Buffer, index: number): EchoResult {
-  const { request, header } = FAMILIES[family];
+  const { request, header } = ICMP[family];
   const message = Buffer.alloc(Math.max(bytes - header, ICMP_HEADER + COOKIE_BYTES + 2));
   message.writeUInt8(request, 0);
   message.writeUInt16BE(cookie.readUInt16BE(), 4);
@@ -142,7 +135,7 @@ function receive(fd: number, family: Family, cookie: Buffer, answered: (index: n
     // Only raw sockets of IPv4 show the IP header. Echo replies begin with 0 or 129, IPv4 headers with 0x45 to 0x4f.
     const at = family === 4 && buffer[0]! >> 4 === 4 ? (buffer[0]! & 15) * 4 : 0;
     const found = buffer.subarray(at + ICMP_HEADER, at + ICMP_HEADER + COOKIE_BYTES);
-    if (buffer[at] !== FAMILIES[family].reply || length < at + ICMP_HEADER + COOKIE_BYTES + 2) continue;
+    if (buffer[at] !== ICMP[family].reply || length < at + ICMP_HEADER + COOKIE_BYTES + 2) continue;
     if (cookie.equals(found)) answered(buffer.readUInt16BE(at + ICMP_HEADER + COOKIE_BYTES));
   }
 }

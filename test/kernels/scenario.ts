@@ -70,19 +70,16 @@ const [one, two] = identities.map((identity): Node => ({
   runDir: join('/run', identity.name),
   peers: identities.filter((other) => other !== identity),
 })) as [Node, Node];
-const [a, b, c] = (
-  [
-    ['a', one, '10.42.1.2'],
-    ['b', one, '10.42.1.3'],
-    ['c', two, '10.42.2.2'],
-  ] as const
-).map(([name, node, ip]): Pod => ({
+const podAt = (name: string, node: Node, ip: string): Pod => ({
   name,
   node,
   ip,
   netns: `/run/netns/${name}`,
   hostIfname: vethOf({ name }),
-})) as [Pod, Pod, Pod];
+});
+const a = podAt('a', one, '10.42.1.2');
+const b = podAt('b', one, '10.42.1.3');
+const c = podAt('c', two, '10.42.2.2');
 
 // ---- Nodes and pods
 
@@ -308,19 +305,9 @@ function fastOn(node: Node): number {
 }
 
 /** Pods with netkits: `g` and `h` on the first node, `i` on the second. */
-const [g, h, i] = (
-  [
-    ['g', one, '10.42.1.7'],
-    ['h', one, '10.42.1.8'],
-    ['i', two, '10.42.2.7'],
-  ] as const
-).map(([name, node, ip]): Pod => ({
-  name,
-  node,
-  ip,
-  netns: `/run/netns/${name}`,
-  hostIfname: vethOf({ name }),
-})) as [Pod, Pod, Pod];
+const g = podAt('g', one, '10.42.1.7');
+const h = podAt('h', one, '10.42.1.8');
+const i = podAt('i', two, '10.42.2.7');
 /** Set once they are there. */
 let hasNetkits = false;
 const NO_NETKITS = 'there is no netkit here';

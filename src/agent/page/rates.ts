@@ -1,14 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /** How fast pods and peers exchange packets, by two readings of what the programs have counted. */
-import {
-  addUp,
-  type Carried,
-  carriedSince,
-  type CarriedSums,
-  countedSince,
-  type FlowCount,
-  type Networks,
-} from '../../dataplane/flow-sums.ts';
+import { type Carried, type Counted, countedBetween, type Networks } from '../../dataplane/flow-sums.ts';
 import { intToIpv4, ipv4ToInt } from '../../net/ip.ts';
 
 /** What a pod or a peer sends and receives, by the path that carries it; a super-packet counts once. */
@@ -37,21 +29,15 @@ export interface Rates {
   readonly peers: ReadonlyMap<string, Rate>;
 }
 
-/** What was counted on both paths, and when, in ms. */
-export interface TrafficReading {
+/** What was counted, and when, in ms. */
+export interface TrafficReading extends Counted {
   readonly atMs: number;
-  readonly flows: readonly FlowCount[];
-  readonly carried: CarriedSums;
 }
 
 /** Pure. Who has exchanged nothing is not in the result. */
 export function ratesBetween(before: TrafficReading, after: TrafficReading, networks: Networks): Rates {
   const seconds = (after.atMs - before.atMs) / 1000;
-  const fast = addUp(countedSince(before.flows, after.flows));
-  const kernel = {
-    peers: carriedSince(before.carried.peers, after.carried.peers),
-    endpoints: carriedSince(before.carried.endpoints, after.carried.endpoints),
-  };
+  const { fast, kernel } = countedBetween(before, after);
   const base = ipv4ToInt(networks.network);
   const baseOf = (key: string): string =>
     key.includes(':') ? key : intToIpv4(base + Number(key) * 2 ** networks.subnet_shift);

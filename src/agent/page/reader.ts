@@ -2,7 +2,7 @@
 import { hrtime } from 'node:process';
 import type { Attachment } from '../../cni/attachments.ts';
 import { readCounters } from '../../dataplane/counters.ts';
-import { type Networks, readCarried, readFlowCounts } from '../../dataplane/flow-sums.ts';
+import { type Networks, readCounted } from '../../dataplane/flow-sums.ts';
 import type { Tables } from '../../dataplane/tables.ts';
 import type { NodeSnapshot } from '../snapshot.ts';
 import type { AgentStatus } from '../status.ts';
@@ -79,8 +79,7 @@ export class OverviewReader {
   #readTraffic(): Traffic | undefined {
     const [tables, networks] = [this.#source.tables(), this.#source.networks()];
     if (!tables || !networks) return undefined;
-    const flows = readFlowCounts(tables, networks);
-    return { atMs: nowMs(), flows, carried: readCarried(tables, networks), tables, networks };
+    return { ...readCounted(tables, networks), atMs: nowMs(), tables, networks };
   }
 }
 

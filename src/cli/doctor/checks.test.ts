@@ -9,7 +9,7 @@ import { describe, expect, it } from 'vitest';
 import type { AgentStatus } from '../../agent/status.ts';
 import { parseNetConf } from '../../cluster/net-conf.ts';
 import { ownPodCidrs } from '../../cluster/own-lease.ts';
-import type { Link } from '../../host/links.ts';
+import { link } from '../../host/links.support.ts';
 import { parseCidr } from '../../net/ip.ts';
 import { redact } from './bundle.ts';
 import { check, fail, type Finding, some, warn } from './check.ts';
@@ -224,8 +224,8 @@ const rows: readonly Row[] = [
     {
       node: NODE,
       links: new Map([
-        ['eth0', link({ name: 'eth0' })],
-        ['flannel.1', link({ name: 'flannel.1', vxlan: { uplink: 'eth1' } as never })],
+        ['eth0', link('eth0')],
+        ['flannel.1', link('flannel.1', { vxlan: { uplink: 'eth1' } as never })],
       ]),
       peers: [],
     },
@@ -275,7 +275,7 @@ const rows: readonly Row[] = [
     'strict filtering with direct routes',
     {
       node: { ...NODE, isDirect: true },
-      links: new Map([['flannel.1', link({ name: 'flannel.1' })]]),
+      links: new Map([['flannel.1', link('flannel.1')]]),
       settings: new Map([['net/ipv4/conf/all/rp_filter', '1']]),
     },
     'fail',
@@ -284,7 +284,7 @@ const rows: readonly Row[] = [
   [
     'bridge-netfilter',
     'a module that is not loaded',
-    { node: NODE, links: new Map([['veth1', link({ name: 'veth1', master: 'cni0' })]]), settings: new Map() },
+    { node: NODE, links: new Map([['veth1', link('veth1', { master: 'cni0' })]]), settings: new Map() },
     'fail',
     /`modprobe br_netfilter && sysctl -w net\.bridge\.bridge-nf-call-iptables=1`/,
   ],
@@ -412,25 +412,6 @@ function conntrack(count: number, max: number): Map<string, string> {
     ['net/netfilter/nf_conntrack_count', String(count)],
     ['net/netfilter/nf_conntrack_max', String(max)],
   ]);
-}
-
-function link(rest: Partial<Link>): Link {
-  return {
-    name: '',
-    ifindex: 1,
-    mac: undefined,
-    mtu: 1500,
-    gsoMaxSegs: 0,
-    up: true,
-    running: true,
-    kind: undefined,
-    loopback: false,
-    master: undefined,
-    peer: undefined,
-    vxlan: undefined,
-    addresses: [],
-    ...rest,
-  };
 }
 
 describe('the checks', () => {

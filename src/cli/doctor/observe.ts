@@ -5,11 +5,12 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import type { AgentStatus } from '../../agent/status.ts';
 import { AttachmentStore } from '../../cni/attachments.ts';
 import { possibleCpus, supportsPrograms } from '#libbpf-ts';
+import type { Struct } from '../../dataplane/codec.ts';
 import { watchedFunctions } from '../../dataplane/changes.ts';
 import { currentGeneration } from '../../dataplane/generation.ts';
 import { layout } from '../../dataplane/layout.gen.ts';
 import { listLinks as listPinnedLinks, parseLinkKey } from '../../dataplane/links.ts';
-import { readConfig } from '../../dataplane/rehearsal.ts';
+import { readAttachedConfig } from '../../dataplane/rehearsal.ts';
 import { openTables, pinPaths } from '../../dataplane/tables.ts';
 import { errorText, RipstopError } from '../../errors.ts';
 import { listIpsecPolicies } from '../../host/ipsec.ts';
@@ -20,6 +21,7 @@ import { describePortHolder } from '../../host/port-holder.ts';
 import { gatherHostFacts } from '../../host/requirements.ts';
 import { findFlannelPrograms } from '../../host/running-flannel.ts';
 import { readSubnetEnv } from '../../host/subnet-env.ts';
+import { readSysctl } from '../../host/sysctl.ts';
 import { isVtepName, vtepDeviceName } from '../../host/vtep-device.ts';
 import {
   addressFamily,
@@ -206,7 +208,7 @@ function readPrivileges(): Facts['privileges'] {
   return { missing: missing.map(([name]) => name), isSysWritable: !isReadOnly };
 }
 
-type Config = ReturnType<typeof readConfig>;
+type Config = Struct<'config'>;
 
 /** What stands for the network of a family that is off (dataplane/desired.ts). */
 const OFF = new Set(['255.255.255.255', 'ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff']);
@@ -230,11 +232,8 @@ const v6Of = (config: Config) => ({
 
 /** The node by the configuration of the pinned programs; without any, by the agent. @throws RipstopError */
 function nodeOf(status: AgentStatus | undefined, bpffs: string, links: ReadonlyMap<string, Link>): NodeFacts {
-  const programId = [...listPinnedLinks(pinPaths(bpffs).links).values()].find(
-    (link) => link.programId !== 0,
-  )?.programId;
-  if (programId === undefined) return nodeOfAgent(status, links);
-  const config = readConfig(programId);
+  const config = readAttachedConfig(bpffs);
+  if (!config) return nodeOfAgent(status, links);
   const hasTunnel = config.vni <= 0xff_ffff;
   const families = ([4, 6] as const).flatMap((family) => {
     const of = family === 4 ? v4Of(config) : v6Of(config);
@@ -305,7 +304,7 @@ function podCidrOf(key: string | undefined, families: NodeFacts['families']): Ci
   return parseCidr(`${intToIpv4(ipv4ToInt(own.network.base) + Number(key) * 2 ** (32 - length))}/${length}`);
 }
 
-function readSettings(links: ReadonlyMap<string, Link>): Map<string, string> {
+async function readSettings(links: ReadonlyMap<string, Link>): Promise<Map<string, string>> {
   const devices = [...links.values()].filter(({ name, kind }) => kind !== 'veth' || !name.startsWith('veth'));
   const paths = [
     'net/ipv4/ip_forward',
@@ -318,15 +317,13 @@ function readSettings(links: ReadonlyMap<string, Link>): Map<string, string> {
     'net/bridge/bridge-nf-call-iptables',
     'net/bridge/bridge-nf-call-ip6tables',
   ];
-  return new Map(
-    paths.flatMap((path) => {
-      try {
-        return [[path, readFileSync(`/proc/sys/${path}`, 'utf8').trim()] as const];
-      } catch {
-        return []; // The kernel does not have it, or IPv6 is off.
-      }
-    }),
-  );
+  const settings = new Map<string, string>();
+  for (const path of paths) {
+    const value = await readSysctl(path);
+    // The kernel may not have it, or IPv6 is off.
+    if (value !== undefined) settings.set(path, value);
+  }
+  return settings;
 }
 
 function readEntries({ families, uplink }: NodeFacts, links: ReadonlyMap<string, Link>): KernelEntries {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { flannelManifest } from '../flannel.ts';
+import { deleteFlannel } from '../flannel.ts';
 import { kubectl } from '../kubectl.ts';
 import { inNode, tryInNode } from '../node.ts';
 import { commandsOf } from '../../support/commands.ts';
@@ -168,13 +168,4 @@ describe('deploy/README.md, "From a running flannel": back to ripstop', () => {
   });
 });
 
-afterAll(async () => {
-  await kubectl(cluster, 'delete', '--ignore-not-found', '-f', flannelManifest);
-  // What flannel leaves on a disk, and what was kept for it.
-  const files = [
-    '/opt/cni/bin/flannel',
-    '/var/lib/cni/flannel',
-    '/etc/cni/net.d/10-flannel.conflist.ripstop-saved',
-  ];
-  for (const node of nodes) await inNode(node, 'rm', '-rf', ...files);
-});
+afterAll(() => deleteFlannel(cluster));

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 import { afterAll, describe, expect, it } from 'vitest';
 import { commandsOf } from '../../support/commands.ts';
-import { flannelManifest } from '../flannel.ts';
-import { kubectl, tryKubectl } from '../kubectl.ts';
-import { inNode } from '../node.ts';
+import { deleteFlannel } from '../flannel.ts';
+import { tryKubectl } from '../kubectl.ts';
 import { type } from '../readme.ts';
 import type { ClusterNode } from '../state.ts';
 import { storyCluster } from '../story.ts';
@@ -125,12 +124,4 @@ describe('deploy/MIGRATE.md, "Node by node"', () => {
   });
 });
 
-afterAll(async () => {
-  await kubectl(cluster, 'delete', '--ignore-not-found', '-f', flannelManifest);
-  const files = [
-    '/opt/cni/bin/flannel',
-    '/var/lib/cni/flannel',
-    '/etc/cni/net.d/10-flannel.conflist.ripstop-saved',
-  ];
-  for (const node of nodes) await inNode(node, 'rm', '-rf', ...files);
-});
+afterAll(() => deleteFlannel(cluster));
