@@ -6,7 +6,7 @@
  *   netbench server     --port P [--bind ADDRESS] [--cpu N]
  *   netbench tcp-rr     --host H --port P [--connections N] [--size B] [--seconds S] [--warmup S] [--cpu N]
  *   netbench udp-rr     … [--timeout MS]
- *   netbench tcp-crr    …                     one connection per transaction, closed with RST: no TIME_WAIT
+ *   netbench tcp-crr    … [--end fin|rst]     one connection per transaction, which the client closes, or resets
  *   netbench tcp-stream … [--sndbuf B]        Gbit/s as the receiver counts
  *   netbench udp-rate   … [--batch N] [--sndbuf B]
  *   netbench fixed-load … --rate R [--proto tcp|udp]
@@ -560,7 +560,7 @@ static void on_term(int signal)
 struct options {
 	struct sockaddr_storage address;
 	socklen_t address_length;
-	const char *host, *proto;
+	const char *host, *proto, *end;
 	uint16_t port;
 	int cpu, connections, batch, sndbuf;
 	uint32_t size;
@@ -983,7 +983,8 @@ static void crr_open(const struct options *o, int epoll, struct peer *p)
 	p->got = 0;
 	p->connecting = p->waiting = true;
 	p->fd = open_socket(o, SOCK_STREAM | SOCK_NONBLOCK);
-	setsockopt(p->fd, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
+	if (!strcmp(o->end, "rst"))
+		setsockopt(p->fd, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
 	if (connect(p->fd, (const struct sockaddr *)&o->address, o->address_length) < 0 && errno != EINPROGRESS)
 		die("cannot connect to %s port %u: %s", o->host, o->port, strerror(errno));
 	if (epoll_ctl(epoll, EPOLL_CTL_ADD, p->fd, &event) < 0)
@@ -1577,7 +1578,7 @@ static void resolve(struct options *o)
 
 static struct options parse(int argc, char **argv, bool server)
 {
-	struct options o = {.proto = "udp", .cpu = -1, .connections = 1, .batch = 32, .size = 64, .timeout_ms = 200};
+	struct options o = {.proto = "udp", .end = "fin", .cpu = -1, .connections = 1, .batch = 32, .size = 64, .timeout_ms = 200};
 	double seconds = 1, warmup = 0.2, port = -1;
 
 	for (int i = 2; i < argc; i += 2) {
@@ -1613,6 +1614,8 @@ static struct options parse(int argc, char **argv, bool server)
 			o.first = (uint64_t)number(name, value, 0, 1e15);
 		else if (!strcmp(name, "proto") && (!strcmp(value, "tcp") || !strcmp(value, "udp")))
 			o.proto = value;
+		else if (!strcmp(name, "end") && (!strcmp(value, "fin") || !strcmp(value, "rst")))
+			o.end = value;
 		else
 			misuse("unknown option --%s %s", name, value);
 	}

@@ -104,17 +104,23 @@ describe('netbench', () => {
       },
     );
 
-    it.each([1, 8])(
-      'tcp-crr on %d connections: one connection per transaction, none left in TIME_WAIT',
-      async (n) => {
+    it.each([
+      [1, 'fin'],
+      [1, 'rst'],
+      [8, 'rst'],
+    ] as const)(
+      'tcp-crr on %d connections, ended by %s: one connection per transaction, in TIME_WAIT if it was closed',
+      async (n, end) => {
         const before = await timeWaits();
-        const result = await test('tcp-crr', { host, connections: n });
+        const result = await test('tcp-crr', { host, connections: n, end });
         expect(result.lost).toBe(0);
         expect(result.transactions).toBeGreaterThan(100);
         expect(result.server.accepted).toBe(result.transactions);
         expectOrdered(result.latencyUs);
+        const left = (await timeWaits()) - before;
+        if (end === 'fin') expect(left).toBeGreaterThan(50);
         // Perhaps one of the control connection.
-        expect((await timeWaits()) - before).toBeLessThan(5);
+        else expect(left).toBeLessThan(5);
       },
     );
 

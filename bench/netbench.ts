@@ -116,6 +116,8 @@ export interface ClientOptions {
   timeout?: number;
   rate?: number;
   proto?: 'tcp' | 'udp';
+  /** How the client ends a connection. Default: `fin`, which leaves it in TIME_WAIT. */
+  end?: 'fin' | 'rst';
   /** The number of the first flow. Numbers 64,512 apart have the same source port. */
   first?: number;
 }

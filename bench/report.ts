@@ -195,7 +195,7 @@ export function warningsOf(run: RunResult): string[] {
 }
 
 /** Of what the kernel path must see: beginnings and ends of connections, and flows that are new. */
-const PARTLY_KERNEL_PATH = ['TCP connect-request-response'];
+const PARTLY_KERNEL_PATH = ['TCP connect-request-response', 'TCP connect-request-reset'];
 
 /** The arms of ripstop that were not on the path that they are to show. */
 function pathWarnings(run: RunResult): string[] {
