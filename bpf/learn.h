@@ -196,22 +196,26 @@ static __always_inline long store(const struct flow6 *in, const struct flow6 *ou
 	return bpf_map_update_elem(&flows4, &key, &learned, BPF_ANY);
 }
 
+/* Whether a packet that has left the kernel path can teach its flow: KERNEL_NEW_FLOW when it can; else why not. */
+static __always_inline enum reason may_teach(const struct ip *ip, struct flow_packet *packet)
+{
+	enum reason reason = read_flow(ip, packet);
+
+	return reason == KERNEL_HANDSHAKE && is_syn_ack(packet->tcp_flags) ? KERNEL_NEW_FLOW : reason;
+}
+
 /*
- * Learn the flow of a packet that has left the kernel path, to a local pod or to the wire. `mtu`: of the way that
- * it takes. `source_port`: of the outer header, if there is one.
+ * Learn the flow of a packet that has left the kernel path, to a local pod or to the wire, and that may teach it. `mtu`:
+ * of the way that it takes. `source_port`: of the outer header, if there is one.
  */
-static __always_inline enum reason learn(struct __sk_buff *skb, const struct ip *ip, bool to_wire, __u32 mtu,
-					 __be16 source_port)
+static __always_inline enum reason learn(struct __sk_buff *skb, const struct ip *ip, const struct flow_packet *packet,
+					 bool to_wire, __u32 mtu, __be16 source_port)
 {
 	bool v6 = ip->v6;
-	struct flow_packet packet = {};
-	const struct flow6 *out = &packet.flow;
+	const struct flow6 *out = &packet->flow;
 	struct flow6 in;
-	enum reason reason = read_flow(ip, &packet);
+	enum reason reason = find_origin(skb, packet, v6, &in);
 
-	if (reason != KERNEL_NEW_FLOW && !(reason == KERNEL_HANDSHAKE && is_syn_ack(packet.tcp_flags)))
-		return reason;
-	reason = find_origin(skb, &packet, v6, &in);
 	if (reason == KERNEL_LEARNED || reason == KERNEL_NOT_ESTABLISHED)
 		count_service(&in, out, ip->bytes);
 	if (reason != KERNEL_LEARNED)

@@ -281,6 +281,7 @@ int from_netkit(struct __sk_buff *skb)
 static __always_inline enum reason to_pod_ip(struct __sk_buff *skb, bool v6)
 {
 	struct cursor at = packet(skb, sizeof(struct ether) + IP_LEN(v6) + sizeof(struct tcp));
+	struct flow_packet known = {};
 	struct endpoint *endpoint;
 	enum reason reason;
 	struct ip ip;
@@ -293,7 +294,9 @@ static __always_inline enum reason to_pod_ip(struct __sk_buff *skb, bool v6)
 	count_carried(&ip);
 	if (endpoint->flags & ENDPOINT_KERNEL_PATH)
 		return KERNEL_MARKED;
-	reason = learn(skb, &ip, false, endpoint->mtu, 0);
+	reason = may_teach(&ip, &known);
+	if (reason == KERNEL_NEW_FLOW)
+		reason = learn(skb, &ip, &known, false, endpoint->mtu, 0);
 	/* What a service answers is learned, too, but what comes from elsewhere never is: no arrival was noted. */
 	return reason == KERNEL_LEARNED || is_pods(ip.src, v6) ? reason : KERNEL_OUTSIDE;
 }

@@ -344,6 +344,7 @@ static __always_inline enum reason to_peer(struct __sk_buff *skb, bool v6)
 	struct cursor at = packet(skb, OUTER_LEN(v6) + IP_LEN(v6) + sizeof(struct tcp));
 	struct ether *ether = parse_ether(&at), *inner_ether;
 	const struct peer_head *peer;
+	struct flow_packet known = {};
 	struct vxlan *vxlan;
 	struct udp *udp;
 	struct ip outer, inner;
@@ -368,14 +369,20 @@ static __always_inline enum reason to_peer(struct __sk_buff *skb, bool v6)
 		return KERNEL_NO_PEER;
 	if (peer->flags & PEER_KERNEL_PATH)
 		return KERNEL_MARKED;
-	if (!is_our_header(&outer, &inner, peer) ||
-	    !is_our_way(skb, ether, peer, outer.src, outer.dst, v6, &mtu))
+	if (!is_our_header(&outer, &inner, peer))
+		return KERNEL_OTHER_WAY;
+
+	enum reason reason = may_teach(&inner, &known);
+
+	if (reason != KERNEL_NEW_FLOW)
+		return reason;
+	if (!is_our_way(skb, ether, peer, outer.src, outer.dst, v6, &mtu))
 		return KERNEL_OTHER_WAY;
 
 	__u32 room = (mtu < peer->mtu ? mtu : peer->mtu) - ENCAP_LEN(v6);
 	__u32 most = v6 ? config.pod_mtu6 : config.pod_mtu;
 
-	return learn(skb, &inner, true, room < most ? room : most, udp->src_port);
+	return learn(skb, &inner, &known, true, room < most ? room : most, udp->src_port);
 }
 
 /* A packet for another node that the kernel path sends without encapsulation. */
@@ -384,6 +391,7 @@ static __always_inline enum reason to_direct_peer(struct __sk_buff *skb, bool v6
 	struct cursor at = packet(skb, sizeof(struct ether) + IP_LEN(v6) + sizeof(struct tcp));
 	struct ether *ether = parse_ether(&at);
 	const struct peer_head *peer;
+	struct flow_packet known = {};
 	struct ip ip;
 	__u32 mtu;
 
@@ -393,9 +401,14 @@ static __always_inline enum reason to_direct_peer(struct __sk_buff *skb, bool v6
 	peer = find_peer(ip.dst, v6);
 	if (!peer || !(peer->flags & PEER_DIRECT))
 		return KERNEL_NO_PEER;
+
+	enum reason reason = may_teach(&ip, &known);
+
+	if (reason != KERNEL_NEW_FLOW)
+		return reason;
 	if (!is_our_way(skb, ether, peer, ip.src, ip.dst, v6, &mtu))
 		return KERNEL_OTHER_WAY;
-	return learn(skb, &ip, true, mtu < peer->mtu ? mtu : peer->mtu, 0);
+	return learn(skb, &ip, &known, true, mtu < peer->mtu ? mtu : peer->mtu, 0);
 }
 
 static __always_inline enum reason to_wire_ip(struct __sk_buff *skb, bool v6)

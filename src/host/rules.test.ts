@@ -101,7 +101,8 @@ describe('what keeps pods and peers to what is theirs', () => {
   it("drops a pod's packets unless its own host veth leads back to their source", () => {
     const { text } = renderRules({ networks: [V4, V6], masquerade: true, ...DEVICES });
     const other = 'fib saddr . iif oif missing counter drop';
-    expect(rulesOf(text, 'prerouting')).toEqual(['iifname "veth*" jump sources']);
+    for (const chain of ['input', 'forward'])
+      expect(rulesOf(text, chain)[0], chain).toBe('iifname "veth*" jump sources');
     expect(rulesOf(text, 'sources')).toEqual([
       `ip saddr 10.42.0.0/16 ${other}`,
       `ip saddr != 10.42.0.0/16 ip daddr 10.42.0.0/16 ${other}`,
@@ -120,7 +121,7 @@ describe('what keeps pods and peers to what is theirs', () => {
 
   it('accepts VXLAN at the VTEP address alone, not from pods, and not through a Service', () => {
     const { text } = renderRules({ networks: [V4], masquerade: true, ...VXLAN, bridges: ['cni0'] });
-    expect(rulesOf(text, 'input')).toEqual(['udp dport 8472 jump vxlan-in']);
+    expect(rulesOf(text, 'input')).toEqual(['udp dport 8472 jump vxlan-in', 'iifname "veth*" jump sources']);
     expect(rulesOf(text, 'vxlan-in')).toEqual([
       'iifname "veth*" counter drop',
       'iifname "cni0" counter drop',
@@ -141,6 +142,7 @@ describe('what keeps pods and peers to what is theirs', () => {
     ]);
     expect(rulesOf(text, 'forward').slice(0, -2)).toEqual([
       'udp dport 8472 jump vxlan-forward',
+      'iifname "veth*" jump sources',
       `iifname "flannel-v6.1" oifname { "flannel-v6.1", "eth0" } ${back}`,
     ]);
   });
@@ -148,7 +150,8 @@ describe('what keeps pods and peers to what is theirs', () => {
   it('needs no rules about VXLAN without tunnels', () => {
     const { text } = renderRules({ networks: [V4], masquerade: true, ...DEVICES });
     expect(text).not.toContain('8472');
-    expect(rulesOf(text, 'forward')).toHaveLength(2);
+    expect(rulesOf(text, 'input')).toHaveLength(1);
+    expect(rulesOf(text, 'forward')).toHaveLength(3);
   });
 });
 

@@ -57,7 +57,7 @@ export interface Ruleset {
  */
 interface Chain {
   name: string;
-  /** Standard priorities of netfilter_ipv4.h: raw -300, filter 0, srcnat 100. Without a hook it is jumped to. */
+  /** Standard priorities of netfilter_ipv4.h: filter 0, srcnat 100. Without a hook it is jumped to. */
   hook?: { type: 'filter' | 'nat'; at: string; priority: number };
   rules: Rule[];
 }
@@ -81,8 +81,8 @@ function commentOf({ match, verdict, why }: Rule): string {
  */
 export function renderRules(desired: DesiredRules, found: readonly NftObject[] = []): Ruleset {
   const chains = [
-    ...preroutingChains(desired),
-    ...(desired.tunnel ? inputChains(desired, desired.tunnel, found) : []),
+    sourcesChain(desired),
+    ...inputChains(desired, found),
     ...forwardChains(desired),
     ...(desired.masquerade ? [postroutingChain(desired)] : []),
   ];
@@ -141,12 +141,13 @@ function from(device: string): string {
 /**
  * A pod's source address must be one to which this node's routes lead through the pod's own host veth. from_pod drops all
  * others; this is for what it does not see: packets before it is attached, or with several tags. Only addresses of the
- * cluster network are judged, so that veths of others stay as they are.
+ * cluster network are judged, so that veths of others stay as they are. The hooks for input and forwarding see all that
+ * could reach anybody; one for prerouting would be called for each packet once more.
  */
-function preroutingChains({ networks, uplink }: DesiredRules): Chain[] {
+function sourcesChain({ networks }: DesiredRules): Chain {
   const why = 'a pod sends from an address that is not its own';
   const verdict = 'counter drop';
-  const sources: Chain = {
+  return {
     name: 'sources',
     rules: networks.map(wordsOf).flatMap(({ ip, cluster }) => {
       // A link-local source, as in neighbour discovery, has no route where the host veth has no such address.
@@ -158,9 +159,18 @@ function preroutingChains({ networks, uplink }: DesiredRules): Chain[] {
       }));
     }),
   };
-  const hook = { type: 'filter', at: 'prerouting', priority: -300 } as const;
-  const rules = [{ match: fromPods(uplink), verdict: `jump ${sources.name}`, why: 'from a pod' }];
-  return [sources, { name: 'prerouting', hook, rules }];
+}
+
+function jumpOfPods({ uplink }: DesiredRules): Rule {
+  return { match: fromPods(uplink), verdict: 'jump sources', why: 'from a pod' };
+}
+
+/** What is for this node. */
+function inputChains(desired: DesiredRules, found: readonly NftObject[]): Chain[] {
+  const { tunnel } = desired;
+  const arriving = tunnel ? [vxlanInChain(desired, tunnel, found)] : [];
+  const rules = [...(tunnel ? arriving.map((chain) => jumpOfVxlan(tunnel, chain)) : []), jumpOfPods(desired)];
+  return [...arriving, { name: 'input', hook: { type: 'filter', at: 'input', priority: 0 }, rules }];
 }
 
 /**
@@ -169,15 +179,15 @@ function preroutingChains({ networks, uplink }: DesiredRules): Chain[] {
  * host on the underlay whose packets from_wire leaves to the kernel path. Only nodes send VXLAN, and only to our VTEP
  * address; which of them sent it, from_vtep learns from the priority.
  */
-function inputChains(
+function vxlanInChain(
   { networks, uplink, bridges }: DesiredRules,
   tunnel: Tunnel,
   found: readonly NftObject[],
-): Chain[] {
+): Chain {
   const comments = found.map(({ rule }) => rule?.comment);
   const verdict = 'counter drop';
   const vteps = networks.map(({ network }) => vtepDeviceName(network.family, tunnel.vni));
-  const arriving: Chain = {
+  return {
     name: 'vxlan-in',
     rules: [
       ...[fromPods(uplink), ...[...bridges, ...vteps].map(from)].map((match) => ({
@@ -208,8 +218,6 @@ function inputChains(
       }),
     ],
   };
-  const hook = { type: 'filter', at: 'input', priority: 0 } as const;
-  return [arriving, { name: 'input', hook, rules: [jumpOfVxlan(tunnel, arriving)] }];
 }
 
 function jumpOfVxlan({ port }: Tunnel, { name }: Chain): Rule {
@@ -254,6 +262,7 @@ function forwardChains(desired: DesiredRules): Chain[] {
       hook: { type: 'filter', at: 'forward', priority: 0 },
       rules: [
         ...(tunnel ? passing.map((chain) => jumpOfVxlan(tunnel, chain)) : []),
+        jumpOfPods(desired),
         ...(tunnel ? networks.map((network) => backRule(network, tunnel, uplink)) : []),
         ...networks.map(wordsOf).flatMap(({ ip, cluster }) => [
           { match: `${ip} saddr ${cluster}`, verdict: 'counter accept', why: 'from the cluster network' },
