@@ -104,7 +104,9 @@ describe('deploy/README.md, "Roll back": from ripstop to flannel', () => {
   });
 });
 
-describe('deploy/README.md, "Boost a running flannel"', () => {
+const ROUNDS = Array.from({ length: 10 }, (_, i) => i + 1);
+
+describe.each(ROUNDS)('deploy/README.md, "Boost a running flannel", round %d', () => {
   /** Packets between pods that the fast path has carried, on all nodes. */
   async function carriedFast(): Promise<number> {
     const agents = await listPods(cluster, 'ripstop', 'kube-ripstop-boost');
