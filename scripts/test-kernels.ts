@@ -27,7 +27,7 @@ function show(kernel: string, check: string, result: 'ok' | 'FAILED' | 'skipped'
   const colour = ({ ok: 'green', FAILED: 'red', skipped: 'yellow' } as const)[result];
   const time = ms === undefined ? '' : `${ms} ms`;
   console.log(
-    `${kernel.padEnd(31)}${check.padEnd(58)}${styleText(colour, result.padEnd(8))}${time.padStart(9)}`,
+    `${kernel.padEnd(31)}${check.padEnd(89)} ${styleText(colour, result.padEnd(8))}${time.padStart(9)}`,
   );
 }
 

@@ -27,9 +27,18 @@ import { type LinkState, linksTarget, listLinks, parseLinkKey } from '../../src/
 import { parseCidr } from '../../src/net/ip.ts';
 import type { Outcome } from '../../src/reconcile/reconciled.ts';
 
-export interface NodeSpec {
-  readonly name: string;
+/** A node's addresses of one family. */
+export interface NodeAddresses {
   readonly ip: string;
+  readonly podCidr: string;
+  readonly vtepMac: string;
+}
+
+export interface NodeSpec extends NodeAddresses {
+  readonly name: string;
+  readonly network: string;
+  /** Where the node is dual-stack. */
+  readonly v6?: NodeAddresses & { readonly network: string };
   readonly uplink: string;
   /** Default: `auto`. */
   readonly ingress?: IngressFlag;
@@ -38,17 +47,9 @@ export interface NodeSpec {
   readonly directRouting?: boolean;
   /** Default: `cni`. */
   readonly mode?: Mode;
-  readonly podCidr: string;
-  readonly vtepMac: string;
-  readonly network: string;
   readonly bpffs: string;
   readonly runDir: string;
-  readonly peers: readonly {
-    readonly name: string;
-    readonly ip: string;
-    readonly podCidr: string;
-    readonly vtepMac: string;
-  }[];
+  readonly peers: readonly (NodeAddresses & { readonly name: string; readonly v6?: NodeAddresses })[];
 }
 
 export interface PassReport {
@@ -69,27 +70,31 @@ function silence(): void {}
 
 /** Load the programs and bring everything to what the node should have, as a start or restart does. */
 export async function pass(spec: NodeSpec): Promise<PassReport> {
-  const { name, ip, bpffs, runDir } = spec;
-  const podCidr = parseCidr(spec.podCidr);
-  const network = parseCidr(spec.network);
+  const { name, bpffs, runDir, v6 } = spec;
+  const families = [{ family: 4 as const, of: spec }, ...(v6 ? [{ family: 6 as const, of: v6 }] : [])].map(
+    ({ family, of }) => ({ family, network: parseCidr(of.network), podCidr: parseCidr(of.podCidr) }),
+  );
   const found = attachedIn(bpffs);
   const own = {
     name,
     uid: name,
-    podCidrs: [podCidr],
+    podCidrs: families.map(({ podCidr }) => podCidr),
     annotations: {},
-    vtepMac: { v4: spec.vtepMac },
+    vtepMac: { v4: spec.vtepMac, ...(v6 && { v6: v6.vtepMac }) },
     nodePublicIp: {},
-    internalIp: { v4: ip },
+    internalIp: { v4: spec.ip, ...(v6 && { v6: v6.ip }) },
     flannelIsUp: false,
   };
-  const peers = spec.peers.map((peer) => ({
-    ...peer,
-    podCidr: parseCidr(peer.podCidr),
-    vtepIp: peer.ip,
-    behindNat: false,
-    zeroChecksum: false,
-  }));
+  const peers = spec.peers.flatMap((peer) =>
+    [peer, ...(v6 && peer.v6 ? [peer.v6] : [])].map(({ ip, podCidr, vtepMac }, i) => ({
+      name: peer.name,
+      podCidr: parseCidr(podCidr),
+      vtepIp: ip,
+      vtepMac,
+      behindNat: false,
+      zeroChecksum: i > 0,
+    })),
+  );
   const cluster: ClusterSnapshot = {
     revision: 1,
     peersRevision: 1,
@@ -122,12 +127,13 @@ export async function pass(spec: NodeSpec): Promise<PassReport> {
     },
     netConf: {
       enableIpv4: true,
-      enableIpv6: false,
-      network,
+      enableIpv6: v6 !== undefined,
+      network: families[0]!.network,
+      ...(v6 && { ipv6Network: families[1]!.network }),
       backend: { type: 'vxlan', vni: 1, port: 8472, directRouting: spec.directRouting ?? false },
     },
     own,
-    families: [{ family: 4, network, podCidr }],
+    families,
     store: new AttachmentStore(runDir),
     subnets: { snapshot: () => cluster },
     onOutcomes: (outcomes) => void passes.at(-1)!.push(...outcomes),
@@ -189,6 +195,7 @@ export interface PodSpec {
   /** The path of its network namespace, which must exist. */
   readonly netns: string;
   readonly ip: string;
+  readonly ip6?: string;
 }
 
 /** The name of a pod's veth on its node. */
@@ -198,22 +205,25 @@ export function vethOf(pod: Pick<PodSpec, 'name'>): string {
 
 /** Connect a pod to its node, as the CNI plugin does. The node's namespace is this one, or the named one. */
 export async function connectPod(
-  { name, netns, ip }: PodSpec,
-  node: { podCidr: string; runDir: string; netns?: string },
+  { name, netns, ip, ip6 }: PodSpec,
+  node: Pick<NodeSpec, 'podCidr' | 'runDir' | 'v6'> & { netns?: string },
   kind: PodDevice = 'veth',
 ): Promise<void> {
   const namespaces = { pod: netns, node: node.netns };
   const hostIfname = vethOf({ name });
   const veth = await createVeth(hostIfname, 'eth0', 1450, namespaces, { kind });
-  const gateway = node.podCidr.replace('.0/24', '.1');
-  await configureVeth(hostIfname, 'eth0', [{ ip, gateway, routes: ['0.0.0.0/0'] }], namespaces, new Steps());
+  const addresses = [
+    { ip, gateway: node.podCidr.replace('.0/24', '.1'), routes: ['0.0.0.0/0'] },
+    ...(ip6 && node.v6 ? [{ ip: ip6, gateway: node.v6.podCidr.replace('/64', '1'), routes: ['::/0'] }] : []),
+  ];
+  await configureVeth(hostIfname, 'eth0', addresses, namespaces, new Steps());
   const attachment = {
     containerId: name,
     ifname: 'eth0',
     netns,
     network: 'story',
     hostIfname,
-    ips: [ip],
+    ips: addresses.map(({ ip }) => ip),
     ...veth,
   };
   new AttachmentStore(node.runDir).put(attachment);
