@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import {
-  existsSync,
+  lstatSync,
   mkdirSync,
   readdirSync,
   readFileSync,
@@ -78,7 +78,7 @@ export class AttachmentStore {
    * have finished a call after our start.
    */
   async refresh(): Promise<void> {
-    const names = existsSync(this.#dir) ? readdirSync(this.#dir) : [];
+    const names = this.#names();
     // All other files are drafts of writes that are not finished; the next write of that attachment replaces its draft.
     const files = new Set(names.filter((name) => name.endsWith('.json')));
     for (const names of [this.#known, this.#malformed])
@@ -168,9 +168,18 @@ export class AttachmentStore {
     }
   }
 
+  /** All that is in the directory. What else has its place is removed, or no pod could be added. */
+  #names(): string[] {
+    const stats = statSync(this.#dir, { throwIfNoEntry: false });
+    if (stats?.isDirectory()) return readdirSync(this.#dir);
+    if (stats) rmSync(this.#dir);
+    return [];
+  }
+
   /** Differs between a file and its replacement. */
   #stampOf(name: string): string | undefined {
-    const stats = statSync(`${this.#dir}/${name}`, { throwIfNoEntry: false });
+    // Links are not followed: none is ours, and one that leads to itself cannot be.
+    const stats = lstatSync(`${this.#dir}/${name}`, { throwIfNoEntry: false });
     return stats && `${stats.ino} ${stats.mtimeMs}`;
   }
 }
@@ -194,9 +203,9 @@ function encode(attachment: Attachment): string {
 function readAttachment(dir: string, name: string): Attachment | undefined {
   const file = `${dir}/${name}`;
   try {
-    const stats = statSync(file, { throwIfNoEntry: false });
+    const stats = lstatSync(file, { throwIfNoEntry: false });
     if (!stats) return undefined;
-    // Reading a pipe would wait for ever.
+    // Reading a pipe would wait for ever, and a link may lead anywhere.
     if (!stats.isFile()) throw new RipstopError('it is no file');
     const text = readFileSync(file, 'utf8');
     const { slow, kernelPath = slow, ...attachment } = AttachmentFile.parse(JSON.parse(text));

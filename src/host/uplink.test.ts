@@ -84,6 +84,7 @@ describe('the uplink', () => {
     ['lo', { loopback: true }],
     ['anycast', { kind: 'dummy' }],
     ['cni0', { kind: 'bridge' }],
+    ['br-anycast', { kind: 'bridge' }],
   ])('is that of the default route, as with flannel, when %s has the InternalIP', (name, more) => {
     const nodeIps = { v4: '198.51.100.1' };
     const holder = device(name, 9, [address('198.51.100.1/32')], more);
@@ -171,6 +172,19 @@ describe('the uplink', () => {
       name: 'eth1',
       ips: { v4: '192.168.7.5' },
     });
+  });
+
+  it.each<[string, Partial<Link>]>([
+    ['lan7', {}],
+    ['lo', { loopback: true }],
+    ['flannel.1', {}],
+  ])('is not %s, although the route to --iface-can-reach leads there', (name, more) => {
+    const holder = device(name, 9, [address('10.42.1.1/32')], more);
+    const links = new Map([holder, ...LINKS].map((one) => [one.name, one]));
+    const request = { ifaceCanReach: '10.42.1.2', podCidrs: [parseCidr('10.42.1.0/24')] };
+    expect(() => choose(request, { links, reach: { dev: name, gateway: undefined } })).toThrow(
+      `the route to 10.42.1.2 of --iface-can-reach leads to ${name}, and not to other nodes; choose`,
+    );
   });
 
   it('has an address of the requested family', () => {

@@ -179,7 +179,7 @@ function decide(request: UplinkRequest, facts: UplinkFacts): Decision {
   const attempts: (() => Finding)[] = [
     ...iface.map((one) => () => byNameOrAddress(one, facts)),
     ...ifaceRegex.map((one) => () => byRegex(one, request, facts)),
-    ...(ifaceCanReach === undefined ? [] : [() => byRoute(ifaceCanReach, facts)]),
+    ...(ifaceCanReach === undefined ? [] : [() => byRoute(ifaceCanReach, request, facts)]),
   ];
   const reasons: string[] = [];
   for (const find of attempts) {
@@ -194,7 +194,10 @@ function decide(request: UplinkRequest, facts: UplinkFacts): Decision {
     const holder = ip === undefined ? undefined : holderOf(ip, facts);
     if (holder === undefined) return undefined;
     const why = `it has the ${what} ${ip}`;
-    if (!leadsNowhere(facts.links.get(holder)!) && !isForPods(facts.links.get(holder)!, request, facts))
+    if (
+      !leadsNowhere(facts.links.get(holder)!, facts) &&
+      !isForPods(facts.links.get(holder)!, request, facts)
+    )
       return { name: holder, why };
     unfit.push(`${holder} carries no tunnel, although ${why}, and `);
     return undefined;
@@ -216,8 +219,9 @@ function decide(request: UplinkRequest, facts: UplinkFacts): Decision {
   return { name: route.dev, why: 'it carries the default route' };
 }
 
-/** Interfaces of which nothing goes out to other nodes. */
-function leadsNowhere({ loopback, kind }: Link): boolean {
+/** Interfaces of which nothing goes out to other nodes; a bridge without ports serves people as a dummy. */
+function leadsNowhere({ name, loopback, kind }: Link, { links }: UplinkFacts): boolean {
+  if (kind === 'bridge') return !links.values().some(({ master }) => master === name);
   return loopback || kind === 'dummy' || kind === 'ifb' || kind === 'nlmon';
 }
 
@@ -280,9 +284,13 @@ function byRegex(ifaceRegex: string, request: UplinkRequest, facts: UplinkFacts)
   return `nothing matches --iface-regex ${ifaceRegex}`;
 }
 
-function byRoute(target: string, { reach }: UplinkFacts): Finding {
-  if (!reach) return `no route leads to ${target} of --iface-can-reach`;
-  return { name: reach.dev, why: `it leads to ${target} of --iface-can-reach` };
+function byRoute(target: string, request: UplinkRequest, facts: UplinkFacts): Finding {
+  if (!facts.reach) return `no route leads to ${target} of --iface-can-reach`;
+  const { dev } = facts.reach;
+  const link = facts.links.get(dev);
+  if (link && (link.vxlan || leadsNowhere(link, facts) || isForPods(link, request, facts)))
+    return `the route to ${target} of --iface-can-reach leads to ${dev}, and not to other nodes`;
+  return { name: dev, why: `it leads to ${target} of --iface-can-reach` };
 }
 
 function holderOf(ip: string, facts: UplinkFacts): string | undefined {
@@ -343,7 +351,7 @@ function addressKind(family: Family): string {
 function candidates(request: UplinkRequest, facts: UplinkFacts): Link[] {
   return [...facts.links.values()].filter(
     (link) =>
-      !leadsNowhere(link) &&
+      !leadsNowhere(link, facts) &&
       !link.vxlan &&
       !isForPods(link, request, facts) &&
       request.families.every((family) => addressesOf(link, family).length > 0),
