@@ -154,6 +154,22 @@ describe('the uplink', () => {
     expect(choose({ ifaceRegex: ['(?i)TH1$'] }).name).toBe('eth1');
   });
 
+  it.each([
+    '^eth[[:digit:]]$',
+    '^[[:alpha:]]+1$',
+    '^(?P<kind>eth)1$',
+    String.raw`\Aeth1\z`,
+    String.raw`\Q192.168.7.5\E`,
+    String.raw`^192\.168\.7\.\d$`,
+    '^[^e].*[.]7[.]',
+  ])('matches --iface-regex as Go reads it: %s', (pattern) => {
+    const links = new Map(LINKS.filter(({ name }) => name === 'eth1').map((one) => [one.name, one]));
+    expect(choose({ ifaceRegex: [pattern] }, { links }).name).toBe('eth1');
+    expect(() =>
+      choose({ ifaceRegex: [pattern.replace('7', '8').replace('eth', 'th').replace('1', '9')] }, { links }),
+    ).toThrow('nothing matches');
+  });
+
   it('is the first --iface that exists, else what --iface-regex matches, else what --iface-can-reach finds', () => {
     expect(choose({ iface: ['ens9', '10.9.9.9', 'eth1', 'eth0'] }).name).toBe('eth1');
     const reach = { dev: 'eth1', gateway: '192.168.7.1' };

@@ -264,9 +264,7 @@ function byNameOrAddress(iface: string, facts: UplinkFacts): Finding {
 function byRegex(ifaceRegex: string, request: UplinkRequest, facts: UplinkFacts): Finding {
   let pattern: RegExp;
   try {
-    // Go's flags for the whole expression, such as (?i), are not in its text here.
-    const [, flags = '', text = ''] = /^(?:\(\?([ims]+)\))?(.*)$/s.exec(ifaceRegex) ?? [];
-    pattern = new RegExp(text, flags);
+    pattern = parseGoRegex(ifaceRegex);
   } catch (error) {
     throw new RipstopError(`--iface-regex "${ifaceRegex}" is not a regular expression`, { cause: error });
   }
@@ -282,6 +280,38 @@ function byRegex(ifaceRegex: string, request: UplinkRequest, facts: UplinkFacts)
   const link = links.find(({ name }) => pattern.test(name));
   if (link) return { name: link.name, why: `its name matches --iface-regex ${ifaceRegex}` };
   return `nothing matches --iface-regex ${ifaceRegex}`;
+}
+
+/** The ASCII classes of Go's regular expressions (RE2), as JavaScript has them within brackets. */
+const GO_CLASSES: Readonly<Record<string, string>> = {
+  alnum: '0-9A-Za-z',
+  alpha: 'A-Za-z',
+  digit: '0-9',
+  lower: 'a-z',
+  punct: '!-\\/:-@[-`{-~',
+  space: '\\s',
+  upper: 'A-Z',
+  word: '\\w',
+  xdigit: '0-9A-Fa-f',
+};
+
+/**
+ * A regular expression in Go's syntax, which flannel's flag has. Where JavaScript's differs, it would take most of it for
+ * something else, and say nothing.
+ * @throws SyntaxError when it is none, or has what JavaScript lacks.
+ */
+function parseGoRegex(text: string): RegExp {
+  // Flags for the whole expression, such as (?i), are not in its text here.
+  const [, flags = '', rest = ''] = /^(?:\(\?([ims]+)\))?(.*)$/s.exec(text) ?? [];
+  const translated = rest.replaceAll(
+    /\\Q(.*?)(?:\\E|$)|\\(.)|\[:(\w+):\]|\(\?P</gs,
+    (all, quoted?: string, escaped?: string, name?: string) => {
+      if (quoted !== undefined) return quoted.replaceAll(/[^\w\s]/g, '\\$&');
+      if (escaped !== undefined) return { A: '(?<![^])', z: '(?![^])' }[escaped] ?? all;
+      return name === undefined ? '(?<' : (GO_CLASSES[name] ?? all);
+    },
+  );
+  return new RegExp(translated, flags);
 }
 
 function byRoute(target: string, request: UplinkRequest, facts: UplinkFacts): Finding {
