@@ -12,8 +12,40 @@
 #include "vxlan.h"
 
 /*
+ * Whether an address may be a node's, apart from those of VTEPs. Nobody knows all that nodes have, but no pod has one outside
+ * of the cluster network. In it, nodes have the first two of each podCIDR (the VTEP device's and the bridge's), and broadcasts
+ * reach them, too.
+ */
+static __always_inline bool may_be_nodes(const void *address, bool v6)
+{
+	if (!in_network(address, v6))
+		return true;
+	if (v6) {
+		const struct address *a = address;
+
+		return !(a->halves[0] & ~config.pod_cidr6_mask.halves[0]) &&
+		       bpf_be64_to_cpu(a->halves[1] & ~config.pod_cidr6_mask.halves[1]) < 2;
+	}
+
+	__u32 host = endpoint_slot(*(const __be32 *)address), last = bpf_ntohl(~config.pod_cidr_mask);
+
+	return host < 2 || host == last;
+}
+
+/* Whether VXLAN at this place of a packet may be of our VNI. A fragment may hide it. */
+static __always_inline bool may_be_our_vni(const struct __sk_buff *skb, __u32 at, const struct ip *ip)
+{
+	struct vxlan vxlan;
+
+	if (bpf_skb_load_bytes(skb, at, &vxlan, sizeof(vxlan)))
+		return ip->fragment;
+	return bpf_ntohl(vxlan.vni) >> 8 == config.vni;
+}
+
+/*
  * Whether the packet is VXLAN to a node, which only nodes may send. A first fragment shows that as well as a whole
- * packet. IPv6 extension headers hide the ports, so any such packet to a VTEP address counts as VXLAN.
+ * packet. IPv6 extension headers hide the ports, so any such packet to a VTEP address counts as VXLAN. Other addresses of
+ * nodes are the business of our rules, but beside flannel there are none.
  */
 static __always_inline bool is_vxlan_to_node(const struct __sk_buff *skb, const struct ip *ip)
 {
@@ -25,9 +57,13 @@ static __always_inline bool is_vxlan_to_node(const struct __sk_buff *skb, const 
 		return false;
 	if (ip->v6 && ip->options)
 		return find_vtep(ip->dst, true);
-	return ip->protocol == PROTOCOL_UDP && header_length >= IP_LEN(ip->v6) &&
-	       !bpf_skb_load_bytes(skb, sizeof(struct ether) + header_length, &ports, sizeof(ports)) &&
-	       ports.dst == config.vxlan_port && find_vtep(ip->dst, ip->v6);
+	if (ip->protocol != PROTOCOL_UDP || header_length < IP_LEN(ip->v6) ||
+	    bpf_skb_load_bytes(skb, sizeof(struct ether) + header_length, &ports, sizeof(ports)) ||
+	    ports.dst != config.vxlan_port)
+		return false;
+	return find_vtep(ip->dst, ip->v6) ||
+	       (config.bridge_ifindex && may_be_nodes(ip->dst, ip->v6) &&
+		may_be_our_vni(skb, sizeof(struct ether) + header_length + sizeof(struct udp), ip));
 }
 
 /*
@@ -245,14 +281,40 @@ static __always_inline enum reason from_pod_ip(struct __sk_buff *skb, enum stage
 	return leave_to_kernel(skb, &ip, &known, learned, reason, stage);
 }
 
+/* A packet behind a tag, which the kernel path gets as it is, unless it is an attack. */
+static __always_inline enum reason from_pod_tagged_ip(struct __sk_buff *skb, enum stage stage, bool v6)
+{
+	struct cursor at = packet(skb, sizeof(struct ether) + IP_LEN(v6));
+	const struct flow_packet none = {};
+	struct ip ip;
+
+	if (!parse_ether(&at) || !read_ip(&at, skb->len - sizeof(struct ether), v6, &ip))
+		return KERNEL_MALFORMED;
+	return leave_to_kernel(skb, &ip, &none, NULL, KERNEL_NOT_IP, stage);
+}
+
+/*
+ * A frame with a tag. On a bridge, those of VLAN 0 come to pods and to the node, which take them as untagged: also behind
+ * further tags, which hide their source.
+ */
+static __always_inline enum reason judge_tagged(struct __sk_buff *skb, const struct ether *ether, enum stage stage)
+{
+	if (!config.bridge_ifindex || skb->vlan_tci & VLAN_ID)
+		return KERNEL_NOT_IP;
+	if (is_tag(ether->type))
+		return DROP_OTHER_SOURCE; /* or as good as that: nobody needs two */
+	return BY_FAMILY(skb->protocol, from_pod_tagged_ip, skb, stage);
+}
+
 /* The family is the one that the kernel takes the packet for. Where it has read the frame, the frame says the same. */
 static __always_inline enum reason judge_from_pod(struct __sk_buff *skb, enum stage stage)
 {
 	struct cursor at = packet(skb, sizeof(struct ether));
+	struct ether *ether = parse_ether(&at);
 
-	if (!parse_ether(&at))
+	if (!ether)
 		return KERNEL_MALFORMED;
-	return is_untagged(skb) ? BY_FAMILY(skb->protocol, from_pod_ip, skb, stage) : KERNEL_NOT_IP;
+	return is_untagged(skb) ? BY_FAMILY(skb->protocol, from_pod_ip, skb, stage) : judge_tagged(skb, ether, stage);
 }
 
 /* At tc ingress of a host veth. */

@@ -141,11 +141,12 @@ describe('hostile and broken Nodes', () => {
   const mac = (text: string) => ({ 'backend-data': JSON.stringify({ VNI: 1, VtepMAC: text }) });
   it.each<[string, Record<string, string | null>, string]>([
     ['no JSON', { 'backend-data': '{"VNI":1' }, 'no JSON'],
-    ['a wrong type', { 'backend-data': '"vxlan"' }, 'expected object'],
-    ['an array', { 'backend-data': '[1]' }, 'expected object'],
+    ['a wrong type', { 'backend-data': '"vxlan"' }, 'not a JSON object'],
+    ['an array', { 'backend-data': '[1]' }, 'not a JSON object'],
     ['deep nesting', { 'backend-data': '['.repeat(100_000) }, 'longer than 1024'],
-    ['no MAC', { 'backend-data': '{"VNI":1}' }, 'VtepMAC: Invalid input'],
-    ['a MAC of a wrong form', mac('0a-00-00-00-04-07'), 'no MAC address'],
+    ['no MAC', { 'backend-data': '{"VNI":1}' }, 'VtepMAC is no MAC address'],
+    ['a MAC of mixed form', mac('0a-00:00-00:04-07'), 'no MAC address'],
+    ['a MAC of eight bytes', mac('0a:00:00:00:00:00:04:07'), 'no MAC address'],
     ['a MAC with an escape', mac('0a:00:00:00:04:07\n'), 'no MAC address'],
     ['a zero MAC', mac('00:00:00:00:00:00'), 'all zero'],
     ['a multicast MAC', mac('01:00:5e:00:00:01'), 'group address'],
@@ -172,12 +173,22 @@ describe('hostile and broken Nodes', () => {
     ['IPv6: multicast', { 'public-ipv6': 'ff02::1' }, 'is multicast'],
     ['IPv6: link-local', { 'public-ipv6': 'fe80::1' }, 'is linkLocal'],
     ['IPv6: with a scope', { 'public-ipv6': 'fe80::1%eth0' }, 'is not an IPv6 address'],
-    ['IPv6: mapped IPv4', { 'public-ipv6': '::ffff:1.2.3.4' }, 'is ipv4Mapped'],
+    ['IPv6: mapped IPv4', { 'public-ipv6': '::ffff:1.2.3.4' }, 'is not an IPv6 address'],
   ])('%s', (_, changes, reason) => {
     const parsed = parseNode(flannelNode(7, changes), dualStack);
     expect(parsed).toMatchObject({ kind: 'malformed', name: 'node-7', uid: 'uid-7' });
     expect(parsed).toHaveProperty('reason', expect.stringContaining(reason));
     expect((parsed as { reason: string }).reason.length).toBeLessThan(400);
+  });
+
+  it.each([
+    ['{"vni":1,"vtepmac":"0A-00-00-00-04-07"}', '192.168.1.7'],
+    ['{"VNI":null,"VtepMAC":"0a00.0000.0407"}', '::ffff:192.168.1.7'],
+  ])('annotations that are not as flannel writes them, but that it reads: %s, %s', (data, publicIp) => {
+    const node = flannelNode(7, { 'backend-data': data, 'public-ip': publicIp });
+    expect(parseNode(node, dualStack)).toMatchObject({
+      peer: { v4: { vtepMac: '0a:00:00:00:04:07', vtepIp: '192.168.1.7' } },
+    });
   });
 
   it('podCIDRs with host bits are the blocks that flannel makes of them', () => {

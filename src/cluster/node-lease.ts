@@ -4,18 +4,18 @@ import { z } from 'zod';
 import { errorText, quote, RipstopError } from '../errors.ts';
 import {
   addressFamily,
-  canonicalAddress,
   type Cidr,
   cidrContains,
   cidrCovers,
   type Family,
   familyKey,
   formatCidr,
+  parseAddress,
   parseMaskedCidr,
 } from '../net/ip.ts';
-import { macToBytes, NO_MAC, normalizeMac } from '../net/mac.ts';
+import { macToBytes, NO_MAC, parseMac } from '../net/mac.ts';
 import { type AnnotationKeys, annotationKeys, type FamilyKeys } from './annotations.ts';
-import type { BackendType, NetConf } from './net-conf.ts';
+import { type BackendType, Fields, type NetConf } from './net-conf.ts';
 import type { AlarmKind, Peer, PeerNode } from './peer.ts';
 
 /**
@@ -77,12 +77,6 @@ export const nodeSchema = z.object({
 });
 
 export type NodeObject = z.infer<typeof nodeSchema>;
-
-/** Early versions of flannel wrote no VNI; it is the cluster's then. Unknown members are skipped. */
-const backendDataSchema = z.object({
-  VNI: z.int().min(0).max(0xff_ffff).optional(),
-  VtepMAC: z.string(),
-});
 
 /**
  * What a Node object, which anyone who may patch Nodes can write, means for the data plane. Never throws: `reason` says
@@ -248,8 +242,11 @@ export function addressesText(status: NodeObject['status']): string {
 
 /** Those of one family from which packets may come. */
 function readAddresses(family: Family, text = ''): string[] {
-  const usable = text.split(',').filter((one) => addressFamily(one) === family && !isUseless(family, one));
-  return [...new Set(usable.map(canonicalAddress))];
+  const usable = text
+    .split(',')
+    .flatMap((one) => parseAddress(one) ?? [])
+    .filter((one) => addressFamily(one) === family && !isUseless(family, one));
+  return [...new Set(usable)];
 }
 
 /** What the user asked to publish in place of the real address, if anything. */
@@ -266,25 +263,26 @@ export function overwriteOf(
  */
 export function parsePublicIp(family: Family, key: string, text: string | undefined): string {
   if (text === undefined) throw new RipstopError(`${key} is missing`);
-  if (text.length > 64 || addressFamily(text) !== family) {
+  const address = text.length > 64 ? undefined : parseAddress(text);
+  if (address === undefined || addressFamily(address) !== family) {
     throw new RipstopError(`${key} ${quote(text)} is not an IPv${family} address`);
   }
-  if (isUseless(family, text)) {
-    throw new RipstopError(`${key} ${text} is ${ipaddr.parse(text).range()}: no tunnel can end there`);
+  if (isUseless(family, address)) {
+    throw new RipstopError(`${key} ${text} is ${ipaddr.parse(address).range()}: no tunnel can end there`);
   }
-  return canonicalAddress(text);
+  return address;
 }
 
 /** Whether no tunnel can end at this address. */
 function isUseless(family: Family, address: string): boolean {
   const range = ipaddr.parse(address).range();
-  const useless: string[] = ['unspecified', 'loopback', 'multicast', 'broadcast', 'ipv4Mapped'];
+  const useless: string[] = ['unspecified', 'loopback', 'multicast', 'broadcast'];
   // A VTEP at a link-local IPv6 address would need a scope, which annotations cannot carry.
   return useless.includes(range) || (family === 6 && range === 'linkLocal');
 }
 
 /**
- * `{"VNI":1,"VtepMAC":"…"}` → the MAC, lower case.
+ * `{"VNI":1,"VtepMAC":"…"}`, read as Go does → the MAC, lower case.
  * @param vni the cluster's, which the data must name, if any.
  * @throws RipstopError naming the annotation and what is wrong with it.
  */
@@ -298,15 +296,18 @@ export function parseBackendData(key: string, text: string | undefined, vni: num
   } catch {
     throw fail('no JSON');
   }
-  const parsed = backendDataSchema.safeParse(json);
-  if (!parsed.success) throw fail(zodText(parsed.error));
-  const vtepMac = normalizeMac(parsed.data.VtepMAC);
-  if (vtepMac === undefined) throw fail('VtepMAC is no MAC address such as 0a:58:0a:2a:00:01');
+  const mistakes: string[] = [];
+  const fields = new Fields(json, 'data.', mistakes);
+  // Early versions of flannel wrote no VNI; it is the cluster's then. Unknown members are skipped.
+  const given = fields.integer('VNI', vni, 0, 0xff_ffff);
+  const mac = fields.get('VtepMAC');
+  const vtepMac = typeof mac === 'string' ? parseMac(mac) : undefined;
+  if (vtepMac === undefined) mistakes.push('VtepMAC is no MAC address such as 0a:58:0a:2a:00:01');
+  if (vtepMac === undefined || mistakes.length > 0) throw fail(mistakes.join(', ').slice(0, 200));
   const bytes = macToBytes(vtepMac);
   if (bytes.every((byte) => byte === 0)) throw fail('VtepMAC is all zero');
   if (bytes[0]! & 1) throw fail('VtepMAC is a group address');
-  if ((parsed.data.VNI ?? vni) !== vni)
-    throw new RipstopError(`${key} has VNI ${parsed.data.VNI}, but this cluster's is ${vni}`);
+  if (given !== vni) throw new RipstopError(`${key} has VNI ${given}, but this cluster's is ${vni}`);
   return vtepMac;
 }
 

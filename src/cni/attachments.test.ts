@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-import { mkdir, mkdtemp, readdir, rm, stat, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, readdir, rm, stat, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
@@ -74,12 +74,15 @@ describe('the attachment store', () => {
     ['with an address that is none', good.replace('10.42.1.5', '10.42.1')],
     ['with a MAC address that is none', good.replace('02:00:00:00:00:01', 'x')],
     ['with an index that is none', good.replace(':7,', ':-1,')],
-    ['a directory', undefined],
-  ])('leaves a malformed file out, and names it: one that is %s', async (_, text) => {
+    ['a directory', mkdir],
+    ['a link to itself', (file: string) => symlink(file, file)],
+    ['a link to nowhere', (file: string) => symlink('/nowhere/at-all', file)],
+    ['a device', (file: string) => symlink('/dev/zero', file)],
+  ])('leaves a malformed file out, and names it: one that is %s', async (_, made) => {
     const store = new AttachmentStore(runDir);
     store.put(attachment('c0ffee', 'eth0'));
     const bad = join(dir, 'bad-eth%2d0.json');
-    await (text === undefined ? mkdir(bad) : writeFile(bad, text));
+    await (typeof made === 'string' ? writeFile(bad, made) : made(bad));
     await store.refresh();
     expect(await store.list()).toHaveLength(1);
     const id = { containerId: 'bad', ifname: 'eth-0' };
@@ -88,6 +91,14 @@ describe('the attachment store', () => {
     expect(await store.get(id)).toBeUndefined();
     await store.remove(id);
     expect([await readdir(dir), store.malformed]).toEqual([['c0ffee-eth0.json'], []]);
+  });
+
+  it('begins anew where the directory has become a file', async () => {
+    const store = new AttachmentStore(runDir);
+    await writeFile(dir, '');
+    expect(await store.list()).toEqual([]);
+    store.put(attachment('c0ffee', 'eth0'));
+    expect(await new AttachmentStore(runDir).list()).toHaveLength(1);
   });
 
   it('writes a malformed file anew when it knows what was in it, and says so once', async () => {

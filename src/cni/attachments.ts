@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 import {
-  existsSync,
+  lstatSync,
   mkdirSync,
   readdirSync,
   readFileSync,
@@ -11,9 +11,13 @@ import {
 } from 'node:fs';
 import { z } from 'zod';
 import { errorText, RipstopError } from '../errors.ts';
+import { hasLink } from '../host/links.ts';
 import { addressFamily } from '../net/ip.ts';
 import { normalizeMac } from '../net/mac.ts';
 import type { AttachmentId } from './plugin.ts';
+
+/** How long a file is not there before somebody else than the previous agent's DEL must have removed it, in ms. */
+const MISSING_MS = 2000;
 
 const mac = z.string().refine((text) => normalizeMac(text) !== undefined, 'is no MAC address');
 const address = z.string().refine((text) => addressFamily(text) !== undefined, 'is no address');
@@ -59,13 +63,16 @@ export interface MalformedFile {
  * while a refresh waited for a file, a DEL could remove it, and the refresh would bring the attachment back.
  *
  * A malformed file, which a full disk or a person may leave, harms no other attachment: it counts as if it had its last
- * good content if this process knows that, and is written anew; else it is left out, and goes with its pod's DEL.
+ * good content if this process knows that, and is written anew; else it is left out, and goes with its pod's DEL. So is the
+ * file of a living pod that somebody removes while the agent runs.
  */
 export class AttachmentStore {
   readonly #dir: string;
   /** By file name, with the stamp that the file had when it was read or written. */
   readonly #known = new Map<string, { readonly attachment: Attachment; readonly stamp: string }>();
   readonly #malformed = new Map<string, MalformedFile>();
+  /** Since when files of attachments are not there, on the clock of `performance.now()`. */
+  readonly #missingSince = new Map<string, number>();
   #isRead = false;
 
   /** @param runDir the agent's directory, e.g. `/run/ripstop`; the files are in `endpoints` below it. */
@@ -74,15 +81,15 @@ export class AttachmentStore {
   }
 
   /**
-   * Read the files that are new or changed since the last time, and drop those that are gone: the previous agent may
-   * have finished a call after our start.
+   * Read the files that are new or changed since the last time, and drop those that are gone with their pod: the previous
+   * agent may have finished a call after our start.
    */
   async refresh(): Promise<void> {
-    const names = existsSync(this.#dir) ? readdirSync(this.#dir) : [];
+    const names = this.#names();
     // All other files are drafts of writes that are not finished; the next write of that attachment replaces its draft.
     const files = new Set(names.filter((name) => name.endsWith('.json')));
-    for (const names of [this.#known, this.#malformed])
-      for (const name of names.keys()) if (!files.has(name)) names.delete(name);
+    for (const name of this.#malformed.keys()) if (!files.has(name)) this.#malformed.delete(name);
+    for (const [name, { attachment }] of this.#known) this.#judgeMissing(name, attachment, files.has(name));
     for (const name of files) {
       const stamp = this.#stampOf(name);
       if (stamp === undefined || stamp === this.#malformed.get(name)?.stamp) continue;
@@ -156,6 +163,28 @@ export class AttachmentStore {
     this.#malformed.delete(name);
   }
 
+  /**
+   * A file that is not there may be the work of the previous agent's DEL: then the veth goes a moment later. Somebody else
+   * who removes it does not end the pod.
+   */
+  #judgeMissing(name: string, attachment: Attachment, isThere: boolean): void {
+    const now = performance.now();
+    const since = this.#missingSince.get(name) ?? now;
+    if (isThere) {
+      this.#missingSince.delete(name);
+    } else if (!hasLink(attachment.hostIfname)) {
+      this.#missingSince.delete(name);
+      this.#known.delete(name);
+    } else if (now - since < MISSING_MS) {
+      this.#missingSince.set(name, since);
+    } else {
+      const why = this.#repair(name);
+      if (why === undefined) return;
+      this.#missingSince.delete(name);
+      this.#malformed.set(name, { id: attachment, stamp: '', why });
+    }
+  }
+
   /** Write a malformed file anew. @returns what was done; undefined when nothing could be. */
   #repair(name: string): string | undefined {
     const known = this.#known.get(name);
@@ -168,9 +197,18 @@ export class AttachmentStore {
     }
   }
 
+  /** All that is in the directory. What else has its place is removed, or no pod could be added. */
+  #names(): string[] {
+    const stats = statSync(this.#dir, { throwIfNoEntry: false });
+    if (stats?.isDirectory()) return readdirSync(this.#dir);
+    if (stats) rmSync(this.#dir);
+    return [];
+  }
+
   /** Differs between a file and its replacement. */
   #stampOf(name: string): string | undefined {
-    const stats = statSync(`${this.#dir}/${name}`, { throwIfNoEntry: false });
+    // Links are not followed: none is ours, and one that leads to itself cannot be.
+    const stats = lstatSync(`${this.#dir}/${name}`, { throwIfNoEntry: false });
     return stats && `${stats.ino} ${stats.mtimeMs}`;
   }
 }
@@ -194,9 +232,9 @@ function encode(attachment: Attachment): string {
 function readAttachment(dir: string, name: string): Attachment | undefined {
   const file = `${dir}/${name}`;
   try {
-    const stats = statSync(file, { throwIfNoEntry: false });
+    const stats = lstatSync(file, { throwIfNoEntry: false });
     if (!stats) return undefined;
-    // Reading a pipe would wait for ever.
+    // Reading a pipe would wait for ever, and a link may lead anywhere.
     if (!stats.isFile()) throw new RipstopError('it is no file');
     const text = readFileSync(file, 'utf8');
     const { slow, kernelPath = slow, ...attachment } = AttachmentFile.parse(JSON.parse(text));

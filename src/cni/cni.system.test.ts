@@ -275,7 +275,14 @@ describe.skipIf(missing)('the CNI plugin', () => {
         exitCode: 1,
         output: { code: 102, msg: expect.stringContaining('container "a"') },
       });
+      const of = (subnet: string) => ({ config: { runtimeConfig: { ipRanges: [[{ subnet }]] } } });
+      expect(await cni('ADD', 'b', of('10.99.0.0/24'))).toMatchObject({
+        exitCode: 1,
+        output: { code: 102, msg: expect.stringContaining('asks for an address of 10.99.0.0/24') },
+      });
       expect(await leases()).toEqual(['a']);
+      expect(await cni('ADD', 'b', of('10.42.1.0/24'))).toMatchObject({ exitCode: 0 });
+      await del('b');
       await del('a');
       await expectClean();
     });

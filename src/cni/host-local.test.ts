@@ -7,6 +7,7 @@ import {
   readFileSync,
   rmSync,
   statSync,
+  symlinkSync,
   utimesSync,
   writeFileSync,
 } from 'node:fs';
@@ -143,8 +144,9 @@ describe('addresses', () => {
     expect(store.list(network)).toMatchObject([{ ip: '10.42.1.3', ...pod('a', 'net1') }]);
   });
 
-  it('whose file is empty, foreign or a directory count as taken, and are not removed', () => {
+  it('whose file is empty, foreign, a directory or a link count as taken, and are not removed', () => {
     mkdirSync(fileOf('10.42.1.4'), { recursive: true });
+    symlinkSync(fileOf('10.42.1.6'), fileOf('10.42.1.6'));
     writeFileSync(fileOf('10.42.1.2'), '');
     writeFileSync(fileOf('10.42.1.3'), 'of another program\n');
     expect(ours('a')).toEqual(['10.42.1.5']);
@@ -162,6 +164,7 @@ describe('addresses', () => {
       '10.42.1.2',
       '10.42.1.3',
       '10.42.1.4',
+      '10.42.1.6',
     ]);
   });
 

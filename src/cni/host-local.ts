@@ -3,6 +3,7 @@ import {
   closeSync,
   constants,
   ftruncateSync,
+  lstatSync,
   mkdirSync,
   openSync,
   readdirSync,
@@ -215,7 +216,8 @@ function namesIn(dir: string): string[] {
 
 /** @returns `known` when the file has not changed, undefined when it is gone. */
 function readLease(path: string, known: LeaseFile | undefined): LeaseFile | undefined {
-  const stats = statSync(path, { throwIfNoEntry: false });
+  // A link that leads to itself cannot be followed.
+  const stats = lstatSync(path, { throwIfNoEntry: false });
   if (!stats) return undefined;
   // host-local writes the content after it created the file, so the size is part of the stamp.
   const stamp = `${stats.ino} ${stats.mtimeMs} ${stats.size}`;

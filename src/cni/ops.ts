@@ -4,7 +4,7 @@ import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { errorText, RipstopError } from '../errors.ts';
 import { listLinks, readLinkIfThere } from '../host/links.ts';
-import { addressAt, parseCidr } from '../net/ip.ts';
+import { addressAt, cidrCovers, parseCidr } from '../net/ip.ts';
 import type { Attachment, AttachmentStore } from './attachments.ts';
 import { flannelDataDir } from './conflist.ts';
 import type { HostLocalStore, Lease } from './host-local.ts';
@@ -127,6 +127,7 @@ async function add(context: CniContext, call: AddCall): Promise<Attached> {
   await refuseDuplicate(context, call);
   steps.done('checks');
   const podCidrs = context.families.map(({ podCidr }) => podCidr);
+  refuseOtherRanges(call.ranges ?? [], podCidrs);
   // Until here nothing is ours to undo, nor is an address that is refused because the attachment has one already.
   const ips = context.addresses.allocate(call.network, podCidrs, call, call.ips);
   steps.done('addresses');
@@ -142,6 +143,17 @@ async function add(context: CniContext, call: AddCall): Promise<Attached> {
     }
     throw thrown;
   }
+}
+
+/** The addresses come from this node's blocks and no others. */
+function refuseOtherRanges(ranges: readonly string[], podCidrs: readonly string[]): void {
+  const blocks = podCidrs.map(parseCidr);
+  const other = ranges.find((range) => !blocks.some((block) => cidrCovers(parseCidr(range), block)));
+  if (other === undefined) return;
+  throw new CniError(
+    CniCode.ipam,
+    `the runtime asks for an address of ${other}, but pods of this node have addresses of ${podCidrs.join(' and ')}`,
+  );
 }
 
 /** The interface serves the family with the larger packets; the routes of the other one say less. */

@@ -157,6 +157,15 @@ describe('ADD', () => {
       { runtimeConfig: { ips: ['10.42.1.7'], mac: '02:00:00:00:00:02' } },
       { ips: ['10.42.1.7'], mac: '02:00:00:00:00:02' },
     ],
+    [
+      'blocks',
+      '',
+      {
+        runtimeConfig: { ipRanges: [[{ subnet: '10.42.1.1/24' }], [{ subnet: 'fd00:42:0:1::/64' }]] },
+        ipam: { type: '', ranges: [[{ subnet: '10.42.0.0/16' }]], subnet: '10.43.0.0/16' },
+      },
+      { ranges: ['10.42.1.0/24', 'fd00:42:0:1::/64', '10.42.0.0/16', '10.43.0.0/16'] },
+    ],
   ])('hands over the addresses that are asked for by %s', async (_, args, fields, asked) => {
     const { ops, calls } = recorder();
     await call({ CNI_ARGS: args }, { ...config, ...fields }, ops);
@@ -177,11 +186,11 @@ describe('ADD', () => {
 });
 
 describe('the other commands', () => {
-  it('DEL does not look at what it does not need', async () => {
+  it.each(['DEL', 'GC'])('%s does not look at what it does not need', async (command) => {
     const strange = { prevResult: { ips: 'x' }, dns: 7, runtimeConfig: { ips: ['x'] }, args: [] };
-    expect((await call({ CNI_COMMAND: 'DEL', CNI_ARGS: 'IP=x;y' }, { ...config, ...strange })).exitCode).toBe(
-      0,
-    );
+    const input = { ...config, cniVersion: '1.1.0', ...strange, ipam: { type: 'dhcp', ranges: 7 } };
+    const answer = await call({ CNI_COMMAND: command, CNI_ARGS: 'IP=x;y' }, input);
+    expect(answer).toMatchObject({ exitCode: 0 });
   });
 
   it('DEL needs neither a namespace nor a prevResult, and prints nothing', async () => {
@@ -344,6 +353,20 @@ describe('errors', () => {
       { ...config, ipam: { type: 'dhcp' } },
       unsupportedField,
       'ipam.type "dhcp"',
+    ],
+    [
+      'a part of a block',
+      {},
+      { ...config, ipam: { subnet: '10.42.1.0/24', rangeStart: '10.42.1.9' } },
+      unsupportedField,
+      'the range "10.42.1.9-" of "10.42.1.0/24"',
+    ],
+    [
+      'a block that is none',
+      {},
+      { ...config, runtimeConfig: { ipRanges: [[{ subnet: 'x' }]] } },
+      wrong,
+      'asks for a block of addresses: "x" is not a CIDR block',
     ],
   ])('%s', async (_, env, input, code, message) => {
     const { ops, calls } = recorder();

@@ -2,7 +2,7 @@
 import { z } from 'zod';
 import { errorText, quote, RipstopError } from '../errors.ts';
 import { addressFamily, hostCidr } from '../net/ip.ts';
-import { asAsked, AskedConfig } from './asked.ts';
+import { AskedConfig, type AskedAddresses, asAsked } from './asked.ts';
 import type { CniRequest, CniResponse } from './protocol.ts';
 import {
   CniCode,
@@ -39,15 +39,11 @@ export interface DelCall extends NetworkCall, AttachmentId {
   readonly netns?: string;
 }
 
-export interface AddCall extends DelCall {
+export interface AddCall extends DelCall, AskedAddresses {
   /** Path of the pod's network namespace. */
   readonly netns: string;
   readonly podNamespace?: string;
   readonly podName?: string;
-  /** The addresses that the runtime asks for, at most one for each family; the others are any free ones. */
-  readonly ips?: readonly string[];
-  /** The MAC address that the runtime asks for the pod's interface. */
-  readonly mac?: string;
 }
 
 export interface CheckCall extends DelCall {
@@ -107,13 +103,14 @@ const PrevResult = z.object({
 });
 export type PrevResult = z.infer<typeof PrevResult>;
 
-/** The fields of the network configuration that every command needs; runtimes and other plugins add more. */
-const NetworkConfig = z.object({
-  name: z.string().regex(namePattern),
-  ipam: z.object({ type: z.string().optional() }).optional(),
-});
+/** The field of the network configuration that every command needs; runtimes and other plugins add more. */
+const NetworkConfig = z.object({ name: z.string().regex(namePattern) });
 
-const AddConfig = NetworkConfig.extend({ dns: Dns.optional(), ...AskedConfig });
+const AddConfig = NetworkConfig.extend({
+  dns: Dns.optional(),
+  ...AskedConfig,
+  ipam: AskedConfig.ipam.unwrap().extend({ type: z.string().optional() }).optional(),
+});
 
 const CheckConfig = NetworkConfig.extend({ prevResult: PrevResult.optional() });
 
@@ -186,6 +183,7 @@ async function execute(
   switch (command) {
     case 'ADD': {
       const { name, dns = {}, ...asked } = parseConfig(AddConfig, input);
+      refuseOtherIpam(asked.ipam?.type);
       const args = parseArgs(env['CNI_ARGS'] ?? '');
       const call = { network: name, ...id!, netns: netns!, ...podOf(args), ...asAsked(args, asked) };
       const attached = await ops.add(call);
@@ -315,16 +313,18 @@ function parseConfig<T extends z.infer<typeof NetworkConfig>>(schema: z.ZodType<
     const issues = parsed.error.issues.map((issue) => `${issue.path.join('.')}: ${issue.message}`);
     throw new CniError(CniCode.config, `the network configuration is wrong at ${issues.join('; ')}`);
   }
-  const ipam = parsed.data.ipam?.type;
-  if (ipam !== undefined && ipam !== 'host-local') {
-    throw new CniError(
-      CniCode.unsupportedField,
-      `ipam.type ${quote(ipam)} is not supported: ` +
-        "ripstop takes addresses from the node's podCIDR as host-local does; " +
-        'remove ipam from the configuration',
-    );
-  }
   return parsed.data;
+}
+
+/** Only new pods matter: those that are there can be looked at, and deleted, whatever the configuration says by now. */
+function refuseOtherIpam(type: string | undefined): void {
+  if (type === undefined || type === '' || type === 'host-local') return;
+  throw new CniError(
+    CniCode.unsupportedField,
+    `ipam.type ${quote(type)} is not supported: ` +
+      "ripstop takes addresses from the node's podCIDR as host-local does; " +
+      'remove ipam from the configuration',
+  );
 }
 
 function required<T, K extends string & keyof T>(config: T, key: K): NonNullable<T[K]> {

@@ -86,6 +86,12 @@ export async function readLinkIfThere(name: string | number, where: Where = {}):
   );
 }
 
+/** Whether there is a link of this name. */
+export function hasLink(name: string, where: Where = {}): boolean {
+  using socket = openNetlink(where);
+  return getLink(socket, name) !== undefined;
+}
+
 /**
  * One link that must be there.
  * @throws RipstopError when it is not.

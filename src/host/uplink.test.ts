@@ -84,6 +84,7 @@ describe('the uplink', () => {
     ['lo', { loopback: true }],
     ['anycast', { kind: 'dummy' }],
     ['cni0', { kind: 'bridge' }],
+    ['br-anycast', { kind: 'bridge' }],
   ])('is that of the default route, as with flannel, when %s has the InternalIP', (name, more) => {
     const nodeIps = { v4: '198.51.100.1' };
     const holder = device(name, 9, [address('198.51.100.1/32')], more);
@@ -153,6 +154,22 @@ describe('the uplink', () => {
     expect(choose({ ifaceRegex: ['(?i)TH1$'] }).name).toBe('eth1');
   });
 
+  it.each([
+    '^eth[[:digit:]]$',
+    '^[[:alpha:]]+1$',
+    '^(?P<kind>eth)1$',
+    String.raw`\Aeth1\z`,
+    String.raw`\Q192.168.7.5\E`,
+    String.raw`^192\.168\.7\.\d$`,
+    '^[^e].*[.]7[.]',
+  ])('matches --iface-regex as Go reads it: %s', (pattern) => {
+    const links = new Map(LINKS.filter(({ name }) => name === 'eth1').map((one) => [one.name, one]));
+    expect(choose({ ifaceRegex: [pattern] }, { links }).name).toBe('eth1');
+    expect(() =>
+      choose({ ifaceRegex: [pattern.replace('7', '8').replace('eth', 'th').replace('1', '9')] }, { links }),
+    ).toThrow('nothing matches');
+  });
+
   it('is the first --iface that exists, else what --iface-regex matches, else what --iface-can-reach finds', () => {
     expect(choose({ iface: ['ens9', '10.9.9.9', 'eth1', 'eth0'] }).name).toBe('eth1');
     const reach = { dev: 'eth1', gateway: '192.168.7.1' };
@@ -171,6 +188,19 @@ describe('the uplink', () => {
       name: 'eth1',
       ips: { v4: '192.168.7.5' },
     });
+  });
+
+  it.each<[string, Partial<Link>]>([
+    ['lan7', {}],
+    ['lo', { loopback: true }],
+    ['flannel.1', {}],
+  ])('is not %s, although the route to --iface-can-reach leads there', (name, more) => {
+    const holder = device(name, 9, [address('10.42.1.1/32')], more);
+    const links = new Map([holder, ...LINKS].map((one) => [one.name, one]));
+    const request = { ifaceCanReach: '10.42.1.2', podCidrs: [parseCidr('10.42.1.0/24')] };
+    expect(() => choose(request, { links, reach: { dev: name, gateway: undefined } })).toThrow(
+      `the route to 10.42.1.2 of --iface-can-reach leads to ${name}, and not to other nodes; choose`,
+    );
   });
 
   it('has an address of the requested family', () => {

@@ -179,7 +179,7 @@ function decide(request: UplinkRequest, facts: UplinkFacts): Decision {
   const attempts: (() => Finding)[] = [
     ...iface.map((one) => () => byNameOrAddress(one, facts)),
     ...ifaceRegex.map((one) => () => byRegex(one, request, facts)),
-    ...(ifaceCanReach === undefined ? [] : [() => byRoute(ifaceCanReach, facts)]),
+    ...(ifaceCanReach === undefined ? [] : [() => byRoute(ifaceCanReach, request, facts)]),
   ];
   const reasons: string[] = [];
   for (const find of attempts) {
@@ -194,7 +194,10 @@ function decide(request: UplinkRequest, facts: UplinkFacts): Decision {
     const holder = ip === undefined ? undefined : holderOf(ip, facts);
     if (holder === undefined) return undefined;
     const why = `it has the ${what} ${ip}`;
-    if (!leadsNowhere(facts.links.get(holder)!) && !isForPods(facts.links.get(holder)!, request, facts))
+    if (
+      !leadsNowhere(facts.links.get(holder)!, facts) &&
+      !isForPods(facts.links.get(holder)!, request, facts)
+    )
       return { name: holder, why };
     unfit.push(`${holder} carries no tunnel, although ${why}, and `);
     return undefined;
@@ -216,8 +219,9 @@ function decide(request: UplinkRequest, facts: UplinkFacts): Decision {
   return { name: route.dev, why: 'it carries the default route' };
 }
 
-/** Interfaces of which nothing goes out to other nodes. */
-function leadsNowhere({ loopback, kind }: Link): boolean {
+/** Interfaces of which nothing goes out to other nodes; a bridge without ports serves people as a dummy. */
+function leadsNowhere({ name, loopback, kind }: Link, { links }: UplinkFacts): boolean {
+  if (kind === 'bridge') return !links.values().some(({ master }) => master === name);
   return loopback || kind === 'dummy' || kind === 'ifb' || kind === 'nlmon';
 }
 
@@ -260,9 +264,7 @@ function byNameOrAddress(iface: string, facts: UplinkFacts): Finding {
 function byRegex(ifaceRegex: string, request: UplinkRequest, facts: UplinkFacts): Finding {
   let pattern: RegExp;
   try {
-    // Go's flags for the whole expression, such as (?i), are not in its text here.
-    const [, flags = '', text = ''] = /^(?:\(\?([ims]+)\))?(.*)$/s.exec(ifaceRegex) ?? [];
-    pattern = new RegExp(text, flags);
+    pattern = parseGoRegex(ifaceRegex);
   } catch (error) {
     throw new RipstopError(`--iface-regex "${ifaceRegex}" is not a regular expression`, { cause: error });
   }
@@ -280,9 +282,45 @@ function byRegex(ifaceRegex: string, request: UplinkRequest, facts: UplinkFacts)
   return `nothing matches --iface-regex ${ifaceRegex}`;
 }
 
-function byRoute(target: string, { reach }: UplinkFacts): Finding {
-  if (!reach) return `no route leads to ${target} of --iface-can-reach`;
-  return { name: reach.dev, why: `it leads to ${target} of --iface-can-reach` };
+/** The ASCII classes of Go's regular expressions (RE2), as JavaScript has them within brackets. */
+const GO_CLASSES: Readonly<Record<string, string>> = {
+  alnum: '0-9A-Za-z',
+  alpha: 'A-Za-z',
+  digit: '0-9',
+  lower: 'a-z',
+  punct: '!-\\/:-@[-`{-~',
+  space: '\\s',
+  upper: 'A-Z',
+  word: '\\w',
+  xdigit: '0-9A-Fa-f',
+};
+
+/**
+ * A regular expression in Go's syntax, which flannel's flag has. Where JavaScript's differs, it would take most of it for
+ * something else, and say nothing.
+ * @throws SyntaxError when it is none, or has what JavaScript lacks.
+ */
+function parseGoRegex(text: string): RegExp {
+  // Flags for the whole expression, such as (?i), are not in its text here.
+  const [, flags = '', rest = ''] = /^(?:\(\?([ims]+)\))?(.*)$/s.exec(text) ?? [];
+  const translated = rest.replaceAll(
+    /\\Q(.*?)(?:\\E|$)|\\(.)|\[:(\w+):\]|\(\?P</gs,
+    (all, quoted?: string, escaped?: string, name?: string) => {
+      if (quoted !== undefined) return quoted.replaceAll(/[^\w\s]/g, '\\$&');
+      if (escaped !== undefined) return { A: '(?<![^])', z: '(?![^])' }[escaped] ?? all;
+      return name === undefined ? '(?<' : (GO_CLASSES[name] ?? all);
+    },
+  );
+  return new RegExp(translated, flags);
+}
+
+function byRoute(target: string, request: UplinkRequest, facts: UplinkFacts): Finding {
+  if (!facts.reach) return `no route leads to ${target} of --iface-can-reach`;
+  const { dev } = facts.reach;
+  const link = facts.links.get(dev);
+  if (link && (link.vxlan || leadsNowhere(link, facts) || isForPods(link, request, facts)))
+    return `the route to ${target} of --iface-can-reach leads to ${dev}, and not to other nodes`;
+  return { name: dev, why: `it leads to ${target} of --iface-can-reach` };
 }
 
 function holderOf(ip: string, facts: UplinkFacts): string | undefined {
@@ -343,7 +381,7 @@ function addressKind(family: Family): string {
 function candidates(request: UplinkRequest, facts: UplinkFacts): Link[] {
   return [...facts.links.values()].filter(
     (link) =>
-      !leadsNowhere(link) &&
+      !leadsNowhere(link, facts) &&
       !link.vxlan &&
       !isForPods(link, request, facts) &&
       request.families.every((family) => addressesOf(link, family).length > 0),

@@ -119,6 +119,17 @@ export function canonicalAddress(text: string): string {
 }
 
 /**
+ * The canonical spelling of an address as Go's net.ParseIP reads it: `::ffff:10.42.1.7` is the IPv4 address.
+ * @returns undefined when the text is no address.
+ */
+export function parseAddress(text: string): string | undefined {
+  if (addressFamily(text) === undefined) return undefined;
+  const bytes = addressToBytes(text);
+  const isMapped = bytes.length === 16 && bytes.every((byte, i) => i >= 12 || byte === (i < 10 ? 0 : 0xff));
+  return bytesToAddress(isMapped ? bytes.subarray(12) : bytes);
+}
+
+/**
  * Parse `10.42.1.0/24`. Host bits must be zero: a podCIDR with host bits set is a mistake worth naming.
  * @throws RipstopError saying what is wrong with the text.
  */

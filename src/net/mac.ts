@@ -6,6 +6,21 @@ export function normalizeMac(text: string): string | undefined {
   return /^([0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}$/.test(text) ? text.toLowerCase() : undefined;
 }
 
+/**
+ * A MAC address in any spelling that Go's net.ParseMAC takes: `aa:bb:cc:dd:ee:ff`, `aa-bb-cc-dd-ee-ff`,
+ * `aabb.ccdd.eeff` → lower case with colons; undefined when it is none.
+ */
+export function parseMac(text: string): string | undefined {
+  const spelling =
+    /^[0-9a-f]{2}(?:([:-])[0-9a-f]{2})(?:\1[0-9a-f]{2}){4}$|^[0-9a-f]{4}(?:\.[0-9a-f]{4}){2}$/i;
+  if (!spelling.test(text)) return undefined;
+  return text
+    .toLowerCase()
+    .replaceAll(/[^0-9a-f]/g, '')
+    .match(/../g)!
+    .join(':');
+}
+
 /** MAC text → 6 bytes as on the wire. @throws RipstopError when the text is no MAC address. */
 export function macToBytes(text: string): Uint8Array {
   if (!normalizeMac(text)) throw new RipstopError(`"${text}" is not a MAC address`);

@@ -2,13 +2,14 @@
 /** Mode boost: ripstop beside a flannel that goes on owning the node. */
 import { renameSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
-import { beforeAll, describe, expect, it } from 'vitest';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { AgentStatus } from '../../src/agent/status.ts';
 import { run, tryRun } from '../../src/host/run.ts';
 import {
   addPod,
   boost,
   type Lab,
+  netnsPath,
   nodeDir,
   type NodeState,
   type PodState,
@@ -24,7 +25,10 @@ import { patchNodeStatus } from '../../src/lab/kube.ts';
 import { startIn } from '../../src/lab/lab.support.ts';
 import { ripstopCommand } from '../../src/lab/ripstop.ts';
 import { type Family, parseCidr } from '../../src/net/ip.ts';
+import { ethernet, fragments, ip, udp, vxlan } from '../../src/net/packets.ts';
+import { RawSocket } from '../support/raw-socket.ts';
 import {
+  addressesOf,
   addressOf,
   agentLog,
   type Carried,
@@ -37,6 +41,7 @@ import {
   podOf,
   ripstopJson,
   serveIn,
+  tagged,
   talkBoth,
   timeUntil,
   useLab,
@@ -65,6 +70,9 @@ async function stateOf(node: NodeState): Promise<Record<string, string[]>> {
   });
   return Object.fromEntries(await Promise.all(parts));
 }
+
+/** Addresses outside of the cluster (RFC 5737, RFC 3849). */
+const OUTSIDE = { 4: '192.0.2.9', 6: '2001:db8::9' } as const;
 
 /** More often with a real flannel: test/peers. */
 const TIMES = 3;
@@ -165,6 +173,111 @@ describe.skipIf(missingHere('iptables-restore'))('a boosted node', () => {
     } finally {
       await run('ip', ['address', 'del', `${pod(1).ip}/32`, 'dev', 'lo'], inNetns(pod(0)));
     }
+  });
+
+  describe('drops what a pod', () => {
+    const sockets = new DisposableStack();
+    let out: RawSocket;
+    let victims: RawSocket[];
+    let bridge: string;
+
+    beforeAll(async () => {
+      out = sockets.use(new RawSocket(netnsPath(pod(0).netns), 'eth0'));
+      victims = [pod(1), far()].map(({ netns }) => sockets.use(new RawSocket(netnsPath(netns), 'eth0')));
+      for (const one of [pod(0), pod(1)])
+        for (const address of addressesOf(far())) await ping(one, address, 1);
+      const pods = [pod(0), pod(1)].flatMap(addressesOf);
+      await timeUntil(async () => new Set(pods).isSubsetOf(new Set(await ips())));
+      bridge = await macOf('cni0');
+    });
+    afterAll(() => sockets.dispose());
+
+    const dropped = async (): Promise<number> =>
+      (await ripstopJson<{ reason: string; packets: number }[]>(cluster.lab, node(), 'stats'))
+        .filter(({ reason }) => reason === 'other_source')
+        .reduce((sum, { packets }) => sum + packets, 0);
+    const macOf = async (device: string): Promise<string> =>
+      (await ipJson<{ address: string }>(['link', 'show', device], inNetns(node())))[0]!.address;
+
+    /** Which of these texts have reached a pod, once the honest packet that is sent last has. */
+    async function reached(texts: readonly string[]): Promise<string[]> {
+      for (const to of [pod(1), far()]) out.send(frame(datagram(pod(0).ip, to.ip, 'the end')));
+      const seen = new Set<string>();
+      for (const victim of victims)
+        await expect
+          .poll(() => {
+            for (let got = victim.receive(); got; got = victim.receive()) {
+              const content = Buffer.from(got.frame).toString('latin1');
+              for (const text of [...texts, 'the end']) if (content.includes(text)) seen.add(text);
+              if (content.includes('the end')) return true;
+            }
+            return false;
+          })
+          .toBe(true);
+      return texts.filter((text) => seen.has(text));
+    }
+
+    const frame = (packet: Uint8Array): Uint8Array =>
+      ethernet({ dst: bridge, src: '02:00:00:00:00:66' }, packet);
+    const datagram = (src: string, dst: string, text: string): Uint8Array =>
+      ip({ src, dst }, udp({ src: 666, dst: 6666 }, Buffer.from(text)));
+    const dresses = { plain: (bytes: Uint8Array) => bytes, tagged };
+
+    it('sends from an address of others, also behind a tag of VLAN 0, which hides it from rules', async () => {
+      const [lies, truths]: [string[], string[]] = [[], []];
+      const send = (texts: string[], text: string, bytes: Uint8Array): void => {
+        texts.push(text);
+        expect(out.send(bytes)).toBeUndefined();
+      };
+      const before = await dropped();
+      for (const family of FAMILIES)
+        for (const [where, to] of [
+          ['near', pod(1)],
+          ['far', far()],
+        ] as const) {
+          const [own, dst] = [addressOf(pod(0), family), addressOf(to, family)];
+          const others = [...[pod(1), far()].map((one) => addressOf(one, family)), OUTSIDE[family]];
+          for (const [dress, put] of Object.entries(dresses)) {
+            const text = `IPv${family} ${where} ${dress}.`;
+            send(truths, `truth ${text}`, put(frame(datagram(own, dst, `truth ${text}`))));
+            for (const src of others.filter((one) => one !== dst))
+              send(lies, `lie ${src} ${text}`, put(frame(datagram(src, dst, `lie ${src} ${text}`))));
+          }
+          const twice = `lie twice IPv${family} ${where}.`;
+          send(lies, twice, tagged(tagged(frame(datagram(addressOf(far(), family), dst, twice)))));
+        }
+      expect(await reached([...lies, ...truths])).toEqual(truths);
+      expect((await dropped()) - before).toBe(lies.length);
+    });
+
+    it('sends as VXLAN, to whatever address of the node', async () => {
+      const texts: string[] = [];
+      const vtep = await macOf('flannel.1');
+      const base = node().podCIDR.replace(/0\/24$/, '');
+      await run('ip', ['address', 'add', '172.31.7.7/32', 'dev', 'lo'], inNetns(node()));
+      try {
+        const { by } = await during(async () => {
+          for (const dst of [node().ip, '172.31.7.7', `${base}0`, `${base}1`, `${base}255`])
+            for (const [dress, put] of Object.entries(dresses))
+              for (const bytes of [0, 8, 48]) {
+                const text = `VXLAN to ${dst} ${dress} in pieces of ${bytes}.`;
+                texts.push(text);
+                const inner = ethernet(
+                  { dst: vtep, src: '02:00:00:00:00:66' },
+                  datagram(far().ip, pod(1).ip, text),
+                );
+                const outer = udp({ src: 40_000, dst: 8472 }, vxlan({}, inner));
+                const fields = { src: pod(0).ip, dst, id: texts.length };
+                const packets = bytes === 0 ? [ip(fields, outer)] : fragments(fields, outer, bytes);
+                for (const packet of packets) expect(out.send(put(frame(packet)))).toBeUndefined();
+              }
+          expect(await reached(texts)).toEqual([]);
+        });
+        expect(by['from_pod drop_vxlan_from_pod']).toBe(texts.length);
+      } finally {
+        await run('ip', ['address', 'del', '172.31.7.7/32', 'dev', 'lo'], inNetns(node()));
+      }
+    });
   });
 
   it('has programs on the uplink and on the ports of pods only', async () => {

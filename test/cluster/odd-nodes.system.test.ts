@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-import { readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import type { AgentStatus } from '../../src/agent/status.ts';
@@ -64,6 +64,25 @@ describe.skipIf(missingHere())('a node on which somebody meddles', () => {
     expect(agentLog(cluster.lab, node())).toContain('"hostIfname":"lan7"');
     await removePod(cluster.lab, node(), pod);
     expect([...(await listLinks({ netns: inNetns(node()).netns })).keys()]).not.toContain('lan7');
+  });
+
+  it('goes on serving a pod whose file somebody removes, and writes it anew', async () => {
+    const pod = podOf(node());
+    const files = () => readdirSync(endpointsDir()).filter((name) => name.startsWith(pod.containerId));
+    const { lost } = await whileTalking({ pings: [[pod, far().ip]], connections: [] }, 200, async () => {
+      rmSync(join(endpointsDir(), files()[0]!));
+      await expect
+        .poll(
+          async () => {
+            await nudge(node());
+            return files();
+          },
+          { timeout: 10_000, interval: 500 },
+        )
+        .toHaveLength(1);
+    });
+    expect(lost).toEqual([[]]);
+    expect(await attachmentOf(pod)).toMatchObject({ ips: [pod.ip] });
   });
 
   it('keeps pods talking whose files are malformed, over a restart too, and names the files', async () => {

@@ -117,6 +117,10 @@ export function addressOf({ ip, ip6 }: { ip: string; ip6?: string }, family: Fam
   return address;
 }
 
+/** The frame behind a tag of VLAN 0, which the kernel takes off. */
+export const tagged = (frame: Uint8Array): Uint8Array =>
+  Uint8Array.of(...frame.slice(0, 12), 0x81, 0, 0, 0, ...frame.slice(12));
+
 export const inNetns = ({ netns }: { netns: string }): RunOptions => ({ netns: netnsPath(netns) });
 
 /** The entries of a map of ripstop's as bytes, in the order of their keys. */

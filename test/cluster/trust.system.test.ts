@@ -37,14 +37,12 @@ import {
   podOf,
   ripstopJson,
   markForKernelPath,
+  tagged,
   useLab,
 } from './support.ts';
 import { inUnderlay } from './underlay.ts';
 
 const missing = missingHere('tcpdump');
-
-/** The frame behind a tag of VLAN 0, which the kernel takes off. */
-const tagged = (frame: Uint8Array) => Uint8Array.of(...frame.slice(0, 12), 0x81, 0, 0, 0, ...frame.slice(12));
 
 /** A source that no pod has, so that what a liar's packets carry can be told from all else. */
 const FORGED = { 4: '10.42.9.9', 6: 'fd00:42:0:99::9' } as const;
