@@ -15,6 +15,8 @@ import { which } from 'zx';
 import { errorText, RipstopError } from '../src/errors.ts';
 import { run } from '../src/host/run.ts';
 import { type Check, theEnd } from '../test/kernels/story.ts';
+import { buildPrograms, missingForPrograms } from '../test/support/go-programs.ts';
+import { programs } from '../test/support/peer-programs.ts';
 import { reportFailure } from './failure.ts';
 import { allSeries, fetchIpvsPrograms, fetchKernel, type Series } from './kernels/debian.ts';
 import { writeInitramfs } from './kernels/initramfs.ts';
@@ -67,6 +69,14 @@ async function ensureQemu(): Promise<void> {
   await run('apt-get', ['-q', 'update'], { env, timeoutMs: 120_000 });
   const install = ['-q', '-y', '--no-install-recommends', 'install', 'qemu-system-x86'];
   await run('apt-get', install, { env, timeoutMs: 300_000 });
+}
+
+/** Build the engine of NetworkPolicies, if that has not been done and can be. Without it its steps are skipped. */
+async function buildEngine(): Promise<void> {
+  const engine = [programs['kube-network-policies']];
+  const missing = await missingForPrograms(engine);
+  if (missing === undefined) await buildPrograms(engine, note);
+  else note(missing);
 }
 
 let skipped = 0;
@@ -127,6 +137,7 @@ async function main(selected: readonly string[]): Promise<boolean> {
     });
   }
   const chosen = (name: string): boolean => selected.length === 0 || selected.includes(name);
+  await buildEngine();
   const alone: Story[] = [];
   const drivers: Story[] = [];
   for (const series of allSeries) {

@@ -8,22 +8,31 @@ import { basename, dirname, join, relative } from 'node:path';
 import { which } from 'zx';
 import { RipstopError } from '../../src/errors.ts';
 import { run } from '../../src/host/run.ts';
+import { cacheDir } from '../../test/support/go-programs.ts';
+import { peerPath } from '../../test/support/peer-programs.ts';
 import type { Kernel } from './debian.ts';
 
 const root = join(import.meta.dirname, '../..');
 
 /** The programs that the data plane, the story and the machine's start call. */
 const programs =
-  'dash mount mkdir ip bridge tc nft nsenter ping kmod sync ethtool iptables-legacy iptables-legacy-restore iptables-legacy-save conntrack'.split(
+  'dash mount mkdir unshare ip bridge tc nft nsenter ping kmod sync ethtool iptables-legacy iptables-legacy-restore iptables-legacy-save conntrack'.split(
     ' ',
   );
 /** The parts of iptables for each match and target. */
 const iptablesParts = '/usr/lib/x86_64-linux-gnu/xtables';
-/** The packages that the data plane imports. */
-const nodeModules = ['ipaddr.js', 'koffi', '@koromix/koffi-linux-x64', 'zod'];
+/** The packages that the data plane and the lab's API server import. */
+const nodeModules = withDependencies([
+  'ipaddr.js',
+  'koffi',
+  '@koromix/koffi-linux-x64',
+  'zod',
+  '@peculiar/x509',
+  'reflect-metadata',
+]);
 /** The driver, and modules that the kernel loads by itself when a device, a qdisc, a rule or a family needs them. */
 const kernelModules =
-  'virtio_pci virtio_net veth bridge vxlan 8021q bonding sch_ingress cls_bpf cls_matchall act_vlan nf_conntrack nfnetlink nf_tables nft_ct nft_fib nft_fib_ipv4 nft_fib_ipv6 nft_fib_inet nft_chain_nat nft_nat nft_masq'.split(
+  'virtio_pci virtio_net veth bridge vxlan 8021q bonding sch_ingress cls_bpf cls_matchall act_vlan nf_conntrack nfnetlink nf_tables nft_ct nft_fib nft_fib_ipv4 nft_fib_ipv6 nft_fib_inet nft_chain_nat nft_nat nft_masq nft_queue nfnetlink_queue'.split(
     ' ',
   );
 /** What kube-proxy needs in IPVS mode. */
@@ -31,6 +40,17 @@ const ipvsModules =
   'dummy ip_vs ip_vs_rr ip_set_hash_ipport ip_set_hash_ipportip xt_set ip_tables iptable_filter iptable_nat xt_comment xt_mark xt_conntrack xt_addrtype xt_MASQUERADE ipt_REJECT nf_conntrack_netlink'.split(
     ' ',
   );
+
+/** These packages, and those that they import. */
+function withDependencies(names: readonly string[]): string[] {
+  const found = new Set(names);
+  for (const name of found) {
+    const text = readFileSync(join(root, 'node_modules', name, 'package.json'), 'utf8');
+    const { dependencies = {} } = JSON.parse(text) as { dependencies?: Record<string, string> };
+    for (const one of Object.keys(dependencies)) found.add(one);
+  }
+  return [...found];
+}
 
 /** The sources of files, by their path in the archive. */
 type Files = Map<string, string>;
@@ -57,6 +77,9 @@ async function userFiles(): Promise<Files> {
     ['ripstop/package.json', join(root, 'package.json')],
     ['bin/node', process.execPath],
   ]);
+  const engine = peerPath('kube-network-policies');
+  if (existsSync(engine))
+    files.set(join('cache/ripstop/programs', relative(cacheDir('programs'), engine)), engine);
   const found = await Promise.all(programs.map((name) => which(name)));
   for (const path of found) files.set(`bin/${basename(path)}`, path);
   if (existsSync(iptablesParts))

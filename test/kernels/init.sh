@@ -9,6 +9,8 @@ mount -t devtmpfs dev /dev
 mount -t tmpfs run /run
 # The types of each source need to be stripped only once.
 export NODE_COMPILE_CACHE=/run/compiled
+# Where peerPath() looks for programs.
+export XDG_CACHE_HOME=/cache
 exec </dev/ttyS1 >/dev/ttyS1 2>/dev/ttyS0
 node "/ripstop/test/kernels/$1.ts"
 sync

@@ -34,6 +34,7 @@ import { RawSocket } from '../support/raw-socket.ts';
 import type { HoldReport, TcpReport, UdpReport } from '../cluster/talker.ts';
 import { ipvsadm, moveEndpoint, setIpv4, startIpvs, whyNoIpvs } from './ipvs.ts';
 import { connectPod, countersOf, type NodeSpec, type PassReport, type PodSpec, vethOf } from './node.ts';
+import { PolicyEngine, whyNoEngine } from './policies.ts';
 import { expectThat, type Step, tellStory } from './story.ts';
 import { endTalker, startTalker, talk } from './talk.ts';
 
@@ -471,6 +472,36 @@ async function rises(node: Node, counter: string, by: number): Promise<void> {
 let hasIpvs = false;
 const NO_IPVS = 'there is no IPVS here';
 
+/** Set while the engine of NetworkPolicies runs. `a` is a client, `b` and `c` are servers. */
+let policies: PolicyEngine | undefined;
+const NO_ENGINE = 'there is no engine of NetworkPolicies here';
+
+/** Wait until a new flow is let through, or not. */
+async function untilLetThrough(from: Pod, to: Pod, wanted: boolean): Promise<void> {
+  const flags = ['-n', '-q', '-c', '1', '-W', '1', to.ip];
+  const isLet = async (): Promise<boolean> => (await tryRun('ping', flags, { netns: from.netns })).code === 0;
+  for (const deadline = performance.now() + 60_000; (await isLet()) !== wanted; await sleep(100))
+    expectThat(
+      performance.now() < deadline,
+      `${from.name} is ${wanted ? 'not' : 'still'} let through to ${to.name}`,
+    );
+}
+
+/** New flows to it get no answer, whatever the protocol. */
+async function isDenied(from: Pod, to: Pod): Promise<void> {
+  await untilLetThrough(from, to, false);
+  const attempts = {
+    ping: ping(from, to, 3),
+    tcp: tcp(from, to.ip, KIB),
+    udp: talk<UdpReport>(from.netns, ['udp', to.ip, String(PORT), '1', '100']).then(({ answers }) =>
+      expectThat(answers > 0, 'no answer'),
+    ),
+  };
+  const results = await Promise.allSettled(Object.values(attempts));
+  const gotThrough = Object.keys(attempts).filter((_, i) => results[i]!.status === 'fulfilled');
+  expectThat(gotThrough.length === 0, `from ${from.name} to ${to.name} came through: ${gotThrough.join()}`);
+}
+
 const addressOf = ({ ip, port }: { ip: string; port: number }): string => `${ip}:${port}`;
 
 // ---- Changes
@@ -712,6 +743,64 @@ const steps: readonly Step[] = [
       const { attached } = await pass(one);
       const left = Object.keys(attached).filter((key) => key.endsWith(h.hostIfname));
       expectThat(left.length === 0, `still there: ${left.join(', ')}`);
+      return undefined;
+    },
+  ],
+  [
+    'NetworkPolicies by NFQUEUE: flows under way go on fast, new ones are denied',
+    async () => {
+      const why = await whyNoEngine();
+      if (why !== undefined) return why;
+      const pods = [a, b, c].map((pod) => ({ ...pod, role: pod === a ? 'client' : 'server' }));
+      policies = await PolicyEngine.start([one, two], pods);
+      await isFastAcross();
+      const held = await Promise.all([hold(a, b), hold(a, c)]);
+      policies.deny('deny', 'server');
+      for (const server of [b, c]) await isDenied(a, server);
+      await rises(one, 'from_pod fast_local', 20);
+      await rises(one, 'from_pod fast_encap', 20);
+      await Promise.all(held.map((unharmed) => unharmed()));
+      for (const server of [b, c]) await isDenied(a, server);
+      return undefined;
+    },
+  ],
+  [
+    'NetworkPolicies by NFQUEUE: an allowed client is fast, and nobody else is let through',
+    async () => {
+      if (!policies) return NO_ENGINE;
+      policies.allow('allow', 'client', 'server');
+      for (const server of [b, c]) await untilLetThrough(a, server, true);
+      await isFastAcross();
+      await counting([[one, 'from_pod fast_local', 20]], async () => {
+        await ping(a, b);
+        await tcp(a, b.ip, 256 * KIB);
+      });
+      await isDenied(b, c);
+      await isDenied(c, b);
+      return undefined;
+    },
+  ],
+  [
+    'NetworkPolicies by NFQUEUE: a flow that is never answered ends as soon as it is denied',
+    async () => {
+      if (!policies) return NO_ENGINE;
+      using victim = new RawSocket(c.netns, 'eth0');
+      const send = async (text: string): Promise<void> => {
+        for (let n = 0; n < 20; n++) await sendDressed(a, { src: a.ip, dst: c.ip }, 'plain', text);
+      };
+      await send('allowed');
+      await arrives(victim, 'allowed', 'denied');
+      policies.remove('allow');
+      await untilLetThrough(a, c, false);
+      await send('denied');
+      for (const server of [b, c]) await isDenied(a, server);
+      policies.remove('deny');
+      await untilLetThrough(a, c, true);
+      await send('once more');
+      await arrives(victim, 'once more', 'denied');
+      await policies.stop();
+      policies = undefined;
+      await isFastAcross();
       return undefined;
     },
   ],

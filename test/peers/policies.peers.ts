@@ -24,6 +24,7 @@ import {
   serveIn,
   talkTcp,
 } from '../cluster/support.ts';
+import { kubeNetworkPolicies, whyNoQueue } from '../support/kube-network-policies.ts';
 import { withDebianProgram } from '../support/debian-programs.ts';
 import { peerPath } from '../support/peer-programs.ts';
 import { clientOf, labNameFor, realLab } from './support.ts';
@@ -39,60 +40,57 @@ const POLICIES = '/apis/networking.k8s.io/v1/namespaces/default/networkpolicies'
 /** How long an engine may take to carry out a policy. */
 const ENGINE_MS = 15_000;
 
+interface Command {
+  readonly argv: readonly string[];
+  readonly env: NodeJS.ProcessEnv;
+}
+
 interface Engine {
   readonly name: 'kube-router' | 'kube-network-policies';
-  readonly args: (node: NodeState, kubeconfig: string) => readonly string[];
+  /** The command for a node, and its environment. */
+  readonly command: (node: NodeState, api: ApiAccess, kubeconfig: string) => Command;
+  /** Why it cannot work on this kernel, in one line; undefined when it can. */
+  readonly missing: () => Promise<string | undefined>;
   /** The families of clients that it can allow. */
   readonly allows: readonly Family[];
   /** Where it listens on its node once it runs. */
   readonly port: number;
-  /** An nft rule that it needs. */
-  readonly needs?: string;
 }
 
 const ENGINES: Engine[] = [
   {
     name: 'kube-router',
-    args: ({ name }, kubeconfig) => [
-      '--run-firewall=true',
-      '--run-router=false',
-      '--run-service-proxy=false',
-      '--run-loadbalancer=false',
-      '--enable-ipv6=true',
-      '--service-cluster-ip-range=10.43.0.0/16',
-      '--service-cluster-ip-range=fd00:43::/112',
-      `--hostname-override=${name}`,
-      `--kubeconfig=${kubeconfig}`,
-    ],
+    command: ({ name }, _api, kubeconfig) => ({
+      argv: [
+        peerPath('kube-router'),
+        '--run-firewall=true',
+        '--run-router=false',
+        '--run-service-proxy=false',
+        '--run-loadbalancer=false',
+        '--enable-ipv6=true',
+        '--service-cluster-ip-range=10.43.0.0/16',
+        '--service-cluster-ip-range=fd00:43::/112',
+        `--hostname-override=${name}`,
+        `--kubeconfig=${kubeconfig}`,
+      ],
+      env: withDebianProgram('ipset'),
+    }),
+    missing: () => Promise.resolve(undefined),
     // Its rules for IPv6 name sets that do not exist, on a node of plain flannel as well.
     allows: [4],
     port: 20244,
   },
   {
     name: 'kube-network-policies',
-    args: ({ name }, kubeconfig) => [
-      `--hostname-override=${name}`,
-      '--nfqueue-id=98',
-      '--disable-nri',
-      `--kubeconfig=${kubeconfig}`,
-    ],
+    command: ({ name }, api) => kubeNetworkPolicies(peerPath('kube-network-policies'), name, api),
+    missing: whyNoQueue,
     allows: FAMILIES,
     port: 9080,
-    needs: 'queue num 98 bypass',
   },
 ];
 
-/** Why an engine cannot work on this kernel, in one line; undefined when it can. */
-async function missingFor({ name, needs }: Engine): Promise<string | undefined> {
-  if (needs === undefined) return undefined;
-  const stdin = `table inet probe { chain c { type filter hook forward priority 0; ${needs}; }; }`;
-  const { code } = await tryRun('unshare', ['--net', 'nft', '-f', '-'], { stdin });
-  if (code === 0) return undefined;
-  return `${name} needs nftables' "queue", which this kernel has not (CONFIG_NFT_QUEUE)`;
-}
-
 for (const engine of ENGINES) {
-  const missing = await missingFor(engine);
+  const missing = await engine.missing();
   if (missing) console.log(`skipped: ${missing}`);
   describe.skipIf(missing).each(['cni', 'boost'])(`NetworkPolicies by ${engine.name}, in mode %s`, (mode) => {
     const purpose = `policies${engine.name.replaceAll('-', '')}${mode}`;
@@ -181,12 +179,12 @@ for (const engine of ENGINES) {
       const kubeconfig = join(nodeDir(lab, of), 'engine.kubeconfig');
       const url = `https://${gatewayAddress(lab.state.options.underlay)}:6443`;
       writeFileSync(kubeconfig, kubeconfigText(url, ca, token), { mode: 0o600 });
-      const program = [peerPath(engine.name), ...engine.args(of, kubeconfig)];
+      const { argv, env } = engine.command(of, { url, ca, token }, kubeconfig);
       await startDaemon({
         name: `${engine.name} of ${of.name}`,
-        argv: ['nsenter', `--net=${netnsPath(of.netns)}`, '--', ...program],
+        argv: ['nsenter', `--net=${netnsPath(of.netns)}`, '--', ...argv],
         logFile: join(nodeDir(lab, of), 'engine.log'),
-        env: withDebianProgram('ipset'),
+        env,
         notReady: async () => {
           const { stdout } = await tryRun('ss', ['-Hltn', `sport = :${engine.port}`], inNetns(of));
           return stdout === '' ? 'it does not listen yet' : undefined;
