@@ -172,7 +172,7 @@ export class NodeObserver {
     this.invalidate('shaped');
     const { pods, bridged, links } = this.#snapshot;
     const veths = hostVethsOf(pods.value, bridged.value);
-    return ifindex === undefined || shapeable(veths, links.value).includes(ifindex);
+    return ifindex === undefined || this.#shapeable(veths, links.value).includes(ifindex);
   }
 
   /** An event tells of a bridge. @returns whether a pod on a bridge may have come, gone or moved. */
@@ -197,11 +197,18 @@ export class NodeObserver {
     return this.#stale.delete(part);
   }
 
-  /** Which host veths and VTEP devices somebody shapes. Events tell of changes, also on those of new pods. */
+  /** Where shaping by others concerns pods: their host veths and bridges, and the VTEP devices. */
+  #shapeable(hostVeths: readonly number[], links: ReadonlyMap<string, Link>): number[] {
+    const vteps = links.values().filter(({ name }) => isVtepName(name));
+    const devices = [...findPodBridges(this.#options.podCidrs, links), ...vteps];
+    return [...hostVeths, ...devices.map(({ ifindex }) => ifindex)];
+  }
+
+  /** Which of these devices somebody shapes. Events tell of changes, also on those of new pods. */
   #shaped(hostVeths: readonly number[], links: ReadonlyMap<string, Link>): NodeSnapshot['shaped'] {
     const { shaped } = this.#snapshot;
     if (!this.#take('shaped')) return shaped;
-    return observed(shaped, findShaped(shapeable(hostVeths, links), this.#options.linkPins));
+    return observed(shaped, findShaped(this.#shapeable(hostVeths, links), this.#options.linkPins));
   }
 
   /** The next hops to all peers, and to their podCIDRs if those are routed directly; unless they are stale, only those to new peers are asked for. */
@@ -226,12 +233,6 @@ export class NodeObserver {
 /** The indexes of the host veths of all pods. */
 function hostVethsOf(pods: readonly Attachment[], { ports }: PodBridges): number[] {
   return [...new Set([...pods.map(({ hostIfindex }) => hostIfindex), ...ports])];
-}
-
-/** The indexes of the devices that the fast path passes by: host veths, and VTEP devices. */
-function shapeable(hostVeths: readonly number[], links: ReadonlyMap<string, Link>): number[] {
-  const vteps = links.values().filter(({ name }) => isVtepName(name));
-  return [...hostVeths, ...vteps.map(({ ifindex }) => ifindex)];
 }
 
 function loadedIds({ loaded }: ProgramSet): LoadedIds | undefined {

@@ -5,6 +5,7 @@ import { createServer, type Server, type Socket } from 'node:net';
 import { dirname } from 'node:path';
 import type { Logger } from 'pino';
 import { errorText, RipstopError } from '../errors.ts';
+import { removeEmptyDirectory } from '../host/files.ts';
 import { DeferredDels } from './deferred.ts';
 import { LogOnce } from '../log-once.ts';
 import { type CniContext, createCniOps, type Sweeper } from './ops.ts';
@@ -167,6 +168,7 @@ async function listen(server: Server, socketPath: string): Promise<void> {
     await rm(temporary, { force: true });
     await once(server.listen(temporary), 'listening');
     await chmod(temporary, 0o600);
+    await removeEmptyDirectory(socketPath);
     await rename(temporary, socketPath);
   } catch (error) {
     server.close();

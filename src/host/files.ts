@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-import { mkdir, open, readFile, rename, rm } from 'node:fs/promises';
+import { mkdir, open, readFile, rename, rm, rmdir } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { errorText, RipstopError } from '../errors.ts';
 import { noFailures, type Target } from '../reconcile/target.ts';
@@ -12,6 +12,14 @@ export async function readIfThere(path: string): Promise<string | undefined> {
     if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined;
     throw new RipstopError(`cannot read ${path}: ${errorText(error)}`, { cause: error });
   }
+}
+
+/**
+ * Remove the empty directory in a file's place: a container runtime makes one when a container mounts the path before the
+ * file is there. Anything else stays, and whoever writes the file finds out.
+ */
+export async function removeEmptyDirectory(path: string): Promise<void> {
+  await rmdir(path).catch(() => {});
 }
 
 export interface WriteOptions {
@@ -28,6 +36,7 @@ export async function writeIfDifferent(
   text: string,
   options: WriteOptions = {},
 ): Promise<boolean> {
+  await removeEmptyDirectory(path);
   if ((await readIfThere(path)) === text) return false;
   await writeAtomically(path, text, options);
   return true;
@@ -53,6 +62,7 @@ export async function writeAtomically(
       await file.chmod(mode);
       await file.sync();
     }
+    await removeEmptyDirectory(path);
     await rename(draft, path);
     await using directory = await open(dirname(path), 'r');
     await directory.sync();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-import { existsSync, rmSync } from 'node:fs';
+import { rmSync } from 'node:fs';
 import { createServer, type RequestListener, type Server } from 'node:http';
 import { once } from 'node:events';
 import { errorText, RipstopError } from '../errors.ts';
@@ -55,7 +55,8 @@ export async function serveRoutes(
         (error: unknown) => response.writeHead(500).end(`${errorText(error)}\n`),
       );
     };
-  if (existsSync(socketPath)) rmSync(socketPath);
+  // A runtime makes a directory of it when a container mounts it before it is there.
+  rmSync(socketPath, { force: true, recursive: true });
   const before = process.umask(0o177);
   const local = createServer(answering({ ...routes, ...localRoutes })).listen(socketPath);
   process.umask(before);

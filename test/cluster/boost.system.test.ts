@@ -80,7 +80,7 @@ const TIMES = 3;
 const liberal = async (node: NodeState): Promise<string> =>
   (await run('sysctl', ['-n', 'net.netfilter.nf_conntrack_tcp_be_liberal'], inNetns(node))).trim();
 
-describe.skipIf(missingHere('iptables-restore'))('a boosted node', () => {
+describe.skipIf(missingHere('iptables-restore', 'tc'))('a boosted node', () => {
   const cluster = useLab('boost', { datapath: 'ripstop,flannel', mode: 'boost', pods: 2, ipv6: true });
   const node = () => cluster.nodes[0]!;
   const far = () => podOf(cluster.nodes[1]);
@@ -173,6 +173,21 @@ describe.skipIf(missingHere('iptables-restore'))('a boosted node', () => {
     } finally {
       await run('ip', ['address', 'del', `${pod(1).ip}/32`, 'dev', 'lo'], inNetns(pod(0)));
     }
+  });
+
+  it('leaves its pods to the kernel path while somebody shapes their bridge', async () => {
+    const fast = async (): Promise<boolean> =>
+      ((await during(() => ping(pod(0), far().ip, 5))).by['from_pod fast_encap'] ?? 0) > 0;
+    await expect.poll(fast, { timeout: 10_000 }).toBe(true);
+    const shape = 'qdisc add dev cni0 root tbf rate 1gbit burst 1m latency 10ms';
+    await run('tc', shape.split(' '), inNetns(node()));
+    try {
+      await expect.poll(fast, { timeout: 10_000 }).toBe(false);
+      await talkBoth(pod(0), far().ip);
+    } finally {
+      await run('tc', ['qdisc', 'del', 'dev', 'cni0', 'root'], inNetns(node()));
+    }
+    await expect.poll(fast, { timeout: 10_000 }).toBe(true);
   });
 
   describe('drops what a pod', () => {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-import { readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import type { AgentStatus } from '../../src/agent/status.ts';
@@ -7,6 +7,7 @@ import { type Attachment, AttachmentStore } from '../../src/cni/attachments.ts';
 import { listLinks } from '../../src/host/links.ts';
 import {
   addPod,
+  nodeDir,
   type NodeState,
   type PodState,
   removePod,
@@ -102,6 +103,12 @@ describe.skipIf(missingHere())('a node on which somebody meddles', () => {
       await stopAgent(cluster.lab, node());
       writeFileSync(file, '{"contai');
       writeFileSync(join(endpointsDir(), 'zzz.json'), '');
+      symlinkSync('yyy.json', join(endpointsDir(), 'yyy.json'));
+      // As a runtime does when a container mounts one of them while it is not there.
+      for (const path of ['run/cni.sock', 'run/agent.sock', 'subnet.env']) {
+        rmSync(join(nodeDir(cluster.lab, node()), path), { force: true });
+        mkdirSync(join(nodeDir(cluster.lab, node()), path));
+      }
       await startAgent(cluster.lab, node());
     });
     expect(lost).toEqual([[], []]);
@@ -110,12 +117,15 @@ describe.skipIf(missingHere())('a node on which somebody meddles', () => {
       .poll(alarms)
       .toEqual([
         expect.stringContaining(file),
+        expect.stringContaining('yyy.json does not hold an attachment'),
         expect.stringContaining('zzz.json does not hold an attachment'),
       ]);
     const third = await addPod(cluster.lab, node());
     await ping(third, pod.ip);
     await removePod(cluster.lab, node(), pod);
-    await expect.poll(alarms).toEqual([expect.stringContaining('zzz.json')]);
+    await expect
+      .poll(alarms)
+      .toEqual([expect.stringContaining('yyy.json'), expect.stringContaining('zzz.json')]);
     expect(await ipJson(['route', 'show', `${pod.ip}/32`], inNetns(node()))).toEqual([]);
   });
 });

@@ -176,6 +176,14 @@ describe('in boost mode', () => {
     });
     expect(Object.keys(entries(podLinks)!)).toHaveLength(2);
   });
+
+  it.each([9, 4])(
+    'pods stay on the kernel path when somebody shapes their port or their bridge: %i',
+    (ifindex) => {
+      const { endpoints } = plan(peers(), node({ ...given, shaped: [ifindex] }), boosted).pods;
+      expect(entries(endpoints)).toMatchObject({ 7: { flags: 1 } });
+    },
+  );
 });
 
 describe('the node itself', () => {

@@ -71,7 +71,8 @@ function bridgedEndpoints(
     if (!link?.up || mac === undefined || !families.some(({ podCidr }) => cidrContains(podCidr, ip)))
       return [];
     const host = { hostIfname: link.name, hostIfindex: port, hostMac: mac };
-    return [{ ip, ...host, podMac, mtu: link.mtu, kernelPath: shaped.value.includes(port) }];
+    const kernelPath = [port, bridge].some((ifindex) => shaped.value.includes(ifindex));
+    return [{ ip, ...host, podMac, mtu: link.mtu, kernelPath }];
   });
 }
 
