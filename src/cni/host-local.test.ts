@@ -198,8 +198,11 @@ describe('addresses', () => {
       expect(ours(`p${n}`), text).toEqual([`10.42.1.${n + 2}`]);
     }
     rmSync(fileOf('last_reserved_ip.0'));
+    symlinkSync(fileOf('last_reserved_ip.0'), fileOf('last_reserved_ip.0'));
+    expect(ours('link')).toEqual(['10.42.1.8']);
+    rmSync(fileOf('last_reserved_ip.0'));
     mkdirSync(fileOf('last_reserved_ip.0'));
-    expect(ours('last')).toEqual(['10.42.1.8']);
+    expect(ours('last')).toEqual(['10.42.1.9']);
   });
 
   it('can be released and listed before there is any', () => {

@@ -261,8 +261,8 @@ function lastReserved(hint: string): string | undefined {
 
 /** Overwrite in place. If the file were truncated first, ext4 would flush it to the disk on close, which is slow. */
 function writeHint(hint: string, ip: string): void {
-  // A directory of that name, for example, costs the hint only.
-  if (statSync(hint, { throwIfNoEntry: false })?.isFile() === false) return;
+  // A directory of that name, or a link, costs the hint only.
+  if (lstatSync(hint, { throwIfNoEntry: false })?.isFile() === false) return;
   const file = openSync(hint, constants.O_WRONLY | constants.O_CREAT, 0o644);
   try {
     writeSync(file, ip, 0);
