@@ -164,7 +164,7 @@ export class Incarnation implements Disposable {
 
   /** How many pods this node serves, as of the last pass. */
   get podCount(): number {
-    return this.standing?.plan.podCount ?? 0;
+    return this.standing?.plan.podCount() ?? 0;
   }
 
   /** Undefined before programs were loaded. */
@@ -233,11 +233,6 @@ export class Incarnation implements Disposable {
     if (why !== undefined) throw new RipstopError(`the pod cannot be reached: ${why}`);
   }
 
-  #noteBridge(event: NodeEvent): boolean {
-    if (event.kind === 'bridge') return this.#observer.noteBridge(event.event);
-    return event.kind === 'pod-link' && this.#observer.noteBridge({ ...event, kind: 'port' });
-  }
-
   /** Take what the programs have seen of pods on bridges. */
   #takeSightings(): void {
     const table = this.tables?.sightings;
@@ -247,10 +242,10 @@ export class Incarnation implements Disposable {
     if (this.#observer.noteSightings(seen)) this.#followPods();
   }
 
-  /** Pods on a bridge have come, gone or moved. */
+  /** Pods on a bridge have come, gone or moved, or somebody has changed what pods need. */
   #followPods(): void {
     this.detach().catch((error: unknown) => {
-      this.#options.log.error({ err: error }, 'cannot follow the pods of the bridge; the next pass retries');
+      this.#options.log.error({ err: error }, 'cannot follow the pods; the next pass retries');
     });
   }
 
@@ -391,11 +386,15 @@ export class Incarnation implements Disposable {
 
   /** The pods' part alone, for a pass and for an ADD or DEL alike. */
   async #reconcilePods(jobsOf: (pods: PodPlan) => Job[]): Promise<void> {
-    const { standing } = this;
-    if (!standing) return;
+    if (!this.standing) return;
     const node = await this.#observer.observePods();
-    const pods = replanPods(standing.plan, this.#peers, node, this.#planOptions);
-    this.#options.onOutcomes(await reconcile(jobsOf(pods)), this.statuses);
+    const { plan } = this.standing;
+    const { pods, podCount } = replanPods(plan, this.#peers, node, this.#planOptions);
+    this.#standing = { kind: 'standing', plan: { ...plan, podCount }, node };
+    const outcomes = await reconcile(jobsOf(pods));
+    this.#options.onOutcomes(outcomes, this.statuses);
+    // The loop knows when it is to be tried again.
+    if (outcomes.some(({ failures }) => failures > 0)) this.#loop.trigger();
   }
 
   /** The programs on the node's own interfaces; once a driver has refused XDP, without it. */
@@ -421,9 +420,9 @@ export class Incarnation implements Disposable {
   #onEvents(events: readonly NodeEvent[]): void {
     const [cause] = events.flatMap((event) => causeOf(event) ?? []);
     if (cause !== undefined) this.#programs.loaded?.moveEpoch(cause);
-    if (events.map((event) => this.#noteBridge(event)).some(Boolean)) this.#followPods();
-    const noted = events.map((event) => noteEvent(event, this.#observer, this.#targets));
-    if (noted.some(Boolean)) this.#loop.trigger();
+    const concerns = new Set(events.map((event) => noteEvent(event, this.#observer, this.#targets)));
+    if (concerns.has('pods')) this.#followPods();
+    if (concerns.has('node')) this.#loop.trigger();
   }
 
   #dueInMs(): number {

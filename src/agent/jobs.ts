@@ -49,7 +49,11 @@ export function podJobs(targets: Targets, pods: PodPlan): Job[] {
   const { kernelPath } = pods;
   return [
     ...(kernelPath
-      ? [job(targets.podRoutes, kernelPath.podRoutes), job(targets.proxies, kernelPath.proxies)]
+      ? [
+          job(targets.podSysctls, kernelPath.podSysctls),
+          job(targets.podRoutes, kernelPath.podRoutes),
+          job(targets.proxies, kernelPath.proxies),
+        ]
       : []),
     ...(pods.endpoints ? [job(targets.endpoints, pods.endpoints)] : []),
     ...(pods.endpoints6 ? [job(targets.endpoints6, pods.endpoints6)] : []),

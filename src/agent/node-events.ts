@@ -3,32 +3,42 @@ import type { Cause } from '../dataplane/changes.ts';
 import { isPodVeth } from '../host/links.ts';
 import type { NodeEvent } from '../host/monitor.ts';
 import { proxyKey } from '../host/pod-bridge.ts';
-import { NODE_PARTS, type NodeObserver } from './observer.ts';
+import { podRpFilter } from '../host/sysctl.ts';
+import { type Concern, NODE_PARTS, type NodeObserver } from './observer.ts';
 import type { Targets } from './targets.ts';
 
 /**
  * Invalidate what an event concerns. An event about a change of our own, which is known already, invalidates nothing.
- * @returns whether a pass has something to do.
+ * @returns undefined when nothing is to be done.
  */
-export function noteEvent(event: NodeEvent, observer: NodeObserver, targets: Targets): boolean {
+export function noteEvent(event: NodeEvent, observer: NodeObserver, targets: Targets): Concern | undefined {
   switch (event.kind) {
-    case 'pod-link':
-      return observer.notePodLink(event);
+    case 'pod-link': {
+      const isBridged = observer.noteBridge({ ...event, kind: 'port' });
+      return observer.notePodLink(event) ?? (isBridged ? 'pods' : undefined);
+    }
+    case 'bridge':
+      return observer.noteBridge(event.event) ? 'pods' : undefined;
     case 'pod-route': {
       const { dst, deleted, dev } = event;
       const route = dev === undefined ? { unreachable: true as const } : { dev };
-      return targets.podRoutes.noteActual(dst, deleted ? undefined : route);
+      return targets.podRoutes.noteActual(dst, deleted ? undefined : route) ? 'pods' : undefined;
     }
-    case 'proxy':
-      return targets.proxies.noteActual(
-        proxyKey(event.bridge, event.address),
-        event.deleted ? undefined : true,
-      );
+    case 'proxy': {
+      const { bridge, address, deleted } = event;
+      return targets.proxies.noteActual(proxyKey(bridge, address), deleted ? undefined : true)
+        ? 'pods'
+        : undefined;
+    }
     case 'settings': {
-      // A new host veth: the ADD under way makes its settings.
-      const isNew = event.name !== undefined && isPodVeth(event.name) && !observer.knows(event.name);
-      if (!isNew) targets.sysctls.invalidate();
-      return !isNew;
+      const { name, rpFilter } = event;
+      if (name !== undefined && isPodVeth(name)) {
+        if (rpFilter === undefined) return undefined;
+        const setting = podRpFilter(name, rpFilter);
+        return targets.podSysctls.noteActual(setting.path, setting) ? 'pods' : undefined;
+      }
+      targets.sysctls.invalidate();
+      break;
     }
     case 'peers':
       invalidate(targets.neighbours, targets.fdb, targets.peerRoutes);
@@ -52,11 +62,10 @@ export function noteEvent(event: NodeEvent, observer: NodeObserver, targets: Tar
       targets.flannelRules.invalidate();
       break;
     case 'shaping':
-      return observer.noteShaping(event.ifindex);
-    // The incarnation has seen to these two.
+      return observer.noteShaping(event.ifindex) ? 'node' : undefined;
+    // The incarnation has seen to it.
     case 'policy':
-    case 'bridge':
-      return false;
+      return undefined;
     case 'ipsec':
       observer.invalidate('policies');
       break;
@@ -66,7 +75,7 @@ export function noteEvent(event: NodeEvent, observer: NodeObserver, targets: Tar
     default:
       event satisfies never;
   }
-  return true;
+  return 'node';
 }
 
 /**

@@ -18,6 +18,9 @@ import { isSame } from '../reconcile/target.ts';
 import type { Peers } from './plan/index.ts';
 import { type LoadedIds, type NodeSnapshot, observed } from './snapshot.ts';
 
+/** What an event gives reason to bring in line: the pods' part, or the whole node. */
+export type Concern = 'pods' | 'node';
+
 type PodLink = Omit<Extract<NodeEvent, { kind: 'pod-link' }>, 'kind'>;
 
 /** What a change in the kernel makes stale. */
@@ -42,6 +45,8 @@ export interface ObserverOptions {
 export class NodeObserver {
   readonly #options: ObserverOptions;
   readonly #stale = new Set<NodePart>(NODE_PARTS);
+  /** The indexes of pods' links of which events told something else than the snapshot. */
+  #changed = new Set<number>();
   /** The revision of the peers whose next hops are in the snapshot. */
   #hopsOf = -1;
   /** The source addresses of packets to peers. */
@@ -74,7 +79,9 @@ export class NodeObserver {
     return this.#inTurn(async () => {
       const { uplink, store, podCidrs, programs, linkPins, xdp } = this.#options;
       const before = this.#snapshot;
-      const links = this.#take('links') ? observed(before.links, await listLinks()) : before.links;
+      const isStale = this.#take('links') || this.#changed.size > 0;
+      this.#changed.clear();
+      const links = isStale ? observed(before.links, await listLinks()) : before.links;
       const isRerouted = this.#take('routes') || links !== before.links;
       const routes = isRerouted
         ? observed(before.routes, await readUplinkFacts(uplink, links.value))
@@ -105,29 +112,35 @@ export class NodeObserver {
     });
   }
 
-  /** Observe only which pods there are, and the host veths of those that are new. */
+  /** Observe only which pods there are, and the host veths of those that are new or that events told of. */
   observePods(): Promise<NodeSnapshot> {
     return this.#inTurn(async () => {
-      const { links, pods: before, bridged: bridgedBefore, shaped: _, ...rest } = this.#snapshot;
-      const pods = observed(before, await this.#options.store.list());
-      const bridged = observed(bridgedBefore, this.#options.bridgedPods.bridges);
+      const before = this.#snapshot;
+      const pods = observed(before.pods, await this.#options.store.list());
+      const bridged = observed(before.bridged, this.#options.bridgedPods.bridges);
       const veths = hostVethsOf(pods.value, bridged.value);
-      const up = new Set(links.value.values().flatMap(({ up, ifindex }) => (up ? [ifindex] : [])));
-      const missing = veths.filter((ifindex) => !up.has(ifindex));
-      const found = await Promise.all(missing.map((ifindex) => readLinkIfThere(ifindex)));
-      const added = found.filter((link) => link !== undefined);
-      const value = new Map([...links.value, ...added.map((link) => [link.name, link] as const)]);
+      const links = await this.#readPodLinks(before.links, veths);
       const lostPods = this.#options.store.lost.map(hostVethName);
-      this.#snapshot = {
-        ...rest,
-        pods,
-        bridged,
-        lostPods,
-        shaped: this.#shaped(veths, value),
-        links: added.length === 0 ? links : observed(links, value),
-      };
+      const shaped = this.#shaped(veths, links.value);
+      this.#snapshot = { ...before, links, pods, bridged, lostPods, shaped };
       return this.#snapshot;
     });
+  }
+
+  /** Read again which of these links are missing or down, and those that have changed. */
+  async #readPodLinks(
+    links: NodeSnapshot['links'],
+    veths: readonly number[],
+  ): Promise<NodeSnapshot['links']> {
+    const known = new Map(links.value.values().map((link) => [link.ifindex, link]));
+    const changed = this.#changed;
+    this.#changed = new Set();
+    const wanted = new Set([...changed, ...veths.filter((ifindex) => !known.get(ifindex)?.up)]);
+    if (wanted.size === 0) return links;
+    for (const ifindex of wanted) known.delete(ifindex);
+    const found = await Promise.all([...wanted].map((ifindex) => readLinkIfThere(ifindex)));
+    for (const link of found) if (link) known.set(link.ifindex, link);
+    return observed(links, new Map(known.values().map((link) => [link.name, link])));
   }
 
   /**
@@ -141,27 +154,22 @@ export class NodeObserver {
     return true;
   }
 
-  /** Whether the snapshot has an interface of this name. */
-  knows(name: string): boolean {
-    return this.#snapshot.links.value.has(name);
-  }
-
   /**
    * An event tells of a pod's host veth. One that no pod has yet, or any more, is no news: its ADD or DEL sees to it.
-   * @returns whether it is news.
+   * @returns what may have to follow.
    */
-  notePodLink({ name, deleted, ifindex, up, mtu }: PodLink): boolean {
-    const known = this.#snapshot.links.value.get(name);
-    if (!known) return false;
-    if (!deleted && known.ifindex === ifindex && known.up === up && known.mtu === mtu) return false;
-    this.invalidate('links');
-    const { pods, bridged, lostPods } = this.#snapshot;
-    return (
-      lostPods.includes(name) ||
-      pods.value.some(({ hostIfname }) => hostIfname === name) ||
-      // The incarnation follows the ports that go.
-      (!deleted && bridged.value.ports.includes(known.ifindex))
-    );
+  notePodLink({ name, deleted, ifindex, up, mtu }: PodLink): Concern | undefined {
+    const { links, pods, bridged, lostPods } = this.#snapshot;
+    const known = links.value.get(name) ?? links.value.values().find((link) => link.ifindex === ifindex);
+    if (!known) return undefined;
+    const isSameLink = known.ifindex === ifindex && known.name === name;
+    if (!deleted && isSameLink && known.up === up && known.mtu === mtu) return undefined;
+    this.#changed.add(known.ifindex).add(ifindex);
+    if (lostPods.includes(known.name)) return 'node';
+    // An attachment follows its renamed veth in a whole pass.
+    if (pods.value.some(({ hostIfname }) => hostIfname === known.name)) return isSameLink ? 'pods' : 'node';
+    // A port that goes is noted by its bridge.
+    return !deleted && bridged.value.ports.includes(ifindex) ? 'pods' : undefined;
   }
 
   /**

@@ -35,6 +35,7 @@ export type Targets = ReturnType<typeof createTargets>;
 /** Create all targets, in the order in which they are reconciled. */
 export function createTargets({ programs, xdp, linkPins, podCidrs, vtepNames, log }: TargetOptions) {
   const flannelRulesStay = new LogOnce(log, "some of flannel's rules stay");
+  const logSetting = (change: object): void => log.info(change, 'set a kernel setting');
   const maps = mapTargets(
     () => programs.current.tables,
     () => programs.current.moveEpoch('marked'),
@@ -52,7 +53,7 @@ export function createTargets({ programs, xdp, linkPins, podCidrs, vtepNames, lo
       vtepDevicesTarget((device, changes) => log.info({ device, changes }, 'changed the VTEP device')),
     ),
     kernelModules: new Reconciled(kernelModulesTarget()),
-    sysctls: new Reconciled(sysctlTarget((change) => log.info(change, 'set a kernel setting'))),
+    sysctls: new Reconciled(sysctlTarget('sysctls', logSetting)),
     rules: new Reconciled(rulesTarget()),
     files: new Reconciled(filesTarget()),
     flannelRoutes: new Reconciled(flannelRoutesTarget(vtepNames)),
@@ -75,6 +76,7 @@ export function createTargets({ programs, xdp, linkPins, podCidrs, vtepNames, lo
     vteps: new Reconciled(maps.vteps),
     peers: new Reconciled(maps.peers),
     peers6: new Reconciled(maps.peers6),
+    podSysctls: new Reconciled(sysctlTarget('pod-sysctls', logSetting), { remembers: true }),
     podRoutes: new Reconciled(podRouteTarget(), { remembers: true }),
     proxies: new Reconciled(proxyTarget(), { remembers: true }),
     endpoints: new Reconciled(maps.endpoints, { remembers: true }),

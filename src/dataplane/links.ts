@@ -140,19 +140,26 @@ export function linksTarget(options: LinkTargetOptions): Target<LinkState> {
     // The retired ones were the node's own, as to_wire is.
     return hooks.includes(hook) || (hooks.includes('to_wire') && hook in retired);
   };
+  /** Interfaces by key, as listed and written since: where a link with another name may hang. */
+  let held = new Map<string, number>();
   return {
     name,
-    list: async () => listLinks(pinDir, keep, xdp),
+    list: async () => {
+      const found = listLinks(pinDir, keep, xdp);
+      held = new Map(found.entries().map(([key, { ifindex }]) => [key, ifindex]));
+      return found;
+    },
     upsert: async (entries) => {
       const failures = new Map<string, string>();
       for (const [key, { ifindex, mtu = 0, netkit = false }] of entries) {
         const { hook, ifname } = parseLinkKey(key);
         try {
-          followRename(pinDir, key, ifindex);
+          followRename(pinDir, key, ifindex, held);
           if (hook === 'xdp_from_wire')
             attachXdp(pinDir, key, program(hook), { name: ifname, ifindex, mtu }, xdp);
           else if (netkit) await attachToNetkit(join(pinDir, key), program('from_netkit'), ifindex);
           else await attachOrReplace(pinDir, key, program(hook), ifindex, attach);
+          held.set(key, ifindex);
         } catch (error) {
           failures.set(key, errorText(error));
         }
@@ -160,7 +167,10 @@ export function linksTarget(options: LinkTargetOptions): Target<LinkState> {
       return failures;
     },
     remove: async (entries): Promise<Failures> => {
-      for (const key of entries.keys()) detach(pinDir, key);
+      for (const key of entries.keys()) {
+        detach(pinDir, key);
+        held.delete(key);
+      }
       return noFailures;
     },
   };
@@ -230,11 +240,15 @@ export function removeLinks(pinDir: string): void {
   for (const key of [...listLinkKeys(pinDir)].sort((a, b) => isXdp(a) - isXdp(b))) detach(pinDir, key);
 }
 
-/** An interface that was renamed keeps its links, which have its old name. The kernel attaches no program twice. */
-function followRename(pinDir: string, key: string, ifindex: number): void {
+/**
+ * An interface that was renamed keeps its links, which have its old name. The kernel attaches no program twice.
+ * @param held the interface of each link that may be it; 0 of a netkit whose name is gone.
+ */
+function followRename(pinDir: string, key: string, ifindex: number, held: ReadonlyMap<string, number>): void {
   if (existsSync(join(pinDir, key))) return;
   const { hook } = parseLinkKey(key);
-  for (const pin of listPins(pinDir)) {
+  for (const [pin, heldBy] of held) {
+    if ((heldBy !== ifindex && heldBy !== 0) || !existsSync(join(pinDir, pin))) continue;
     const old = parseLinkKey(pin);
     if (old.hook !== hook || indexIfThere(old.ifname) > 0) continue;
     using link = BpfLink.openPinned(join(pinDir, pin));

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 import type { NetlinkEvent } from '#netlink';
 import { describe, expect, it } from 'vitest';
-import { classify } from './monitor.ts';
+import { classify, latest } from './monitor.ts';
 
 const names = new Map([
   [2, 'eth0'],
@@ -47,6 +47,30 @@ const nft = (of: Partial<Of<'nft'>>): NetlinkEvent => ({
   ...of,
 });
 
+const settings = (ifindex: number, rpFilter?: number): NetlinkEvent => ({
+  kind: 'netconf',
+  family: 4,
+  ifindex,
+  forwarding: rpFilter === undefined ? true : undefined,
+  rpFilter,
+});
+
+describe('of the events of a new pod', () => {
+  it('those that a later one replaces are left out, and the order stays', () => {
+    const [new_, up, gone] = [link(9), link(9), link(10, true)];
+    const [first, forwarding, last] = [settings(9, 0), settings(9), settings(9, 1)];
+    const toPod = route({ dst: '10.42.1.5/32', ifindex: 9, protocol: 82 });
+    expect(latest([first, new_, toPod, gone, toPod, forwarding, last, up])).toEqual([
+      toPod,
+      gone,
+      toPod,
+      forwarding,
+      last,
+      up,
+    ]);
+  });
+});
+
 describe('an event', () => {
   it.each([
     ['a host veth', link(9), { kind: 'pod-link', name: 'veth01234567', ifindex: 9, deleted: false }],
@@ -64,6 +88,8 @@ describe('an event', () => {
       route({ dst: 'fd00:42::/64', ifindex: 1, type: 'unreachable', protocol: 82 }, true),
       { kind: 'pod-route', dst: 'fd00:42::/64', dev: undefined, deleted: true },
     ],
+    ["a host veth's rp_filter", settings(9, 2), { kind: 'settings', name: 'veth01234567', rpFilter: 2 }],
+    ['a setting of all interfaces', settings(-1), { kind: 'settings', name: undefined }],
     ['a qdisc that shapes', qdisc('tbf'), { kind: 'shaping', ifindex: 9 }],
     ['a hook for filters', qdisc('clsact'), undefined],
     ['a hook that is gone, and its filters with it', qdisc('ingress', true), { kind: 'shaping', ifindex: 9 }],

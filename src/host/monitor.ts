@@ -34,8 +34,8 @@ export type NodeEvent =
   | { readonly kind: 'proxy'; readonly bridge: string; readonly address: string; readonly deleted: boolean }
   /** An entry for a peer: a neighbour or FDB entry of a VTEP device, or a route of ours to a podCIDR. */
   | { readonly kind: 'peers' }
-  /** A network setting of an interface, or of all of them: then `name` is undefined. */
-  | { readonly kind: 'settings'; readonly name: string | undefined }
+  /** A network setting of an interface, or of all of them: then `name` is undefined. `rpFilter` where that is told. */
+  | { readonly kind: 'settings'; readonly name: string | undefined; readonly rpFilter: number | undefined }
   /** Another interface, or an address of a VTEP device. */
   | { readonly kind: 'link' }
   /** Another address, a route or a routing rule: the node may reach others in another way now. */
@@ -74,11 +74,12 @@ export function monitorNode(
   const classifyAll = (raw: readonly NetlinkEvent[]): void => {
     const events: NodeEvent[] = [];
     const forgotten = gone;
-    gone = [];
-    for (const event of raw) {
-      if (event.kind === 'link' && !event.deleted) names.set(event.link.ifindex, event.link.name);
+    // The kernel tells of a new link's settings before it tells of the link.
+    const links = raw.filter((event) => event.kind === 'link');
+    for (const { deleted, link } of links) if (!deleted) names.set(link.ifindex, link.name);
+    gone = links.flatMap(({ deleted, link }) => (deleted ? [link.ifindex] : []));
+    for (const event of latest(raw)) {
       const classified = classify(event, (ifindex) => names.get(ifindex));
-      if (event.kind === 'link' && event.deleted) gone.push(event.link.ifindex);
       if (classified) events.push(classified);
     }
     for (const ifindex of forgotten) names.delete(ifindex);
@@ -97,6 +98,30 @@ export function monitorNode(
       { cause: error },
     );
   }
+}
+
+/**
+ * Without the events that a later one replaces: of several about the same link, or the same settings of a link, the last
+ * tells how it is now. A link comes with a handful of them. Pure.
+ */
+export function latest(events: readonly NetlinkEvent[]): NetlinkEvent[] {
+  const seen = new Set<string>();
+  return events
+    .toReversed()
+    .filter((event) => {
+      const subject = subjectOf(event);
+      if (subject === undefined) return true;
+      return !seen.has(subject) && seen.add(subject);
+    })
+    .toReversed();
+}
+
+/** What an event tells all of; undefined when it tells a part. */
+function subjectOf(event: NetlinkEvent): string | undefined {
+  if (event.kind === 'link') return `link ${event.link.ifindex}`;
+  if (event.kind !== 'netconf') return undefined;
+  const { family, ifindex, rpFilter } = event;
+  return `settings ${family} ${ifindex} ${rpFilter === undefined}`;
 }
 
 /** linux/rtnetlink.h TCM_IFINDEX_MAGIC_BLOCK */
@@ -135,8 +160,11 @@ export function classify(
     case 'fdb':
       return isVtepName(nameOf(event.entry.ifindex) ?? '') ? { kind: 'peers' } : { kind: 'bridge', event };
     case 'netconf':
-      // A new interface has settings before the kernel tells of the interface itself.
-      return { kind: 'settings', name: event.ifindex < 0 ? undefined : (nameOf(event.ifindex) ?? '') };
+      return {
+        kind: 'settings',
+        name: event.ifindex < 0 ? undefined : (nameOf(event.ifindex) ?? ''),
+        rpFilter: event.rpFilter,
+      };
     case 'nft':
       return classifyNft(event);
     case 'qdisc':

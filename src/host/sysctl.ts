@@ -84,16 +84,19 @@ export function vtepSysctls(device: string, family: Family): Sysctl[] {
   ];
 }
 
+/** A host veth's rp_filter: 1 is what it needs. */
+export function podRpFilter(device: string, value = 1): Sysctl {
+  return {
+    path: `net/ipv4/conf/${device}/rp_filter`,
+    value: String(value),
+    why: 'a pod must not send from an address that is not its own',
+  };
+}
+
 /** The settings that a host veth needs. */
 export function podVethSysctls(device: string, families: readonly Family[]): Sysctl[] {
   const settings: Sysctl[] = [];
-  if (families.includes(4)) {
-    settings.push({
-      path: `net/ipv4/conf/${device}/rp_filter`,
-      value: '1',
-      why: 'a pod must not send from an address that is not its own',
-    });
-  }
+  if (families.includes(4)) settings.push(podRpFilter(device));
   if (families.includes(6)) {
     settings.push({
       path: `net/ipv6/conf/${device}/accept_ra`,
@@ -146,19 +149,23 @@ function read(path: string): string | undefined {
 }
 
 /** Settings by path. None is ever reset: ripstop knows neither the value of before nor who else needs this one. */
-export function sysctlTarget(onChange: (change: SysctlReport['changed'][number]) => void): Target<Sysctl> {
+export function sysctlTarget(
+  name: string,
+  onChange: (change: SysctlReport['changed'][number]) => void,
+): Target<Sysctl> {
   return {
-    name: 'sysctls',
+    name,
     list: async () => new Map(),
-    difference: async (desired) => {
-      const upserts = new Map<string, Sysctl>();
-      for (const [path, setting] of desired) {
+    read: async (settings) => {
+      const found = new Map<string, Sysctl>();
+      for (const [path, setting] of settings) {
         const actual = await readSysctl(path);
-        const { value, onlyWhen = actual } = setting;
+        const { onlyWhen = actual } = setting;
         // A setting that the kernel does not have at present cannot be wrong.
-        if (actual !== undefined && actual !== value && actual === onlyWhen) upserts.set(path, setting);
+        const isFree = actual === undefined || actual !== onlyWhen;
+        found.set(path, isFree ? setting : { ...setting, value: actual });
       }
-      return { upserts, removals: new Map() };
+      return found;
     },
     upsert: async (entries) => {
       const failures = new Map<string, string>();

@@ -47,6 +47,14 @@ class Memory implements Target<number> {
   }
 }
 
+/** One that tells only of the keys that it is asked for. */
+class Readable extends Memory {
+  async read(entries: ReadonlyMap<string, number>): Promise<Map<string, number>> {
+    this.log.push(`${this.name} read ${[...entries.keys()].join(' ')}`);
+    return new Map([...entries.keys()].map((key) => [key, this.held.get(key)!]));
+  }
+}
+
 const desired = (entries: Record<string, number>, more: Partial<Desired<number>> = {}): Desired<number> => ({
   revision: JSON.stringify(entries),
   entries: () => new Map(Object.entries(entries)),
@@ -240,5 +248,30 @@ describe('a target is looked at', () => {
     target.held.delete('a');
     kept.noteActual('a', undefined);
     expect(await pass({ a: 1 })).toEqual(['t list', 't + a=1']);
+  });
+
+  it('again where it is remembered when it was invalidated while it was being listed', async () => {
+    const { target, kept, pass } = passes({ remembers: true });
+    target.whileListing = () => kept.invalidate();
+    expect(await pass({ a: 1 })).toEqual(['t list', 't + a=1']);
+    target.whileListing = () => {};
+    expect(await pass({ a: 1 })).toEqual(['t list']);
+  });
+
+  it('key by key where it cannot be listed: at those that are new, and at all when it was invalidated', async () => {
+    const target = new Readable('t', { a: 1, b: 0 });
+    const kept = new Reconciled(target, { remembers: true });
+    const pass = async (entries: Record<string, number>): Promise<string[]> => {
+      target.log.length = 0;
+      await reconcile([job(kept, desired(entries))]);
+      return [...target.log];
+    };
+    expect(await pass({ a: 1 })).toEqual(['t read a']);
+    expect(await pass({ a: 1, b: 2 })).toEqual(['t read b', 't + b=2']);
+    expect([kept.noteActual('b', 2), kept.noteActual("somebody else's", 5)]).toEqual([false, false]);
+    expect(await pass({ a: 1, b: 2 })).toEqual([]);
+    target.held.set('b', 0);
+    expect(kept.noteActual('b', 0)).toBe(true);
+    expect(await pass({ a: 1, b: 2 })).toEqual(['t read a b', 't + b=2']);
   });
 });

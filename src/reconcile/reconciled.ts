@@ -98,11 +98,12 @@ export class Reconciled<V> {
 
   /**
    * An event says that the target now holds this value under the key; undefined: nothing. What is known already, as of
-   * our own changes, invalidates nothing.
+   * our own changes, invalidates nothing; nor does what a target holds that cannot be listed, and was not read yet.
    * @returns whether it invalidated the target.
    */
   noteActual(key: string, value: V | undefined): boolean {
     const actual = this.#actual;
+    if (this.target.read && !actual?.has(key)) return false;
     const isKnown = actual && (value === undefined ? !actual.has(key) : isSame(actual.get(key), value));
     if (!isKnown) this.invalidate();
     return !isKnown;
@@ -193,8 +194,8 @@ export class Reconciled<V> {
         const isUndisturbed = invalidations === this.#invalidations;
         const { revision, complete } = desired;
         this.#verified = isSure && isUndisturbed ? { revision, complete } : undefined;
-        // Who knows what of it was done?
-        if (failed.has(WHOLE_TARGET)) this.#actual = undefined;
+        // Who knows what of it was done, or is older than the event?
+        if (failed.has(WHOLE_TARGET) || !isUndisturbed) this.#actual = undefined;
         this.#noteRetry(failed.size > 0, revision, endMs);
         this.#noteFailures(new Map([...(desired.impossible?.() ?? []), ...failed]));
         return { ...outcome, failures: failed.size };
@@ -203,8 +204,18 @@ export class Reconciled<V> {
   }
 
   async #compare(desired: ReadonlyMap<string, V>): Promise<Difference<V>> {
-    if (this.#remembers) return diff(desired, (this.#actual ??= await this.target.list()));
-    return this.target.difference?.(desired) ?? diff(desired, await this.target.list());
+    const { target } = this;
+    if (this.#remembers) return diff(desired, (this.#actual = await this.#recall(desired)));
+    return target.difference?.(desired) ?? diff(desired, await (target.read?.(desired) ?? target.list()));
+  }
+
+  /** What the target holds. It is asked only for what is not remembered. */
+  async #recall(desired: ReadonlyMap<string, V>): Promise<Map<string, V>> {
+    const { target } = this;
+    if (!target.read) return this.#actual ?? target.list();
+    const known = this.#actual ?? new Map<string, V>();
+    const unknown = new Map(desired.entries().filter(([key]) => !known.has(key)));
+    return unknown.size === 0 ? known : new Map([...known, ...(await target.read(unknown))]);
   }
 
   #noteRetry(failed: boolean, revision: string, nowMs: number): void {

@@ -11,6 +11,8 @@ export interface Target<V> {
   readonly name: string;
   /** Everything of ours that is there now, by key. */
   list(): Promise<Map<string, V>>;
+  /** What there is now under the keys of these entries: for a target that cannot list what there may be. */
+  read?(entries: ReadonlyMap<string, V>): Promise<Map<string, V>>;
   /** The difference between `list` and these entries, where it costs less than a whole list. */
   difference?(desired: ReadonlyMap<string, V>): Promise<Difference<V>>;
   /** Make these entries exist, with exactly these values. Throws when nothing of it was done. */
@@ -57,6 +59,8 @@ export function isSame(a: unknown, b: unknown): boolean {
   if (a instanceof Map && b instanceof Map) {
     return a.size === b.size && a.entries().every(([key, value]) => b.has(key) && isSame(value, b.get(key)));
   }
+  if (Array.isArray(a) && Array.isArray(b))
+    return a.length === b.length && a.every((value, i) => isSame(value, b[i]));
   const [keys, others] = [Object.keys(a), Object.keys(b)];
   return (
     keys.length === others.length &&

@@ -4,6 +4,7 @@ import { renameSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { AgentStatus } from '../../src/agent/status.ts';
+import { readEndpoints } from '../../src/cli/rows.ts';
 import { run, tryRun } from '../../src/host/run.ts';
 import {
   addPod,
@@ -31,6 +32,7 @@ import {
   addressesOf,
   addressOf,
   agentLog,
+  bpffsOf,
   type Carried,
   carriedDuring,
   FAMILIES,
@@ -40,6 +42,7 @@ import {
   ping,
   podOf,
   ripstopJson,
+  runDirOf,
   serveIn,
   tagged,
   talkBoth,
@@ -128,6 +131,28 @@ describe.skipIf(missingHere('iptables-restore', 'tc'))('a boosted node', () => {
       ((await during(() => ping(added, pod(0).ip, 2))).by['from_pod fast_local'] ?? 0) > 0;
     await timeUntil(fast);
     expect(performance.now() - from).toBeLessThan(1000);
+  });
+
+  it('sees to pods that come and go alone, and looks at nothing else', async () => {
+    const passes = async (): Promise<number> => {
+      const { agent } = await ripstopJson<{ agent: AgentStatus }>(cluster.lab, node(), 'status');
+      return agent.passes.count;
+    };
+    const known = async (): Promise<(string | undefined)[]> =>
+      (await readEndpoints(bpffsOf(cluster.lab, node()), runDirOf(cluster.lab, node()))).map(({ ip }) => ip);
+    const before = await passes();
+    for (let i = 0; i < 3; i++) {
+      const added = await addPod(cluster.lab, node());
+      const afterItTalks = async () => {
+        await ping(added, pod(0).ip, 1);
+        return known();
+      };
+      await expect.poll(afterItTalks, { timeout: 5000 }).toContain(added.ip);
+      await removePod(cluster.lab, node(), added);
+      await expect.poll(known, { timeout: 5000 }).not.toContain(added.ip);
+    }
+    // An audit may be due meanwhile.
+    expect((await passes()) - before).toBeLessThanOrEqual(1);
   });
 
   it('follows an address that another pod gets at once: no packet goes to the wrong pod', async () => {

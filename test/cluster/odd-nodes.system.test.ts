@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import type { AgentStatus } from '../../src/agent/status.ts';
 import { type Attachment, AttachmentStore } from '../../src/cni/attachments.ts';
+import { readEndpoints } from '../../src/cli/rows.ts';
 import { listLinks } from '../../src/host/links.ts';
 import {
   addPod,
@@ -16,8 +17,10 @@ import {
 } from '../../src/lab/index.ts';
 import { ipJson } from '../../src/lab/ip.ts';
 import { run } from '../../src/host/run.ts';
+import { readSysctl } from '../../src/host/sysctl.ts';
 import {
   agentLog,
+  bpffsOf,
   inNetns,
   missingHere,
   nudge,
@@ -43,6 +46,49 @@ describe.skipIf(missingHere())('a node on which somebody meddles', () => {
     const { agent } = await ripstopJson<{ agent: AgentStatus }>(cluster.lab, node(), 'status');
     return agent.alarms.map(({ reason }) => reason);
   };
+
+  const passes = async (): Promise<number> => {
+    const { agent } = await ripstopJson<{ agent: AgentStatus }>(cluster.lab, node(), 'status');
+    return agent.passes.count;
+  };
+
+  it('sees to pods that come and go alone, and looks at nothing else', async () => {
+    const before = await passes();
+    for (let i = 0; i < 5; i++) {
+      const pod = await addPod(cluster.lab, node());
+      await ping(pod, far().ip, 1);
+      await removePod(cluster.lab, node(), pod);
+    }
+    // An audit may be due meanwhile.
+    expect((await passes()) - before).toBeLessThanOrEqual(1);
+  });
+
+  it('sets the rp_filter of a pod that has only come again at once', async () => {
+    const pod = await addPod(cluster.lab, node());
+    const path = `net/ipv4/conf/${(await attachmentOf(pod)).hostIfname}/rp_filter`;
+    await run('tee', [`/proc/sys/${path}`], { ...inNetns(node()), stdin: '0' });
+    await expect.poll(() => readSysctl(path, inNetns(node())), { timeout: 2000 }).toBe('1');
+    await removePod(cluster.lab, node(), pod);
+  });
+
+  it('follows a host veth that is set down and up again', async () => {
+    const pod = await addPod(cluster.lab, node());
+    const { hostIfname } = await attachmentOf(pod);
+    const known = async (): Promise<boolean> =>
+      (await readEndpoints(bpffsOf(cluster.lab, node()), runDirOf(cluster.lab, node()))).some(
+        ({ ip }) => ip === pod.ip,
+      );
+    expect(await known()).toBe(true);
+    for (const [state, isKnown] of [
+      ['down', false],
+      ['up', true],
+    ] as const) {
+      await run('ip', ['link', 'set', hostIfname, state], inNetns(node()));
+      await expect.poll(known, { timeout: 5000 }).toBe(isKnown);
+    }
+    await ping(pod, far().ip);
+    await removePod(cluster.lab, node(), pod);
+  });
 
   it('goes on serving a pod whose host veth is renamed, says so, and takes the veth away with the pod', async () => {
     const pod = await addPod(cluster.lab, node());

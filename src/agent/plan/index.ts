@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 /** The plan: from snapshots to the desired entries of all targets. Pure. This is the only place that decides. */
-import type { Peers, PlanOptions } from './inputs.ts';
+import { lazily, type Peers, type PlanOptions } from './inputs.ts';
 import type { NodeSnapshot } from '../snapshot.ts';
 import { type LinkPlan, mayAttach, planLinks } from './links.ts';
 import { type NodePlan, planNode } from './node.ts';
 import { type Outline, planOutline } from './outline.ts';
 import { type PeerPlan, planPeers } from './peers.ts';
-import { hostVeths, planPods, type PodPlan, podsOf } from './pods.ts';
+import { hostVeths, planPods, type PodPlan, type Pods, podsOf } from './pods.ts';
 
 export { KERNEL_PATH_REASONS, type KernelPathOnly, type PeerService, peerService } from './fast-path.ts';
 export type { NodeFamily, Peers, PlanOptions } from './inputs.ts';
@@ -23,7 +23,7 @@ export interface Plan {
   readonly pods: PodPlan;
   readonly links: LinkPlan;
   /** How many host veths there are. */
-  readonly podCount: number;
+  readonly podCount: () => number;
   /** Why pods cannot be added, whatever the states of the targets; undefined when they can. */
   readonly blocked: string | undefined;
 }
@@ -43,9 +43,9 @@ export function plan(peers: Peers, node: NodeSnapshot, options: PlanOptions): Pl
     outline,
     node: planNode(outline, pods, peers, node, options),
     peers: planPeers(outline, peers, node, options),
-    pods: planPods(outline, pods, node, options, mayAttach(node, peers)),
+    pods: planPods(outline, () => pods, node, options, mayAttach(node, peers)),
     links: planLinks(outline, peers, node, options),
-    podCount: hostVeths([...pods.routed, ...pods.bridged]).size,
+    podCount: lazily(() => podCountOf(pods)),
     blocked: foreignPrograms(node),
   };
 }
@@ -56,8 +56,16 @@ export function replanPods(
   peers: Peers,
   node: NodeSnapshot,
   options: PlanOptions,
-): PodPlan {
-  return planPods(outline, podsOf(node, options), node, options, mayAttach(node, peers));
+): Pick<Plan, 'pods' | 'podCount'> {
+  const pods = lazily(() => podsOf(node, options));
+  return {
+    pods: planPods(outline, pods, node, options, mayAttach(node, peers)),
+    podCount: lazily(() => podCountOf(pods())),
+  };
+}
+
+function podCountOf({ routed, bridged }: Pods): number {
+  return hostVeths([...routed, ...bridged]).size;
 }
 
 /** Plan the links again, after a driver refused XDP. */

@@ -8,13 +8,7 @@ import type { FlannelRule } from '../../host/flannel-rules.ts';
 import { podBridgeSysctls } from '../../host/pod-bridge.ts';
 import { RULES_KEY, type DesiredRules } from '../../host/rules.ts';
 import { renderSubnetEnv } from '../../host/subnet-env.ts';
-import {
-  CONNTRACK_LIBERAL,
-  nodeSysctls,
-  podVethSysctls,
-  type Sysctl,
-  vtepSysctls,
-} from '../../host/sysctl.ts';
+import { CONNTRACK_LIBERAL, nodeSysctls, type Sysctl, vtepSysctls } from '../../host/sysctl.ts';
 import { type VtepDevice, vtepDeviceName } from '../../host/vtep-device.ts';
 import { vxlanSenders } from '../../host/vtep-set.ts';
 import { type Family, familyKey } from '../../net/ip.ts';
@@ -23,7 +17,7 @@ import type { Desired } from '../../reconcile/reconciled.ts';
 import type { NodeSnapshot } from '../snapshot.ts';
 import { always, type Peers, type PlanOptions } from './inputs.ts';
 import type { Outline } from './outline.ts';
-import { hostVeths, type Pods } from './pods.ts';
+import type { Pods } from './pods.ts';
 
 export interface NodePlan {
   readonly kernelModules: Desired<true>;
@@ -85,25 +79,23 @@ function kernelPathOf(outline: Outline, pods: Pods, peers: Peers, options: PlanO
 
 function sysctls(
   { uplink, settings }: Outline,
-  { routed, bridges }: Pods,
+  { bridges }: Pods,
   node: NodeSnapshot,
   { families }: PlanOptions,
 ): Desired<Sysctl> {
   const { tunnel } = settings;
   const used = families.map(({ family }) => family);
   const vteps = tunnel ? used.map((family) => ({ family, name: vtepDeviceName(family, tunnel.vni) })) : [];
-  const devices = hostVeths(routed);
   // The uplink's settings must be made before forwarding is switched on.
   const all = [
     ...nodeSysctls(used, [uplink.name, ...uplink.advertised]),
     ...vteps.flatMap(({ family, name }) => vtepSysctls(name, family)),
-    ...[...devices.keys()].flatMap((name) => podVethSysctls(name, used)),
     ...[...bridges].flatMap(([name, ofBridge]) => podBridgeSysctls(name, ofBridge)),
   ];
   // An interface that was created again has the kernel's defaults.
   const ifindexes = vteps.map(({ name }) => node.links.value.get(name)?.ifindex);
   return {
-    revision: [...ifindexes, ...devices.values(), ...all.map(({ path }) => path)].join(' '),
+    revision: [...ifindexes, ...all.map(({ path }) => path)].join(' '),
     entries: () => new Map(all.map((setting) => [setting.path, setting])),
     complete: true,
   };

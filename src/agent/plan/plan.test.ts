@@ -448,7 +448,7 @@ describe('peers', () => {
 describe('pods', () => {
   it('have a route, an endpoint and programs; the rest of the podCIDR is unreachable', () => {
     const planned = plan(peers(), node({ pods: [pod] }), OPTIONS);
-    expect(planned.podCount).toBe(1);
+    expect(planned.podCount()).toBe(1);
     expect(entries(planned.pods.kernelPath!.podRoutes)).toEqual({
       '10.42.1.5/32': { dev: 'veth00000001' },
       '10.42.1.0/24': { unreachable: true },
@@ -457,6 +457,9 @@ describe('pods', () => {
     expect(entries(planned.pods.podLinks)).toEqual({
       'to_pod@veth00000001': { ifindex: 9, programId: 12 },
       'from_pod@veth00000001': { ifindex: 9, programId: 11 },
+    });
+    expect(entries(planned.pods.kernelPath!.podSysctls)).toMatchObject({
+      'net/ipv4/conf/veth00000001/rp_filter': { value: '1' },
     });
   });
 
@@ -504,7 +507,7 @@ describe('pods', () => {
     ['is another one under the same name', { ...veth, ifindex: 10 }],
   ])('are ignored while their host veth %s', (_, given) => {
     const planned = plan(peers(), node({ pods: [pod], links: [eth0, flannel1, given] }), OPTIONS);
-    expect(planned.podCount).toBe(0);
+    expect(planned.podCount()).toBe(0);
     expect(Object.keys(entries(planned.pods.kernelPath!.podRoutes)!)).toEqual(['10.42.1.0/24']);
   });
 

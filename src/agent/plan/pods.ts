@@ -7,6 +7,7 @@ import { desiredLinks, type HookedInterface, type LinkState } from '../../datapl
 import type { Struct } from '../../dataplane/codec.ts';
 import { findPodBridge, proxyKey } from '../../host/pod-bridge.ts';
 import type { PodRoute } from '../../host/pod-routes.ts';
+import { podVethSysctls, type Sysctl } from '../../host/sysctl.ts';
 import { addressFamily, cidrContains, type Family, formatCidr, hostCidr } from '../../net/ip.ts';
 import type { Desired } from '../../reconcile/reconciled.ts';
 import { netkitsOf, type NodeSnapshot } from '../snapshot.ts';
@@ -27,7 +28,11 @@ export interface Pods {
   readonly netkits: ReadonlySet<number>;
   /** Bridges of our podCIDRs, with their address families. */
   readonly bridges: ReadonlyMap<string, readonly Family[]>;
-  readonly revision: string;
+}
+
+/** The same revision stands for the same {@link Pods}. */
+export function podsRevision({ pods, bridged, links, shaped }: NodeSnapshot): string {
+  return [pods, bridged, links, shaped].map(({ revision }) => revision).join('.');
 }
 
 /**
@@ -35,7 +40,7 @@ export interface Pods {
  * interfaces that are down.
  */
 export function podsOf(node: NodeSnapshot, { families }: PlanOptions): Pods {
-  const { links, pods, bridged, shaped } = node;
+  const { links, pods, shaped } = node;
   const routed = pods.value.flatMap((attachment) => {
     const link = links.value.get(attachment.hostIfname);
     if (link?.ifindex !== attachment.hostIfindex || !link.up) return [];
@@ -55,7 +60,6 @@ export function podsOf(node: NodeSnapshot, { families }: PlanOptions): Pods {
     shaped: shaped.value,
     netkits: netkitsOf(node),
     bridges,
-    revision: [pods, bridged, links, shaped].map(({ revision }) => revision).join('.'),
   };
 }
 
@@ -103,22 +107,29 @@ export function renamedPods({ links, pods }: NodeSnapshot): Attachment[] {
 
 export interface PodPlan {
   /** Undefined in boost mode: there flannel's plugin has made all that pods need on the kernel path. */
-  readonly kernelPath?: { readonly podRoutes: Desired<PodRoute>; readonly proxies: Desired<true> };
+  readonly kernelPath?: {
+    readonly podSysctls: Desired<Sysctl>;
+    readonly podRoutes: Desired<PodRoute>;
+    readonly proxies: Desired<true>;
+  };
   /** The following are undefined as long as no programs are loaded. */
   readonly endpoints?: Desired<Struct<'endpoint'>>;
   readonly endpoints6?: Desired<Struct<'endpoint'>>;
   readonly podLinks?: Desired<LinkState>;
 }
 
-/** @param attaches whether programs may be attached: only once the maps that they read are filled. */
+/**
+ * @param podsAre as observed in `node`; computed only when a target is looked at.
+ * @param attaches whether programs may be attached: only once the maps that they read are filled.
+ */
 export function planPods(
   outline: Outline,
-  pods: Pods,
+  podsAre: () => Pods,
   node: NodeSnapshot,
   options: PlanOptions,
   attaches: boolean,
 ): PodPlan {
-  const { revision } = pods;
+  const revision = podsRevision(node);
   const desired = <V>(entries: () => ReadonlyMap<string, V>, suffix = ''): Desired<V> => ({
     revision: `${revision} ${suffix}`,
     entries,
@@ -130,23 +141,33 @@ export function planPods(
       ? {}
       : {
           kernelPath: {
-            podRoutes: desired(() => podRoutes(pods, options)),
-            proxies: desired(() => proxies(pods)),
+            podSysctls: desired(() => podSysctls(podsAre(), options)),
+            podRoutes: desired(() => podRoutes(podsAre(), options)),
+            proxies: desired(() => proxies(podsAre())),
           },
         };
   const programs = node.programs;
   if (!programs.value) return plan;
   const { ids } = programs.value;
   const loaded = `${programs.revision} ${outline.revision}`;
-  const endpoints = lazily(() => desiredEndpoints(outline.settings, [...pods.routed, ...pods.bridged]));
+  const endpoints = lazily(() => {
+    const { routed, bridged } = podsAre();
+    return desiredEndpoints(outline.settings, [...routed, ...bridged]);
+  });
   return {
     ...plan,
     endpoints: desired(() => endpoints().endpoints, loaded),
     endpoints6: desired(() => endpoints().endpoints6, loaded),
     ...(attaches && {
-      podLinks: desired(() => desiredLinks(ids, podHooks(pods, options)), String(programs.revision)),
+      podLinks: desired(() => desiredLinks(ids, podHooks(podsAre(), options)), String(programs.revision)),
     }),
   };
+}
+
+function podSysctls({ routed }: Pods, { families }: PlanOptions): Map<string, Sysctl> {
+  const used = families.map(({ family }) => family);
+  const settings = [...hostVeths(routed).keys()].flatMap((name) => podVethSysctls(name, used));
+  return new Map(settings.map((setting) => [setting.path, setting]));
 }
 
 function podRoutes({ routed, bridges }: Pods, { families }: PlanOptions): Map<string, PodRoute> {
