@@ -138,13 +138,14 @@ static __always_inline bool is_learnable(const struct nf_conn *connection, const
 }
 
 /*
- * The flow as it came in, by the flow as it leaves. KERNEL_LEARNED when it may be learned; else the reason why not.
+ * The flow as it came in, by the flow as it leaves, and whether it answers another one. KERNEL_LEARNED when it may be
+ * learned; else the reason why not.
  * There is no connection where nothing uses conntrack, where rules exempt the packet from it, and for ICMP, which the
  * kernel's lookup does not know. Then the packet left as it came in, or it was made to look like another flow's. So the
  * packet that came in last must be of this flow.
  */
 static __always_inline enum reason find_origin(struct __sk_buff *skb, const struct flow_packet *packet, bool v6,
-					       struct flow6 *in)
+					       struct flow6 *in, bool *is_answer)
 {
 	const struct flow6 *out = &packet->flow;
 	struct bpf_ct_opts opts = { .netns_id = -1 /* the device's own */, .l4proto = out->protocol };
@@ -153,12 +154,17 @@ static __always_inline enum reason find_origin(struct __sk_buff *skb, const stru
 	bool learnable;
 
 	*in = *out;
+	*is_answer = false;
 	if (out->protocol == PROTOCOL_TCP || out->protocol == PROTOCOL_UDP)
 		connection = find_connection(skb, out, v6, &opts);
-	if (!connection)
+	if (!connection) {
+		*is_answer = out->protocol != PROTOCOL_TCP && out->protocol != PROTOCOL_UDP &&
+			     out->dst_port == bpf_htons(ECHO_REPLY(v6));
 		return last && *last == slot_of(in) ? KERNEL_LEARNED : KERNEL_NOT_SEEN;
+	}
 	learnable = is_learnable(connection, packet);
-	if (opts.dir == IP_CT_DIR_ORIGINAL)
+	*is_answer = opts.dir == IP_CT_DIR_ORIGINAL; /* of the reversed tuple */
+	if (*is_answer)
 		*in = TUPLE_FLOW(connection, 1, v6);
 	else
 		*in = TUPLE_FLOW(connection, 0, v6);
@@ -179,6 +185,30 @@ static __always_inline __u32 carried_bytes(const struct __sk_buff *skb, const st
 	if (bytes < least)
 		bytes = least;
 	return before && before->mtu > bytes ? before->mtu : bytes;
+}
+
+/*
+ * The first answer has come, so to conntrack the packets that are asked for belong to an established connection from now on,
+ * and rules may treat these in another way than those before. What was learned of those is forgotten. Of TCP, nothing is
+ * learned before the first answer.
+ */
+static __always_inline void forget_question(const struct flow6 *answer, bool v6)
+{
+	struct flow6 question = {
+		.src = answer->dst,
+		.dst = answer->src,
+		.src_port = answer->dst_port,
+		.dst_port = answer->src_port,
+		.protocol = answer->protocol,
+	};
+
+	if (answer->protocol == PROTOCOL_TCP)
+		return;
+	if (answer->protocol != PROTOCOL_UDP) { /* an ICMP echo: see read_flow() */
+		question.src_port = answer->src_port;
+		question.dst_port = bpf_htons(ECHO_REQUEST(v6));
+	}
+	forget_flow(&question, v6);
 }
 
 /* Learn that packets of flow `in` leave as `out`. @returns 0 when the table took it. */
@@ -214,7 +244,8 @@ static __always_inline enum reason learn(struct __sk_buff *skb, const struct ip 
 	bool v6 = ip->v6;
 	const struct flow6 *out = &packet->flow;
 	struct flow6 in;
-	enum reason reason = find_origin(skb, packet, v6, &in);
+	bool is_answer;
+	enum reason reason = find_origin(skb, packet, v6, &in, &is_answer);
 
 	if (reason == KERNEL_LEARNED || reason == KERNEL_NOT_ESTABLISHED)
 		count_service(&in, out, ip->bytes);
@@ -258,5 +289,7 @@ static __always_inline enum reason learn(struct __sk_buff *skb, const struct ip 
 
 	if (store(&in, out, v6, &head) == 0)
 		note_flow(change, v6);
+	if (is_answer && change == FLOW_ADDED)
+		forget_question(out, v6);
 	return KERNEL_LEARNED;
 }

@@ -331,12 +331,14 @@ static __always_inline bool is_icmp(const struct ip *ip)
 	return ip->protocol == (ip->v6 ? PROTOCOL_ICMPV6 : PROTOCOL_ICMP);
 }
 
+/* Types of ICMP messages: RFC 792, RFC 4443 section 4. */
+#define ECHO_REQUEST(v6) ((v6) ? 128 : 8)
+#define ECHO_REPLY(v6) ((v6) ? 129 : 0)
+
 /* Whether it is an echo request or reply. */
 static __always_inline bool is_echo(const struct icmp_echo *echo, bool v6)
 {
-	if (v6)
-		return echo->type == 128 || echo->type == 129;
-	return echo->type == 8 || echo->type == 0;
+	return echo->type == ECHO_REQUEST(v6) || echo->type == ECHO_REPLY(v6);
 }
 
 /* The header's length, options included: 20 to 60 bytes, or less when it is broken. */

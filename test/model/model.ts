@@ -93,7 +93,7 @@ export interface Decision {
    * The packet that leaves; an encapsulated one as from {@link withoutChoices}. Unmodified unless the verdict is fast.
    */
   readonly out: Uint8Array;
-  /** A flow that is no longer in the table, since a connection begins or ends. */
+  /** A flow that is no longer in the table: a connection begins, is established, or ends. */
   readonly forgets?: Flow;
   /** What is noted of a packet that is left to the kernel path. */
   readonly notes?: NotedArrival;
@@ -467,7 +467,7 @@ export class Model {
    * A packet for a pod that the kernel path has let through. Conntrack knows none of them: they are learned if they leave as
    * they came in.
    */
-  #toPod({ packet, ifindex, noted }: Arrival, ip: IpPacket, view: FamilyView): Decided {
+  #toPod({ packet, ifindex, noted, table }: Arrival, ip: IpPacket, view: FamilyView): Decided {
     const receiver = view.endpoints.get(ip.dst);
     if (receiver?.hostIfindex !== ifindex) return kernel(...ip.faults, 'no_endpoint');
     if (receiver.kernelPath) return kernel(...ip.faults, 'marked');
@@ -478,7 +478,11 @@ export class Model {
 
     const reading = readFlow(readIp(packet.subarray(ETHER), view.family)!);
     const learned = isReadable ? learnedEntry(reading, ip, receiver, noted) : undefined;
-    if (learned) return { ...kernel('learned'), learns: learned };
+    if (learned) {
+      const isFirst = !table.some(({ flow }) => isSame(flow, learned.flow));
+      const question = isFirst ? questionOf(learned.flow) : undefined;
+      return { ...kernel('learned'), learns: learned, ...(question && { forgets: question }) };
+    }
     if (!isOfPod) return kernel(...ip.faults, 'outside');
     if (!reading.flow) return kernel(...reasons, reading.why);
     if (reading.isEnd && !reading.isAnswer) return kernel(...reasons, 'handshake');
@@ -490,7 +494,7 @@ export class Model {
     const { settings } = this.#world;
     if (settings.directRouting && view.isInNetwork(ip.dst)) {
       const peer = view.peerOf(ip.dst);
-      return kernel(...ip.faults, peer && view.isDirect(peer) ? 'other_way' : 'no_peer');
+      return kernel(...ip.faults, ...(peer && view.isDirect(peer) ? againstLearning(ip) : ['no_peer']));
     }
     // What else is wrong with such a packet does not matter, as it is never learned.
     if (ip.faults.includes('ip_options') || ip.fragment !== 'none')
@@ -512,7 +516,9 @@ export class Model {
     if (!inner) return kernel(...ip.faults, 'malformed');
     const peer = view.isInNetwork(inner.dst) ? view.peerOf(inner.dst) : undefined;
     if (!peer) return kernel(...ip.faults, 'no_peer');
-    return kernel(...ip.faults, view.isForKernelPath(peer) ? 'marked' : 'other_way');
+    if (view.isForKernelPath(peer)) return kernel(...ip.faults, 'marked');
+    // Its outer header is looked at before it, and may be one that no fast path would make.
+    return kernel(...ip.faults, ...inner.faults, ...againstLearning(inner), 'other_way');
   }
 
   /** Encapsulate an IP packet (RFC 7348). MAC addresses come later, from the kernel's neighbour table. */
@@ -583,6 +589,23 @@ const isSame = (a: Flow, b: Flow): boolean =>
   a.protocol === b.protocol &&
   a.src === b.src &&
   a.dst === b.dst;
+
+/** The flow of the echo requests that these replies answer; undefined when they are none. */
+function questionOf({ src, dst, src_port, dst_port, protocol }: Flow): Flow | undefined {
+  const request = protocol === protocols.icmp ? { 0: 8 }[dst_port] : { 129: 128 }[dst_port];
+  const isEcho = protocol === protocols.icmp || protocol === protocols.icmpv6;
+  return isEcho && request !== undefined
+    ? { src: dst, dst: src, src_port, dst_port: request, protocol }
+    : undefined;
+}
+
+/** Why a packet that the kernel path has let through to the wire teaches nothing. */
+function againstLearning(ip: IpPacket): string[] {
+  const reading = readFlow(ip);
+  const fragment = ip.fragment === 'none' ? [] : ['fragment'];
+  if (!reading.flow) return [...fragment, reading.why];
+  return [...fragment, reading.isEnd && !reading.isAnswer ? 'handshake' : 'other_way'];
+}
 
 /** Whether the other direction's FIN has been left to the kernel path. */
 const isOtherEnding = (table: readonly Entry[], entry: Entry): boolean => {

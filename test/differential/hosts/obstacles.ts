@@ -112,12 +112,17 @@ const nft: Kind = (draw) => {
   return { add: table(draw.name, hook, priority, rule), remove: `nft delete table inet ${draw.name}` };
 };
 
-/** A mark on a connection, which another rule goes by. */
+/**
+ * A mark on a connection, which another rule goes by. It is set by the first packet, or by none: one that a later packet sets
+ * changes what becomes of the answers in the middle of their flow.
+ */
 const connectionMark: Kind = (draw) => {
+  let match = drawMatch(draw);
+  while (/ct st/.test(match)) match = drawMatch(draw);
   const verdict = draw.random.pick(['drop', `${ipOf(draw.family)} dscp set ${DSCPS[0]}`]);
   return {
     add: `nft "table inet ${draw.name} {
-      chain a { type filter hook prerouting priority -149; ${drawMatch(draw)} ct mark set 9; };
+      chain a { type filter hook prerouting priority -149; ${match} ct mark set 9; };
       chain b { type filter hook forward priority 5; ct mark 9 ct direction reply ${verdict}; }; }"`,
     remove: `nft delete table inet ${draw.name}`,
   };
