@@ -11,6 +11,7 @@ import type { Family } from '../../src/net/ip.ts';
 import { captureDuring } from '../support/capture.ts';
 import { KINDS, NUMBERS_PORT, PAIR, Receiver, sendTo } from './arrivals.ts';
 import { monotonicMs } from './numbers.ts';
+import type { UdpReport } from './talker.ts';
 import {
   addressesOf,
   addressOf,
@@ -22,6 +23,7 @@ import {
   PORT,
   runDirOf,
   serveIn,
+  talk,
   talkBoth,
   useLab,
 } from './support.ts';
@@ -278,7 +280,7 @@ describe.skipIf(missingHere('nft', 'iptables', 'tcpdump', 'tc'))('on nodes with 
     return code === 0;
   };
 
-  describe('rules that rewrite without conntrack:', () => {
+  describe('rules that rewrite without conntrack, or drop by it:', () => {
     const chains = (before: string, after: string): string =>
       `nft "table $IP own {
         chain before { type filter hook prerouting priority -300; ${before}; };
@@ -386,5 +388,19 @@ describe.skipIf(missingHere('nft', 'iptables', 'tcpdump', 'tc'))('on nodes with 
         });
       },
     );
+
+    it('what is dropped once it is answered: of pings and datagrams only the first come through', async () => {
+      const rule = '$IP saddr $CLIENT $IP daddr { $NEAR, $FAR } ct state established';
+      const add = `nft "table $IP own { chain established { type filter hook forward priority 1;
+        ${rule} udp dport ${PORT} drop; ${rule} meta l4proto { icmp, ipv6-icmp } drop; }; }"`;
+      await withRules(1, add, gone, async () => {
+        const came = PAIR.flatMap((target) => addressesOf(pods[target]())).map(async (address) => {
+          const pings = answersFrom(address);
+          const { answers } = await talk<UdpReport>(client(), 'udp', address, PORT, 2, 100);
+          return { answers, pings: await pings };
+        });
+        expect(await Promise.all(came)).toEqual(came.map(() => ({ answers: 1, pings: [1] })));
+      });
+    });
   });
 });

@@ -162,7 +162,8 @@ export async function released(held: Background): Promise<HoldReport> {
   return JSON.parse((await held.stop()).trim().split('\n').at(-1)!) as HoldReport;
 }
 
-async function talk<Report>({ netns }: { netns: string }, ...args: (string | number)[]): Promise<Report> {
+/** Run the talker to its end, and return its report. */
+export async function talk<Report>({ netns }: { netns: string }, ...args: (string | number)[]): Promise<Report> {
   const { stdout, stderr } = await tryRun(process.execPath, [TALKER, ...args.map(String)], {
     netns: netnsPath(netns),
   });
