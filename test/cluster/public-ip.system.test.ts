@@ -102,7 +102,8 @@ describe.skipIf(missingHere())('A node with several addresses', () => {
       for (const address of addressesOf(two!)) await ping(one!, address);
       for (const address of addressesOf(one!)) await ping(two!, address);
     });
-    expect(carried!.fast).toBeGreaterThanOrEqual(30);
+    // Of four times ten answered pings, all but the first and its answer, and the second.
+    expect(carried!.fast).toBeGreaterThanOrEqual(28);
   }
 
   it('is reached at the address of --public-ip, unless an annotation overrides it', async () => {
