@@ -163,7 +163,10 @@ export async function released(held: Background): Promise<HoldReport> {
 }
 
 /** Run the talker to its end, and return its report. */
-export async function talk<Report>({ netns }: { netns: string }, ...args: (string | number)[]): Promise<Report> {
+export async function talk<Report>(
+  { netns }: { netns: string },
+  ...args: (string | number)[]
+): Promise<Report> {
   const { stdout, stderr } = await tryRun(process.execPath, [TALKER, ...args.map(String)], {
     netns: netnsPath(netns),
   });
