@@ -522,10 +522,10 @@ export async function timeUntil(seen: () => Promise<boolean>): Promise<number> {
   const begun = performance.now();
   while (performance.now() - begun < 10_000) {
     // The check itself takes time. What it finds was true at the latest when it returned.
-    if (await seen()) break;
+    if (await seen()) return Math.round(performance.now() - begun);
     await sleep(5);
   }
-  return Math.round(performance.now() - begun);
+  throw new Error('not seen within 10 s');
 }
 
 /** The CNI plugin's answer to STATUS: undefined when it is ready, else the error. */
