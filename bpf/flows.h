@@ -206,6 +206,18 @@ static __always_inline void note_arrival(const struct __sk_buff *skb, const stru
 	};
 }
 
+/* The other direction of a conversation, by the flow that this one leaves as. */
+static __always_inline struct flow6 opposite(const struct flow6 *out)
+{
+	return (struct flow6){
+		.src = out->dst,
+		.dst = out->src,
+		.src_port = out->dst_port,
+		.dst_port = out->src_port,
+		.protocol = out->protocol,
+	};
+}
+
 /*
  * What was learned of the other direction of a conversation; NULL when nothing was. Its packets come in as those of this
  * direction leave, the other way round.
@@ -216,13 +228,7 @@ static __always_inline struct learned *find_other(const struct learned *learned,
 	const struct flow6 *out6 = &((const struct learned6 *)learned)->out;
 
 	if (v6) {
-		struct flow6 key = {
-			.src = out6->dst,
-			.dst = out6->src,
-			.src_port = out6->dst_port,
-			.dst_port = out6->src_port,
-			.protocol = out6->protocol,
-		};
+		struct flow6 key = opposite(out6);
 
 		return bpf_map_lookup_elem(&flows6, &key);
 	}

@@ -139,10 +139,9 @@ static __always_inline bool is_learnable(const struct nf_conn *connection, const
 
 /*
  * The flow as it came in, by the flow as it leaves, and whether it answers another one. KERNEL_LEARNED when it may be
- * learned; else the reason why not.
- * There is no connection where nothing uses conntrack, where rules exempt the packet from it, and for ICMP, which the
- * kernel's lookup does not know. Then the packet left as it came in, or it was made to look like another flow's. So the
- * packet that came in last must be of this flow.
+ * learned; else the reason why not. There is no connection where nothing uses conntrack, where rules exempt the packet
+ * from it, and for ICMP, which the kernel's lookup does not know. Then the packet left as it came in, or it was made to
+ * look like another flow's. So the packet that came in last must be of this flow.
  */
 static __always_inline enum reason find_origin(struct __sk_buff *skb, const struct flow_packet *packet, bool v6,
 					       struct flow6 *in, bool *is_answer)
@@ -188,19 +187,13 @@ static __always_inline __u32 carried_bytes(const struct __sk_buff *skb, const st
 }
 
 /*
- * The first answer has come, so to conntrack the packets that are asked for belong to an established connection from now on,
- * and rules may treat these in another way than those before. What was learned of those is forgotten. Of TCP, nothing is
- * learned before the first answer.
+ * The first answer has come. From now on conntrack takes the questions for packets of an established connection, and rules
+ * may treat them in another way than before. So what was learned of them is forgotten. Of TCP, nothing is learned before
+ * the first answer.
  */
 static __always_inline void forget_question(const struct flow6 *answer, bool v6)
 {
-	struct flow6 question = {
-		.src = answer->dst,
-		.dst = answer->src,
-		.src_port = answer->dst_port,
-		.dst_port = answer->src_port,
-		.protocol = answer->protocol,
-	};
+	struct flow6 question = opposite(answer);
 
 	if (answer->protocol == PROTOCOL_TCP)
 		return;
@@ -235,7 +228,7 @@ static __always_inline enum reason may_teach(const struct ip *ip, struct flow_pa
 }
 
 /*
- * Learn the flow of a packet that has left the kernel path, to a local pod or to the wire, and that may teach it. `mtu`:
+ * Learn the flow of a packet that may teach it, and that has left the kernel path to a local pod or to the wire. `mtu`:
  * of the way that it takes. `source_port`: of the outer header, if there is one.
  */
 static __always_inline enum reason learn(struct __sk_buff *skb, const struct ip *ip, const struct flow_packet *packet,

@@ -314,11 +314,16 @@ function parseGoRegex(text: string): RegExp {
   return new RegExp(translated, flags);
 }
 
+/** Whether other nodes may be reached through it, and not pods. */
+function leadsToNodes(link: Link, request: UplinkRequest, facts: UplinkFacts): boolean {
+  return !link.vxlan && !leadsNowhere(link, facts) && !isForPods(link, request, facts);
+}
+
 function byRoute(target: string, request: UplinkRequest, facts: UplinkFacts): Finding {
   if (!facts.reach) return `no route leads to ${target} of --iface-can-reach`;
   const { dev } = facts.reach;
   const link = facts.links.get(dev);
-  if (link && (link.vxlan || leadsNowhere(link, facts) || isForPods(link, request, facts)))
+  if (link && !leadsToNodes(link, request, facts))
     return `the route to ${target} of --iface-can-reach leads to ${dev}, and not to other nodes`;
   return { name: dev, why: `it leads to ${target} of --iface-can-reach` };
 }
@@ -381,9 +386,7 @@ function addressKind(family: Family): string {
 function candidates(request: UplinkRequest, facts: UplinkFacts): Link[] {
   return [...facts.links.values()].filter(
     (link) =>
-      !leadsNowhere(link, facts) &&
-      !link.vxlan &&
-      !isForPods(link, request, facts) &&
+      leadsToNodes(link, request, facts) &&
       request.families.every((family) => addressesOf(link, family).length > 0),
   );
 }

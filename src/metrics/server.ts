@@ -3,6 +3,7 @@ import { rmSync } from 'node:fs';
 import { createServer, type RequestListener, type Server } from 'node:http';
 import { once } from 'node:events';
 import { errorText, RipstopError } from '../errors.ts';
+import { removeEmptyDirectory } from '../host/files.ts';
 
 export interface HttpAnswer {
   readonly status?: number;
@@ -55,8 +56,8 @@ export async function serveRoutes(
         (error: unknown) => response.writeHead(500).end(`${errorText(error)}\n`),
       );
     };
-  // A runtime makes a directory of it when a container mounts it before it is there.
-  rmSync(socketPath, { force: true, recursive: true });
+  await removeEmptyDirectory(socketPath);
+  rmSync(socketPath, { force: true });
   const before = process.umask(0o177);
   const local = createServer(answering({ ...routes, ...localRoutes })).listen(socketPath);
   process.umask(before);
