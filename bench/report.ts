@@ -16,7 +16,7 @@ export const MIN_ROUNDS = 5;
  */
 const CONTROL_TOLERANCE = 0.02;
 /** The largest acceptable share of packets on the other path than the arm is to show, in percent. */
-const PATH_TOLERANCE = 5;
+const PATH_TOLERANCE = 15;
 /** The largest useful distance of an interval's ends from its median. */
 const NOISY = 0.1;
 
