@@ -65,7 +65,8 @@ describe.skipIf(missing)('two nodes with subnets from etcd', () => {
 
   test('a peer is added and removed', async () => {
     await etcd.put(`${SUBNETS}10.77.250.0-24`, neighbour);
-    for (const node of lab.state.nodes) await expect.poll(() => routes(node)).toContain('10.77.250.0/24');
+    for (const node of lab.state.nodes)
+      await expect.poll(() => routes(node), { timeout: 30_000 }).toContain('10.77.250.0/24');
     // An audit reads etcd and claims nothing there.
     const before = await etcd.list(SUBNETS);
     const audit = await ripstop(lab, lab.state.nodes[0]!, 'maps', 'diff');
@@ -75,7 +76,8 @@ describe.skipIf(missing)('two nodes with subnets from etcd', () => {
     });
     expect(await etcd.list(SUBNETS)).toEqual(before);
     await etcd.remove(`${SUBNETS}10.77.250.0-24`);
-    for (const node of lab.state.nodes) await expect.poll(() => routes(node)).not.toContain('10.77.250.0/24');
+    for (const node of lab.state.nodes)
+      await expect.poll(() => routes(node), { timeout: 30_000 }).not.toContain('10.77.250.0/24');
   });
 
   test('etcd is gone: an agent that starts runs on the last-known state, and uses etcd when that is back', async () => {
