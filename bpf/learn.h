@@ -175,15 +175,15 @@ static __always_inline enum reason find_origin(struct __sk_buff *skb, const stru
 /*
  * How large the flow's next packets may be: as large as one that the kernel path has carried. The route that it takes may
  * have an MTU of its own, or know of a narrow place farther on. Below these sizes there are no such (the kernel's least
- * path MTU, net.ipv4.route.min_pmtu; RFC 8200). `before`: what was learned before and is valid; or NULL.
+ * path MTU, net.ipv4.route.min_pmtu; RFC 8200). `before`: what was known before and is valid; or 0.
  */
-static __always_inline __u32 carried_bytes(const struct __sk_buff *skb, const struct ip *ip, const struct learned *before)
+static __always_inline __u32 carried_bytes(const struct __sk_buff *skb, const struct ip *ip, __u32 before)
 {
 	__u32 bytes = packet_bytes(skb, ip), least = ip->v6 ? 1280 : 552;
 
 	if (bytes < least)
 		bytes = least;
-	return before && before->mtu > bytes ? before->mtu : bytes;
+	return before > bytes ? before : bytes;
 }
 
 /*
@@ -260,7 +260,7 @@ static __always_inline enum reason learn(struct __sk_buff *skb, const struct ip 
 	if (before && (before->epoch != arrival->epoch || now - before->learned_ns > config.lifetime_ns))
 		before = NULL;
 
-	__u32 bytes = to_wire ? carried_bytes(skb, ip, before) : mtu;
+	__u32 bytes = to_wire ? carried_bytes(skb, ip, before ? before->mtu : 0) : mtu;
 	struct learned head = {
 		.learned_ns = now,
 		.noted_ns = arrival->noted_ns,

@@ -59,6 +59,12 @@ static __always_inline const struct peer_head *find_peer(const void *address, bo
 	return peer && peer->head.flags & PEER_PRESENT ? &peer->head : NULL;
 }
 
+/* The Ethernet header of inner packets to a peer. */
+static __always_inline const struct ether *inner_template(const struct peer_head *peer, bool v6)
+{
+	return v6 ? &((const struct peer6 *)peer)->header.inner_ether : &((const struct peer *)peer)->header.inner_ether;
+}
+
 static __always_inline __u32 endpoint_slot(__be32 address)
 {
 	return bpf_ntohl(address & ~config.pod_cidr_mask);

@@ -12,7 +12,8 @@
 
 #include "types.h"
 
-#define ARRIVALS 1024 /* a power of two */
+#define ARRIVALS 1024 /* a power of two, as the next one */
+#define TUNNEL_ARRIVALS 256
 
 const volatile struct config config = {};
 
@@ -131,6 +132,22 @@ struct {
 	__type(key, __u32);
 	__type(value, __u32);
 } last_arrival SEC(".maps");
+
+/* Tunnels that the kernel path was seen to use. Losing an entry costs speed only. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 32768);
+	__type(key, struct tunnel_key);
+	__type(value, struct tunnel);
+} tunnels SEC(".maps");
+
+/* As arrivals, of packets in tunnels, in a slot by the inner addresses. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, TUNNEL_ARRIVALS);
+	__type(key, __u32);
+	__type(value, struct tunnel_arrival);
+} tunnel_arrivals SEC(".maps");
 
 /*
  * By address. The agent compares them with what the bridge knows, makes endpoints of them, and deletes them.

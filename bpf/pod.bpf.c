@@ -135,7 +135,6 @@ static __always_inline enum reason send(struct __sk_buff *skb, const struct ip *
 {
 	bool v6 = ip->v6;
 	const struct peer_head *peer = find_peer(leaving_dst(learned, ip), v6);
-	struct bpf_redir_neigh next_hop = { .nh_family = v6 ? AF_INET6 : AF_INET };
 	__u32 ip_at = sizeof(struct ether);
 
 	if (!peer)
@@ -157,7 +156,7 @@ static __always_inline enum reason send(struct __sk_buff *skb, const struct ip *
 	} else {
 		struct address sender = to_address(ip->src, v6);
 
-		if (encapsulate(skb, peer, v6, ecn_encapsulated(ip->tos & ECN_MASK), learned->source_port)) {
+		if (encapsulate(skb, peer, v6, ecn_encapsulated(ip->tos & ECN_MASK), learned->source_port, false)) {
 			if (skb->gso_size)
 				note_forwarder(from_address(&sender, v6), v6);
 			return KERNEL_NO_ROOM;
@@ -168,13 +167,8 @@ static __always_inline enum reason send(struct __sk_buff *skb, const struct ip *
 		rewrite(skb, ip_at, v6, learned);
 	skb->mark = learned->mark;
 	skb->priority = learned->priority;
-	skb->cb[0] = FROM_FAST_PATH;
 	count_in_flow(learned, ip->bytes);
-	if (v6)
-		__builtin_memcpy(next_hop.ipv6_nh, &peer->next_hop, sizeof(next_hop.ipv6_nh));
-	else
-		next_hop.ipv4_nh = peer->next_hop.words[3];
-	bpf_redirect_neigh(config.uplink_ifindex, &next_hop, sizeof(next_hop), 0);
+	send_to_uplink(skb, peer, v6);
 	return is_direct ? FAST_DIRECT : FAST_ENCAP;
 }
 

@@ -46,3 +46,13 @@ static __always_inline int finish(struct __sk_buff *skb, enum hook hook, enum re
 		report(skb, hook, reason);
 	return verdict_of(reason);
 }
+
+/*
+ * The same, of a packet that the kernel path decides about, but whose outer headers a program has put on or taken off: see
+ * tunnels.h. The program has asked for a redirect.
+ */
+static __always_inline int finish_carried(struct __sk_buff *skb, enum hook hook, enum reason reason)
+{
+	finish(skb, hook, reason);
+	return TC_ACT_REDIRECT;
+}

@@ -16,6 +16,7 @@ struct tunnelled {
 	struct ip inner;
 	struct learned *learned;
 	const struct endpoint *endpoint;
+	bool is_proven; /* sent by the peer that the inner source belongs to; not if that is behind NAT, or marked */
 };
 
 /* Whether it may be VXLAN for us, judged by the IP and UDP headers alone. */
@@ -74,7 +75,8 @@ static __always_inline enum reason judge_claim(const struct peer_head *owner, co
  * Whether the node that sent this may send for the inner source. FAST_DECAP if it may; a reason for the kernel path
  * when the source is no pod's, when the peers maps do not know the node, or when it is marked; else the reason to drop.
  */
-static __always_inline enum reason judge_sender(const struct ip *outer, const struct ip *inner)
+static __always_inline enum reason judge_sender(const struct ip *outer, const struct ip *inner,
+						bool *is_proven)
 {
 	bool v6 = outer->v6;
 	const struct peer_head *peer = in_network(inner->src, v6) ? find_peer(inner->src, v6) : NULL;
@@ -84,6 +86,8 @@ static __always_inline enum reason judge_sender(const struct ip *outer, const st
 		struct address from = to_address(outer->src, v6);
 
 		reason = judge_claim(peer, inner, &from);
+	} else {
+		*is_proven = !(peer->flags & (PEER_BEHIND_NAT | PEER_KERNEL_PATH));
 	}
 	return reason == FAST_DECAP && peer && peer->flags & PEER_KERNEL_PATH ? KERNEL_MARKED : reason;
 }
@@ -141,7 +145,7 @@ static __always_inline enum reason judge_tunnelled(struct cursor at, __u32 bytes
 		return KERNEL_MALFORMED;
 	packet->udp = udp;
 
-	enum reason reason = judge_sender(&packet->outer, &packet->inner);
+	enum reason reason = judge_sender(&packet->outer, &packet->inner, &packet->is_proven);
 
 	if (reason == FAST_DECAP)
 		reason = judge_flow(&packet->inner, ifindex, 0, known, &packet->learned);
@@ -153,9 +157,9 @@ static __always_inline enum reason judge_tunnelled(struct cursor at, __u32 bytes
 /*
  * The one's complement sum of an IP packet's pseudo header. `length` is that of the transport header and its payload.
  */
-static __always_inline __u32 pseudo_header_sum(const struct ip *ip, __u32 length)
+static __always_inline __u32 pseudo_header_sum(const struct ip *ip, bool v6, __u32 length)
 {
-	return sum16(ip->src, 2 * (ip->v6 ? sizeof(struct address) : sizeof(__be32))) + bpf_htons(ip->protocol) +
+	return sum16(ip->src, 2 * (v6 ? sizeof(struct address) : sizeof(__be32))) + bpf_htons(ip->protocol) +
 	       bpf_htons(length);
 }
 
@@ -165,16 +169,17 @@ static __always_inline __u32 pseudo_header_sum(const struct ip *ip, __u32 length
  * Documentation/networking/checksum-offloads.rst). If the outer checksum does not match, the kernel path verifies it in
  * full. If the inner checksum is wrong, the pod's kernel notices, as it does with the kernel's VXLAN device.
  */
-static __always_inline bool headers_verify(const struct tunnelled *packet)
+static __always_inline bool headers_verify(const struct tunnelled *packet, bool v6)
 {
 	const struct ip *outer = &packet->outer, *inner = &packet->inner;
 	const __u32 behind_outer = sizeof(struct udp) + sizeof(struct vxlan) + sizeof(struct ether);
 	__u32 udp_length = bpf_ntohs(packet->udp->length);
-	__u32 inner_length = udp_length - behind_outer - IP_LEN(inner->v6);
+	__u32 inner_length = udp_length - behind_outer - IP_LEN(v6);
 	struct cursor payload = inner->payload;
 	__u32 inner_pseudo = 0;
 
-	if (inner->fragment)
+	/* No inner checksum covers fragments, options and padding. */
+	if (inner->fragment || inner->options || ip_length(inner) != inner->bytes)
 		return false;
 	if (inner->protocol == PROTOCOL_UDP) {
 		struct udp *udp = parse_udp(&payload);
@@ -184,10 +189,10 @@ static __always_inline bool headers_verify(const struct tunnelled *packet)
 	} else if (inner->protocol != PROTOCOL_TCP && !is_icmp(inner)) {
 		return false;
 	}
-	if (inner->v6 || inner->protocol != PROTOCOL_ICMP) /* RFC 792's checksum has no pseudo header */
-		inner_pseudo = pseudo_header_sum(inner, inner_length);
+	if (v6 || inner->protocol != PROTOCOL_ICMP) /* RFC 792's checksum has no pseudo header */
+		inner_pseudo = pseudo_header_sum(inner, v6, inner_length);
 
-	__u32 sum = pseudo_header_sum(outer, udp_length) + sum16(packet->udp, behind_outer + IP_LEN(inner->v6)) +
+	__u32 sum = pseudo_header_sum(outer, v6, udp_length) + sum16(packet->udp, behind_outer + IP_LEN(v6)) +
 		    (__u16)~fold(inner_pseudo);
 
 	return fold(sum) == 0xffff;

@@ -120,6 +120,8 @@ struct config {
 	__u32 netns; /* the inode of the node's network namespace */
 	__u32 bridge_ifindex; /* of the bridge with this node's podCIDR, whose pods the programs may not all know; or 0 */
 	__u32 admits_strangers; /* not zero when flannel alone decides about VXLAN from addresses that no node has */
+	__u32 source_port; /* the first of the UDP ports from which the kernel's VXLAN device sends */
+	__u32 source_ports; /* how many there are */
 	__u32 unused;
 };
 
@@ -281,6 +283,43 @@ struct arrival {
 	__u8 unused[2];
 };
 
+/* ---- Tunnels: what the kernel path was seen to do with VXLAN to and from a peer ---- */
+
+/*
+ * VXLAN from one address to another, through the tunnel to or from a peer. What rules and routes of the node may go by, of
+ * the outer packet and inside it, is in the key.
+ */
+struct tunnel_key {
+	struct address vtep_ip; /* the peer's */
+	struct address src; /* of the inner packet */
+	struct address dst;
+	__u32 mark; /* skb->mark and skb->priority with which packets leave for the wire; 0 of those that come in */
+	__u32 priority;
+	__u32 is_inward; /* not zero: from the peer to this node */
+	struct mac sender; /* inward: of the frame. Who forges a peer's address may have another one, or be farther away. */
+	__u8 ttl; /* inward: of the outer packet */
+	__u8 tos; /* of the outer packet */
+	__u32 unused;
+};
+
+struct tunnel {
+	__u64 seen_ns; /* CLOCK_MONOTONIC: when the kernel path carried a packet */
+	__u32 epoch; /* of that moment; another epoch invalidates the tunnel */
+	__u32 mtu; /* outward: the largest inner packet that fits the route to the peer */
+	__u32 carried; /* outward: the largest inner packet that the kernel path was seen to carry */
+	__u32 ifindex; /* inward: the VTEP device that got the packet */
+};
+
+/*
+ * A packet that the kernel path has got at one end of its own tunnel device. The program at the other end compares.
+ */
+struct tunnel_arrival {
+	struct tunnel_key key;
+	__u64 packet; /* what tells the inner packet from others */
+	__u32 epoch;
+	__u32 unused;
+};
+
 /* From where a pod on a bridge sent for an address of this node's podCIDR that no endpoint has. */
 struct sighting {
 	__u32 ifindex;
@@ -308,6 +347,7 @@ enum hook {
 	HOOK_TO_WIRE,
 	HOOK_XDP_FROM_WIRE,
 	HOOK_FROM_VTEP,
+	HOOK_TO_VTEP,
 	HOOKS,
 };
 

@@ -67,10 +67,10 @@ static __always_inline __u16 next_ip_id(const struct __sk_buff *skb)
 
 /*
  * Put the peer's outer header before the packet's IP header. On success the packet starts with the outer Ethernet
- * header; on failure it is unchanged. `ecn` is the inner packet's.
+ * header; on failure it is unchanged. `ecn` is the inner packet's. `is_routed`: the kernel has taken a hop off the TTL.
  */
 static __always_inline int encapsulate(struct __sk_buff *skb, const struct peer_head *peer, bool v6, __u8 ecn,
-				       __be16 source_port)
+				       __be16 source_port, bool is_routed)
 {
 	if (bpf_skb_adjust_room(skb, ENCAP_LEN(v6), BPF_ADJ_ROOM_MAC,
 				BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L4_UDP | BPF_F_ADJ_ROOM_ENCAP_L2_ETH |
@@ -103,8 +103,22 @@ static __always_inline int encapsulate(struct __sk_buff *skb, const struct peer_
 	udp->src_port = source_port;
 	udp->length = bpf_htons(length - IP_LEN(v6));
 
-	decrement_ttl(inner, v6);
+	if (!is_routed)
+		decrement_ttl(inner, v6);
 	return 0;
+}
+
+/* Send a packet to the uplink, for the peer's next hop. What follows on the way need not look at it. */
+static __always_inline void send_to_uplink(struct __sk_buff *skb, const struct peer_head *peer, bool v6)
+{
+	struct bpf_redir_neigh next_hop = { .nh_family = v6 ? AF_INET6 : AF_INET };
+
+	if (v6)
+		__builtin_memcpy(next_hop.ipv6_nh, &peer->next_hop, sizeof(next_hop.ipv6_nh));
+	else
+		next_hop.ipv4_nh = peer->next_hop.words[3];
+	skb->cb[0] = FROM_FAST_PATH;
+	bpf_redirect_neigh(config.uplink_ifindex, &next_hop, sizeof(next_hop), 0);
 }
 
 /*

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
  * The uplink: packets from the underlay (tc ingress), and packets that the kernel path sends there (tc egress). The VTEP
- * devices: packets that the kernel path has decapsulated (tc ingress).
+ * devices: packets that the kernel path has decapsulated (tc ingress), or sends to a peer (tc egress).
  */
 #include <bpf/bpf_core_read.h>
 
@@ -12,6 +12,7 @@
 #include "parse.h"
 #include "stats.h"
 #include "tunnel.h"
+#include "tunnels.h"
 #include "vxlan.h"
 
 #define IPV6_BEFORE_ADDRESSES 8 /* bytes; every field that changes here is among them */
@@ -156,29 +157,32 @@ static __always_inline bool may_shrink(const struct ip *inner)
  * sum. Then the packet comes from this machine, through a veth or from another VM. Shrinking clears the kernel's note
  * of that (Linux 6.2, and 6.1 since its first weeks), so the pod's kernel verifies the inner checksum.
  */
-static __always_inline bool is_unsummed(const struct tunnelled *packet)
+static __always_inline bool is_unsummed(const struct tunnelled *packet, bool v6)
 {
-	return packet->udp->checksum == fold(pseudo_header_sum(&packet->outer, bpf_ntohs(packet->udp->length)));
+	return packet->udp->checksum == fold(pseudo_header_sum(&packet->outer, v6, bpf_ntohs(packet->udp->length)));
 }
 
-/* A VXLAN packet of a valid flow, which leads to `packet->endpoint`. */
-static __always_inline enum reason decapsulate(struct __sk_buff *skb, bool v6, const struct tunnelled *packet)
+/*
+ * Remove the outer headers. FAST_DECAP when they are off; else why not, and the packet is unchanged. `new_ecn` becomes the
+ * ECN field that the packet is to get, or -1 when it has it already.
+ */
+static __always_inline enum reason decapsulate(struct __sk_buff *skb, bool v6, const struct tunnelled *packet, int *new_ecn)
 {
-	if (!skb->gso_size && skb->len - OUTER_LEN(v6) > packet->endpoint->mtu)
-		return KERNEL_TOO_BIG;
 	/*
 	 * GRO has verified every packet that it merged into a super-packet. Otherwise the NIC may have verified the
 	 * checksum, or the headers may prove it.
 	 */
 	if (packet->udp->checksum && !skb->gso_size && bpf_csum_level(skb, BPF_CSUM_LEVEL_QUERY) < 0 &&
-	    !is_unsummed(packet) && !headers_verify(packet))
+	    !is_unsummed(packet, v6) && !headers_verify(packet, v6))
 		return KERNEL_OUTER_CHECKSUM;
 
 	__u8 ecn = packet->inner.tos & ECN_MASK;
-	int new_ecn = ecn_decapsulated(ecn, packet->outer.tos & ECN_MASK);
 
-	if (new_ecn < 0)
+	*new_ecn = ecn_decapsulated(ecn, packet->outer.tos & ECN_MASK);
+	if (*new_ecn < 0)
 		return DROP_ECN;
+	if (*new_ecn == ecn)
+		*new_ecn = -1;
 	if (skb->gso_size && !may_shrink(&packet->inner))
 		return KERNEL_NO_ROOM;
 	/*
@@ -189,10 +193,102 @@ static __always_inline enum reason decapsulate(struct __sk_buff *skb, bool v6, c
 				BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET | unmark_flag()))
 		return KERNEL_NO_ROOM;
 	bpf_csum_level(skb, BPF_CSUM_LEVEL_DEC);
-	return deliver(skb, packet->endpoint, &packet->inner, packet->learned, new_ecn == ecn ? -1 : new_ecn, FAST_DECAP);
+	return FAST_DECAP;
 }
 
-static __always_inline enum reason from_wire_ip(struct __sk_buff *skb, bool v6)
+/* A VXLAN packet of a valid flow, which leads to `packet->endpoint`. */
+static __always_inline enum reason deliver_tunnelled(struct __sk_buff *skb, bool v6, const struct tunnelled *packet)
+{
+	enum reason reason;
+	int new_ecn;
+
+	if (!skb->gso_size && packet->inner.bytes > packet->endpoint->mtu)
+		return KERNEL_TOO_BIG;
+	reason = decapsulate(skb, v6, packet, &new_ecn);
+	if (reason != FAST_DECAP)
+		return reason;
+	return deliver(skb, packet->endpoint, &packet->inner, packet->learned, new_ecn, FAST_DECAP);
+}
+
+/* Whether a device with this index is there still. A VTEP device that was made anew has another one. */
+static __always_inline bool is_there(struct __sk_buff *skb, __u32 ifindex)
+{
+	__u32 mtu = 0;
+
+	return bpf_check_mtu(skb, ifindex, &mtu, 0, 0) >= 0; /* else -ENODEV */
+}
+
+/* Hand a decapsulated packet to the VTEP device, as if that had decapsulated it. False when it is too short. */
+static __always_inline bool hand_to_vtep(struct __sk_buff *skb, bool v6, const struct peer_head *peer, __u32 ifindex,
+					 int new_ecn)
+{
+	const struct ether *template = inner_template(peer, v6);
+	struct cursor at = { PACKET_POINTER(skb, data), PACKET_POINTER(skb, data_end) };
+	struct ether *ether = parse_ether(&at);
+
+	if (!ether || at.pos + IP_LEN(v6) > at.end)
+		return false; /* impossible: both were there before */
+
+	ether->dst = template->src;
+	ether->src = template->dst;
+	if (new_ecn >= 0) {
+		__u32 before = v6 ? sum16(at.pos, IPV6_BEFORE_ADDRESSES) : 0;
+
+		set_ecn(at.pos, v6, new_ecn);
+		if (v6) /* see deliver() */
+			bpf_csum_update(skb, sum16(at.pos, IPV6_BEFORE_ADDRESSES) + (__u16)~fold(before));
+	}
+	skb->cb[0] = FROM_FAST_PATH;
+	skb->priority = 0; /* from_vtep would take it for a sender */
+	bpf_redirect(ifindex, BPF_F_INGRESS);
+	return true;
+}
+
+/*
+ * Hand a VXLAN packet of a proven peer to the VTEP device, if the kernel path was seen to do so with others: then the kernel
+ * path decides about the inner packet only. False when the kernel path must have the packet as it is.
+ */
+static __always_inline bool carry_inward(struct __sk_buff *skb, bool v6)
+{
+	struct cursor at = packet(skb, OUTER_LEN(v6) + IP_LEN(v6) + sizeof(struct tcp));
+	struct ether *ether = parse_ether(&at);
+	const struct endpoint *receiver;
+	const struct peer_head *peer;
+	const struct tunnel *tunnel;
+	struct tunnelled inside = {};
+	int new_ecn;
+
+	if (!ether || !read_ip(&at, skb->len - sizeof(*ether), v6, &inside.outer))
+		return false;
+	inside.udp = parse_udp(&at);
+	if (!inside.udp || !parse_vxlan(&at) || !parse_ether(&at) || !read_ip(&at, skb->len - OUTER_LEN(v6), v6, &inside.inner))
+		return false;
+	peer = find_peer(inside.inner.src, v6);
+	receiver = in_pod_cidr(inside.inner.dst, v6) ? find_endpoint(inside.inner.dst, v6) : NULL;
+	if (!peer || (receiver && receiver->flags & ENDPOINT_KERNEL_PATH))
+		return false;
+
+	struct tunnel_key key = inward(skb, peer, &inside.inner);
+
+	key.sender = ether->src;
+	key.ttl = inside.outer.ttl;
+	key.tos = inside.outer.tos;
+	tunnel = find_tunnel(&key);
+	if (!tunnel || !is_there(skb, tunnel->ifindex)) {
+		note_tunnelling(&key, &inside.inner);
+		return false;
+	}
+	/* The kernel path may forward a super-packet to anywhere; see may_shrink(). */
+	if ((skb->gso_size && !unmark_flag()) || decapsulate(skb, v6, &inside, &new_ecn) != FAST_DECAP)
+		return false;
+	return hand_to_vtep(skb, v6, peer, tunnel->ifindex, new_ecn);
+}
+
+/* Beside a reason for the kernel path: carry_inward() may be tried. */
+#define IS_PROVEN (1 << 8)
+
+/* The reason, perhaps with IS_PROVEN. */
+static __always_inline __u32 from_wire_ip(struct __sk_buff *skb, bool v6)
 {
 	struct cursor at = packet(skb, sizeof(struct ether) + IP_LEN(v6) + sizeof(struct udp));
 	struct ether *ether = parse_ether(&at);
@@ -221,10 +317,42 @@ static __always_inline enum reason from_wire_ip(struct __sk_buff *skb, bool v6)
 	at = packet(skb, OUTER_LEN(v6) + IP_LEN(v6) + sizeof(struct tcp));
 	reason = judge_tunnelled(at, skb->len, v6, skb->ifindex, &inside, &known);
 	if (reason == FAST_DECAP)
-		reason = decapsulate(skb, v6, &inside);
-	if (verdict_of(reason) == KERNEL && known.flow.protocol)
+		reason = deliver_tunnelled(skb, v6, &inside);
+	if (verdict_of(reason) != KERNEL)
+		return reason;
+	if (known.flow.protocol)
 		note_arrival(skb, &known, &inside.inner, inside.learned, reason, false);
-	return reason;
+	return inside.is_proven && reason != KERNEL_MARKED ? reason | IS_PROVEN : reason;
+}
+
+/* Functions of their own: the stack has room for one of them at a time. */
+static __noinline __u32 from_wire_ipv4(struct __sk_buff *skb)
+{
+	return from_wire_ip(skb, false);
+}
+
+static __noinline __u32 from_wire_ipv6(struct __sk_buff *skb)
+{
+	return from_wire_ip(skb, true);
+}
+
+static __noinline bool carry_inward_ipv4(struct __sk_buff *skb)
+{
+	return carry_inward(skb, false);
+}
+
+static __noinline bool carry_inward_ipv6(struct __sk_buff *skb)
+{
+	return carry_inward(skb, true);
+}
+
+static __always_inline enum reason from_wire_family(struct __sk_buff *skb, bool *is_carried, bool v6)
+{
+	__u32 judged = v6 ? from_wire_ipv6(skb) : from_wire_ipv4(skb);
+
+	if (judged & IS_PROVEN)
+		*is_carried = v6 ? carry_inward_ipv6(skb) : carry_inward_ipv4(skb);
+	return judged & ~IS_PROVEN;
 }
 
 SEC("tc")
@@ -235,6 +363,7 @@ int from_wire(struct __sk_buff *skb)
 	struct cursor at = packet(skb, sizeof(struct ether));
 	struct ether *ether = parse_ether(&at);
 	enum reason reason = KERNEL_NOT_IP;
+	bool is_carried = false;
 
 	if (!ether)
 		reason = KERNEL_MALFORMED;
@@ -243,15 +372,15 @@ int from_wire(struct __sk_buff *skb)
 	else if (skb->pkt_type != PACKET_HOST)
 		reason = KERNEL_OTHER_MAC;
 	else
-		reason = BY_FAMILY(ether->type, from_wire_ip, skb);
-	return finish(skb, HOOK_FROM_WIRE, reason);
+		reason = BY_FAMILY(ether->type, from_wire_family, skb, &is_carried);
+	return is_carried ? finish_carried(skb, HOOK_FROM_WIRE, reason) : finish(skb, HOOK_FROM_WIRE, reason);
 }
 
 /* ---- From the VTEP device ---- */
 
 static __always_inline enum reason from_vtep_ip(struct __sk_buff *skb, __be32 sender, bool v6)
 {
-	struct cursor at = packet(skb, sizeof(struct ether) + IP_LEN(v6));
+	struct cursor at = packet(skb, sizeof(struct ether) + IP_LEN(v6) + sizeof(struct ports));
 	struct address from = { .words = { 0, 0, v6 ? 0 : IPV4_MAPPED, sender } };
 	const struct peer_head *peer;
 	struct ip ip;
@@ -259,7 +388,15 @@ static __always_inline enum reason from_vtep_ip(struct __sk_buff *skb, __be32 se
 	if (!parse_ether(&at) || !read_ip(&at, skb->len - sizeof(struct ether), v6, &ip))
 		return KERNEL_MALFORMED;
 	peer = in_network(ip.src, v6) ? find_peer(ip.src, v6) : NULL;
-	if (peer && (peer->flags & PEER_BEHIND_NAT || peer->vtep_ip.words[3] == sender))
+	if (peer && (!sender || peer->flags & PEER_BEHIND_NAT || peer->vtep_ip.words[3] == sender)) {
+		struct tunnel_key key = inward(skb, peer, &ip);
+
+		/* What from_wire has handed over shows nothing, even if it looks like the packet that was noted last. */
+		if (skb->cb[0] != FROM_FAST_PATH)
+			see_tunnelling(skb, &key, &ip, 0, skb->ifindex);
+		return KERNEL_FROM_PEER;
+	}
+	if (!sender)
 		return KERNEL_FROM_PEER;
 
 	enum reason reason = judge_claim(peer, &ip, &from);
@@ -267,30 +404,37 @@ static __always_inline enum reason from_vtep_ip(struct __sk_buff *skb, __be32 se
 	return reason == FAST_DECAP ? KERNEL_FROM_PEER : reason;
 }
 
+/* A frame that no node sends as VXLAN to another one. */
+static __always_inline enum reason judge_odd_frame(__be32 sender)
+{
+	return sender ? DROP_SPOOFED_SOURCE : KERNEL_NOT_IP; /* or as good as spoofed */
+}
+
 /*
  * A packet that the kernel path has decapsulated. Its sender is judged here, because here it has one shape, whatever
  * the outer packet's was: padded, with options, in fragments, on another interface than the uplink. Our nft rules have
  * put the outer source address into the packet's priority, of an IPv6 address the last 32 bits; the priority means
- * nothing on the way in.
+ * nothing on the way in. Without it nothing is judged: from_wire has handed the packet over, and judged it; or there are no
+ * such rules. In boost mode there never are. Otherwise somebody has removed them, and the agent restores them.
  */
 SEC("tc")
 int from_vtep(struct __sk_buff *skb)
 {
 	__be32 sender = skb->priority;
 
-	if (!sender) /* somebody has removed our nft rules; the agent restores them */
+	if (!sender && skb->cb[0] != FROM_FAST_PATH && !config.admits_strangers)
 		return finish(skb, HOOK_FROM_VTEP, KERNEL_NOT_SEEN);
 	skb->priority = 0;
 	remove_priority_tag(skb);
 
 	struct cursor at = packet(skb, sizeof(struct ether));
 	struct ether *ether = parse_ether(&at);
-	enum reason reason = KERNEL_NOT_IP;
+	enum reason reason;
 
 	if (!ether)
 		reason = KERNEL_MALFORMED;
 	else if (!is_untagged(skb) || is_tag(ether->type))
-		reason = DROP_SPOOFED_SOURCE; /* or as good as spoofed: no node sends tagged inner frames */
+		reason = judge_odd_frame(sender);
 	else
 		reason = BY_FAMILY(ether->type, from_vtep_ip, skb, sender);
 	return finish(skb, HOOK_FROM_VTEP, reason);
@@ -338,13 +482,22 @@ static __always_inline bool is_our_header(const struct ip *outer, const struct i
 	       (v6 || !(((struct ipv4 *)outer->header)->fragment));
 }
 
+/* Learn the flow of a packet that goes to a peer, if it may teach it. `mtu`: of inner packets on the way there. */
+static __always_inline enum reason teach_outward(struct __sk_buff *skb, const struct ip *inner, __u32 mtu, __be16 source_port)
+{
+	struct flow_packet known = {};
+	enum reason reason = may_teach(inner, &known);
+
+	return reason == KERNEL_NEW_FLOW ? learn(skb, inner, &known, true, mtu, source_port) : reason;
+}
+
 /* A packet that the kernel path has encapsulated. */
 static __always_inline enum reason to_peer(struct __sk_buff *skb, bool v6)
 {
 	struct cursor at = packet(skb, OUTER_LEN(v6) + IP_LEN(v6) + sizeof(struct tcp));
 	struct ether *ether = parse_ether(&at), *inner_ether;
 	const struct peer_head *peer;
-	struct flow_packet known = {};
+	struct tunnel_key key;
 	struct vxlan *vxlan;
 	struct udp *udp;
 	struct ip outer, inner;
@@ -372,17 +525,17 @@ static __always_inline enum reason to_peer(struct __sk_buff *skb, bool v6)
 	if (!is_our_header(&outer, &inner, peer))
 		return KERNEL_OTHER_WAY;
 
-	enum reason reason = may_teach(&inner, &known);
-
-	if (reason != KERNEL_NEW_FLOW)
-		return reason;
 	if (!is_our_way(skb, ether, peer, outer.src, outer.dst, v6, &mtu))
 		return KERNEL_OTHER_WAY;
 
 	__u32 room = (mtu < peer->mtu ? mtu : peer->mtu) - ENCAP_LEN(v6);
 	__u32 most = v6 ? config.pod_mtu6 : config.pod_mtu;
 
-	return learn(skb, &inner, &known, true, room < most ? room : most, udp->src_port);
+	if (room > most)
+		room = most;
+	key = outward(skb, peer, &inner);
+	see_tunnelling(skb, &key, &inner, room, 0);
+	return teach_outward(skb, &inner, room, udp->src_port);
 }
 
 /* A packet for another node that the kernel path sends without encapsulation. */
@@ -441,6 +594,81 @@ int to_wire(struct __sk_buff *skb)
 	if (ether && is_untagged(skb))
 		reason = BY_FAMILY(ether->type, to_wire_ip, skb);
 	return finish(skb, HOOK_TO_WIRE, reason);
+}
+
+/* ---- To the VTEP device ---- */
+
+/*
+ * The source port that the kernel's VXLAN device would give the packet: by its flow (udp_flow_src_port() in net/udp.h), so
+ * that all packets of a flow take one way through the underlay, whoever encapsulates them.
+ */
+static __always_inline __be16 source_port_of(struct __sk_buff *skb)
+{
+	__u32 hash = bpf_get_hash_recalc(skb);
+
+	hash ^= hash << 16;
+	return bpf_htons(((__u64)hash * config.source_ports >> 32) + config.source_port);
+}
+
+/*
+ * Encapsulate a packet that the kernel path sends to a peer, and send it to the uplink, if the kernel path was seen to do
+ * so with others. False when the kernel's VXLAN device must do it: then the packet is unchanged.
+ */
+static __always_inline bool carry_outward(struct __sk_buff *skb, bool v6, enum reason *reason)
+{
+	struct cursor at = packet(skb, sizeof(struct ether) + IP_LEN(v6) + sizeof(struct tcp));
+	struct ether *ether = parse_ether(&at);
+	const struct endpoint *sender;
+	const struct peer_head *peer;
+	const struct tunnel *tunnel;
+	struct ip ip;
+
+	if (!ether || !read_ip(&at, skb->len - sizeof(*ether), v6, &ip))
+		return false;
+	sender = in_pod_cidr(ip.src, v6) ? find_endpoint(ip.src, v6) : NULL;
+	peer = in_network(ip.dst, v6) ? find_peer(ip.dst, v6) : NULL;
+	if (!peer || peer->flags & (PEER_KERNEL_PATH | PEER_DIRECT) || !mac_equal(&ether->dst, &inner_template(peer, v6)->dst) ||
+	    (sender && sender->flags & ENDPOINT_KERNEL_PATH))
+		return false;
+
+	struct tunnel_key key = outward(skb, peer, &ip);
+
+	tunnel = find_tunnel(&key);
+	if (!tunnel || packet_bytes(skb, &ip) > tunnel->carried) {
+		note_tunnelling(&key, &ip);
+		return false;
+	}
+
+	__be16 source_port = source_port_of(skb);
+
+	if (skb->gso_segs > config.uplink_gso_segs ||
+	    encapsulate(skb, peer, v6, ecn_encapsulated(ip.tos & ECN_MASK), source_port, true))
+		return false;
+	at = packet(skb, OUTER_LEN(v6) + IP_LEN(v6) + sizeof(struct tcp));
+	at.pos += OUTER_LEN(v6);
+	*reason = KERNEL_MALFORMED; /* impossible: it was read before */
+	if (read_ip(&at, skb->len - OUTER_LEN(v6), v6, &ip)) {
+		count_carried(&ip);
+		*reason = teach_outward(skb, &ip, tunnel->mtu, source_port);
+	}
+	send_to_uplink(skb, peer, v6);
+	return true;
+}
+
+/* What it does not carry, to_wire sees and counts. */
+SEC("tc")
+int to_vtep(struct __sk_buff *skb)
+{
+	struct cursor at = packet(skb, sizeof(struct ether));
+	struct ether *ether = parse_ether(&at);
+	enum reason reason = KERNEL_NOT_IP;
+	bool is_carried = false;
+
+	if (ether && is_untagged(skb) && ether->type == ETHERTYPE_IPV4)
+		is_carried = carry_outward(skb, false, &reason);
+	else if (ether && is_untagged(skb) && ether->type == ETHERTYPE_IPV6)
+		is_carried = carry_outward(skb, true, &reason);
+	return is_carried ? finish_carried(skb, HOOK_TO_VTEP, reason) : KERNEL;
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

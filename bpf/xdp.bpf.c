@@ -42,7 +42,7 @@ static __always_inline int xdp_from_wire_ip(struct xdp_md *ctx, bool v6)
 		return pass(length, reason);
 	if (length - OUTER_LEN(v6) > inside.endpoint->mtu)
 		return pass(length, KERNEL_TOO_BIG);
-	if (inside.udp->checksum && !headers_verify(&inside))
+	if (inside.udp->checksum && !headers_verify(&inside, v6))
 		return pass(length, KERNEL_OUTER_CHECKSUM);
 
 	__u8 ecn = inside.inner.tos & ECN_MASK;

@@ -201,6 +201,7 @@ describe.skipIf(missingHere('iptables'))('the command, on two nodes with a pod e
       'from_vtep true',
       'from_wire true',
       'to_pod true',
+      'to_vtep true',
       'to_wire true',
     ]);
     expect(status.packets.fast).toBeGreaterThanOrEqual(10);

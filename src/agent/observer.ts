@@ -253,6 +253,7 @@ function loadedIds({ loaded }: ProgramSet): LoadedIds | undefined {
       from_wire: programs.from_wire.info.id,
       to_wire: programs.to_wire.info.id,
       from_vtep: programs.from_vtep.info.id,
+      to_vtep: programs.to_vtep.info.id,
       xdp_from_wire: programs.xdp_from_wire.info.id,
       ...(programs.from_netkit && { from_netkit: programs.from_netkit.info.id }),
     },

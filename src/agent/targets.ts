@@ -88,7 +88,7 @@ export function createTargets({ programs, xdp, linkPins, podCidrs, vtepNames, lo
       linksTarget({
         ...links,
         name: 'node-links',
-        hooks: ['to_wire', 'from_vtep', 'from_wire', 'xdp_from_wire'],
+        hooks: ['to_wire', 'to_vtep', 'from_vtep', 'from_wire', 'xdp_from_wire'],
         xdp,
       }),
     ),

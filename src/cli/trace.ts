@@ -248,7 +248,7 @@ function hopOf(
   book: Book,
   names: Node['names'],
   device: string,
-  { hook, programId, tag, verdict, reason, frame }: Rehearsed,
+  { hook, programId, tag, verdict, reason, isCarried, frame }: Rehearsed,
   lookups: readonly Lookup[],
 ): Hop {
   const leaves = dissect(frame, book.config.vxlan_port);
@@ -260,6 +260,7 @@ function hopOf(
     verdict,
     ...(reason !== undefined && { reason }),
     ...(verdict === 'fast' && hook !== 'xdp_from_wire' && { goes: whereTo(book, names, leaves) }),
+    ...(isCarried && { goes: 'redirect to the VTEP device, and from there the kernel path' }),
     leaves: describeFrame(leaves),
     frame: Buffer.from(frame).toString('hex'),
   };

@@ -116,6 +116,22 @@ const learned: Golden<'learned'> = {
     07000000 04030201 aa050000 00400000 06000000 0d0c0b0a 01 01 01 3f 2e 01 b26e 0806050403020100`,
 };
 
+const tunnelKey: Golden<'tunnel_key'> = {
+  value: {
+    vtep_ip: '192.168.0.1',
+    src: '10.42.1.7',
+    dst: '10.42.3.9',
+    mark: 0x4000,
+    priority: 6,
+    is_inward: 1,
+    sender: 'aa:bb:cc:dd:ee:ff',
+    ttl: 64,
+    tos: 2,
+  },
+  bytes: `00000000000000000000ffffc0a80001 00000000000000000000ffff0a2a0107 00000000000000000000ffff0a2a0309
+    00400000 06000000 01000000 aabbccddeeff 40 02 00000000`,
+};
+
 const golden: { readonly [S in StructName]: Golden<S> } = {
   ether,
   ipv4,
@@ -184,6 +200,15 @@ const golden: { readonly [S in StructName]: Golden<S> } = {
     },
     bytes: `${flow6.bytes} 0706050403020100 0100000000000000 05000000 04030201 0d0c0b0a 2e 3f 0000`,
   },
+  tunnel_key: tunnelKey,
+  tunnel: {
+    value: { seen_ns: 0x0001_0203_0405_0607, epoch: 5, mtu: 1450, carried: 552, ifindex: 7 },
+    bytes: '0706050403020100 05000000 aa050000 28020000 07000000',
+  },
+  tunnel_arrival: {
+    value: { key: tunnelKey.value, packet: 0x0001_0203_0405_0607, epoch: 5 },
+    bytes: `${tunnelKey.bytes} 0706050403020100 05000000 00000000`,
+  },
   sighting: { value: { ifindex: 7, mac: 'aa:bb:cc:dd:ee:ff' }, bytes: '07000000 aabbccddeeff 0000' },
   event: {
     value: { time_ns: 0x0001_0203_0405_0607, ifindex: 5, length: 1500, captured: 192, hook: 2, reason: 16 },
@@ -224,6 +249,8 @@ const golden: { readonly [S in StructName]: Golden<S> } = {
       netns: 0xf0000098,
       bridge_ifindex: 7,
       admits_strangers: 1,
+      source_port: 32768,
+      source_ports: 28231,
     },
     bytes: `
       0a2a0000 ffff0000 0a2a0300 ffffff00 c0a80003 2118 aabbccddeeff aabbccddee06 020000000003
@@ -231,7 +258,7 @@ const golden: { readonly [S in StructName]: Golden<S> } = {
       fd00004200000003 0000000000000000 ffffffffffffffff 0000000000000000
       fd00003100000000 0000000000000003
       01000000 08000000 00010000 02000000 dc050000 aa050000 96050000 01000000
-      00f2052a01000000 980000f0 07000000 01000000 00000000`,
+      00f2052a01000000 980000f0 07000000 01000000 00800000 476e0000 00000000`,
   },
 };
 
@@ -268,6 +295,8 @@ describe('the codec of', () => {
       flow6: 3,
       party: 5,
       arrival: 2,
+      tunnel_key: 4,
+      tunnel_arrival: 4,
       sighting: 2,
       peer_head: 4,
       peer6: 4,

@@ -167,7 +167,9 @@ const nothing = {
 const noVni = 0xffff_ffff;
 
 /** The programs' read-only configuration, without what only the running process knows. */
-export function desiredConfig(settings: NodeSettings): Omit<Struct<'config'>, 'netns'> {
+export function desiredConfig(
+  settings: NodeSettings,
+): Omit<Struct<'config'>, 'netns' | 'source_port' | 'source_ports'> {
   const { v4, v6 } = settings;
   return {
     network: (v4?.network ?? nothing.v4).base,

@@ -7,7 +7,7 @@
  * layouts of the maps; `since` is the version in which a map last changed.
  */
 export const layout = {
-  version: 4,
+  version: 6,
   structs: {
     peer_head: {
       size: 48,
@@ -202,6 +202,38 @@ export const layout = {
         ttl: { offset: 69, kind: 'u8' },
       },
     },
+    tunnel_key: {
+      size: 72,
+      fields: {
+        vtep_ip: { offset: 0, kind: 'address' },
+        src: { offset: 16, kind: 'address' },
+        dst: { offset: 32, kind: 'address' },
+        mark: { offset: 48, kind: 'u32' },
+        priority: { offset: 52, kind: 'u32' },
+        is_inward: { offset: 56, kind: 'u32' },
+        sender: { offset: 60, kind: 'mac' },
+        ttl: { offset: 66, kind: 'u8' },
+        tos: { offset: 67, kind: 'u8' },
+      },
+    },
+    tunnel: {
+      size: 24,
+      fields: {
+        seen_ns: { offset: 0, kind: 'u64' },
+        epoch: { offset: 8, kind: 'u32' },
+        mtu: { offset: 12, kind: 'u32' },
+        carried: { offset: 16, kind: 'u32' },
+        ifindex: { offset: 20, kind: 'u32' },
+      },
+    },
+    tunnel_arrival: {
+      size: 88,
+      fields: {
+        key: { offset: 0, kind: { struct: 'tunnel_key' } },
+        packet: { offset: 72, kind: 'u64' },
+        epoch: { offset: 80, kind: 'u32' },
+      },
+    },
     sighting: {
       size: 12,
       fields: { ifindex: { offset: 0, kind: 'u32' }, mac: { offset: 4, kind: 'mac' } },
@@ -240,7 +272,7 @@ export const layout = {
       },
     },
     config: {
-      size: 176,
+      size: 184,
       fields: {
         network: { offset: 0, kind: 'be32' },
         network_mask: { offset: 4, kind: 'be32' },
@@ -268,6 +300,8 @@ export const layout = {
         netns: { offset: 160, kind: 'u32' },
         bridge_ifindex: { offset: 164, kind: 'u32' },
         admits_strangers: { offset: 168, kind: 'u32' },
+        source_port: { offset: 172, kind: 'u32' },
+        source_ports: { offset: 176, kind: 'u32' },
       },
     },
   },
@@ -282,7 +316,8 @@ export const layout = {
       HOOK_TO_WIRE: 3,
       HOOK_XDP_FROM_WIRE: 4,
       HOOK_FROM_VTEP: 5,
-      HOOKS: 6,
+      HOOK_TO_VTEP: 6,
+      HOOKS: 7,
     },
     reason: {
       FAST_LOCAL: 0,
@@ -367,9 +402,9 @@ export const layout = {
       type: 'percpu_array',
       key: 'u32',
       value: { struct: 'counter' },
-      maxEntries: 228,
+      maxEntries: 266,
       flags: 0,
-      since: 1,
+      since: 5,
     },
     endpoint_state: {
       type: 'array',
@@ -462,6 +497,22 @@ export const layout = {
       maxEntries: 1024,
       flags: 0,
       since: 2,
+    },
+    tunnel_arrivals: {
+      type: 'percpu_array',
+      key: 'u32',
+      value: { struct: 'tunnel_arrival' },
+      maxEntries: 256,
+      flags: 0,
+      since: 6,
+    },
+    tunnels: {
+      type: 'lru_hash',
+      key: { struct: 'tunnel_key' },
+      value: { struct: 'tunnel' },
+      maxEntries: 32768,
+      flags: 0,
+      since: 6,
     },
     vteps: {
       type: 'hash',

@@ -11,13 +11,11 @@ const places = {
   from_wire: 'ingress',
   from_vtep: 'ingress',
   to_pod: 'egress',
+  to_vtep: 'egress',
   to_wire: 'egress',
   xdp_from_wire: 'xdp',
 } as const;
 export type HookName = keyof typeof places;
-
-/** Hooks of previous versions, by their places: an upgrade leaves their links behind. */
-const retired: Readonly<Record<string, 'egress'>> = { to_vtep: 'egress' };
 
 /** A program on an interface's hook. Its key, also the link's name in bpffs, is `from_pod@veth1234abcd`. */
 export interface LinkState {
@@ -135,11 +133,7 @@ export interface LinkTargetOptions {
  */
 export function linksTarget(options: LinkTargetOptions): Target<LinkState> {
   const { name, hooks, pinDir, program, xdp = new XdpAnswers(), attach = attachTc } = options;
-  const keep = (key: string): boolean => {
-    const { hook } = parseLinkKey(key);
-    // The retired ones were the node's own, as to_wire is.
-    return hooks.includes(hook) || (hooks.includes('to_wire') && hook in retired);
-  };
+  const keep = (key: string): boolean => hooks.includes(parseLinkKey(key).hook);
   /** Interfaces by key, as listed and written since: where a link with another name may hang. */
   let held = new Map<string, number>();
   return {
@@ -371,7 +365,7 @@ function detach(pinDir: string, key: string): void {
 /** Our filter of this key; undefined when the interface or the filter is gone. */
 function findFilter(key: string): TcFilter | undefined {
   const { hook, ifname } = parseLinkKey(key);
-  const place = hook in retired ? retired[hook]! : places[hook];
+  const place = places[hook];
   if (place === 'xdp') return undefined;
   try {
     return TcFilter.find(ifindexOf(ifname), place, filterPlace);

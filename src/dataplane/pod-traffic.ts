@@ -15,7 +15,8 @@ const OTHERS = new Set(['not_ip', 'not_vxlan', 'other_vni', 'outside', 'no_endpo
 export function packetsBetweenPods(counters: readonly Counter[]): PacketsByVerdict {
   const sums: Record<Verdict, number> = { fast: 0, kernel: 0, drop: 0 };
   for (const { hook, verdict, reason, packets } of counters) {
-    const isLeaving = hook === 'to_pod' || hook === 'to_wire';
+    // What to_vtep counts is on its way to the wire, past to_wire.
+    const isLeaving = hook === 'to_pod' || hook === 'to_wire' || hook === 'to_vtep';
     // What XDP decapsulates is counted by from_wire, which delivers it.
     const isDelivered = hook === 'from_pod' || hook === 'from_wire';
     if (verdict === 'drop' || (verdict === 'fast' && isDelivered)) sums[verdict] += packets;

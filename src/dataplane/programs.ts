@@ -5,13 +5,13 @@
  * always loaded again and replace the pinned ones, so start, restart and upgrade are one path. Attached links run their
  * previous program until the target of links.ts replaces it.
  */
-import { existsSync, readdirSync, rmSync, statSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { BpfMap, BpfObject, type BpfProgram } from '#libbpf-ts';
 import { filterDestroyed } from '#netlink';
 import { RipstopError } from '../errors.ts';
 import { type Cause, type ChangesReport, kernelFunctions, moveEpoch, watchChanges } from './changes.ts';
-import { encode } from './codec.ts';
+import { encode, type Struct } from './codec.ts';
 import { desiredConfig, endpointCapacity, type NodeSettings, peerCapacity } from './desired.ts';
 import {
   currentGeneration,
@@ -37,7 +37,7 @@ import { noFailures, type Target } from '../reconcile/target.ts';
 /** Which object holds which programs. */
 export const objects = {
   pod: ['from_pod', 'from_netkit', 'to_pod'],
-  wire: ['from_wire', 'to_wire', 'from_vtep'],
+  wire: ['from_wire', 'to_wire', 'from_vtep', 'to_vtep'],
   xdp: ['xdp_from_wire'],
   conntrack: ['connection_deleted'],
   changes: ['move_epoch'],
@@ -107,7 +107,7 @@ function mapCapacities(settings: NodeSettings): Partial<Record<MapName, number>>
 export function loadPrograms(settings: NodeSettings, paths: PinPaths, directory = objectDir): LoadedPrograms {
   makePinDirs(paths);
   const desired = desiredConfig(settings);
-  const config = encode({ struct: 'config' }, { ...desired, netns: statSync('/proc/self/ns/net').ino });
+  const config = encode({ struct: 'config' }, { ...desired, ...processConfig() });
   const maxEntries = mapCapacities(settings);
   const current = currentGeneration(paths);
   const kept = current ? keptMaps(current, objectFile(directory, 'pod'), maxEntries) : [];
@@ -162,6 +162,17 @@ export function loadPrograms(settings: NodeSettings, paths: PinPaths, directory 
     moveEpoch: (cause) => moveEpoch(loaded.move_epoch, cause),
     watchChanges: () => watchChanges(() => open('changes'), paths.changes),
     [Symbol.dispose]: () => opened.forEach((object) => object.close()),
+  };
+}
+
+/** What only a process in the node's network namespace knows. */
+function processConfig(): Pick<Struct<'config'>, 'netns' | 'source_port' | 'source_ports'> {
+  // A VXLAN device without ports of its own takes these, but for the last one: udp_flow_src_port() in net/udp.h.
+  const [first, last] = readFileSync('/proc/sys/net/ipv4/ip_local_port_range', 'utf8').trim().split(/\s+/);
+  return {
+    netns: statSync('/proc/self/ns/net').ino,
+    source_port: Number(first),
+    source_ports: Number(last) - Number(first),
   };
 }
 

@@ -40,10 +40,11 @@ export interface Rehearsed {
   /** The attached program, and the hash of its instructions, which the copy's is equal to. */
   readonly programId: number;
   readonly tag: string;
-  /** What the program returned. XDP passes every frame on to from_wire, so of XDP it is what the reason says. */
+  /** From its counters, as the reason; or what it returned when it has counted nothing. */
   readonly verdict: Verdict;
-  /** From its counters; undefined when it has counted nothing. */
   readonly reason: string | undefined;
+  /** Whether it hands a packet of the kernel path to the VTEP device, without its outer headers: see bpf/tunnels.h. */
+  readonly isCarried: boolean;
   /** As the program leaves it. */
   readonly frame: Uint8Array;
 }
@@ -114,13 +115,15 @@ export class Rehearsal implements Disposable {
     const ofTc = { context: encodeSkBuff(beside) };
     const { returnValue, data } = testRun(this.#program, { data: frame, ...(!isXdp && ofTc) });
     const counted = readCounters({ counters }).find(({ packets }, i) => packets !== before[i]!.packets);
-    const verdict = isXdp ? counted?.verdict : TC_VERDICTS[returnValue];
+    const returned = isXdp ? 'kernel' : TC_VERDICTS[returnValue];
+    const verdict = counted?.verdict ?? returned;
     return {
       hook: this.#hook,
       programId: this.#attached.id,
       tag: this.#attached.tag,
       verdict: verdict ?? 'kernel',
       reason: counted?.reason,
+      isCarried: verdict === 'kernel' && returned === 'fast',
       frame: isXdp && verdict === 'fast' ? data.subarray(MARK_BYTES) : data,
     };
   }

@@ -101,7 +101,7 @@ export const table = {
         unit: 'pps',
         queries: [
           {
-            expr: `topk(10, sum by (reason) (${rateOf('ripstop_packets_total', 'verdict="kernel",hook=~"to_pod|to_wire"')}))`,
+            expr: `topk(10, sum by (reason) (${rateOf('ripstop_packets_total', 'verdict="kernel",hook=~"to_pod|to_vtep|to_wire"')}))`,
             legend: '{{reason}}',
           },
         ],

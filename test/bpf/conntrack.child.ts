@@ -11,8 +11,21 @@ import { connect, createServer, type Socket } from 'node:net';
 import { setTimeout } from 'node:timers/promises';
 import { macToBytes } from '../../src/net/mac.ts';
 import { ethernet, ip, protocols, tcp, udp } from '../../src/net/packets.ts';
-import { encapsulated, podFrame, tunnelled } from './frames.ts';
-import { directSettings, type Flow, openNode, settings, tableOf, TEST_RUN_MAC, v4, v6 } from './node.ts';
+import { encapsulated, podFrame, toVtep, tunnelled } from './frames.ts';
+import {
+  directSettings,
+  endsOf,
+  type Flow,
+  FROM_FAST_PATH,
+  openNode,
+  type RunOptions,
+  settings,
+  tableOf,
+  TEST_RUN_MAC,
+  tunnelKey,
+  v4,
+  v6,
+} from './node.ts';
 
 const { tcp: TCP, udp: UDP } = protocols;
 const side = process.argv[2] === '6' ? v6 : v4;
@@ -114,14 +127,21 @@ const log: string[] = [];
 
 interface Change {
   ttl?: number;
+  /** IPv4's id and IPv6's flow label. */
+  id?: number;
   tos?: number;
 }
 
-const packetOf = (flow: Ends, protocol: number, { ttl = 64, tos = 0 }: Change, bytes = 0): Uint8Array => {
+const packetOf = (
+  flow: Ends,
+  protocol: number,
+  { ttl = 64, tos = 0, id = 0 }: Change,
+  bytes = 0,
+): Uint8Array => {
   const ports = { src: flow.src_port, dst: flow.dst_port };
   const payload = new Uint8Array(bytes);
   const segment = protocol === TCP ? tcp(ports, payload) : udp(ports, payload);
-  return ip({ src: flow.src, dst: flow.dst, protocol, ttl, tos }, segment);
+  return ip({ src: flow.src, dst: flow.dst, protocol, ttl, tos, id, flowLabel: id }, segment);
 };
 const frame = (packet: Uint8Array): Uint8Array =>
   Uint8Array.from([...podFrame(side).subarray(0, 14), ...packet]);
@@ -268,8 +288,40 @@ sends('of a small packet', growing);
 sends('of a larger one', { ...growing, bytes: 1300 });
 sends('and of a small one again', growing);
 
+/* ---- The kernel path is seen to carry packets to a peer, and then to_vtep carries them. ---- */
+
+/** The kernel path sends a packet into the tunnel. What to_vtep does not carry leaves as it is, or as another one. */
+function tunnels(what: string, bytes = 0, options: RunOptions = {}, leaves = 0): void {
+  const { one } = side.peers;
+  const inner = (id: number): Uint8Array => packetOf(plain, TCP, { ttl: 63, id }, bytes);
+  const { tables } = node;
+  const { counted, beside } = node.run('to_vtep', toVtep(side, inner(0)), options);
+  const isCarried = beside.note === FROM_FAST_PATH;
+  const wire = encapsulated(side, one, inner(leaves), { id: 0, sourcePort: 40000 });
+  wire.set(macToBytes(PEER_MAC));
+  if (!isCarried) node.run('to_wire', wire, options);
+  const seen = tables.tunnels.get(tunnelKey(one, { ...options, ...endsOf(inner(0)) }));
+  const known =
+    seen && seen.epoch === tables.epoch.get(0) ? `${seen.carried} of ${seen.mtu} bytes` : 'nothing';
+  log.push(`${what}: ${isCarried ? counted : 'as it is'}; known: ${known}`);
+}
+
+node.tables.tunnels.deleteMany([...node.tables.tunnels.keys()]);
+tunnels('into the tunnel, and another packet leaves', 0, {}, 1);
+tunnels('and the packet itself');
+tunnels('and the next one');
+tunnels('and a large one', 1300);
+tunnels('and as large a one again', 1300);
+tunnels('with a mark', 0, { mark: 7 });
+tunnels('with a mark again', 0, { mark: 7 });
+node.moveEpoch();
+tunnels('in another epoch');
+tunnels('in another epoch again');
+
 run(`ip route add ${side.peers.one.vtepIp} dev uplink mtu lock 1400`);
 sends('over a way with a smaller MTU', { ...(await fresh(41020)), bytes: 1400 });
+node.moveEpoch();
+tunnels('into the tunnel over that way', 1400);
 run(`ip route replace ${side.peers.one.vtepIp} via ${side.vtepOf(2)} dev uplink`);
 run(`ip neigh add ${side.vtepOf(2)} lladdr ${PEER_MAC} dev uplink nud permanent`);
 sends('over another next hop', await fresh(41021));

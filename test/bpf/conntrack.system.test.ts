@@ -24,6 +24,7 @@ describe.skipIf(missing)(`beside conntrack${missing ? ` (skipped: ${missing})` :
     const least = family === 4 ? 552 : 1280;
     const headers = family === 4 ? 40 : 60;
     const [sent, got] = ['from_pod: kernel new_flow; to_wire:', 'from_wire: kernel new_flow; to_pod:'];
+    const carried = 'to_vtep: kernel learned';
     const [fastOut, fastIn] = ['  then from_pod: fast encap', '  then from_wire: fast decap'];
     expect(JSON.parse(output)).toEqual([
       `a plain connection: ${sent} kernel learned`,
@@ -72,9 +73,19 @@ describe.skipIf(missing)(`beside conntrack${missing ? ` (skipped: ${missing})` :
         `  plain, leaves pod:41014 → far:8080, MTU ${bytes}`,
         fastOut,
       ]),
+      'into the tunnel, and another packet leaves: as it is; known: nothing',
+      `and the packet itself: as it is; known: ${least} of ${mtu} bytes`,
+      `and the next one: ${carried}; known: ${least} of ${mtu} bytes`,
+      `and a large one: as it is; known: ${1300 + headers} of ${mtu} bytes`,
+      `and as large a one again: ${carried}; known: ${1300 + headers} of ${mtu} bytes`,
+      `with a mark: as it is; known: ${least} of ${mtu} bytes`,
+      `with a mark again: ${carried}; known: ${least} of ${mtu} bytes`,
+      `in another epoch: as it is; known: ${least} of ${mtu} bytes`,
+      `in another epoch again: ${carried}; known: ${least} of ${mtu} bytes`,
       `over a way with a smaller MTU: ${sent} kernel learned`,
       `  plain, leaves pod:41020 → far:8080, MTU ${mtu - 100}`,
       fastOut,
+      `into the tunnel over that way: as it is; known: ${mtu - 100} of ${mtu - 100} bytes`,
       `over another next hop: ${sent} kernel other_way`,
       `without a tunnel to a peer on our L2: ${sent} kernel learned`,
       `  plain, leaves pod:40000 → far:8080, MTU ${least}`,

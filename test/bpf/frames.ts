@@ -132,6 +132,11 @@ export function encapsulated(
   );
 }
 
+/** The frame that the kernel path sends to a peer through the VTEP device. */
+export function toVtep({ settings, peers }: Side, inner: Uint8Array, to = peers.one): Uint8Array {
+  return ethernet({ dst: to.vtepMac, src: settings.vtepMac }, inner);
+}
+
 /** The frame that the pod must receive: the inner packet, from its host veth. */
 export function delivered(to: Endpoint, inner: Uint8Array): Uint8Array {
   return ethernet({ dst: to.podMac, src: to.hostMac }, inner);

@@ -5,8 +5,9 @@
  */
 import { isDeepStrictEqual } from 'node:util';
 import { type BpfProgram, decodeSkBuff, encodeSkBuff, SK_BUFF_BYTES } from '#libbpf-ts';
-import { encode, type Struct } from '../../src/dataplane/codec.ts';
+import { decode, encode, type Struct } from '../../src/dataplane/codec.ts';
 import { readCounters } from '../../src/dataplane/counters.ts';
+import { layout } from '../../src/dataplane/layout.gen.ts';
 import {
   desiredEndpoints,
   desiredPeers,
@@ -22,7 +23,8 @@ import {
 import { type LoadedPrograms, loadPrograms, type ProgramName } from '../../src/dataplane/programs.ts';
 import { pinPaths, type Tables } from '../../src/dataplane/tables.ts';
 import { TemporaryBpffs } from '../../src/libbpf-ts/libbpf.support.ts';
-import { addressFamily, cidrContains, type Family, parseCidr } from '../../src/net/ip.ts';
+import { addressFamily, bytesToAddress, cidrContains, type Family, parseCidr } from '../../src/net/ip.ts';
+import { NO_MAC } from '../../src/net/mac.ts';
 import { protocols } from '../../src/net/packets.ts';
 
 /** Why the fixtures cannot run here; undefined when they can. */
@@ -335,9 +337,119 @@ export function arrivalsOf(tables: Tables): Struct<'arrival'>[] {
     .filter(({ flow }) => flow.protocol !== 0);
 }
 
+/** The addresses of an IP packet, as a tunnel's key has them. A packet that is cut off has none. */
+export function endsOf(packet: Uint8Array): Pick<TunnelKey, 'src' | 'dst'> {
+  const [at, bytes] = packet[0]! >> 4 === 6 ? [8, 16] : [12, 4];
+  if (packet.length < at + 2 * bytes) return { src: '::', dst: '::' };
+  const addressAt = (from: number): string => bytesToAddress(packet.subarray(from, from + bytes));
+  return { src: addressAt(at), dst: addressAt(at + bytes) };
+}
+
+/** A direction of the tunnel between this node and a peer; by default outward, without mark and priority. */
+export type TunnelKey = Struct<'tunnel_key'>;
+
+/** The key of the tunnel to a peer or, if `is_inward` is 1, from it. */
+export const tunnelKey = ({ vtepIp }: Pick<Peer, 'vtepIp'>, over: Partial<TunnelKey> = {}): TunnelKey => ({
+  vtep_ip: vtepIp,
+  src: '::',
+  dst: '::',
+  mark: 0,
+  priority: 0,
+  is_inward: 0,
+  sender: NO_MAC,
+  ttl: 0,
+  tos: 0,
+  ...over,
+});
+
+const NO_TUNNEL = tunnelKey({ vtepIp: '::' });
+
+/** A tunnel that the kernel path was seen to use. By default it is valid, and carries all that fits the uplink. */
+export interface SeenTunnel extends Partial<Omit<Struct<'tunnel'>, 'seen_ns'>> {
+  readonly key: TunnelKey;
+  /** How long ago it was seen. Not zero, since the programs' clock ticks only every few milliseconds. */
+  readonly ageMs?: number;
+}
+
+/** Put a tunnel into the map, as if the programs had seen the kernel path use it. */
+export function seeTunnel(tables: Tables, { key, ageMs = 1000, ...over }: SeenTunnel): void {
+  const mtu = podMtu(settings, addressFamily(key.vtep_ip) ?? 4);
+  const outward = key.is_inward ? { mtu: 0, carried: 0 } : { mtu, carried: mtu };
+  tables.tunnels.set(key, {
+    ...outward,
+    seen_ns: nowNs() - ageMs * 1e6,
+    epoch: 0,
+    ifindex: key.is_inward ? TEST_RUN_IFINDEX : 0,
+    ...over,
+  });
+}
+
+/** The slot in which packets of a tunnel are noted, as bpf/tunnels.h chooses it. */
+function tunnelArrivalSlot(tables: Tables, { src, dst, is_inward }: TunnelKey): number {
+  const end = (address: string): number => {
+    const bytes = encode('address', address);
+    return new DataView(bytes.buffer, bytes.byteOffset).getUint32(12);
+  };
+  const ends = (Math.imul(end(src), 31) + end(dst)) >>> 0;
+  return (((ends * 2) % 2 ** 32) + is_inward) % tables.tunnel_arrivals.map.info.maxEntries;
+}
+
+/** What tells an IP packet from others with its addresses, as bpf/tunnels.h computes it. */
+export function tellPacket(packet: Uint8Array): bigint {
+  const view = new DataView(packet.buffer, packet.byteOffset, packet.byteLength);
+  const isV6 = packet[0]! >> 4 === 6;
+  const number = isV6 ? view.getUint32(0, true) & 0xffff0f00 : view.getUint16(4, true);
+  const payload = isV6 ? (packet[6] === protocols.fragment ? 48 : 40) : 20;
+  const ports = packet.length >= payload + 4 ? view.getUint32(payload, true) : 0;
+  return (BigInt(number >>> 0) << 32n) | BigInt(ports);
+}
+
+/** A packet that the kernel path has got at one end of its tunnel device. */
+export interface TunnelArrival {
+  readonly key: TunnelKey;
+  readonly epoch: number;
+  /** From {@link tellPacket}. */
+  readonly packet: bigint;
+}
+
+/** Note such a packet on every CPU. */
+export function noteTunnelling(tables: Tables, { packet, ...noted }: TunnelArrival): void {
+  const { map } = tables.tunnel_arrivals;
+  const value = encode({ struct: 'tunnel_arrival' }, { ...noted, packet: 0 });
+  // The codec's numbers have fewer bits.
+  const at = layout.structs.tunnel_arrival.fields.packet.offset;
+  new DataView(value.buffer, value.byteOffset).setBigUint64(at, packet, true);
+  map.update(encode('u32', tunnelArrivalSlot(tables, noted.key)), value);
+}
+
+/** What each CPU has noted of a tunnel. `packet` is rounded to a number. */
+export function tunnelArrivalsOf(tables: Tables, key: TunnelKey): Struct<'tunnel_arrival'>[] {
+  const notes = tables.tunnel_arrivals.getPerCpu(tunnelArrivalSlot(tables, key)) ?? [];
+  return notes.filter((noted) => isDeepStrictEqual(noted.key, key));
+}
+
+/** Give every CPU the note of a tunnel that one has, since the next test run may be on another CPU. */
+export function spreadTunnelArrival(tables: Tables, key: TunnelKey): void {
+  const [noted] = tunnelArrivalsOf(tables, key);
+  if (!noted) return;
+  const { map } = tables.tunnel_arrivals;
+  const slot = encode('u32', tunnelArrivalSlot(tables, key));
+  const isIt = (bytes: Uint8Array): boolean =>
+    isDeepStrictEqual(decode({ struct: 'tunnel_arrival' }, bytes), noted);
+  map.update(slot, map.lookupPerCpu(slot)!.find(isIt)!);
+}
+
+/** Take the notes of a tunnel away from every CPU. */
+export function forgetTunnelling(tables: Tables, key: TunnelKey): void {
+  const slot = tunnelArrivalSlot(tables, key);
+  tables.tunnel_arrivals.set(slot, { key: NO_TUNNEL, packet: 0, epoch: 0 });
+}
+
 export interface RunOptions {
   /** Payload bytes of each segment of a GSO super-packet; 0 for other packets. */
   readonly gsoSize?: number;
+  /** skb->mark. */
+  readonly mark?: number;
   /** skb->cb[0]. */
   readonly note?: number;
   /** skb->priority. */
@@ -369,9 +481,15 @@ const xdpVerdicts: Readonly<Record<number, string>> = { 2: 'pass' };
 export function testRun(
   program: BpfProgram,
   packet: Uint8Array,
-  { gsoSize = 0, note = 0, priority = 0, isXdp = false }: RunOptions & { readonly isXdp?: boolean } = {},
+  {
+    gsoSize = 0,
+    mark = 0,
+    note = 0,
+    priority = 0,
+    isXdp = false,
+  }: RunOptions & { readonly isXdp?: boolean } = {},
 ): Pick<Outcome, 'verdict' | 'packet' | 'beside'> {
-  const context = encodeSkBuff({ gsoSize, cb0: note, priority });
+  const context = encodeSkBuff({ gsoSize, mark, cb0: note, priority });
   const ofTc = { context, contextOut: SK_BUFF_BYTES };
   const { returnValue, data, context: after } = program.testRun({ data: packet, ...(!isXdp && ofTc) });
   const verdict = (isXdp ? xdpVerdicts : tcVerdicts)[returnValue];

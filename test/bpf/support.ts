@@ -13,6 +13,8 @@ import {
   type NotedArrival,
   openNode,
   type RunOptions,
+  type SeenTunnel,
+  seeTunnel,
   type TestNode,
 } from './node.ts';
 
@@ -31,6 +33,10 @@ export interface Fixture extends RunOptions {
   readonly flows?: readonly LearnedFlow[];
   /** A packet that was left to the kernel path before. */
   readonly noted?: NotedArrival;
+  /** The tunnel that the kernel path was seen to use. */
+  readonly tunnel?: SeenTunnel;
+  /** Whether the program carries the packet through the tunnel, though the kernel path decides. */
+  readonly isCarried?: boolean;
 }
 
 /** Bytes as text, 16 on each line, so that a failed comparison shows where they differ. */
@@ -74,15 +80,24 @@ export function runFixtures(
     for (const [group, fixtures] of Object.entries(groups)) {
       describe(group, () => {
         it.each(fixtures)('$says', (fixture) => {
-          const { flows = [] } = fixture;
+          const { flows = [], tunnel, isCarried = false } = fixture;
           using _ = node().learn(flows);
+          const { tunnels } = node().tables;
+          tunnels.deleteMany([...tunnels.keys()]);
+          if (tunnel) seeTunnel(node().tables, tunnel);
           if (fixture.noted) noteArrival(node().tables, fixture.noted);
           const { packet, beside: _beside, ...outcome } = node().run(program, fixture.packet, fixture);
           const expected = typeof fixture.out === 'function' ? fixture.out(packet) : fixture.out;
           const isCounted = fixture.verdict !== 'nothing';
           const counts = isXdp ? fixture.packet.length : packet.length;
           expect({ ...outcome, packet: hexDump(packet) }).toEqual({
-            verdict: isXdp ? 'pass' : isCounted ? fixture.verdict.split(' ')[0] : 'kernel',
+            verdict: isXdp
+              ? 'pass'
+              : isCarried
+                ? 'fast'
+                : isCounted
+                  ? fixture.verdict.split(' ')[0]
+                  : 'kernel',
             counted: isCounted ? `${program}: ${fixture.verdict}` : '',
             bytes: isCounted ? counts : 0,
             packet: hexDump(expected ?? fixture.packet),

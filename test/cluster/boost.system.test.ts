@@ -320,14 +320,21 @@ describe.skipIf(missingHere('iptables-restore', 'tc'))('a boosted node', () => {
     });
   });
 
-  it('has programs on the uplink and on the ports of pods only', async () => {
+  it('has programs on the uplink, on flannel’s VTEP devices and on the ports of pods only', async () => {
     const status = await ripstopJson<{ attached: { hook: string; device: string }[] }>(
       cluster.lab,
       node(),
       'status',
     );
     const others = status.attached.filter(({ device }) => !device.startsWith('veth'));
-    expect(others.map(({ hook, device }) => `${hook} ${device}`)).toEqual(['from_wire eth0', 'to_wire eth0']);
+    expect(others.map(({ hook, device }) => `${hook} ${device}`).toSorted()).toEqual([
+      'from_vtep flannel-v6.1',
+      'from_vtep flannel.1',
+      'from_wire eth0',
+      'to_vtep flannel-v6.1',
+      'to_vtep flannel.1',
+      'to_wire eth0',
+    ]);
   });
 
   it('says that it is boosted, and that flannel’s device was found', async () => {

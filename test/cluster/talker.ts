@@ -8,6 +8,7 @@
  *   talker.ts both ADDRESS PORT BYTES [SIZE…] tcp, and udp with datagrams of these sizes, else 20 of 1,000; print { tcp, udp }
  *   talker.ts hold ADDRESS PORT [BYTES]      one connection, with so much (default: a line) there and back every 10 ms until SIGINT, then its end; print a HoldReport
  *   talker.ts number ADDRESS PORT            numbered messages, one a ms, over TCP and over UDP until SIGINT; print a NumberReport
+ *   talker.ts short ADDRESS PORT COUNT       connections and datagrams, each from a port of its own, one after the other; print a ShortReport
  */
 import { createHash, randomBytes } from 'node:crypto';
 import { createSocket, type SocketType } from 'node:dgram';
@@ -35,6 +36,12 @@ export interface HoldReport {
   /** The longest duration of a round, ms. */
   longestMs: number;
   error?: string;
+}
+
+/** How many connections, and how many datagrams, were answered. */
+export interface ShortReport {
+  tcp: number;
+  udp: number;
 }
 
 /** What became of numbered messages. Each is echoed. */
@@ -120,6 +127,23 @@ async function talkUdp(address: string, port: number, sizes: readonly number[]):
   }
   socket.close();
   return { seenAs, from: [...from], answers };
+}
+
+/** Connect, send a line, get it back, and end; and the same by a datagram, many times. */
+async function short(address: string, port: number, count: number): Promise<ShortReport> {
+  const report = { tcp: 0, udp: 0 };
+  for (let i = 0; i < count; i++) {
+    const socket = connect({ host: address, port, noDelay: true });
+    socket.setTimeout(3000, () => socket.destroy(new Error('silence')));
+    socket.end('line\n');
+    let text = '';
+    socket.on('data', (data: Buffer) => (text += data.toString()));
+    await once(socket, 'end').catch(() => undefined);
+    socket.destroy();
+    if (text.endsWith('\nline\n')) report.tcp++;
+    report.udp += (await talkUdp(address, port, [10])).answers;
+  }
+  return report;
 }
 
 async function hold(address: string, port: number, bytes: number): Promise<HoldReport> {
@@ -221,6 +245,7 @@ else {
     }),
     hold: () => hold(address, port, size || 13),
     number: () => number(address, port),
+    short: () => short(address, port, size),
   }[command ?? ''];
   if (!report) throw new Error(`no such command: ${command}`);
   console.log(JSON.stringify(await report()));

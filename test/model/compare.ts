@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Compares the loaded programs with the model: both get the same packets, and must give the same results. */
+import { readFileSync } from 'node:fs';
 import { readCounters, splitReason } from '../../src/dataplane/counters.ts';
 import { layout } from '../../src/dataplane/layout.gen.ts';
 import { loadPrograms } from '../../src/dataplane/programs.ts';
@@ -10,15 +11,32 @@ import {
   fillTables,
   type Flow,
   forgetArrival,
+  forgetTunnelling,
+  FROM_FAST_PATH,
   learnFlows,
   noteArrival,
   type NotedArrival,
+  noteTunnelling,
+  type SeenTunnel,
+  seeTunnel,
   tableOf,
+  tellPacket,
   testRun,
+  tunnelArrivalsOf,
+  type TunnelKey,
 } from '../bpf/node.ts';
 import { SHORTEST } from './generate.ts';
-import { type Arrival, type Decision, type Entry, EPOCH, type Hook, Model, withoutChoices } from './model.ts';
-import { familyOf, u16 } from './read.ts';
+import {
+  type Arrival,
+  type Decision,
+  type Entry,
+  EPOCH,
+  type Hook,
+  isSameTunnel,
+  Model,
+  withoutChoices,
+} from './model.ts';
+import { familyOf, headerLength, setU16, u16 } from './read.ts';
 import { type World, type WorldName, worlds } from './world.ts';
 
 /** How often each verdict was given, by `IPv4 from_pod: fast local`. */
@@ -35,7 +53,10 @@ export interface Comparison extends Disposable {
   readonly coverage: Coverage;
   /** @returns the difference, for the smallest packet that still shows it; undefined when there is none. */
   check(arrival: Arrival): Disagreement | undefined;
-  /** @returns counters that moved although no packet should have moved them, such as `from_pod: fast local`. */
+  /**
+   * @returns what no packet should have left: counters that moved, such as `from_pod: fast local`, and tunnels that were
+   * seen or noted.
+   */
   strays(): string[];
 }
 
@@ -49,12 +70,16 @@ function counterSlot(hook: Hook, outcome: string): number {
 }
 
 const NOTHING = 'nothing';
-const outcomesOf = ({ verdict, reasons }: Decision): string[] =>
-  reasons.length > 0 ? reasons.map((reason) => `${verdict} ${reason}`) : [NOTHING];
+/** Behind the outcome of a packet of the kernel path that a program has carried through the tunnel. */
+const CARRIED = ', carried';
+const outcomesOf = ({ verdict, reasons, carried }: Decision): string[] =>
+  reasons.length > 0 ? reasons.map((reason) => `${verdict} ${reason}${carried ? CARRIED : ''}`) : [NOTHING];
+const withoutCarried = (outcome: string): string => outcome.replace(CARRIED, '');
 const sameBytes = (a: Uint8Array, b: Uint8Array): boolean => Buffer.compare(a, b) === 0;
 
 /** What the program must return. XDP lets every packet pass; its verdict shows in the counters. */
-const returned = (hook: Hook, verdict: string): string => (hook === 'xdp_from_wire' ? 'pass' : verdict);
+const returned = (hook: Hook, verdict: string, isCarried: boolean): string =>
+  hook === 'xdp_from_wire' ? 'pass' : isCarried ? 'fast' : verdict;
 
 /** `IPv4`, `IPv6`, or `other`. */
 function familyName({ packet }: Arrival): string {
@@ -70,6 +95,8 @@ const entryText = (
     epoch,
     ifindex,
     mtu,
+    mark,
+    priority,
     is_settled,
     is_ending,
     hops,
@@ -79,9 +106,52 @@ const entryText = (
   }: Omit<Entry, 'flow' | 'out' | 'ageMs'>,
   out: Flow,
 ): string =>
-  `epoch ${epoch}, from ${ifindex}, MTU ${mtu}, settled ${is_settled}, ending ${is_ending}, hops ${hops}, TTL ${ttl}, DSCP ${dscp}, port ${source_port}, as ${flowText(out)}`;
+  `epoch ${epoch}, from ${ifindex}, MTU ${mtu}, mark ${mark}, priority ${priority}, settled ${is_settled}, ending ${is_ending}, hops ${hops}, TTL ${ttl}, DSCP ${dscp}, port ${source_port}, as ${flowText(out)}`;
 const noteText = ({ epoch, ifindex, dscp, ttl }: Omit<NotedArrival, 'flow'>): string =>
   `noted: epoch ${epoch}, from ${ifindex}, DSCP ${dscp}, TTL ${ttl}`;
+
+const tunnelText = ({ vtep_ip, src, dst, mark, priority, is_inward, sender, ttl, tos }: TunnelKey): string =>
+  `tunnel ${is_inward ? 'from' : 'to'} ${vtep_ip}, ${src} → ${dst}, mark ${mark}, priority ${priority}, sender ${sender}, TTL ${ttl}, TOS ${tos}`;
+const seenText = (
+  { epoch, mtu, carried, ifindex }: Omit<Required<SeenTunnel>, 'key' | 'ageMs'>,
+  isNew: boolean,
+) => `seen ${isNew ? 'now' : 'before'}: epoch ${epoch}, MTU ${mtu}, carried ${carried}, to ${ifindex}`;
+const noteOfTunnelText = (key: TunnelKey, epoch: number, isIt: boolean): string =>
+  `noted in the ${tunnelText(key)}: ${isIt ? 'this' : 'another'} packet, epoch ${epoch}`;
+/** A tunnel that was seen longer ago is not the one that the packet has shown. */
+const NOW_MS = 1000;
+
+/** The tunnels that are looked at. */
+function knownTunnels({ tunnel }: Arrival, { notesTunnel, seesTunnel }: Decision): TunnelKey[] {
+  const all = [tunnel?.seen?.key, tunnel?.noted?.key, notesTunnel, seesTunnel?.key];
+  const keys = all.filter((key) => key !== undefined);
+  return keys.filter((key, i) => keys.findIndex((other) => isSameTunnel(other, key)) === i);
+}
+
+/** What the model leaves in the tunnels, in the note of the one, and beside the packet. */
+function predictedTunnels(arrival: Arrival, decision: Decision): string[] {
+  const { seen, noted } = arrival.tunnel ?? {};
+  const { notesTunnel, seesTunnel, carried } = decision;
+  const lines = knownTunnels(arrival, decision).map((key) => {
+    const isNew = seesTunnel !== undefined && isSameTunnel(seesTunnel.key, key);
+    const is = isNew ? seesTunnel : seen && isSameTunnel(seen.key, key) ? seen : undefined;
+    return `${tunnelText(key)}: ${is ? seenText(is, isNew) : 'not seen'}`;
+  });
+  if (notesTunnel) lines.push(noteOfTunnelText(notesTunnel, EPOCH, true));
+  else if (noted) lines.push(noteOfTunnelText(noted.key, noted.epoch, noted.isIt));
+  return carried ? [...lines, besideText(carried)] : lines;
+}
+const besideText = ({ mark, priority, note }: NonNullable<Decision['carried']>): string =>
+  `beside it: mark ${mark}, priority ${priority}, note ${note}`;
+
+/** What tells the packet in the tunnel from others, or that of a plain frame; rounded, as tables have it. */
+function told({ hook, packet }: Arrival): bigint {
+  const family = familyOf(u16(packet, 12)) ?? 4;
+  const isTunnelled = hook === 'from_wire' || hook === 'to_wire';
+  const inner = packet.subarray(14 + (isTunnelled ? headerLength[family] + 30 : 0));
+  return inner.length >= headerLength[inner[0]! >>> 4 === 6 ? 6 : 4] ? tellPacket(inner) : 0n;
+}
+const toldAnother = (arrival: Arrival): bigint => told(arrival) ^ (1n << 63n);
 
 /** The flows that are looked at: those in the table, and the packet's own. */
 function knownFlows({ table, flow }: Arrival): Map<string, Flow> {
@@ -89,8 +159,12 @@ function knownFlows({ table, flow }: Arrival): Map<string, Flow> {
   return new Map(all.map((each) => [flowText(each), each]));
 }
 
-/** What the model leaves in the table, and in the notes of the packet's flow. */
-function predictedState(
+/** What the model leaves in the table, in the notes of the packet's flow, and in the tunnels. */
+function predictedState(arrival: Arrival, decision: Decision): string[] {
+  return [...predictedFlows(arrival, decision), ...predictedTunnels(arrival, decision)];
+}
+
+function predictedFlows(
   arrival: Arrival,
   { forgets, notes, learns, settles, ends, isBare, isLarger }: Decision,
 ): string[] {
@@ -114,6 +188,28 @@ function predictedState(
 const BEHIND = { epoch: EPOCH, ifindex: 9, dscp: 1, ttl: 9 };
 /** How long that is directly: see bpf/flows.h. */
 const GAP_NS = 2_000_000;
+
+/** Where the outer UDP source port of an encapsulated frame is. */
+const sourcePortAt = (packet: Uint8Array): number => 14 + headerLength[familyOf(u16(packet, 12)) ?? 4];
+const sourcePortOf = (packet: Uint8Array): number => u16(packet, sourcePortAt(packet));
+
+/** The ports from which the kernel's VXLAN device sends: ip-sysctl.rst; the last one is not among them. */
+const [firstPort, endPort] = readFileSync('/proc/sys/net/ipv4/ip_local_port_range', 'utf8')
+  .trim()
+  .split(/\s+/)
+  .map(Number) as [number, number];
+
+/** The same frame with outer source port zero, if it is one that the kernel's VXLAN device could have chosen. */
+function withoutPort(packet: Uint8Array): Uint8Array {
+  const out = packet.slice();
+  const port = sourcePortOf(out);
+  if (port >= firstPort && port < endPort) setU16(out, sourcePortAt(out), 0);
+  return out;
+}
+
+/** Whether the program has passed a packet on to the other end of the tunnel device, or to the wire. */
+const isPassedOn = ({ verdict, beside }: ReturnType<typeof testRun>): boolean =>
+  verdict === 'fast' && beside.note === FROM_FAST_PATH;
 
 /** One node: its programs, its maps, and the model of it. */
 function openNode(world: World) {
@@ -147,11 +243,33 @@ function openNode(world: World) {
     return now.packets === before.packets + 1 && now.bytes === before.bytes + bytes;
   };
 
+  /** What the programs have left in the tunnels, in the note of the one, and beside a packet that they carried. */
+  const tunnelsAfter = (arrival: Arrival, predicted: Decision, beside: Decision['carried']): string[] => {
+    const { noted } = arrival.tunnel ?? {};
+    const now = Number(process.hrtime.bigint());
+    const lines = knownTunnels(arrival, predicted).map((key) => {
+      const is = tables.tunnels.get(key);
+      return `${tunnelText(key)}: ${is ? seenText(is, now - is.seen_ns < NOW_MS * 1e6) : 'not seen'}`;
+    });
+    const key = predicted.notesTunnel ?? noted?.key;
+    const another = Number(toldAnother(arrival));
+    const notes = key ? tunnelArrivalsOf(tables, key) : [];
+    // As above: the program has noted it on one CPU only.
+    const isBefore = ({ epoch, packet }: (typeof notes)[number]): boolean =>
+      epoch === noted?.epoch && (packet === another) !== noted.isIt;
+    const note = notes.find((each) => !isBefore(each)) ?? notes[0];
+    if (note) lines.push(noteOfTunnelText(note.key, note.epoch, note.packet === Number(told(arrival))));
+    return beside ? [...lines, besideText(beside)] : lines;
+  };
+
   /** What the programs have left in the table, and in the notes of the packet's flow. */
-  const stateAfter = (arrival: Arrival): string[] => {
-    const { flow, noted } = arrival;
+  const flowsAfter = (arrival: Arrival, out: Uint8Array): string[] => {
+    const { flow, noted, hook } = arrival;
     const lines = [...knownFlows(arrival)].map(([text, each]) => {
       const entry = tableOf(tables, each).get(each);
+      // The port is free to choose, but all packets of the flow must have it.
+      if (entry && hook === 'to_vtep' && entry.head.source_port === sourcePortOf(out))
+        entry.head.source_port = 0;
       return `${text}: ${entry ? entryText(entry.head, entry.out) : 'not there'}`;
     });
     const notes = flow && !noted ? arrivalsOfFlow(tables, flow) : [];
@@ -163,10 +281,17 @@ function openNode(world: World) {
   /** Run a program on a packet, with the flow table and the notes that it meets. Returns what became of them, too. */
   const run = (
     arrival: Arrival,
+    predicted: Decision,
     onRepeat: () => void,
-  ): ReturnType<typeof testRun> & { readonly state: string[] } => {
-    const { hook, packet, gsoSize, table, noted, flow, isBehind, sender } = arrival;
-    const priority = sender && new DataView(sender.buffer).getUint32(0, true);
+  ): ReturnType<typeof testRun> & { readonly isCarried: boolean; readonly state: string[] } => {
+    const { hook, packet, gsoSize, table, noted, flow, isBehind, sender, mark, tunnel } = arrival;
+    const priority = sender ? new DataView(sender.buffer).getUint32(0, true) : arrival.priority;
+    if (tunnel?.seen) seeTunnel(tables, tunnel.seen);
+    if (tunnel?.noted)
+      noteTunnelling(tables, {
+        ...tunnel.noted,
+        packet: tunnel.noted.isIt ? told(arrival) : toldAnother(arrival),
+      });
     learnFlows(tables, table);
     if (flow) forgetArrival(tables, flow);
     if (noted) noteArrival(tables, noted);
@@ -176,30 +301,43 @@ function openNode(world: World) {
       gsoSize,
       isXdp: hook === 'xdp_from_wire',
       ...(priority !== undefined && { priority }),
+      ...(mark !== undefined && { mark }),
+      ...(arrival.isHandedOver && { note: FROM_FAST_PATH }),
     });
+    const isCarried = hook === 'to_vtep' || hook === 'from_wire' ? isPassedOn(result) : false;
     const isLate = isBehind && Number(process.hrtime.bigint()) - now >= GAP_NS;
-    const state = stateAfter(arrival);
+    const state = [
+      ...flowsAfter(arrival, result.packet),
+      ...tunnelsAfter(arrival, predicted, isCarried ? result.beside : undefined),
+    ];
+    for (const key of knownTunnels(arrival, predicted)) {
+      tables.tunnels.delete(key);
+      forgetTunnelling(tables, key);
+    }
     for (const each of knownFlows(arrival).values()) tableOf(tables, each).delete(each);
     for (const each of [flow, noted?.flow]) if (each) forgetArrival(tables, each);
-    if (!isLate) return { ...result, state };
+    if (!isLate) return { ...result, isCarried, state };
     // Something else held this process up, so the packet did not come directly behind the other one.
     onRepeat();
-    return run(arrival, onRepeat);
+    return run(arrival, predicted, onRepeat);
   };
   /** The bytes that are counted: for XDP those that came, for the others those that leave. */
   const bytesOf = ({ hook, packet }: Arrival, out: Uint8Array): number =>
     hook === 'xdp_from_wire' ? packet.length : out.length;
-  const comparable = (outcome: string | undefined, out: Uint8Array): Uint8Array =>
-    outcome === 'fast encap' ? withoutChoices(out) : out;
+  const comparable = (hook: Hook, outcome: string | undefined, out: Uint8Array): Uint8Array => {
+    if (outcome === 'fast encap') return withoutChoices(out);
+    return hook === 'to_vtep' && outcome?.endsWith(CARRIED) ? withoutPort(withoutChoices(out)) : out;
+  };
 
   /** Describe a run in words: run it once more, and read every counter before and after. */
-  const explained = (arrival: Arrival): Disagreement['programs'] => {
+  const explained = (arrival: Arrival, predicted: Decision): Disagreement['programs'] => {
     let before = readCounters(tables);
     const {
       verdict,
       packet: out,
+      isCarried,
       state,
-    } = run(arrival, () => {
+    } = run(arrival, predicted, () => {
       before = readCounters(tables);
     });
     const moved = readCounters(tables).flatMap(({ hook, verdict, reason, packets, bytes }, i) => {
@@ -214,14 +352,15 @@ function openNode(world: World) {
       return [[`${verdict} ${reason}`, ...wrong].join(' ')];
     });
     const counted = moved.join(' and ') || NOTHING;
-    const honest = counted === NOTHING || verdict === returned(arrival.hook, counted.split(' ')[0]!);
-    const outcome = honest ? counted : `${verdict}, counted as ${counted}`;
-    return { outcome, out: comparable(outcome, out), state };
+    const should = counted === NOTHING ? 'kernel' : counted.split(' ')[0]!;
+    const honest = verdict === returned(arrival.hook, should, isCarried);
+    const outcome = honest ? `${counted}${isCarried ? CARRIED : ''}` : `${verdict}, counted as ${counted}`;
+    return { outcome, out: comparable(arrival.hook, outcome, out), state };
   };
 
   const compare = (arrival: Arrival): Disagreement | undefined => {
     const predicted = model.decide(arrival);
-    const actual = explained(arrival);
+    const actual = explained(arrival, predicted);
     const same =
       outcomesOf(predicted).includes(actual.outcome) &&
       sameBytes(predicted.out, actual.out) &&
@@ -234,15 +373,17 @@ function openNode(world: World) {
     /** @returns the verdict of the programs if the model agrees, else the disagreement. */
     check(arrival: Arrival): string | Disagreement {
       const predicted = model.decide(arrival);
-      const { verdict, packet: out, state } = run(arrival, readAll);
+      const { verdict, packet: out, isCarried, state } = run(arrival, predicted, readAll);
       // strays() checks that no other counter moved.
       const said = outcomesOf(predicted).find(
         (outcome) =>
-          outcome === NOTHING || counted(counterSlot(arrival.hook, outcome), bytesOf(arrival, out)),
+          outcome === NOTHING ||
+          counted(counterSlot(arrival.hook, withoutCarried(outcome)), bytesOf(arrival, out)),
       );
       const agreed =
-        returned(arrival.hook, predicted.verdict) === verdict &&
-        sameBytes(predicted.out, comparable(said, out)) &&
+        returned(arrival.hook, predicted.verdict, isCarried) === verdict &&
+        isCarried === (predicted.carried !== undefined) &&
+        sameBytes(predicted.out, comparable(arrival.hook, said, out)) &&
         predictedState(arrival, predicted).join() === state.join();
       if (said !== undefined && agreed) return said;
       const disagreement = compare(arrival);
@@ -252,11 +393,17 @@ function openNode(world: World) {
         throw new Error('the programs said otherwise only once: a second run agrees with the model');
       return least;
     },
-    strays: () =>
-      readCounters(tables).flatMap(({ hook, verdict, reason, packets }) => {
+    strays: () => [
+      ...readCounters(tables).flatMap(({ hook, verdict, reason, packets }) => {
         const slot = counterSlot(hook as Hook, `${verdict} ${reason}`);
         return packets === seen.get(slot)?.packets ? [] : [`${hook}: ${verdict} ${reason}`];
       }),
+      ...[...tables.tunnels.keys()].map((key) => `seen: ${tunnelText(key)}`),
+      ...Array.from({ length: tables.tunnel_arrivals.map.info.maxEntries }, (_, slot) => slot)
+        .flatMap((slot) => tables.tunnel_arrivals.getPerCpu(slot) ?? [])
+        .filter(({ key }) => key.vtep_ip !== '::')
+        .map(({ key }) => `noted: ${tunnelText(key)}`),
+    ],
     [Symbol.dispose]: () => resources[Symbol.dispose](),
   };
 }
@@ -355,8 +502,11 @@ function differences(expected: Uint8Array, actual: Uint8Array, isTunnelled: bool
 
 /** The disagreement as text: both verdicts, how the packets that leave differ, and the packet. */
 export function describeDisagreement({ arrival, model, programs }: Disagreement): string {
-  const { node, hook, packet, gsoSize, table } = arrival;
-  const isTunnelled = model.reasons[0] === 'encap' || (hook === 'from_wire' && model.verdict !== 'fast');
+  const { node, hook, packet, gsoSize, table, noted, mark, priority, tunnel, isHandedOver } = arrival;
+  const isTunnelled =
+    model.reasons[0] === 'encap' ||
+    hook === 'to_vtep' ||
+    (hook === 'from_wire' && model.verdict !== 'fast' && !model.carried);
   return [
     `${hook} of the node "${node}", ${packet.length} bytes${gsoSize > 0 ? `, in segments of ${gsoSize}` : ''}`,
     `model:    ${outcomesOf(model).join(' or ')}`,
@@ -365,6 +515,7 @@ export function describeDisagreement({ arrival, model, programs }: Disagreement)
     ...predictedState(arrival, model).map((line) => `model leaves:    ${line}`),
     ...programs.state.map((line) => `programs leave:  ${line}`),
     ...table.map((entry) => `table:    ${JSON.stringify(entry)}`),
+    `beside:   ${JSON.stringify({ noted, mark, priority, tunnel, isHandedOver })}`,
     `packet (as small as it gets): ${hex(packet)}`,
   ].join('\n');
 }
@@ -381,13 +532,20 @@ const impossible = new Set([
   'IPv6: drop other_vlan',
 ]);
 
-/** The verdicts of each family that were never given: `IPv4: kernel ttl`. */
+/** The verdicts of each family that were never given, such as `IPv4: kernel ttl`; and where no packet was carried. */
 export function unmet(coverage: Coverage): string[] {
-  const met = new Set([...coverage.keys()].map((key) => key.replace(/ .*:/, ':')));
-  return ['IPv4', 'IPv6'].flatMap((family) =>
-    Object.keys(reasons)
+  const outcomes = [...coverage.keys()];
+  const met = new Set(outcomes.map((key) => withoutCarried(key).replace(/ .*:/, ':')));
+  const isCarriedAt = (place: string): boolean =>
+    outcomes.some((key) => key.startsWith(place) && key.endsWith(CARRIED));
+  return ['IPv4', 'IPv6'].flatMap((family) => [
+    ...Object.keys(reasons)
       .map((name) => splitReason(name))
       .map(({ verdict, reason }) => `${family}: ${verdict} ${reason}`)
       .filter((outcome) => !met.has(outcome) && !impossible.has(outcome)),
-  );
+    ...['from_wire', 'to_vtep']
+      .map((hook) => `${family} ${hook}:`)
+      .filter((place) => !isCarriedAt(place))
+      .map((place) => `${place} any${CARRIED}`),
+  ]);
 }

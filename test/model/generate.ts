@@ -5,6 +5,7 @@
  */
 import type { Peer } from '../../src/dataplane/desired.ts';
 import { addressAt, addressToBytes, cidrContains, type Family } from '../../src/net/ip.ts';
+import { bytesToMac } from '../../src/net/mac.ts';
 import {
   type Flow,
   type NotedArrival,
@@ -13,6 +14,7 @@ import {
   TEST_RUN_IFINDEX,
   TEST_RUN_MAC,
   tunnel,
+  tunnelKey,
 } from '../bpf/node.ts';
 import {
   checksum,
@@ -31,8 +33,8 @@ import {
   unsummed,
 } from '../../src/net/packets.ts';
 import { Random, seedOf } from '../support/random.ts';
-import { type Arrival, type Entry, EPOCH, type Hook } from './model.ts';
-import { type IpPacket, familyOf, headerLength, membership, readFlow, readIp, u16 } from './read.ts';
+import { type Arrival, type Entry, EPOCH, type Hook, type MetTunnel } from './model.ts';
+import { endsOf, type IpPacket, familyOf, headerLength, membership, readFlow, readIp, u16 } from './read.ts';
 import { ports, type WorldName, worlds } from './world.ts';
 
 /** The shortest frame of a test run: an Ethernet header, and an IP header of the ethertype's family. */
@@ -244,6 +246,15 @@ function toWire(random: Random, cast: Cast, node: WorldName): Uint8Array {
   return ethernet(macs(random, cast), packet);
 }
 
+/** What the kernel path sends into the tunnel. */
+function toVtep(random: Random, cast: Cast): Uint8Array {
+  const peer = often(random, cast.plain.peer, cast.peers);
+  const dst = mostly(random, [addressAt(peer.podCidr, 7)], cast.anyone);
+  const src = mostly(random, cast.pods, cast.anyone);
+  const frame = { ...macs(random, cast), dst: odd(random, peer.vtepMac, ...otherMacs) };
+  return ethernet(frame, ipPacket(random, cast, { src, dst }));
+}
+
 /** What the kernel path has decapsulated. */
 function fromVtep(random: Random, cast: Cast): Uint8Array {
   const src = mostly(random, [addressAt(random.pick(cast.peers).podCidr, 7)], cast.anyone);
@@ -313,10 +324,18 @@ const packets: Readonly<Record<Hook, (random: Random, cast: Cast, node: WorldNam
   from_vtep: fromVtep,
   from_wire: fromWire,
   to_pod: toPod,
+  to_vtep: toVtep,
   to_wire: toWire,
   xdp_from_wire: fromWire,
 };
-const usualHooks: readonly Hook[] = ['from_pod', 'from_pod', 'from_wire', 'from_wire', 'xdp_from_wire'];
+const usualHooks: readonly Hook[] = [
+  'from_pod',
+  'from_pod',
+  'from_wire',
+  'from_wire',
+  'to_vtep',
+  'xdp_from_wire',
+];
 
 /** The offsets of the lower bytes of length fields: outer and inner IP, UDP. */
 const lengthFields: Readonly<Record<Family, readonly number[]>> = {
@@ -401,7 +420,12 @@ function noise(random: Random): Uint8Array {
 }
 
 /** A super-packet: not yet segmented by the sender's kernel, or merged by the receiver's. */
-function superPacket(random: Random, cast: Cast, hook: 'from_pod' | 'from_wire', node: WorldName): Arrival {
+function superPacket(
+  random: Random,
+  cast: Cast,
+  hook: 'from_pod' | 'from_wire' | 'to_vtep',
+  node: WorldName,
+): Arrival {
   const protocol = random.pick([protocols.tcp, protocols.udp]);
   const port = { src: random.pick(ports), dst: random.pick(ports) };
   const payload = (protocol === protocols.tcp ? tcp : udp)(port, new Uint8Array(3000));
@@ -411,7 +435,7 @@ function superPacket(random: Random, cast: Cast, hook: 'from_pod' | 'from_wire',
   const peer = random.pick(cast.peers);
   const remote = addressAt(peer.podCidr, 7);
   const inner =
-    hook === 'from_pod'
+    hook !== 'from_wire'
       ? ip(
           { ...common, src: random.pick(cast.senders), dst: random.pick([...cast.receivers, remote]) },
           payload,
@@ -427,7 +451,8 @@ function superPacket(random: Random, cast: Cast, hook: 'from_pod' | 'from_wire',
         ),
       )
     : inner;
-  const frame = ethernet(macs(random, cast), packet);
+  const dst = hook === 'to_vtep' ? peer.vtepMac : TEST_RUN_MAC;
+  const frame = ethernet({ ...macs(random, cast), dst }, packet);
   return { node, hook, packet: frame, ifindex: TEST_RUN_IFINDEX, gsoSize, ...met(random, cast, hook, frame) };
 }
 
@@ -436,7 +461,9 @@ function ipIn(hook: Hook, packet: Uint8Array, { family }: Cast): IpPacket | unde
   if (familyOf(u16(packet, 12)) !== family) return undefined;
   const inner = packet.subarray(14 + headerLength[family] + 8 + 8 + 14);
   const places =
-    hook === 'from_pod' || hook === 'to_pod' ? [packet.subarray(14)] : [inner, packet.subarray(14)];
+    hook === 'from_pod' || hook === 'to_pod' || hook === 'to_vtep' || hook === 'from_vtep'
+      ? [packet.subarray(14)]
+      : [inner, packet.subarray(14)];
   return places.map((place) => readIp(place, family)).find((read) => read !== undefined);
 }
 
@@ -451,13 +478,21 @@ function met(
   cast: Cast,
   hook: Hook,
   packet: Uint8Array,
-): Pick<Arrival, 'table' | 'flow' | 'noted' | 'isBehind' | 'sender'> {
-  if (hook === 'from_vtep') return { table: [], sender: senderOf(random, cast, packet) };
+): Pick<Arrival, 'table' | 'flow' | 'noted' | 'isBehind' | 'sender' | 'isHandedOver' | keyof BesideTunnel> {
   const ip = ipIn(hook, packet, cast);
+  const besideIt = besideTunnel(random, cast, hook, packet, ip);
+  if (hook === 'from_vtep') {
+    const isHandedOver = one(random, 6);
+    const sender = isHandedOver && !one(random, 6) ? new Uint8Array(4) : senderOf(random, cast, packet);
+    return { table: [], ...besideIt, sender, isHandedOver };
+  }
   const flow = ip && readFlow(ip).flow;
-  if (!flow) return { table: [] };
-  if (hook === 'to_pod' || hook === 'to_wire')
-    return { flow, table: [], ...(!one(random, 6) && { noted: noteOf(random, flow, packet, cast) }) };
+  if (!flow) return { table: [], ...besideIt };
+  if (hook === 'to_pod' || hook === 'to_wire' || hook === 'to_vtep') {
+    const noted = !one(random, 6) && { noted: noteOf(random, flow, packet, cast) };
+    const entry = hook === 'to_vtep' && one(random, 3) ? entryOf(random, cast, hook, flow, ip) : undefined;
+    return { flow, table: entry ? [{ ...entry, flow }] : [], ...noted, ...besideIt };
+  }
   const entry = entryOf(random, cast, hook, flow, ip);
   const isBehind = one(random, entry?.is_settled === 0 ? 2 : 20);
   const table = [
@@ -466,12 +501,71 @@ function met(
       ? [random.pick([opposite(entry), { ...entry, flow: beside(random, flow) }])]
       : []),
   ];
-  return { flow, table, ...(isBehind && { isBehind }) };
+  return { flow, table, ...besideIt, ...(isBehind && { isBehind }) };
+}
+
+/** The index of a VTEP device that is gone. */
+const GONE = 2 ** 30;
+
+type BesideTunnel = Pick<Arrival, 'mark' | 'priority' | 'tunnel'>;
+
+/** What a packet meets that goes into a tunnel or comes out of one: mostly a valid tunnel, or a note of this packet. */
+function besideTunnel(
+  random: Random,
+  cast: Cast,
+  hook: Hook,
+  packet: Uint8Array,
+  ip: IpPacket | undefined,
+): BesideTunnel {
+  if (!ip || hook === 'from_pod' || hook === 'to_pod') return {};
+  const isInward = hook === 'from_wire' || hook === 'from_vtep' || hook === 'xdp_from_wire';
+  const [mark, priority] = [odd(random, 0, 7), odd(random, 0, 6)];
+  const end = isInward ? ip.src : ip.dst;
+  const peer = cast.peers.find(({ podCidr }) => membership(podCidr)(end));
+  if (!peer) return { mark, priority };
+  const { ttl, tos } = readIp(packet.subarray(14), cast.family) ?? ip;
+  const ecn = ip.tos & 3;
+  const ends = endsOf(ip);
+  const own = tunnelKey(
+    peer,
+    isInward
+      ? { ...ends, mark, is_inward: 1, sender: bytesToMac(packet.subarray(6, 12)), ttl, tos }
+      : { ...ends, mark, priority, tos: ecn === 3 ? 2 : ecn },
+  );
+  const other = (): typeof own =>
+    random.pick([
+      { ...own, src: random.pick(cast.anyone) },
+      { ...own, dst: random.pick(cast.anyone) },
+      { ...own, tos: own.tos ^ 1 },
+      { ...own, ttl: own.ttl ^ 1 },
+      { ...own, sender: '02:00:00:00:00:02' },
+      { ...own, mark: own.mark ^ 1 },
+      { ...own, priority: own.priority ^ 1 },
+      { ...own, is_inward: own.is_inward ^ 1 },
+      { ...own, vtep_ip: random.pick(cast.nodes) },
+    ]);
+  const key = (): typeof own => (one(random, 8) ? other() : own);
+  const spoilt = random.pick([{ ageMs: 60_000 }, { epoch: EPOCH - 1 }, { epoch: EPOCH + 1 }]);
+  const seen = {
+    key: key(),
+    epoch: EPOCH,
+    ageMs: 2000,
+    mtu: random.pick(mtus),
+    carried: random.pick([...mtuEdges, ...mtuEdges, 40]),
+    ifindex: one(random, 20) ? GONE : TEST_RUN_IFINDEX,
+    ...(one(random, 8) && spoilt),
+  };
+  const noted = { key: key(), epoch: odd(random, EPOCH, EPOCH - 1), isIt: !one(random, 4) };
+  const tunnel: MetTunnel = {
+    ...(!one(random, 3) && { seen }),
+    ...(!one(random, 3) && { noted }),
+  };
+  return { mark, priority, tunnel };
 }
 
 /** The end of an outer source address: mostly of the node that the packet's source belongs to. */
 function senderOf(random: Random, cast: Cast, packet: Uint8Array): Uint8Array {
-  if (one(random, 30)) return new Uint8Array(4);
+  if (one(random, 8)) return new Uint8Array(4);
   const { src } = readIp(packet.subarray(14), cast.family) ?? { src: 0n };
   const owner = cast.peers.find(({ podCidr }) => membership(podCidr)(src));
   const node = owner && !one(random, 4) ? owner.vtepIp : random.pick([...cast.nodes, cast.noNode]);
@@ -521,6 +615,8 @@ function entryOf(
     ifindex: TEST_RUN_IFINDEX,
     ageMs: 500,
     mtu: random.pick(mtus),
+    mark: 0,
+    priority: 0,
     is_settled: one(random, 4) ? 0 : 1,
     is_ending: one(random, 4) ? 1 : 0,
     hops: one(random, 4) ? 1 : 0,
@@ -561,7 +657,7 @@ export function generate(seed: number, number: number): Arrival {
   const hook: Hook = mostly(random, usualHooks, ['to_pod', 'to_wire', 'from_vtep']);
   const node: WorldName = one(random, 3) ? 'direct' : 'tunnelled';
   const cast = random.pick(casts);
-  if ((hook === 'from_pod' || hook === 'from_wire') && one(random, 50))
+  if ((hook === 'from_pod' || hook === 'from_wire' || hook === 'to_vtep') && one(random, 50))
     return superPacket(random, cast, hook, node);
   const whole = packets[hook](random, cast, node);
   const kind = random.below(20);

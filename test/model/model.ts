@@ -18,12 +18,24 @@ import {
   type Peer,
 } from '../../src/dataplane/desired.ts';
 import { addressToBytes, type Family, familyKey } from '../../src/net/ip.ts';
-import { macToBytes } from '../../src/net/mac.ts';
-import { type Flow, type LearnedFlow, type NotedArrival, tunnel } from '../bpf/node.ts';
+import { bytesToMac, macToBytes } from '../../src/net/mac.ts';
+import {
+  type Flow,
+  FROM_FAST_PATH,
+  type LearnedFlow,
+  type NotedArrival,
+  type SeenTunnel,
+  TEST_RUN_IFINDEX,
+  tunnel,
+  type TunnelArrival,
+  type TunnelKey,
+  tunnelKey,
+} from '../bpf/node.ts';
 import { checksum, protocols } from '../../src/net/packets.ts';
 import {
   addressNumber,
   decrementTtl,
+  endsOf,
   familyOf,
   headerLength,
   type IpPacket,
@@ -41,7 +53,14 @@ import {
 } from './read.ts';
 import type { World, WorldName } from './world.ts';
 
-export type Hook = 'from_pod' | 'from_vtep' | 'from_wire' | 'to_pod' | 'to_wire' | 'xdp_from_wire';
+export type Hook =
+  | 'from_pod'
+  | 'from_vtep'
+  | 'from_wire'
+  | 'to_pod'
+  | 'to_vtep'
+  | 'to_wire'
+  | 'xdp_from_wire';
 
 /** The epoch of the nodes. */
 export const EPOCH = 5;
@@ -55,6 +74,8 @@ export type Entry = LearnedFlow &
       | 'ifindex'
       | 'ageMs'
       | 'mtu'
+      | 'mark'
+      | 'priority'
       | 'is_settled'
       | 'is_ending'
       | 'hops'
@@ -63,6 +84,14 @@ export type Entry = LearnedFlow &
       | 'source_port'
     >
   >;
+
+/** What a packet meets that goes into a tunnel, or comes out of one. */
+export interface MetTunnel {
+  /** The tunnel that the kernel path was seen to use; maybe another one than the packet's. */
+  readonly seen?: Required<SeenTunnel>;
+  /** The packet that was noted last: this one or, as most are, another one. */
+  readonly noted?: Omit<TunnelArrival, 'packet'> & { readonly isIt: boolean };
+}
 
 export interface Arrival {
   /** The node that it arrives at. */
@@ -81,6 +110,12 @@ export interface Arrival {
   readonly noted?: NotedArrival;
   /** At from_vtep: the last four bytes of the outer source address. */
   readonly sender?: Uint8Array;
+  /** At from_vtep: from_wire has taken the outer headers off. */
+  readonly isHandedOver?: boolean;
+  /** skb->mark and skb->priority; 0 when absent. */
+  readonly mark?: number;
+  readonly priority?: number;
+  readonly tunnel?: MetTunnel;
   /** It comes directly behind another packet of its flow, which was left to the kernel path. */
   readonly isBehind?: boolean;
 }
@@ -90,9 +125,16 @@ export interface Decision {
   /** Those that apply, such as `malformed`. Any one of them may be counted. If there is none, nothing is counted. */
   readonly reasons: readonly string[];
   /**
-   * The packet that leaves; an encapsulated one as from {@link withoutChoices}. Unmodified unless the verdict is fast.
+   * The packet that leaves; an encapsulated one as from {@link withoutChoices}. Unmodified unless the verdict is fast, or
+   * the packet is carried.
    */
   readonly out: Uint8Array;
+  /** A program puts the outer headers on or takes them off, though the kernel path decides. What the skb says then. */
+  readonly carried?: { readonly mark: number; readonly priority: number; readonly note: number };
+  /** The tunnel in which the packet is noted. */
+  readonly notesTunnel?: TunnelKey;
+  /** The tunnel that the kernel path was now seen to use. */
+  readonly seesTunnel?: Required<SeenTunnel>;
   /** A flow that is no longer in the table: a connection begins, is established, or ends. */
   readonly forgets?: Flow;
   /** What is noted of a packet that is left to the kernel path. */
@@ -126,6 +168,8 @@ interface Detunnelled {
   readonly effects: Effects;
   /** The translation that is left to from_wire. */
   readonly translated: Uint8Array;
+  /** What becomes of it if it takes the kernel path. */
+  readonly carries: () => Carried;
 }
 
 /** What a packet does to the flow table and to the notes, unless it takes the fast path. */
@@ -139,6 +183,8 @@ interface Lookup {
 }
 
 const ETHER = 14;
+/** What every way carries: net.ipv4.route.min_pmtu, RFC 8200. */
+const LEAST_MTU = { 4: 552, 6: 1280 } as const;
 const [NOT_ECT, ECT1, ECT0, CE] = [0, 1, 2, 3];
 /** IEEE 802.3: shorter payloads are padded. */
 const SHORTEST_PAYLOAD = 46;
@@ -160,6 +206,8 @@ class FamilyView {
   readonly isInNetwork: (address: bigint) => boolean;
   readonly isOurs: (address: bigint) => boolean;
   readonly endpoints: ReadonlyMap<bigint, Endpoint>;
+  /** Whether flannel alone decides about VXLAN from addresses that no node has. */
+  readonly admitsStrangers: boolean;
   /** Peers' underlay addresses. */
   readonly nodes: ReadonlyMap<bigint, Peer>;
   readonly #world: World;
@@ -172,6 +220,7 @@ class FamilyView {
     this.vtepIp = addressNumber(this.own.vtepIp);
     this.isInNetwork = membership(this.own.network);
     this.isOurs = membership(this.own.podCidr);
+    this.admitsStrangers = world.settings.admitsStrangers ?? false;
     const endpoints = world.endpoints.filter(
       ({ ip }) => addressToBytes(ip).length === (family === 4 ? 4 : 16),
     );
@@ -227,6 +276,7 @@ export class Model {
   #byHook(arrival: Arrival): Decided {
     const { hook, packet } = arrival;
     if (hook === 'from_vtep') return this.#fromVtep(arrival);
+    if (hook === 'to_vtep') return this.#toVtep(arrival);
     const isForUs = starts(packet, 0, this.#hostMac) || hook === 'to_pod' || hook === 'to_wire';
     const reasons = isForUs ? [] : ['other_mac'];
     const family = familyOf(u16(packet, 12));
@@ -357,7 +407,8 @@ export class Model {
       return this.#fromDirectPeer(arrival, ip, view);
     const found = this.#detunnel(arrival, ip, view);
     if ('verdict' in found) return found;
-    if (arrival.gsoSize > 0) return { ...kernel('no_room'), ...found.effects }; // as above: nor shrink
+    // As above: nor shrink.
+    if (arrival.gsoSize > 0) return { ...kernel('no_room'), ...found.effects, ...found.carries() };
     decrementTtl(found.translated, view.family);
     return fast('decap', delivered(found.translated, found.receiver), found.effects);
   }
@@ -405,32 +456,52 @@ export class Model {
     } else if (view.isForKernelPath(speaker)) reasons.push('marked');
 
     const { entry, effects, ...lookup } = this.#lookup(arrival, inner, reasons);
-    const stays = (...why: readonly string[]): Decided => ({ ...kernel(...why), ...effects });
-    if (!entry) return stays(...lookup.reasons);
-    const receiver = view.endpoints.get(view.leavesFor(entry));
-    reasons.push(...lookup.reasons, ...againstDelivery(inner, receiver));
     const outerPacket = packet.subarray(ETHER);
     const mayTell = u16(datagram, 6) !== 0 && gsoSize === 0;
-    if (mayTell && !(hook === 'from_wire' && isLeftOut(outerPacket, outer, datagram))) {
-      if (!headersVerify(outerPacket, inner, datagram)) reasons.push('outer_checksum');
-    }
-    const bytes = datagram.length - innerAt;
-    if (receiver && gsoSize === 0 && bytes > receiver.mtu) reasons.push('too_big');
-    if (!receiver || reasons.length > 0) return stays(...reasons);
+    const isProven =
+      !mayTell ||
+      (hook === 'from_wire' && isLeftOut(outerPacket, outer, datagram)) ||
+      headersVerify(outerPacket, inner, datagram);
     const ecn = ecnOut(inner.tos & 3, outer.tos & 3);
+    const carries = (): Carried =>
+      hook === 'from_wire'
+        ? carriedInward(arrival, speaker, view, {
+            outer,
+            inner,
+            bytes: datagram.slice(innerAt),
+            ecn: isProven ? ecn : undefined,
+          })
+        : {};
+    if (!entry) return { ...kernel(...lookup.reasons), ...effects, ...carries() };
+    const receiver = view.endpoints.get(view.leavesFor(entry));
+    const against = againstDelivery(inner, receiver);
+    const bytes = datagram.length - innerAt;
+    if (receiver && gsoSize === 0 && bytes > receiver.mtu) against.push('too_big');
+    // Which pod a flow leads to counts only while the flow is valid.
+    const isMarked = lookup.reasons.length === 0 && against.includes('marked');
+    reasons.push(...lookup.reasons, ...against);
+    if (!receiver || reasons.length > 0 || !isProven) {
+      const carried = isMarked ? {} : carries();
+      return { ...kernel(...reasons, ...(isProven ? [] : ['outer_checksum'])), ...effects, ...carried };
+    }
     if (ecn === undefined) return { ...drop('ecn'), ...(effects.settles && { settles: true }) };
     const out = datagram.slice(innerAt);
     setEcn(out, family, ecn);
     const translated = out.slice();
     if (entry.out) translate(translated, inner, leaving(entry));
-    return { receiver, inner: out, translated, effects };
+    return { receiver, inner: out, translated, effects, carries };
   }
 
-  /** A packet that the kernel path has decapsulated: only its sender is judged. */
-  #fromVtep({ packet, sender = new Uint8Array(4) }: Arrival): Decided {
-    if (sender.every((byte) => byte === 0)) return kernel('not_seen');
+  /**
+   * A packet that the kernel path has decapsulated: only its sender is judged. If it was noted at the wire, the kernel path
+   * was now seen to carry it. One that from_wire has handed over was judged there; and in boost mode no rule tells a sender.
+   */
+  #fromVtep(arrival: Arrival): Decided {
+    const { packet, isHandedOver = false, sender = new Uint8Array(4) } = arrival;
+    const isUnknown = sender.every((byte) => byte === 0);
+    if (isUnknown && !isHandedOver && !this.#world.settings.admitsStrangers) return kernel('not_seen');
     const ethertype = u16(packet, 12);
-    if (TAGS.includes(ethertype)) return drop('spoofed_source');
+    if (TAGS.includes(ethertype)) return isUnknown ? kernel('not_ip') : drop('spoofed_source');
     const family = familyOf(ethertype);
     if (!family) return kernel('not_ip');
     const ip = readIp(packet.subarray(ETHER), family);
@@ -438,7 +509,15 @@ export class Model {
     const view = this.#views[family];
     const isFrom = ({ vtepIp }: Peer): boolean => starts(addressToBytes(vtepIp).slice(-4), 0, sender);
     const speaker = view.isInNetwork(ip.src) ? view.peerOf(ip.src) : undefined;
-    if (speaker && (speaker.behindNat || isFrom(speaker))) return kernel('from_peer');
+    if (speaker && (isUnknown || speaker.behindNat || isFrom(speaker))) {
+      const { noted } = arrival.tunnel ?? {};
+      const own = tunnelKey(speaker, { ...endsOf(ip), mark: arrival.mark ?? 0, is_inward: 1 });
+      if (isHandedOver || !noted?.isIt || !mayBeOf(noted.key, own)) return kernel('from_peer');
+      const { epoch, key } = noted;
+      const seesTunnel = { key, epoch, mtu: 0, carried: 0, ifindex: arrival.ifindex, ageMs: 0 };
+      return { ...kernel('from_peer'), seesTunnel };
+    }
+    if (isUnknown) return kernel('from_peer');
     return claimed(view.nodes.values().find(isFrom), speaker, ip.src, view);
   }
 
@@ -478,11 +557,7 @@ export class Model {
 
     const reading = readFlow(readIp(packet.subarray(ETHER), view.family)!);
     const learned = isReadable ? learnedEntry(reading, ip, receiver, noted) : undefined;
-    if (learned) {
-      const isFirst = !table.some(({ flow }) => isSame(flow, learned.flow));
-      const question = isFirst ? questionOf(learned.flow) : undefined;
-      return { ...kernel('learned'), learns: learned, ...(question && { forgets: question }) };
-    }
+    if (learned) return taught(learned, table);
     if (!isOfPod) return kernel(...ip.faults, 'outside');
     if (!reading.flow) return kernel(...reasons, reading.why);
     if (reading.isEnd && !reading.isAnswer) return kernel(...reasons, 'handshake');
@@ -519,6 +594,46 @@ export class Model {
     if (view.isForKernelPath(peer)) return kernel(...ip.faults, 'marked');
     // Its outer header is looked at before it, and may be one that no fast path would make.
     return kernel(...ip.faults, ...inner.faults, ...againstLearning(inner), 'other_way');
+  }
+
+  /**
+   * A packet that the kernel path sends into the tunnel to a peer. It leaves encapsulated, if the kernel path was seen to
+   * carry one as large there. Its TTL is right: the kernel has taken the hop off. Nothing else is counted here.
+   */
+  #toVtep(arrival: Arrival): Decided {
+    const { packet, gsoSize, table, noted, mark = 0, priority = 0 } = arrival;
+    const family = familyOf(u16(packet, 12));
+    const ip = family && readIp(packet.subarray(ETHER), family);
+    if (!ip) return kernel();
+    const view = this.#views[family];
+    const peer = view.isInNetwork(ip.dst) ? view.peerOf(ip.dst) : undefined;
+    if (!peer || view.isForKernelPath(peer) || view.isDirect(peer)) return kernel();
+    if (!starts(packet, 0, macToBytes(peer.vtepMac)) || view.endpoints.get(ip.src)?.kernelPath)
+      return kernel();
+    const ecn = ip.tos & 3;
+    const tos = ecn === CE ? ECT0 : ecn; // as the kernel's VXLAN device does
+    const key = tunnelKey(peer, { ...endsOf(ip), mark, priority, tos });
+    const seen = validTunnel(arrival, key);
+    if (!seen || isTooBig(arrival, ip, seen.carried)) return { ...kernel(), notesTunnel: key };
+    if (gsoSize > 0) return kernel(); // a test run's GSO packets have no type, so none may grow
+
+    const out = this.#encapsulated(packet.subarray(ETHER), tos, peer, 0, view);
+    const carried = { out, carried: { mark, priority, note: FROM_FAST_PATH } };
+    const reasons = [...ip.faults, ...(ip.fragment === 'none' ? [] : ['fragment'])];
+    const reading = readFlow(ip);
+    const isReadable = reasons.every((reason) => reason === 'malformed');
+    const learned = isReadable ? learnedEntry(reading, ip, seen, noted) : undefined;
+    if (learned) {
+      const before = table.find((entry) => isSame(entry.flow, learned.flow));
+      const isValid = before?.epoch === learned.epoch && before.ageMs <= FLOW_LIFETIME_MS;
+      const bytes = Math.max(LEAST_MTU[family], packet.length - ETHER, isValid ? before.mtu : 0);
+      const is_settled = isValid ? before.is_settled : 0;
+      const entry = { ...learned, mtu: Math.min(bytes, seen.mtu), is_settled, mark, priority };
+      return { ...taught(entry, table), ...carried };
+    }
+    if (!reading.flow) return { ...kernel(...reasons, reading.why), ...carried };
+    const isEnd = reading.isEnd && !reading.isAnswer;
+    return { ...kernel(...reasons, isEnd ? 'handshake' : 'not_seen'), ...carried };
   }
 
   /** Encapsulate an IP packet (RFC 7348). MAC addresses come later, from the kernel's neighbour table. */
@@ -567,7 +682,7 @@ const isNobodys = ({ family, src }: IpPacket): boolean =>
  * own address, only that node sends; what belongs to none may come through any.
  */
 function claimed(sender: Peer | undefined, owner: Peer | undefined, src: bigint, view: FamilyView): Decided {
-  if (!sender) return drop('unknown_peer');
+  if (!sender) return view.admitsStrangers ? kernel('no_peer') : drop('unknown_peer');
   const isAnothers = src === view.vtepIp || (view.nodes.has(src) && view.nodes.get(src) !== sender);
   if (owner || view.isOurs(src) || isAnothers) return drop('spoofed_source');
   return kernel(view.isIndexed(sender) ? 'outside' : 'no_peer');
@@ -626,7 +741,7 @@ const againstDelivery = (ip: IpPacket, receiver: Endpoint | undefined): string[]
 function learnedEntry(
   reading: FlowReading,
   ip: IpPacket,
-  { mtu }: Endpoint,
+  { mtu }: { readonly mtu: number },
   noted: NotedArrival | undefined,
 ): Entry | undefined {
   if (!reading.flow || !noted || !isSame(reading.flow, noted.flow)) return undefined;
@@ -640,12 +755,92 @@ function learnedEntry(
     ifindex: ifindex!,
     ageMs: 0,
     mtu,
+    mark: 0,
+    priority: 0,
     is_settled: 0,
     is_ending: 0,
     hops,
     ttl: noted.ttl!,
     dscp: noted.dscp,
     source_port: 0,
+  };
+}
+
+/** What follows when a packet has taught this entry. The first answer makes the question's flow another one. */
+function taught(entry: Entry, table: readonly Entry[]): Decided {
+  const isFirst = !table.some(({ flow }) => isSame(flow, entry.flow));
+  const question = isFirst ? questionOf(entry.flow) : undefined;
+  return { ...kernel('learned'), learns: entry, ...(question && { forgets: question }) };
+}
+
+type Carried = Pick<Partial<Decision>, 'out' | 'carried' | 'notesTunnel'>;
+
+/** What rules may see of an outer packet that comes in. */
+const inwardKey = (
+  { mark = 0, packet }: Arrival,
+  peer: Peer,
+  { ttl, tos }: IpPacket,
+  inner: IpPacket,
+): TunnelKey =>
+  tunnelKey(peer, {
+    ...endsOf(inner),
+    mark,
+    is_inward: 1,
+    sender: bytesToMac(packet.subarray(6, 12)),
+    ttl,
+    tos,
+  });
+
+/** Whether a key may be of this tunnel, as far as the inner packet tells. */
+const mayBeOf = (a: TunnelKey, b: TunnelKey): boolean =>
+  a.vtep_ip === b.vtep_ip &&
+  a.src === b.src &&
+  a.dst === b.dst &&
+  a.mark === b.mark &&
+  a.priority === b.priority &&
+  a.is_inward === b.is_inward;
+
+export const isSameTunnel = (a: TunnelKey, b: TunnelKey): boolean =>
+  mayBeOf(a, b) && a.sender === b.sender && a.ttl === b.ttl && a.tos === b.tos;
+
+/** The tunnel, if the kernel path was seen to use it a short time ago, in this epoch. */
+function validTunnel({ tunnel }: Arrival, key: TunnelKey): Required<SeenTunnel> | undefined {
+  const { seen } = tunnel ?? {};
+  if (!seen || !isSameTunnel(seen.key, key)) return undefined;
+  return seen.epoch === EPOCH && seen.ageMs <= FLOW_LIFETIME_MS ? seen : undefined;
+}
+
+interface Unpacked {
+  readonly outer: IpPacket;
+  readonly inner: IpPacket;
+  /** The inner packet. */
+  readonly bytes: Uint8Array;
+  readonly ecn: number | undefined;
+}
+
+/**
+ * A packet of the kernel path from the wire, without its outer headers for the VTEP device, if the kernel path was seen to
+ * carry such; else it is noted. Its sender is proven, unless that is behind NAT. `ecn`: from {@link ecnOut}; undefined when
+ * only the kernel may take the headers off.
+ */
+function carriedInward(
+  arrival: Arrival,
+  speaker: Peer,
+  view: FamilyView,
+  { outer, inner, bytes, ecn }: Unpacked,
+): Carried {
+  if (speaker.behindNat || view.isForKernelPath(speaker) || view.endpoints.get(inner.dst)?.kernelPath)
+    return {};
+  const key = inwardKey(arrival, speaker, outer, inner);
+  // A VTEP device that is gone gets nothing.
+  if (validTunnel(arrival, key)?.ifindex !== TEST_RUN_IFINDEX) return { notesTunnel: key };
+  if (ecn === undefined || arrival.gsoSize > 0) return {}; // a test run's GSO packets may not shrink
+  if (ecn !== (inner.tos & 3)) setEcn(bytes, view.family, ecn);
+  const ends = [...macToBytes(view.own.vtepMac), ...macToBytes(speaker.vtepMac)];
+  const type = view.family === 4 ? [0x08, 0x00] : [0x86, 0xdd];
+  return {
+    out: Uint8Array.from([...ends, ...type, ...bytes]),
+    carried: { mark: arrival.mark ?? 0, priority: 0, note: FROM_FAST_PATH },
   };
 }
 
@@ -676,6 +871,9 @@ function headersVerify(outerPacket: Uint8Array, inner: IpPacket, datagram: Uint8
     payload.length >= 8 &&
     u16(payload, 6) !== 0 &&
     u16(payload, 4) === payload.length;
+  // Nothing that the headers tell covers options and padding.
+  const isPadded = inner.length !== inner.headerEnd + payload.length;
+  if (inner.faults.includes('ip_options') || isPadded) return false;
   if (inner.fragment !== 'none' || !(isWholeUdp || isIcmp(inner) || protocol === protocols.tcp)) return false;
   const innerHeader = datagram.subarray(30, 30 + headerLength[family]);
   // ICMP for IPv4 has no pseudo header (RFC 792).

@@ -24,6 +24,16 @@ export function addressText(number: bigint, family: Family): string {
   return bytesToAddress(Buffer.from(number.toString(16).padStart(family === 4 ? 8 : 32, '0'), 'hex'));
 }
 
+/** The addresses of a packet, as text. */
+export const endsOf = ({
+  src,
+  dst,
+  family,
+}: Pick<IpPacket, 'src' | 'dst' | 'family'>): { src: string; dst: string } => ({
+  src: addressText(src, family),
+  dst: addressText(dst, family),
+});
+
 /** A predicate for the addresses of a CIDR, as numbers. */
 export function membership({ family, base, length }: Cidr): (address: bigint) => boolean {
   const hostBits = BigInt((family === 4 ? 32 : 128) - length);
@@ -153,8 +163,7 @@ export function readFlow(ip: IpPacket): FlowReading {
   const { family, protocol, payload } = ip;
   const of = (src_port: number, dst_port: number, flags = 0, isBare = false): FlowReading => ({
     flow: {
-      src: addressText(ip.src, family),
-      dst: addressText(ip.dst, family),
+      ...endsOf(ip),
       src_port,
       dst_port,
       protocol,

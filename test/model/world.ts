@@ -44,12 +44,20 @@ const narrower = <T extends { readonly podCidr: Cidr }>(owner: T): T => {
 
 const direct = worldOf(directSettings);
 
-/** Two worlds: all peers in tunnels; and peers on our L2 without tunnels, with unusual lengths of podCIDRs. */
+/**
+ * Two worlds: all peers in tunnels; and peers on our L2 without tunnels, with unusual lengths of podCIDRs, where flannel
+ * alone decides about strangers, as in boost mode.
+ */
 export const worlds = {
   tunnelled: worldOf(settings),
   direct: {
     ...direct,
-    settings: { ...directSettings, v4: narrower(v4.settings), v6: narrower(v6.settings) },
+    settings: {
+      ...directSettings,
+      v4: narrower(v4.settings),
+      v6: narrower(v6.settings),
+      admitsStrangers: true,
+    },
     peers: peers.map(narrower),
   },
 } as const satisfies Record<string, World>;

@@ -49,10 +49,12 @@ export function planLinks(
   // With empty maps they would drop packets of all peers as those of strangers.
   const mayReceive =
     peers.synced || peers.peers.length > 0 || node.attached.has(linkKey('from_wire', uplink.name));
-  // from_vtep knows the senders by our nft rules, and boost mode has none.
-  for (const name of mayReceive && agent.mode !== 'boost' ? vteps.keys() : []) {
+  for (const name of vteps.keys()) {
     const device = node.links.value.get(name);
-    if (device) hooked.push({ hook: 'from_vtep', ifname: name, ifindex: device.ifindex });
+    if (!device) continue;
+    const { ifindex } = device;
+    hooked.push({ hook: 'to_vtep', ifname: name, ifindex });
+    if (mayReceive) hooked.push({ hook: 'from_vtep', ifname: name, ifindex });
   }
   if (wire && mayReceive) {
     const { ifindex, mtu } = wire;

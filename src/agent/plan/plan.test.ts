@@ -76,7 +76,15 @@ const peer = (n: number, more: Partial<Peer> = {}): Peer => ({
   ...more,
 });
 
-const ids = { from_pod: 11, to_pod: 12, from_wire: 13, to_wire: 14, xdp_from_wire: 15, from_vtep: 16 };
+const ids = {
+  from_pod: 11,
+  to_pod: 12,
+  from_wire: 13,
+  to_wire: 14,
+  xdp_from_wire: 15,
+  from_vtep: 16,
+  to_vtep: 17,
+};
 
 interface Given {
   readonly links?: readonly Link[];
@@ -556,6 +564,7 @@ describe('the programs on the uplink', () => {
   it('take packets in the driver where it has XDP, after from_wire', () => {
     expect(hooks(peers(), nic)).toEqual([
       'to_wire@eth0',
+      'to_vtep@flannel:1',
       'from_vtep@flannel:1',
       'from_wire@eth0',
       'xdp_from_wire@eth0',
@@ -579,14 +588,14 @@ describe('the programs on the uplink', () => {
   });
 
   it('wait for the first peers, whose packets from_wire would drop; an attached from_wire stays', () => {
-    expect(hooks(peers([], false), nic)).toEqual(['to_wire@eth0']);
+    expect(hooks(peers([], false), nic)).toEqual(['to_wire@eth0', 'to_vtep@flannel:1']);
     expect(hooks(peers([], false), node({ attached: ['from_wire@eth0'] }))).toContain('from_wire@eth0');
     expect(hooks(peers([]), nic)).toContain('from_wire@eth0');
   });
 
-  it('judge what the VTEP device decapsulates, once there is one', () => {
-    expect(hooks(peers(), nic)).toContain('from_vtep@flannel:1');
-    expect(hooks(peers(), node({ links: [eth0] }))).not.toContain('from_vtep@flannel:1');
+  it('see what the VTEP device encapsulates and decapsulates, once there is one', () => {
+    expect(hooks(peers(), nic)).toEqual(expect.arrayContaining(['to_vtep@flannel:1', 'from_vtep@flannel:1']));
+    expect(hooks(peers(), node({ links: [eth0] })).join()).not.toContain('_vtep@');
   });
 
   it('stay as they are while new maps are empty', () => {
