@@ -26,7 +26,7 @@ import { bpffsOf, inNetns, missingHere, ping, runDirOf, useLab } from './support
 
 /** As when a node boots with many pods, or is drained: many calls at once, and an agent that is killed under them. */
 
-const PODS = 200;
+const PODS = 100;
 const AT_ONCE = 20;
 const KILLS = 3;
 const SEED = 11;

@@ -139,6 +139,8 @@ describe.skipIf(missingHere('clang-19'))('a ripstop whose maps differ', () => {
       'last_arrival',
       'listeners',
       'sightings',
+      'tunnel_arrivals',
+      'tunnels',
     ];
     expect(Object.keys(ids)).toEqual(expect.arrayContaining(['underlay', ...kept]));
     expect(Object.keys(ids)).toHaveLength(mapNames.length);

@@ -6,7 +6,7 @@ import { describeFaults, describeSummary } from './describe.ts';
 import { compareLabs, openLabs } from './differential.ts';
 import { rules } from './rules.ts';
 
-const CASES = 6_000;
+const CASES = 2_000;
 /** `npm run differential` uses other seeds. */
 const SEED = 7;
 
@@ -31,7 +31,7 @@ it.skipIf(missing)(
 );
 
 /** Of pods on bridges in both labs, little is left to explain. */
-const BOOSTED_CASES = 3000;
+const BOOSTED_CASES = 1000;
 
 it.skipIf(missing)(
   `a boosted flannel delivers the same as flannel alone of ${BOOSTED_CASES} cases of seed ${SEED}${missing ? ` (skipped: ${missing})` : ''}`,
