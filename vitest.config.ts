@@ -5,9 +5,12 @@ import './test/support/compile-cache.ts';
 /** How many times longer than usual a test may take, for slow machines. Limits that a test itself measures stay. */
 const scale = Number(process.env['TEST_TIME_SCALE'] ?? 1);
 
+const PROGRAMS = 'test/{bpf,model}/**/*.system.test.ts';
+
 /**
- * Two projects: `unit` needs nothing but Node; `system` needs root, BPF and network namespaces, and each of its files
- * says in one line what it lacks when it skips. System files run one after another: they measure time and share two cores.
+ * Three projects: `unit` needs nothing but Node; `programs` needs root and BPF, and hands packets to programs; `system` needs
+ * network namespaces too. Each file of the last two says in one line what it lacks when it skips. System files run one after
+ * another: they measure time and share two cores. The others run two at a time.
  *
  * How files for tests are named:
  * - Tests lie beside what they test: NAME.test.ts, NAME.system.test.ts. Tests of the whole are below test/.
@@ -20,6 +23,7 @@ const scale = Number(process.env['TEST_TIME_SCALE'] ?? 1);
  */
 export default defineConfig({
   test: {
+    maxWorkers: 2,
     reporters: ['default', './test/support/skipped.ts'],
     projects: [
       {
@@ -36,8 +40,17 @@ export default defineConfig({
       },
       {
         test: {
+          name: 'programs',
+          include: [PROGRAMS],
+          testTimeout: 60_000 * scale,
+          hookTimeout: 120_000 * scale,
+        },
+      },
+      {
+        test: {
           name: 'system',
           include: ['{src,bench,test}/**/*.system.test.ts'],
+          exclude: [PROGRAMS, '**/node_modules/**'],
           fileParallelism: false,
           // Polls for what must come in the end; what must come in time is measured by the test itself.
           expect: { poll: { timeout: 10_000 * scale } },

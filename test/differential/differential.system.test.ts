@@ -6,7 +6,7 @@ import { describeFaults, describeSummary } from './describe.ts';
 import { compareLabs, openLabs } from './differential.ts';
 import { rules } from './rules.ts';
 
-const CASES = 2_000;
+const CASES = 6_000;
 /** `npm run differential` uses other seeds. */
 const SEED = 7;
 
