@@ -15,7 +15,10 @@ export const MIN_ROUNDS = 5;
  * The largest acceptable difference between two labs of the same data plane. Beyond it small differences mean nothing.
  */
 const CONTROL_TOLERANCE = 0.02;
-/** The largest acceptable share of packets on the other path than the arm is to show, in percent. */
+/**
+ * The largest acceptable share of packets on the other path than the arm is to show, in percent. Datagrams without answers
+ * take the kernel path for their first 50 ms, which is much of a short measurement.
+ */
 const PATH_TOLERANCE = 15;
 /** The largest useful distance of an interval's ends from its median. */
 const NOISY = 0.1;

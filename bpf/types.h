@@ -293,8 +293,8 @@ struct tunnel_key {
 	struct address vtep_ip; /* the peer's */
 	struct address src; /* of the inner packet */
 	struct address dst;
-	__u32 mark; /* skb->mark and skb->priority with which packets leave for the wire; 0 of those that come in */
-	__u32 priority;
+	__u32 mark; /* skb->mark, as the packet leaves for the wire or comes in */
+	__u32 priority; /* skb->priority, as it leaves for the wire; inward 0 */
 	__u32 is_inward; /* not zero: from the peer to this node */
 	struct mac sender; /* inward: of the frame. Who forges a peer's address may have another one, or be farther away. */
 	__u8 ttl; /* inward: of the outer packet */

@@ -45,6 +45,7 @@ import {
 
 const { tcp: TCP, udp: UDP } = protocols;
 const segment = tcp({ src: 80, dst: 40000 });
+const SYN = tcp({ src: 1, dst: 2, flags: 2 });
 
 /* ---- From a peer ---- */
 
@@ -218,12 +219,7 @@ function inwardFixtures(side: Side): Record<string, Fixture[]> {
   };
   return {
     'whatever is inside, if its tunnel is valid,': [
-      carried(
-        'carries the first packet of a connection',
-        'kernel handshake',
-        {},
-        tcp({ src: 1, dst: 2, flags: 2 }),
-      ),
+      carried('carries the first packet of a connection', 'kernel handshake', {}, SYN),
       carried('carries a fragment', 'kernel fragment', { inner: { fragment: 0x2000 } }),
       (([inner, payload]) => carried('carries options', 'kernel ip_options', { inner }, payload))(
         withOptions(side),
@@ -449,12 +445,7 @@ function outwardFixtures(side: Side): Record<string, Fixture[]> {
   const behindNat = outgoing(side, { dst: podOf(9, 7) });
   return {
     'whatever is inside, if its tunnel is valid,': [
-      carried(
-        'carries the first packet of a connection',
-        'kernel handshake',
-        {},
-        tcp({ src: 1, dst: 2, flags: 2 }),
-      ),
+      carried('carries the first packet of a connection', 'kernel handshake', {}, SYN),
       carried('carries a fragment', 'kernel fragment', { fragment: 0x2000 }),
       carried('carries options', 'kernel ip_options', ...withOptions(side, { ttl: 63 })),
       carried('carries unknown protocols', 'kernel protocol', { protocol: protocols.sctp }),
